@@ -1,0 +1,1 @@
+"""What runs inside an inference engine. Imports the standard library, torch, vllm and the handoff wire, nothing else."""

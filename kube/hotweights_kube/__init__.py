@@ -1,0 +1,1 @@
+"""A thin asynchronous face of the Kubernetes API for operator and agent."""

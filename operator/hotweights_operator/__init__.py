@@ -1,0 +1,1 @@
+"""Reconciles WeightVersions and WeightRollouts: observe, decide, perform."""

@@ -1,0 +1,1 @@
+"""The last metre: a staged version passes from the agent into the engines of its node."""
