@@ -1,0 +1,187 @@
+"""NodeWeights: what one node is to hold and serve (by the operator), and what it does hold and serve (by its agent).
+
+One small object per node, named like it, in the installation's namespace. Each rollout applies its own entry of ``spec.rollouts``
+under a field manager of its own, so that two rollouts on a node never lose each other's writes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hotweights_crds.base import Model
+from hotweights_crds.conditions import Condition
+from hotweights_crds.structural import atomic, list_map
+
+UNASSIGNED = "unassigned"
+
+StagePhase = Literal["Waiting", "Fetching", "Staged", "Failed"]
+EnginePhase = Literal[
+    "Disconnected", "Booting", "Serving", "Preparing", "Prepared", "Committing", "Refused", "Failed", "Dirty"
+]
+
+
+class Peer(Model):
+    """Another node's agent."""
+
+    node: str = Field(description="Name of the node.", max_length=253)
+    endpoint: str = Field(description="tcp://address:port of its agent.", max_length=256)
+
+
+class StageItem(Model):
+    """One version that the node is to hold."""
+
+    digest: str = Field(description="Digest of the manifest.", max_length=71)
+    namespace: str = Field(
+        description="Namespace of the WeightVersion; decides which roots may be read.", max_length=63
+    )
+    model: str = Field(default="", description="Its model.", max_length=63)
+    version: str = Field(default="", description="Its version.", max_length=63)
+    uri: str = Field(description="Its source: the last resort of every node.", max_length=1024)
+    parents: list[Peer] = Field(
+        default_factory=list,
+        description="Whom to pull from, in this order; none: read the source.",
+        max_length=8,
+        json_schema_extra=atomic(),
+    )
+    fallbacks: list[Peer] = Field(
+        default_factory=list,
+        description="Who else can serve it, before the source is read.",
+        max_length=8,
+        json_schema_extra=atomic(),
+    )
+    timeout_seconds: int = Field(default=1800, description="How long staging may take.", ge=1)
+
+
+class PodAssignment(Model):
+    """Which version one pod is to serve."""
+
+    uid: str = Field(description="The pod's UID.", max_length=63)
+    name: str = Field(description="The pod's name.", max_length=253)
+    namespace: str = Field(description="The pod's namespace.", max_length=63)
+    token: int = Field(default=0, description="Grows with every change; an agent refuses a lower one.")
+    digest: str = Field(
+        default="", description="The version to serve; empty: keep what the engine booted.", max_length=71
+    )
+    version: str = Field(default="", description="Its name, for the pod's label.", max_length=63)
+    prepare: str = Field(default="", description="A version to prepare now and to commit later.", max_length=71)
+    mode: Literal["Keep", "Wait", "Abort"] = Field(default="Keep", description="What happens to running requests.")
+    drain_timeout_seconds: int = Field(default=30, description="With Wait: how long running requests may take.")
+    commit_timeout_seconds: int = Field(default=60, description="Bound of the pause.")
+
+
+class RolloutAssignment(Model):
+    """All that one rollout wants of this node."""
+
+    uid: str = Field(description="The rollout's UID; 'unassigned' for opted-in pods without a rollout.", max_length=63)
+    namespace: str = Field(default="", description="The rollout's namespace.", max_length=63)
+    name: str = Field(default="", description="The rollout's name.", max_length=253)
+    stage: list[StageItem] = Field(
+        default_factory=list, description="Versions to hold.", max_length=16, json_schema_extra=list_map("digest")
+    )
+    pods: list[PodAssignment] = Field(
+        default_factory=list,
+        description="What each pod is to serve.",
+        max_length=256,
+        json_schema_extra=list_map("uid"),
+    )
+
+
+class ResolveItem(Model):
+    """A WeightVersion whose source this agent is to read."""
+
+    uid: str = Field(description="UID of the WeightVersion.", max_length=63)
+    namespace: str = Field(description="Its namespace.", max_length=63)
+    name: str = Field(description="Its name.", max_length=253)
+    model: str = Field(description="Its model.", max_length=63)
+    version: str = Field(description="Its version.", max_length=63)
+    uri: str = Field(description="Its source.", max_length=1024)
+    digest: str = Field(
+        default="", description="The digest that it must have; empty: what is found counts.", max_length=71
+    )
+
+
+class NodeWeightsSpec(Model):
+    """Written by the operator."""
+
+    rollouts: list[RolloutAssignment] = Field(
+        default_factory=list, description="What each rollout wants.", max_length=64, json_schema_extra=list_map("uid")
+    )
+    resolve: list[ResolveItem] = Field(
+        default_factory=list, description="Sources to read.", max_length=64, json_schema_extra=list_map("uid")
+    )
+
+
+class StagedVersion(Model):
+    """One version on this node."""
+
+    digest: str = Field(description="Digest of the manifest.", max_length=71)
+    version: str = Field(default="", description="Its version.", max_length=63)
+    phase: StagePhase = Field(description="Staged: complete and every chunk verified.")
+    bytes_done: int = Field(default=0, description="Verified bytes.")
+    bytes_total: int = Field(default=0, description="Bytes of the version.")
+    bytes_fetched: int = Field(default=0, description="Bytes that came from peers or the source; the rest was here.")
+    seconds: float = Field(default=0.0, description="How long it took.")
+    reason: str = Field(default="", description="One CamelCase word when it failed.", max_length=64)
+    message: str = Field(default="", description="What happened and what to do.", max_length=512)
+
+
+class EngineStatus(Model):
+    """One engine on this node. ``digest`` is only ever what it confirmed in its current life, with the probe passed."""
+
+    pod_uid: str = Field(description="UID of its pod.", max_length=63)
+    pod: str = Field(default="", description="namespace/name of its pod.", max_length=317)
+    phase: EnginePhase = Field(description="What it does.")
+    digest: str = Field(default="", description="What it confirmed; empty: what it booted.", max_length=71)
+    version: str = Field(default="", description="The name of that.", max_length=63)
+    prepared: str = Field(default="", description="The digest that every rank has prepared.", max_length=71)
+    token: int = Field(default=0, description="The assignment's token that this answers.")
+    confirmed_at: str = Field(default="", description="When it confirmed (RFC 3339, this node's clock).", max_length=32)
+    pause_seconds: float = Field(default=0.0, description="How long its last commit paused it.")
+    reason: str = Field(default="", description="One CamelCase word when it refused or failed.", max_length=64)
+    message: str = Field(default="", description="What happened and what to do.", max_length=512)
+
+
+class ResolvedVersion(Model):
+    """What reading a source gave."""
+
+    uid: str = Field(description="UID of the WeightVersion.", max_length=63)
+    digest: str = Field(default="", description="Digest of the manifest; empty when it failed.", max_length=71)
+    nbytes: int = Field(default=0, description="Bytes of all tensors.")
+    tensors: int = Field(default=0, description="Number of tensors.")
+    chunks: int = Field(default=0, description="Number of chunks.")
+    reason: str = Field(default="", description="One CamelCase word when it failed.", max_length=64)
+    message: str = Field(default="", description="What happened and what to do.", max_length=512)
+
+
+class Capacity(Model):
+    """Memory for versions."""
+
+    memory_bytes: int = Field(default=0, description="What the agent may use.")
+    free_bytes: int = Field(default=0, description="What is left of it.")
+
+
+class NodeWeightsStatus(Model):
+    """Written by the node's agent alone."""
+
+    observed_generation: int = Field(default=0, description="The generation that this status speaks of.")
+    boot_id: str = Field(
+        default="", description="Changes when the agent starts: what was staged before is gone.", max_length=63
+    )
+    agent_version: str = Field(default="", description="Version of the agent.", max_length=63)
+    endpoint: str = Field(default="", description="tcp://address:port at which peers reach it.", max_length=256)
+    capacity: Capacity = Field(default_factory=Capacity, description="Memory for versions.")
+    staged: list[StagedVersion] = Field(
+        default_factory=list, description="Versions on this node.", max_length=64, json_schema_extra=list_map("digest")
+    )
+    engines: list[EngineStatus] = Field(
+        default_factory=list, description="Engines on this node.", max_length=256, json_schema_extra=list_map("podUID")
+    )
+    resolved: list[ResolvedVersion] = Field(
+        default_factory=list, description="What reading sources gave.", max_length=64, json_schema_extra=list_map("uid")
+    )
+    summary: str = Field(default="", description="engines on their assigned version/engines.", max_length=32)
+    conditions: list[Condition] = Field(
+        default_factory=list, description="Ready: the agent follows.", max_length=8, json_schema_extra=list_map("type")
+    )
