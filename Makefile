@@ -1,0 +1,64 @@
+# Everything is installed into .venv and a cache folder (HOTWEIGHTS_CACHE, default ~/.cache/hotweights), nothing into the
+# system but the Debian packages that the first run names.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test e2e check format generate cluster-up cluster-down clean
+.DELETE_ON_ERROR:
+
+help: ## Show the verbs
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(READY) ## From kubectl apply to new weights in running vLLM pods, on a real cluster (or the one KUBECONFIG names)
+	$(BIN)/python -m e2e.demo
+
+test: $(READY) ## All tests that need no vLLM: unit, simulated rollouts, and against a real API server
+	$(BIN)/python -m localcluster preflight --control-plane-only
+	$(BIN)/python -m localcluster binaries --control-plane-only
+	$(BIN)/pytest tests
+
+e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real cluster
+	$(BIN)/python -m localcluster preflight
+	$(BIN)/python -m localcluster binaries
+	$(BIN)/python -m localvllm ensure
+	$(BIN)/pytest e2e
+
+check: $(READY) ## Format, lint, types, import contracts, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m hotweights_crds --check
+
+format: $(READY) ## Format the code and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+generate: $(READY) ## Write the generated files: the CRDs and the chart's copies of them
+	$(BIN)/python -m hotweights_crds
+
+cluster-up: $(READY) ## Start a real Kubernetes cluster with two nodes on this machine
+	$(BIN)/python -m localcluster up --nodes 2
+
+cluster-down: ## Stop that cluster and remove what it left
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m localcluster down; fi
+
+clean: cluster-down ## Remove the virtual environment and everything built in the tree (the cache folder stays)
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+# The environment is complete or absent: an interrupted run starts it again.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Hotweights needs Python >= 3.11; name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "installing the Debian package python3-venv"; apt-get update -q && apt-get install -y -q python3-venv; }
+	@echo "setting up $(VENV)"
+	@rm -f $(READY)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet 'uv==0.13.9'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[test]'
+	@touch $(READY)
