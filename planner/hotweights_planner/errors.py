@@ -1,0 +1,37 @@
+"""What the planner refuses, and how it says so.
+
+    Refused                something that came from outside is not usable
+    ├── BadCheckpoint      a weights file or a checkpoint folder
+    └── BadManifest        a manifest
+
+Each says where, what is wrong and what to do about it; ``reason`` is the CamelCase word that ends up in conditions.
+"""
+
+from __future__ import annotations
+
+
+class Refused(ValueError):
+    """Input that is not usable: ``where`` it is, ``what`` is wrong with it and the ``remedy``."""
+
+    reason = "Refused"
+    default_remedy = ""
+
+    def __init__(self, where: str, what: str, remedy: str = "") -> None:
+        self.where = where
+        self.what = what
+        self.remedy = remedy or self.default_remedy
+        super().__init__(f"{where}: {what}" + (f"; {self.remedy}" if self.remedy else ""))
+
+
+class BadCheckpoint(Refused):
+    """A checkpoint that is not to be trusted or not to be understood."""
+
+    reason = "BadCheckpoint"
+    default_remedy = "write the checkpoint again with safetensors, or copy it again"
+
+
+class BadManifest(Refused):
+    """A manifest that is not to be trusted or not to be understood."""
+
+    reason = "BadManifest"
+    default_remedy = "write it again with `hotweights publish`"

@@ -1,0 +1,142 @@
+"""Lays a version out in memory: which chunks are where they were, where the new ones go, and the table over both.
+
+Every chunk begins on a page, so a tensor can be put together in virtual memory from whatever slabs its chunks are in, and an
+unchanged chunk of the next version is the same extent: no copy, no second memory. New chunks go, in load order, into slabs of
+bounded size: a slab is freed when no version uses any of it, so small slabs come back sooner.
+
+What a slab is, it does not know: the caller's own objects are passed through.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
+
+from hotweights_planner.errors import BadManifest
+from hotweights_planner.manifest import PAGE_NBYTES, Manifest
+
+MAX_SLAB_NBYTES = 1 << 30
+
+S = TypeVar("S", bound=Hashable)
+
+
+class Place(NamedTuple, Generic[S]):
+    """Where a chunk is."""
+
+    slab: S
+    offset: int
+    nbytes: int
+
+
+Extent = tuple[int, int, int]
+"""Consecutive bytes: index of the slab in the layout, offset in it, length. A plain tuple, since there may be a million."""
+
+
+class NewSlab(NamedTuple):
+    """A slab that is to be made."""
+
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout(Generic[S]):
+    """A version in memory, some of it still to be filled."""
+
+    slabs: tuple[S | NewSlab, ...]
+    """Earlier slabs that go on being used, and new ones; extents count in this order."""
+    missing: tuple[str, ...]
+    """The digests that are to be fetched, in load order, each once; `Manifest.first_chunks` says whence."""
+    places: dict[str, Extent]
+    """Where each distinct chunk is or goes."""
+    extents: tuple[tuple[Extent, ...], ...]
+    """Per tensor, merged where neighbours in the tensor are neighbours in the slab."""
+
+    @property
+    def new_nbytes(self) -> int:
+        """Memory that the version takes beyond what is there, page rounding included."""
+        return sum(slab.nbytes for slab in self.slabs if isinstance(slab, NewSlab))
+
+
+def page_rounded(nbytes: int) -> int:
+    """``nbytes`` up to the next page."""
+    return -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES
+
+
+def lay_out(manifest: Manifest, present: Mapping[str, Place[S]], max_slab_nbytes: int = MAX_SLAB_NBYTES) -> Layout[S]:
+    """The layout of ``manifest`` on a node that has ``present`` (by digest)."""
+    if max_slab_nbytes < page_rounded(manifest.chunk_bytes):
+        raise ValueError(f"a slab of {max_slab_nbytes} bytes holds no chunk of {manifest.chunk_bytes}; make it larger")
+    slabs: list[S | NewSlab] = []
+    indices: dict[S, int] = {}
+    places: dict[str, Extent] = {}
+    missing: list[str] = []
+    extents: list[tuple[Extent, ...]] = []
+    whole, open_slab, used = manifest.chunk_bytes, -1, max_slab_nbytes
+    for tensor in manifest.tensors:
+        merged: list[Extent] = []
+        slab = begin = end = -1  # of the extent that grows
+        rest = tensor.nbytes
+        for digest in tensor.chunks:
+            nbytes = min(whole, rest)
+            if (known := places.get(digest)) is not None:
+                if known[2] != nbytes:
+                    raise _two_sizes(tensor.name, digest, nbytes, known[2])
+            elif (place := present.get(digest)) is not None:
+                _check_place(tensor.name, digest, nbytes, place)
+                if (index := indices.get(place.slab)) is None:
+                    index = indices[place.slab] = len(slabs)
+                    slabs.append(place.slab)
+                known = places[digest] = (index, place.offset, nbytes)
+            else:
+                if used + nbytes > max_slab_nbytes:
+                    if open_slab >= 0:
+                        slabs[open_slab] = NewSlab(used)
+                    open_slab, used = len(slabs), 0
+                    slabs.append(NewSlab(0))
+                known = places[digest] = (open_slab, used, nbytes)
+                missing.append(digest)
+                used += page_rounded(nbytes)
+            if known[0] == slab and known[1] == end:
+                end += nbytes
+            else:
+                if slab >= 0:
+                    merged.append((slab, begin, end - begin))
+                slab, begin = known[0], known[1]
+                end = begin + nbytes
+            rest -= nbytes
+        if slab >= 0:
+            merged.append((slab, begin, end - begin))
+        extents.append(tuple(merged))
+    if open_slab >= 0:
+        slabs[open_slab] = NewSlab(used)
+    return Layout(tuple(slabs), tuple(missing), places, tuple(extents))
+
+
+def table_json(manifest: Manifest, layout: Layout[S]) -> bytes:
+    """The table that goes to the engines beside the slabs: canonical JSON."""
+    table = {
+        "digest": manifest.digest,
+        "version": manifest.version,
+        "tensors": [
+            {
+                "name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "nbytes": tensor.nbytes,
+                "extents": extents,
+            }
+            for tensor, extents in zip(manifest.tensors, layout.extents, strict=True)
+        ],
+        "probes": [probe.model_dump(by_alias=True) for probe in manifest.probes or ()],
+    }  # fmt: skip
+    return json.dumps(table, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _check_place(tensor: str, digest: str, nbytes: int, place: Place[S]) -> None:
+    if place.nbytes != nbytes:
+        raise _two_sizes(tensor, digest, nbytes, place.nbytes)
+    if place.offset % PAGE_NBYTES:
+        raise ValueError(f"chunk {digest} is held at {place.offset}, which is no page; keep chunks on pages")
+
+
+def _two_sizes(tensor: str, digest: str, nbytes: int, known_nbytes: int) -> BadManifest:
+    return BadManifest(f"tensor {tensor}", f"chunk {digest} has {nbytes} bytes here and {known_nbytes} elsewhere")

@@ -1,0 +1,70 @@
+"""What goes wrong while bytes move, and how it says so.
+
+    TransferError
+    ├── SourceRefused       SourceNotAllowed | BadURI | UnknownScheme: configuration or the URI has to change
+    ├── SourceUnavailable   SourceNotFound | SourceUnreadable | SourceChanged: may be there later
+    ├── ChecksumMismatch    the bytes are not what the manifest says
+    ├── NoCapacity          they would not fit; nothing was read
+    ├── Incomplete          an image that is not whole was to be used
+    └── Cancelled           Cancelled | DeadlineExceeded: somebody no longer wants them
+
+``reason`` is the CamelCase word that ends up in conditions; the text names the thing and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class TransferError(Exception):
+    """Bytes did not arrive."""
+
+    reason = "TransferFailed"
+
+    def __init__(self, message: str, reason: str | None = None) -> None:
+        super().__init__(message)
+        if reason is not None:
+            self.reason = reason
+
+
+class SourceRefused(TransferError):
+    """The source may not be read, or its URI cannot be understood; trying again changes nothing."""
+
+    reason = "SourceNotAllowed"
+
+
+class SourceUnavailable(TransferError):
+    """The source is not there, or does not answer; it may later."""
+
+    reason = "SourceNotFound"
+
+
+class ChecksumMismatch(TransferError):
+    """A chunk's bytes are not the manifest's: where they lie, so that the source can be repaired."""
+
+    reason = "ChecksumMismatch"
+
+    def __init__(
+        self, source: str, file: str, tensor: str, number: int, offset: int, nbytes: int, expected: str
+    ) -> None:
+        self.file, self.tensor, self.number, self.offset, self.nbytes = file, tensor, number, offset, nbytes
+        super().__init__(
+            f"{source}: {file}: chunk {number} of tensor {tensor} (bytes {offset} to {offset + nbytes}) does not have "
+            f"BLAKE3 {expected[:16]}…; copy the file again, or publish the checkpoint anew if it was meant to change"
+        )
+
+
+class NoCapacity(TransferError):
+    """There is not enough memory for it."""
+
+    reason = "InsufficientMemory"
+
+
+class Incomplete(TransferError):
+    """An image was to be finished before all its chunks were verified."""
+
+    reason = "Incomplete"
+
+
+class Cancelled(TransferError):
+    """Whoever asked for the bytes has taken it back, or its deadline has passed."""
+
+    reason = "Cancelled"
