@@ -1,0 +1,116 @@
+"""Builds the virtual environment with vLLM's CPU build, once per set of pinned requirements.
+
+It is built under a temporary name beside its place, moved there with one rename, and guarded by a file lock: an interrupted build leaves
+nothing that a later run could mistake for a finished one, and two test runs at a time build once. A virtual environment does
+not survive a rename by itself (its scripts name their interpreter), so nothing here uses its scripts: only `bin/python`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+VLLM_VERSION = "0.32.0"
+UV_VERSION = "0.13.9"
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+
+
+class BuildError(RuntimeError):
+    """The environment could not be built; the message says what failed and what to try."""
+
+
+def cache() -> Path:
+    """The folder for whatever is expensive to build and safe to delete."""
+    return Path(os.environ.get("HOTWEIGHTS_CACHE") or Path.home() / ".cache" / "hotweights")
+
+
+def key() -> str:
+    """Names a build by what goes into it: another pin or another interpreter is another folder."""
+    recipe = REQUIREMENTS.read_bytes() + f"{sys.version_info[:2]} {os.uname().machine}".encode()
+    return hashlib.sha256(recipe).hexdigest()[:12]
+
+
+def location() -> Path:
+    return cache() / f"vllm-{key()}"
+
+
+def python() -> Path:
+    """The interpreter that has vLLM (after `ensure`)."""
+    return ensure() / "bin" / "python"
+
+
+def ensure() -> Path:
+    """The finished environment's folder; builds it when it is not there (minutes, several gigabytes)."""
+    place = location()
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(place.with_suffix(".lock")):
+        if not place.is_dir():
+            for rest in place.parent.glob(f"{place.name}.building-*"):  # of builds that were interrupted: we hold the lock
+                shutil.rmtree(rest, ignore_errors=True)
+            _build(place)
+    return place
+
+
+def _build(place: Path) -> None:
+    partial = place.with_name(f"{place.name}.building-{os.getpid()}")
+    started = time.monotonic()
+    _say(f"building vLLM {VLLM_VERSION} for CPUs in {place} (once; about 6 GB)")
+    try:
+        uv = _uv(partial)
+        _run([*uv, "venv", "--quiet", "--python", sys.executable, str(partial)], "create the virtual environment")
+        interpreter = partial / "bin" / "python"
+        # No dependencies: the file lists them all, and vLLM's own metadata would bring back what must be absent.
+        install = ["pip", "install", "--python", str(interpreter), "--no-deps", "--requirement", str(REQUIREMENTS)]
+        _run([*uv, *install], "install the pinned packages")
+        _say("checking that it imports")
+        _run([str(interpreter), "-c", "import torch, vllm"], "import vLLM")
+        shutil.rmtree(partial / "uv", ignore_errors=True)
+        partial.rename(place)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def _uv(partial: Path) -> list[str]:
+    """uv from where it already is, else a pinned one from PyPI inside the unfinished build."""
+    for candidate in (Path(sys.executable).with_name("uv"), shutil.which("uv")):
+        if candidate and Path(candidate).is_file():
+            return [str(candidate)]
+    _say(f"fetching uv {UV_VERSION}")
+    home = partial.with_name(partial.name + "-uv")  # swept with the other rests of builds
+    _run([sys.executable, "-m", "venv", str(home)], "create an environment for uv")
+    _run([str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"], "fetch uv")
+    return [str(home / "bin" / "uv")]
+
+
+def _run(command: list[str], what: str) -> None:
+    # uv hard-links from its cache where it can; copying 6 GB is the fallback that it announces as a warning.
+    result = subprocess.run(command, check=False, stdout=sys.stderr, env={**os.environ, "UV_LINK_MODE": "hardlink"})
+    if result.returncode:
+        raise BuildError(f"could not {what} (exit {result.returncode}; output above); nothing was left behind, run it again")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say("waiting for another build of the same environment")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _say(line: str) -> None:
+    print(f"[localvllm] {line}", file=sys.stderr, flush=True)
