@@ -1,0 +1,111 @@
+"""What can go wrong between us and the API server, as our own exceptions.
+
+Callers decide by type, people by the message, which names the object and says what to do next::
+
+    KubeError
+    ├── Conflict        somebody else wrote in between: read again, decide again
+    │   └── AlreadyExists   create found one of that name
+    ├── NotFound        no such object, or the resource definition is not installed
+    ├── Forbidden       the identity may not do that: RBAC, an admission policy, or an expired token
+    ├── Invalid         the API server will never take this body: a defect of ours or of the user's input
+    ├── Unavailable     nobody answered in time, or not now: try again after `retry_after_seconds`
+    ├── Expired         a watch's resourceVersion is too old: list again
+    ├── TokenRefused    a token review said no
+    └── NotConfigured   neither a kubeconfig nor a pod's service account was found
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+
+class KubeError(Exception):
+    """Anything that the API server or the way to it refused."""
+
+
+class Conflict(KubeError):
+    """Somebody else wrote in between, or another field manager owns the field."""
+
+
+class AlreadyExists(Conflict):
+    """An object of that name is there."""
+
+
+class NotFound(KubeError):
+    """No such object or no such resource."""
+
+
+class Forbidden(KubeError):
+    """The identity may not do that."""
+
+
+class Invalid(KubeError):
+    """The body will never be taken as it is."""
+
+
+class Expired(KubeError):
+    """The resourceVersion that a watch or a list went on from is gone."""
+
+
+class TokenRefused(KubeError):
+    """A token is not what it should be."""
+
+
+class NotConfigured(KubeError):
+    """No way to an API server was found."""
+
+
+class Unavailable(KubeError):
+    """Nobody answered in time, or not now."""
+
+    def __init__(self, message: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+_INVALID = {
+    HTTPStatus.BAD_REQUEST,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.NOT_ACCEPTABLE,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+}
+
+
+def from_response(request: str, status: int, content: bytes, headers: Mapping[str, str]) -> KubeError:
+    """The exception for an answer that is not a success; ``request`` is what was asked, for the message."""
+    said = _status(content)
+    message = f"{request}: {said.get('message') or f'HTTP {status}'}"
+    if status == HTTPStatus.NOT_FOUND:
+        return NotFound(f"{message}. If the kind itself is unknown, install the CRDs (crds/*.yaml)")
+    if status == HTTPStatus.CONFLICT and said.get("reason") == "AlreadyExists":
+        return AlreadyExists(message)
+    if status == HTTPStatus.CONFLICT:
+        return Conflict(f"{message}. Read the object again and decide again")
+    if status == HTTPStatus.GONE:
+        return Expired(f"{message}. List again")
+    if status == HTTPStatus.UNAUTHORIZED:
+        return Forbidden(f"{message}. The credentials are missing, wrong or expired: renew the kubeconfig or the token")
+    if status == HTTPStatus.FORBIDDEN:
+        return Forbidden(f"{message}. Grant it in RBAC, or see which admission policy said no")
+    if status in _INVALID:
+        return Invalid(message)
+    return Unavailable(f"{message}. It is tried again", _retry_after(headers))
+
+
+def _status(content: bytes) -> dict[str, Any]:
+    """The Status object in an answer's body, if it is one."""
+    try:
+        body = json.loads(content)
+    except ValueError:
+        return {"message": content[:200].decode(errors="replace").strip()}
+    return body if isinstance(body, dict) else {}
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    value = headers.get("Retry-After", "")
+    return float(value) if value.isdigit() else None
