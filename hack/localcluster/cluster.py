@@ -1,0 +1,183 @@
+"""A whole cluster on this machine: a control plane, and nodes that are namespaces.
+
+`up` either finds the cluster complete and running, or clears away whatever is left of it and makes it
+anew: a half-made cluster is never repaired, because making one takes less time than understanding one.
+What is left is found by what the kernel and the records say is ours (slot, cgroup, recorded processes,
+named namespaces), never by guessing.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from localcluster import binaries, cgroups, images, mounts, network, paths, preflight, slots
+from localcluster.controlplane import ControlPlane
+from localcluster.credentials import MAX_NODES
+from localcluster.errors import ClusterError
+from localcluster.node import Node
+from localcluster.processes import Daemons
+from localcluster.progress import step
+from localcluster.slots import Slot
+
+_LOCK_TIMEOUT_SECONDS = 900.0
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """What a later command must know about a cluster; written when it is complete."""
+
+    nodes: int
+    forwarding_before: bool
+
+
+class Cluster:
+    """A running cluster. Get one with `Cluster.up(...)` or `Cluster.attach(...)`."""
+
+    def __init__(self, name: str, control_plane: ControlPlane, slot: Slot, nodes: int) -> None:
+        self.name = name
+        self.control_plane = control_plane
+        self.slot = slot
+        self.nodes = [Node(control_plane, slot, index) for index in range(nodes)]
+
+    @classmethod
+    def up(
+        cls,
+        name: str = paths.DEFAULT_NAME,
+        *,
+        nodes: int = 2,
+        state: Path | None = None,
+        apiserver_arguments: Sequence[str] = (),
+        controller_manager_arguments: Sequence[str] = (),
+    ) -> Cluster:
+        """Bring up a cluster and wait until every node is ready; one that is up already is given back as it is."""
+        state = state_folder(name, state)
+        if not 1 <= nodes <= MAX_NODES:
+            raise ClusterError(f"A cluster has 1 to {MAX_NODES} nodes, not {nodes}.")
+        preflight.cluster()
+        binaries.ensure([*binaries.CONTROL_PLANE, *binaries.NODE])
+        pause = images.pause()
+        with _exclusive(name):
+            if (state / "cluster.json").exists():
+                found = cls.attach(name, state=state)
+                if found.complete() and len(found.nodes) == nodes:
+                    return found
+            _clear(name, state)
+            slot = slots.claim(name, state)
+            control_plane = ControlPlane(
+                state,
+                endpoints=slot.endpoints(),
+                scheduler=True,
+                apiserver_arguments=apiserver_arguments,
+                controller_manager_arguments=controller_manager_arguments,
+            )
+            cluster = cls(name, control_plane, slot, nodes)
+            cluster._make(pause)
+        return cluster
+
+    @classmethod
+    def attach(cls, name: str = paths.DEFAULT_NAME, *, state: Path | None = None) -> Cluster:
+        """The cluster of this name that an earlier command brought up."""
+        state = state_folder(name, state)
+        slot = slots.held(name)
+        if slot is None or not (state / "cluster.json").exists():
+            raise ClusterError(f"There is no cluster {name!r}. Bring it up: python -m localcluster up --name {name}")
+        remembered = Remembered(**json.loads((state / "cluster.json").read_text()))
+        return cls(name, ControlPlane(state, scheduler=True), slot, remembered.nodes)
+
+    def __enter__(self) -> Cluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @property
+    def state(self) -> Path:
+        """The folder with the cluster's files and logs."""
+        return self.control_plane.state
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The admin's."""
+        return self.control_plane.kubeconfig
+
+    def complete(self) -> bool:
+        """Whether every daemon runs."""
+        daemons = self.control_plane.daemons
+        return all(daemons.alive(name) for name in daemons.names()) and all(node.ready() for node in self.nodes)
+
+    def load(self, *archives: Path, nodes: Iterable[Node] | None = None) -> None:
+        """Import image archives into all nodes, or into these."""
+        for archive in archives:
+            with step(f"loading {archive.name}"):
+                _at_once(functools.partial(Node.load, archive=archive), self.nodes if nodes is None else nodes)
+
+    def down(self) -> None:
+        """Take everything away."""
+        down(self.name, state=self.state)
+
+    def _make(self, pause: Path) -> None:
+        remembered = Remembered(len(self.nodes), network.forwarding())
+        # Written first as well: `down` must know what the host's forwarding was before us.
+        paths.write_atomically(self.state / "before.json", json.dumps(asdict(remembered)))
+        with step("making the nodes' network"):
+            network.set_forwarding(True)
+            network.create_bridge(self.slot)
+            for index, node in enumerate(self.nodes):
+                network.create_node(self.slot, node.addresses, [other.addresses for other in self.nodes[:index]])
+        self.control_plane.start()
+        with step(f"starting {len(self.nodes)} nodes"):
+            _at_once(Node.start, self.nodes)
+            _at_once(lambda node: node.load(pause), self.nodes)
+            _at_once(Node.start_kubelet, self.nodes)
+            _at_once(Node.wait_ready, self.nodes)
+        paths.write_atomically(self.state / "cluster.json", json.dumps(asdict(remembered)))
+
+
+def state_folder(name: str, state: Path | None = None) -> Path:
+    """Where a cluster's files are: where it was told, else in the cache under its name."""
+    return (state or paths.clusters() / paths.valid_name(name)).resolve()
+
+
+def down(name: str = paths.DEFAULT_NAME, *, state: Path | None = None) -> None:
+    """Take away whatever there is of a cluster: running, half-made, or left by a killed run."""
+    with _exclusive(name):
+        _clear(name, state_folder(name, state))
+
+
+def _clear(name: str, state: Path) -> None:
+    with step(f"clearing away cluster {name}"):
+        Daemons(state).stop_all()
+        slot = slots.held(name)
+        if slot is not None:
+            cgroup = cgroups.name_of(name)
+            cgroups.kill(cgroup)
+            mounts.remove(name)
+            network.remove(slot, [slot.node(index) for index in range(MAX_NODES)])
+            cgroups.remove(cgroup)
+            before = state / "before.json"
+            if before.exists() and not json.loads(before.read_text())["forwarding_before"] and slots.only(slot):
+                network.set_forwarding(False)
+            slots.release(slot)
+        if state.exists():
+            shutil.rmtree(state)
+
+
+def _exclusive(name: str) -> AbstractContextManager[None]:
+    return paths.locked(paths.clusters() / f".{name}.lock", f"cluster {name}", _LOCK_TIMEOUT_SECONDS)
+
+
+def _at_once(action: Callable[[Node], None], nodes: Iterable[Node]) -> None:
+    """Do the same to every node at once; the first error is raised when all have come to an end."""
+    with ThreadPoolExecutor(max_workers=MAX_NODES) as pool:
+        for outcome in [pool.submit(action, node) for node in nodes]:
+            outcome.result()

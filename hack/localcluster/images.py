@@ -1,0 +1,128 @@
+"""Container images without a registry: pause, a Debian base, and builds from Dockerfiles, each as a tar.
+
+buildah builds without a daemon. Its storage is ours, in the cache. The Dockerfile gets its base image as
+the build argument BASE, so that the same file builds on a public base elsewhere.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from localcluster import archive, binaries, hostsetup, paths, preflight
+from localcluster.commands import run
+from localcluster.nodeconfig import PAUSE_IMAGE
+from localcluster.progress import step
+
+BASE_IMAGE = "localhost/hotweights-base:1"
+
+_BASE_PACKAGES = "python3,python3-venv,ca-certificates"
+_BUILD_TIMEOUT_SECONDS = 1800.0
+_LOCK_TIMEOUT_SECONDS = 3600.0
+
+
+def folder() -> Path:
+    """Where the archives are."""
+    images = paths.cache() / "images"
+    images.mkdir(exist_ok=True)
+    return images
+
+
+def pause() -> Path:
+    """The archive of the pause image."""
+    program = binaries.ensure(["pause"])["pause"]
+    path = folder() / f"{program.parent.name}.tar"
+    if not path.exists():
+        archive.write_image(path, PAUSE_IMAGE, {"pause": program.read_bytes()}, ["/pause"])
+    return path
+
+
+def base() -> Path:
+    """The archive of the base image: Debian with Python and nothing else. Made once."""
+    path = folder() / "hotweights-base-1.tar"
+    if path.exists():
+        return path
+    preflight.install(preflight.IMAGES)
+    with paths.locked(folder() / "lock", "building an image", _LOCK_TIMEOUT_SECONDS):
+        if not path.exists():
+            with step("making the base image (once; a minute or two)"):
+                _make_base(path)
+    return path
+
+
+def build(
+    context: Path,
+    tag: str,  # such as localhost/hotweights-agent:dev
+    *,
+    dockerfile: Path | None = None,  # by default the context's
+    arguments: Mapping[str, str] | None = None,
+) -> Path:
+    """Build a Dockerfile on our base; gives back the archive, to be loaded into nodes."""
+    base()
+    path = folder() / f"{tag.rpartition('/')[2].replace(':', '-')}.tar"
+    words = ["--build-arg", f"BASE={BASE_IMAGE}"]
+    for name, value in {**hostsetup.proxies(), **(arguments or {})}.items():
+        words += ["--build-arg", f"{name}={value}"]
+    with paths.locked(folder() / "lock", "building an image", _LOCK_TIMEOUT_SECONDS), step(f"building {tag}"):
+        _buildah(
+            "bud",
+            *("--isolation", "chroot", "--network", "host"),
+            *_mounts(),
+            *words,
+            *("--tag", tag, "--file", dockerfile or context / "Dockerfile"),
+            context,
+        )
+        _export(tag, path)
+    return path
+
+
+def _make_base(path: Path) -> None:
+    root = paths.cache() / "buildah" / "debian"
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    source = (hostsetup.DEBIAN_SUITE, root, hostsetup.debian_mirror())
+    run(
+        ["debootstrap", "--variant=minbase", f"--include={_BASE_PACKAGES}", *source],
+        timeout_seconds=_BUILD_TIMEOUT_SECONDS,
+        hint=f"Read {root}/debootstrap/debootstrap.log.",
+    )
+    for leftover in ("var/cache/apt/archives", "var/lib/apt/lists"):
+        for file in (root / leftover).iterdir():
+            shutil.rmtree(file) if file.is_dir() else file.unlink()
+    container = _buildah("from", "scratch").strip()
+    try:
+        _buildah("copy", container, root, "/")
+        _buildah("config", "--cmd", "/bin/bash", container)
+        _buildah("commit", container, BASE_IMAGE)
+    finally:
+        _buildah("rm", container)
+    _export(BASE_IMAGE, path)
+    shutil.rmtree(root)
+
+
+def _mounts() -> list[str]:
+    """This machine's package index and certificate authorities, shown to the build and not kept in the image."""
+    words: list[str] = []
+    authorities = hostsetup.authorities()
+    if authorities is not None:
+        words += ["--volume", f"{authorities.resolve()}:{hostsetup.CONTAINER_AUTHORITIES}:ro"]
+    config = hostsetup.pip_config()
+    if config:
+        file = paths.cache() / "buildah" / "pip.conf"
+        paths.write_atomically(file, config)
+        words += ["--volume", f"{file}:{hostsetup.CONTAINER_PIP_CONFIG}:ro"]
+    return words
+
+
+def _export(tag: str, path: Path) -> None:
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    _buildah("push", tag, f"docker-archive:{unfinished}:{tag}")
+    unfinished.rename(path)
+
+
+def _buildah(verb: str, *arguments: str | Path) -> str:
+    storage = paths.cache() / "buildah"
+    own = ("--storage-driver", "vfs", "--root", storage / "storage", "--runroot", storage / "run")
+    return run(["buildah", *own, verb, *arguments], timeout_seconds=_BUILD_TIMEOUT_SECONDS)

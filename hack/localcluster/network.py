@@ -1,0 +1,101 @@
+"""The nodes' network: a bridge on the host, and a network namespace with a link to it for each node.
+
+Pods reach each other by plain routes (each node knows the others' pod ranges), the host reaches pods the
+same way, and what leaves for the outside is masqueraded by the host, once. Everything here can be said
+twice, and removing what is not there is no error: that is how a killed run is cleaned up after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from localcluster.commands import run, succeeds
+from localcluster.slots import NodeAddresses, Slot
+
+_NODE_LINK = "eth0"
+_FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
+
+
+def namespace_file(node: NodeAddresses) -> Path:
+    """Where `ip netns` keeps the node's network namespace."""
+    return Path("/run/netns") / node.namespace
+
+
+def forwarding() -> bool:
+    """Whether the host forwards packets."""
+    return _FORWARDING.read_text().strip() == "1"
+
+
+def set_forwarding(on: bool) -> None:
+    """Make the host forward packets, or not."""
+    _FORWARDING.write_text("1" if on else "0")
+
+
+def create_bridge(slot: Slot) -> None:
+    """The host's side: bridge, address, the way out, and a way in for ClusterIPs."""
+    run(["ip", "link", "add", slot.bridge, "type", "bridge"])
+    run(["ip", "address", "add", f"{slot.gateway}/24", "dev", slot.bridge])
+    run(["ip", "link", "set", slot.bridge, "up"])
+    run(["ip", "route", "add", slot.service_cidr, "via", slot.node(0).address, "dev", slot.bridge])
+    for rule in firewall_rules(slot):
+        run(["iptables", "-w", "-t", rule[0], "-I", *rule[1:]])
+
+
+def create_node(slot: Slot, node: NodeAddresses, others: Sequence[NodeAddresses]) -> None:
+    """A node's side: namespace, link, and routes to the other nodes' pods and back."""
+    run(["ip", "netns", "add", node.namespace])
+    peer = ("peer", "name", _NODE_LINK, "netns", node.namespace)
+    run(["ip", "link", "add", node.host_link, "type", "veth", *peer])
+    run(["ip", "link", "set", node.host_link, "master", slot.bridge, "up"])
+    inside = ["ip", "-netns", node.namespace]
+    run([*inside, "link", "set", "lo", "up"])
+    run([*inside, "address", "add", f"{node.address}/24", "dev", _NODE_LINK])
+    run([*inside, "link", "set", _NODE_LINK, "up"])
+    run([*inside, "route", "add", "default", "via", slot.gateway])
+    for other in others:
+        run([*inside, "route", "replace", other.pod_cidr, "via", other.address])
+        run(["ip", "-netns", other.namespace, "route", "replace", node.pod_cidr, "via", node.address])
+    run(["ip", "route", "replace", node.pod_cidr, "via", node.address, "dev", slot.bridge])
+    settings = ("net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0")
+    run(["nsenter", f"--net={namespace_file(node)}", "sysctl", "-qw", *settings])
+
+
+def remove(slot: Slot, nodes: Sequence[NodeAddresses]) -> None:
+    """Take away whatever of this is there. Links and routes go with their namespace or bridge."""
+    for node in nodes:
+        if namespace_file(node).exists():
+            # A namespace lives as long as a process or a link end in it, so the link goes first, by name.
+            succeeds(["ip", "link", "delete", node.host_link])
+            run(["ip", "netns", "delete", node.namespace])
+    succeeds(["ip", "link", "delete", slot.bridge])
+    for rule in firewall_rules(slot):
+        while succeeds(["iptables", "-w", "-t", rule[0], "-D", *rule[1:]]):
+            pass
+
+
+def firewall_rules(slot: Slot) -> list[list[str]]:
+    """Our rules in the host's tables, each as table, chain, match; the comment says whose they are."""
+    mark = ["-m", "comment", "--comment", f"hotweights-localcluster-{slot.cluster}"]
+    ours = ["!", "-o", slot.bridge]
+    return [
+        ["nat", "POSTROUTING", "-s", slot.pod_cidr, *ours, *mark, "-j", "MASQUERADE"],
+        ["nat", "POSTROUTING", "-s", slot.node_cidr, *ours, *mark, "-j", "MASQUERADE"],
+        ["filter", "FORWARD", "-i", slot.bridge, *mark, "-j", "ACCEPT"],
+        ["filter", "FORWARD", "-o", slot.bridge, *mark, "-j", "ACCEPT"],
+    ]
+
+
+def set_link(node: NodeAddresses, *, up: bool) -> None:
+    """Plug a node's cable in, or pull it out."""
+    run(["ip", "link", "set", node.host_link, "up" if up else "down"])
+
+
+def shape(node: NodeAddresses, *, rate: str | None, delay: str | None) -> None:
+    """Give a node's link, in both directions, a rate (`100mbit`) and a delay (`5ms`) each; None for neither."""
+    for where in (["tc"], ["tc", "-netns", node.namespace]):
+        link = node.host_link if where == ["tc"] else _NODE_LINK
+        succeeds([*where, "qdisc", "delete", "dev", link, "root"])
+        if rate or delay:
+            wanted = [*(["delay", delay] if delay else []), *(["rate", rate, "limit", "20000"] if rate else [])]
+            run([*where, "qdisc", "add", "dev", link, "root", "netem", *wanted])
