@@ -1,0 +1,59 @@
+"""Buckets: consecutive chunks in load order, the unit of scheduling.
+
+A bucket does not mix layers unless whole layers fit into it: a consumer that works layer by layer then waits for few buckets.
+A layer that is larger than a bucket is split. It knows nothing of time or bandwidth; the size is the caller's decision.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+from hotweights_planner.manifest import Chunk
+
+DEFAULT_BUCKET_NBYTES = 64 << 20
+
+_LAYER = re.compile(r"^(?:[^.\d][^.]*\.)+\d+(?=\.)")
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """``layers`` are in order; a layer that was split stands in several buckets."""
+
+    layers: tuple[str, ...]
+    chunks: tuple[Chunk, ...]
+    nbytes: int
+
+
+def layer_of(tensor: str) -> str:
+    """``model.layers.12`` of ``model.layers.12.mlp.up_proj.weight``; the name itself without its last part elsewhere."""
+    found = _LAYER.match(tensor)
+    return found[0] if found else tensor.rpartition(".")[0] or tensor
+
+
+def buckets(chunks: Iterable[Chunk], bucket_nbytes: int = DEFAULT_BUCKET_NBYTES) -> Iterator[Bucket]:
+    """``chunks``, which are in load order, in buckets of at most ``bucket_nbytes``."""
+    layers: list[str] = []
+    filled: list[Chunk] = []
+    nbytes = 0
+    for layer, group in groupby(chunks, key=lambda chunk: layer_of(chunk.tensor)):
+        members = list(group)
+        if filled and nbytes + sum(chunk.nbytes for chunk in members) > bucket_nbytes:
+            yield Bucket(tuple(layers), tuple(filled), nbytes)
+            layers, filled, nbytes = [], [], 0
+        layers.append(layer)
+        for chunk in members:
+            if chunk.nbytes > bucket_nbytes:
+                text = (
+                    f"chunk {chunk.number} of tensor {chunk.tensor} has {chunk.nbytes} bytes, a bucket {bucket_nbytes}"
+                )
+                raise ValueError(f"{text}; make the buckets at least as large as a chunk")
+            if nbytes + chunk.nbytes > bucket_nbytes:
+                yield Bucket(tuple(layers), tuple(filled), nbytes)
+                layers, filled, nbytes = [layer], [], 0
+            filled.append(chunk)
+            nbytes += chunk.nbytes
+    if filled:
+        yield Bucket(tuple(layers), tuple(filled), nbytes)
