@@ -24,7 +24,7 @@ from localcluster.credentials import MAX_NODES
 from localcluster.errors import ClusterError
 from localcluster.node import Node
 from localcluster.processes import Daemons
-from localcluster.progress import step
+from localcluster.progress import say, step
 from localcluster.slots import Slot
 
 _LOCK_TIMEOUT_SECONDS = 900.0
@@ -67,8 +67,11 @@ class Cluster:
         with _exclusive(name):
             if (state / "cluster.json").exists():
                 found = cls.attach(name, state=state)
-                if found.complete() and len(found.nodes) == nodes:
+                if found.complete():
+                    if len(found.nodes) != nodes:
+                        raise ClusterError(f"Cluster {name!r} is up with {len(found.nodes)} nodes; take it down first.")
                     return found
+                say(f"cluster {name} is not whole any more: making it anew")
             _clear(name, state)
             slot = slots.claim(name, state)
             control_plane = ControlPlane(

@@ -6,6 +6,7 @@ the build argument BASE, so that the same file builds on a public base elsewhere
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,7 +41,8 @@ def pause() -> Path:
 
 def base() -> Path:
     """The archive of the base image: Debian with Python and nothing else. Made once."""
-    path = folder() / "hotweights-base-1.tar"
+    key = hashlib.sha256(f"{hostsetup.DEBIAN_SUITE} {_BASE_PACKAGES}".encode()).hexdigest()[:12]
+    path = folder() / f"hotweights-base-{key}.tar"
     if path.exists():
         return path
     preflight.install(preflight.IMAGES)
@@ -59,12 +61,14 @@ def build(
     arguments: Mapping[str, str] | None = None,
 ) -> Path:
     """Build a Dockerfile on our base; gives back the archive, to be loaded into nodes."""
-    base()
+    base_archive = base()
     path = folder() / f"{tag.rpartition('/')[2].replace(':', '-')}.tar"
     words = ["--build-arg", f"BASE={BASE_IMAGE}"]
     for name, value in {**hostsetup.proxies(), **(arguments or {})}.items():
         words += ["--build-arg", f"{name}={value}"]
     with paths.locked(folder() / "lock", "building an image", _LOCK_TIMEOUT_SECONDS), step(f"building {tag}"):
+        if not _stored(BASE_IMAGE):  # buildah's storage was cleared, the archives were not
+            _buildah("pull", f"docker-archive:{base_archive}")
         _buildah(
             "bud",
             *("--isolation", "chroot", "--network", "host"),
@@ -74,6 +78,7 @@ def build(
             context,
         )
         _export(tag, path)
+        _buildah("rmi", "--prune")  # this storage shares nothing between images: old ones are whole copies
     return path
 
 
@@ -120,6 +125,10 @@ def _export(tag: str, path: Path) -> None:
     unfinished.unlink(missing_ok=True)
     _buildah("push", tag, f"docker-archive:{unfinished}:{tag}")
     unfinished.rename(path)
+
+
+def _stored(image: str) -> bool:
+    return image in _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
 
 
 def _buildah(verb: str, *arguments: str | Path) -> str:
