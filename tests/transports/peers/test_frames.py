@@ -1,0 +1,110 @@
+"""Whatever bytes come: a frame or a `FrameError`, and nothing is parsed that is larger than its kind allows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotweights_transports.peers import frames
+from hotweights_transports.peers.frames import HEADER, MAGIC, FrameError, Header, Kind
+
+DIGEST = "sha256:" + "a" * 64
+CHUNK = "0123456789abcdef" * 4
+READERS: list[Callable[[bytes], object]] = [
+    frames.read_hello,
+    frames.read_welcome,
+    frames.read_refused,
+    frames.read_manifest_request,
+    frames.read_chunks_request,
+]
+
+scalars = st.sampled_from([None, True, 0, 1, -1, 2**70, 1.5, "", "x", DIGEST, CHUNK, {}, {"a": 1}])
+fields = st.sampled_from(["protocols", "token", "protocol", "reason", "message", "digest", "blake3"])
+
+
+@given(st.binary(max_size=60), st.frozensets(st.sampled_from(Kind)))
+def test_any_bytes_as_a_header(data: bytes, allowed: frozenset[Kind]) -> None:
+    try:
+        header = frames.decode_header(data, allowed)
+    except FrameError:
+        return
+    assert header.kind in allowed
+    assert header.nbytes <= frames.MAX_NBYTES[header.kind]
+
+
+@given(st.sampled_from(Kind), st.integers(0, 2**32 - 1), st.binary(min_size=32, max_size=32))
+def test_headers_round_trip_within_bounds(kind: Kind, nbytes: int, blake3: bytes) -> None:
+    header = Header(kind, nbytes, blake3)
+    if nbytes <= frames.MAX_NBYTES[kind]:
+        assert frames.decode_header(header.encode(), frozenset(Kind)) == header
+        return
+    with pytest.raises(FrameError, match="at most"):
+        frames.decode_header(header.encode(), frozenset(Kind))
+
+
+@pytest.mark.parametrize("read", READERS)
+@given(st.binary(max_size=200))
+def test_any_bytes_as_a_payload(read: Callable[[bytes], object], data: bytes) -> None:
+    with pytest.raises(FrameError):
+        read(data)
+
+
+@pytest.mark.parametrize("read", READERS)
+@given(st.dictionaries(fields, scalars | st.lists(scalars, max_size=3), max_size=4))
+def test_any_json_as_a_payload(read: Callable[[bytes], object], data: dict[str, object]) -> None:
+    try:
+        read(json.dumps(data).encode())
+    except FrameError:
+        return
+
+
+@pytest.mark.parametrize("read", READERS)
+def test_thousands_of_brackets(read: Callable[[bytes], object]) -> None:
+    with pytest.raises(FrameError):
+        read(b"[" * 60_000)
+
+
+@given(st.text(max_size=2000))
+def test_hello_round_trips(token: str) -> None:
+    data = frames.hello(token)
+    assert frames.decode_header(data[: HEADER.size], frames.FROM_STRANGER).kind is Kind.HELLO
+    assert frames.read_hello(data[HEADER.size :]).token == token
+    assert token not in repr(frames.read_hello(data[HEADER.size :])) or len(token) < 20
+
+
+@given(st.integers(1, frames.MAX_REQUESTED_CHUNKS).map(lambda count: [CHUNK] * count))
+def test_requests_round_trip(wanted: list[str]) -> None:
+    data = frames.chunks_request(DIGEST, wanted)
+    assert frames.decode_header(data[: HEADER.size], frames.FROM_PULLER).nbytes == len(data) - HEADER.size
+    assert frames.read_chunks_request(data[HEADER.size :]) == (DIGEST, wanted)
+
+
+@pytest.mark.parametrize("kind", sorted(set(Kind) - frames.FROM_STRANGER))
+def test_a_stranger_may_only_say_hello(kind: Kind) -> None:
+    with pytest.raises(FrameError, match="no place here"):
+        frames.decode_header(Header(kind, 0).encode(), frames.FROM_STRANGER)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"GET / HTTP/1.1\r\n".ljust(HEADER.size), "no Hotweights peer"),
+        (HEADER.pack(MAGIC, 99, 0, bytes(32)), "unknown frame kind 99"),
+        (b"HW", "has 40 bytes, not 2"),
+    ],
+)
+def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
+    with pytest.raises(FrameError, match=message):
+        frames.decode_header(data, frozenset(Kind))
+
+
+@pytest.mark.parametrize(
+    "wanted", [[], [CHUNK] * (frames.MAX_REQUESTED_CHUNKS + 1), ["A" * 64], ["a" * 63], [CHUNK + "\n"], [7], "a" * 64]
+)
+def test_requests_for_what_is_no_chunk(wanted: object) -> None:
+    with pytest.raises(FrameError):
+        frames.read_chunks_request(json.dumps({"digest": DIGEST, "blake3": wanted}).encode())

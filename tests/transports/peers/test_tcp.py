@@ -1,0 +1,319 @@
+"""What only a wire can do to a peer: strangers who drip, garbage, pullers that do not read, servers that fall silent."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hotweights_transports.peers import frames
+from hotweights_transports.peers.base import (
+    AuthenticationUnavailable,
+    ClientLimits,
+    Identity,
+    PeerClient,
+    PeerError,
+    PeerProtocolError,
+    PeerRefused,
+    PeerServer,
+    PeerTimeout,
+    PeerUnreachable,
+    ServerLimits,
+    Want,
+)
+from hotweights_transports.peers.frames import HEADER, Header, Kind
+from hotweights_transports.peers.registry import resolution, transport_for
+from hotweights_transports.peers.tcp import address as addresses
+from hotweights_transports.peers.tcp.server import TcpServer
+
+Node = Any  # conftest's; a conftest is no module to import from
+Serve = Callable[..., PeerServer]
+Connect = Callable[..., PeerClient]
+QUICK = ClientLimits(connect_seconds=0.5, silence_seconds=0.4, stall_seconds=0.8)
+
+
+@pytest.fixture
+def scheme() -> str:
+    return "tcp"
+
+
+@pytest.fixture
+def node(new_node: Callable[[], Node]) -> Node:
+    return new_node()
+
+
+@pytest.fixture
+def digest(node: Node) -> str:
+    return str(next(iter(node.manifests)))
+
+
+def dial(server: PeerServer) -> socket.socket:
+    sock = socket.create_connection(addresses.parse(server.address), timeout=1.5)
+    sock.settimeout(1.5)
+    return sock
+
+
+def read_all(sock: socket.socket) -> bytes:
+    data = b""
+    try:
+        while piece := sock.recv(65536):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def test_a_stranger_who_says_nothing_is_cut_off(node: Node, serve: Serve) -> None:
+    with closing(dial(serve(node, ServerLimits(handshake_seconds=0.3)))) as sock:
+        assert read_all(sock) == b""
+
+
+def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(node: Node, serve: Serve, connect: Connect) -> None:
+    server = serve(node, ServerLimits(handshake_seconds=0.5, max_handshakes=3))
+    socks = [dial(server) for _ in range(10)]
+    began = time.monotonic()
+    hello = frames.hello("good" * 200)
+    cut_off = 0
+    try:
+        for number in range(len(hello)):
+            for sock in list(socks):
+                try:
+                    sock.send(hello[number : number + 1])
+                except OSError:
+                    socks.remove(sock)
+                    sock.close()
+                    cut_off += 1
+            if not socks:
+                break
+            time.sleep(0.02)
+    finally:
+        for sock in socks:
+            sock.close()
+    assert cut_off == 10
+    assert time.monotonic() - began < 1.5
+    assert connect(server.address).fetch_manifest(next(iter(node.manifests)))
+
+
+def test_a_token_as_large_as_the_moon_is_refused_unread(node: Node, serve: Serve) -> None:
+    with closing(dial(serve(node))) as sock:
+        sock.sendall(Header(Kind.HELLO, 2**32 - 1).encode())
+        answer = read_all(sock)
+    assert frames.decode_header(answer[: HEADER.size], frames.TO_STRANGER).kind is Kind.REFUSED
+    assert b"at most" in answer
+
+
+def test_a_request_before_hello_is_refused(node: Node, serve: Serve, digest: str) -> None:
+    wants = node.fill(1)
+    with closing(dial(serve(node))) as sock:
+        sock.sendall(frames.chunks_request(digest, [wants[0].blake3]))
+        answer = read_all(sock)
+    assert frames.decode_header(answer[: HEADER.size], frames.TO_STRANGER).kind is Kind.REFUSED
+    assert node.located == []
+
+
+def test_an_older_protocol_is_named(node: Node, serve: Serve) -> None:
+    with closing(dial(serve(node))) as sock:
+        payload = b'{"protocols":[99],"token":"good"}'
+        sock.sendall(Header(Kind.HELLO, len(payload)).encode() + payload)
+        assert b"ProtocolUnsupported" in read_all(sock)
+
+
+def test_a_review_that_fails_says_try_again(node: Node, connect: Connect) -> None:
+    def authenticate(_token: str) -> Identity | None:
+        raise AuthenticationUnavailable("the API server is away")
+
+    with (
+        TcpServer("tcp://127.0.0.1:0", node, authenticate, ServerLimits()) as server,
+        pytest.raises(PeerRefused, match=r"AuthenticationUnavailable.*API server is away.*try again"),
+    ):
+        connect(server.address).fetch_manifest(next(iter(node.manifests)))
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=100), st.booleans())
+def test_garbage_ends_that_connection_only(node: Node, fuzzed: PeerServer, garbage: bytes, known: bool) -> None:
+    with closing(dial(fuzzed)) as sock:
+        if known:
+            sock.sendall(frames.hello("good"))
+            assert sock.recv(HEADER.size, socket.MSG_WAITALL)[2] == Kind.WELCOME
+        sock.sendall(garbage)
+        sock.shutdown(socket.SHUT_WR)
+        answer = read_all(sock)
+    assert node.fill(1, seed=0)[0].blake3.encode() not in answer
+    with transport_for(fuzzed.address).connect(fuzzed.address, lambda: "good") as client:
+        assert client.fetch_manifest(next(iter(node.manifests)))
+
+
+@pytest.fixture
+def fuzzed(node: Node, serve: Serve) -> PeerServer:
+    return serve(node, ServerLimits(handshake_seconds=1.0))
+
+
+def test_a_puller_that_does_not_read_is_cut_off(node: Node, serve: Serve, digest: str) -> None:
+    big = node.add(bytes(32 * 1024 * 1024))
+    server = serve(node, ServerLimits(send_seconds=0.3))
+    with closing(dial(server)) as sock:
+        sock.sendall(frames.hello("good") + frames.chunks_request(digest, [big.blake3]))
+        deadline = time.monotonic() + 1.5
+        while time.monotonic() < deadline and not (node.located and node.leases_out == 0):
+            time.sleep(0.01)
+        assert node.leases_out == 0
+        assert len(read_all(sock)) < big.nbytes
+
+
+def test_close_ends_a_connection_that_waits(node: Node, serve: Serve, connect: Connect, digest: str) -> None:
+    node.pending.add("0" * 64)
+    server = serve(node)
+    threading.Timer(0.1, server.close).start()
+    with pytest.raises(PeerUnreachable):
+        connect(server.address).fetch_chunks(digest, [Want("0" * 64, 5)], node.deliver)
+
+
+Script = Callable[[socket.socket], None]
+
+
+@pytest.fixture
+def impostor() -> Iterator[Callable[[Script], str]]:
+    """A server that says whatever a test wants, after hello."""
+    listeners: list[socket.socket] = []
+    threads: list[threading.Thread] = []
+
+    def start(script: Script) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def serve() -> None:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            with closing(sock):
+                sock.settimeout(1.5)
+                try:
+                    sock.recv(65536)
+                    script(sock)
+                except OSError:
+                    return
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+        return f"tcp://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield start
+    for listener in listeners:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+    for thread in threads:
+        thread.join()
+
+
+def test_no_welcome(impostor: Callable[[Script], str], connect: Connect, digest: str) -> None:
+    with pytest.raises(PeerTimeout, match="no welcome"):
+        connect(impostor(lambda sock: time.sleep(0.8)), QUICK).fetch_manifest(digest)
+
+
+def test_a_server_that_falls_silent(
+    impostor: Callable[[Script], str], connect: Connect, node: Node, digest: str
+) -> None:
+    want = node.fill(1)[0]
+
+    def script(sock: socket.socket) -> None:
+        sock.sendall(frames.welcome(1) + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode() + b"some")
+        time.sleep(0.9)
+
+    limits = ClientLimits(streams=1, silence_seconds=0.4)
+    with pytest.raises(PeerTimeout, match="not a byte"):
+        connect(impostor(script), limits).fetch_chunks(digest, [want], node.deliver)
+
+
+def test_a_server_that_drips(impostor: Callable[[Script], str], connect: Connect, node: Node, digest: str) -> None:
+    want = node.fill(1)[0]
+
+    def script(sock: socket.socket) -> None:
+        sock.sendall(frames.welcome(1) + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode())
+        for _ in range(40):
+            sock.sendall(b"x")
+            time.sleep(0.03)
+
+    limits = ClientLimits(streams=1, floor_bytes_per_second=1000, floor_window_seconds=0.4)
+    with pytest.raises(PeerTimeout, match="the floor is"):
+        connect(impostor(script), limits).fetch_chunks(digest, [want], node.deliver)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\r\n".ljust(64),
+        Header(Kind.HELLO, 0).encode(),
+        Header(Kind.MANIFEST_BYTES, 5).encode() + b"bytes",
+        Header(Kind.CHUNK, 2**32 - 1).encode(),
+        Header(Kind.CHUNK, 3, bytes(32)).encode() + b"abc",
+    ],
+)
+def test_an_answer_that_nobody_asked_for(
+    impostor: Callable[[Script], str], connect: Connect, node: Node, digest: str, answer: bytes
+) -> None:
+    want = node.fill(1)[0]
+    address = impostor(lambda sock: sock.sendall(frames.welcome(1) + answer))
+    with pytest.raises(PeerProtocolError):
+        connect(address, ClientLimits(streams=1)).fetch_chunks(digest, [want], node.deliver)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=100))
+def test_any_answer_is_an_error_and_no_chunk(
+    impostor: Callable[[Script], str], node: Node, digest: str, answer: bytes
+) -> None:
+    got: list[Want] = []
+    address = impostor(lambda sock: sock.sendall(frames.welcome(1) + answer))
+    want = Want("ab" * 32, 50)
+    with (
+        transport_for(address).connect(address, lambda: "good", ClientLimits(streams=1)) as client,
+        pytest.raises(PeerError),
+    ):
+        client.fetch_chunks(digest, [want], lambda want, _data: got.append(want))
+    assert got == []
+
+
+def test_a_kept_connection_that_the_peer_closed_is_replaced(
+    node: Node, serve: Serve, connect: Connect, digest: str
+) -> None:
+    client = connect(serve(node, ServerLimits(idle_seconds=0.1)).address)
+    assert client.fetch_manifest(digest)
+    time.sleep(0.5)
+    assert client.fetch_manifest(digest)
+
+
+@pytest.mark.parametrize(
+    ("uri", "endpoint"),
+    [
+        ("tcp://10.0.0.7:7441", ("10.0.0.7", 7441)),
+        ("tcp://[fd00::1]:80", ("fd00::1", 80)),
+        ("tcp://node-a:1", ("node-a", 1)),
+    ],
+)
+def test_addresses(uri: str, endpoint: tuple[str, int]) -> None:
+    assert addresses.parse(uri) == endpoint
+    assert addresses.form(*endpoint) == uri
+
+
+@pytest.mark.parametrize(
+    "uri",
+    ["tcp://", "tcp://host", "tcp://host:99999", "tcp://host:x", "tcp://h:1/path", "http://h:1", "tcp://u@h:1", "h:1"],
+)
+def test_what_is_no_address(uri: str) -> None:
+    with pytest.raises(ValueError, match="write tcp://host:port"):
+        addresses.parse(uri)
+
+
+def test_the_registry_knows_its_schemes() -> None:
+    assert {scheme for scheme, found in resolution().items() if found.works} >= {"tcp", "inproc"}
+    with pytest.raises(ValueError, match=r"no transport for carrier-pigeon; there are \['inproc', 'tcp'\]"):
+        transport_for("carrier-pigeon://coop")

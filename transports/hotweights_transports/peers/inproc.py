@@ -1,0 +1,177 @@
+"""The transport without a wire: for tests and simulations of many nodes in one process.
+
+It keeps every promise of the others (authentication first, order, signs of life, missing, verification, limits), so that
+what is tested over it holds over them; it is no faster road between real nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from urllib.parse import urlsplit
+
+from hotweights_transports.errors import ChecksumMismatch
+from hotweights_transports.peers.base import (
+    Authenticate,
+    AuthenticationUnavailable,
+    ChunkProvider,
+    ClientLimits,
+    Deliver,
+    Lease,
+    Missing,
+    PeerClient,
+    PeerCorrupt,
+    PeerMissing,
+    PeerProtocolError,
+    PeerRefused,
+    PeerServer,
+    PeerUnreachable,
+    ServerLimits,
+    Want,
+)
+from hotweights_transports.peers.patience import Patience
+from hotweights_transports.peers.registry import Availability, Transport
+from hotweights_transports.peers.throttle import Throttle
+
+_servers: dict[str, InprocServer] = {}
+_servers_lock = threading.Lock()
+
+
+class InprocServer(PeerServer):
+    def __init__(self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits) -> None:
+        if urlsplit(uri).scheme != "inproc" or not urlsplit(uri).netloc:
+            raise ValueError(f"{uri}: not an address of a peer in this process; write inproc://name")
+        self.address = uri
+        self.provider = provider
+        self.limits = limits
+        self.throttle = Throttle(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
+        self.closing = threading.Event()
+        self._authenticate = authenticate
+        self._places = threading.Semaphore(limits.max_connections)
+        with _servers_lock:
+            if uri in _servers:
+                raise OSError(f"{uri}: address already in use")
+            _servers[uri] = self
+
+    def close(self) -> None:
+        self.closing.set()
+        with _servers_lock:
+            if _servers.get(self.address) is self:
+                del _servers[self.address]
+
+    @contextlib.contextmanager
+    def admitted(self, token: str) -> Iterator[None]:
+        try:
+            identity = self._authenticate(token)
+        except AuthenticationUnavailable as error:
+            raise PeerRefused(self.address, f"AuthenticationUnavailable: {error}") from error
+        if identity is None:
+            raise PeerRefused(self.address, "TokenInvalid: the token proves no agent of this installation")
+        if not self._places.acquire(blocking=False):
+            raise PeerRefused(self.address, f"Busy: {self.limits.max_connections} connections already")
+        try:
+            yield
+        finally:
+            self._places.release()
+
+
+class InprocClient(PeerClient):
+    def __init__(self, uri: str, token: Callable[[], str], limits: ClientLimits) -> None:
+        self.address = uri
+        self._token = token
+        self._limits = limits
+
+    def fetch_manifest(self, digest: str) -> bytes:
+        server = self._server()
+        with server.admitted(self._token()):
+            data = server.provider.manifest(digest)
+        if data is None:
+            raise PeerMissing(self.address, f"it does not know the version {digest}")
+        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+            raise PeerCorrupt(self.address, f"its manifest of {len(data)} bytes is not {digest}")
+        return data
+
+    def fetch_chunks(
+        self,
+        digest: str,
+        wanted: Iterable[Want],
+        deliver: Deliver,
+        *,
+        cancel: threading.Event | None = None,
+    ) -> list[Missing]:
+        server = self._server()
+        missing: list[Missing] = []
+        patience = Patience(self.address, self._limits, time.monotonic())
+        with server.admitted(self._token()):
+            for want in wanted:
+                lease = self._lease(server, want, patience, cancel)
+                if cancel is not None and cancel.is_set():
+                    break
+                if lease is None:
+                    missing.append(Missing(want, version_known=server.provider.manifest(digest) is not None))
+                    continue
+                with memoryview(self._read(server, lease, want)) as data:
+                    try:
+                        deliver(want, data)
+                    except ChecksumMismatch as error:
+                        raise PeerCorrupt(self.address, str(error)) from error
+                patience.answered(time.monotonic())
+        return missing
+
+    def close(self) -> None:
+        return
+
+    def _server(self) -> InprocServer:
+        with _servers_lock:
+            server = _servers.get(self.address)
+        if server is None:
+            raise PeerUnreachable(self.address, "nobody listens there")
+        return server
+
+    def _lease(
+        self, server: InprocServer, want: Want, patience: Patience, cancel: threading.Event | None
+    ) -> Lease | None:
+        while cancel is None or not cancel.is_set():
+            if server.closing.is_set():
+                raise PeerUnreachable(self.address, "it closed")
+            found = server.provider.locate(want.blake3)
+            if found is None or isinstance(found, Lease):
+                return found
+            found.wait(min(0.05, server.limits.waiting_seconds))
+            patience.waiting(time.monotonic())
+            patience.check(time.monotonic())
+        return None
+
+    def _read(self, server: InprocServer, lease: Lease, want: Want) -> bytes:
+        try:
+            if lease.nbytes != want.nbytes:
+                raise PeerProtocolError(
+                    self.address, f"{lease.nbytes} bytes for {want.blake3}, which has {want.nbytes}"
+                )
+            if server.throttle is not None:
+                server.throttle.take(lease.nbytes, server.closing)
+            return os.pread(lease.fd, lease.nbytes, lease.offset)
+        finally:
+            lease.release()
+
+
+class InprocTransport(Transport):
+    scheme = "inproc"
+
+    def available(self) -> Availability:
+        return Availability(True, "for tests, within one process")
+
+    def listen(
+        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+    ) -> PeerServer:
+        return InprocServer(uri, provider, authenticate, limits or ServerLimits())
+
+    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
+        return InprocClient(uri, token, limits or ClientLimits())
+
+
+TRANSPORT = InprocTransport()

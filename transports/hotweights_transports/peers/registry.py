@@ -1,0 +1,84 @@
+"""Scheme of a peer's URI → the transport that speaks it.
+
+A transport's module is imported when its scheme is first asked for, so that what a native library needs is paid only
+where it is used; whether it can work here it says itself (`Transport.available`), with the reason either way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+from urllib.parse import urlsplit
+
+from hotweights_transports.peers.base import (
+    Authenticate,
+    ChunkProvider,
+    ClientLimits,
+    PeerClient,
+    PeerServer,
+    ServerLimits,
+)
+
+logger = logging.getLogger(__name__)
+
+MODULES = {
+    "inproc": "hotweights_transports.peers.inproc",
+    "tcp": "hotweights_transports.peers.tcp",
+}
+"""Scheme → module with a `TRANSPORT`."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Availability:
+    works: bool
+    because: str
+
+
+class Transport(ABC):
+    scheme: ClassVar[str]
+
+    @abstractmethod
+    def available(self) -> Availability: ...
+
+    @abstractmethod
+    def listen(
+        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+    ) -> PeerServer:
+        """Serve at `uri`; the server's `address` is what to tell others."""
+
+    @abstractmethod
+    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
+        """A client for `uri`; it connects at first use. `token` is asked at each connection, because tokens are renewed."""
+
+
+def transport_for(uri: str) -> Transport:
+    """Raises `ValueError` for a scheme that nobody speaks, and where its transport cannot work here."""
+    scheme = urlsplit(uri).scheme
+    if scheme not in MODULES:
+        raise ValueError(
+            f"{uri}: no transport for {scheme or 'an address without a scheme'}; there are {sorted(MODULES)}"
+        )
+    transport = _load(scheme)
+    availability = transport.available()
+    if not availability.works:
+        raise ValueError(f"{uri}: the transport {scheme} does not work here: {availability.because}")
+    return transport
+
+
+def resolution() -> dict[str, Availability]:
+    """What works here and why, logged: for the node's capabilities."""
+    found = {scheme: _load(scheme).available() for scheme in sorted(MODULES)}
+    for scheme, availability in found.items():
+        logger.info("peers over %s: %s (%s)", scheme, "yes" if availability.works else "no", availability.because)
+    return found
+
+
+def _load(scheme: str) -> Transport:
+    transport = importlib.import_module(MODULES[scheme]).TRANSPORT
+    if not isinstance(transport, Transport):
+        raise TypeError(f"{MODULES[scheme]}.TRANSPORT is no Transport")
+    return transport

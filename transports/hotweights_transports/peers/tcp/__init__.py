@@ -1,0 +1,35 @@
+"""The TCP transport: always there, needs nothing but the standard library and BLAKE3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hotweights_transports.peers.base import (
+    Authenticate,
+    ChunkProvider,
+    ClientLimits,
+    PeerClient,
+    PeerServer,
+    ServerLimits,
+)
+from hotweights_transports.peers.registry import Availability, Transport
+from hotweights_transports.peers.tcp.client import TcpClient
+from hotweights_transports.peers.tcp.server import TcpServer
+
+
+class TcpTransport(Transport):
+    scheme = "tcp"
+
+    def available(self) -> Availability:
+        return Availability(True, "sockets are everywhere")
+
+    def listen(
+        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+    ) -> PeerServer:
+        return TcpServer(uri, provider, authenticate, limits or ServerLimits())
+
+    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
+        return TcpClient(uri, token, limits or ClientLimits())
+
+
+TRANSPORT = TcpTransport()

@@ -1,0 +1,28 @@
+"""``tcp://host:port``, read and written; IPv6 hosts in brackets."""
+
+from __future__ import annotations
+
+import socket
+from urllib.parse import urlsplit
+
+BACKLOG = 128
+
+
+def parse(uri: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise ValueError(f"{uri}: {error}; write tcp://host:port") from error
+    if parts.scheme != "tcp" or not host or port is None or parts.path or parts.query or parts.username is not None:
+        raise ValueError(f"{uri}: not an address of a TCP peer; write tcp://host:port")
+    return host, port
+
+
+def form(host: str, port: int) -> str:
+    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)

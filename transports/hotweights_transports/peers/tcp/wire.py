@@ -1,0 +1,139 @@
+"""A connected socket on which every operation ends: by being done, by a deadline, or by the other side's going.
+
+The socket stays blocking and the kernel keeps a short timeout (`SO_RCVTIMEO`, `SO_SNDTIMEO`), so that `MSG_WAITALL` and
+`sendfile` work on large pieces in one system call, without a poll before each. At every piece and every tick the caller's
+`Tick` decides whether to go on: it raises when not. This module knows no frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+from typing import Final
+
+TICK_SECONDS: Final = 0.2
+PIECE_NBYTES: Final = 1024 * 1024
+
+Tick = Callable[[int], None]
+"""Called with the bytes that moved since the last call (0: a tick without any); raises to give up."""
+
+
+class Broken(Exception):
+    """The other side closed the connection, or the network did."""
+
+
+class Late(Exception):
+    """A deadline passed."""
+
+
+def within(seconds: float) -> Tick:
+    """A tick that raises `Late` once so many seconds have passed, however many bytes dripped in meanwhile."""
+    deadline = time.monotonic() + seconds
+
+    def tick(_nbytes: int) -> None:
+        if time.monotonic() > deadline:
+            raise Late(f"not done within {seconds:g} s")
+
+    return tick
+
+
+class Wire:
+    def __init__(self, sock: socket.socket) -> None:
+        seconds = int(TICK_SECONDS)
+        timeout = struct.pack("@ll", seconds, int((TICK_SECONDS - seconds) * 1e6))
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._sock = sock
+
+    def send(self, data: bytes, tick: Tick, *, more: bool = False) -> None:
+        """`more`: further bytes follow at once, do not send a packet for these alone."""
+        flags = socket.MSG_MORE if more else 0
+        sent = 0
+        while sent < len(data):
+            try:
+                nbytes = self._sock.send(data[sent:] if sent else data, flags)
+            except BlockingIOError:
+                nbytes = 0
+            except OSError as error:
+                raise Broken(_why(error)) from error
+            sent += nbytes
+            tick(nbytes)
+
+    def send_file(self, fd: int, offset: int, nbytes: int, tick: Tick) -> None:
+        """From the file straight into the socket: the pages are referenced, not copied."""
+        end = offset + nbytes
+        while offset < end:
+            try:
+                sent = os.sendfile(self._sock.fileno(), fd, offset, end - offset)
+            except BlockingIOError:
+                tick(0)
+                continue
+            except OSError as error:
+                raise Broken(_why(error)) from error
+            if sent == 0:
+                raise Broken(f"the file ended at byte {offset}, before {end}")
+            offset += sent
+            tick(sent)
+
+    def receive_into(self, view: memoryview, tick: Tick) -> None:
+        """All of `view`. Nothing of it is referenced afterwards, also when this raises."""
+        received = 0
+        while received < len(view):
+            with view[received:] as rest:
+                try:
+                    nbytes = self._sock.recv_into(rest, 0, socket.MSG_WAITALL)
+                except BlockingIOError:
+                    tick(0)
+                    continue
+                except OSError as error:
+                    raise Broken(_why(error)) from error
+            if nbytes == 0:
+                raise Broken("the other side closed the connection")
+            received += nbytes
+            tick(nbytes)
+
+    def receive(self, nbytes: int, tick: Tick) -> bytearray:
+        """Memory grows with what arrives, not with what was announced."""
+        data = bytearray()
+        while len(data) < nbytes:
+            piece = bytearray(min(PIECE_NBYTES, nbytes - len(data)))
+            with memoryview(piece) as view:
+                self.receive_into(view, tick)
+            data += piece
+        return data
+
+    def is_quiet(self) -> bool:
+        """Connected, and nothing to read: what a connection between two requests must be."""
+        try:
+            self._sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def say_last(self, data: bytes) -> None:
+        """Send `data` and see it off: closing with unread input would reset the connection and lose it."""
+        with contextlib.suppress(Broken, Late, OSError):
+            self.send(data, within(TICK_SECONDS))
+            self._sock.shutdown(socket.SHUT_WR)
+            self.receive(64 * 1024, within(TICK_SECONDS * 2))
+
+    def hang_up(self) -> None:
+        """Wake whoever is blocked in this socket, in any thread."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self.hang_up()
+        self._sock.close()
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
