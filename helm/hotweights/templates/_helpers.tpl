@@ -1,0 +1,72 @@
+{{/* Prefix of every name: the release's, with "hotweights" in it. */}}
+{{- define "hotweights.fullname" -}}
+{{- if contains "hotweights" .Release.Name -}}
+{{ .Release.Name | trunc 40 | trimSuffix "-" }}
+{{- else -}}
+{{ printf "%s-hotweights" (.Release.Name | trunc 29 | trimSuffix "-") }}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels that select a component's pods. Takes [root, component]. */}}
+{{- define "hotweights.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: hotweights
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{/* Labels of every object. Takes [root, component]. */}}
+{{- define "hotweights.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "hotweights.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{/* An image's full name. Takes [root, repository]. */}}
+{{- define "hotweights.image" -}}
+{{- $image := (index . 0).Values.image -}}
+{{- with $image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{ index . 1 }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}
+{{- end -}}
+
+{{/* Scheduling and pull secrets of a pod template. Takes [root, the component's values]. */}}
+{{- define "hotweights.placement" -}}
+{{- $root := index . 0 -}}
+{{- $values := index . 1 -}}
+{{- with $root.Values.image.pullSecrets }}
+imagePullSecrets:
+{{- range . }}
+  - name: {{ . }}
+{{- end }}
+{{- end }}
+{{- with $values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $values.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $values.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end -}}
+
+{{/* An environment variable from a field of the pod. Takes [name, path]. */}}
+{{- define "hotweights.fieldEnv" -}}
+- name: {{ index . 0 }}
+  valueFrom: {fieldRef: {fieldPath: {{ index . 1 }}}}
+{{- end -}}
+
+{{/* Where an agent sees a source root: at its path, or under /pvc. */}}
+{{- define "hotweights.sourceMount" -}}
+{{ .path | default (printf "/pvc/%s" .persistentVolumeClaim) }}
+{{- end -}}
+
+{{/* The agents' user name, as the API server knows it. */}}
+{{- define "hotweights.agentUser" -}}
+system:serviceaccount:{{ .Release.Namespace }}:{{ include "hotweights.fullname" . }}-agent
+{{- end -}}
