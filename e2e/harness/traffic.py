@@ -23,8 +23,13 @@ def complete(address: str, prompt: str, max_tokens: int = 24, timeout_seconds: f
     return str(_post(address, prompt, max_tokens, timeout_seconds)["choices"][0]["text"])
 
 
-def _post(address: str, prompt: str, max_tokens: int, timeout_seconds: float) -> dict[str, Any]:
-    body = {"prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+def complete_ids(address: str, prompt: Sequence[int], max_tokens: int = 24, timeout_seconds: float = 60) -> list[int]:
+    """The same in token ids: what two engines are compared by."""
+    return list(_post(address, list(prompt), max_tokens, timeout_seconds)["choices"][0]["token_ids"])
+
+
+def _post(address: str, prompt: str | list[int], max_tokens: int, timeout_seconds: float) -> dict[str, Any]:
+    body = {"return_token_ids": True, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
     request = urllib.request.Request(
         f"http://{address}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -1,0 +1,149 @@
+"""The cluster that demo and e2e run on, with Hotweights installed as a user installs it.
+
+Without KUBECONFIG it is a cluster of this machine (`localcluster`), with images built from this tree. With KUBECONFIG it is
+that cluster; images are pushed to the registry that HOTWEIGHTS_REGISTRY names. Models lie in a folder of the nodes that the chart
+allows as a source, and that a PersistentVolumeClaim shows to the vLLM pods.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from e2e.harness.kubectl import CommandFailed, Kubectl, run
+from e2e.harness.story import step
+from localcluster import Cluster, binaries, images
+from localvllm import build as vllm_build
+from localvllm import models
+from localvllm.models import Model
+
+ROOT = Path(__file__).parents[2]
+SAMPLES = ROOT / "config" / "samples"
+NAMESPACE = "hotweights-samples"
+SYSTEM = "hotweights-system"
+RELEASE = "hotweights"
+MODELS_IN_PODS = "/models"
+
+
+class NotSet(Exception):
+    """Something that only the user can give is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """A cluster with Hotweights on it."""
+
+    kubectl: Kubectl
+    helm: Path
+    models: Path  # on this machine and on the nodes
+    cluster: Cluster | None  # None: somebody else's
+
+    @property
+    def in_samples(self) -> Kubectl:
+        """kubectl in the samples' namespace."""
+        return Kubectl(self.kubectl.binary, self.kubectl.kubeconfig, NAMESPACE)
+
+
+def cache() -> Path:
+    """The folder for what is costly to make."""
+    return Path(os.environ.get("HOTWEIGHTS_CACHE", Path.home() / ".cache" / "hotweights"))
+
+
+def make_models() -> Path:
+    """The folder with v0 and v1 of the samples' model: two seeds of one architecture, fresh copies of what was made once."""
+    made, folder = cache() / "models", cache() / "e2e-models"
+    with step("vLLM for CPUs, and two versions of a tiny Llama"):
+        vllm_build.ensure()
+        models.make_models([Model(made / "tiny-llama" / f"v{seed}", "llama", seed) for seed in (0, 1)])
+    shutil.rmtree(
+        folder / "tiny-llama", ignore_errors=True
+    )  # an earlier run may have been killed in the middle of a change
+    shutil.copytree(made / "tiny-llama", folder / "tiny-llama")
+    return folder
+
+
+def provide(nodes: int = 2) -> Environment:
+    """A cluster with Hotweights installed and the samples' namespace ready; what is there already is kept."""
+    models_folder = make_models()
+    tools = binaries.ensure(["kubectl", "helm"])
+    given = os.environ.get("KUBECONFIG", "")
+    if given:
+        if not os.environ.get("HOTWEIGHTS_REGISTRY") or not os.environ.get("HOTWEIGHTS_MODELS"):
+            raise NotSet(
+                "With KUBECONFIG, set HOTWEIGHTS_REGISTRY (where images/*.Dockerfile were pushed) and HOTWEIGHTS_MODELS "
+                f"(the folder of the nodes that holds a copy of {models_folder})."
+            )
+        environment = Environment(
+            Kubectl(tools["kubectl"], Path(given)), tools["helm"], Path(os.environ["HOTWEIGHTS_MODELS"]), None
+        )
+    else:
+        with step(f"a Kubernetes cluster with {nodes} nodes on this machine"):
+            cluster = Cluster.up(nodes=nodes)
+        with step("images, built from this tree and loaded into the nodes"):
+            cluster.load(*build_images())
+        environment = Environment(Kubectl(tools["kubectl"], cluster.kubeconfig), tools["helm"], models_folder, cluster)
+    install(environment)
+    return environment
+
+
+def build_images() -> Sequence[Path]:
+    """Archives of the operator's, the agent's and the local vLLM image."""
+    base = {"BASE_IMAGE": images.BASE_IMAGE}
+    return [
+        images.build(
+            ROOT,
+            f"localhost/hotweights-{name}:{version()}",
+            dockerfile=ROOT / "images" / f"{name}.Dockerfile",
+            arguments=base,
+        )
+        for name in ("operator", "agent")
+    ]
+
+
+def version() -> str:
+    """The chart's appVersion, which is the images' tag."""
+    chart = yaml.safe_load((ROOT / "helm" / "hotweights" / "Chart.yaml").read_text())
+    return str(chart["appVersion"])
+
+
+def install(environment: Environment, *settings: str) -> None:
+    """``helm upgrade --install`` as docs/install.md says, and wait until everything is ready."""
+    registry = os.environ.get("HOTWEIGHTS_REGISTRY", "localhost") if environment.cluster is None else "localhost"
+    values = [
+        f"image.registry={registry}",
+        "sources[0].name=models",
+        f"sources[0].path={MODELS_IN_PODS}",
+        f"sources[0].hostPath={environment.models}",
+        f"sources[0].namespaces={{{NAMESPACE}}}",
+        *settings,
+    ]
+    with step("helm install hotweights"):
+        run(
+            environment.helm, "--kubeconfig", environment.kubectl.kubeconfig, "upgrade", "--install", RELEASE, ROOT / "helm" / "hotweights",
+            "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s",
+            *[part for value in values for part in ("--set", value)],
+            timeout_seconds=240,
+        )  # fmt: skip
+
+
+def diagnose(environment: Environment) -> str:
+    """What somebody would look at first when it does not work."""
+    kubectl = environment.kubectl
+    pieces = []
+    for arguments in (
+        ("get", "weightrollouts,weightversions,nodeweights,pods", "--all-namespaces", "--output", "wide"),
+        ("--namespace", SYSTEM, "logs", "--selector", "app.kubernetes.io/component=operator", "--tail", "40"),
+        ("--namespace", SYSTEM, "logs", "--selector", "app.kubernetes.io/component=agent", "--tail", "40", "--prefix"),
+        ("--namespace", NAMESPACE, "logs", "--selector", "app=tiny-llama", "--tail", "30", "--prefix"),
+        ("get", "events", "--all-namespaces", "--sort-by", ".lastTimestamp"),
+    ):
+        try:
+            pieces.append(f"$ kubectl {' '.join(arguments)}\n{kubectl(*arguments)[-6000:]}")
+        except CommandFailed as error:
+            pieces.append(str(error))
+    return "\n".join(pieces)
