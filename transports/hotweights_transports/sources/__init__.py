@@ -1,0 +1,1 @@
+"""Where checkpoints are read from: one module per kind of place, one registry over them."""
