@@ -175,6 +175,7 @@ class Counts(Model):
     """Pods by what they serve. Only what an engine confirmed after its last start counts as updated."""
 
     desired: int = Field(default=0, description="Selected pods.")
+    prepared: int = Field(default=0, description="Of them, holding the version ready to commit, or serving it.")
     updated: int = Field(default=0, description="Of them, serving the rollout's version.")
     ready: int = Field(default=0, description="Of the updated ones, Ready.")
     available: int = Field(default=0, description="Selected pods that are Ready, whatever version they serve.")
