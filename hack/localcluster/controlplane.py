@@ -100,7 +100,6 @@ class ControlPlane:
         apiserver_arguments: Sequence[str] = (),
         controller_manager_arguments: Sequence[str] = (),
     ) -> None:
-        self._owned = state is None
         self.state = state or Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=paths.clusters()))
         self.daemons = Daemons(self.state)
         self.credentials = Credentials(self.state)
@@ -108,6 +107,8 @@ class ControlPlane:
         self._controllers = [CONTROLLER_MANAGER] * controller_manager + [SCHEDULER] * scheduler
         self._apiserver_arguments = tuple(apiserver_arguments)
         self._controller_manager_arguments = tuple(controller_manager_arguments)
+        if state is None:
+            paths.write_atomically(self.state / "owner.json", json.dumps(asdict(this_process())))
         self.endpoints = self._remembered(endpoints)
 
     def __enter__(self) -> ControlPlane:
@@ -138,9 +139,7 @@ class ControlPlane:
         preflight.control_plane()
         programs = binaries.ensure([ETCD, APISERVER, *self._controllers])
         with step("starting the control plane"):
-            if self._owned:
-                sweep()
-                paths.write_atomically(self.state / "owner.json", json.dumps(asdict(this_process())))
+            sweep()
             self.credentials.ensure(self.endpoints.server_names)
             admin = self.credentials.token(credentials.ADMIN)
             paths.write_atomically(self.kubeconfig, self.credentials.kubeconfig(self.url, admin), 0o600)

@@ -22,7 +22,7 @@ DEBIAN_MIRROR = "http://deb.debian.org/debian"
 CONTAINER_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 CONTAINER_PIP_CONFIG = "/etc/pip.conf"
 
-_PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout")
+_PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "cert")
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 
 
@@ -54,12 +54,14 @@ def render_pip_config(listed: str) -> str:
     options: dict[str, str] = {}
     for line in listed.splitlines():
         name, _, quoted = line.partition("=")
-        option = name.rpartition(".")[2].replace("_", "-")
+        option = name.rpartition(".")[2].replace("_", "-").removeprefix("default-")
         # The environment's lines win over the files'.
         if option in _PIP_OPTIONS and (option not in options or name.startswith(":env:")):
             options[option] = quoted.strip("'\"").replace("\\n", " ")
+    if "cert" in options:
+        options["cert"] = CONTAINER_AUTHORITIES  # where the build sees this machine's
     lines = [f"{option} = {value}" for option, value in sorted(options.items())]
-    return "\n".join(["[global]", *lines, f"cert = {CONTAINER_AUTHORITIES}", ""]) if lines else ""
+    return "\n".join(["[global]", *lines, ""]) if lines else ""
 
 
 def authorities(environment: Mapping[str, str] = os.environ) -> Path | None:

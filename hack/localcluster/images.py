@@ -7,6 +7,7 @@ the build argument BASE, so that the same file builds on a public base elsewhere
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -67,6 +68,7 @@ def build(
     for name, value in {**hostsetup.proxies(), **(arguments or {})}.items():
         words += ["--build-arg", f"{name}={value}"]
     with paths.locked(folder() / "lock", "building an image", _LOCK_TIMEOUT_SECONDS), step(f"building {tag}"):
+        _buildah("rm", "--all")  # a failed or killed build leaves its container
         if not _stored(BASE_IMAGE):  # buildah's storage was cleared, the archives were not
             _buildah("pull", f"docker-archive:{base_archive}")
         _buildah(
@@ -83,12 +85,16 @@ def build(
 
 
 def _make_base(path: Path) -> None:
-    root = paths.cache() / "buildah" / "debian"
-    shutil.rmtree(root, ignore_errors=True)
+    storage = paths.cache() / "buildah"
+    for left in storage.glob("debian-*"):
+        shutil.rmtree(left)
+    root = storage / f"debian-{os.getpid()}"
     root.mkdir(parents=True)
+    # In a mount namespace of its own: a killed debootstrap would leave /proc mounted in what is deleted next.
+    debootstrap = ("unshare", "--mount", "--propagation", "private", "debootstrap")
     source = (hostsetup.DEBIAN_SUITE, root, hostsetup.debian_mirror())
     run(
-        ["debootstrap", "--variant=minbase", f"--include={_BASE_PACKAGES}", *source],
+        [*debootstrap, "--variant=minbase", f"--include={_BASE_PACKAGES}", *source],
         timeout_seconds=_BUILD_TIMEOUT_SECONDS,
         hint=f"Read {root}/debootstrap/debootstrap.log.",
     )

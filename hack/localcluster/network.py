@@ -14,6 +14,7 @@ from localcluster.commands import run, succeeds
 from localcluster.slots import NodeAddresses, Slot
 
 _NODE_LINK = "eth0"
+_NETEM_HINT = "A delay needs the kernel's sch_netem; a rate alone does not."
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
 
@@ -93,9 +94,14 @@ def set_link(node: NodeAddresses, *, up: bool) -> None:
 
 def shape(node: NodeAddresses, *, rate: str | None, delay: str | None) -> None:
     """Give a node's link, in both directions, a rate (`100mbit`) and a delay (`5ms`) each; None for neither."""
-    for where in (["tc"], ["tc", "-netns", node.namespace]):
-        link = node.host_link if where == ["tc"] else _NODE_LINK
-        succeeds([*where, "qdisc", "delete", "dev", link, "root"])
+    for tc, link in ((["tc"], node.host_link), (["tc", "-netns", node.namespace], _NODE_LINK)):
+        succeeds([*tc, "qdisc", "delete", "dev", link, "root"])
         if rate or delay:
-            wanted = [*(["delay", delay] if delay else []), *(["rate", rate, "limit", "20000"] if rate else [])]
-            run([*where, "qdisc", "add", "dev", link, "root", "netem", *wanted])
+            run([*tc, "qdisc", "add", "dev", link, "root", *queue(rate, delay)], hint=_NETEM_HINT if delay else "")
+
+
+def queue(rate: str | None, delay: str | None) -> list[str]:
+    """tc's words for a queue. A rate alone is a token bucket, which every kernel has; netem is often left out."""
+    if delay is None:
+        return ["tbf", "rate", str(rate), "burst", "256kb", "latency", "50ms"]
+    return ["netem", "delay", delay, *(["rate", rate, "limit", "20000"] if rate else [])]

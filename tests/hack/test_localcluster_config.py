@@ -155,10 +155,11 @@ def test_the_mirror_is_the_one_that_apt_uses(targets: str, mirror: str) -> None:
 
 
 def test_builds_get_pips_index_and_not_its_paths() -> None:
-    listed = ":env:.timeout='180'\nglobal.timeout='15'\nglobal.index-url='https://x.example/simple'\nglobal.find-links='/opt/w'\n"
+    listed = ":env:.default-timeout='180'\nglobal.timeout='15'\nglobal.cert='/own/ca.crt'\nglobal.index-url='https://x.example/simple'\nglobal.find-links='/opt/w'\n"
     config = hostsetup.render_pip_config(listed)
     assert "timeout = 180\n" in config
     assert "index-url = https://x.example/simple\n" in config
+    assert f"cert = {hostsetup.CONTAINER_AUTHORITIES}\n" in config
     assert "/opt/w" not in config
 
 
