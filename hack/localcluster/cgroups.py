@@ -23,9 +23,8 @@ def hierarchies(mount: Path = MOUNT) -> list[Path]:
     """The roots of the trees: one in version 2, one for each controller in version 1."""
     if (mount / "cgroup.controllers").exists():
         return [mount]
-    # cpu,cpuacct may be one tree under three names; and a hybrid's `unified` takes no controllers.
-    found = (path.resolve() for path in mount.iterdir() if (path / "cgroup.procs").exists())
-    return sorted({path for path in found if path.name != "unified"})
+    # cpu,cpuacct may be one tree under three names.
+    return sorted({path.resolve() for path in mount.iterdir() if (path / "cgroup.procs").exists()})
 
 
 def name_of(cluster: str) -> str:

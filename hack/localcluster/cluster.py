@@ -115,8 +115,9 @@ class Cluster:
 
     def complete(self) -> bool:
         """Whether every daemon runs."""
-        daemons = self.control_plane.daemons
-        return all(daemons.alive(name) for name in daemons.names()) and all(node.ready() for node in self.nodes)
+        alive = self.control_plane.daemons.alive
+        expected = [*self.control_plane.programs, *(name for node in self.nodes for name in node.daemon_names)]
+        return all(alive(name) for name in expected) and all(node.ready() for node in self.nodes)
 
     def load(self, *archives: Path, nodes: Iterable[Node] | None = None) -> None:
         """Import image archives into all nodes, or into these."""
@@ -167,12 +168,18 @@ def _clear(name: str, state: Path) -> None:
             mounts.remove(name)
             network.remove(slot, [slot.node(index) for index in range(MAX_NODES)])
             cgroups.remove(cgroup)
-            before = state / "before.json"
-            if before.exists() and not json.loads(before.read_text())["forwarding_before"] and slots.only(slot):
-                network.set_forwarding(False)
+            if slots.only(slot):
+                _restore_host(state / "before.json")
             slots.release(slot)
         if state.exists():
             shutil.rmtree(state)
+
+
+def _restore_host(before: Path) -> None:
+    """What all clusters share, put back as it was when the last of them goes."""
+    if before.exists() and not Remembered(**json.loads(before.read_text())).forwarding_before:
+        network.set_forwarding(False)
+    mounts.remove_made()
 
 
 def _exclusive(name: str) -> AbstractContextManager[None]:

@@ -105,6 +105,7 @@ class ControlPlane:
         self.credentials = Credentials(self.state)
         self.kubeconfig = self.state / "kubeconfig"
         self._controllers = [CONTROLLER_MANAGER] * controller_manager + [SCHEDULER] * scheduler
+        self.programs = (ETCD, APISERVER, *self._controllers)
         self._apiserver_arguments = tuple(apiserver_arguments)
         self._controller_manager_arguments = tuple(controller_manager_arguments)
         if state is None:
@@ -137,7 +138,7 @@ class ControlPlane:
     def start(self) -> None:
         """Start what does not run yet, and wait until the API server and the controllers work."""
         preflight.control_plane()
-        programs = binaries.ensure([ETCD, APISERVER, *self._controllers])
+        programs = binaries.ensure(self.programs)
         with step("starting the control plane"):
             sweep()
             self.credentials.ensure(self.endpoints.server_names)
@@ -215,7 +216,7 @@ class ControlPlane:
         self.daemons.wait_until(
             lambda: self.api.exists(account) and self.api.exists(authority),
             "The controllers work (the default service account exists)",
-            needs=[ETCD, APISERVER, *self._controllers],
+            needs=self.programs,
             timeout_seconds=_READY_WITHIN_SECONDS,
         )
 

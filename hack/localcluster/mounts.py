@@ -9,6 +9,7 @@ and volumes' mounts happen in there too, so they go with the namespace and never
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from localcluster.commands import run
@@ -43,8 +44,18 @@ def create(cluster: str, node: str, state: Path, private: Sequence[str] = PRIVAT
     for folder in private:
         own = state / "fs" / folder.removeprefix("/")
         own.mkdir(parents=True, exist_ok=True)
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not Path(folder).exists():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            with (RUN / "made").open("a") as made:
+                made.write(f"{folder}\n")
         run([*inside, "--bind", own, folder])
+
+
+def remove_node(cluster: str, node: str) -> None:
+    """Let go of one node's mount namespace, and so of its /run. What is in the private folders stays."""
+    file = namespace_file(cluster, node)
+    if mounted_below(file, Path("/proc/self/mountinfo").read_text()):
+        run(["umount", file])
 
 
 def remove(cluster: str) -> None:
@@ -56,6 +67,16 @@ def remove(cluster: str) -> None:
         for file in holder.iterdir():
             file.unlink()
         holder.rmdir()
+
+
+def remove_made() -> None:
+    """Delete the folders that we made on the host. Only when no node is left: deleting ends mounts on them too."""
+    made = RUN / "made"
+    if made.exists():
+        for folder in set(made.read_text().split()):
+            with suppress(FileNotFoundError):
+                Path(folder).rmdir()
+        made.unlink()
 
 
 def mounted_below(folder: Path, mountinfo: str) -> list[Path]:

@@ -8,6 +8,7 @@ cable, slow the link, crash everything.
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 
 from localcluster import binaries, cgroups, credentials, mounts, network, nodeconfig, paths
@@ -36,16 +37,22 @@ class Node:
         self._state = control_plane.state / self.name
         self._daemons: Daemons = control_plane.daemons
         self._cgroup = f"{cgroups.name_of(slot.cluster)}/{self.name}"
+        self._kubelet_started = datetime.min.replace(tzinfo=UTC)
 
     def daemon(self, program: str) -> str:
         """The name under which one of the node's daemons is on record; its log has the same."""
         return f"{self.name}-{program}"
 
+    @property
+    def daemon_names(self) -> list[str]:
+        """All of the node's daemons."""
+        return [self.daemon(program) for program in (CONTAINERD, KUBELET, KUBE_PROXY)]
+
     def start(self) -> None:
         """Start what does not run yet. Needs the node's network; returns once containerd takes images."""
         self._configure()
         cgroups.create(f"{self._cgroup}/daemons")
-        if not mounts.namespace_file(self._slot.cluster, self.name).is_file() or not self._enterable():
+        if not succeeds([*self.enter(), "true"]):
             mounts.create(self._slot.cluster, self.name, self._state)
         self.start_containerd()
 
@@ -62,6 +69,7 @@ class Node:
     def start_kubelet(self) -> None:
         """Start the kubelet and kube-proxy, if they do not run."""
         kubeconfig = self._control_plane.kubeconfig_of(node_user(self.name))
+        self._kubelet_started = datetime.now(UTC)
         self._start(
             KUBELET,
             [
@@ -78,10 +86,11 @@ class Node:
         self._daemons.stop(self.daemon(KUBELET), grace_seconds=0)
 
     def crash(self) -> None:
-        """Everything on the node dies at once, containers included, as when a machine loses power."""
+        """Everything on the node dies at once, containers and /run included, as when a machine loses power."""
         for program in (KUBELET, KUBE_PROXY, CONTAINERD):
             self._daemons.stop(self.daemon(program), grace_seconds=0)
         cgroups.kill(self._cgroup)
+        mounts.remove_node(self._slot.cluster, self.name)
 
     def restart(self) -> None:
         """Start the node again after `crash` or `kill_kubelet`."""
@@ -110,13 +119,23 @@ class Node:
         return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
     def wait_ready(self) -> None:
-        """Wait until the node is ready, and no longer if one of its daemons dies."""
+        """Wait until the node is ready, as this kubelet says, and no longer if one of its daemons dies."""
         self._daemons.wait_until(
-            self.ready,
+            lambda: self._heard() and self.ready(),
             f"{self.name} is ready",
-            needs=[self.daemon(program) for program in (CONTAINERD, KUBELET, KUBE_PROXY)],
+            needs=self.daemon_names,
             timeout_seconds=_READY_WITHIN_SECONDS,
         )
+
+    def _heard(self) -> bool:
+        """Whether the kubelet has renewed its lease since we started it; before, Ready is its predecessor's."""
+        try:
+            lease = self._control_plane.api.get(
+                f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{self.name}"
+            )
+        except (Unreachable, Refused):
+            return False
+        return datetime.fromisoformat(lease["spec"]["renewTime"]) >= self._kubelet_started
 
     def load(self, archive: Path) -> None:
         """Import an image archive (docker or OCI) into the node's containerd."""
@@ -129,9 +148,6 @@ class Node:
         # Not `ip netns exec`: it mounts a new /sys, which hides the cgroups.
         mount_namespace = mounts.namespace_file(self._slot.cluster, self.name)
         return ["nsenter", f"--mount={mount_namespace}", f"--net={network.namespace_file(self.addresses)}"]
-
-    def _enterable(self) -> bool:
-        return succeeds([*self.enter(), "true"])
 
     def _ctr(self) -> list[str | Path]:
         program = binaries.ensure(["ctr"])["ctr"]
@@ -150,14 +166,16 @@ class Node:
     def _configure(self) -> None:
         proxy = self._control_plane.kubeconfig_of(credentials.PROXY)
         authority = self._control_plane.credentials.authority
-        resolv_conf = self._state / "resolv.conf"
+        resolv_conf = nodeconfig.resolv_conf(Path("/etc/resolv.conf").read_text())
         lowerable = nodeconfig.may_lower_oom_scores(Path("/proc/self/status").read_text())
         files = {
             "containerd.toml": nodeconfig.containerd(self._state / "cni", restrict_oom_scores=not lowerable),
             "cni/10-pods.conflist": nodeconfig.cni(self.addresses),
-            "kubelet.json": nodeconfig.kubelet(self._cgroup, authority, resolv_conf),
+            "kubelet.json": nodeconfig.kubelet(
+                self._cgroup, authority, self._state / "resolv.conf", nodeconfig.name_servers(resolv_conf)
+            ),
             "kube-proxy.json": nodeconfig.kube_proxy(self.addresses, self._slot.pod_cidr, proxy),
-            "resolv.conf": nodeconfig.resolv_conf(Path("/etc/resolv.conf").read_text()),
+            "resolv.conf": resolv_conf,
         }
         for name, text in files.items():
             paths.write_atomically(self._state / name, text)

@@ -72,7 +72,7 @@ def cni(node: NodeAddresses) -> str:
     return _json({"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, ports]})
 
 
-def kubelet(cgroup: str, client_authority: Path, resolv_conf: Path) -> str:
+def kubelet(cgroup: str, client_authority: Path, resolv_conf_file: Path, name_servers: list[str]) -> str:
     """The kubelet's configuration. It asks the API server who may read logs and exec, as it should."""
     return _json(
         {
@@ -92,7 +92,8 @@ def kubelet(cgroup: str, client_authority: Path, resolv_conf: Path) -> str:
             "failSwapOn": False,
             "enforceNodeAllocatable": [],  # nodes share one machine: each believes it has all of it
             "oomScoreAdj": 0,
-            "resolvConf": str(resolv_conf),
+            "resolvConf": str(resolv_conf_file),
+            "clusterDNS": name_servers,  # none of our own: pods ask the host's; without any, each pod is warned about
             "maxPods": 110,
             "serializeImagePulls": False,
             # The machine's disk is shared and may be full of other things; images come back only by hand.
@@ -129,6 +130,12 @@ def kube_proxy(node: NodeAddresses, cluster_cidr: str, kubeconfig: Path) -> str:
             },
         }
     )
+
+
+def name_servers(resolv_conf_text: str) -> list[str]:
+    """The addresses in a resolv.conf."""
+    lines = (line.split() for line in resolv_conf_text.splitlines())
+    return [words[1] for words in lines if words[:1] == ["nameserver"] and len(words) > 1]
 
 
 def resolv_conf(host: str) -> str:

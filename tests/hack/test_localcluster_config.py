@@ -119,15 +119,19 @@ def test_pods_keep_their_addresses_between_nodes() -> None:
 
 
 def test_the_kubelet_asks_who_is_calling() -> None:
-    config = json.loads(nodeconfig.kubelet("hotweights-test/node-0", Path("/ca.crt"), Path("/resolv.conf")))
+    config = json.loads(
+        nodeconfig.kubelet("hotweights-test/node-0", Path("/ca.crt"), Path("/resolv.conf"), ["192.0.2.1"])
+    )
     assert config["authentication"]["anonymous"] == {"enabled": False}
     assert config["authorization"] == {"mode": "Webhook"}
+    assert config["clusterDNS"] == ["192.0.2.1"]
     assert config["cgroupRoot"] == "/hotweights-test/node-0"
 
 
 def test_name_servers_on_the_hosts_loopback_are_left_out() -> None:
     host = "# made by hand\nnameserver 127.0.0.53\nnameserver 192.0.2.1\nsearch example.org\n"
     assert nodeconfig.resolv_conf(host) == "nameserver 192.0.2.1\nsearch example.org\n"
+    assert nodeconfig.name_servers(nodeconfig.resolv_conf(host)) == ["192.0.2.1"]
 
 
 def test_mounts_below_a_folder_come_in_their_order() -> None:
