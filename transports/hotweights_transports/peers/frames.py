@@ -54,7 +54,7 @@ MAX_NBYTES = {
     Kind.CHUNKS: 64 * 1024,
     Kind.WELCOME: 1024,
     Kind.REFUSED: 4096,
-    Kind.CHUNK: 64 * 1024 * 1024,
+    Kind.CHUNK: 1024 * 1024 * 1024,  # the most that a manifest may make of one chunk; the usual is 4 MiB
     Kind.MISSING: 0,
     Kind.UNKNOWN: 0,
     Kind.WAITING: 0,

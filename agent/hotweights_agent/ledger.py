@@ -1,0 +1,105 @@
+"""Which chunk is to come from which source next: the account of one fetch.
+
+Every chunk begins at the first source and moves on to the next one when a source lacks it or fails; after the last source it
+begins again at the first, a bounded number of rounds. A source that gave wrong bytes is not asked again. Within a source, chunks
+go out in load order, those that came back from elsewhere too.
+
+Pure: no threads, no clock, no I/O. Whoever uses it from several threads brings the lock.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+from collections.abc import Collection, Sequence
+
+from hotweights_transports.peers.base import Want
+
+
+@dataclasses.dataclass(slots=True)
+class _Entry:
+    """One chunk that is still to come."""
+
+    number: int  # in load order
+    want: Want
+    source: int = 0
+    round: int = 0
+    taken: bool = False
+
+
+class Ledger:
+    def __init__(self, wants: Sequence[Want], sources: int, rounds: int) -> None:
+        if sources < 1 or rounds < 1:
+            raise ValueError(f"{sources} sources and {rounds} rounds bring nothing; there must be at least one of each")
+        self._open = {want.blake3: _Entry(number, want) for number, want in enumerate(wants)}
+        self._queues: list[list[int]] = [[] for _ in range(sources)]
+        self._queues[0] = list(range(len(wants)))  # ascending numbers are a heap
+        self._wants = list(wants)
+        self._rounds = rounds
+        self._banned: set[int] = set()
+        self.fetched_nbytes = [0] * sources
+        self.exhausted: Want | None = None
+        """A chunk that every source was asked for in vain, as often as there are rounds: the fetch has failed."""
+
+    @property
+    def done(self) -> bool:
+        return not self._open
+
+    def has_work(self, source: int) -> bool:
+        return any(self._is_queued(number, source) for number in self._queues[source])
+
+    def is_banned(self, source: int) -> bool:
+        return source in self._banned
+
+    def take(self, source: int) -> Want | None:
+        """The next chunk to ask `source` for."""
+        queue = self._queues[source]
+        while queue:
+            number = heapq.heappop(queue)
+            if self._is_queued(number, source):
+                entry = self._open[self._wants[number].blake3]
+                entry.taken = True
+                return entry.want
+        return None
+
+    def arrived(self, source: int, blake3: str) -> None:
+        """It is verified and stored, whoever was asked for it."""
+        if (entry := self._open.pop(blake3, None)) is not None:
+            self.fetched_nbytes[source] += entry.want.nbytes
+
+    def returned(self, source: int, again: Collection[str] = ()) -> None:
+        """`source` has answered: what it was asked for and did not bring moves on; `again` it may have later."""
+        for entry in [entry for entry in self._open.values() if entry.source == source and entry.taken]:
+            if entry.want.blake3 in again:
+                self._queue(entry)
+            else:
+                self._move_on(entry)
+
+    def failed(self, source: int, *, ban: bool = False) -> None:
+        """`source` is of no use now: everything that was to come from it goes on to the next one."""
+        if ban:
+            self._banned.add(source)
+        self._queues[source].clear()
+        for entry in list(self._open.values()):
+            if entry.source == source:
+                self._move_on(entry)
+
+    def _is_queued(self, number: int, source: int) -> bool:
+        entry = self._open.get(self._wants[number].blake3)
+        return entry is not None and entry.source == source and not entry.taken
+
+    def _move_on(self, entry: _Entry) -> None:
+        for _ in self._queues:
+            entry.source += 1
+            if entry.source == len(self._queues):
+                entry.source, entry.round = 0, entry.round + 1
+            if entry.source not in self._banned:
+                break
+        if entry.round >= self._rounds or entry.source in self._banned:
+            self.exhausted = entry.want
+            return
+        self._queue(entry)
+
+    def _queue(self, entry: _Entry) -> None:
+        entry.taken = False
+        heapq.heappush(self._queues[entry.source], entry.number)

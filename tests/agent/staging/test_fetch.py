@@ -1,0 +1,246 @@
+"""One version comes from whoever has it: parents, their stand-ins, the origin; however they fail."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hotweights_agent.fetch import ChunkSource, Fetch, FetchFailed, PeerSource, Persistence, Progress
+from hotweights_agent.store import Store
+from hotweights_transports.errors import Cancelled, NoCapacity
+from hotweights_transports.peers.base import PeerClient, PeerCorrupt, PeerServer, PeerTimeout, Want
+
+Checkpoint = Any  # conftest's; a conftest is no module to import from
+Table = Any
+Serve = Callable[[Store], PeerServer]
+Connect = Callable[[str], PeerClient]
+
+QUICK = Persistence(deadline_seconds=1.5, backoff_seconds=0.01, patience_seconds=0.0, again_seconds=0.02)
+
+
+@pytest.fixture
+def version(checkpoint: Callable[..., Checkpoint]) -> Checkpoint:
+    return checkpoint("v1", tuple(range(25)))
+
+
+def fetch(
+    store: Store, version: Checkpoint, *sources: ChunkSource, persistence: Persistence = QUICK, **more: Any
+) -> Progress:
+    with store.begin(version.manifest) as staging:
+        found = Fetch(staging.builder, sources, persistence=persistence, **more).run()
+        staging.commit()
+    return found
+
+
+def test_from_one_source_in_load_order(store: Store, version: Checkpoint, table: Table) -> None:
+    source = table(version.data)
+    found = fetch(store, version, source)
+    assert source.asked == list(version.data)
+    assert found == Progress(version.nbytes, version.nbytes, (("table", version.nbytes),))
+
+
+def test_a_dead_source_is_passed_over(store: Store, version: Checkpoint, table: Table, dead: Any) -> None:
+    first, second = dead(), table(version.data)
+    assert fetch(store, version, first, second).by_source == (("dead", 0), ("table", version.nbytes))
+    assert first.calls == 1
+
+
+def test_what_one_lacks_another_has(store: Store, version: Checkpoint, table: Table) -> None:
+    half = {blake3: version.data[blake3] for blake3 in list(version.data)[::2]}
+    first, second = table(half, "donor"), table(version.data, "origin")
+    assert dict(fetch(store, version, first, second).by_source) == {
+        "donor": len(half) * 4096,
+        "origin": (len(version.data) - len(half)) * 4096,
+    }
+    assert second.asked == list(version.data)[1::2]
+
+
+def test_a_source_that_dies_in_the_middle(store: Store, version: Checkpoint, table: Table) -> None:
+    def die(_want: Want) -> None:
+        if len(first.asked) == 30:
+            raise PeerTimeout("tcp://a:1", "not a byte for 10 s")
+
+    first, second = table(version.data, "first", die), table(version.data, "second")
+    found = dict(fetch(store, version, first, second).by_source)
+    assert found == {"first": 29 * 4096, "second": (len(version.data) - 29) * 4096}
+    assert second.asked == list(version.data)[29:]
+
+
+def test_a_liar_is_asked_once(store: Store, version: Checkpoint, table: Table) -> None:
+    wrong = {**version.data, list(version.data)[3]: bytes(4096)}
+    first, second = table(wrong, "liar"), table(version.data, "honest")
+    found = dict(fetch(store, version, first, second).by_source)
+    assert found == {"liar": 3 * 4096, "honest": (len(version.data) - 3) * 4096}
+    assert first.calls == 1
+
+
+def test_wrong_everywhere_names_the_chunk(store: Store, version: Checkpoint, table: Table) -> None:
+    wrong = {**version.data, list(version.data)[3]: bytes(4096)}
+    with pytest.raises(FetchFailed, match=r"model.safetensors: chunk 3 of tensor model\.layers\.0\.weight") as caught:
+        fetch(store, version, table(wrong, "a"), table(wrong, "b"))
+    assert caught.value.reason == "ChecksumMismatch"
+    assert not caught.value.transient
+    assert store.versions() == ()
+
+
+def test_nobody_has_it(store: Store, version: Checkpoint, table: Table, dead: Any) -> None:
+    gone = dead()
+    with pytest.raises(FetchFailed, match="from none of 2 sources; the disk is gone") as caught:
+        fetch(store, version, table({}), gone)
+    assert caught.value.reason == "SourceNotFound"
+    assert caught.value.transient
+    assert gone.calls == QUICK.rounds
+
+
+def test_a_parent_that_does_not_know_the_version_yet_is_waited_for(
+    store: Store, version: Checkpoint, table: Table
+) -> None:
+    data: dict[str, bytes] = {}
+    parent, origin = table(data, "parent", version_known=False), table(version.data, "origin")
+    threading.Timer(0.15, data.update, [version.data]).start()
+    persistence = Persistence(deadline_seconds=1.5, patience_seconds=1.0, again_seconds=0.02)
+    assert dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"] == 0
+
+
+def test_patience_ends(store: Store, version: Checkpoint, table: Table) -> None:
+    parent, origin = table({}, "parent", version_known=False), table(version.data, "origin")
+    persistence = Persistence(deadline_seconds=1.5, patience_seconds=0.1, again_seconds=0.02)
+    assert dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"] == version.nbytes
+    assert parent.calls > 2
+
+
+def test_cancel(store: Store, version: Checkpoint, table: Table) -> None:
+    cancel = threading.Event()
+
+    def slow(_want: Want) -> None:
+        if len(source.asked) == 5:
+            cancel.set()
+        time.sleep(0.01)
+
+    source = table(version.data, before=slow)
+    with pytest.raises(Cancelled):
+        fetch(store, version, source, cancel=cancel)
+    assert len(source.asked) < 50
+
+
+def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
+    source = table(version.data, before=lambda want: time.sleep(0.05))
+    with pytest.raises(FetchFailed, match=r"bytes came within 0\.2 s; raise staging.timeoutSeconds") as caught:
+        fetch(store, version, source, persistence=Persistence(deadline_seconds=0.2))
+    assert caught.value.reason == "StageTimeout"
+
+
+def test_progress_is_told(store: Store, version: Checkpoint, table: Table) -> None:
+    told: list[Progress] = []
+    source = table(version.data, before=lambda want: time.sleep(0.002))
+    fetch(store, version, source, progress=told.append, persistence=Persistence(progress_seconds=0.0))
+    done = [progress.done_nbytes for progress in told]
+    assert done == sorted(done)
+    assert done[-1] == version.nbytes
+    assert len(done) > 2
+
+
+def test_no_room_ends_it_at_once(store: Store, version: Checkpoint, table: Table) -> None:
+    def full(_want: Want) -> None:
+        raise NoCapacity("no memory for chunk")
+
+    other = table(version.data)
+    with pytest.raises(NoCapacity):
+        fetch(store, version, table(version.data, before=full), other)
+    assert other.calls == 0
+
+
+def test_a_version_that_is_here_in_parts_fetches_the_rest(
+    store: Store, checkpoint: Callable[..., Checkpoint], table: Table
+) -> None:
+    old, new = checkpoint("v0", (1, 2, 3)), checkpoint("v1", (1, 20, 3))
+    fetch(store, old, table(old.data))
+    source = table(new.data)
+    found = fetch(store, new, source)
+    assert found.needed_nbytes == new.nbytes // 3
+    assert source.asked == list(new.data)[4:8]
+    assert fetch(store, checkpoint("v2", (3, 1)), table({})).needed_nbytes == 0
+
+
+def test_nodes_in_a_chain_over_tcp(version: Checkpoint, table: Table, serve: Serve, connect: Connect) -> None:
+    """Four nodes: each child asks before its parent has anything, and has its first chunk before the head has its last."""
+    stores = [Store(available=lambda: 1 << 30) for _ in range(4)]
+    first: dict[int, float] = {}
+    last: dict[int, float] = {}
+
+    def run(number: int) -> None:
+        with stores[number].begin(version.manifest) as staging:
+            if number == 0:
+                source: ChunkSource = table(version.data, before=lambda want: time.sleep(0.004))
+            else:
+                source = PeerSource(connect(servers[number - 1].address), version.manifest.digest)
+
+            def told(progress: Progress) -> None:
+                if progress.done_nbytes:
+                    first.setdefault(number, time.monotonic())
+
+            persistence = Persistence(deadline_seconds=5, progress_seconds=0.0, again_seconds=0.02)
+            Fetch(staging.builder, [source], persistence=persistence, progress=told).run()
+            staging.commit()
+            last[number] = time.monotonic()
+
+    servers = [serve(store) for store in stores]
+    threads = [threading.Thread(target=run, args=(number,)) for number in reversed(range(4))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(store.versions()[0].phase == "Staged" for store in stores)
+    assert first[3] < last[0]
+    for store in stores:
+        store.release(version.manifest.digest)
+
+
+def test_a_parent_that_dies_in_a_chain_is_replaced(
+    version: Checkpoint, store: Store, table: Table, serve: Serve, connect: Connect
+) -> None:
+    parent, donor = Store(available=lambda: 1 << 30), Store(available=lambda: 1 << 30)
+    for holder in (parent, donor):
+        fetch(holder, version, table(version.data))
+    dying, living = serve(parent), serve(donor)
+    closer = threading.Thread(target=dying.close)
+
+    def told(progress: Progress) -> None:
+        if progress.done_nbytes and not closer.ident:
+            closer.start()
+
+    digest = version.manifest.digest
+    sources = [PeerSource(connect(server.address), digest) for server in (dying, living)]
+    persistence = Persistence(deadline_seconds=1.5, progress_seconds=0.0)
+    found = fetch(store, version, *sources, progress=told, persistence=persistence)
+    closer.join()
+    assert found.done_nbytes == version.nbytes
+    for holder in (parent, donor):
+        holder.release(digest)
+
+
+def test_bytes_that_changed_in_a_parents_memory_are_fetched_elsewhere(
+    version: Checkpoint, store: Store, table: Table, serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = Store(available=lambda: 1 << 30)
+    fetch(parent, version, table(version.data))
+    wrong, other = random.Random(1).sample(list(version.data), 2)
+    locate = parent.locate
+    monkeypatch.setattr(parent, "locate", lambda blake3: locate(other if blake3 == wrong else blake3))
+    client = connect(serve(parent).address)
+    with store.begin(version.manifest) as staging, pytest.raises(PeerCorrupt):
+        client.fetch_chunks(
+            version.manifest.digest,
+            [Want(wrong, 4096)],
+            lambda want, data: staging.builder.put(want.blake3, data) and None,
+        )
+    origin = table(version.data, "origin")
+    found = dict(fetch(store, version, PeerSource(client, version.manifest.digest), origin).by_source)
+    assert found["origin"] > 0
+    assert sum(found.values()) == version.nbytes
+    parent.release(version.manifest.digest)

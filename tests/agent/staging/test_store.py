@@ -1,0 +1,250 @@
+"""What a node holds, promises, lends and frees."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from hotweights_agent.store import Store, UnknownVersion, room
+from hotweights_transports.errors import Cancelled, Incomplete, NoCapacity, TransferError
+from hotweights_transports.peers.base import Lease, Pending
+
+Checkpoint = Any  # conftest's; a conftest is no module to import from
+NewCheckpoint = Callable[..., Checkpoint]
+
+
+@pytest.fixture
+def old(checkpoint: NewCheckpoint) -> Checkpoint:
+    return checkpoint("v0", (1, 2, 3, 4))
+
+
+@pytest.fixture
+def new(checkpoint: NewCheckpoint) -> Checkpoint:
+    """Half of it is as in `old`."""
+    return checkpoint("v1", (1, 2, 30, 40))
+
+
+def stage(store: Store, version: Checkpoint) -> None:
+    with store.begin(version.manifest) as staging:
+        for blake3 in staging.builder.missing:
+            staging.builder.put(blake3, version.data[blake3])
+        staging.commit()
+
+
+def read(store: Store, blake3: str) -> bytes:
+    lease = store.locate(blake3)
+    assert isinstance(lease, Lease)
+    try:
+        return os.pread(lease.fd, lease.nbytes, lease.offset)
+    finally:
+        lease.release()
+
+
+def test_a_version_is_staged_when_it_is_whole(store: Store, old: Checkpoint) -> None:
+    digest = old.manifest.digest
+    assert store.manifest(digest) is None
+    with store.begin(old.manifest) as staging:
+        assert store.manifest(digest) == old.manifest.canonical
+        assert [version.phase for version in store.versions()] == ["Fetching"]
+        with pytest.raises(Incomplete):
+            staging.commit()
+        with pytest.raises(UnknownVersion, match="not staged"):
+            store.image(digest)
+        for blake3 in staging.builder.missing:
+            staging.builder.put(blake3, old.data[blake3])
+        staging.commit()
+    assert [(version.digest, version.phase) for version in store.versions()] == [(digest, "Staged")]
+    with store.image(digest) as image:
+        assert image.manifest == old.manifest
+    assert all(read(store, blake3) == data for blake3, data in old.data.items())
+
+
+def test_what_is_here_is_not_fetched_and_takes_no_memory(store: Store, old: Checkpoint, new: Checkpoint) -> None:
+    stage(store, old)
+    before = store.usage()
+    with store.begin(new.manifest) as staging:
+        assert set(staging.builder.missing) == set(new.data) - set(old.data)
+        assert staging.needed_nbytes == staging.builder.new_nbytes == new.nbytes // 2
+        assert store.usage().promised == new.nbytes // 2
+        for blake3 in staging.builder.missing:
+            staging.builder.put(blake3, new.data[blake3])
+        staging.commit()
+    assert store.usage().held == before.held + new.nbytes // 2
+    assert store.release(old.manifest.digest)
+    assert all(read(store, blake3) == data for blake3, data in new.data.items())
+
+
+def test_a_staging_that_is_left_is_forgotten(store: Store, old: Checkpoint) -> None:
+    with store.begin(old.manifest) as staging:
+        staging.builder.put(staging.builder.missing[0], old.data[staging.builder.missing[0]])
+        assert store.usage().held > 0
+    assert store.versions() == ()
+    assert store.manifest(old.manifest.digest) is None
+    assert store.usage().promised == store.usage().held == 0
+    stage(store, old)
+
+
+def test_the_same_version_twice_is_refused(store: Store, old: Checkpoint) -> None:
+    with store.begin(old.manifest), pytest.raises(TransferError, match="on its way") as caught:
+        store.begin(old.manifest)
+    assert caught.value.reason == "AlreadyStaged"
+
+
+def test_too_little_memory_is_refused_before_the_first_byte(old: Checkpoint, new: Checkpoint) -> None:
+    store = Store(available=lambda: old.nbytes + 5000, reserve_nbytes=5000)
+    with store.begin(old.manifest):
+        with pytest.raises(
+            NoCapacity, match=rf"v1 needs {new.nbytes} bytes of memory, 0 are free.*raise the agent"
+        ) as caught:
+            store.begin(new.manifest)
+        assert caught.value.reason == "InsufficientMemory"
+    with store.begin(new.manifest):
+        pass
+
+
+def test_a_chunk_on_its_way_can_be_waited_for(store: Store, old: Checkpoint) -> None:
+    with store.begin(old.manifest) as staging:
+        first, second, *_ = staging.builder.missing
+        pending = store.locate(first)
+        assert isinstance(pending, Pending)
+        assert not pending.wait(0.01)
+        threading.Timer(0.05, staging.builder.put, [first, old.data[first]]).start()
+        assert pending.wait(1.5)
+        assert read(store, first) == old.data[first]
+        never = store.locate(second)
+        assert isinstance(never, Pending)
+    assert never.wait(0.0)
+    assert store.locate(second) is None
+
+
+def test_a_lease_outlives_the_version(store: Store, old: Checkpoint) -> None:
+    stage(store, old)
+    blake3, data = next(iter(old.data.items()))
+    lease = store.locate(blake3)
+    assert isinstance(lease, Lease)
+    assert store.release(old.manifest.digest)
+    assert store.locate(blake3) is None
+    assert os.pread(lease.fd, lease.nbytes, lease.offset) == data
+    lease.release()
+    with pytest.raises(OSError):
+        os.pread(lease.fd, lease.nbytes, lease.offset)
+
+
+def test_a_pin_outlives_the_version(store: Store, old: Checkpoint) -> None:
+    stage(store, old)
+    pin = store.image(old.manifest.digest)
+    store.release(old.manifest.digest)
+    assert os.fstat(pin.image.fds[0]).st_size > 0
+    pin.release()
+    pin.release()
+    with pytest.raises(OSError):
+        os.fstat(pin.image.fds[0])
+
+
+def test_release_of_what_is_not_staged(store: Store, old: Checkpoint) -> None:
+    assert not store.release(old.manifest.digest)
+    with store.begin(old.manifest):
+        assert not store.release(old.manifest.digest)
+
+
+def test_turns_are_limited_and_can_be_cancelled(store: Store) -> None:
+    cancel = threading.Event()
+    with store.turn(cancel):
+        threading.Timer(0.05, cancel.set).start()
+        with pytest.raises(Cancelled, match="waited for its turn"), store.turn(cancel):
+            pass
+        with pytest.raises(Cancelled) as caught, store.turn(threading.Event(), time.monotonic()):
+            pass
+        assert caught.value.reason == "DeadlineExceeded"
+    with store.turn(threading.Event()):
+        pass
+
+
+def test_room() -> None:
+    assert room(100, 30, 20) == 50
+    assert room(100, 90, 20) == 0
+
+
+SEEDS = [tuple(range(10)), tuple(range(5, 15)), tuple(range(20, 30)), tuple(range(8)) * 2, tuple(range(100, 120))]
+
+
+class Accounts(RuleBasedStateMachine):
+    """Whatever happens in whatever order, the account is right: memory is neither promised twice nor lost."""
+
+    LIMIT = 40 * 4 * 4096
+
+    def __init__(self, versions: list[Checkpoint]) -> None:
+        super().__init__()
+        self.store = Store(available=lambda: self.LIMIT - self.stored())
+        self.versions = versions
+        self.stagings: dict[int, Any] = {}
+
+    def stored(self) -> int:
+        """What the kernel would say is taken: sealed slabs, and what has been put so far."""
+        with self.store._changed:
+            held = list(self.store._held.values())
+        slabs = {id(slab): slab.nbytes for one in held if one.image for slab in one.image.slabs}
+        return sum(slabs.values()) + sum(one.stored_nbytes for one in held if one.image is None)
+
+    @rule(number=st.integers(0, 4))
+    def begin(self, number: int) -> None:
+        version = self.versions[number]
+        if version.manifest.digest in {held.digest for held in self.store.versions()}:
+            return
+        free = self.store.usage().free
+        try:
+            self.stagings[number] = self.store.begin(version.manifest)
+        except NoCapacity:
+            return
+        assert self.stagings[number].builder.new_nbytes <= free
+
+    @precondition(lambda self: self.stagings)
+    @rule(data=st.data(), count=st.integers(1, 12))
+    def put(self, data: st.DataObject, count: int) -> None:
+        number = data.draw(st.sampled_from(sorted(self.stagings)))
+        builder = self.stagings[number].builder
+        for blake3 in builder.missing[:count]:
+            assert builder.put(blake3, self.versions[number].data[blake3])
+
+    @precondition(lambda self: self.stagings)
+    @rule(data=st.data())
+    def end(self, data: st.DataObject) -> None:
+        number = data.draw(st.sampled_from(sorted(self.stagings)))
+        with self.stagings.pop(number) as staging:
+            if not staging.builder.missing:
+                staging.commit()
+
+    @rule(number=st.integers(0, 4))
+    def release(self, number: int) -> None:
+        self.store.release(self.versions[number].manifest.digest)
+
+    @invariant()
+    def the_account_is_right(self) -> None:
+        usage = self.store.usage()
+        assert usage.promised == sum(
+            staging.builder.nbytes(blake3) for staging in self.stagings.values() for blake3 in staging.builder.missing
+        )
+        assert usage.held + usage.promised <= self.LIMIT
+        assert usage.held == self.stored()
+
+    def teardown(self) -> None:
+        for staging in self.stagings.values():
+            with staging:
+                pass
+        for version in self.store.versions():
+            self.store.release(version.digest)
+        assert self.store.usage().held == self.store.usage().promised == 0
+
+
+def test_the_account_is_right_whatever_happens(checkpoint: NewCheckpoint) -> None:
+    versions = [checkpoint(f"v{number}", seeds) for number, seeds in enumerate(SEEDS)]
+    machine = cast(type[RuleBasedStateMachine], lambda: Accounts(versions))  # any factory does; its type says class
+    run_state_machine_as_test(machine, settings=settings(max_examples=15, stateful_step_count=20, deadline=None))
