@@ -44,7 +44,7 @@ def truncate(checkpoint: Path, nbytes: int = 1000) -> None:
 
 def edit_header(checkpoint: Path, change: Callable[[Header], None]) -> None:
     """Rewrite the header; the data stays as it is."""
-    header, start, data = _parts(checkpoint)
+    header, _, data = _parts(checkpoint)
     change(header)
     body = json.dumps(header).encode()
     body += b" " * (-len(body) % 8)
