@@ -25,8 +25,8 @@ Sink = Callable[[Chunk, memoryview], None]
 
 
 def default_workers() -> int:
-    """Enough to keep a disk busy while as many again hash and copy."""
-    return max(4, min(16, 2 * len(os.sched_getaffinity(0))))
+    """Enough to keep a disk busy while others hash and copy."""
+    return max(8, min(16, 2 * len(os.sched_getaffinity(0))))
 
 
 @dataclass(slots=True)

@@ -1,0 +1,54 @@
+"""The command line: which commands there are, and how any of them fails.
+
+Commands live in ``hotweights.commands``; they raise, and this module turns what they raise into one line that names the thing
+and the remedy. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import typer
+
+from hotweights.commands import manifest, publish
+from hotweights_planner.errors import Refused
+from hotweights_transports.errors import TransferError
+
+app = typer.Typer(
+    help="Put new weights into running vLLM pods.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("publish")(publish.publish)
+app.add_typer(manifest.app, name="manifest")
+
+
+@app.callback()
+def hotweights() -> None:
+    """Put new weights into running vLLM pods: publish a checkpoint as a version, check one, follow a rollout."""
+
+
+def main() -> None:
+    """Entry point of the script ``hotweights``."""
+    try:
+        app()
+    except (Refused, TransferError) as error:
+        _fail(error.reason, str(error), 1)
+    except OSError as error:
+        _fail("OSError", f"{error.filename or 'input or output'}: {error.strerror}", 1)
+    except KeyboardInterrupt:
+        _fail("Interrupted", "interrupted; nothing was written", 130)
+
+
+def _fail(reason: str, message: str, code: int) -> None:
+    if "--json" in sys.argv:
+        print(json.dumps({"error": {"reason": reason, "message": message}}))
+    else:
+        print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""``hotweights manifest``: what can be asked of a manifest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hotweights.commands.options import Json, progress, size_text
+from hotweights_planner.manifest import FILE_NAME
+from hotweights_transports.errors import SourceUnavailable
+from hotweights_transports.resolve import read_manifest
+from hotweights_transports.resolve import verify as verify_source
+from hotweights_transports.sources.file import open_folder
+
+MOST_SHOWN = 20
+
+app = typer.Typer(help="Check manifests.", no_args_is_help=True)
+
+
+@app.callback()
+def manifests() -> None:
+    """Check manifests."""
+
+
+@app.command("verify")
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint's folder.")],
+    manifest: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"The manifest (default: {FILE_NAME} in the folder).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Hold every byte of a checkpoint folder against its manifest; exit code 1 if one differs."""
+    path = manifest or folder / FILE_NAME
+    with open_folder(folder) as source, open_folder(path.parent) as beside:
+        nbytes = beside.files().get(path.name)
+        if nbytes is None:
+            raise SourceUnavailable(
+                f"{path} does not exist; write it with `hotweights publish`, or name it with --manifest"
+            )
+        expected = read_manifest(beside, path.name, nbytes)
+        with progress("verifying", expected.nbytes) as report:
+            differences = verify_source(source, expected, report)
+    if as_json:
+        shown = [asdict(difference) for difference in differences]
+        print(json.dumps({"ok": not differences, "digest": expected.digest, "differences": shown}))
+    elif differences:
+        for difference in differences[:MOST_SHOWN]:
+            typer.echo(f"error: {difference.message}", err=True)
+        if len(differences) > MOST_SHOWN:
+            typer.echo(f"error: and {len(differences) - MOST_SHOWN} more", err=True)
+    else:
+        print(f"{folder} is {expected.model} {expected.version} ({size_text(expected.nbytes)}, {expected.digest})")
+    if differences:
+        raise typer.Exit(1)

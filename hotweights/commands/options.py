@@ -1,0 +1,44 @@
+"""What several commands share: options, progress on standard error, and sizes for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from hotweights_transports.resolve import Progress as Report
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines; errors too.")]
+CheckpointFolder = Annotated[
+    Path, typer.Option("--checkpoint", metavar="DIR", help="Folder with .safetensors, config and tokenizer files.")
+]
+
+
+@contextmanager
+def progress(what: str, nbytes: int) -> Iterator[Report]:
+    """A bar of bytes on standard error while a terminal is there to see it."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=nbytes)
+        yield lambda done: bar.advance(task, done)
+
+
+def size_text(nbytes: float) -> str:
+    """``1.4 GB``."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if nbytes < 1000 or unit == "TB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"

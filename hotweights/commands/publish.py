@@ -1,0 +1,175 @@
+"""``hotweights publish``: a checkpoint folder becomes a version.
+
+It hashes the folder and writes the manifest, whose digest is the version's identity; with ``--emit`` it prints the
+WeightVersion that pins it. With ``--record-probes`` a vLLM, in whatever environment has one, answers a few prompts from a cold
+load first; engines are held to these tokens when they switch. It talks to no cluster.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+import hotweights as package
+import hotweights_transports
+from hotweights.commands.options import CheckpointFolder, Json, progress, size_text
+from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
+from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
+from hotweights_transports.checkpoint import read_checkpoint
+from hotweights_transports.errors import TransferError
+from hotweights_transports.resolve import publish as publish_source
+from hotweights_transports.sources.file import open_folder
+
+VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"
+
+
+def publish(
+    checkpoint: CheckpointFolder,
+    version: Annotated[str, typer.Option(metavar="V", help="Name of the version; pods will carry it as a label.")],
+    model: Annotated[str, typer.Option(metavar="NAME", help="Name of the model (default: the folder's name).")] = "",
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help=f"The manifest (default: {FILE_NAME} in the folder).")
+    ] = None,
+    emit: Annotated[bool, typer.Option("--emit", help="Print the WeightVersion to apply, digest pinned.")] = False,
+    source_uri: Annotated[
+        str,
+        typer.Option(
+            metavar="URI", help="With --emit: where the nodes find the folder (default: file:// and its path)."
+        ),
+    ] = "",
+    namespace: Annotated[str, typer.Option(metavar="NS", help="With --emit: the WeightVersion's namespace.")] = "",
+    record_probes: Annotated[
+        bool,
+        typer.Option("--record-probes", help=f"Record golden tokens with vLLM, run by the Python of ${VLLM_PYTHON}."),
+    ] = False,
+    probe_dtype: Annotated[str, typer.Option(metavar="T", help="With --record-probes: the pods' --dtype.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Hash a checkpoint folder and write the manifest that makes it a version.
+
+    Example: hotweights publish --checkpoint ./ckpt --model demo --version v1 --emit | kubectl apply -f -
+    """
+    model = model or checkpoint.resolve().name
+    _check_names(model, version)
+    target = output or checkpoint / FILE_NAME
+    if output is not None:
+        _check_target(output, checkpoint)
+    began = time.perf_counter()
+    with open_folder(checkpoint) as source:
+        found = read_checkpoint(source)
+        probes = _recorded_probes(checkpoint, probe_dtype) if record_probes else None
+        with progress("hashing", found.nbytes) as report:
+            manifest = publish_source(source, model, version, found, probes, report)
+    _write(target, manifest.canonical)
+    seconds = time.perf_counter() - began
+    uri = source_uri or "file://" + quote(str(checkpoint.resolve()))
+    custom_resource = weight_version(manifest, uri, namespace) if emit else None
+    if as_json:
+        print(json.dumps(_summary(manifest, target, seconds) | ({"weightVersion": custom_resource} if emit else {})))
+        return
+    rate = f"{size_text(manifest.nbytes)} in {seconds:.1f} s ({size_text(manifest.nbytes / seconds)}/s)"
+    counts = f"{len(manifest.tensors)} tensors, {manifest.chunk_count} chunks, {len(manifest.files)} side files"
+    typer.echo(f"Published {model} {version}: {counts}, {rate}", err=True)
+    typer.echo(f"manifest {target}\ndigest   {manifest.digest}", err=True)
+    if custom_resource is not None:
+        print(yaml.safe_dump(custom_resource, sort_keys=False), end="")
+
+
+def weight_version(manifest: Manifest, uri: str, namespace: str = "") -> dict[str, Any]:
+    """The WeightVersion of a manifest, with its digest pinned."""
+    metadata = {"name": object_name(manifest.model, manifest.version)} | ({"namespace": namespace} if namespace else {})
+    return {
+        "apiVersion": API_VERSION,
+        "kind": "WeightVersion",
+        "metadata": metadata,
+        "spec": {
+            "model": manifest.model,
+            "version": manifest.version,
+            "source": {"uri": uri},
+            "manifest": {"digest": manifest.digest},
+        },
+    }
+
+
+def object_name(model: str, version: str) -> str:
+    """``<model>-<version>`` as a Kubernetes name: lower case, and '-' for what may not stand there."""
+    name = re.sub(r"[^a-z0-9.]+", "-", f"{model}-{version}".lower())
+    return re.sub(r"-*\.[-.]*", ".", name).strip("-.")
+
+
+def _check_names(model: str, version: str) -> None:
+    for option, value in (("--model", model), ("--version", version)):
+        if not re.fullmatch(LABEL_VALUE_PATTERN, value):
+            rule = "at most 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit"
+            raise typer.BadParameter(f"{value!r} is no label value; give {rule}", param_hint=option)
+
+
+def _check_target(target: Path, checkpoint: Path) -> None:
+    if target.resolve().parent == checkpoint.resolve() and not target.name.endswith(".manifest.json"):
+        text = "it would become a file of the checkpoint; let its name end with .manifest.json, or write it elsewhere"
+        raise typer.BadParameter(f"{target} is in the checkpoint's folder, where {text}", param_hint="--output")
+    if not target.parent.is_dir():
+        raise typer.BadParameter(f"the folder {target.parent} does not exist; make it first", param_hint="--output")
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        Path(file.name).replace(target)
+    except OSError as error:
+        text = f"cannot write the manifest {target}: {error.strerror}; name another place with --output"
+        raise TransferError(text, "CannotWrite") from error
+
+
+def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
+    python = os.environ.get(VLLM_PYTHON, sys.executable)
+    roots = [Path(module.__path__[0]).parent for module in (package, hotweights_transports)]
+    path = os.pathsep.join([*map(str, dict.fromkeys(roots)), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [python, "-m", "hotweights.adapters.vllm.golden", str(checkpoint), "--dtype", dtype]
+    typer.echo("recording probes: a cold load by vLLM", err=True)
+    try:
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": path}, check=False)
+    except OSError as error:
+        text = f"cannot run {python}: {error.strerror}; set ${VLLM_PYTHON} to the Python of an environment with vLLM"
+        raise TransferError(text, "ProbesFailed") from error
+    if done.returncode:
+        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+        text = f"vLLM recorded no probes: {last or f'exit code {done.returncode}'}"
+        raise TransferError(f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM", "ProbesFailed")
+    try:
+        return TypeAdapter(tuple[Probe, ...]).validate_json(done.stdout)
+    except ValidationError as error:
+        text = f"{python} printed something else than probes: {error.errors()[0]['msg']}; are both of one release?"
+        raise TransferError(text, "ProbesFailed") from error
+
+
+def _summary(manifest: Manifest, target: Path, seconds: float) -> dict[str, Any]:
+    return {
+        "model": manifest.model,
+        "version": manifest.version,
+        "digest": manifest.digest,
+        "manifest": str(target),
+        "nbytes": manifest.nbytes,
+        "tensors": len(manifest.tensors),
+        "chunks": manifest.chunk_count,
+        "files": len(manifest.files),
+        "probes": len(manifest.probes or ()),
+        "seconds": round(seconds, 3),
+    }
