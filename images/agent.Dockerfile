@@ -1,9 +1,9 @@
 # The node agent, and the plugin folder that it lays out for vLLM. Build from the root: buildah bud -f images/agent.Dockerfile .
 # The base may be any image with Python 3.11 or later and its venv module. Where pip needs a configuration or a CA bundle, mount
 # them; they stay out of the layers: --secret id=pip,src=pip.conf --secret id=ca,src=ca.crt
-ARG BASE_IMAGE=docker.io/library/python:3.11-slim
+ARG BASE=docker.io/library/python:3.11-slim
 
-FROM ${BASE_IMAGE} AS build
+FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY crds crds
@@ -20,7 +20,7 @@ RUN --mount=type=secret,id=pip,target=/run/secrets/pip.conf --mount=type=secret,
     && /pip/bin/pip --python /opt/hotweights/venv/bin/python install --no-cache-dir ".[agent]" \
     && PYTHONSAFEPATH=1 /opt/hotweights/venv/bin/python -m hotweights.adapters.vllm.bundle /opt/hotweights/plugin
 
-FROM ${BASE_IMAGE}
+FROM ${BASE}
 COPY --from=build /opt/hotweights /opt/hotweights
 ENV PATH=/opt/hotweights/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 # Root, because it owns folders on the host; the chart drops every capability.

@@ -1,9 +1,9 @@
 # The operator. Build from the repository's root: buildah bud -f images/operator.Dockerfile .
 # The base may be any image with Python 3.11 or later and its venv module. Where pip needs a configuration or a CA bundle, mount
 # them; they stay out of the layers: --secret id=pip,src=pip.conf --secret id=ca,src=ca.crt
-ARG BASE_IMAGE=docker.io/library/python:3.11-slim
+ARG BASE=docker.io/library/python:3.11-slim
 
-FROM ${BASE_IMAGE} AS build
+FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY crds crds
@@ -19,7 +19,7 @@ RUN --mount=type=secret,id=pip,target=/run/secrets/pip.conf --mount=type=secret,
     python3 -m venv /pip && python3 -m venv --without-pip /opt/hotweights/venv \
     && /pip/bin/pip --python /opt/hotweights/venv/bin/python install --no-cache-dir ".[operator]"
 
-FROM ${BASE_IMAGE}
+FROM ${BASE}
 COPY --from=build /opt/hotweights /opt/hotweights
 ENV PATH=/opt/hotweights/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 USER 65532:65532

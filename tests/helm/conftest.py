@@ -1,0 +1,153 @@
+"""Real helm, real kubectl and a real API server with the chart installed: what a cluster would say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from localcluster import binaries
+from localcluster.controlplane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "helm" / "hotweights"
+NAMESPACE = "hotweights-system"
+SOURCE: dict[str, object] = {
+    "name": "models",
+    "path": "/models",
+    "hostPath": "/srv/models",
+    "namespaces": ["hotweights-samples"],
+}
+
+Body = dict[str, Any]
+
+
+class Refused(Exception):
+    """A command failed; the message is what it printed."""
+
+
+def command(words: Sequence[str | Path], text: str = "") -> str:
+    """What the command prints."""
+    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode:
+        raise Refused(done.stderr)
+    return done.stdout
+
+
+class Helm:
+    """helm, with values as Python data."""
+
+    def __init__(self, program: Path) -> None:
+        self._program = program
+
+    def template(self, values: Mapping[str, object] | None = None, *options: str) -> list[Body]:
+        """The rendered objects."""
+        words: list[str | Path] = [
+            self._program,
+            "template",
+            "hotweights",
+            CHART,
+            "-n",
+            NAMESPACE,
+            *options,
+            "--values=-",
+        ]
+        return [body for body in yaml.safe_load_all(command(words, json.dumps(values or {}))) if body]
+
+    def lint(self) -> str:
+        """Complains by raising."""
+        return command([self._program, "lint", "--strict", CHART])
+
+    def install(self, kubeconfig: Path, values: Mapping[str, object]) -> str:
+        """Install or upgrade; gives back the notes."""
+        words: list[str | Path] = [
+            self._program,
+            "upgrade",
+            "--install",
+            "hotweights",
+            CHART,
+            "-n",
+            NAMESPACE,
+            "--create-namespace",
+        ]
+        return command([*words, f"--kubeconfig={kubeconfig}", "--values=-"], json.dumps(values))
+
+
+class Kubectl:
+    """kubectl, as one identity."""
+
+    def __init__(self, program: Path, kubeconfig: Path) -> None:
+        self._program = program
+        self._kubeconfig = kubeconfig
+
+    def __call__(self, *words: str | Path, text: str = "") -> str:
+        """What it prints; `Refused` with what it complains about."""
+        return command([self._program, f"--kubeconfig={self._kubeconfig}", *words], text)
+
+    def create(self, body: Body, *options: str) -> Body:
+        """Create, and give back what the API server made of it."""
+        answer: Body = json.loads(self("create", "-o", "json", "-f", "-", *options, text=json.dumps(body)))
+        return answer
+
+    def dry_run(self, body: Body) -> Body:
+        """What the API server would make of it."""
+        return self.create(body, "--dry-run=server")
+
+    def get(self, *words: str) -> Body:
+        """One object."""
+        answer: Body = json.loads(self("get", *words, "-o", "json"))
+        return answer
+
+    def patch_status(self, kind: str, name: str, patch: Body, *options: str) -> str:
+        """A merge patch of the status subresource."""
+        return self("patch", kind, name, "--subresource=status", "--type=merge", "-p", json.dumps(patch), *options)
+
+
+@pytest.fixture(scope="session")
+def helm() -> Helm:
+    return Helm(binaries.ensure(["helm"])["helm"])
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def kubectl(control_plane: ControlPlane, helm: Helm) -> Kubectl:
+    """The admin's, in a cluster with the chart."""
+    admin = Kubectl(binaries.ensure(["kubectl"])["kubectl"], control_plane.kubeconfig)
+    helm.install(control_plane.kubeconfig, {"sources": [SOURCE]})
+    admin("apply", "-f", ROOT / "config" / "samples" / "namespace.yaml")
+    wait_for_policies(admin)
+    return admin
+
+
+def wait_for_policies(kubectl: Kubectl) -> None:
+    """The API server takes a moment to notice new policies: injection works, and a bad pod is refused."""
+    probe = opted_in("probe", {"name": "a", "image": "a"}, {"name": "b", "image": "b"})
+    for _ in range(100):
+        try:
+            kubectl.dry_run(probe)
+        except Refused as refusal:
+            if "hotweights.dev/container" in str(refusal):
+                return
+            raise
+    raise AssertionError("the policies were never noticed")
+
+
+def opted_in(name: str, *containers: Body, annotations: dict[str, str] | None = None, **spec: Any) -> Body:
+    """A pod with the label."""
+    metadata = {"name": name, "namespace": "default", "labels": {"hotweights.dev/inject": "true"}}
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {**metadata, "annotations": annotations or {}},
+        "spec": {"containers": list(containers), **spec},
+    }

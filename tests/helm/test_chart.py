@@ -1,0 +1,198 @@
+"""What the chart renders: rights, confinement, switches, and the values that it refuses."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helm.conftest import CHART, ROOT, SOURCE, Body, Helm, Refused
+
+pytestmark = pytest.mark.timeout(60, func_only=True)  # helm may have to be built first
+
+POLICIES = ("--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy")
+CLAIM = {"name": "shared", "persistentVolumeClaim": "weights", "namespaces": ["*"]}
+
+
+def of_kind(objects: list[Body], kind: str, name: str = "") -> list[Body]:
+    return [body for body in objects if body["kind"] == kind and name in body["metadata"]["name"]]
+
+
+def pod_spec(objects: list[Body], component: str) -> Body:
+    (workload,) = (
+        body
+        for body in objects
+        if body["kind"] in ("Deployment", "DaemonSet") and component in body["metadata"]["name"]
+    )
+    spec: Body = workload["spec"]["template"]["spec"]
+    return spec
+
+
+def rights(objects: list[Body], component: str) -> set[tuple[str, str]]:
+    """(resource, verb) of every rule, whatever its scope."""
+    roles = of_kind(objects, "ClusterRole", component) + of_kind(objects, "Role", component)
+    return {
+        (resource, verb)
+        for role in roles
+        for rule in role["rules"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_lint_is_clean(helm: Helm) -> None:
+    assert "0 chart(s) failed" in helm.lint()
+
+
+def test_the_chart_has_the_distributions_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+
+@pytest.mark.parametrize("component", ["operator", "agent"])
+def test_pods_are_confined(helm: Helm, component: str) -> None:
+    spec = pod_spec(helm.template(), component)
+    (container,) = spec["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["securityContext"].get("runAsNonRoot", False) == (component == "operator")
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+
+
+def test_the_agents_rights_are_these_and_no_others(helm: Helm) -> None:
+    read = {(resource, verb) for resource in ("pods", "nodeweights") for verb in ("get", "list", "watch")}
+    writes = {("pods/status", "patch"), ("nodeweights/status", "patch"), ("tokenreviews", "create")}
+    assert rights(helm.template(), "agent") == read | writes
+
+
+def test_the_operator_writes_no_pods_and_reads_no_secrets(helm: Helm) -> None:
+    granted = rights(helm.template(), "operator")
+    assert {verb for resource, verb in granted if resource in ("pods", "nodes")} == {"get", "list", "watch"}
+    assert {resource for resource, _ in granted} == {
+        *("weightversions", "weightrollouts", "weightversions/status", "weightrollouts/status"),
+        *("nodeweights", "pods", "nodes", "events"),
+    }
+
+
+def test_one_operator_at_a_time(helm: Helm) -> None:
+    (deployment,) = of_kind(helm.template(), "Deployment")
+    assert deployment["spec"]["replicas"] == 1
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+
+
+def test_the_chart_carries_the_same_definitions_as_crds(helm: Helm) -> None:
+    rendered = {body["metadata"]["name"]: body for body in of_kind(helm.template(), "CustomResourceDefinition")}
+    for path in sorted((ROOT / "crds").glob("*.yaml")):
+        plain = yaml.safe_load(path.read_text())
+        ours = rendered.pop(plain["metadata"]["name"])
+        assert ours["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+        assert ours["spec"] == plain["spec"]
+    assert not rendered
+
+
+def test_definitions_can_be_left_out_or_given_to_helm(helm: Helm) -> None:
+    assert not of_kind(helm.template({"crds": {"enabled": False}}), "CustomResourceDefinition")
+    for body in of_kind(helm.template({"crds": {"keep": False}}), "CustomResourceDefinition"):
+        assert "helm.sh/resource-policy" not in body["metadata"]["annotations"]
+
+
+def test_sources_are_mounted_read_only_and_configured(helm: Helm) -> None:
+    objects = helm.template({"sources": [SOURCE, CLAIM]})
+    spec = pod_spec(objects, "agent")
+    mounts = {mount["name"]: mount for mount in spec["containers"][0]["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert mounts["source-models"] == {"name": "source-models", "mountPath": "/models", "readOnly": True}
+    assert mounts["source-shared"] == {"name": "source-shared", "mountPath": "/pvc/weights", "readOnly": True}
+    assert volumes["source-models"]["hostPath"] == {"path": "/srv/models", "type": "Directory"}
+    assert volumes["source-shared"]["persistentVolumeClaim"] == {"claimName": "weights", "readOnly": True}
+
+
+def test_a_changed_source_restarts_the_agents(helm: Helm) -> None:
+    def checksum(values: Body) -> Any:
+        (agents,) = of_kind(helm.template(values), "DaemonSet")
+        return agents["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+
+    assert checksum({"sources": [SOURCE]}) == checksum({"sources": [SOURCE]})
+    assert checksum({"sources": [SOURCE]}) != checksum({"sources": [{**SOURCE, "namespaces": ["other"]}]})
+
+
+def test_injection_needs_its_api_and_its_switch(helm: Helm) -> None:
+    def injects(*options: str, **inject: object) -> bool:
+        return bool(of_kind(helm.template({"inject": inject}, *options), "MutatingAdmissionPolicy"))
+
+    assert injects(*POLICIES)
+    assert not injects(*POLICIES, enabled=False)
+    assert not injects("--kube-version", "1.33.0")
+
+
+def test_images_are_named_by_registry_and_tag(helm: Helm) -> None:
+    objects = helm.template({"image": {"registry": "registry.example.com/team/", "tag": "2"}})
+    assert pod_spec(objects, "agent")["containers"][0]["image"] == "registry.example.com/team/hotweights-agent:2"
+    assert re.fullmatch(
+        r"localhost/hotweights-operator:[0-9.]+", pod_spec(helm.template(), "operator")["containers"][0]["image"]
+    )
+
+
+def test_switches_render(helm: Helm) -> None:
+    peers: list[Body] = [{"namespaceSelector": {}}]
+    objects = helm.template(
+        {
+            "podMonitor": {"enabled": True},
+            "networkPolicy": {"enabled": True, "metricsFrom": peers},
+            "rbac": {"aggregate": False},
+        }
+    )
+    assert len(of_kind(objects, "PodMonitor")) == 1
+    assert [body["metadata"]["name"] for body in of_kind(objects, "NetworkPolicy")] == [
+        "hotweights-agent",
+        "hotweights-operator",
+    ]
+    assert {body["metadata"]["name"] for body in of_kind(objects, "ClusterRole")} == {
+        "hotweights-agent",
+        "hotweights-operator",
+    }
+
+
+def test_extra_settings_reach_the_pods(helm: Helm) -> None:
+    extra = {
+        "extraEnv": [{"name": "A", "value": "b"}],
+        "priorityClassName": "system-node-critical",
+        "nodeSelector": {"gpu": "yes"},
+        "podLabels": {"team": "x"},
+        "podAnnotations": {"note": "y"},
+    }
+    for component in ("operator", "agent"):
+        objects = helm.template({component: extra})
+        spec = pod_spec(objects, component)
+        assert {"name": "A", "value": "b"} in spec["containers"][0]["env"]
+        assert (spec["priorityClassName"], spec["nodeSelector"]) == ("system-node-critical", {"gpu": "yes"})
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        pytest.param({"agents": {}}, "agents", id="unknown key"),
+        pytest.param({"agent": {"resource": {}}}, "resource", id="unknown nested key"),
+        pytest.param({"inject": {"bootPolicy": "hold"}}, "bootPolicy", id="boot policy"),
+        pytest.param({"agent": {"resources": {"limits": {"memory": None}}}}, "memory", id="no memory limit"),
+        pytest.param({"handoff": {"type": "csi"}}, "type", id="handoff not built yet"),
+        pytest.param({"sources": [{**SOURCE, "path": "/"}]}, "path", id="the whole file system"),
+        pytest.param({"sources": [{**SOURCE, "hostPath": "/srv/../etc"}]}, "hostPath", id="path climbs"),
+        pytest.param({"sources": [{**SOURCE, "namespaces": []}]}, "namespaces", id="nobody may read it"),
+        pytest.param({"sources": [{**SOURCE, "persistentVolumeClaim": "a"}]}, "sources", id="two volumes"),
+        pytest.param({"sources": [{"name": "a", "namespaces": ["*"]}]}, "sources", id="no volume"),
+        pytest.param(
+            {"inject": {"tokenExpirationSeconds": 60}}, "tokenExpirationSeconds", id="below the API server's least"
+        ),
+    ],
+)
+def test_values_that_are_refused(helm: Helm, values: Body, complaint: str) -> None:
+    with pytest.raises(Refused, match=complaint):
+        helm.template(values)

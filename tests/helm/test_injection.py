@@ -1,0 +1,264 @@
+"""What one label does to a pod, on the real API server."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helm.conftest import CHART, ROOT, Body, Kubectl, Refused, opted_in
+
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(60, func_only=True)]
+
+SAMPLES = ROOT / "config" / "samples"
+PLUGIN = f"/run/hotweights/plugin/{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
+VLLM: Body = {"name": "vllm", "image": "vllm"}
+SIDECAR: Body = {"name": "proxy", "image": "proxy", "env": [{"name": "VLLM_PLUGINS", "value": "untouched"}]}
+
+
+def environment(pod: Body, container: int = 0) -> dict[str, str]:
+    """The plain variables of a container."""
+    return {entry["name"]: entry.get("value", "") for entry in pod["spec"]["containers"][container].get("env", [])}
+
+
+def ours(pod: Body) -> Body:
+    """The spec without what the API server adds to any pod, with lists in an order that can be compared."""
+    spec = copy.deepcopy(pod["spec"])
+
+    def own(entries: list[Any]) -> list[Any]:
+        return sorted(
+            (entry for entry in entries if not entry["name"].startswith("kube-api-access")),
+            key=lambda e: str(e["name"]),
+        )
+
+    spec["volumes"] = own(spec["volumes"])
+    for container in spec["containers"]:
+        container["volumeMounts"] = own(container["volumeMounts"])
+        container["env"] = own(container["env"])
+    result: Body = spec
+    return result
+
+
+def with_env(*env: Body) -> Body:
+    return {**VLLM, "env": list(env)}
+
+
+def test_a_pod_without_the_label_stays_as_it_is(kubectl: Kubectl) -> None:
+    pod = opted_in("plain", VLLM)
+    pod["metadata"]["labels"] = {"hotweights.dev/inject": "false"}
+    spec = kubectl.dry_run(pod)["spec"]
+    assert "readinessGates" not in spec
+    assert "env" not in spec["containers"][0]
+
+
+def test_the_only_container_gets_everything(kubectl: Kubectl) -> None:
+    pod = kubectl.dry_run(opted_in("one", VLLM))
+    assert pod["spec"]["readinessGates"] == [{"conditionType": "hotweights.dev/weights"}]
+    env = pod["spec"]["containers"][0]["env"]
+    assert env[0] == {
+        "name": "HOTWEIGHTS_NODE",
+        "valueFrom": {"fieldRef": {"apiVersion": "v1", "fieldPath": "spec.nodeName"}},
+    }, "a variable may refer only to one before it"
+    assert environment(pod) == {
+        "HOTWEIGHTS_NODE": "",
+        "HOTWEIGHTS_SOCKET": "/run/hotweights/$(HOTWEIGHTS_NODE)/agent.sock",
+        "HOTWEIGHTS_TOKEN_FILE": "/var/run/secrets/hotweights/token",
+        "HOTWEIGHTS_BOOT_POLICY": "Hold",
+        "HOTWEIGHTS_BOOT_TIMEOUT_SECONDS": "120",
+        "PYTHONPATH": PLUGIN,
+        "VLLM_PLUGINS": "hotweights,hotweights_server",
+    }
+    volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
+    assert volumes["hotweights"]["hostPath"] == {"path": "/run/hotweights", "type": "Directory"}
+    assert volumes["hotweights-token"]["projected"]["sources"] == [
+        {"serviceAccountToken": {"audience": "hotweights-agent", "expirationSeconds": 3600, "path": "token"}}
+    ]
+    mounts = {mount["name"]: mount for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+    assert mounts["hotweights"] == {"name": "hotweights", "mountPath": "/run/hotweights", "readOnly": True}
+    assert mounts["hotweights-token"]["readOnly"]
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["first", "second"])
+def test_the_annotation_names_the_engine(kubectl: Kubectl, position: int) -> None:
+    containers = [SIDECAR, SIDECAR | {"name": "other"}]
+    containers[position] = VLLM
+    pod = kubectl.dry_run(opted_in("two", *containers, annotations={"hotweights.dev/container": "vllm"}))
+    assert environment(pod, position)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
+    assert environment(pod, 1 - position) == {"VLLM_PLUGINS": "untouched"}
+
+
+def test_what_the_user_set_is_merged_or_kept(kubectl: Kubectl) -> None:
+    pod = kubectl.dry_run(
+        opted_in(
+            "merged",
+            with_env(
+                {"name": "VLLM_PLUGINS", "value": "mine,hotweights"},
+                {"name": "PYTHONPATH", "value": "/a:/b"},
+                {"name": "AFTER", "value": "$(VLLM_PLUGINS)"},
+                {"name": "HOTWEIGHTS_BOOT_TIMEOUT_SECONDS", "value": "7"},
+            ),
+        )
+    )
+    env = environment(pod)
+    assert env["VLLM_PLUGINS"] == "mine,hotweights,hotweights_server"
+    assert env["PYTHONPATH"] == f"{PLUGIN}:/a:/b"
+    assert env["HOTWEIGHTS_BOOT_TIMEOUT_SECONDS"] == "7"
+    names = list(env)
+    assert [name for name in names if name in ("VLLM_PLUGINS", "PYTHONPATH", "AFTER")] == [
+        "VLLM_PLUGINS",
+        "PYTHONPATH",
+        "AFTER",
+    ]
+
+
+def test_empty_values_count_as_none(kubectl: Kubectl) -> None:
+    pod = kubectl.dry_run(opted_in("empty", with_env({"name": "VLLM_PLUGINS", "value": ""}, {"name": "PYTHONPATH"})))
+    assert environment(pod)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
+    assert environment(pod)["PYTHONPATH"] == PLUGIN
+
+
+def test_a_users_own_gates_and_volumes_stay(kubectl: Kubectl) -> None:
+    container = {**VLLM, "volumeMounts": [{"name": "mine", "mountPath": "/mine"}]}
+    pod = kubectl.dry_run(
+        opted_in(
+            "gates",
+            container,
+            readinessGates=[{"conditionType": "example.com/a"}],
+            volumes=[{"name": "mine", "emptyDir": {}}],
+        )
+    )
+    assert [gate["conditionType"] for gate in pod["spec"]["readinessGates"]] == [
+        "example.com/a",
+        "hotweights.dev/weights",
+    ]
+    assert {"mine", "hotweights", "hotweights-token"} <= {volume["name"] for volume in pod["spec"]["volumes"]}
+
+
+def test_a_pod_without_api_token_is_injected_too(kubectl: Kubectl) -> None:
+    pod = kubectl.dry_run(opted_in("no-token", VLLM, automountServiceAccountToken=False))
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["hotweights", "hotweights-token"]
+
+
+def test_the_annotation_sets_the_boot_policy(kubectl: Kubectl) -> None:
+    pod = kubectl.dry_run(opted_in("serve", VLLM, annotations={"hotweights.dev/boot-policy": "Serve"}))
+    assert environment(pod)["HOTWEIGHTS_BOOT_POLICY"] == "Serve"
+
+
+def test_injecting_twice_changes_nothing(kubectl: Kubectl) -> None:
+    """As when another policy or webhook changes the pod, and ours runs again."""
+    first = kubectl.dry_run(
+        opted_in("twice", with_env({"name": "VLLM_PLUGINS", "value": "mine"}, {"name": "PYTHONPATH", "value": "/a"}))
+    )
+    again = {**opted_in("twice"), "spec": first["spec"]}
+    assert ours(kubectl.dry_run(again)) == ours(first)
+
+
+def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> None:
+    """Real reinvocation: a second mutating policy, that sorts after ours, adds a variable."""
+    expression = (
+        "Object{spec: Object.spec{containers: object.spec.containers.map(c, Object.spec.containers{name: c.name,"
+        " env: [Object.spec.containers.env{name: 'LATER', value: 'yes'}]})}}"
+    )
+    policy = {
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingAdmissionPolicy",
+        "metadata": {"name": "zz-later"},
+        "spec": {
+            "reinvocationPolicy": "IfNeeded",
+            "matchConstraints": {
+                "objectSelector": {"matchLabels": {"later": "yes"}},
+                "resourceRules": [
+                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+                ],
+            },
+            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}],
+        },
+    }
+    kubectl.create(policy)
+    kubectl.create({**policy, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": "zz-later"}})
+    try:
+        pod = opted_in("reinvoked", VLLM)
+        pod["metadata"]["labels"]["later"] = "yes"
+        for _ in range(50):
+            made = kubectl.dry_run(pod)
+            if "LATER" in environment(made):
+                break
+        assert environment(made)["LATER"] == "yes"
+        assert made["spec"]["readinessGates"] == [{"conditionType": "hotweights.dev/weights"}]
+        names = [entry["name"] for entry in made["spec"]["containers"][0]["env"]]
+        assert len(names) == len(set(names))
+    finally:
+        kubectl("delete", "mutatingadmissionpolicies,mutatingadmissionpolicybindings", "zz-later")
+
+
+@pytest.mark.parametrize(
+    ("pod", "complaint"),
+    [
+        pytest.param(
+            opted_in("x", VLLM, SIDECAR),
+            r"several containers \(vllm, proxy\).* set the annotation hotweights.dev/container to its name",
+            id="two containers",
+        ),
+        pytest.param(
+            opted_in("x", VLLM, annotations={"hotweights.dev/container": "engine"}),
+            'names "engine", but the pod has: vllm',
+            id="annotation names nobody",
+        ),
+        pytest.param(
+            opted_in("x", VLLM, annotations={"hotweights.dev/boot-policy": "hold"}),
+            'hotweights.dev/boot-policy is "hold": write Hold or Serve',
+            id="boot policy",
+        ),
+        pytest.param(
+            opted_in("x", with_env({"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})),
+            "PYTHONPATH comes from a reference .*: write it as a plain value",
+            id="variable by reference",
+        ),
+    ],
+)
+def test_pods_that_could_never_be_ready_are_refused(kubectl: Kubectl, pod: Body, complaint: str) -> None:
+    with pytest.raises(Refused, match=complaint):
+        kubectl.dry_run(pod)
+
+
+def test_a_reference_in_another_container_does_not_matter(kubectl: Kubectl) -> None:
+    other = {**SIDECAR, "env": [{"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}
+    pod = kubectl.dry_run(opted_in("other", VLLM, other, annotations={"hotweights.dev/container": "vllm"}))
+    assert environment(pod)["PYTHONPATH"] == PLUGIN
+
+
+@pytest.mark.parametrize(
+    ("level", "objection"),
+    [
+        ("baseline", r'hostPath volumes \(volume "hotweights"\)'),
+        ("restricted", r'volume "hotweights" uses restricted volume type "hostPath"'),
+    ],
+)
+def test_pod_security_refuses_the_host_folder(kubectl: Kubectl, level: str, objection: str) -> None:
+    labels = {"pod-security.kubernetes.io/enforce": level}
+    kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": level, "labels": labels}})
+    pod = opted_in("x", VLLM)
+    pod["metadata"]["namespace"] = level
+    with pytest.raises(Refused, match=f'violates PodSecurity "{level}:latest".*{objection}'):
+        kubectl.dry_run(pod)
+
+
+def test_the_patch_by_hand_equals_the_injection(kubectl: Kubectl) -> None:
+    kubectl("apply", "-f", SAMPLES / "vllm.yaml")
+    try:
+        template = kubectl.get("deployment", "tiny-llama", "-n", "hotweights-samples")["spec"]["template"]
+        patch = ("patch", "deployment", "tiny-llama", "-n", "hotweights-samples", "--dry-run=server", "-o", "json")
+        by_hand = yaml.safe_load(kubectl(*patch, "--patch-file", SAMPLES / "manual-injection.yaml"))["spec"]["template"]
+    finally:
+        kubectl("delete", "-f", SAMPLES / "vllm.yaml")
+
+    def as_pod(template: Body) -> Body:
+        metadata = {"name": "x", "namespace": "default", "labels": template["metadata"]["labels"]}
+        return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
+
+    assert by_hand != template
+    untouched = as_pod(copy.deepcopy(by_hand))
+    del untouched["metadata"]["labels"]["hotweights.dev/inject"]
+    assert ours(kubectl.dry_run(untouched)) == ours(kubectl.dry_run(as_pod(template)))
