@@ -32,7 +32,7 @@ BITS_OF_DTYPE = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 
-_DIGITS_TOO_MANY = re.compile(r"\d{20}")  # more than any 64 bit number; Python would gladly parse a million of them
+_DIGITS_TOO_MANY = re.compile(r"\d{21}")  # more than any 64 bit number; Python would gladly parse a million of them
 
 
 @dataclass(frozen=True, slots=True)

@@ -221,7 +221,7 @@ def _check(manifest: Manifest, where: str) -> None:
     _check_file_names([file.name for file in manifest.files], where)
     names: set[str] = set()
     done: set[str] = set()
-    file, end = "", 0
+    file, end = None, 0
     for tensor in manifest.tensors:
         fault = check_tensor_name(tensor.name)
         if fault:
@@ -231,11 +231,11 @@ def _check(manifest: Manifest, where: str) -> None:
         names.add(tensor.name)
         _check_tensor(tensor, manifest.chunk_bytes, where)
         if tensor.file != file:
-            done.add(file)
             file, end = tensor.file, 0
             _check_file_names([file], where)
             if file in done:
                 raise BadManifest(where, f"tensor {tensor.name}: the tensors of {file} do not stand together")
+            done.add(file)
         if tensor.offset < end:
             raise BadManifest(where, f"tensor {tensor.name}: begins at byte {tensor.offset} of {file}, before {end}")
         end = tensor.offset + tensor.nbytes
