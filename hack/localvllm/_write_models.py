@@ -50,7 +50,7 @@ def build(arch: str, layers: int, hidden: int) -> Any:
     ))  # fmt: skip
 
 
-def write(dir: str, arch: str, seed: int, shards: int, dtype: str, layers: int, hidden: int) -> None:  # noqa: A002
+def write(dir: str, arch: str, seed: int, shards: int, dtype: str, layers: int, hidden: int) -> None:
     torch.manual_seed(seed)
     model = build(arch, layers, hidden)
     with torch.no_grad():

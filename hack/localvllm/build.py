@@ -55,7 +55,8 @@ def ensure() -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     with _locked(place.with_suffix(".lock")):
         if not place.is_dir():
-            for rest in place.parent.glob(f"{place.name}.building-*"):  # of builds that were interrupted: we hold the lock
+            # We hold the lock: whatever lies there is of a build that was interrupted.
+            for rest in place.parent.glob(f"{place.name}.building-*"):
                 shutil.rmtree(rest, ignore_errors=True)
             _build(place)
     return place
@@ -70,15 +71,14 @@ def _build(place: Path) -> None:
         _run([*uv, "venv", "--quiet", "--python", sys.executable, str(partial)], "create the virtual environment")
         interpreter = partial / "bin" / "python"
         # No dependencies: the file lists them all, and vLLM's own metadata would bring back what must be absent.
-        install = ["pip", "install", "--python", str(interpreter), "--no-deps", "--requirement", str(REQUIREMENTS)]
+        install = ["pip", "install", "--python", str(interpreter), "--no-deps", "--compile-bytecode"]
         _run([*uv, *install], "install the pinned packages")
         _say("checking that it imports")
         _run([str(interpreter), "-c", "import torch, vllm"], "import vLLM")
-        shutil.rmtree(partial / "uv", ignore_errors=True)
         partial.rename(place)
-    except BaseException:
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
+        shutil.rmtree(_uv_home(partial), ignore_errors=True)
     _say(f"ready after {time.monotonic() - started:.0f} s")
 
 
@@ -88,17 +88,21 @@ def _uv(partial: Path) -> list[str]:
         if candidate and Path(candidate).is_file():
             return [str(candidate)]
     _say(f"fetching uv {UV_VERSION}")
-    home = partial.with_name(partial.name + "-uv")  # swept with the other rests of builds
+    home = _uv_home(partial)
     _run([sys.executable, "-m", "venv", str(home)], "create an environment for uv")
     _run([str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"], "fetch uv")
     return [str(home / "bin" / "uv")]
+
+
+def _uv_home(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}-uv")
 
 
 def _run(command: list[str], what: str) -> None:
     # uv hard-links from its cache where it can; copying 6 GB is the fallback that it announces as a warning.
     result = subprocess.run(command, check=False, stdout=sys.stderr, env={**os.environ, "UV_LINK_MODE": "hardlink"})
     if result.returncode:
-        raise BuildError(f"could not {what} (exit {result.returncode}; output above); nothing was left behind, run it again")
+        raise BuildError(f"could not {what} (exit {result.returncode}, output above); it left nothing, run it again")
 
 
 @contextmanager

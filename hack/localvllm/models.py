@@ -35,7 +35,7 @@ class Model:
 
 
 def make_model(
-    dir: Path,  # noqa: A002 - what it is
+    dir: Path,
     arch: str,
     seed: int,
     shards: int = 1,

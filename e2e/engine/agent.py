@@ -1,0 +1,183 @@
+"""A stand-in for the node's agent: it speaks the wire, believes every token, and does what the test says."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from e2e.engine.images import Image
+from hotweights_transports.handoff import wire
+
+
+class Gone(Exception):
+    """The engine's process closed its connection."""
+
+
+@dataclass
+class Peer:
+    """One process of an engine."""
+
+    sock: socket.socket
+    hello: wire.Hello
+    answers: dict[int, wire.Frame] = field(default_factory=dict)
+    states: list[wire.State] = field(default_factory=list)
+    gone: bool = False
+
+
+class Agent:
+    """Listens at ``path``. ``boot`` says what a booting engine is told: an image to commit, "keep", or nothing at all."""
+
+    def __init__(self, path: Path, boot: Image | str | None = "keep") -> None:
+        self.path = path
+        self.boot = boot
+        self.token = 1
+        self._id = 0
+        self._changed = threading.Condition()
+        self.peers: dict[str | int, Peer] = {}
+        self.hellos: list[wire.Hello] = []
+        self.boots: list[wire.Frame] = []
+        self.up()
+
+    def up(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind(str(self.path))
+        self._listener.listen(16)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def down(self) -> None:
+        """As when the agent's process dies: the socket and every connection go."""
+        with self._changed:
+            _shut(self._listener)
+            self.path.unlink(missing_ok=True)
+            for peer in self.peers.values():
+                _shut(peer.sock)
+        self.until(lambda: not self.peers)
+
+    def until(self, condition: Callable[[], Any], seconds: float = 300.0, alive: Callable[[], bool] = lambda: True) -> Any:
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            while not (result := condition()):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"not within {seconds} s; connected: {list(self.peers)}")
+                if not alive():
+                    raise Gone("the process has ended")
+                self._changed.wait(0.1)
+            return result
+
+    def whole(self, ranks: int = 1) -> bool:
+        return all(key in self.peers for key in ("server", *range(ranks)))
+
+    def ranks(self) -> list[int]:
+        return [key for key in self.peers if isinstance(key, int)]
+
+    def prepare(self, image: Image, seconds: float = 120.0) -> list[wire.Frame]:
+        """Prepare on every rank; their answers, by rank."""
+        frames = [(rank, wire.Prepare(self._next(), image.digest, len(image.fds) - 1)) for rank in sorted(self.ranks())]
+        for rank, frame in frames:
+            wire.send(self.peers[rank].sock, frame, tuple(image.fds))
+        return [self._answer(rank, frame.id, seconds) for rank, frame in frames]
+
+    def release(self, digest: str) -> list[wire.Frame]:
+        return [self._ask(rank, wire.Release(self._next(), digest)) for rank in sorted(self.ranks())]
+
+    def start_commit(self, digest: str, token: int | None = None, **values: Any) -> wire.Commit:
+        if token is None:
+            self.token += 1
+            token = self.token
+        frame = wire.Commit(id=self._next(), digest=digest, commit_token=token, **values)
+        wire.send(self.peers["server"].sock, frame)
+        return frame
+
+    def commit(self, digest: str, token: int | None = None, **values: Any) -> wire.Frame:
+        return self._answer("server", self.start_commit(digest, token, **values).id, 120.0)
+
+    def swap(self, image: Image, **values: Any) -> wire.Committed:
+        """Prepare and commit; anything but success is an error."""
+        for answer in self.prepare(image):
+            if not isinstance(answer, wire.Prepared):
+                raise AssertionError(answer)
+        answer = self.commit(image.digest, **values)
+        if not isinstance(answer, wire.Committed):
+            raise AssertionError(answer)
+        return answer
+
+    def keep(self, token: int) -> wire.Frame:
+        return self._ask("server", wire.Keep(self._next(), token))
+
+    def answer_of(self, frame: wire.Commit, seconds: float = 120.0) -> wire.Frame:
+        return self._answer("server", frame.id, seconds)
+
+    def _ask(self, key: str | int, frame: Any) -> wire.Frame:
+        wire.send(self.peers[key].sock, frame)
+        return self._answer(key, frame.id, 60.0)
+
+    def _answer(self, key: str | int, request: int, seconds: float) -> wire.Frame:
+        peer = self.peers[key]
+        self.until(lambda: request in peer.answers or peer.gone, seconds)
+        if request not in peer.answers:
+            raise Gone(f"{key} closed its connection")
+        return peer.answers.pop(request)
+
+    def _next(self) -> int:
+        self._id += 1
+        return self._id
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        hello, _ = wire.recv(sock)
+        if not isinstance(hello, wire.Hello):
+            raise TypeError(hello)
+        wire.send(sock, wire.Welcome(agent="test"))
+        peer, key = Peer(sock, hello), ("server" if hello.role == "server" else hello.rank)
+        with self._changed:
+            self.peers[key] = peer
+            self.hellos.append(hello)
+            self._changed.notify_all()
+        if key == "server" and hello.state == "Booting" and self.boot is not None:
+            threading.Thread(target=self._answer_boot, args=(hello.world_size,), daemon=True).start()
+        try:
+            while True:
+                frame, _ = wire.recv(sock)
+                with self._changed:
+                    if isinstance(frame, wire.State):
+                        peer.states.append(frame)
+                    else:
+                        peer.answers[frame.id] = frame  # type: ignore[attr-defined]
+                    self._changed.notify_all()
+        except (OSError, wire.WireError):
+            with self._changed:
+                peer.gone = True
+                if self.peers.get(key) is peer:
+                    del self.peers[key]
+                self._changed.notify_all()
+            sock.close()
+
+    def _answer_boot(self, ranks: int) -> None:
+        self.until(lambda: self.whole(ranks))
+        if isinstance(self.boot, Image):
+            self.boots += self.prepare(self.boot)
+            self.boots.append(self.commit(self.boot.digest))
+        else:
+            self.boots.append(self.keep(self.token))
+
+
+def _shut(sock: socket.socket) -> None:
+    try:
+        sock.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it had gone already
+    sock.close()

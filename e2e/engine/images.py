@@ -1,0 +1,80 @@
+"""A version's image from a checkpoint folder, as small as possible: memfds and a table, for tests that have no agent.
+
+Chunks are laid out so that the plugin has to earn its tensors: they alternate between two slabs, so every larger tensor has several extents.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import struct
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PAGE = 4096
+CHUNK = 64 * 1024
+F_ADD_SEALS = 1033
+ALL_SEALS = 0x1 | 0x2 | 0x4 | 0x8
+
+
+@dataclass
+class Tensor:
+    name: str
+    dtype: str
+    shape: list[int]
+    data: bytes = field(repr=False)
+
+
+@dataclass
+class Image:
+    digest: str
+    table: dict[str, Any] = field(repr=False)
+    fds: list[int]
+
+    def close(self) -> None:
+        for fd in self.fds:
+            os.close(fd)
+        self.fds = []
+
+
+def read(folder: Path) -> list[Tensor]:
+    """The checkpoint's tensors in load order: by file, then by offset."""
+    tensors = []
+    for file in sorted(folder.glob("*.safetensors")):
+        data = file.read_bytes()
+        (length,) = struct.unpack_from("<Q", data)
+        header = json.loads(data[8 : 8 + length])
+        header.pop("__metadata__", None)
+        for name, item in sorted(header.items(), key=lambda entry: entry[1]["data_offsets"]):
+            begin, end = item["data_offsets"]
+            tensors.append(Tensor(name, item["dtype"], item["shape"], data[8 + length + begin : 8 + length + end]))
+    return tensors
+
+
+def build(tensors: list[Tensor], probes: list[dict[str, Any]] | None = None, version: str = "v1") -> Image:
+    """Seal the tensors into two slabs; the digest is of their contents, as a manifest's would be."""
+    slabs = [bytearray(), bytearray()]
+    entries, digest = [], hashlib.sha256(json.dumps([version, probes]).encode())
+    for tensor in tensors:
+        extents = []
+        for number, start in enumerate(range(0, len(tensor.data), CHUNK)):
+            chunk, slab = tensor.data[start : start + CHUNK], number % 2
+            extents.append([slab, len(slabs[slab]), len(chunk)])
+            slabs[slab] += chunk + bytes(-len(chunk) % PAGE)
+        digest.update(f"{tensor.name}{tensor.dtype}{tensor.shape}".encode() + tensor.data)
+        entries.append(
+            {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "nbytes": len(tensor.data), "extents": extents}
+        )
+    name = f"sha256:{digest.hexdigest()}"
+    table = {"digest": name, "version": version, "tensors": entries, "probes": probes or []}
+    return Image(name, table, [sealed(json.dumps(table).encode()), *map(sealed, slabs)])
+
+
+def sealed(data: bytes | bytearray, seals: int = ALL_SEALS) -> int:
+    fd = os.memfd_create("hotweights-test", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
+    os.write(fd, data)
+    fcntl.fcntl(fd, F_ADD_SEALS, seals)
+    return fd

@@ -1,0 +1,148 @@
+"""Starts a real vLLM with the plugin on its path, exactly as an injected pod would: by environment alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import localvllm
+from hotweights.adapters.vllm import bundle
+
+MODEL_NAME = "m"
+PROMPTS = ((1, 2, 3, 4, 5, 6, 7, 8), tuple(range(30, 70)), (200, 100, 50, 25, 12, 6, 3, 1, 9, 9, 9))
+TOKENS = 24
+
+
+class Ended(Exception):
+    """vLLM ended before it was ready; the message has the end of its log."""
+
+
+class VLLM:
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        agent_socket: Path,
+        *,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        extra_path: Path | None = None,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        plugin = bundle.write(folder / "plugin")
+        self.port = _free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = folder / "vllm.log"
+        paths = [str(path) for path in (extra_path, plugin) if path is not None]
+        variables = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(paths),
+            "VLLM_PLUGINS": bundle.allow_list((environment or {}).get("VLLM_PLUGINS")),
+            "HOTWEIGHTS_SOCKET": str(agent_socket),
+            "HOTWEIGHTS_TOKEN_FILE": str(folder / "token"),
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_CI_ENV": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_NO_USAGE_STATS": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
+        variables |= {key: value for key, value in (environment or {}).items() if key != "VLLM_PLUGINS"}
+        (folder / "token").write_text("not-a-real-token\n")
+        command = [str(localvllm.python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+        command += ["--served-model-name", MODEL_NAME, "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+        command += ["--port", str(self.port), *arguments]
+        self._stream = self.log.open("w")
+        self.process = subprocess.Popen(
+            command, env=variables, stdout=self._stream, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    def ready(self, seconds: float = 300.0) -> float:
+        """Wait until the port answers; seconds that took."""
+        began = time.monotonic()
+        while time.monotonic() - began < seconds:
+            if not self.alive():
+                raise Ended(self.tail())
+            if self.healthy():
+                return time.monotonic() - began
+            time.sleep(0.2)
+        raise Ended(f"not ready within {seconds} s\n{self.tail()}")
+
+    def tail(self, characters: int = 4000) -> str:
+        return self.log.read_text(errors="replace")[-characters:]
+
+    def complete(self, prompt: Sequence[int], tokens: int = TOKENS, timeout: float = 60.0) -> list[int]:
+        """Greedy token ids."""
+        body = {"model": MODEL_NAME, "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        answer = self.post("/v1/completions", {**body, "return_token_ids": True}, timeout)
+        return [int(token) for token in answer["choices"][0]["token_ids"]]
+
+    def greedy(self) -> list[list[int]]:
+        return [self.complete(prompt) for prompt in PROMPTS]
+
+    def post(self, path: str, body: Mapping[str, Any], timeout: float = 60.0) -> Any:
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, timeout=timeout) as answer:
+            return json.loads(answer.read())
+
+    def workers(self) -> list[int]:
+        """The processes that hold the model, by rank."""
+        found = []
+        for child in descendants(self.process.pid):
+            try:
+                title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if "Worker" in title:
+                found.append((title, child))
+        return [pid for _, pid in sorted(found)]
+
+    def stop(self) -> None:
+        if self.alive():
+            os.killpg(self.process.pid, signal.SIGTERM)
+            try:
+                self.process.wait(15)
+            except subprocess.TimeoutExpired:
+                pass
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self._stream.close()
+
+
+def descendants(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        children = [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+    except OSError:
+        return found
+    for child in children:
+        found += [child, *descendants(child)]
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])

@@ -1,0 +1,270 @@
+"""The switch from one version to the next, all ranks or none, and the way back when it breaks.
+
+The order is the whole point. Everything that can be refused is refused before the pause. Inside it: copy, probe, label, resume; no
+allocation, no file, no agent. From the first copied byte until the probe has passed, the engine is torn: whatever goes wrong there makes it
+*dirty*, and a dirty engine is never resumed. It stays paused, says so, and is repaired to what it served before, confirmed by the same
+kind of probe; if that does not succeed in time the process ends itself, and the restarted container goes through the boot barrier.
+
+`committed` is said in one place, after every rank and the probe have confirmed. Nothing here knows sockets or frames' order: `server` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hotweights.adapters.vllm import probe
+from hotweights.adapters.vllm.replica import PAUSE_MODES, EngineDeadError, RankError, Replica, end_process
+from hotweights_transports.handoff import wire
+
+logger = logging.getLogger("vllm.hotweights.commit")
+REPAIR_ATTEMPTS = 2
+RESUME_SECONDS = 10.0
+
+
+class CommitError(Exception):
+    """This commit did not happen; ``reason`` is one of the wire's."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Prompts, and the tokens that the right weights answer (None: whatever comes, if only it comes without NaN)."""
+
+    prompts: list[list[int]]
+    lengths: list[int]
+    tokens: list[list[int]] | None = None
+
+    @classmethod
+    def default(cls) -> Questions:
+        return cls([list(probe.DEFAULT_PROMPT)], [probe.DEFAULT_LENGTH])
+
+    @classmethod
+    def from_table(cls, probes: list[dict[str, Any]]) -> Questions:
+        """A version's golden probes for this kind of engine, or the default prompt."""
+        if not probes:
+            return cls.default()
+        tokens = [[int(token) for token in item["tokenIds"]] for item in probes]
+        return cls([[int(token) for token in item["promptTokenIds"]] for item in probes], [*map(len, tokens)], tokens)
+
+
+@dataclass(slots=True)
+class Switch:
+    """What this engine serves, and how it changes. One commit at a time."""
+
+    replica: Replica
+    repair_seconds: float
+    tell: Callable[[wire.State], None]
+    state: str = "Booting"
+    digest: str | None = None
+    token: int = 0
+    dirty: bool = False
+    _probed: str = "None"
+    _running: tuple[str, int, asyncio.Future[wire.Frame]] | None = None
+    _known: dict[str | None, Questions] = field(default_factory=dict)  # what each version answered when it was right
+
+    async def remember_boot(self) -> None:
+        """What the booted weights answer: they came from a cold load, so a repair of them can be checked against it."""
+        questions = Questions.default()
+        try:
+            answers = await self.replica.probe(questions.prompts, questions.lengths)
+        except EngineDeadError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the engine serves all the same; only a repair will know less
+            logger.warning("The booted weights could not be probed (%s)", error)
+            return
+        self._known[None] = Questions(questions.prompts, questions.lengths, [item["tokens"] for item in answers])
+
+    def keep(self, token: int) -> bool:
+        if token < self.token:
+            return False
+        self.token = token
+        return True
+
+    async def commit(self, frame: wire.Commit) -> wire.Frame:
+        """Switch to a prepared version; the answer to send."""
+        running = self._running
+        if running is not None and running[:2] == (frame.digest, frame.commit_token):
+            return await asyncio.shield(running[2])  # asked again, by an agent that came back
+        refusal = self._refusal(frame)
+        if refusal is not None:
+            return refusal
+        self.token = frame.commit_token
+        if frame.digest == self.digest:
+            return self._committed(frame, 0.0, {})
+        future: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
+        self._running = (frame.digest, frame.commit_token, future)
+        try:
+            result = await self._commit(frame)
+        except EngineDeadError as error:
+            await end_process(f"the engine died during a commit: {error}")
+            raise
+        finally:
+            self._running = None
+        future.set_result(result)
+        return result
+
+    def _refusal(self, frame: wire.Commit) -> wire.Frame | None:
+        if frame.commit_token < self.token:
+            return _failed(frame, "StaleToken", f"token {frame.commit_token} is older than {self.token}, seen already")
+        if self.dirty:
+            return _failed(
+                frame, "EngineDirty", "the engine is being repaired; commit again when it serves", dirty=True
+            )
+        if self._running is not None:
+            return _failed(frame, "Busy", f"{self._running[0]} is being committed; try again when that has ended")
+        if frame.mode not in PAUSE_MODES:
+            return _failed(frame, "CommitFailed", f"mode {frame.mode!r} is none of {', '.join(PAUSE_MODES)}")
+        return None
+
+    async def _commit(self, frame: wire.Commit) -> wire.Frame:
+        timings: dict[str, float] = {}
+        try:
+            questions = await self._check(frame.digest)
+        except (RankError, CommitError) as error:
+            await self._unpin()
+            return _failed(frame, error.reason, str(error))
+        began = time.monotonic()
+        try:
+            await self._pause(frame, timings)
+        except CommitError as error:
+            await self.replica.resume()
+            await self._unpin()
+            return _failed(frame, error.reason, str(error))
+        left = frame.deadline_seconds - (0.0 if frame.mode == "Wait" else time.monotonic() - began)
+        try:
+            # A time-out of at least a little: once begun, the copy decides between committed and dirty.
+            tokens = await asyncio.wait_for(self._switch(frame, questions, timings), max(left, 0.001))
+            with _timed(
+                timings, "resume"
+            ):  # the weights are right by now; only the end of this is bounded, by its own measure
+                await asyncio.wait_for(self._open(frame.digest), RESUME_SECONDS)
+        except EngineDeadError:
+            raise
+        except TimeoutError:
+            return await self._became_dirty(frame, "CommitFailed", f"not finished within {frame.deadline_seconds} s")
+        except (RankError, CommitError) as error:
+            return await self._became_dirty(frame, error.reason, str(error))
+        except Exception as error:  # between the copy and the resume, any error whatsoever means dirty
+            logger.exception("Unexpected error inside the pause")
+            return await self._became_dirty(frame, "CommitFailed", f"{type(error).__name__}: {error}")
+        self.digest = frame.digest
+        self._probed = "Golden" if questions.tokens is not None else "Ran"
+        self._known[frame.digest] = Questions(questions.prompts, questions.lengths, tokens)
+        pause_seconds = time.monotonic() - began
+        await self.replica.ranks("settle")
+        logger.info("Committed %s: paused for %.1f ms, %s", frame.digest[:19], pause_seconds * 1e3, timings)
+        return self._committed(frame, pause_seconds, timings)
+
+    async def _check(self, digest: str) -> Questions:
+        """Every rank has it; from here until the copy no rank lets go of it."""
+        answers = await self.replica.ranks("check", digest)
+        if len(answers) != self.replica.world_size:
+            raise CommitError("NotPrepared", f"{len(answers)} ranks answered of {self.replica.world_size}")
+        try:
+            return Questions.from_table(answers[0]["probes"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CommitError("CommitFailed", f"the version's probes are malformed: {error!r}") from error
+
+    async def _pause(self, frame: wire.Commit, timings: dict[str, float]) -> None:
+        limit = frame.drain_seconds if frame.mode == "Wait" else frame.deadline_seconds
+        with _timed(timings, "pause"):
+            try:
+                await asyncio.wait_for(self.replica.pause(frame.mode), limit)
+            except TimeoutError:
+                reason = "DrainTimeout" if frame.mode == "Wait" else "CommitFailed"
+                message = f"requests were still running after {limit} s; nothing was changed"
+                raise CommitError(reason, message) from None
+            except EngineDeadError:
+                raise
+            except Exception as error:  # a cache that cannot be reset, for instance: nothing was copied yet
+                raise CommitError("CommitFailed", f"could not pause: {error}") from error
+
+    async def _switch(self, frame: wire.Commit, questions: Questions, timings: dict[str, float]) -> list[list[int]]:
+        """What only the pause may see: the copy, and the probe's tokens."""
+        with _timed(timings, "copy"):
+            await self.replica.ranks("install", frame.digest)
+        with _timed(timings, "probe"):
+            return await self._ask(questions)
+
+    async def _open(self, digest: str) -> None:
+        await self.replica.label(digest)
+        await self.replica.resume()
+
+    async def _ask(self, questions: Questions) -> list[list[int]]:
+        answers = await self.replica.probe(questions.prompts, questions.lengths)
+        tokens = [list(answer["tokens"]) for answer in answers]
+        if any(answer["nan"] for answer in answers):
+            raise CommitError("ProbeMismatch", "the probe ran into NaN")
+        for number, expected in enumerate(questions.tokens or ()):
+            if tokens[number] != expected:
+                message = f"probe {number} answered {tokens[number][:16]}, expected {expected[:16]}"
+                raise CommitError("ProbeMismatch", message)
+        return tokens
+
+    async def _became_dirty(self, frame: wire.Commit, reason: str, message: str) -> wire.Frame:
+        self.dirty, self.state = True, "Dirty"
+        logger.error("The engine is dirty and stays paused: %s: %s", reason, message)
+        self._tell(reason, message)
+        return _failed(frame, reason, message, dirty=True)
+
+    async def repair(self) -> None:
+        """Back to what was served before, or the end of this process. Called after the failure has been answered."""
+        began = time.monotonic()
+        error: BaseException | None = None
+        for _ in range(REPAIR_ATTEMPTS):
+            left = self.repair_seconds - (time.monotonic() - began)
+            try:
+                await asyncio.wait_for(self._repair(), max(left, 0.001))
+            except Exception as failure:  # whatever it was: the only other way out is the end of the process
+                logger.exception("Repairing failed")
+                error = failure
+                if isinstance(failure, EngineDeadError):
+                    break
+            else:
+                logger.warning("Repaired: serving %s again", self.digest or "what was booted")
+                self._tell("Repaired", f"repaired in {time.monotonic() - began:.1f} s")
+                return
+        await end_process(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
+
+    async def _repair(self) -> None:
+        await self.replica.ranks("repair", self.digest)
+        await self.replica.forget_caches()
+        await self._ask(self._known.get(self.digest) or Questions.default())
+        await self.replica.label(self.digest or "booted")
+        self.dirty, self.state = False, "Serving"
+        await self.replica.resume()
+
+    async def _unpin(self) -> None:
+        try:
+            await self.replica.ranks("unpin")
+        except RankError as error:
+            logger.warning("A rank could not let go: %s", error)
+
+    def _tell(self, reason: str, message: str) -> None:
+        self.tell(wire.State(self.state, self.digest, self.token, reason, message[:2000]))
+
+    def _committed(self, frame: wire.Commit, pause_seconds: float, timings: dict[str, float]) -> wire.Committed:
+        return wire.Committed(frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed)
+
+
+def _failed(frame: wire.Commit, reason: str, message: str, *, dirty: bool = False) -> wire.CommitFailed:
+    return wire.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, message[:2000], dirty)
+
+
+class _timed:  # noqa: N801 - reads as a word
+    def __init__(self, timings: dict[str, float], step: str) -> None:
+        self._timings, self._step = timings, step
+
+    def __enter__(self) -> None:
+        self._began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._timings[self._step] = round(time.monotonic() - self._began, 6)

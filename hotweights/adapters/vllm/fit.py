@@ -1,0 +1,150 @@
+"""Does a version fit the model that runs? Said before anything is touched, with the tensor's name.
+
+A cold load is the judge: what vLLM accepts when it starts is accepted here (a bfloat16 checkpoint in a float32 engine, a tied
+``lm_head`` that is there or not, rotary tables that nobody reads), and what it would refuse is refused. So the loaders themselves are asked,
+with tensors that have a shape and no data (`shadow.trace`). But vLLM's loaders let some errors pass, silently: a missing
+tensor leaves memory as it was, a too large one is cut. Against those stands the checkpoint that this engine booted from:
+which of its tensors went where, and how many elements each parameter got from them. This module has the rules; it imports neither torch nor vllm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+_FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+_MAX_HEADER_BYTES = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """A tensor without its data."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Misfit:
+    """Why not; ``reason`` is one of the wire's."""
+
+    reason: str
+    message: str
+
+
+@dataclass(slots=True)
+class Trace:
+    """What the model's loaders did with a checkpoint's tensors: elements copied, by tensor and parameter."""
+
+    copied: dict[str, dict[str, int]] = field(default_factory=dict)
+    failed: str | None = None  # the tensor at which a loader raised
+    error: str = ""
+    unable: bool = False  # a loader needs data and cannot be asked this way: nothing is known
+
+    def by_parameter(self) -> dict[str, int]:
+        totals: dict[str, int] = {}
+        for parameters in self.copied.values():
+            for parameter, numel in parameters.items():
+                totals[parameter] = totals.get(parameter, 0) + numel
+        return totals
+
+
+def check_specs(version: Mapping[str, Spec], boot: Mapping[str, Spec], boot_trace: Trace | None) -> Misfit | None:
+    """Tensors that both checkpoints have must agree in shape and in the kind of number."""
+    for name, spec in version.items():
+        known = boot.get(name)
+        if known is None or (boot_trace is not None and not boot_trace.copied.get(name)):
+            continue  # a new name is the loaders' question; what they ignored at boot may look as it likes
+        if spec.shape != known.shape:
+            return Misfit("ShapeMismatch", f"{name} has shape {_shape(spec)}; the model runs with {_shape(known)}")
+        if not _same_kind(spec.dtype, known.dtype):
+            return Misfit("DtypeMismatch", f"{name} is {spec.dtype}; the model runs with {known.dtype}")
+    return None
+
+
+def check_trace(
+    version: Mapping[str, Spec],
+    boot: Mapping[str, Spec],
+    trace: Trace,
+    expected: Mapping[str, int],
+) -> Misfit | None:
+    """The loaders took every tensor, and every parameter got as much as it needs (``expected`` elements)."""
+    if trace.failed is not None:
+        return _loader_refused(trace.failed, trace.error, version, boot)
+    got = trace.by_parameter()
+    short = [parameter for parameter, numel in expected.items() if got.get(parameter, 0) < numel]
+    if not short:
+        return None
+    absent = sorted(boot.keys() - version.keys())
+    if absent:
+        more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
+        return Misfit("MissingTensor", f"{absent[0]}{more} is missing; {short[0]} would keep its old weights")
+    return Misfit("MissingTensor", f"nothing in the version fills {short[0]} ({len(short)} parameters are incomplete)")
+
+
+def check_names(version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> Misfit | None:
+    """Where the loaders cannot be asked: exactly the names that the engine booted from."""
+    for name in version:
+        if name not in boot:
+            return Misfit("UnknownTensor", f"{name} is not in the checkpoint that this engine booted from")
+    for name in boot:
+        if name not in version:
+            return Misfit("MissingTensor", f"{name} is missing; the engine booted with it")
+    return None
+
+
+def _loader_refused(name: str, error: str, version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> Misfit:
+    if boot and name not in boot:
+        return Misfit("UnknownTensor", f"{name} is unknown to the model: {error}")
+    if not boot and name in version and "shape" in error.lower():
+        return Misfit("ShapeMismatch", f"{name} {_shape(version[name])}: {error}")
+    return Misfit("LoadFailed", f"the model's loader refused {name}: {error}")
+
+
+def _same_kind(first: str, second: str) -> bool:
+    """Loaders convert between floats; between a float and anything else they would silently make nonsense."""
+    return first == second or (first in _FLOATS and second in _FLOATS)
+
+
+def _shape(spec: Spec) -> str:
+    return str(list(spec.shape))
+
+
+def read_checkpoint(folder: Path) -> dict[str, Spec]:
+    """The tensors of a safetensors folder by their headers alone; empty when it is none (then less can be checked)."""
+    files = _files(folder)
+    specs: dict[str, Spec] = {}
+    try:
+        for file in files:
+            specs.update(_read_header(file))
+    except (OSError, ValueError, KeyError, TypeError, struct.error):
+        return {}
+    return specs
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """As vLLM chooses them: with an index, what the index names; consolidated copies are not read twice."""
+    index = folder / "model.safetensors.index.json"
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
+    return [folder / name for name in names]
+
+
+def _read_header(file: Path) -> dict[str, Spec]:
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > _MAX_HEADER_BYTES:
+            raise ValueError(f"{file}: a header of {length} bytes")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    return {name: Spec(str(item["dtype"]), tuple(map(int, item["shape"]))) for name, item in header.items()}
+
+
+def numel(spec: Spec) -> int:
+    return math.prod(spec.shape)

@@ -1,0 +1,60 @@
+"""Records what a cold load of a checkpoint answers: the golden tokens that travel with a version as its ``probes``.
+
+    python -m hotweights.adapters.vllm.golden MODEL_DIR [--dtype float32] [--tokens 16]
+
+Needs vLLM, so `publish` runs it as a process in an environment that has it. Prints one JSON list in the manifest's format and nothing
+else on standard output. The tokens come by the same road as in the pause (`probe.run`), one prompt at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)), (7, 7, 7, 70, 17, 170, 7, 71))
+DEFAULT_TOKENS = 16
+
+
+def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
+    """Start vLLM on the checkpoint, in this process, and ask it."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # EngineCore here, where `probe.run` reaches it
+    os.environ.setdefault("VLLM_PLUGINS", "")
+    from vllm import LLM
+
+    from hotweights.adapters.vllm import probe
+
+    length = max(map(len, prompts)) + tokens + 1
+    llm = LLM(str(model), dtype=dtype, enforce_eager=True, max_model_len=length, disable_log_stats=True)
+    engine = llm.llm_engine
+    answers = probe.run(engine.engine_core.engine_core, prompts, [tokens] * len(prompts))
+    if any(answer["nan"] for answer in answers):
+        raise SystemExit(f"{model}: its answers contain NaN; a version like that should not be published")
+    kind = probe.engine_kind(engine.vllm_config)
+    return [
+        {"engine": kind, "promptTokenIds": prompt, "tokenIds": answer["tokens"]}
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m hotweights.adapters.vllm.golden", description=__doc__)
+    parser.add_argument("model", type=Path, metavar="MODEL_DIR")
+    parser.add_argument("--dtype", default="auto", help="as the pods' --dtype: tokens of another one are not compared")
+    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, help="tokens per prompt (default: %(default)s)")
+    parser.add_argument("--prompts", type=json.loads, help="JSON list of lists of token ids")
+    arguments = parser.parse_args()
+    prompts = arguments.prompts or [list(prompt) for prompt in DEFAULT_PROMPTS]
+    answer = os.dup(1)
+    os.dup2(2, 1)  # vLLM and its workers log to standard output
+    probes = record(arguments.model, arguments.dtype, prompts, arguments.tokens)
+    with os.fdopen(answer, "w") as stream:
+        stream.write(json.dumps(probes) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""A version in memory: the table and slabs that an agent hands over, mapped read-only into this process.
+
+A tensor may lie in several extents; they are mapped side by side with ``MAP_FIXED``, so that the model's loaders see one contiguous
+tensor and nothing is copied. Whoever sends this is a process of its own with its own bugs, and a wrong offset here is a
+SIGBUS or somebody else's weights: so seals, bounds, alignment and sizes are all checked before the first page is mapped.
+The mapping goes away with its last view: a tensor that is still referenced somewhere never points at nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import math
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PAGE = 4096
+MAX_TABLE_BYTES = 256 << 20
+MAX_NAME_BYTES = 512
+MAX_DIMENSIONS = 16
+_F_GET_SEALS = 1034
+_SEALED = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE
+_MAP_FIXED = 0x10
+_MAP_NORESERVE = 0x4000
+_MADV_POPULATE_READ = 22
+_POPULATE_BYTES = 64 << 20  # one call prefaults this much, so that the address space's lock is never held for long
+
+ITEM_BYTES = {
+    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
+    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+
+
+class ImageError(Exception):
+    """What was handed over cannot be mapped; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor of the table, checked against the slabs; ``address`` is its offset in the mapped region."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    extents: tuple[tuple[int, int, int], ...]
+    address: int
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    digest: str
+    version: str
+    entries: tuple[TensorEntry, ...]
+    probes: tuple[dict[str, Any], ...]
+    region_bytes: int
+
+
+class Region:
+    """A range of addresses with the slabs' pages in it; unmapped when nothing refers to it any more."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.address = 0
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+        self.address = _mmap(None, nbytes, 0, flags, -1, 0)  # PROT_NONE: only reserves the range
+
+    def place(self, address: int, fd: int, offset: int, nbytes: int) -> None:
+        _mmap(self.address + address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+
+    def populate(self) -> None:
+        """Fault the pages in now, while serving goes on, and not in the pause. Kernels before 5.14 cannot: then it is lazy."""
+        for start in range(0, self.nbytes, _POPULATE_BYTES):
+            length = min(_POPULATE_BYTES, self.nbytes - start)
+            if _libc.madvise(ctypes.c_void_p(self.address + start), ctypes.c_size_t(length), _MADV_POPULATE_READ):
+                return
+
+    def __del__(self) -> None:
+        if self.address:
+            _libc.munmap(ctypes.c_void_p(self.address), ctypes.c_size_t(self.nbytes))
+            self.address = 0
+
+
+class Image:
+    """One mapped version. Its file descriptors are closed once it is mapped: the mapping keeps the memory."""
+
+    def __init__(self, table: Table, region: Region | None) -> None:
+        self.table = table
+        self.digest = table.digest
+        self.nbytes = sum(entry.nbytes for entry in table.entries)
+        self._buffer = _buffer(region)
+
+    @classmethod
+    def open(cls, fds: Sequence[int], digest: str) -> Image:
+        """Map what came with a `prepare`: the table's descriptor, then the slabs'. The caller keeps (and closes) the descriptors."""
+        if not fds:
+            raise ImageError("no table came with it")
+        slabs = fds[1:]
+        sizes = [_sealed_size(fd, f"slab {index}") for index, fd in enumerate(slabs)]
+        table = parse_table(_read_all(fds[0]), sizes)
+        if table.digest != digest:
+            raise ImageError(f"the table is of {table.digest}, not of {digest}")
+        region = Region(table.region_bytes) if table.region_bytes else None
+        if region is not None:
+            for address, slab, offset, nbytes in _runs(table.entries):
+                region.place(address, slabs[slab], offset, nbytes)
+            region.populate()
+        return cls(table, region)
+
+    def view(self, entry: TensorEntry) -> memoryview:
+        if not entry.nbytes:
+            return memoryview(b"")
+        return memoryview(self._buffer).cast("B")[entry.address : entry.address + entry.nbytes]
+
+    def same_bytes(self, first: str, second: str) -> bool:
+        found = {entry.name: entry for entry in self.table.entries if entry.name in (first, second)}
+        if len(found) < 2:
+            return False
+        one, other = found[first], found[second]
+        if one.nbytes != other.nbytes or one.extents == other.extents:
+            return one.nbytes == other.nbytes
+        return _memcmp(self._buffer, one.address, other.address, one.nbytes)
+
+    def tensors(self) -> Iterator[tuple[str, Any]]:
+        """Name and tensor, in load order. The tensors are views of read-only memory: writing to one is a SIGSEGV."""
+        import torch  # only engines have it; the agent's tests of this module do not
+
+        for entry in self.table.entries:
+            dtype = getattr(torch, TORCH_NAMES[entry.dtype], None)
+            if dtype is None:
+                raise ImageError(f"{entry.name}: this torch ({torch.__version__}) has no {entry.dtype}")
+            if entry.nbytes:
+                count = entry.nbytes // ITEM_BYTES[entry.dtype]
+                flat = torch.frombuffer(self._buffer, dtype=dtype, count=count, offset=entry.address)
+            else:
+                flat = torch.empty(0, dtype=dtype)
+            yield entry.name, flat.view(entry.shape)
+
+
+def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
+    """The table, every promise in it checked. Raises `ImageError` naming the tensor."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ImageError(f"the table is no JSON: {error}") from error
+    if not isinstance(body, dict) or not isinstance(body.get("tensors"), list):
+        raise ImageError("the table has no list of tensors")
+    digest, version, probes = body.get("digest"), body.get("version", ""), body.get("probes") or []
+    if not isinstance(digest, str) or not isinstance(version, str):
+        raise ImageError("the table's digest or version is no string")
+    if not isinstance(probes, list) or not all(isinstance(probe, dict) for probe in probes):
+        raise ImageError("the table's probes are no list of objects")
+    entries: list[TensorEntry] = []
+    names: set[str] = set()
+    address = 0
+    for item in body["tensors"]:
+        entry = _entry(item, slab_bytes, address)
+        if entry.name in names:
+            raise ImageError(f"{entry.name}: it is in the table twice")
+        names.add(entry.name)
+        entries.append(entry)
+        address += _pages(entry.nbytes)
+    return Table(digest, version, tuple(entries), tuple(probes), address)
+
+
+def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry:
+    if not isinstance(item, dict):
+        raise ImageError("an entry of the table is no object")
+    name, dtype, shape = item.get("name"), item.get("dtype"), item.get("shape")
+    if not isinstance(name, str) or not 0 < len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES:
+        raise ImageError("a tensor's name is missing or too long")
+    if dtype not in ITEM_BYTES:
+        raise ImageError(f"{name}: unknown dtype {dtype!r}")
+    if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, shape)):
+        raise ImageError(f"{name}: {shape!r} is no shape")
+    nbytes = item.get("nbytes")
+    if not _is_size(nbytes) or nbytes != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise ImageError(f"{name}: {nbytes!r} bytes do not hold {dtype} {shape}")
+    extents = item.get("extents")
+    if not isinstance(extents, list):
+        raise ImageError(f"{name}: it has no extents")
+    for position, extent in enumerate(extents):
+        _check_extent(name, extent, slab_bytes, last=position == len(extents) - 1)
+    if sum(extent[2] for extent in extents) != nbytes:
+        raise ImageError(f"{name}: its extents do not add up to {nbytes} bytes")
+    return TensorEntry(name, dtype, tuple(shape), nbytes, tuple((e[0], e[1], e[2]) for e in extents), address)
+
+
+def _check_extent(name: str, extent: object, slab_bytes: Sequence[int], *, last: bool) -> None:
+    if not isinstance(extent, list) or len(extent) != 3 or not all(map(_is_size, extent)):
+        raise ImageError(f"{name}: {extent!r} is no extent")
+    slab, offset, nbytes = extent
+    if slab >= len(slab_bytes):
+        raise ImageError(f"{name}: it lies in slab {slab}, and {len(slab_bytes)} came")
+    if offset % PAGE or (not last and nbytes % PAGE) or not nbytes:
+        raise ImageError(f"{name}: extent {extent} is empty or not aligned to {PAGE} bytes")
+    if offset + nbytes > slab_bytes[slab]:
+        raise ImageError(f"{name}: extent {extent} ends beyond its slab of {slab_bytes[slab]} bytes")
+
+
+def _runs(entries: Sequence[TensorEntry]) -> Iterator[tuple[int, int, int, int]]:
+    """(address, slab, offset, nbytes) with neighbours joined: the kernel allows a process only some 65 000 mappings."""
+    run: tuple[int, int, int, int] | None = None
+    for entry in entries:
+        address = entry.address
+        for slab, offset, nbytes in entry.extents:
+            nbytes = _pages(nbytes)
+            if run and (run[0] + run[3], run[1], run[2] + run[3]) == (address, slab, offset):
+                run = (run[0], slab, run[2], run[3] + nbytes)
+            else:
+                if run:
+                    yield run
+                run = (address, slab, offset, nbytes)
+            address += nbytes
+    if run:
+        yield run
+
+
+def _sealed_size(fd: int, what: str) -> int:
+    """Its size, once it can no longer change under us: an unsealed file could shrink (SIGBUS) or be rewritten."""
+    try:
+        seals = fcntl.fcntl(fd, _F_GET_SEALS)
+    except OSError as error:
+        raise ImageError(f"{what} is no memfd: {error}") from error
+    if seals & _SEALED != _SEALED:
+        raise ImageError(f"{what} is not sealed against writing, growing and shrinking (seals {seals:#x})")
+    return os.fstat(fd).st_size
+
+
+def _read_all(fd: int) -> bytes:
+    size = _sealed_size(fd, "the table")
+    if size > MAX_TABLE_BYTES:
+        raise ImageError(f"a table of {size} bytes exceeds {MAX_TABLE_BYTES}")
+    parts, offset = [], 0
+    while offset < size:
+        part = os.pread(fd, size - offset, offset)
+        if not part:
+            break
+        parts.append(part)
+        offset += len(part)
+    return b"".join(parts)
+
+
+def _buffer(region: Region | None) -> Any:
+    """The region as an object with the buffer protocol, which keeps the region for as long as any view lives."""
+    if region is None:
+        return b""
+    kind = type("RegionBytes", (ctypes.c_char * region.nbytes,), {})
+    buffer = kind.from_address(region.address)  # type: ignore[attr-defined]
+    buffer.region = region
+    return buffer
+
+
+def _memcmp(buffer: Any, first: int, second: int, nbytes: int) -> bool:
+    base = ctypes.addressof(buffer)
+    return not _libc.memcmp(ctypes.c_void_p(base + first), ctypes.c_void_p(base + second), ctypes.c_size_t(nbytes))
+
+
+def _pages(nbytes: int) -> int:
+    return -(-nbytes // PAGE) * PAGE
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 60
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong,
+)  # fmt: skip
+
+
+def _mmap(address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int) -> int:
+    result = _libc.mmap(address, nbytes, protection, flags, fd, offset)
+    if result is None or result == ctypes.c_void_p(-1).value:
+        error = ctypes.get_errno()
+        raise ImageError(f"could not map {nbytes} bytes: {os.strerror(error)}")
+    return int(result)

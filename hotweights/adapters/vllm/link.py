@@ -1,0 +1,148 @@
+"""The connection of one process of the engine to its node's agent: made outwards, made again when it breaks.
+
+An agent that is away harms nobody: requests are served, a commit that has begun ends by itself, and this thread tries again with
+growing pauses. What is answered goes over the connection that asked; an answer to a connection that has gone is dropped, because the agent
+learns the state from the next `hello`. Frames are handled one by one on this thread, so a handler that takes long hands its work on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from hotweights_transports.handoff import wire
+
+logger = logging.getLogger("vllm.hotweights.link")
+FIRST_RETRY_SECONDS = 0.1
+LAST_RETRY_SECONDS = 5.0
+HELLO_SECONDS = 10.0
+
+
+class Connection:
+    """One life of the socket. `send` may be called from any thread and never raises: the connection is simply gone then."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._lock = threading.Lock()
+        self.open = True
+
+    def send(self, frame: wire.Frame) -> bool:
+        with self._lock:
+            if not self.open:
+                return False
+            try:
+                wire.send(self._sock, frame)
+            except wire.WireError:
+                logger.exception("A frame to the agent is too large and was dropped: %s", frame.op)
+                return False
+            except OSError as error:
+                logger.info("Could not send %s to the agent: %s", frame.op, error)
+                self.open = False
+                return False
+        return True
+
+    def close(self) -> None:
+        with self._lock:
+            self.open = False
+            self._sock.close()
+
+
+class Link(threading.Thread):
+    """Connects, says hello, hands frames to ``handle`` until the end of the process.
+
+    ``hello`` is called for every connection, so that the agent always learns the state of now. ``handle`` owns the descriptors.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        hello: Callable[[], wire.Hello],
+        handle: Callable[[Connection, wire.Frame, list[int]], None],
+        *,
+        closed: Callable[[Connection], None] = lambda connection: None,
+    ) -> None:
+        super().__init__(name="hotweights-link", daemon=True)
+        self._path = path
+        self._hello = hello
+        self._handle = handle
+        self._closed = closed
+        self._told = False
+        self.connection: Connection | None = None
+
+    def run(self) -> None:
+        delay = FIRST_RETRY_SECONDS
+        while True:
+            began = time.monotonic()
+            try:
+                self._serve()
+            except (OSError, wire.WireError) as error:
+                self._say(error)
+            if time.monotonic() - began > LAST_RETRY_SECONDS:
+                delay = FIRST_RETRY_SECONDS  # it was a connection, not an attempt
+            time.sleep(delay * random.uniform(0.5, 1.0))  # not all engines of a node at once
+            delay = min(delay * 2, LAST_RETRY_SECONDS)
+
+    def _serve(self) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sock.settimeout(HELLO_SECONDS)
+            sock.connect(self._path)
+            wire.send(sock, self._hello())
+            answer, fds = wire.recv(sock)
+            _close_all(fds)
+            if isinstance(answer, wire.Refused):
+                raise wire.WireError(f"the agent refused: {answer.reason}: {answer.message}")
+            if not isinstance(answer, wire.Welcome):
+                raise wire.WireError(f"the agent answered the hello with {answer.op}")
+            sock.settimeout(None)
+            connection = self.connection = Connection(sock)
+            logger.info("Connected to the agent at %s", self._path)
+            self._told = False
+            try:
+                self._receive(sock, connection)
+            finally:
+                self.connection = None
+                connection.close()
+                self._closed(connection)
+
+    def _receive(self, sock: socket.socket, connection: Connection) -> None:
+        while True:
+            try:
+                frame, fds = wire.recv(sock)
+            except wire.ConnectionClosed:
+                raise
+            except wire.WireError as error:  # from a newer agent: what we do not know, we do not do
+                logger.warning("The agent sent what this plugin does not understand: %s", error)
+                continue
+            if isinstance(frame, wire.Ping):
+                _close_all(fds)
+                connection.send(wire.Pong(id=frame.id))
+            else:
+                self._handle(connection, frame, fds)
+
+    def _say(self, error: Exception) -> None:
+        """Once per outage: an agent that is away for an hour is one line, not thousands."""
+        if not self._told:
+            self._told = True
+            logger.warning("No agent at %s (%s); serving goes on, trying again", self._path, error)
+
+
+def read_token(path: str | None) -> str:
+    """The projected token as it is now (the kubelet renews it in place); empty when there is none, and the agent decides."""
+    if not path:
+        return ""
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        logger.warning("Cannot read the token at %s: %s", path, error)
+        return ""
+
+
+def _close_all(fds: list[int]) -> None:
+    for fd in fds:
+        os.close(fd)

@@ -1,0 +1,97 @@
+"""What vLLM's ``vllm.general_plugins`` entry point calls, in the API server, in EngineCore and in every worker.
+
+It makes our weight-transfer engine known, chooses it where the command line chose none, and gives workers and EngineCore one method each,
+through which the API server reaches them (`engine.answer`, `probe.run`). It may run several times in a process, and it must never keep a vLLM from
+starting: on a version that it does not know it says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+from hotweights.adapters.vllm import settings
+
+BACKEND = "hotweights"
+OLDEST_VLLM = "0.29.0"
+WORKER_METHOD = "hotweights_rank"
+CORE_METHOD = "hotweights_probe"
+logger = logging.getLogger("vllm.hotweights.plugin")
+
+
+def register() -> None:
+    if not settings.read().socket:
+        logger.info("Hotweights is installed but HOTWEIGHTS_SOCKET is not set: it does nothing")
+        return
+    problem = unsupported()
+    if problem:
+        logger.error("%s", problem)
+        return
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory as Factory
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    if BACKEND not in Factory._registry:
+        Factory.register_engine(BACKEND, "hotweights.adapters.vllm.engine", "Engine")
+    if not hasattr(WorkerBase, WORKER_METHOD):
+        setattr(WorkerBase, WORKER_METHOD, _ask_rank)
+    if not hasattr(EngineCore, CORE_METHOD):
+        setattr(EngineCore, CORE_METHOD, _probe)
+    _choose_backend(EngineArgs)
+
+
+def unsupported() -> str:
+    """Why this vLLM cannot be updated in place; empty when it can."""
+    try:
+        import vllm
+        from vllm.distributed.weight_transfer.base import WeightTransferEngine
+        from vllm.v1.engine.core import EngineCore
+        from vllm.v1.worker.worker_base import WorkerBase
+    except ImportError as error:
+        return f"Hotweights needs vLLM {OLDEST_VLLM} or newer ({error}); weights cannot be updated in this engine"
+    missing = [
+        f"{cls.__name__}.{name}"
+        for cls, names in (
+            (WeightTransferEngine, ("start_weight_update", "finish_weight_update", "update_weights")),
+            (EngineCore, ("pause_scheduler", "resume_scheduler", "set_weight_version", "step")),
+            (WorkerBase, ("load_model",)),
+        )
+        for name in names
+        if not hasattr(cls, name)
+    ]
+    if missing:
+        version = getattr(vllm, "__version__", "?")
+        return f"Hotweights needs vLLM {OLDEST_VLLM} or newer; {version} has no {', '.join(missing)}"
+    return ""
+
+
+def _choose_backend(engine_args: Any) -> None:
+    """Set the backend where nobody did. Not in ``__post_init__``: vLLM loads its plugins there, too late for that very call."""
+    original = engine_args.create_engine_config
+    if getattr(original, "hotweights", False):
+        return
+
+    @functools.wraps(original)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        from vllm.config.weight_transfer import WeightTransferConfig
+
+        if self.weight_transfer_config is None:
+            self.weight_transfer_config = WeightTransferConfig(backend=BACKEND)
+        return original(self, *args, **kwargs)
+
+    create_engine_config.hotweights = True  # type: ignore[attr-defined]
+    engine_args.create_engine_config = create_engine_config
+
+
+def _ask_rank(worker: Any, command: str, argument: Any = None) -> dict[str, Any]:
+    from hotweights.adapters.vllm import engine
+
+    return engine.answer(worker, command, argument)
+
+
+def _probe(core: Any, prompts: list[list[int]], lengths: list[int]) -> list[dict[str, Any]]:
+    from hotweights.adapters.vllm import probe
+
+    return probe.run(core, prompts, lengths)

@@ -1,0 +1,107 @@
+"""A few greedy tokens inside the pause, while every request of a user stays frozen: does this engine answer as it should?
+
+Runs in EngineCore, between pause and resume, where an ordinary request would wait for the resume. The scheduler's queues are swapped for empty
+ones, the probe is stepped to its end, and everything is put back. Equal checksums prove nothing (packed copies of weights live outside
+the parameters), nor does the agreement of replicas that switched the same way: so the expected tokens come from a cold load.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+DEFAULT_PROMPT = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+DEFAULT_LENGTH = 8
+SECONDS = 30.0
+_QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")  # which of them exist depends on vLLM's version
+
+
+class ProbeError(RuntimeError):
+    """The engine could not answer at all."""
+
+
+def engine_kind(vllm_config: Any) -> str:
+    """What golden tokens depend on besides the weights: numerics differ between these."""
+    import vllm
+
+    dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
+    device = vllm_config.device_config.device_type
+    kind = f"vllm {vllm.__version__.split('+')[0]} {device} {dtype}"
+    size = vllm_config.parallel_config.tensor_parallel_size
+    return kind if size == 1 else f"{kind} tp{size}"
+
+
+def run(core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """Greedy tokens for each prompt, one after the other: a batch would round differently than the recording did."""
+    deadline = time.monotonic() + SECONDS
+    with _alone(core.scheduler):
+        return [_answer(core, list(prompt), length, deadline) for prompt, length in zip(prompts, lengths, strict=True)]
+
+
+def _answer(core: Any, prompt: list[int], length: int, deadline: float) -> dict[str, Any]:
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request
+
+    name = f"hotweights-probe-{time.monotonic_ns()}"
+    sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, logprobs=0, detokenize=False)
+    core.scheduler.add_request(
+        Request(request_id=name, prompt_token_ids=prompt, sampling_params=sampling, pooling_params=None)
+    )
+    tokens: list[int] = []
+    broken = False
+    while len(tokens) < length:
+        if time.monotonic() > deadline:
+            raise ProbeError(f"no answer within {SECONDS:.0f} s")
+        for output in _step(core):
+            if output.request_id == name:
+                tokens += list(output.new_token_ids)
+                broken = broken or _has_nan(output)
+    while core.scheduler.has_requests() and time.monotonic() < deadline:  # let the workers forget it
+        _step(core)
+    return {"tokens": tokens[:length], "nan": broken}
+
+
+def _step(core: Any) -> list[Any]:
+    outputs, executed = core.step_fn()
+    core.post_step(executed)
+    return [output for batch in (outputs or {}).values() for output in batch.outputs]
+
+
+def _has_nan(output: Any) -> bool:
+    if getattr(output, "num_nans_in_logits", 0):
+        return True
+    logprobs = output.new_logprobs
+    return logprobs is not None and any(math.isnan(float(value)) for value in logprobs.logprobs.flatten())
+
+
+@contextmanager
+def _alone(scheduler: Any) -> Iterator[None]:
+    from vllm.v1.core.sched.interface import PauseState
+    from vllm.v1.core.sched.request_queue import create_request_queue
+
+    queues = {name: getattr(scheduler, name) for name in _QUEUES if hasattr(scheduler, name)}
+    running, state = scheduler.running, scheduler.pause_state
+    try:
+        scheduler.running = []
+        for name in queues:
+            setattr(scheduler, name, create_request_queue(scheduler.policy))
+        scheduler._pause_state = PauseState.UNPAUSED  # not by its setter, which would log two lines per commit
+        yield
+    finally:
+        _drop_probes(scheduler)
+        scheduler.running = running
+        for name, queue in queues.items():
+            setattr(scheduler, name, queue)
+        scheduler._pause_state = state
+
+
+def _drop_probes(scheduler: Any) -> None:
+    """A probe that was cut off must not go on living among the users' requests."""
+    from vllm.v1.request import RequestStatus
+
+    left = [name for name in scheduler.requests if name.startswith("hotweights-probe-")]
+    if left:
+        scheduler.finish_requests(left, RequestStatus.FINISHED_ABORTED)

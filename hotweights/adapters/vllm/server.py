@@ -1,0 +1,141 @@
+"""What vLLM's ``vllm.endpoint_plugins`` entry point gives the API server: the boot barrier, and the agent's commits.
+
+vLLM awaits `Plugin.init_state` before its port answers. There the agent is asked which version this pod is to serve, and it commits it or says ``keep``; so a
+restarted container never serves old weights behind a readiness gate that is still true. Afterwards the connection lives on beside
+the server. The plugin adds no route, and no port: it connects outwards.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import os
+from typing import Any
+
+from hotweights.adapters.vllm import PLUGIN_VERSION, link, plugin, settings
+from hotweights.adapters.vllm.commit import Switch
+from hotweights.adapters.vllm.replica import Replica
+from hotweights_transports.handoff import wire
+
+logger = logging.getLogger("vllm.hotweights.server")
+
+
+class Plugin:
+    name = "hotweights_server"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: Any) -> None:
+        """No routes: whoever may talk to a vLLM port may not change its weights."""
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        read = settings.read()
+        if not read.socket or engine_client is None:
+            return
+        problem = plugin.unsupported() or await _unsuitable(engine_client)
+        if problem:
+            if read.hold:
+                raise RuntimeError(f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)")
+            logger.error("%s; serving what was booted, without Hotweights", problem)
+            return
+        server = Server(Replica(engine_client), read)
+        state.hotweights = server
+        await server.boot()
+
+
+class Server:
+    """The API server's end of the connection."""
+
+    def __init__(self, replica: Replica, read: settings.Settings) -> None:
+        self._replica = replica
+        self._settings = read
+        self._loop = asyncio.get_running_loop()
+        self._told = asyncio.Event()  # the agent has said what to serve, and it is served
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.switch = Switch(replica, read.repair_seconds, self._tell)
+        self._link = link.Link(read.socket, self._hello, self._handle)
+
+    async def boot(self) -> None:
+        """The boot barrier: returns when this process may open its port."""
+        await self.switch.remember_boot()
+        self._link.start()
+        seconds = self._settings.boot_timeout_seconds
+        logger.info("Boot barrier: waiting for the agent to say which version to serve")
+        await asyncio.wait([self._loop.create_task(self._told.wait())], timeout=seconds)
+        if not self._told.is_set() and self._settings.hold:
+            logger.error("No answer after %.0f s; the boot policy is Hold: the port stays closed", seconds)
+            await self._told.wait()
+        elif not self._told.is_set():
+            logger.error("No answer after %.0f s; the boot policy is Serve: serving what was booted", seconds)
+        while self.switch.dirty:  # noqa: ASYNC110 - a commit of the barrier failed: its repair ends, or ends the process
+            await asyncio.sleep(0.05)
+        self.switch.state = "Serving"
+        self._tell(self._state())
+
+    # --- on the link's thread: `_hello` only reads, `_handle` only hands over ----------------------------------------
+
+    def _hello(self) -> wire.Hello:
+        return wire.Hello(
+            role="server",
+            token=link.read_token(self._settings.token_file),
+            world_size=self._replica.world_size,
+            instance=self._replica.vllm_config.instance_id,
+            plugin=PLUGIN_VERSION,
+            engine=self._replica.kind,
+            state=self.switch.state,
+            digest=self.switch.digest,
+            commit_token=self.switch.token,
+        )
+
+    def _handle(self, connection: link.Connection, frame: wire.Frame, fds: list[int]) -> None:
+        for fd in fds:
+            os.close(fd)
+        self._loop.call_soon_threadsafe(self._dispatch, connection, frame)
+
+    # --- on the event loop ------------------------------------------------------------------------------------------
+
+    def _dispatch(self, connection: link.Connection, frame: wire.Frame) -> None:
+        if isinstance(frame, wire.Commit):
+            task = self._loop.create_task(self._commit(connection, frame))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        elif isinstance(frame, wire.Keep):
+            if self.switch.keep(frame.commit_token):
+                self._told.set()
+                connection.send(wire.Kept(frame.id, frame.commit_token))
+            else:
+                message = f"token {frame.commit_token} is older than {self.switch.token}, seen already"
+                connection.send(wire.CommitFailed(frame.id, "", frame.commit_token, "StaleToken", message))
+
+    async def _commit(self, connection: link.Connection, frame: wire.Commit) -> None:
+        was_dirty = self.switch.dirty
+        answer = await self.switch.commit(frame)
+        answered = connection.send(dataclasses.replace(answer, id=frame.id))  # type: ignore[call-arg]
+        if isinstance(answer, wire.Committed):
+            self._told.set()
+            if not answered:
+                self._tell(self._state())  # whoever asked has gone; its successor said hello before this ended
+        elif self.switch.dirty and not was_dirty:
+            await self.switch.repair()
+
+    def _state(self) -> wire.State:
+        return wire.State(self.switch.state, self.switch.digest, self.switch.token)
+
+    def _tell(self, state: wire.State) -> None:
+        connection = self._link.connection
+        if connection is not None:
+            connection.send(state)
+
+
+async def _unsuitable(engine_client: Any) -> str:
+    """Why this engine, of a vLLM that we know, cannot be updated; empty when it can."""
+    parallel = engine_client.vllm_config.parallel_config
+    if getattr(engine_client, "_client_count", 1) > 1:
+        return "Hotweights needs one API server per engine: set --api-server-count 1"
+    if getattr(parallel, "data_parallel_size_local", 1) > 1:
+        return "Hotweights does not update engines with internal data parallelism: run one pod per replica"
+    config = engine_client.vllm_config.weight_transfer_config
+    if config is None or config.backend != plugin.BACKEND:
+        backend = None if config is None else config.backend
+        return f"the engine has --weight-transfer-config backend {backend!r}: remove the argument, or opt the pod out"
+    return ""
