@@ -1,0 +1,115 @@
+"""What is said about an engine: its entry in the node's status, and what its pod shows.
+
+Pure: facts in, texts out. Reasons are for programs, messages say what happened and what to do. The gate is True exactly when the
+engine serves, by its own word, what this pod is assigned; labels name only what it confirmed.
+"""
+
+from __future__ import annotations
+
+from hotweights_agent.effects import Marks
+from hotweights_agent.engine import Engine
+from hotweights_agent.holdings import Holdings
+from hotweights_agent.phases import Phase
+from hotweights_agent.steering import goal_of, satisfied
+from hotweights_agent.text import clip, short
+from hotweights_crds.nodeweights import EngineStatus, PodAssignment
+
+Said = tuple[str, str]  # reason, message
+
+NOT_CONNECTED: Said = (
+    "EngineNotConnected",
+    "the plugin in this pod has not connected to the node's agent: it may be starting; else see whether the pod "
+    "was created with the label hotweights.dev/inject and what its log says",
+)
+
+
+def engine_status(
+    engine: Engine, wanted: PodAssignment | None, holdings: Holdings, versions: dict[str, str], stale_token: int
+) -> EngineStatus:
+    """Its entry in the node's status."""
+    reason, message = explain(engine, wanted, holdings, stale_token)
+    leader = engine.leader
+    return EngineStatus(
+        pod_uid=engine.pod.uid,
+        pod=f"{engine.pod.namespace}/{engine.pod.name}",
+        phase=engine.phase.value,
+        digest=engine.confirmed,
+        version=versions.get(engine.confirmed, ""),
+        prepared=engine.prepared,
+        token=max(wanted.token if wanted else 0, leader.token if leader else 0),
+        confirmed_at=leader.confirmed_at if leader and engine.confirmed else "",
+        pause_seconds=round(engine.pause_seconds, 6),
+        reason=clip(reason, 64),
+        message=clip(message, 512),
+    )
+
+
+def marks(
+    engine: Engine, wanted: PodAssignment | None, holdings: Holdings, versions: dict[str, str], stale_token: int
+) -> Marks:
+    """What its pod is to show."""
+    confirmed = "" if engine.unmark_since is not None else engine.confirmed
+    version = versions.get(confirmed, "")
+    if wanted is not None and satisfied(engine, wanted) and not stale_token:
+        text = (
+            f"serves {version or short(confirmed)} as assigned" if confirmed else "serves what it booted, as assigned"
+        )
+        return Marks(True, "Assigned", text, version, short(confirmed))
+    reason, message = explain(engine, wanted, holdings, stale_token)
+    return Marks(False, reason or engine.phase.value, message, version, short(confirmed))
+
+
+def explain(engine: Engine, wanted: PodAssignment | None, holdings: Holdings, stale_token: int) -> Said:
+    """Why it does not serve what it should, or why the next version is not ready; empty when all is well."""
+    leader = engine.leader
+    if not engine.connected:
+        return NOT_CONNECTED
+    if leader is None:
+        return (
+            "EngineStarting",
+            f"{len(engine.ranks)} of {engine.world_size} ranks are connected, its API server is not",
+        )
+    if engine.phase is Phase.DIRTY:
+        text = leader.message or "a switch broke in the middle"
+        return leader.reason or "EngineDirty", f"paused until it has repaired itself or restarts: {text}"
+    if not engine.complete:
+        size = engine.world_size or "an unknown number of"
+        return "EngineIncomplete", f"{len(engine.ranks)} of {size} ranks are connected; the others have not said hello"
+    if wanted is None:
+        return "NotAssigned", "the operator has not said which version this pod is to serve"
+    if stale_token:
+        return _stale(stale_token, wanted.token)
+    if leader.token > wanted.token and not satisfied(engine, wanted):
+        return _stale(wanted.token, leader.token)
+    digest = goal_of(engine, wanted)
+    return _explain_goal(engine, digest, holdings) if digest else ("", "")
+
+
+def _stale(offered: int, known: int) -> Said:
+    return (
+        "StaleToken",
+        f"an assignment with token {offered} was refused: {known} is known; the operator writes a higher one",
+    )
+
+
+def _explain_goal(engine: Engine, digest: str, holdings: Holdings) -> Said:
+    """Where an engine is on its way to a version."""
+    held = holdings.get(digest)
+    if held is None:
+        return "NotStaged", f"{short(digest)} is in no stage list of this node, so it cannot be handed over"
+    if held.phase == "Failed":
+        return held.tries.reason, f"{held.item.version or short(digest)} is not on this node: {held.tries.message}"
+    if held.phase != "Staged":
+        done = 100 * held.bytes_done // max(1, held.bytes_total)
+        return "Staging", f"{held.item.version or short(digest)} is on its way to this node: {done} %"
+    tries = engine.efforts["commit" if engine.prepared_everywhere(digest) else "prepare"].tries
+    if tries.reason:
+        rest = (
+            "not tried again until the assignment, the engine or the version changes"
+            if tries.given_up
+            else "tried again"
+        )
+        return tries.reason, f"{tries.message} ({rest})"
+    if engine.phase is Phase.PREPARED:
+        return "", ""
+    return engine.phase.value, f"{held.version or short(digest)}: {engine.phase.value.lower()}"

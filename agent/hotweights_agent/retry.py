@@ -1,0 +1,48 @@
+"""How often a thing is tried, and when again. Pure arithmetic on the caller's clock.
+
+Nothing here retries for ever: after ``most`` failures, or past a deadline, a thing has failed until what was asked for changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Waits between tries: ``first_seconds``, then ``factor`` times longer each time, up to ``longest_seconds``."""
+
+    most: int
+    first_seconds: float
+    factor: float = 4.0
+    longest_seconds: float = 60.0
+
+    def wait_seconds(self, failures: int) -> float:
+        """How long to wait after so many failures."""
+        return float(min(self.longest_seconds, self.first_seconds * self.factor ** min(failures - 1, 16)))
+
+
+@dataclass(frozen=True, slots=True)
+class Tries:
+    """What became of the tries so far. Immutable; `failed` gives the next state."""
+
+    failures: int = 0
+    again_at: float = 0.0
+    given_up: bool = False
+    reason: str = ""
+    message: str = ""
+
+    def may_start(self, now: float) -> bool:
+        """Whether another try may begin now."""
+        return not self.given_up and now >= self.again_at
+
+    def failed(self, now: float, pace: Pace, reason: str, message: str, *, transient: bool = True) -> Tries:
+        """One more failure; final if it is not transient or was the last that is allowed."""
+        failures = self.failures + 1
+        if not transient or failures >= pace.most:
+            return Tries(failures, now, True, reason, message)
+        return Tries(failures, now + pace.wait_seconds(failures), False, reason, message)
+
+    def until(self, deadline: float) -> Tries:
+        """The same, given up if the next try would begin after the deadline."""
+        return replace(self, given_up=self.given_up or self.again_at > deadline)

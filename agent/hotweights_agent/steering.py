@@ -1,0 +1,213 @@
+"""What an engine is to be asked next, so that it comes to serve what its pod is assigned.
+
+By level and one step at a time: nothing is remembered here, `steer` looks at the facts of an `Engine`, its assignment and what
+the node holds, and says which frames go out now. The order is always the same: a rank is handed a version once it is staged; the
+pod's label goes before the switch begins, so that no pod is ever shown on a version that it no longer serves; the leader is told
+to commit once every rank is prepared. A question without an answer by its deadline ends the connection: what the engine then says
+in its next hello is the truth, and nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hotweights_agent.effects import Close, Effect, Send, SendPrepare
+from hotweights_agent.engine import Asked, Engine, Failure, Goal, Rank, Server
+from hotweights_agent.holdings import Holdings
+from hotweights_agent.phases import Phase
+from hotweights_agent.retry import Pace, Tries
+from hotweights_crds.nodeweights import PodAssignment
+from hotweights_transports.handoff import wire
+
+PREPARE_PACE = Pace(most=3, first_seconds=1.0)
+COMMIT_PACE = Pace(most=3, first_seconds=1.0)
+TRANSIENT = frozenset(
+    {"Busy", "DrainTimeout", "NotPrepared", "CommitFailed", "LoadFailed", "MapFailed", "PrepareTimeout"}
+)
+UNMARK_SECONDS = 2.0  # how long a commit waits for the label to go; while the API server is away nobody reads it anyway
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How long engines may take to answer."""
+
+    prepare_seconds: float = 600.0
+    commit_slack_seconds: float = 15.0  # beyond what the commit itself is allowed
+    keep_seconds: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """What steering looks at beside the engine."""
+
+    assignment: PodAssignment | None  # None: not known
+    holdings: Holdings
+    digest_label: str  # what the pod shows at the API server; empty: nothing
+    now: float
+    next_id: Callable[[], int]
+    bounds: Bounds = Bounds()
+
+
+def steer(engine: Engine, at: Situation) -> list[Effect]:
+    """The frames to send now; the engine's facts are brought up to date with them."""
+    effects = _expire(engine, at)
+    leader, wanted = engine.leader, at.assignment
+    if leader is None or wanted is None or engine.phase is Phase.DIRTY or leader.asked is not None:
+        return effects
+    if wanted.token < leader.token and not satisfied(engine, wanted):
+        engine.to(Phase.FAILED)
+        return effects
+    effects += _release_ports(engine, wanted, at)
+    effects += _forget_old(engine, leader, wanted, at)
+    digest = goal_of(engine, wanted)
+    if digest:
+        goal = Goal(wanted.token, digest, at.holdings.image(digest))
+        effects += _prepare(engine, goal, at)
+        _settle(engine, goal, wanted, at)
+    elif leader.asked is None:
+        engine.rest()
+    if digest and digest == wanted.digest and engine.phase is Phase.PREPARED:
+        return effects + _commit(engine, leader, wanted, at)
+    if leader.state == "Serving":
+        engine.unmark_since = None
+    return effects
+
+
+def satisfied(engine: Engine, wanted: PodAssignment) -> bool:
+    """Whether it serves what its pod is assigned; an empty digest is whatever it serves."""
+    leader = engine.leader
+    if leader is None or leader.state != "Serving" or not engine.complete:
+        return False
+    return engine.phase is not Phase.COMMITTING and wanted.digest in ("", engine.confirmed)
+
+
+def goal_of(engine: Engine, wanted: PodAssignment) -> str:
+    """The version that it is to be brought to next; empty: there is none."""
+    if wanted.digest and wanted.digest != engine.confirmed:
+        return wanted.digest
+    return wanted.prepare if wanted.prepare != engine.confirmed else ""
+
+
+def tries_for(engine: Engine, op: str, goal: Goal) -> Tries:
+    """The tries for this goal; another one starts afresh."""
+    effort = engine.efforts[op]
+    if effort.goal != goal:
+        effort.goal, effort.tries = goal, Tries()
+    return effort.tries
+
+
+def count(engine: Engine, failure: Failure, now: float) -> None:
+    """Count a failure. What several ranks say within one wait counts once."""
+    tries = tries_for(engine, failure.op, failure.goal)
+    if tries.may_start(now):
+        pace = PREPARE_PACE if failure.op == "prepare" else COMMIT_PACE
+        transient = failure.reason in TRANSIENT
+        engine.efforts[failure.op].tries = tries.failed(now, pace, failure.reason, failure.message, transient=transient)
+
+
+def _expire(engine: Engine, at: Situation) -> list[Effect]:
+    """End connections that owe an answer; their `Gone` then clears what they had said."""
+    effects: list[Effect] = []
+    processes: list[Server | Rank] = [*engine.servers.values(), *engine.ranks.values()]
+    for process in processes:
+        asked = process.asked
+        if asked is None or at.now < asked.deadline:
+            continue
+        reason = f"{asked.op.capitalize()}Timeout"
+        text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
+        effects.append(Close(process.conn, reason, text))
+        if asked.op in engine.efforts:
+            count(engine, Failure(asked.op, asked.goal, reason, text), at.now)
+    return effects
+
+
+def _release_ports(engine: Engine, wanted: PodAssignment, at: Situation) -> list[Effect]:
+    """Let servers open their port: the leader if it is to keep what it booted, the others once the leader serves."""
+    effects: list[Effect] = []
+    for server in engine.servers.values():
+        if server is engine.leader:
+            may_open = not wanted.digest and server.state == "Booting" and _unmarked(engine, at)
+        else:
+            may_open = satisfied(engine, wanted)
+        if server.state == "Booting" and server.asked is None and may_open:
+            server.asked = Asked(at.next_id(), "keep", Goal(wanted.token, ""), at.now + at.bounds.keep_seconds)
+            effects.append(Send(server.conn, wire.Keep(server.asked.id, max(wanted.token, server.token))))
+    return effects
+
+
+def _forget_old(engine: Engine, leader: Server, wanted: PodAssignment, at: Situation) -> list[Effect]:
+    """Prepared versions that are neither served nor asked for hold memory: ranks may forget them."""
+    kept = {wanted.digest, wanted.prepare, leader.digest}
+    effects: list[Effect] = []
+    for rank in engine.ranks.values():
+        if rank.asked is None:
+            for digest in sorted(rank.prepared - kept):
+                rank.prepared.discard(digest)
+                effects.append(Send(rank.conn, wire.Release(at.next_id(), digest)))
+    return effects
+
+
+def _unmarked(engine: Engine, at: Situation) -> bool:
+    """Whether the pod shows no version any more, or the API server had its time to make it so."""
+    if engine.unmark_since is None:
+        engine.unmark_since = at.now
+    return not at.digest_label or at.now >= engine.unmark_since + UNMARK_SECONDS
+
+
+def _prepare(engine: Engine, goal: Goal, at: Situation) -> list[Effect]:
+    """Hand the version to every rank that lacks it."""
+    if not goal.image or not engine.complete:
+        return []
+    may_start = tries_for(engine, "prepare", goal).may_start(at.now)
+    return [effect for rank in engine.ranks.values() for effect in _prepare_rank(rank, goal, may_start, at)]
+
+
+def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: Situation) -> list[Effect]:
+    if may_start or rank.rejected.get(goal.digest) != goal:
+        rank.rejected.pop(goal.digest, None)  # another assignment, another image, or a passing reason: its wait is over
+    if not may_start or rank.asked is not None or goal.digest in rank.prepared:
+        return []
+    rank.asked = Asked(at.next_id(), "prepare", goal, at.now + at.bounds.prepare_seconds)
+    return [SendPrepare(rank.conn, rank.asked.id, goal.digest)]
+
+
+def _settle(engine: Engine, goal: Goal, wanted: PodAssignment, at: Situation) -> None:
+    """The phase that the facts about the goal amount to; a failure that is tried again is none yet."""
+    ranks = engine.ranks.values()
+    prepare = tries_for(engine, "prepare", goal) if goal.image else Tries()
+    if engine.prepared_everywhere(goal.digest):
+        given_up = goal.digest == wanted.digest and tries_for(engine, "commit", Goal(goal.token, goal.digest)).given_up
+        engine.to(Phase.FAILED if given_up else Phase.PREPARED)
+    elif any(rank.asked for rank in ranks) or (prepare.reason and not prepare.given_up):
+        engine.to(Phase.PREPARING)
+    elif any(goal.digest in rank.rejected for rank in ranks):
+        engine.to(Phase.REFUSED)
+    elif prepare.given_up:
+        engine.to(Phase.FAILED)
+    else:
+        engine.rest()
+
+
+def _commit(engine: Engine, leader: Server, wanted: PodAssignment, at: Situation) -> list[Effect]:
+    """Tell the leader to switch, after the pod's label has gone."""
+    goal = Goal(wanted.token, wanted.digest)
+    if not tries_for(engine, "commit", goal).may_start(at.now):
+        engine.unmark_since = None
+        return []
+    if not _unmarked(engine, at):
+        return []
+    drain = float(wanted.drain_timeout_seconds) if wanted.mode == "Wait" else 0.0
+    deadline = at.now + drain + wanted.commit_timeout_seconds + at.bounds.commit_slack_seconds
+    engine.to(Phase.COMMITTING)
+    leader.asked = Asked(at.next_id(), "commit", goal, deadline)
+    frame = wire.Commit(
+        id=leader.asked.id,
+        digest=wanted.digest,
+        version=wanted.version,
+        commit_token=wanted.token,
+        mode=wanted.mode,
+        drain_seconds=float(wanted.drain_timeout_seconds),
+        deadline_seconds=float(wanted.commit_timeout_seconds),
+    )
+    return [Send(leader.conn, frame)]

@@ -1,0 +1,35 @@
+"""Texts from elsewhere (an engine, a file, a peer), made fit to be logged and written to the API."""
+
+from __future__ import annotations
+
+import math
+import re
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
+
+
+def clip(text: str, most: int) -> str:
+    """At most ``most`` characters, without control characters and lone surrogates; the end is marked when it was cut."""
+    printable = "".join(c if c.isprintable() else " " for c in text[: most + 1])
+    return printable if len(printable) <= most else printable[: most - 1] + "…"
+
+
+def is_digest(text: str) -> bool:
+    """Whether it is written as digests are."""
+    return _DIGEST.fullmatch(text) is not None
+
+
+def reason_or(text: str, otherwise: str) -> str:
+    """The text if it is one CamelCase word, as conditions want it."""
+    return text if _REASON.fullmatch(text) else otherwise
+
+
+def short(digest: str) -> str:
+    """The 16 hexadecimal digits that fit into a label; empty for no digest."""
+    return digest.removeprefix("sha256:")[:16]
+
+
+def finite(number: float) -> float:
+    """The number, or 0 for what JSON cannot say."""
+    return number if math.isfinite(number) and number >= 0 else 0.0

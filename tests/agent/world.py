@@ -1,0 +1,327 @@
+"""A node in memory: engines that tell the truth about what they serve, an API server that can be away, a disk; and the session.
+
+Used by the session's tests. Frames lie in queues until a test delivers them, so that anything can overtake anything.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from hotweights_agent import effects as fx
+from hotweights_agent import messages as msg
+from hotweights_agent.memory import Remembered
+from hotweights_agent.session import Self, Session
+from hotweights_crds.nodeweights import (
+    NodeWeightsSpec,
+    NodeWeightsStatus,
+    PodAssignment,
+    RolloutAssignment,
+    StageItem,
+)
+from hotweights_transports.handoff import wire
+
+
+def digest(n: int) -> str:
+    """The n-th version's digest; 0 is none."""
+    return f"sha256:{n:064x}" if n else ""
+
+
+def item(n: int, **changes: object) -> StageItem:
+    """A stage list's entry for the n-th version."""
+    fields: dict[str, object] = {"digest": digest(n), "namespace": "ns", "version": f"v{n}", "uri": f"file:///w/v{n}"}
+    return StageItem.model_validate(fields | changes)
+
+
+@dataclass
+class EngineModel:
+    """The truth about one engine: what it serves, and what its processes have at hand."""
+
+    uid: str
+    world_size: int
+    life: int = 0
+    state: str = "Down"  # Down | Booting | Serving | Dirty
+    active: int | str = ""  # digest
+    token: int = 0
+    server: int | None = None  # connection
+    ranks: dict[int, int] = field(default_factory=dict)  # rank → connection
+    prepared: dict[int, set[str]] = field(default_factory=dict)
+    inbox: deque[tuple[int, wire.Frame]] = field(default_factory=deque)  # frames of the agent, not read yet
+    rejects: set[str] = field(default_factory=set)
+    fails: list[str] = field(default_factory=list)  # what the next commits end with: a reason, or "dirty"
+    commits: list[str] = field(default_factory=list)
+
+
+class World:
+    """The node. Tests call its verbs; it keeps the books and feeds the session."""
+
+    def __init__(self, reconnect_seconds: float = 0.0) -> None:
+        self.now = 0.0
+        self.conn = 0
+        self.engines: dict[str, EngineModel] = {}
+        self.by_conn: dict[int, str] = {}
+        self.spec = NodeWeightsSpec()
+        self.generation = 0
+        self.api_up = True
+        self.disk: dict[str, Remembered] = {}
+        self.highest: dict[str, int] = {}  # token that the agent has heard, by pod
+        self.staged: set[str] = set()
+        self.fetching: dict[str, StageItem] = {}
+        self.wanted_marks: dict[str, fx.Marks] = {}
+        self.marks: dict[str, fx.Marks] = {}  # at the API server
+        self.status: NodeWeightsStatus | None = None
+        self.log: list[fx.Effect] = []
+        self.reconnect_seconds = reconnect_seconds
+        self.boots = 0
+        self.start_agent()
+
+    # -- the agent ---------------------------------------------------------------------------------------------------
+
+    def start_agent(self) -> None:
+        """A new agent: memory gone, the disk kept, every connection lost."""
+        self.boots += 1
+        self.session = Session(Self(f"boot-{self.boots}"), reconnect_seconds=self.reconnect_seconds)
+        self.staged, self.fetching, self.wanted_marks = set(), {}, {}
+        self.by_conn = {}
+        for engine in self.engines.values():
+            engine.server, engine.ranks, engine.prepared = None, {}, {}
+            engine.inbox.clear()
+        self.tell(msg.Recalled(tuple(self.disk.values())))
+        self.sync()
+
+    def tell(self, message: msg.Message) -> list[fx.Effect]:
+        """Feed the session and do what it wants."""
+        effects = self.session.handle(message, msg.Now(self.now, f"t{self.now:g}"))
+        for effect in effects:
+            self.perform(effect)
+        return effects
+
+    def perform(self, effect: fx.Effect) -> None:
+        """Do one effect as the real agent would; check what must hold about it."""
+        self.log.append(effect)
+        match effect:
+            case fx.Stage():
+                assert effect.item.digest not in self.fetching, "a version is fetched once at a time"
+                self.fetching[effect.item.digest] = effect.item
+            case fx.CancelStage():
+                self.fetching.pop(effect.digest, None)
+            case fx.ReleaseVersion():
+                self.staged.discard(effect.digest)
+                assert effect.digest not in self.fetching, "what is being fetched is cancelled, not released"
+            case fx.SendPrepare():
+                assert effect.digest in self.staged, "only what is staged and verified is handed over"
+                self.send(effect.conn, wire.Prepare(effect.id, effect.digest, 1))
+            case fx.Send():
+                if isinstance(effect.frame, wire.Commit):
+                    self.check_commit(effect.conn, effect.frame)
+                self.send(effect.conn, effect.frame)
+            case fx.Close():
+                self.lose(effect.conn)
+            case fx.Remember():
+                self.disk.update({pod.uid: pod for pod in effect.pods})
+            case fx.Forget():
+                for uid in effect.pod_uids:
+                    self.disk.pop(uid, None)
+            case fx.MarkPod():
+                self.wanted_marks[effect.pod.uid] = effect.marks
+            case fx.UnmarkPod():
+                self.wanted_marks.pop(effect.pod_uid, None)
+            case fx.Report():
+                self.status = effect.status
+
+    def check_commit(self, conn: int, frame: wire.Commit) -> None:
+        """A commit goes out only for what is assigned, to an engine whose every rank has it, with no old label showing."""
+        engine = self.engines[self.by_conn[conn]]
+        wanted = self.session.assignment(engine.uid)
+        assert wanted is not None
+        assert (wanted.digest, wanted.token) == (frame.digest, frame.commit_token)
+        assert set(engine.ranks) == set(range(engine.world_size))
+        assert all(frame.digest in engine.prepared.get(rank, set()) for rank in engine.ranks)
+        remembered = self.disk[engine.uid].assignment
+        assert remembered.token == frame.commit_token, "the disk knew before the engine"
+        assert frame.commit_token >= self.highest.get(engine.uid, 0), "an older assignment undid a newer one"
+
+    def write_marks(self) -> None:
+        """What the pod writer does: bring the API server's pods to what is wanted, and say so."""
+        if not self.api_up:
+            return
+        for uid, marks in list(self.wanted_marks.items()):
+            if self.marks.get(uid) != marks:
+                self.marks[uid] = marks
+                self.tell(msg.Marked(uid, marks.digest_label))
+
+    def sync(self) -> None:
+        """The watch: what the API server says, or that it says nothing."""
+        for pod in (p for r in self.spec.rollouts for p in r.pods) if self.api_up else ():
+            self.highest[pod.uid] = max(pod.token, self.highest.get(pod.uid, 0))
+        self.tell(msg.Assigned(self.spec, self.generation) if self.api_up else msg.ApiAway())
+        if self.api_up:
+            for uid, marks in list(self.marks.items()):
+                self.tell(msg.Marked(uid, marks.digest_label))
+            self.write_marks()
+
+    def assign(self, pods: list[PodAssignment], stage: list[StageItem]) -> None:
+        """The operator writes; a reachable agent hears it."""
+        self.spec = NodeWeightsSpec(rollouts=[RolloutAssignment(uid="r", stage=stage, pods=pods)])
+        self.generation += 1
+        if self.api_up:
+            self.sync()
+
+    def finish_stage(self, name: str, reason: str = "", transient: bool = True) -> None:
+        """A fetch ends, well or with a reason."""
+        if self.fetching.pop(name, None) is None:
+            return
+        if reason:
+            self.tell(msg.StageFailed(name, reason, "it went wrong", transient))
+        else:
+            self.staged.add(name)
+            self.tell(msg.StageDone(name, f"v{int(name[7:], 16)}", 100, 100, 1.0))
+
+    def pass_time(self, seconds: float) -> None:
+        """Time passes and the clock ticks."""
+        self.write_marks()
+        self.now += seconds
+        self.tell(msg.Ticked())
+
+    # -- engines -----------------------------------------------------------------------------------------------------
+
+    def boot(self, uid: str, world_size: int = 1) -> EngineModel:
+        """A container starts, or starts again: what it was is gone."""
+        engine = self.engines.setdefault(uid, EngineModel(uid, world_size))
+        self.kill(uid)
+        engine.life += 1
+        engine.state, engine.active, engine.token, engine.world_size = "Booting", "", 0, world_size
+        self.connect(uid)
+        return engine
+
+    def connect(self, uid: str) -> None:
+        """The processes of a living engine say hello."""
+        engine = self.engines[uid]
+        for rank in range(engine.world_size):
+            if rank not in engine.ranks:
+                engine.ranks[rank] = self.new_conn(uid)
+                engine.prepared[rank] = set()
+                self.hello(engine, engine.ranks[rank], "rank", rank)
+        if engine.server is None:
+            engine.server = self.new_conn(uid)
+            self.hello(engine, engine.server, "server", 0)
+
+    def hello(self, engine: EngineModel, conn: int, role: str, rank: int) -> None:
+        hello = wire.Hello(
+            role=role,
+            rank=rank,
+            world_size=engine.world_size,
+            state=engine.state,
+            digest=str(engine.active) or None,
+            commit_token=engine.token,
+        )
+        self.tell(msg.Connected(conn, msg.Pod(engine.uid, "ns", engine.uid), hello))
+
+    def new_conn(self, uid: str) -> int:
+        self.conn += 1
+        self.by_conn[self.conn] = uid
+        return self.conn
+
+    def kill(self, uid: str) -> None:
+        """Every process of the engine dies."""
+        engine = self.engines[uid]
+        engine.state, engine.active = "Down", ""
+        for conn in [c for c in (engine.server, *engine.ranks.values()) if c is not None]:
+            self.lose(conn)
+            self.tell(msg.Gone(conn))
+
+    def lose(self, conn: int) -> None:
+        """A connection ends."""
+        engine = self.engines[self.by_conn.pop(conn, "")] if conn in self.by_conn else None
+        if engine is None:
+            return
+        if engine.server == conn:
+            engine.server = None
+        for rank in [r for r, c in engine.ranks.items() if c == conn]:
+            del engine.ranks[rank], engine.prepared[rank]
+        engine.inbox = deque((c, f) for c, f in engine.inbox if c != conn)
+
+    def send(self, conn: int, frame: wire.Frame) -> None:
+        if conn in self.by_conn:
+            self.engines[self.by_conn[conn]].inbox.append((conn, frame))
+
+    def read(self, uid: str) -> None:
+        """The engine reads its next frame and answers."""
+        engine = self.engines[uid]
+        if engine.inbox and engine.state != "Down":
+            conn, frame = engine.inbox.popleft()
+            answer = self.answer(engine, conn, frame)
+            self.check()  # also before the agent hears of it
+            if answer is not None:
+                self.tell(msg.Said(conn, answer))
+                self.check()
+
+    def answer(self, engine: EngineModel, conn: int, frame: wire.Frame) -> wire.Frame | None:
+        rank = next((r for r, c in engine.ranks.items() if c == conn), None)
+        match frame:
+            case wire.Prepare() if rank is not None:
+                if frame.digest in engine.rejects:
+                    return wire.Rejected(frame.id, frame.digest, "ShapeMismatch", "no")
+                engine.prepared[rank].add(frame.digest)
+                return wire.Prepared(frame.id, frame.digest, 0.1, 100)
+            case wire.Release() if rank is not None:
+                engine.prepared[rank].discard(frame.digest)
+                return wire.Released(frame.id, frame.digest)
+            case wire.Keep():
+                engine.state = "Serving" if engine.state == "Booting" else engine.state
+                return wire.Kept(frame.id, frame.commit_token)
+            case wire.Commit():
+                return self.commit(engine, frame)
+        return None
+
+    def commit(self, engine: EngineModel, frame: wire.Commit) -> wire.Frame:
+        def failed(reason: str, dirty: bool = False) -> wire.Frame:
+            return wire.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, "no", dirty)
+
+        if frame.commit_token < engine.token:
+            return failed("StaleToken")
+        engine.token = frame.commit_token
+        if engine.active != frame.digest:
+            if any(frame.digest not in prepared for prepared in engine.prepared.values()):
+                return failed("NotPrepared")
+            fault = engine.fails.pop(0) if engine.fails else ""
+            if fault == "dirty":
+                engine.state, engine.active = "Dirty", ""
+                return failed("CommitFailed", dirty=True)
+            if fault:
+                return failed(fault)
+            engine.commits.append(frame.digest)
+        engine.state, engine.active = "Serving", frame.digest
+        return wire.Committed(frame.id, frame.digest, frame.commit_token, 0.05, {}, "Golden")
+
+    # -- what must always hold -----------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Nothing is said of an engine that is not so."""
+        held = {s.digest for s in self.session.holdings.status() if s.phase == "Staged"}
+        assert held == self.staged, "the node holds what the session believes it holds"
+        for engine in self.session.engines:
+            if engine.confirmed:
+                assert engine.confirmed == self.engines[engine.pod.uid].active, "a false commit"
+        for uid, marks in self.marks.items() if self.api_up else ():
+            truth = self.engines.get(uid)
+            if truth is None or truth.state != "Serving":
+                continue
+            assert marks.digest_label in ("", str(truth.active)[7:23]), "a pod is shown on what it does not serve"
+            wanted = self.session.assignment(uid)
+            if marks.gate and wanted is not None and self.wanted_marks.get(uid) == marks:
+                assert wanted.digest in ("", truth.active), "the gate is True on another version than the assigned one"
+
+    def settle(self, rounds: int = 60) -> None:
+        """Faults are over: everybody answers and time passes."""
+        for _ in range(rounds):
+            for uid, engine in self.engines.items():
+                if engine.state != "Down":
+                    self.connect(uid)
+                while engine.inbox:
+                    self.read(uid)
+            for name in list(self.fetching):
+                self.finish_stage(name)
+            self.write_marks()
+            self.pass_time(1.0)
+            self.check()
