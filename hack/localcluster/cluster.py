@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 
 from localcluster import binaries, cgroups, images, mounts, network, paths, preflight, slots
-from localcluster.controlplane import ControlPlane
+from localcluster.controlplane import ControlPlane, Endpoints
 from localcluster.credentials import MAX_NODES
 from localcluster.errors import ClusterError
 from localcluster.node import Node
@@ -35,7 +35,18 @@ class Remembered:
     """What a later command must know about a cluster; written when it is complete."""
 
     nodes: int
-    forwarding_before: bool
+    apiserver_arguments: tuple[str, ...]
+    controller_manager_arguments: tuple[str, ...]
+
+    def control_plane(self, state: Path, endpoints: Endpoints | None = None) -> ControlPlane:
+        """The control plane in this folder; its endpoints are given once and then remembered there."""
+        return ControlPlane(
+            state,
+            endpoints=endpoints,
+            scheduler=True,
+            apiserver_arguments=self.apiserver_arguments,
+            controller_manager_arguments=self.controller_manager_arguments,
+        )
 
 
 class Cluster:
@@ -74,15 +85,10 @@ class Cluster:
                 say(f"cluster {name} is not whole any more: making it anew")
             _clear(name, state)
             slot = slots.claim(name, state)
-            control_plane = ControlPlane(
-                state,
-                endpoints=slot.endpoints(),
-                scheduler=True,
-                apiserver_arguments=apiserver_arguments,
-                controller_manager_arguments=controller_manager_arguments,
-            )
-            cluster = cls(name, control_plane, slot, nodes)
+            remembered = Remembered(nodes, tuple(apiserver_arguments), tuple(controller_manager_arguments))
+            cluster = cls(name, remembered.control_plane(state, slot.endpoints()), slot, nodes)
             cluster._make(pause)
+            paths.write_atomically(state / "cluster.json", json.dumps(asdict(remembered)))
         return cluster
 
     @classmethod
@@ -93,7 +99,7 @@ class Cluster:
         if slot is None or not (state / "cluster.json").exists():
             raise ClusterError(f"There is no cluster {name!r}. Bring it up: python -m localcluster up --name {name}")
         remembered = Remembered(**json.loads((state / "cluster.json").read_text()))
-        return cls(name, ControlPlane(state, scheduler=True), slot, remembered.nodes)
+        return cls(name, remembered.control_plane(state), slot, remembered.nodes)
 
     def __enter__(self) -> Cluster:
         return self
@@ -130,11 +136,8 @@ class Cluster:
         down(self.name, state=self.state)
 
     def _make(self, pause: Path) -> None:
-        remembered = Remembered(len(self.nodes), network.forwarding())
-        # Written first as well: `down` must know what the host's forwarding was before us.
-        paths.write_atomically(self.state / "before.json", json.dumps(asdict(remembered)))
         with step("making the nodes' network"):
-            network.set_forwarding(True)
+            network.start_forwarding()
             network.create_bridge(self.slot)
             for index, node in enumerate(self.nodes):
                 network.create_node(self.slot, node.addresses, [other.addresses for other in self.nodes[:index]])
@@ -144,7 +147,6 @@ class Cluster:
             _at_once(lambda node: node.load(pause), self.nodes)
             _at_once(Node.start_kubelet, self.nodes)
             _at_once(Node.wait_ready, self.nodes)
-        paths.write_atomically(self.state / "cluster.json", json.dumps(asdict(remembered)))
 
 
 def state_folder(name: str, state: Path | None = None) -> Path:
@@ -169,17 +171,11 @@ def _clear(name: str, state: Path) -> None:
             network.remove(slot, [slot.node(index) for index in range(MAX_NODES)])
             cgroups.remove(cgroup)
             if slots.only(slot):
-                _restore_host(state / "before.json")
+                network.stop_forwarding()
+                mounts.remove_made()
             slots.release(slot)
         if state.exists():
             shutil.rmtree(state)
-
-
-def _restore_host(before: Path) -> None:
-    """What all clusters share, put back as it was when the last of them goes."""
-    if before.exists() and not Remembered(**json.loads(before.read_text())).forwarding_before:
-        network.set_forwarding(False)
-    mounts.remove_made()
 
 
 def _exclusive(name: str) -> AbstractContextManager[None]:

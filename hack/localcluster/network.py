@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from localcluster.commands import run, succeeds
-from localcluster.slots import NodeAddresses, Slot
+from localcluster.slots import RUN, NodeAddresses, Slot
 
 _NODE_LINK = "eth0"
+_WAS_OFF = RUN / "forwarding-was-off"
 _NETEM_HINT = "A delay needs the kernel's sch_netem; a rate alone does not."
 _FORWARDING = Path("/proc/sys/net/ipv4/ip_forward")
 
@@ -23,14 +24,18 @@ def namespace_file(node: NodeAddresses) -> Path:
     return Path("/run/netns") / node.namespace
 
 
-def forwarding() -> bool:
-    """Whether the host forwards packets."""
-    return _FORWARDING.read_text().strip() == "1"
+def start_forwarding() -> None:
+    """Make the host forward packets, and note whether it did not before any cluster came."""
+    if _FORWARDING.read_text().strip() == "0":
+        _WAS_OFF.touch()
+        _FORWARDING.write_text("1")
 
 
-def set_forwarding(on: bool) -> None:
-    """Make the host forward packets, or not."""
-    _FORWARDING.write_text("1" if on else "0")
+def stop_forwarding() -> None:
+    """When the last cluster goes: as it was."""
+    if _WAS_OFF.exists():
+        _FORWARDING.write_text("0")
+        _WAS_OFF.unlink()
 
 
 def create_bridge(slot: Slot) -> None:
