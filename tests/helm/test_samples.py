@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from e2e.vllmhost import host
 from tests.helm.conftest import CHART, ROOT, Kubectl
 
 SAMPLES = ROOT / "config" / "samples"
@@ -53,3 +54,9 @@ def test_it_looks_unfinished_until_an_operator_saw_it(kubectl: Kubectl) -> None:
         assert kubectl.get("wroll", "tiny-llama", "-n", "hotweights-samples")["status"]["observedGeneration"] == -1
     finally:
         kubectl("delete", "-f", SAMPLES / "weightrollout.yaml")
+
+
+def test_the_sample_has_the_image_that_the_local_cluster_stands_in_for() -> None:
+    deployment, _ = yaml.safe_load_all((SAMPLES / "vllm.yaml").read_text())
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == host.IMAGE
