@@ -60,7 +60,9 @@ class Agent:
                 _shut(peer.sock)
         self.until(lambda: not self.peers)
 
-    def until(self, condition: Callable[[], Any], seconds: float = 300.0, alive: Callable[[], bool] = lambda: True) -> Any:
+    def until(
+        self, condition: Callable[[], Any], seconds: float = 300.0, alive: Callable[[], bool] = lambda: True
+    ) -> Any:
         deadline = time.monotonic() + seconds
         with self._changed:
             while not (result := condition()):

@@ -66,7 +66,13 @@ def build(tensors: list[Tensor], probes: list[dict[str, Any]] | None = None, ver
             slabs[slab] += chunk + bytes(-len(chunk) % PAGE)
         digest.update(f"{tensor.name}{tensor.dtype}{tensor.shape}".encode() + tensor.data)
         entries.append(
-            {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "nbytes": len(tensor.data), "extents": extents}
+            {
+                "name": tensor.name,
+                "dtype": tensor.dtype,
+                "shape": tensor.shape,
+                "nbytes": len(tensor.data),
+                "extents": extents,
+            }
         )
     name = f"sha256:{digest.hexdigest()}"
     table = {"digest": name, "version": version, "tensors": entries, "probes": probes or []}

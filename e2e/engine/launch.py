@@ -58,11 +58,20 @@ class VLLM:
         variables |= {key: value for key, value in (environment or {}).items() if key != "VLLM_PLUGINS"}
         (folder / "token").write_text("not-a-real-token\n")
         command = [str(localvllm.python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-        command += ["--served-model-name", MODEL_NAME, "--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+        command += [
+            "--served-model-name",
+            MODEL_NAME,
+            "--dtype",
+            "float32",
+            "--enforce-eager",
+            "--max-model-len",
+            "256",
+        ]
         command += ["--port", str(self.port), *arguments]
         self._stream = self.log.open("w")
+        # In a folder of its own: `python -m` looks there first, and would find this project's modules in its root.
         self.process = subprocess.Popen(
-            command, env=variables, stdout=self._stream, stderr=subprocess.STDOUT, start_new_session=True
+            command, env=variables, stdout=self._stream, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder
         )
 
     def alive(self) -> bool:
@@ -134,7 +143,9 @@ class VLLM:
 def descendants(pid: int) -> list[int]:
     found: list[int] = []
     try:
-        children = [int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()]
+        children = [
+            int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()
+        ]
     except OSError:
         return found
     for child in children:

@@ -39,7 +39,13 @@ class Traffic:
         while not self._stop.is_set():
             turn += 1
             prompt = [(user * 37 + turn * 11 + position * 3) % 250 for position in range(12)]
-            body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": self._tokens, "temperature": 0, "ignore_eos": True}
+            body = {
+                "model": MODEL_NAME,
+                "prompt": prompt,
+                "max_tokens": self._tokens,
+                "temperature": 0,
+                "ignore_eos": True,
+            }
             try:
                 reason = self._stream(body) if stream else self._plain(body)
             except OSError as error:

@@ -71,7 +71,9 @@ def _build(place: Path) -> None:
         _run([*uv, "venv", "--quiet", "--python", sys.executable, str(partial)], "create the virtual environment")
         interpreter = partial / "bin" / "python"
         # No dependencies: the file lists them all, and vLLM's own metadata would bring back what must be absent.
+        # Compiled now: three processes per start would otherwise each compile torch, transformers and vLLM.
         install = ["pip", "install", "--python", str(interpreter), "--no-deps", "--compile-bytecode"]
+        install += ["--requirement", str(REQUIREMENTS)]
         _run([*uv, *install], "install the pinned packages")
         _say("checking that it imports")
         _run([str(interpreter), "-c", "import torch, vllm"], "import vLLM")

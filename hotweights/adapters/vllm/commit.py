@@ -238,6 +238,7 @@ class Switch:
         await self.replica.ranks("repair", self.digest)
         await self.replica.forget_caches()
         await self._ask(self._known.get(self.digest) or Questions.default())
+        await self.replica.ranks("settle")
         await self.replica.label(self.digest or "booted")
         self.dirty, self.state = False, "Serving"
         await self.replica.resume()

@@ -365,6 +365,8 @@ def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:
         result = engine.command(command, argument)
         if command == "install" and result["ok"] and hasattr(worker.model_runner, "reset_lora_state"):
             worker.model_runner.reset_lora_state()
+        if command in ("install", "repair", "settle"):
+            probe.watch_for_nan(worker.model_runner, command != "settle")
     except Exception as error:  # any loader may raise anything, and raising here would break vLLM's queues
         logger.exception("%s failed", command)
         return _no(engine._rank, "CommitFailed", f"{type(error).__name__}: {error}"[:1000])

@@ -179,7 +179,7 @@ def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry
     name, dtype, shape = item.get("name"), item.get("dtype"), item.get("shape")
     if not isinstance(name, str) or not 0 < len(name.encode("utf-8", "replace")) <= MAX_NAME_BYTES:
         raise ImageError("a tensor's name is missing or too long")
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise ImageError(f"{name}: unknown dtype {dtype!r}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, shape)):
         raise ImageError(f"{name}: {shape!r} is no shape")

@@ -22,6 +22,7 @@ logger = logging.getLogger("vllm.hotweights.link")
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 HELLO_SECONDS = 10.0
+_jitter = random.Random()  # of our own: the process's is seeded by others, who expect to be alone with it
 
 
 class Connection:
@@ -85,7 +86,7 @@ class Link(threading.Thread):
                 self._say(error)
             if time.monotonic() - began > LAST_RETRY_SECONDS:
                 delay = FIRST_RETRY_SECONDS  # it was a connection, not an attempt
-            time.sleep(delay * random.uniform(0.5, 1.0))  # not all engines of a node at once
+            time.sleep(delay * _jitter.uniform(0.5, 1.0))  # not all engines of a node at once
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
     def _serve(self) -> None:

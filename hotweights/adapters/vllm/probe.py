@@ -7,7 +7,6 @@ the parameters), nor does the agreement of replicas that switched the same way: 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +45,8 @@ def _answer(core: Any, prompt: list[int], length: int, deadline: float) -> dict[
     from vllm.v1.request import Request
 
     name = f"hotweights-probe-{time.monotonic_ns()}"
-    sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, logprobs=0, detokenize=False)
+    # No logprobs, though they would show a NaN: the first request for them compiles a kernel, half a minute inside a pause.
+    sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
     core.scheduler.add_request(
         Request(request_id=name, prompt_token_ids=prompt, sampling_params=sampling, pooling_params=None)
     )
@@ -58,7 +58,7 @@ def _answer(core: Any, prompt: list[int], length: int, deadline: float) -> dict[
         for output in _step(core):
             if output.request_id == name:
                 tokens += list(output.new_token_ids)
-                broken = broken or _has_nan(output)
+                broken = broken or output.num_nans_in_logits > 0
     while core.scheduler.has_requests() and time.monotonic() < deadline:  # let the workers forget it
         _step(core)
     return {"tokens": tokens[:length], "nan": broken}
@@ -70,11 +70,18 @@ def _step(core: Any) -> list[Any]:
     return [output for batch in (outputs or {}).values() for output in batch.outputs]
 
 
-def _has_nan(output: Any) -> bool:
-    if getattr(output, "num_nans_in_logits", 0):
-        return True
-    logprobs = output.new_logprobs
-    return logprobs is not None and any(math.isnan(float(value)) for value in logprobs.logprobs.flatten())
+def watch_for_nan(model_runner: Any, on: bool) -> None:
+    """Let a rank count NaN in its logits, which costs a little per step: so only from a copy to the end of its pause."""
+    import vllm.envs
+
+    name = "VLLM_COMPUTE_NANS_IN_LOGITS"  # an attribute in the module hides the lazily read variable behind it
+    if on:
+        setattr(vllm.envs, name, True)
+    else:
+        vars(vllm.envs).pop(name, None)
+    sampler = getattr(model_runner, "sampler", None)
+    if hasattr(sampler, "compute_nans"):  # the newer model runner asks only once, at start
+        sampler.compute_nans = on or bool(getattr(vllm.envs, name))
 
 
 @contextmanager

@@ -1,0 +1,75 @@
+"""The folder on PYTHONPATH: complete or absent, found by vLLM's way of looking, and free of foreign imports."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from importlib.metadata import distributions
+from pathlib import Path
+
+import pytest
+
+from hotweights.adapters.vllm import PLUGIN_VERSION, bundle
+
+STANDARD = set(sys.stdlib_module_names)
+ALLOWED = {"torch", "vllm", "hotweights", "hotweights_transports"}
+
+
+def test_it_is_found_by_its_entry_points(tmp_path: Path) -> None:
+    (found,) = distributions(path=[str(bundle.write(tmp_path / "plugin"))])
+    assert (found.name, found.version) == ("hotweights-vllm", PLUGIN_VERSION)
+    assert {(point.group, point.name) for point in found.entry_points} == {
+        ("vllm.general_plugins", "hotweights"),
+        ("vllm.endpoint_plugins", "hotweights_server"),
+    }
+
+
+def test_it_stands_alone(tmp_path: Path) -> None:
+    code = "import hotweights.adapters.vllm.link as m; import hotweights_transports.handoff.wire as w; print(m.__file__, w.__file__)"
+    command = [sys.executable, "-SP", "-c", code]  # without the project's own installation, and without this folder
+    output = subprocess.run(
+        command, env={"PYTHONPATH": str(bundle.write(tmp_path / "plugin"))}, check=True, capture_output=True, text=True
+    )
+    assert output.stdout.count(str(tmp_path)) == 2
+
+
+def test_writing_again_changes_nothing(tmp_path: Path) -> None:
+    before = bundle.write(tmp_path / "plugin").stat().st_ino
+    assert bundle.write(tmp_path / "plugin").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["plugin"]
+
+
+def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
+    plugin = bundle.write(tmp_path / "plugin")
+    (plugin / "hotweights/adapters/vllm/engine.py").unlink()
+    bundle.write(plugin)
+    assert (plugin / "hotweights/adapters/vllm/engine.py").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["plugin"]
+
+
+def test_any_user_may_read_it(tmp_path: Path) -> None:
+    plugin = bundle.write(tmp_path / "plugin")
+    assert all(path.stat().st_mode & 0o005 for path in [plugin, *plugin.rglob("*")])
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "hotweights,hotweights_server"),
+        ("", "hotweights,hotweights_server"),
+        ("mine", "mine,hotweights,hotweights_server"),
+        ("hotweights_server, mine", "hotweights_server,mine,hotweights"),
+    ],
+)
+def test_the_allow_list_is_merged(before: str | None, after: str) -> None:
+    assert bundle.allow_list(before) == after
+
+
+def test_what_runs_inside_vllm_imports_nothing_else() -> None:
+    for name, text in bundle.contents().items():
+        if name.endswith(".py"):
+            for node in ast.walk(ast.parse(text)):
+                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                assert {module.split(".")[0] for module in modules} <= STANDARD | ALLOWED, name

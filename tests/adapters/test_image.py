@@ -1,0 +1,141 @@
+"""What an agent hands over is mapped only if every promise in it holds."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from e2e.engine import images
+from hotweights.adapters.vllm.image import PAGE, Image, ImageError, parse_table
+
+DIGEST = "sha256:" + "0" * 64
+
+
+def table(*tensors: dict[str, Any], **values: Any) -> bytes:
+    return json.dumps({"digest": DIGEST, "version": "v1", "tensors": list(tensors), **values}).encode()
+
+
+def tensor(**values: Any) -> dict[str, Any]:
+    return {"name": "w", "dtype": "F32", "shape": [1024], "nbytes": 4096, "extents": [[0, 0, 4096]], **values}
+
+
+def opened(*fds: int, digest: str = DIGEST) -> Image:
+    try:
+        return Image.open(fds, digest)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def test_a_tensor_in_many_extents_is_contiguous() -> None:
+    data = os.urandom(5 * images.CHUNK + 123)
+    built = images.build([images.Tensor("a", "U8", [len(data)], data), images.Tensor("b", "U8", [3], b"xyz")])
+    image = Image.open(built.fds, built.digest)
+    built.close()
+    assert [bytes(image.view(entry)) for entry in image.table.entries] == [data, b"xyz"]
+    assert len(image.table.entries[0].extents) == 6
+
+
+def test_the_mapping_outlives_the_image_as_long_as_a_view_does() -> None:
+    built = images.build([images.Tensor("a", "U8", [4], b"abcd")])
+    view = (lambda image: image.view(image.table.entries[0]))(Image.open(built.fds, built.digest))
+    built.close()
+    assert bytes(view) == b"abcd"
+
+
+def test_empty_tensors_and_scalars_have_their_place() -> None:
+    built = images.build([images.Tensor("empty", "F32", [0, 7], b""), images.Tensor("scalar", "F32", [], b"1234")])
+    image = Image.open(built.fds, built.digest)
+    built.close()
+    assert [bytes(image.view(entry)) for entry in image.table.entries] == [b"", b"1234"]
+
+
+def test_equal_bytes_are_seen_as_equal() -> None:
+    built = images.build(
+        [images.Tensor(n, "U8", [9000], d) for n, d in (("a", b"q" * 9000), ("b", b"q" * 9000), ("c", b"r" * 9000))]
+    )
+    image = Image.open(built.fds, built.digest)
+    built.close()
+    assert image.same_bytes("a", "b")
+    assert not image.same_bytes("a", "c")
+    assert not image.same_bytes("a", "nowhere")
+
+
+def test_an_unsealed_slab_is_refused() -> None:
+    with pytest.raises(ImageError, match="slab 0 is not sealed"):
+        opened(images.sealed(table(tensor())), images.sealed(b"\0" * 4096, seals=0x2 | 0x4))
+
+
+def test_a_file_that_is_no_memfd_is_refused() -> None:
+    with pytest.raises(ImageError, match="slab 0 is no"):
+        opened(images.sealed(table(tensor())), os.open("/dev/null", os.O_RDONLY))
+
+
+def test_a_table_of_another_version_is_refused() -> None:
+    with pytest.raises(ImageError, match="the table is of"):
+        opened(images.sealed(table(tensor())), images.sealed(b"\0" * 4096), digest="sha256:other")
+
+
+def test_nothing_at_all_is_refused() -> None:
+    with pytest.raises(ImageError, match="no table"):
+        Image.open([], DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"extents": [[1, 0, 4096]]}, "slab 1"),
+        ({"extents": [[0, 4096, 4096]]}, "beyond its slab"),
+        ({"extents": [[0, 0, 4095]]}, "do not add up"),
+        ({"extents": [[0, 1, 4096]]}, "not aligned"),
+        ({"extents": [[0, 0, 2048], [0, 0, 2048]]}, "not aligned"),
+        ({"extents": [[0, 0, 0], [0, 0, 4096]]}, "empty"),
+        ({"extents": [[0, 0, -4096]]}, "no extent"),
+        ({"extents": [[0, 0, True]]}, "no extent"),
+        ({"extents": None}, "no extents"),
+        ({"nbytes": 4092}, "do not hold"),
+        ({"dtype": "F33"}, "unknown dtype"),
+        ({"shape": [-1]}, "no shape"),
+        ({"shape": [1] * 17}, "no shape"),
+        ({"shape": [1 << 59, 1 << 59]}, "do not hold"),
+        ({"name": ""}, "name"),
+        ({"name": "x" * 513}, "name"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_wrong_entry_is_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        parse_table(table(tensor(**change)), [4096])
+
+
+def test_a_name_twice_is_refused() -> None:
+    with pytest.raises(ImageError, match="twice"):
+        parse_table(table(tensor(), tensor()), [4096])
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@given(st.binary(max_size=64))
+def test_no_bytes_crash_the_parser(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        parse_table(data, [4096])
+
+
+@given(st.dictionaries(st.sampled_from(["name", "dtype", "shape", "nbytes", "extents"]), json_values), json_values)
+def test_no_json_crashes_the_parser(change: dict[str, Any], probes: Any) -> None:
+    try:
+        parsed = parse_table(table(tensor(**change), probes=probes), [4096])
+    except ImageError:
+        return
+    for entry in parsed.entries:
+        assert all(offset + nbytes <= 4096 and offset % PAGE == 0 for _, offset, nbytes in entry.extents)
