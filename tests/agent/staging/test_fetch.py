@@ -233,12 +233,13 @@ def test_bytes_that_changed_in_a_parents_memory_are_fetched_elsewhere(
     locate = parent.locate
     monkeypatch.setattr(parent, "locate", lambda blake3: locate(other if blake3 == wrong else blake3))
     client = connect(serve(parent).address)
-    with store.begin(version.manifest) as staging, pytest.raises(PeerCorrupt):
-        client.fetch_chunks(
-            version.manifest.digest,
-            [Want(wrong, 4096)],
-            lambda want, data: staging.builder.put(want.blake3, data) and None,
-        )
+    with store.begin(version.manifest) as staging:
+
+        def put(want: Want, data: memoryview) -> None:
+            staging.builder.put(want.blake3, data)
+
+        with pytest.raises(PeerCorrupt):
+            client.fetch_chunks(version.manifest.digest, [Want(wrong, 4096)], put)
     origin = table(version.data, "origin")
     found = dict(fetch(store, version, PeerSource(client, version.manifest.digest), origin).by_source)
     assert found["origin"] > 0
