@@ -63,6 +63,11 @@ class Helm:
         """Complains by raising."""
         return command([self._program, "lint", "--strict", CHART])
 
+    def notes(self, values: Mapping[str, object]) -> str:
+        """What an installation would tell."""
+        words: list[str | Path] = [self._program, "install", "hotweights", CHART, "-n", NAMESPACE, "--dry-run=client"]
+        return command([*words, "--values=-"], json.dumps(values)).partition("NOTES:")[2]
+
     def install(self, kubeconfig: Path, values: Mapping[str, object]) -> str:
         """Install or upgrade; gives back the notes."""
         words: list[str | Path] = [

@@ -175,6 +175,11 @@ def test_extra_settings_reach_the_pods(helm: Helm) -> None:
         assert (spec["priorityClassName"], spec["nodeSelector"]) == ("system-node-critical", {"gpu": "yes"})
 
 
+def test_the_notes_say_what_is_missing(helm: Helm) -> None:
+    assert "No source root is allowed yet" in helm.notes({})
+    assert "No source root" not in helm.notes({"sources": [SOURCE]})
+
+
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [

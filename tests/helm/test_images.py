@@ -1,0 +1,45 @@
+"""The Dockerfiles follow the tree and the chart. (The e2e builds and runs them.)"""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+import yaml
+
+from hotweights.adapters.vllm import PLUGIN_VERSION
+from tests.helm.conftest import CHART, ROOT
+
+PARTS = ["operator", "agent"]
+
+
+def dockerfile(part: str) -> str:
+    return (ROOT / "images" / f"{part}.Dockerfile").read_text()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_every_package_of_the_wheel_is_copied(part: str) -> None:
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
+    folders = {path.partition("/")[0] for path in build["targets"]["wheel"]["packages"]}
+    assert {folder for folder in folders if f"\nCOPY {folder} {folder}\n" not in dockerfile(part)} == set()
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_python_never_looks_into_the_working_folder(part: str) -> None:
+    """A folder named operator/ there must not shadow the standard library's module."""
+    assert "PYTHONSAFEPATH=1" in dockerfile(part).rpartition("FROM")[2]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_pip_was_told_stays_out_of_the_layers(part: str) -> None:
+    final = dockerfile(part).rpartition("FROM")[2]
+    assert "pip" not in final
+    assert "ARG" not in final
+
+
+def test_the_operator_is_nobody() -> None:
+    assert "\nUSER 65532:65532\n" in dockerfile("operator")
+
+
+def test_the_plugin_has_the_version_that_injection_names() -> None:
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == PLUGIN_VERSION
