@@ -126,16 +126,22 @@ def _check_target(target: Path, checkpoint: Path) -> None:
 
 def _write(target: Path, content: bytes) -> None:
     """Whole or not at all."""
+    unfinished: Path | None = None
     try:
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+            unfinished = Path(file.name)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
             os.fchmod(file.fileno(), 0o644)
-        Path(file.name).replace(target)
+        unfinished.replace(target)
+        unfinished = None
     except OSError as error:
         text = f"cannot write the manifest {target}: {error.strerror}; name another place with --output"
         raise TransferError(text, "CannotWrite") from error
+    finally:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
 
 
 def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
