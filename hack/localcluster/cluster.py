@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -174,8 +173,7 @@ def _clear(name: str, state: Path) -> None:
                 network.stop_forwarding()
                 mounts.remove_made()
             slots.release(slot)
-        if state.exists():
-            shutil.rmtree(state)
+        paths.discard(state)
 
 
 def _exclusive(name: str) -> AbstractContextManager[None]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -177,7 +176,7 @@ class ControlPlane:
     def remove(self) -> None:
         """Stop everything and delete the state folder."""
         self.stop()
-        shutil.rmtree(self.state, ignore_errors=False)
+        paths.discard(self.state)
 
     def kubeconfig_of(self, user: User) -> Path:
         """A kubeconfig for one of the static identities."""
@@ -297,4 +296,4 @@ def sweep() -> None:
             continue  # just being made
         if not record.alive():
             Daemons(folder).stop_all()
-            shutil.rmtree(folder, ignore_errors=True)
+            paths.discard(folder)

@@ -6,6 +6,7 @@ import base64
 import ipaddress
 import itertools
 import json
+import time
 import tomllib
 from pathlib import Path
 
@@ -95,6 +96,30 @@ def test_a_node_lies_inside_its_slot() -> None:
 def test_a_bad_name_is_refused(name: str) -> None:
     with pytest.raises(ClusterError, match="no name for a cluster"):
         paths.valid_name(name)
+
+
+def test_a_discarded_folder_is_gone_at_once_and_soon_from_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTWEIGHTS_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "state"
+    (folder / "deep").mkdir(parents=True)
+    paths.discard(folder)
+    paths.discard(folder)  # a second time is no error
+    assert not folder.exists()
+    deadline = time.monotonic() + 2
+    while any((tmp_path / "cache" / "trash").iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any((tmp_path / "cache" / "trash").iterdir())
+
+
+def test_only_one_holds_a_lock(tmp_path: Path) -> None:
+    with (
+        paths.locked(tmp_path / "lock", "testing", timeout_seconds=1),
+        pytest.raises(ClusterError, match="busy with testing"),
+        paths.locked(tmp_path / "lock", "testing", timeout_seconds=0.1),
+    ):
+        pytest.fail("both hold it")
 
 
 def test_containerd_is_told_to_leave_oom_scores_alone() -> None:
