@@ -71,14 +71,28 @@ def _prepare(target: Target, digest: str | None, course: Course) -> str:
 
 def _kept(target: Target, course: Course) -> str | None:
     """What the pod has, or is given because it has nothing. None while that cannot be known."""
-    if target.assigned is not None:
-        return target.assigned.digest
     engine = target.engine
+    if target.assigned is not None and not _is_adrift(target):
+        return target.assigned.digest
     if engine is not None and engine.phase in SETTLED_PHASES:
         return engine.digest
     if not target.pod.was_ready or (engine is not None and engine.phase == "Booting"):
         return course.target.digest if course.activates else course.fallback.digest
     return None
+
+
+def _is_adrift(target: Target) -> bool:
+    """Whether the pod's order is of no use: it has not been of service yet, or it boots into what cannot come any more."""
+    engine, assigned = target.engine, target.assigned
+    if engine is not None and engine.phase not in ("Booting", "Disconnected"):
+        return False
+    if not target.pod.was_ready:
+        return True
+    if engine is None or engine.phase != "Booting" or assigned is None or not assigned.digest or target.state is None:
+        return False
+    staged = target.state.staged(assigned.digest)
+    listed = any(item.digest == assigned.digest for entry in target.state.spec.rollouts for item in entry.stage)
+    return not listed or (staged is not None and staged.phase == "Failed")
 
 
 def _set_back(targets: Sequence[Target], course: Course, failures: Failures) -> dict[str, str]:

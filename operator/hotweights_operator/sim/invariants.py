@@ -113,9 +113,18 @@ def changes(rollout: Rollout, view: Observed, actions: Sequence[Action]) -> list
         state = view.states[action.node]
         for order in action.entry.pods:
             before, pod = _assigned(state, order.uid), view.pods_by_uid.get(order.uid)
-            if pod is not None and before is not None and before[1] != order.digest and order.digest:
+            if pod is None or before is None or before[1] == order.digest or not order.digest:
+                continue
+            if not _boots(pod, view):
                 found.append(Changed(pod, state, order.digest))
     return found
+
+
+def _boots(pod: Pod, view: Observed) -> bool:
+    """Whether the pod has not been of service yet, or waits to be told what to boot into."""
+    engine = _engine(pod, view) if _alive(pod.node, view) else None
+    idle = engine is None or engine.phase in ("Booting", "Disconnected")
+    return idle and (not pod.was_ready or (engine is not None and engine.phase == "Booting"))
 
 
 def within_budget(rollout: Rollout, view: Observed, actions: Sequence[Action], target: str) -> None:
@@ -149,7 +158,9 @@ def holds_still(rollout: Rollout, view: Observed, actions: Sequence[Action], dec
         return
     for action in actions:
         for order in action.entry.pods if isinstance(action, Assign) and action.entry else ():
-            if _assigned(view.states[action.node], order.uid) is None and order.digest == target:
+            before, pod = _assigned(view.states[action.node], order.uid), view.pods_by_uid.get(order.uid)
+            is_new = before is None or (pod is not None and not pod.was_ready and before[1] != target)
+            if is_new and order.digest == target and (pod is None or pod.live):
                 engine = _engine(view.pods_by_uid[order.uid], view) if order.uid in view.pods_by_uid else None
                 if engine is None or engine.digest != target:
                     raise Violated("holds still", f"the new pod {order.uid} was given the version that is held back")

@@ -110,7 +110,8 @@ class Operator:
                 self._refetch(action.node)
                 continue
             after = self.api.get("state", action.node)
-            invariants.tokens_grow(before, after, self.fleet.engines)
+            live = [pod.uid for pod in self.fleet.pods() if not pod.finished]
+            invariants.tokens_grow(before, after, live)
             if isinstance(action, Assign):
                 self._check_write(action, before)
             self._note("state", action.node, self.api.version_of("state", action.node), after)
