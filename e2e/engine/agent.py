@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import socket
 import threading
 import time
@@ -102,12 +102,10 @@ class Agent:
 
     def swap(self, image: Image, **values: Any) -> wire.Committed:
         """Prepare and commit; anything but success is an error."""
-        for answer in self.prepare(image):
-            if not isinstance(answer, wire.Prepared):
-                raise AssertionError(answer)
+        for prepared in self.prepare(image):
+            assert isinstance(prepared, wire.Prepared), prepared
         answer = self.commit(image.digest, **values)
-        if not isinstance(answer, wire.Committed):
-            raise AssertionError(answer)
+        assert isinstance(answer, wire.Committed), answer
         return answer
 
     def keep(self, token: int) -> wire.Frame:
@@ -178,8 +176,6 @@ class Agent:
 
 
 def _shut(sock: socket.socket) -> None:
-    try:
+    with contextlib.suppress(OSError):  # it had gone already
         sock.shutdown(socket.SHUT_RDWR)
-    except OSError:
-        pass  # it had gone already
     sock.close()

@@ -40,12 +40,12 @@ logger = logging.getLogger("vllm.hotweights.engine")
 
 
 @dataclass
-class InitInfo(WeightTransferInitInfo):
+class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
     """Nothing: the agent hands everything over."""
 
 
 @dataclass
-class UpdateInfo(WeightTransferUpdateInfo):
+class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """Nothing: see `Engine.receive_weights`."""
 
 
@@ -61,7 +61,7 @@ class Rejection(Exception):
         self.reason = reason
 
 
-class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):
+class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False

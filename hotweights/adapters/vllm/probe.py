@@ -79,7 +79,7 @@ def watch_for_nan(model_runner: Any, on: bool) -> None:
         setattr(vllm.envs, name, True)
     else:
         vars(vllm.envs).pop(name, None)
-    sampler = getattr(model_runner, "sampler", None)
+    sampler: Any = getattr(model_runner, "sampler", None)
     if hasattr(sampler, "compute_nans"):  # the newer model runner asks only once, at start
         sampler.compute_nans = on or bool(getattr(vllm.envs, name))
 

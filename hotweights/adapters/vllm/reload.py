@@ -24,7 +24,7 @@ class ReloadError(Exception):
     """The plain way is not possible with this vLLM or this loader."""
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def purge(model: torch.nn.Module) -> int:
     """Undo what a failed reload left: put the finished tensors back and forget buffered ones. Gives the layers that needed it."""
     count = 0
@@ -40,7 +40,7 @@ def purge(model: torch.nn.Module) -> int:
     return count
 
 
-@torch.no_grad()
+@torch.no_grad()  # type: ignore[untyped-decorator]
 def reload(model: torch.nn.Module, vllm_config: Any, tensors: Tensors) -> None:
     """Load every tensor into the running model, which must be paused; on an exception it is dirty."""
     purge(model)
@@ -64,7 +64,7 @@ def boot_tensors(model: torch.nn.Module, vllm_config: Any) -> Tensors:
 def _forget_kernels(model: torch.nn.Module) -> None:
     """Experts are packed again only while they have no kernel (vLLM's fused experts on CPUs)."""
     for module in model.modules():
-        method = getattr(module, "quant_method", None)
+        method: Any = getattr(module, "quant_method", None)
         if next(model.parameters()).device.type == "cpu" and getattr(method, "moe_kernel", None) is not None:
             method.moe_kernel = None
 

@@ -48,7 +48,7 @@ class Replica:
     async def pause(self, mode: str) -> None:
         """Stop scheduling and forget what was computed with the old weights, of running requests too."""
         core = self._client.engine_core
-        renderer = getattr(self._client, "renderer", None)
+        renderer: Any = getattr(self._client, "renderer", None)
         if hasattr(core, "pause_scheduler_async") and hasattr(renderer, "clear_mm_cache_async"):
             # What pause_generation does, less its fixed sleep of 20 ms, which it calls unnecessary itself.
             await renderer.clear_mm_cache_async()

@@ -63,7 +63,7 @@ class Shadow:
         """Elements of every parameter that a checkpoint can fill (of this rank)."""
         return {name: parameter.numel() for name, parameter in self._model.named_parameters()}
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def trace(self, specs: Mapping[str, Spec]) -> Trace:
         """Ask the loaders what they would do with such tensors; nothing is loaded and no memory is taken."""
         trace, current = Trace(), [""]
@@ -85,7 +85,7 @@ class Shadow:
             self.clear()
         return trace
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def load(self, tensors: Tensors, touched: Iterable[str] | None, pause: Callable[[], None]) -> int:
         """Load and finish a version; ``pause`` is called between small steps and may sleep or raise. Gives bytes to copy."""
         self.clear()
@@ -102,7 +102,7 @@ class Shadow:
         self.ready = True
         return sum(new.nbytes for _, new in self._moves)
 
-    @torch.no_grad()
+    @torch.no_grad()  # type: ignore[untyped-decorator]
     def install(self) -> int:
         """Copy the finished version over the running model. Nothing here allocates, waits, or can disagree about a shape."""
         for old, new in self._moves:
@@ -229,7 +229,7 @@ class _Pristine:
             method.__dict__.update(attributes)
 
 
-class _Copies(TorchDispatchMode):
+class _Copies(TorchDispatchMode):  # type: ignore[misc]
     """Counts the elements that ``copy_`` writes."""
 
     def __init__(self) -> None:
@@ -254,7 +254,7 @@ def _watch(target: torch.Tensor, name: str, trace: Trace, current: list[str]) ->
         copied[name] = min(copied.get(name, 0) + copies.numel, target.numel())
         return result
 
-    target.weight_loader = watching  # type: ignore[attr-defined]
+    target.weight_loader = watching
 
 
 def _announce(tensors: Tensors, current: list[str]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,0 +1,129 @@
+"""One real vLLM per module, with a stand-in agent; checkpoints and golden tokens are made once and kept in the cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import localvllm
+from e2e.engine import images
+from e2e.engine.agent import Agent
+from e2e.engine.images import Image
+from e2e.engine.launch import PROMPTS, TOKENS, VLLM
+from hotweights.adapters.vllm import bundle
+from hotweights_transports.handoff import wire
+from localvllm import build, models
+
+SABOTAGE = Path(__file__).with_name("sabotage")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.vllm)
+            item.add_marker(pytest.mark.timeout(900))  # the first of a module starts a vLLM
+
+
+def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") -> Path:
+    folder = build.cache() / "models" / f"{arch}-{seed}-{shards}-{dtype}"
+    models.make_models([models.Model(folder, arch, seed, shards, dtype)])
+    return folder
+
+
+def golden(model: Path) -> list[dict[str, Any]]:
+    """The version's probes, from a cold load (recorded once)."""
+    record = model.with_name(f"{model.name}.golden.json")
+    if not record.exists():
+        plugin = bundle.write(build.cache() / "plugin-under-test")
+        command = [str(localvllm.python()), "-m", "hotweights.adapters.vllm.golden", str(model), "--dtype", "float32"]
+        command += ["--tokens", str(TOKENS), "--prompts", json.dumps([list(prompt) for prompt in PROMPTS])]
+        variables = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_CI_ENV": "1",
+            "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": str(plugin),
+        }
+        result = subprocess.run(
+            command, env={**os.environ, **variables}, cwd=model.parent, check=False, capture_output=True, text=True
+        )
+        if result.returncode:
+            raise RuntimeError(result.stderr[-4000:])
+        record.write_text(result.stdout)
+    probes: list[dict[str, Any]] = json.loads(record.read_text())
+    return probes
+
+
+class Engine:
+    """A vLLM with its agent."""
+
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        boot: Image | str | None = "keep",
+        arguments: Sequence[str] = (),
+        ranks: int = 1,
+        **environment: str,
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.ranks = ranks
+        self.order = folder / "sabotage"
+        self.agent = Agent(folder / "agent.sock", boot)
+        variables = {"VLLM_PLUGINS": "hotweights_sabotage", "HOTWEIGHTS_SABOTAGE": str(self.order), **environment}
+        self.vllm = VLLM(
+            model, folder, self.agent.path, arguments=arguments, environment=variables, extra_path=SABOTAGE
+        )
+
+    def connected(self) -> None:
+        self.agent.until(lambda: self.agent.whole(self.ranks), alive=self.vllm.alive)
+
+    def ready(self) -> Engine:
+        self.vllm.ready()
+        self.connected()
+        return self
+
+    def stop(self) -> None:
+        self.vllm.stop()
+        self.agent.down()
+
+    def states(self) -> list[wire.State]:
+        return self.agent.peers["server"].states
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """Starts engines; they end with the module, and say their last words if a test failed."""
+    engines: list[Engine] = []
+
+    def started(model: Path, *arguments: Any, **values: Any) -> Engine:
+        engines.append(Engine(model, tmp_path_factory.mktemp("engine"), *arguments, **values))
+        return engines[-1]
+
+    yield started
+    for engine in engines:
+        print(f"--- {engine.vllm.log}\n{engine.vllm.tail()}")
+        engine.stop()
+
+
+def version(model: Path, name: str, **changes: Any) -> Image:
+    """The image of a checkpoint with its golden probes."""
+    return images.build(images.read(model), **{"probes": golden(model), "version": name, **changes})
+
+
+def assert_serves(engine: Engine, model: Path) -> None:
+    """Over HTTP, what a cold load of that checkpoint answers."""
+    for probe in golden(model):
+        assert engine.vllm.complete(probe["promptTokenIds"], len(probe["tokenIds"])) == probe["tokenIds"]
+
+
+def report(request: pytest.FixtureRequest, text: str) -> None:
+    """A figure worth reading, also when tests pass."""
+    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.write_line(f"  {request.node.name}: {text}")

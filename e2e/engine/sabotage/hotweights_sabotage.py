@@ -1,0 +1,72 @@
+"""Breaks copies on purpose. A general plugin of the tests' own, in a folder of its own on ``PYTHONPATH``: production code has no hook for it.
+
+``HOTWEIGHTS_SABOTAGE`` names a file; while it exists its text says what the next copy does: ``half`` (copy half, then raise), ``always`` (the same, every
+time), ``slow`` (sleep a second first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file nothing happens.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+
+def register() -> None:
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    from hotweights.adapters.vllm import plugin
+
+    plugin.register()  # theirs first, whatever the order of entry points is
+    original = getattr(WorkerBase, plugin.WORKER_METHOD)
+    if hasattr(original, "sabotaged"):
+        return
+
+    def wrapped(worker: Any, command: str, argument: Any = None) -> Any:
+        if command == "install":
+            _arm()
+        return original(worker, command, argument)
+
+    wrapped.sabotaged = True  # type: ignore[attr-defined]
+    setattr(WorkerBase, plugin.WORKER_METHOD, wrapped)
+
+
+def _arm() -> None:
+    from hotweights.adapters.vllm.shadow import Shadow
+
+    if not hasattr(Shadow, "honest_install"):
+        Shadow.honest_install = Shadow.install  # type: ignore[attr-defined]
+        Shadow.install = _install  # type: ignore[method-assign]
+
+
+def _install(shadow: Any) -> Any:
+    order = _order()
+    if order == "slow":
+        time.sleep(1.0)
+    if order in ("half", "always", "kill"):
+        for old, new in shadow._moves[: len(shadow._moves) // 2]:
+            old.copy_(new)
+        if order == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise RuntimeError(f"sabotage: {order}")
+    return shadow.honest_install()
+
+
+def _order() -> str:
+    path = Path(os.environ["HOTWEIGHTS_SABOTAGE"])
+    try:
+        order, _, rank = path.read_text().strip().partition("@")
+    except OSError:
+        return ""
+    if rank and int(rank) != _rank():
+        return ""
+    if order != "always":
+        path.unlink()
+    return order
+
+
+def _rank() -> int:
+    from vllm.distributed.parallel_state import get_world_group
+
+    return int(get_world_group().rank_in_group)

@@ -1,0 +1,45 @@
+"""Hot equals cold: after a swap, every architecture answers token by token what a cold load of that checkpoint does.
+
+Tied embeddings (qwen2, gpt2, opt) and experts come out wrong of vLLM's in-place reload on CPUs; they have to come out right here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from e2e.engine import images
+from e2e.engine.conftest import Engine, assert_serves, checkpoint, report, version
+from hotweights_transports.handoff import wire
+
+
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3-moe", "gpt2", "opt"])
+def test_hot_equals_cold(start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest) -> None:
+    old, new = checkpoint(arch, 0), checkpoint(arch, 1)
+    engine = start(old).ready()
+    assert_serves(engine, old)
+    first, second = version(old, "v0"), version(new, "v1")
+    for image, model in ((second, new), (first, old), (second, new)):
+        answer = engine.agent.swap(image)
+        assert answer.probe == "Golden"
+        assert_serves(engine, model)
+        report(request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
+    if arch == "qwen2":
+        heads(engine, new)
+    engine.stop()
+
+
+def heads(engine: Engine, model: Path) -> None:
+    """A tied head in the checkpoint: welcome when it equals the embeddings; another one would be silently ignored."""
+    tensors = images.read(model)
+    embedding = next(tensor for tensor in tensors if tensor.name == "model.embed_tokens.weight")
+    equal = images.Tensor("lm_head.weight", embedding.dtype, embedding.shape, embedding.data)
+    other = images.Tensor("lm_head.weight", embedding.dtype, embedding.shape, embedding.data[::-1])
+    (answer,) = engine.agent.prepare(images.build([*tensors, other]))
+    assert isinstance(answer, wire.Rejected)
+    assert answer.reason == "UnknownTensor"
+    assert "lm_head.weight differs" in answer.message
+    engine.agent.swap(images.build([*tensors, equal]))
+    assert_serves(engine, model)

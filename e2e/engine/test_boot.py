@@ -1,0 +1,61 @@
+"""The boot barrier: what a container that starts serves, and when its port answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from e2e.engine.agent import Gone
+from e2e.engine.conftest import Engine, assert_serves, checkpoint, version
+from hotweights_transports.handoff import wire
+
+
+def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
+    old, new = checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)
+    engine = start(old, None, HOTWEIGHTS_BOOT_TIMEOUT_SECONDS="1")
+    engine.connected()
+    for _ in range(5):
+        assert not engine.vllm.healthy()  # long past the time-out
+        time.sleep(0.5)
+    image = version(new, "v1")
+    engine.agent.swap(image)
+    engine.vllm.ready(60)
+    assert_serves(engine, new)
+    # Killed in the middle of a commit: nobody is told "committed", and the connection says that it has gone.
+    back = version(old, "v0")
+    engine.agent.prepare(back)
+    engine.order.write_text("slow")
+    frame = engine.agent.start_commit(back.digest)
+    time.sleep(0.3)
+    engine.vllm.process.kill()
+    with pytest.raises(Gone):
+        raise AssertionError(engine.agent.answer_of(frame))
+    engine.stop()
+
+
+def test_serve_opens_after_the_time_out_and_takes_a_version_later(start: Callable[..., Engine]) -> None:
+    old, new = checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)
+    engine = start(
+        old, None, HOTWEIGHTS_BOOT_TIMEOUT_SECONDS="1", HOTWEIGHTS_BOOT_POLICY="Serve", HOTWEIGHTS_REPAIR_SECONDS="60"
+    )
+    engine.ready()
+    assert_serves(engine, old)
+    # A failure on the way from what it booted: repaired from the model's path.
+    image = version(new, "v1")
+    engine.agent.prepare(image)
+    engine.order.write_text("half")
+    answer = engine.agent.commit(image.digest)
+    assert isinstance(answer, wire.CommitFailed)
+    assert answer.dirty
+    engine.agent.until(lambda: engine.states()[-1].reason == "Repaired", 60)
+    assert engine.states()[-1].digest is None
+    assert_serves(engine, old)
+    # A failure that cannot be repaired: the process ends itself, with an error.
+    engine.agent.prepare(image)
+    engine.order.write_text("always")
+    answer = engine.agent.commit(image.digest)
+    assert isinstance(answer, wire.CommitFailed)
+    assert answer.dirty
+    assert engine.vllm.process.wait(120) == 1

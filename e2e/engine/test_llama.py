@@ -1,0 +1,295 @@
+"""One engine through everything that can happen to it, in the order of a bad day. The tests share it: the last ones leave it dead."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from e2e.engine import images
+from e2e.engine.agent import Gone
+from e2e.engine.conftest import Engine, assert_serves, checkpoint, report, version
+from e2e.engine.images import Image
+from e2e.engine.traffic import Traffic
+from hotweights_transports.handoff import wire
+
+
+@pytest.fixture(scope="module")
+def models() -> list[Path]:
+    return [checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)]
+
+
+@pytest.fixture(scope="module")
+def versions(models: list[Path]) -> Iterator[list[Image]]:
+    made = [version(model, f"v{number}") for number, model in enumerate(models)]
+    yield made
+    for image in made:
+        image.close()
+
+
+@pytest.fixture(scope="module")
+def engine(start: Callable[..., Engine], models: list[Path]) -> Engine:
+    return start(models[0]).ready()
+
+
+def test_the_port_opens_after_keep(engine: Engine, models: list[Path]) -> None:
+    server = next(hello for hello in engine.agent.hellos if hello.role == "server")
+    rank = next(hello for hello in engine.agent.hellos if hello.role == "rank")
+    assert (server.state, server.digest, server.commit_token) == ("Booting", None, 0)
+    assert (server.engine, server.token) == ("vllm 0.32.0 cpu float32", "not-a-real-token")
+    assert (rank.rank, rank.world_size, rank.instance) == (0, 1, server.instance)
+    assert engine.agent.boots == [wire.Kept(id=1, commit_token=1)]
+    engine.agent.until(lambda: engine.states() and engine.states()[-1].state == "Serving")
+    assert_serves(engine, models[0])
+
+
+def test_hot_equals_cold_there_and_back(
+    engine: Engine, versions: list[Image], models: list[Path], request: pytest.FixtureRequest
+) -> None:
+    for number in (1, 0, 1):
+        answer = engine.agent.swap(versions[number])
+        assert answer.probe == "Golden"
+        assert_serves(engine, models[number])
+        report(request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
+
+
+def test_what_is_active_already_is_committed_again_without_a_pause(engine: Engine, versions: list[Image]) -> None:
+    for token in (engine.agent.token, None):
+        answer = engine.agent.commit(versions[1].digest, token)
+        assert isinstance(answer, wire.Committed)
+        assert answer.pause_seconds == 0
+    assert isinstance(engine.agent.prepare(versions[1])[0], wire.Prepared)
+
+
+def test_an_old_token_is_refused(engine: Engine, versions: list[Image]) -> None:
+    answer = engine.agent.commit(versions[0].digest, 0)
+    assert isinstance(answer, wire.CommitFailed)
+    assert (answer.reason, answer.dirty) == ("StaleToken", False)
+    late = engine.agent.keep(0)
+    assert isinstance(late, wire.CommitFailed)
+    assert late.reason == "StaleToken"
+
+
+def test_what_is_not_prepared_is_refused_without_a_pause(engine: Engine, models: list[Path]) -> None:
+    answer = engine.agent.commit("sha256:unheard-of")
+    assert isinstance(answer, wire.CommitFailed)
+    assert (answer.reason, answer.dirty) == ("NotPrepared", False)
+    assert_serves(engine, models[1])
+
+
+def _resized(tensors: list[images.Tensor]) -> images.Tensor:
+    tensor = next(tensor for tensor in tensors if tensor.name.endswith("layers.1.self_attn.q_proj.weight"))
+    rows, columns = tensor.shape
+    return images.Tensor(tensor.name, tensor.dtype, [rows * 2, columns], tensor.data * 2)
+
+
+def _retyped(tensors: list[images.Tensor]) -> images.Tensor:
+    tensor = next(tensor for tensor in tensors if tensor.name.endswith("layers.0.mlp.up_proj.weight"))
+    return images.Tensor(tensor.name, "I32", tensor.shape, tensor.data)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "name"),
+    [
+        (_resized, "ShapeMismatch", "model.layers.1.self_attn.q_proj.weight"),
+        (_retyped, "DtypeMismatch", "model.layers.0.mlp.up_proj.weight"),
+        (None, "MissingTensor", "model.layers.1.self_attn.k_proj.weight"),
+        (
+            lambda _: images.Tensor("model.layers.7.new.weight", "F32", [1], b"1234"),
+            "UnknownTensor",
+            "model.layers.7.new",
+        ),
+    ],
+    ids=["shape", "dtype", "missing", "unknown"],
+)
+def test_what_does_not_fit_is_rejected_by_name(
+    engine: Engine,
+    models: list[Path],
+    change: Callable[[list[images.Tensor]], images.Tensor] | None,
+    reason: str,
+    name: str,
+) -> None:
+    tensors = images.read(models[0])
+    replaced = change(tensors) if change else None
+    gone = replaced.name if replaced else name
+    kept = [tensor for tensor in tensors if tensor.name != gone]
+    (answer,) = engine.agent.prepare(images.build([*kept, replaced] if replaced else kept))
+    assert isinstance(answer, wire.Rejected)
+    assert answer.reason == reason
+    assert name in answer.message
+    assert_serves(engine, models[1])
+
+
+def test_an_unsealed_slab_is_rejected(engine: Engine, versions: list[Image]) -> None:
+    open_slab = images.sealed(b"\0" * 4096, seals=0)
+    (answer,) = engine.agent.prepare(Image(versions[0].digest, {}, [versions[0].fds[0], open_slab]))
+    assert isinstance(answer, wire.Rejected)
+    assert answer.reason == "MapFailed"
+
+
+def test_a_released_version_is_forgotten(engine: Engine, versions: list[Image]) -> None:
+    engine.agent.prepare(versions[0])
+    assert isinstance(engine.agent.release(versions[0].digest)[0], wire.Released)
+    answer = engine.agent.commit(versions[0].digest)
+    assert isinstance(answer, wire.CommitFailed)
+    assert answer.reason == "NotPrepared"
+
+
+def test_bfloat16_checkpoint_in_a_float32_engine(engine: Engine) -> None:
+    model = checkpoint("llama", 2, dtype="bfloat16")
+    assert engine.agent.swap(version(model, "v2")).probe == "Golden"
+    assert_serves(engine, model)
+
+
+def test_users_notice_nothing_but_a_short_wait(
+    engine: Engine, versions: list[Image], models: list[Path], request: pytest.FixtureRequest
+) -> None:
+    with Traffic(engine.vllm, streams=2, plain=2) as traffic:
+        time.sleep(3)
+        calm = traffic.worst_gap()
+        for number in (0, 1, 0, 1):
+            began = time.monotonic()
+            engine.agent.prepare(versions[number])
+            prepared = time.monotonic()
+            answer = engine.agent.commit(versions[number].digest, mode="Keep")
+            assert isinstance(answer, wire.Committed)
+            gaps = [traffic.worst_gap(began, prepared), traffic.worst_gap(prepared, time.monotonic() + 0.5)]
+            report(
+                request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}; gaps {gaps}, calm {calm:.3f}"
+            )
+    assert traffic.failures == []
+    assert traffic.finished > 0
+    assert_serves(engine, models[1])
+
+
+def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: list[Image], models: list[Path]) -> None:
+    with Traffic(engine.vllm, streams=1, plain=1) as traffic:
+        time.sleep(1)
+        engine.agent.prepare(versions[0])
+        answer = engine.agent.commit(versions[0].digest, mode="Wait", drain_seconds=30.0)
+        assert isinstance(answer, wire.Committed)
+        time.sleep(0.5)
+        engine.agent.prepare(versions[1])
+        late = engine.agent.commit(versions[1].digest, mode="Wait", drain_seconds=0.001)
+        assert isinstance(late, wire.CommitFailed)
+        assert (late.reason, late.dirty) == ("DrainTimeout", False)
+    assert traffic.failures == []
+    assert_serves(engine, models[0])
+
+
+def test_abort_ends_requests_and_serves_on(engine: Engine, versions: list[Image], models: list[Path]) -> None:
+    engine.agent.prepare(versions[1])
+    with Traffic(engine.vllm, streams=1, plain=1, tokens=200):
+        time.sleep(1)
+        assert isinstance(engine.agent.commit(versions[1].digest, mode="Abort"), wire.Committed)
+    assert_serves(engine, models[1])
+
+
+def _repaired(engine: Engine) -> None:
+    states = engine.states()
+    engine.agent.until(lambda: [state.reason for state in states[-1:]] == ["Repaired"], 120)
+    assert states[-1].state == "Serving"
+
+
+def test_a_failed_copy_is_repaired_before_anybody_is_served(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
+    engine.agent.prepare(versions[0])
+    engine.order.write_text("half")
+    frame = engine.agent.start_commit(versions[0].digest)
+    answers: list[list[int]] = []
+    user = threading.Thread(target=lambda: answers.append(engine.vllm.complete(_golden_prompt(models[1]), 24)))
+    answer = engine.agent.answer_of(frame)
+    user.start()  # while it is dirty: this request has to wait for the repair
+    assert isinstance(answer, wire.CommitFailed)
+    assert (answer.reason, answer.dirty) == ("CommitFailed", True)
+    assert "sabotage" in answer.message
+    _repaired(engine)
+    assert [state.state for state in engine.states()[-2:]] == ["Dirty", "Serving"]
+    assert engine.states()[-1].digest == versions[1].digest
+    user.join(60)
+    assert answers == [_golden_tokens(models[1])]
+    assert_serves(engine, models[1])
+    engine.agent.swap(versions[0])
+    assert_serves(engine, models[0])
+
+
+def test_wrong_answers_inside_the_pause_are_never_served(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
+    wrong = version(
+        models[1], "v1-wrong", probes=[{**probe, "tokenIds": [1, 2, 3]} for probe in versions[1].table["probes"]]
+    )
+    engine.agent.prepare(wrong)
+    answer = engine.agent.commit(wrong.digest)
+    assert isinstance(answer, wire.CommitFailed)
+    assert (answer.reason, answer.dirty) == ("ProbeMismatch", True)
+    _repaired(engine)
+    assert_serves(engine, models[0])
+
+
+def test_a_copy_beyond_its_deadline_is_dirty_and_repaired(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
+    engine.agent.prepare(versions[1])
+    engine.order.write_text("slow")
+    answer = engine.agent.commit(versions[1].digest, deadline_seconds=0.5)
+    assert isinstance(answer, wire.CommitFailed)
+    assert answer.dirty
+    assert "0.5 s" in answer.message
+    _repaired(engine)
+    assert_serves(engine, models[0])
+
+
+def test_a_commit_ends_by_itself_when_the_agent_goes(engine: Engine, versions: list[Image], models: list[Path]) -> None:
+    engine.agent.prepare(versions[1])
+    engine.order.write_text("slow")
+    engine.agent.start_commit(versions[1].digest, version="v1")
+    time.sleep(0.3)
+    engine.agent.down()
+    time.sleep(2.0)
+    assert_serves(engine, models[1])
+    before = len(engine.agent.hellos)
+    engine.agent.up()
+    engine.connected()
+    hello = next(hello for hello in engine.agent.hellos[before:] if hello.role == "server")
+    assert (hello.state, hello.digest, hello.commit_token) == ("Serving", versions[1].digest, engine.agent.token)
+
+
+def test_memory_is_flat_over_twenty_swaps(
+    engine: Engine, versions: list[Image], models: list[Path], request: pytest.FixtureRequest
+) -> None:
+    (worker,) = engine.vllm.workers()
+    measured = []
+    for turn in range(20):
+        engine.agent.swap(versions[turn % 2])
+        time.sleep(0.1)
+        measured.append(_resident(worker))
+    report(request, f"{measured[5] / 1e6:.1f} MB after 6 swaps, {measured[-1] / 1e6:.1f} MB after 20")
+    assert measured[-1] - measured[5] < 8e6  # less than two of these models
+    maps = Path(f"/proc/{worker}/maps").read_text().count("memfd:hotweights-test")
+    assert maps < 1000
+    assert_serves(engine, models[1])
+
+
+def test_a_killed_worker_ends_the_container_with_an_error(engine: Engine, versions: list[Image]) -> None:
+    engine.agent.prepare(versions[0])
+    engine.order.write_text("kill")
+    with pytest.raises(Gone):
+        raise AssertionError(engine.agent.commit(versions[0].digest))
+    assert engine.vllm.process.wait(60) == 1
+
+
+def _resident(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+
+def _golden_prompt(model: Path) -> list[int]:
+    return [int(token) for token in version(model, "x").table["probes"][0]["promptTokenIds"]]
+
+
+def _golden_tokens(model: Path) -> list[int]:
+    return [int(token) for token in version(model, "x").table["probes"][0]["tokenIds"]]
