@@ -66,6 +66,11 @@ class Cache:
             self.drop(kind, key, version)
         return gone
 
+    def version_of(self, kind: Kind, key: str) -> int:
+        """The resourceVersion that is known of an object; 0: none."""
+        found = self._values[kind].get(key)
+        return found[0] if found else 0
+
     def get(self, kind: Kind, key: str) -> Any:
         """The value, or None."""
         found = self._values[kind].get(key)

@@ -14,7 +14,7 @@ from hotweights_operator.actions import Action, AskResolve, Assign, CreateNodeWe
 from hotweights_operator.model import SETTLED_PHASES, NodeState, Observed, Pod
 from hotweights_operator.targets import gather_one
 
-_KEEPS_SERVING = SETTLED_PHASES | {"Refused", "Failed"}
+_REFUSED = frozenset({"Refused", "Failed"})
 
 
 def decide(name: str, observed: Observed) -> NodeDecision:
@@ -87,9 +87,11 @@ def _kept_digest(pod: Pod, state: NodeState, observed: Observed) -> str:
     known, engine = target.assigned, target.engine
     if own is not None and own == known:
         return own.digest
-    if engine is not None and engine.phase in _KEEPS_SERVING:
-        return engine.digest  # also when its rollout was deleted in the middle: what it serves, not what it was told
-    return known.digest if known is not None else ""
+    if known is None:
+        return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else ""
+    if engine is not None and engine.phase in _REFUSED and target.answered:
+        return engine.digest  # it did not do what it was told, and serves on
+    return known.digest  # what it was told is what it serves, or will in a moment
 
 
 def _version_name(state: NodeState, digest: str, known: PodAssignment | None) -> str:
