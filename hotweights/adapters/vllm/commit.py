@@ -15,23 +15,19 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hotweights.adapters.vllm import probe
-from hotweights.adapters.vllm.replica import PAUSE_MODES, EngineDeadError, RankError, Replica, end_process
+from hotweights.adapters.vllm import faults, probe
+from hotweights.adapters.vllm.faults import CommitError, EngineDead
 from hotweights_transports.handoff import wire
+
+if TYPE_CHECKING:
+    from hotweights.adapters.vllm.replica import Replica
 
 logger = logging.getLogger("vllm.hotweights.commit")
 REPAIR_ATTEMPTS = 2
 RESUME_SECONDS = 10.0
-
-
-class CommitError(Exception):
-    """This commit did not happen; ``reason`` is one of the wire's."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+PAUSE_MODES = ("Keep", "Wait", "Abort")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +62,7 @@ class Switch:
     digest: str | None = None
     token: int = 0
     dirty: bool = False
+    _before: str = "Booting"  # the state that a repair returns to
     _probed: str = "None"
     _running: tuple[str, int, asyncio.Future[wire.Frame]] | None = None
     _known: dict[str | None, Questions] = field(default_factory=dict)  # what each version answered when it was right
@@ -75,7 +72,7 @@ class Switch:
         questions = Questions.default()
         try:
             answers = await self.replica.probe(questions.prompts, questions.lengths)
-        except EngineDeadError:
+        except EngineDead:
             raise
         except Exception as error:  # noqa: BLE001 - the engine serves all the same; only a repair will know less
             logger.warning("The booted weights could not be probed (%s)", error)
@@ -103,9 +100,12 @@ class Switch:
         self._running = (frame.digest, frame.commit_token, future)
         try:
             result = await self._commit(frame)
-        except EngineDeadError as error:
-            await end_process(f"the engine died during a commit: {error}")
+        except EngineDead as error:
+            await faults.end_process(f"the engine died during a commit: {error}")
             raise
+        except Exception as error:  # only outside the pause: inside it, everything is caught and means dirty
+            logger.exception("Unexpected error before the pause")
+            result = _failed(frame, "CommitFailed", f"{type(error).__name__}: {error}")
         finally:
             self._running = None
         future.set_result(result)
@@ -128,15 +128,15 @@ class Switch:
         timings: dict[str, float] = {}
         try:
             questions = await self._check(frame.digest)
-        except (RankError, CommitError) as error:
-            await self._unpin()
+        except CommitError as error:
+            await self._quietly("unpin")
             return _failed(frame, error.reason, str(error))
         began = time.monotonic()
         try:
             await self._pause(frame, timings)
         except CommitError as error:
             await self.replica.resume()
-            await self._unpin()
+            await self._quietly("unpin")
             return _failed(frame, error.reason, str(error))
         left = frame.deadline_seconds - (0.0 if frame.mode == "Wait" else time.monotonic() - began)
         try:
@@ -146,11 +146,11 @@ class Switch:
                 timings, "resume"
             ):  # the weights are right by now; only the end of this is bounded, by its own measure
                 await asyncio.wait_for(self._open(frame.digest), RESUME_SECONDS)
-        except EngineDeadError:
+        except EngineDead:
             raise
         except TimeoutError:
             return await self._became_dirty(frame, "CommitFailed", f"not finished within {frame.deadline_seconds} s")
-        except (RankError, CommitError) as error:
+        except CommitError as error:
             return await self._became_dirty(frame, error.reason, str(error))
         except Exception as error:  # between the copy and the resume, any error whatsoever means dirty
             logger.exception("Unexpected error inside the pause")
@@ -159,7 +159,7 @@ class Switch:
         self._probed = "Golden" if questions.tokens is not None else "Ran"
         self._known[frame.digest] = Questions(questions.prompts, questions.lengths, tokens)
         pause_seconds = time.monotonic() - began
-        await self.replica.ranks("settle")
+        await self._quietly("settle")
         logger.info("Committed %s: paused for %.1f ms, %s", frame.digest[:19], pause_seconds * 1e3, timings)
         return self._committed(frame, pause_seconds, timings)
 
@@ -182,7 +182,7 @@ class Switch:
                 reason = "DrainTimeout" if frame.mode == "Wait" else "CommitFailed"
                 message = f"requests were still running after {limit} s; nothing was changed"
                 raise CommitError(reason, message) from None
-            except EngineDeadError:
+            except EngineDead:
                 raise
             except Exception as error:  # a cache that cannot be reset, for instance: nothing was copied yet
                 raise CommitError("CommitFailed", f"could not pause: {error}") from error
@@ -210,7 +210,7 @@ class Switch:
         return tokens
 
     async def _became_dirty(self, frame: wire.Commit, reason: str, message: str) -> wire.Frame:
-        self.dirty, self.state = True, "Dirty"
+        self._before, self.dirty, self.state = self.state, True, "Dirty"
         logger.error("The engine is dirty and stays paused: %s: %s", reason, message)
         self._tell(reason, message)
         return _failed(frame, reason, message, dirty=True)
@@ -226,28 +226,31 @@ class Switch:
             except Exception as failure:  # whatever it was: the only other way out is the end of the process
                 logger.exception("Repairing failed")
                 error = failure
-                if isinstance(failure, EngineDeadError):
+                if isinstance(failure, EngineDead):
                     break
             else:
                 logger.warning("Repaired: serving %s again", self.digest or "what was booted")
                 self._tell("Repaired", f"repaired in {time.monotonic() - began:.1f} s")
                 return
-        await end_process(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
+        await faults.end_process(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
 
     async def _repair(self) -> None:
         await self.replica.ranks("repair", self.digest)
         await self.replica.forget_caches()
         await self._ask(self._known.get(self.digest) or Questions.default())
-        await self.replica.ranks("settle")
+        await self._quietly("settle")
         await self.replica.label(self.digest or "booted")
-        self.dirty, self.state = False, "Serving"
+        self.dirty, self.state = False, self._before
         await self.replica.resume()
 
-    async def _unpin(self) -> None:
+    async def _quietly(self, command: str) -> None:
+        """Tidying up: what it could not do, the next prepare does."""
         try:
-            await self.replica.ranks("unpin")
-        except RankError as error:
-            logger.warning("A rank could not let go: %s", error)
+            await self.replica.ranks(command)
+        except EngineDead:
+            raise
+        except Exception as error:  # noqa: BLE001 - it must not turn a commit that happened into one that did not
+            logger.warning("A rank could not %s: %s", command, error)
 
     def _tell(self, reason: str, message: str) -> None:
         self.tell(wire.State(self.state, self.digest, self.token, reason, message[:2000]))

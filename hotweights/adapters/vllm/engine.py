@@ -190,7 +190,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 self._ready = digest
             except Abandoned as error:
                 raise Rejection("Busy", "called off; prepare it again if it is still wanted") from error
-            except Unsupported as error:
+            except (Unsupported, torch.OutOfMemoryError) as error:
                 logger.warning("Cannot finish versions beside the model (%s): they are loaded inside the pause", error)
                 self._shadow = None
             except Exception as error:  # any model's loader may raise anything; what is served is untouched

@@ -5,29 +5,15 @@ Nothing here decides anything (that is `commit`), and nothing else in the API se
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
-import signal
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable, Sequence
+from typing import Any, TypeVar
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from hotweights.adapters.vllm import plugin, probe
+from hotweights.adapters.vllm.faults import EngineDead, RankError
 
-logger = logging.getLogger("vllm.hotweights.replica")
-PAUSE_MODES = {"Keep": "keep", "Wait": "wait", "Abort": "abort"}
-__all__ = ["EngineDeadError", "RankError", "Replica", "end_process"]
-
-
-class RankError(Exception):
-    """A rank said no; ``reason`` is one of the wire's."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
+T = TypeVar("T")
 
 
 class Replica:
@@ -39,7 +25,7 @@ class Replica:
 
     async def ranks(self, command: str, argument: Any = None) -> list[dict[str, Any]]:
         """Every rank's answer. Raises `RankError` with the first no, after all have answered."""
-        answers = await self._client.collective_rpc(plugin.WORKER_METHOD, args=(command, argument))
+        answers = await _alive(self._client.collective_rpc(plugin.WORKER_METHOD, args=(command, argument)))
         for answer in answers:
             if not answer["ok"]:
                 raise RankError(answer["reason"], f"rank {answer['rank']}: {answer['message']}")
@@ -52,54 +38,29 @@ class Replica:
         if hasattr(core, "pause_scheduler_async") and hasattr(renderer, "clear_mm_cache_async"):
             # What pause_generation does, less its fixed sleep of 20 ms, which it calls unnecessary itself.
             await renderer.clear_mm_cache_async()
-            await core.pause_scheduler_async(mode=PAUSE_MODES[mode], clear_cache=True)
+            await _alive(core.pause_scheduler_async(mode=mode.lower(), clear_cache=True))
         else:
-            await self._client.pause_generation(mode=PAUSE_MODES[mode], clear_cache=True)
+            await _alive(self._client.pause_generation(mode=mode.lower(), clear_cache=True))
 
     async def resume(self) -> None:
-        await self._client.resume_generation()
+        await _alive(self._client.resume_generation())
 
     async def forget_caches(self) -> None:
-        await self._client.reset_prefix_cache(reset_running_requests=True)
-        await self._client.reset_encoder_cache()
+        await _alive(self._client.reset_prefix_cache(reset_running_requests=True))
+        await _alive(self._client.reset_encoder_cache())
 
     async def label(self, version: str) -> None:
         """What vLLM itself reports as its weights' version."""
-        await self._client.update_weight_version(version)
+        await _alive(self._client.update_weight_version(version))
 
     async def probe(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
-        answers = await self._client.engine_core.call_utility_async(
-            plugin.CORE_METHOD, [list(prompt) for prompt in prompts], list(lengths)
-        )
-        return list(answers)
-
-    @property
-    def dead(self) -> bool:
-        return bool(self._client.errored)
+        questions = [list(prompt) for prompt in prompts]
+        core = self._client.engine_core
+        return list(await _alive(core.call_utility_async(plugin.CORE_METHOD, questions, list(lengths))))
 
 
-async def end_process(reason: str) -> None:
-    """End this server and everything it started: the container restarts, into the boot barrier.
-
-    By itself a vLLM whose engine died exits with 0, which a restart policy may take for success.
-    """
-    logger.critical("Ending this process: %s", reason)
-    await asyncio.sleep(0.1)  # for the log line and the last frame
-    for pid in _descendants(os.getpid()):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    os._exit(1)
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
+async def _alive(call: Awaitable[T]) -> T:
     try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:
-        return found
-    for child in children:
-        found += [*_descendants(child), child]
-    return found
+        return await call
+    except EngineDeadError as error:
+        raise EngineDead(str(error)) from error

@@ -1,0 +1,234 @@
+"""The order of a commit, without a vLLM: what is refused before the pause, what makes an engine dirty, and what never happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from hotweights.adapters.vllm import faults
+from hotweights.adapters.vllm.commit import Switch
+from hotweights.adapters.vllm.faults import EngineDead, RankError
+from hotweights_transports.handoff import wire
+
+GOLDEN = [{"engine": "x", "promptTokenIds": [1, 2], "tokenIds": [3, 4]}]
+
+
+class Replica:
+    """Writes down what is asked of it; ``fail`` maps a step to what happens there."""
+
+    def __init__(self, **fail: Any) -> None:
+        self.world_size = 1
+        self.fail = fail
+        self.steps: list[str] = []
+        self.tokens = [3, 4]
+        self.probes = GOLDEN
+
+    async def _step(self, name: str) -> None:
+        self.steps.append(name)
+        failure = self.fail.get(name)
+        if isinstance(failure, float):
+            await asyncio.sleep(failure)
+        elif failure is not None:
+            raise failure
+
+    async def ranks(self, command: str, argument: Any = None) -> list[dict[str, Any]]:
+        await self._step(command)
+        return [{"ok": True, "rank": 0, "probes": self.probes}]
+
+    async def pause(self, mode: str) -> None:
+        await self._step(f"pause {mode}")
+
+    async def resume(self) -> None:
+        await self._step("resume")
+
+    async def forget_caches(self) -> None:
+        await self._step("forget")
+
+    async def label(self, version: str) -> None:
+        await self._step("label")
+
+    async def probe(self, prompts: list[list[int]], lengths: list[int]) -> list[dict[str, Any]]:
+        await self._step("probe")
+        return [{"tokens": self.tokens, "nan": "nan" in self.fail} for _ in prompts]
+
+
+class Engine:
+    def __init__(self, **fail: Any) -> None:
+        self.replica = Replica(**fail)
+        self.told: list[wire.State] = []
+        self.switch = Switch(self.replica, 5.0, self.told.append, state="Serving")  # type: ignore[arg-type]
+
+    async def commit(self, digest: str = "new", token: int = 1, **values: Any) -> Any:
+        return await self.switch.commit(wire.Commit(digest=digest, commit_token=token, **values))
+
+
+@pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    reasons: list[str] = []
+
+    async def end(reason: str) -> None:
+        reasons.append(reason)
+
+    monkeypatch.setattr(faults, "end_process", end)
+    return reasons
+
+
+async def test_a_commit_goes_in_this_order() -> None:
+    engine = Engine()
+    answer = await engine.commit()
+    assert isinstance(answer, wire.Committed)
+    assert answer.probe == "Golden"
+    assert engine.replica.steps == ["check", "pause Keep", "install", "probe", "label", "resume", "settle"]
+    assert (engine.switch.digest, engine.switch.token, engine.switch.dirty) == ("new", 1, False)
+
+
+async def test_without_golden_tokens_an_answer_has_to_come_without_nan() -> None:
+    engine = Engine()
+    engine.replica.probes = []
+    assert (await engine.commit()).probe == "Ran"
+    engine = Engine(nan=True)
+    engine.replica.probes = []
+    assert (await engine.commit()).reason == "ProbeMismatch"
+
+
+async def test_what_is_refused_is_refused_before_the_pause() -> None:
+    engine = Engine(check=RankError("NotPrepared", "rank 0: no"))
+    answer = await engine.commit()
+    assert (answer.reason, answer.dirty, engine.replica.steps) == ("NotPrepared", False, ["check", "unpin"])
+
+
+@pytest.mark.parametrize(
+    "probes", [[{}], [{"promptTokenIds": [1], "tokenIds": ["x"]}], [{"promptTokenIds": 1, "tokenIds": []}]]
+)
+async def test_malformed_probes_are_refused_before_the_pause(probes: list[Any]) -> None:
+    engine = Engine()
+    engine.replica.probes = probes
+    answer = await engine.commit()
+    assert (answer.reason, answer.dirty) == ("CommitFailed", False)
+    assert "pause Keep" not in engine.replica.steps
+
+
+async def test_an_older_token_is_refused_and_an_equal_one_repeats_the_answer() -> None:
+    engine = Engine()
+    await engine.commit(token=5)
+    assert (await engine.commit("other", token=4)).reason == "StaleToken"
+    engine.replica.steps.clear()
+    again = await engine.commit(token=5)
+    assert isinstance(again, wire.Committed)
+    assert again.pause_seconds == 0
+    assert engine.replica.steps == []
+
+
+async def test_keep_is_fenced_too() -> None:
+    engine = Engine()
+    assert engine.switch.keep(3)
+    assert not engine.switch.keep(2)
+    assert (await engine.commit(token=2)).reason == "StaleToken"
+
+
+async def test_two_commits_at_a_time_are_one_or_busy() -> None:
+    engine = Engine(install=0.05)
+    first, same, other = await asyncio.gather(engine.commit(), engine.commit(), engine.commit("other"))
+    assert isinstance(first, wire.Committed)
+    assert isinstance(same, wire.Committed)
+    assert other.reason == "Busy"
+    assert engine.replica.steps.count("install") == 1
+
+
+async def test_a_drain_that_does_not_end_changes_nothing() -> None:
+    engine = Engine(**{"pause Wait": 1.0})
+    answer = await engine.commit(mode="Wait", drain_seconds=0.01)
+    assert (answer.reason, answer.dirty) == ("DrainTimeout", False)
+    assert engine.replica.steps == ["check", "pause Wait", "resume", "unpin"]
+
+
+async def test_a_pause_that_fails_changes_nothing() -> None:
+    engine = Engine(**{"pause Keep": RuntimeError("cache")})
+    answer = await engine.commit()
+    assert (answer.reason, answer.dirty) == ("CommitFailed", False)
+    assert "install" not in engine.replica.steps
+
+
+@pytest.mark.parametrize(
+    ("fail", "reason"),
+    [
+        ({"install": RankError("CommitFailed", "rank 1: torn")}, "CommitFailed"),
+        ({"install": RuntimeError("anything")}, "CommitFailed"),
+        ({"install": 1.0}, "CommitFailed"),
+        ({"probe": RuntimeError("anything")}, "CommitFailed"),
+        ({"nan": True}, "ProbeMismatch"),
+    ],
+    ids=["rank", "error", "deadline", "probe", "nan"],
+)
+async def test_a_failure_after_the_copy_began_is_dirty_and_never_resumed(fail: dict[str, Any], reason: str) -> None:
+    engine = Engine(**fail)
+    answer = await engine.commit(deadline_seconds=0.02)
+    assert (answer.reason, answer.dirty) == (reason, True)
+    assert "resume" not in engine.replica.steps
+    assert (engine.switch.digest, engine.switch.state) == (None, "Dirty")
+    assert [state.state for state in engine.told] == ["Dirty"]
+    assert (await engine.commit(token=9)).reason == "EngineDirty"
+
+
+async def test_a_wrong_answer_is_dirty() -> None:
+    engine = Engine()
+    engine.replica.tokens = [3, 5]
+    answer = await engine.commit()
+    assert (answer.reason, answer.dirty) == ("ProbeMismatch", True)
+    assert "[3, 5], expected [3, 4]" in answer.message
+
+
+async def test_a_repair_is_probed_before_it_resumes(ended: list[str]) -> None:
+    engine = Engine()
+    await engine.commit("old")
+    engine.replica.fail = {"install": RuntimeError("torn")}
+    await engine.commit("new", token=2)
+    engine.replica.steps.clear()
+    await engine.switch.repair()
+    assert engine.replica.steps == ["repair", "forget", "probe", "settle", "label", "resume"]
+    assert (engine.switch.digest, engine.switch.dirty, ended) == ("old", False, [])
+    assert (engine.told[-1].state, engine.told[-1].digest, engine.told[-1].reason) == ("Serving", "old", "Repaired")
+
+
+@pytest.mark.parametrize("broken", ["repair", "forget", "probe"])
+async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken: str) -> None:
+    engine = Engine(install=RuntimeError("torn"))
+    await engine.commit()
+    engine.replica.fail = {broken: RuntimeError("still")}
+    await engine.switch.repair()
+    assert len(ended) == 1
+    assert engine.switch.dirty
+    assert "resume" not in engine.replica.steps
+
+
+async def test_a_repair_that_answers_otherwise_than_before_ends_the_process(ended: list[str]) -> None:
+    engine = Engine()
+    await engine.switch.remember_boot()
+    engine.replica.fail = {"install": RuntimeError("torn")}
+    await engine.commit()
+    engine.replica.fail = {}
+    engine.replica.tokens = [9, 9]
+    await engine.switch.repair()
+    assert len(ended) == 1
+    assert "resume" not in engine.replica.steps
+
+
+@pytest.mark.parametrize("step", ["check", "pause Keep", "install", "probe", "resume"])
+async def test_a_dead_engine_ends_the_process(ended: list[str], step: str) -> None:
+    engine = Engine(**{step: EngineDead("gone")})
+    with pytest.raises(EngineDead):
+        await engine.commit()
+    assert len(ended) == 1
+
+
+async def test_tidying_up_cannot_undo_a_commit() -> None:
+    engine = Engine(settle=RuntimeError("busy"))
+    assert isinstance(await engine.commit(), wire.Committed)
+
+
+@pytest.mark.parametrize("call", [lambda switch: switch.commit(wire.Commit(digest="n", mode="Sideways"))])
+async def test_an_unknown_mode_is_refused(call: Callable[[Switch], Any]) -> None:
+    assert (await call(Engine().switch)).reason == "CommitFailed"
