@@ -1,0 +1,157 @@
+"""Turns the crank: messages into the session, one after the other, and its effects out into the world.
+
+The queue is bounded, so that whoever talks too much waits. Effects are done in their order; those that take time are only begun
+here, and what comes of them returns as a message. A message that the session cannot take (`IllegalMove`, a defect of ours) is
+logged and counted and changes nothing; the node goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import assert_never
+
+from hotweights_agent import effects as fx
+from hotweights_agent.engine_server import EngineServer
+from hotweights_agent.memory import Memory, MemoryNotWritten
+from hotweights_agent.messages import CapacityChanged, Message, Now, Recalled, StageFailed, Ticked
+from hotweights_agent.metrics import Metrics
+from hotweights_agent.phases import IllegalMove
+from hotweights_agent.pod_marks import PodMarks
+from hotweights_agent.session import Session
+from hotweights_agent.staging import Stager
+from hotweights_agent.status_writer import StatusWriter
+from hotweights_agent.store import Pin, Store, UnknownVersion
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.25
+CAPACITY_SECONDS = 5.0
+MAX_WAITING_MESSAGES = 1024
+
+
+class _PinnedImage:
+    """A pin as the engine server wants it."""
+
+    def __init__(self, pin: Pin) -> None:
+        self._pin = pin
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        return self._pin.image.fds
+
+    def release(self) -> None:
+        self._pin.release()
+
+
+class Driver:
+    """One agent's session with everything around it. Parts that need `tell` are given after construction."""
+
+    def __init__(
+        self,
+        session: Session,
+        memory: Memory,
+        store: Store,
+        metrics: Metrics,
+        now: Callable[[], Now],
+        *,
+        memory_bytes: int = 0,
+    ) -> None:
+        self._session = session
+        self._memory = memory
+        self._store = store
+        self._metrics = metrics
+        self._now = now
+        self._memory_bytes = memory_bytes
+        self._queue: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING_MESSAGES)
+        self.turned_at = now().seconds
+        self.server: EngineServer
+        self.stager: Stager
+        self.status: StatusWriter
+        self.marks: PodMarks
+
+    async def tell(self, message: Message) -> None:
+        """Hand a message to the session; waits while too many are waiting."""
+        await self._queue.put(message)
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        await self._turn(Recalled(self._memory.pods))
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._tick(), name="clock")
+            while True:
+                await self._turn(await self._queue.get())
+
+    async def _tick(self) -> None:
+        capacity_at = 0.0
+        while True:
+            if self._now().seconds >= capacity_at:
+                capacity_at = self._now().seconds + CAPACITY_SECONDS
+                usage = await asyncio.to_thread(self._store.usage)
+                total = self._memory_bytes or usage.held + usage.promised + usage.free
+                await self.tell(CapacityChanged(total, usage.free))
+            await self.tell(Ticked())
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _turn(self, message: Message) -> None:
+        now = self._now()
+        self._metrics.note(message)
+        try:
+            effects = self._session.handle(message, now)
+        except IllegalMove:
+            self._metrics.defects.inc()
+            log.exception("a defect of the agent: %s was not taken; please report it", type(message).__name__)
+            effects = []
+        for effect in effects:
+            await self._do(effect)
+        self.turned_at = now.seconds
+
+    async def _do(self, effect: fx.Effect) -> None:
+        match effect:
+            case fx.Stage():
+                log.info("staging %s %s", effect.item.version, effect.item.digest)
+                self.stager.stage(effect.item)
+            case fx.CancelStage():
+                self.stager.cancel(effect.digest)
+            case fx.ReleaseVersion():
+                log.info("releasing %s", effect.digest)
+                self._store.release(effect.digest)
+            case fx.Resolve():
+                self.stager.resolve(effect.item)
+            case fx.SendPrepare():
+                await self._prepare(effect)
+            case fx.Send():
+                log.info("to engine connection %d: %s", effect.conn, effect.frame)
+                self.server.send(effect.conn, effect.frame)
+            case fx.Close():
+                self.server.close_connection(effect.conn, effect.reason, effect.message)
+            case fx.Remember():
+                await self._on_disk(self._memory.remember, *effect.pods)
+            case fx.Forget():
+                await self._on_disk(self._memory.forget, *effect.pod_uids)
+            case fx.MarkPod():
+                self.marks.want(effect.pod, effect.marks)
+            case fx.UnmarkPod():
+                self.marks.forget(effect.pod_uid)
+            case fx.Report():
+                self._metrics.show(effect.status)
+                self.status.offer(effect.status, urgent=effect.urgent)
+            case _:
+                assert_never(effect)
+
+    async def _prepare(self, effect: fx.SendPrepare) -> None:
+        try:
+            pin = self._store.image(effect.digest)
+        except UnknownVersion as error:
+            log.warning("engine connection %d: %s", effect.conn, error)
+            await self._queue.put(StageFailed(effect.digest, "NotStaged", str(error), transient=True))
+            return
+        self.server.send_prepare(effect.conn, effect.id, effect.digest, _PinnedImage(pin))
+
+    async def _on_disk(self, write: Callable[..., None], *arguments: object) -> None:
+        try:
+            await asyncio.to_thread(write, *arguments)
+        except MemoryNotWritten as error:
+            self._metrics.defects.inc()
+            log.error("%s. Until then a restarted engine waits for the API server", error)  # noqa: TRY400

@@ -1,0 +1,172 @@
+"""What Prometheus is told, and the small HTTP server that tells it, with the two probes beside.
+
+Names say what is counted and in which unit. Labels are bounded: no pod, no digest, no version is one. The HTTP server runs in a
+thread of its own, so that a busy agent still answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from hotweights_agent.messages import Message, Said, StageDone, StageFailed
+from hotweights_agent.phases import Phase
+from hotweights_crds.nodeweights import NodeWeightsStatus
+from hotweights_transports.handoff import wire
+
+log = logging.getLogger(__name__)
+
+PAUSE_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
+STAGE_BUCKETS = (0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0)
+
+
+class Metrics:
+    """All metrics of one agent, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+        self.staged = Counter("hotweights_agent_staged_bytes", "Bytes of versions that became staged.", registry=r)
+        self.stage_seconds = Histogram(
+            "hotweights_agent_stage_seconds", "From the order to a staged version.", buckets=STAGE_BUCKETS, registry=r
+        )
+        self.stage_failures = Counter(
+            "hotweights_agent_stage_failures", "Stagings that failed.", ["reason"], registry=r
+        )
+        self.fetched = Counter(
+            "hotweights_agent_fetched_bytes", "Verified bytes, by transport.", ["transport"], registry=r
+        )
+        self.checksums = Counter(
+            "hotweights_agent_checksum_failures", "Chunks with other bytes than promised.", registry=r
+        )
+        self.commits = Counter("hotweights_agent_commits", "Answers to commits.", ["result"], registry=r)
+        self.rejections = Counter("hotweights_agent_prepare_rejections", "Refused prepares.", ["reason"], registry=r)
+        self.pauses = Histogram(
+            "hotweights_agent_pause_seconds", "Pauses of commits.", buckets=PAUSE_BUCKETS, registry=r
+        )
+        self.engines = Gauge("hotweights_agent_engines", "Engines by phase.", ["phase"], registry=r)
+        self.capacity = Gauge("hotweights_agent_capacity_bytes", "Memory for versions.", ["kind"], registry=r)
+        self.reviews = Counter("hotweights_agent_token_reviews", "Token reviews.", ["audience", "result"], registry=r)
+        self.api_writes = Counter("hotweights_agent_api_writes", "Writes to the API.", ["object", "result"], registry=r)
+        self.defects = Counter("hotweights_agent_defects", "Messages that the session could not take.", registry=r)
+
+    def note(self, message: Message) -> None:
+        """Count what a message tells."""
+        match message:
+            case StageDone():
+                self.staged.inc(message.bytes_total)
+                self.stage_seconds.observe(message.seconds)
+            case StageFailed():
+                self.stage_failures.labels(_bounded(message.reason)).inc()
+                if message.reason == "ChecksumMismatch":
+                    self.checksums.inc()
+            case Said(frame=wire.Committed() as frame):
+                self.commits.labels("Committed").inc()
+                self.pauses.observe(max(0.0, min(frame.pause_seconds, 3600.0)))
+            case Said(frame=wire.CommitFailed() as frame):
+                self.commits.labels("Dirty" if frame.dirty else _bounded(frame.reason)).inc()
+            case Said(frame=wire.Rejected() as frame):
+                self.rejections.labels(_bounded(frame.reason)).inc()
+            case _:
+                pass
+
+    def show(self, status: NodeWeightsStatus) -> None:
+        """Set what is a state rather than an event."""
+        for phase in Phase:
+            self.engines.labels(phase.value).set(sum(1 for engine in status.engines if engine.phase == phase.value))
+        self.capacity.labels("memory").set(status.capacity.memory_bytes)
+        self.capacity.labels("free").set(status.capacity.free_bytes)
+
+
+_REASONS = frozenset(
+    [
+        "UnknownTensor",
+        "MissingTensor",
+        "ShapeMismatch",
+        "DtypeMismatch",
+        "MapFailed",
+        "LoadFailed",
+        "NotPrepared",
+        "StaleToken",
+        "DrainTimeout",
+        "CommitFailed",
+        "ProbeMismatch",
+        "EngineDirty",
+        "Busy",
+        "ProtocolUnsupported",
+        "ChecksumMismatch",
+        "InsufficientMemory",
+        "SourceNotFound",
+        "SourceNotAllowed",
+        "SourceUnreadable",
+        "SourceChanged",
+        "BadURI",
+        "UnknownScheme",
+        "DigestMismatch",
+        "BadManifest",
+        "BadCheckpoint",
+        "Cancelled",
+        "DeadlineExceeded",
+        "StageTimeout",
+        "FetchFailed",
+        "ChunkMissing",
+        "PeerUnreachable",
+        "PeerTimeout",
+        "PeerRefused",
+        "InputOutputError",
+    ]
+)
+
+
+def _bounded(reason: str) -> str:
+    """A reason as a label: words from outside must not become time series without end."""
+    return reason if reason in _REASONS else "Other"
+
+
+class Endpoints:
+    """Serves /metrics, /healthz and /readyz from construction until `close`."""
+
+    def __init__(
+        self, port: int, registry: CollectorRegistry, healthy: Callable[[], str], ready: Callable[[], str]
+    ) -> None:
+        """``healthy`` and ``ready`` say what is wrong; empty: nothing."""
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 5
+
+            def do_GET(self) -> None:
+                if self.path.partition("?")[0] == "/metrics":
+                    self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
+                elif self.path in ("/healthz", "/readyz"):
+                    wrong = healthy() if self.path == "/healthz" else ready()
+                    self._answer(503 if wrong else 200, f"{wrong or 'ok'}\n".encode(), "text/plain; charset=utf-8")
+                else:
+                    self._answer(404, b"there are /metrics, /healthz and /readyz\n", "text/plain; charset=utf-8")
+
+            def _answer(self, code: int, body: bytes, kind: str) -> None:
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                log.debug(format, *args)
+
+        self._server = ThreadingHTTPServer(("", port), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

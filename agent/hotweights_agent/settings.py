@@ -1,0 +1,188 @@
+"""What the installation says about this agent: read once, at the start, from the environment and one YAML file.
+
+The environment carries what differs from node to node (Kubernetes fills it in), the file what the whole installation shares. A
+key that nobody knows is an error, because a misspelt limit that silently does not hold is worse than an agent that does not start.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+import yaml
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; the message names the key and what it takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class RootSettings:
+    """A folder that sources may lie in."""
+
+    path: Path
+    """The folder, as the agent sees it. ``file://`` URIs below it are allowed."""
+    name: str = ""
+    """Its name in the chart; only for people."""
+    claim: str = ""
+    """The PersistentVolumeClaim that is mounted there: ``pvc://claim/…`` is allowed then, instead of ``file://``."""
+    namespaces: tuple[str, ...] = ()
+    """Namespaces whose objects may name it; ``*`` is all of them. Empty: nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
+class StagingSettings:
+    """How versions come onto the node."""
+
+    reserve_bytes: int = 256 * 2**20
+    """Memory that stays free for the agent itself; a version that would eat into it is refused before its first byte."""
+    at_once: int = 1
+    """How many versions are staged at the same time."""
+    patience_seconds: float = 20.0
+    """How long a parent that does not know a version yet is asked again before anybody goes past it."""
+    origin_workers: int = 0
+    """Threads that read a source; 0: as many as there are processors."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """How long engines may take."""
+
+    hello_seconds: float = 10.0
+    """From connecting to the hello."""
+    prepare_seconds: float = 600.0
+    """To build the next version beside the one that is served."""
+    reconnect_seconds: float = 10.0
+    """After the agent's start: how long living engines may take to come back before their pods are marked."""
+
+
+@dataclass(frozen=True, slots=True)
+class KubeSettings:
+    """How the API server is spoken to."""
+
+    request_seconds: float = 15.0
+    """For one request."""
+    away_seconds: float = 3.0
+    """How long the API server may be silent until the disk's memory stands in for it."""
+    resync_seconds: float = 30.0
+    """How often every pod's marks are compared again, whatever the watches say."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """All of it."""
+
+    node: str
+    """The node's name (NODE_NAME)."""
+    namespace: str = "hotweights-system"
+    """The installation's namespace (POD_NAMESPACE): where the NodeWeights are."""
+    address: str = "0.0.0.0"
+    """The address that peers connect to (POD_IP)."""
+    peer_port: int = 7600
+    """The port for peers; 0: any."""
+    metrics_port: int = 8080
+    """The port of /metrics, /healthz and /readyz; 0: any."""
+    memory_bytes: int = 0
+    """What versions may take together (HOTWEIGHTS_MEMORY_BYTES); 0: what the node and its control groups leave."""
+    run_folder: Path = Path("/run/hotweights")
+    """Shared with the pods: the socket and the plugin."""
+    state_folder: Path = Path("/var/lib/hotweights")
+    """On the node's disk: what pods were to serve, and manifests."""
+    plugin_folder: Path = Path("/opt/hotweights/plugin")
+    """The plugin as it was built into the agent's image: one folder for each version. Not there: nothing is installed."""
+    peer_token_file: Path = Path("/var/run/secrets/hotweights/peer-token")
+    """The token (audience hotweights-peer) by which other agents know this one."""
+    log_level: str = "info"
+    """debug, info, warning or error (HOTWEIGHTS_LOG_LEVEL)."""
+    roots: tuple[RootSettings, ...] = ()
+    """Where sources may lie."""
+    staging: StagingSettings = field(default_factory=StagingSettings)
+    """How versions come onto the node."""
+    engines: EngineSettings = field(default_factory=EngineSettings)
+    """How long engines may take."""
+    kube: KubeSettings = field(default_factory=KubeSettings)
+    """How the API server is spoken to."""
+
+
+FROM_ENVIRONMENT = {
+    "NODE_NAME": "node",
+    "POD_NAMESPACE": "namespace",
+    "POD_IP": "address",
+    "HOTWEIGHTS_MEMORY_BYTES": "memory_bytes",
+    "HOTWEIGHTS_LOG_LEVEL": "log_level",
+    "HOTWEIGHTS_RUN_FOLDER": "run_folder",
+    "HOTWEIGHTS_STATE_FOLDER": "state_folder",
+    "HOTWEIGHTS_PLUGIN_FOLDER": "plugin_folder",
+    "HOTWEIGHTS_PEER_TOKEN_FILE": "peer_token_file",
+    "HOTWEIGHTS_PEER_PORT": "peer_port",
+    "HOTWEIGHTS_METRICS_PORT": "metrics_port",
+}
+CONFIG_VARIABLE = "HOTWEIGHTS_CONFIG"
+
+
+def read(environment: Mapping[str, str], config: Path | None = None) -> Settings:
+    """The settings; what the environment says goes before the file. Raises `SettingsError`."""
+    path = config or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
+    body: dict[str, Any] = _load(path) if path is not None else {}
+    body |= {key: environment[name] for name, key in FROM_ENVIRONMENT.items() if environment.get(name)}
+    if not body.get("node"):
+        raise SettingsError("no node name: set NODE_NAME (in a pod, from the field spec.nodeName)")
+    settings: Settings = _build(Settings, body, "")
+    if settings.log_level not in ("debug", "info", "warning", "error"):
+        raise SettingsError(f"log_level: {settings.log_level!r} is not debug, info, warning or error")
+    return settings
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        body = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"{path} cannot be read as YAML or JSON: {error}") from error
+    if body is None:
+        return {}
+    if not isinstance(body, dict):
+        raise SettingsError(f"{path}: the file is a mapping of settings, such as `roots: []`")
+    return {str(key): value for key, value in body.items()}
+
+
+def _build(cls: Any, body: Any, where: str) -> Any:
+    """A dataclass out of a mapping, with every key known and every value of its type."""
+    if not isinstance(body, Mapping):
+        raise SettingsError(f"{where or 'settings'}: is a mapping, not {body!r}")
+    types = typing.get_type_hints(cls)
+    unknown = sorted(set(map(str, body)) - set(types))
+    if unknown:
+        raise SettingsError(f"{where}{unknown[0]}: no such setting; there are {', '.join(sorted(types))}")
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in body and _required(f)]
+    if missing:
+        raise SettingsError(f"{where}{missing[0]}: is missing")
+    return cls(**{key: _value(types[key], value, f"{where}{key}") for key, value in body.items()})
+
+
+def _required(entry: dataclasses.Field[Any]) -> bool:
+    return entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING
+
+
+def _value(kind: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, f"{where}.")
+    if typing.get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            raise SettingsError(f"{where}: is a list, not {value!r}")
+        return tuple(_value(typing.get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value))
+    if isinstance(kind, UnionType) or kind not in (int, float, str, Path):
+        raise SettingsError(f"{where}: {kind} cannot be set")
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise SettingsError(f"{where}: takes a {kind.__name__.lower()}, not {value!r}")
+    try:
+        made = kind(value)
+    except ValueError as error:
+        raise SettingsError(f"{where}: takes a {kind.__name__.lower()}, not {value!r}") from error
+    if isinstance(made, int | float) and made < 0:
+        raise SettingsError(f"{where}: is not negative")
+    return made
