@@ -39,7 +39,9 @@ def ports(found: Body) -> dict[str, int]:
 
 
 def test_the_agent_reads_what_the_chart_sets(helm: Helm, tmp_path: Path) -> None:
-    objects = helm.template({"sources": [SOURCE, CLAIM], "agent": {"logLevel": "debug"}})
+    objects = helm.template(
+        {"sources": [SOURCE, CLAIM], "agent": {"logLevel": "debug", "settings": {"staging": {"at_once": 2}}}}
+    )
     found = container(objects, "DaemonSet")
     variables = environment(found)
     known = {*agent_settings.FROM_ENVIRONMENT, agent_settings.CONFIG_VARIABLE}
@@ -50,7 +52,7 @@ def test_the_agent_reads_what_the_chart_sets(helm: Helm, tmp_path: Path) -> None
     config.write_text(body["data"]["config.yaml"])
     read = agent_settings.read(variables, config)
     assert (read.node, read.namespace, read.address) == ("node-a", "here", "10.0.0.1")
-    assert (read.memory_bytes, read.log_level) == (1000, "debug")
+    assert (read.memory_bytes, read.log_level, read.staging.at_once) == (1000, "debug", 2)
     assert read.roots == (
         agent_settings.RootSettings(Path("/models"), "models", "", ("hotweights-samples",)),
         agent_settings.RootSettings(Path("/pvc/weights"), "shared", "weights", ("*",)),
