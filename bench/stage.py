@@ -3,6 +3,7 @@
 The floor is measured in the same run, in turn with ours, because disks and neighbours have moods: direct reads of the same files
 into memory that is thrown away, by ``fio`` where it is installed, else by plain ``preadv``, with as many readers and reads as
 large as ours. What we do beyond that (BLAKE3 of every byte, a copy, fresh pages, the table, the seals) is what the ratio shows.
+One round of each goes ahead uncounted: memory that a virtual machine touches for the first time measures its hypervisor.
 
     python bench/stage.py [--gigabytes 2] [--rounds 5] [--folder DIR] [--json FILE]
 """
@@ -143,13 +144,16 @@ def main() -> None:
     files = sorted(folder.glob("*.safetensors"))
     floor = fio_seconds if shutil.which("fio") else preadv_seconds
     ours_rates, floor_rates = [], []
-    for number in range(options.rounds):
+    for number in range(options.rounds + 1):
         drop_cache(folder)
-        floor_rates.append(nbytes / floor(files, options.workers))
+        floor_rate = nbytes / floor(files, options.workers)
         drop_cache(folder)
-        ours_rates.append(nbytes / ours_seconds(folder, manifest, options.workers))
-        rates = f"floor {floor_rates[-1] / 1e9:.2f} GB/s, ours {ours_rates[-1] / 1e9:.2f} GB/s"
-        print(f"round {number + 1}: {rates}, ratio {ours_rates[-1] / floor_rates[-1]:.2f}", file=sys.stderr)
+        ours_rate = nbytes / ours_seconds(folder, manifest, options.workers)
+        rates = f"floor {floor_rate / 1e9:.2f} GB/s, ours {ours_rate / 1e9:.2f} GB/s"
+        print(f"round {number or 'ahead'}: {rates}, ratio {ours_rate / floor_rate:.2f}", file=sys.stderr)
+        if number:
+            floor_rates.append(floor_rate)
+            ours_rates.append(ours_rate)
     ours, least = statistics.median(ours_rates), statistics.median(floor_rates)
     print(f"ours   {ours / 1e9:.2f} GB/s (median of {options.rounds}; {nbytes} bytes, verified, sealed)")
     print(f"floor  {least / 1e9:.2f} GB/s ({floor.__name__.removesuffix('_seconds')}, {options.workers} readers)")

@@ -25,6 +25,7 @@ class Slab:
     def __init__(self, nbytes: int, name: str = "hotweights-slab") -> None:
         self.nbytes = nbytes
         self._lock = threading.Lock()
+        self._writing = threading.Lock()
         self._users = 1
         self._writer = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -47,9 +48,10 @@ class Slab:
     def write(self, offset: int, data: memoryview | bytes) -> None:
         """Put ``data`` at ``offset``. Several threads may, in different places."""
         view = memoryview(data).cast("B")
-        while view:
-            written = os.pwrite(self._writer, view, offset)
-            offset, view = offset + written, view[written:]
+        with self._writing:  # the kernel lets in one at a time, and has the others spin
+            while view:
+                written = os.pwrite(self._writer, view, offset)
+                offset, view = offset + written, view[written:]
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """A copy of what is there."""
