@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 from hotweights_kube import errors
 from hotweights_kube.resources import EVENTS, Body, Resource
@@ -63,9 +63,7 @@ class EventWriter(Protocol):
         """Create an event."""
         ...
 
-    async def merge_patch(
-        self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None, **options: Any
-    ) -> Body:
+    async def merge_patch(self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None) -> Body:
         """Raise an event's count."""
         ...
 

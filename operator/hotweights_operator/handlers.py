@@ -136,10 +136,10 @@ def registry(feed: Feed) -> kopf.OperatorRegistry:
     """kopf's handlers: an index and an event handler per source."""
     made = kopf.OperatorRegistry()
 
-    @kopf.on.login(registry=made)
     async def login(**kwargs: Any) -> Any:
         return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
 
+    kopf.on.login(registry=made)(login)
     for source in BY_KOPF:
         _register(made, feed, source)
     return made

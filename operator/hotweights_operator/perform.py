@@ -44,7 +44,17 @@ class Writer(Protocol):
         """Server-side apply."""
         ...
 
-    async def merge_patch(self, resource: Resource, name: str, patch: Body, **options: Any) -> Body:
+    async def merge_patch(
+        self,
+        resource: Resource,
+        name: str,
+        patch: Body,
+        *,
+        namespace: str | None = None,
+        subresource: str | None = None,
+        resource_version: str = "",
+        manager: str = "hotweights",
+    ) -> Body:
         """Merge patch."""
         ...
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 from hotweights_kube import errors
 from hotweights_kube.events import MAX_PER_OBJECT, Notice, Recorder, Reference
@@ -24,9 +23,7 @@ class Writer:
         self.created.append(body)
         return body
 
-    async def merge_patch(
-        self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None, **options: Any
-    ) -> Body:
+    async def merge_patch(self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None) -> Body:
         if self.error:
             raise self.error
         self.patched.append((name, patch))

@@ -1,0 +1,373 @@
+"""A real API server with our CRDs, the operator as a real process, and nodes whose agents and kubelets are a few lines here."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from hotweights_crds.conditions import find
+from hotweights_crds.nodeweights import NodeWeightsSpec
+from hotweights_crds.weightrollout import WeightRolloutStatus
+from hotweights_kube import NODE_WEIGHTS, NODES, PODS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, Api, KubeError, NotFound
+from hotweights_kube.resources import NAMESPACES
+from localcluster import binaries
+from localcluster.controlplane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
+Body = dict[str, Any]
+_numbers = itertools.count()
+
+
+class Refused(Exception):
+    """kubectl failed; the message is what it printed."""
+
+
+class Kubectl:
+    """kubectl as the admin."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self._program = binaries.ensure(["kubectl"])["kubectl"]
+        self._kubeconfig = kubeconfig
+
+    def __call__(self, *words: str | Path, text: str = "") -> str:
+        """What it prints; `Refused` with what it complains about."""
+        command = [self._program, f"--kubeconfig={self._kubeconfig}", *words]
+        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+        if done.returncode:
+            raise Refused(done.stderr)
+        return done.stdout
+
+    def apply(self, body: Body) -> str:
+        """As users do."""
+        return self("apply", "-f", "-", text=json.dumps(body))
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def kubectl(control_plane: ControlPlane) -> Kubectl:
+    """With our CRDs installed."""
+    admin = Kubectl(control_plane.kubeconfig)
+    admin("apply", *(f"-f{path}" for path in sorted((ROOT / "crds").glob("*.yaml"))))
+    admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    return admin
+
+
+@pytest_asyncio.fixture
+async def api(control_plane: ControlPlane, kubectl: Kubectl) -> AsyncIterator[Api]:
+    async with await Api.connect(control_plane.kubeconfig, timeout_seconds=5) as api:
+        yield api
+
+
+class Engine:
+    """What the agent of a test says about a pod's engine."""
+
+    def __init__(self) -> None:
+        self.phase, self.digest, self.prepared, self.token, self.confirmed_at = "Serving", "", "", 0, ""
+
+
+class FakeNode:
+    """A node with its kubelet and agent; the objects are real, what they do is what a status says."""
+
+    def __init__(self, scene: Scene, name: str) -> None:
+        self.scene, self.name = scene, name
+        self.engines: dict[str, Engine] = {}
+        self.refuses: set[str] = set()  # digests that engines refuse
+        self.contents: dict[str, str] = scene.contents
+        self.paused = False
+
+    async def create(self) -> None:
+        """The Node, Ready, and the agent's pod, Ready."""
+        await self.scene.api.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}})
+        await self._beat()
+        await self.scene.pod(
+            f"agent-{self.name}",
+            self.name,
+            {"app.kubernetes.io/name": "hotweights", "app.kubernetes.io/component": "agent"},
+            namespace=self.scene.system,
+        )
+
+    async def _beat(self) -> None:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {"type": "Ready", "status": "True", "reason": "Test", "lastHeartbeatTime": now}
+        await self.scene.api.merge_patch(
+            NODES, self.name, {"status": {"conditions": [condition]}}, subresource="status"
+        )
+
+    async def run(self) -> None:
+        """Follow the spec, for ever."""
+        for turn in itertools.count():
+            await asyncio.sleep(0.1)
+            try:
+                if turn % 50 == 0:
+                    await self._beat()
+                if not self.paused:
+                    await self._follow()
+            except KubeError:
+                await asyncio.sleep(0.5)
+
+    async def _follow(self) -> None:
+        try:
+            body = await self.scene.api.get(NODE_WEIGHTS, self.name, self.scene.system)
+        except NotFound:
+            return
+        spec = NodeWeightsSpec.from_dict(body["spec"])
+        staged = {item.digest for entry in spec.rollouts for item in entry.stage}
+        pods: dict[str, Any] = {}
+        for order in (pod for entry in spec.rollouts for pod in entry.pods):
+            if order.uid not in pods or order.token > pods[order.uid].token:
+                pods[order.uid] = order
+        for order in pods.values():
+            await self._steer(order, staged)
+        status = {
+            "observedGeneration": body["metadata"]["generation"],
+            "bootID": "boot",
+            "endpoint": f"tcp://{self.name}:1",
+            "staged": [{"digest": d, "phase": "Staged", "bytesDone": 10, "bytesTotal": 10} for d in sorted(staged)],
+            "engines": [self._report(uid) for uid in sorted(pods)],
+            "resolved": [
+                {"uid": item.uid, "digest": self.contents[item.uri], "nbytes": 10, "tensors": 1, "chunks": 1}
+                for item in spec.resolve
+            ],
+        }
+        if body.get("status") != status:
+            await self.scene.api.merge_patch(
+                NODE_WEIGHTS, self.name, {"status": status}, namespace=self.scene.system, subresource="status"
+            )
+
+    async def _steer(self, order: Any, staged: set[str]) -> None:
+        engine = self.engines.setdefault(order.uid, Engine())
+        if order.token < engine.token:
+            return
+        engine.token = order.token
+        goal = order.digest if order.digest not in ("", engine.digest) else order.prepare
+        engine.phase = "Serving"
+        if goal and goal in self.refuses and goal != engine.digest:
+            engine.phase = "Refused"
+        elif goal in staged and engine.prepared != goal:
+            engine.phase, engine.prepared = "Prepared", goal
+        elif goal and goal == order.digest and goal in staged:
+            later = datetime.now(UTC) + timedelta(seconds=1)
+            engine.digest, engine.confirmed_at = goal, later.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        await self.scene.set_ready(order.name, order.digest in ("", engine.digest))
+
+    def _report(self, uid: str) -> Body:
+        engine = self.engines[uid]
+        refused = {"reason": "ShapeMismatch", "message": "lm_head.weight is (2, 3), the model has (2, 4)"}
+        return {
+            "podUID": uid,
+            "phase": engine.phase,
+            "digest": engine.digest,
+            "prepared": engine.prepared,
+            "token": engine.token,
+            "confirmedAt": engine.confirmed_at,
+            **(refused if engine.phase == "Refused" else {}),
+        }
+
+
+class Scene:
+    """Namespaces, nodes and pods of one test, and the operator's process."""
+
+    def __init__(self, api: Api, kubectl: Kubectl, kubeconfig: Path, folder: Path) -> None:
+        number = next(_numbers)
+        self.api, self.kubectl, self.kubeconfig, self.folder = api, kubectl, kubeconfig, folder
+        self.namespace, self.system = f"models-{number}", f"system-{number}"
+        self.contents: dict[str, str] = {}
+        self.nodes: dict[str, FakeNode] = {}
+        self.process: subprocess.Popen[bytes] | None = None
+        self.tasks: list[asyncio.Task[None]] = []
+        self.ready: dict[str, bool] = {}
+        self.health_port = _free_port()
+        self._prefix = f"n{number}"
+
+    async def set_up(self, nodes: int = 2) -> None:
+        """Namespaces and nodes."""
+        for name in (self.namespace, self.system):
+            await self.api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+        for index in range(nodes):
+            node = FakeNode(self, f"{self._prefix}-{index}")
+            self.nodes[node.name] = node
+            await node.create()
+            self.tasks.append(asyncio.create_task(node.run()))
+
+    async def pod(self, name: str, node: str, labels: dict[str, str], namespace: str = "") -> Body:
+        """A pod that runs."""
+        namespace = namespace or self.namespace
+        body: Body = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name, "namespace": namespace, "labels": labels},
+            "spec": {
+                "nodeName": node,
+                "automountServiceAccountToken": False,
+                "tolerations": [{"operator": "Exists"}],
+                "containers": [{"name": "main", "image": "none"}],
+            },
+        }
+        await eventually(lambda: self._created(body), "the pod is taken")
+        started = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        container = {
+            "name": "main",
+            "ready": True,
+            "restartCount": 0,
+            "image": "none",
+            "imageID": "",
+            "state": {"running": {"startedAt": started}},
+        }
+        status = {
+            "phase": "Running",
+            "containerStatuses": [container],
+            "conditions": [{"type": "Ready", "status": "True"}],
+        }
+        return await self.api.merge_patch(PODS, name, {"status": status}, namespace=namespace, subresource="status")
+
+    async def _created(self, body: Body) -> bool:
+        try:
+            await self.api.create(PODS, body)
+        except KubeError:  # its service account is still being made
+            return False
+        return True
+
+    async def engine_pod(self, index: int, node: int = 0) -> Body:
+        """An opted-in pod on one of the nodes."""
+        labels = {"app": "llm", "hotweights.dev/inject": "true"}
+        return await self.pod(f"llm-{index}", f"{self._prefix}-{node}", labels)
+
+    async def set_ready(self, pod: str, ready: bool) -> None:
+        """What a kubelet would say, when it changes."""
+        if self.ready.get(pod, True) != ready:
+            condition = {"type": "Ready", "status": "True" if ready else "False"}
+            await self.api.merge_patch(
+                PODS, pod, {"status": {"conditions": [condition]}}, namespace=self.namespace, subresource="status"
+            )
+            self.ready[pod] = ready
+
+    async def version(self, name: str) -> None:
+        """A WeightVersion."""
+        uri = f"file:///models/{name}"
+        self.contents[uri] = "sha256:" + f"{sum(map(ord, name)):064x}"
+        body = {
+            "apiVersion": WEIGHT_VERSIONS.api_version,
+            "kind": "WeightVersion",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": {"model": "tiny", "version": name, "source": {"uri": uri}},
+        }
+        await self.api.create(WEIGHT_VERSIONS, body)
+
+    def rollout(self, version: str, **spec: Any) -> Body:
+        """A WeightRollout, as users write it."""
+        return {
+            "apiVersion": WEIGHT_ROLLOUTS.api_version,
+            "kind": "WeightRollout",
+            "metadata": {"name": "llm", "namespace": self.namespace},
+            "spec": {
+                "versionRef": {"name": version},
+                "target": {"selector": {"matchLabels": {"app": "llm"}}},
+                **spec,
+            },
+        }
+
+    async def status(self) -> WeightRolloutStatus:
+        """The rollout's."""
+        body = await self.api.get(WEIGHT_ROLLOUTS, "llm", self.namespace)
+        return WeightRolloutStatus.from_dict(body.get("status") or {})
+
+    async def reaches(self, condition: str, reason: str = "", seconds: float = 30.0) -> WeightRolloutStatus:
+        """Wait until a condition is True (with this reason); the status then."""
+        found: list[WeightRolloutStatus] = []
+
+        async def holds() -> bool:
+            status = await self.status()
+            held = find(status.conditions, condition)
+            found[:] = [status]
+            generation = (await self.api.get(WEIGHT_ROLLOUTS, "llm", self.namespace))["metadata"]["generation"]
+            current = status.observed_generation == generation
+            return held is not None and held.status == "True" and current and reason in ("", held.reason)
+
+        await eventually(holds, f"{condition} {reason}", seconds, lambda: f"{found}\n{self.log()}")
+        return found[0]
+
+    def start_operator(self) -> None:
+        """As a process."""
+        log = (self.folder / "operator.log").open("ab")
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-m", "hotweights_operator", f"--namespace={self.system}",
+                f"--watch-namespace={self.namespace}", "--metrics-port=0", f"--health-port={self.health_port}",
+            ],
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "POD_NAME": "operator"},
+            stdout=log,
+            stderr=log,
+        )  # fmt: skip
+        log.close()
+
+    def kill_operator(self) -> None:
+        """SIGKILL."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def log(self) -> str:
+        """The operator's last words."""
+        path = self.folder / "operator.log"
+        return path.read_text()[-6000:] if path.exists() else ""
+
+    async def close(self) -> None:
+        """End what was started."""
+        self.kill_operator()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for node in self.nodes:
+            await self.api.delete(NODES, node)
+        for name in (self.namespace, self.system):
+            await self.api.delete(NAMESPACES, name)
+
+
+@pytest_asyncio.fixture
+async def scene(api: Api, kubectl: Kubectl, control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Scene]:
+    made = Scene(api, kubectl, control_plane.kubeconfig, tmp_path)
+    yield made
+    await made.close()
+
+
+async def eventually(
+    question: Callable[[], Awaitable[bool]],
+    what: str,
+    seconds: float = 20.0,
+    details: Callable[[], str] = lambda: "",
+) -> None:
+    """Ask until it is so."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
+    while loop.time() < end:
+        try:
+            if await question():
+                return
+        except KubeError:
+            pass
+        await asyncio.sleep(0.1)
+    raise AssertionError(f"not within {seconds:.0f} s: {what}\n{details()}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
