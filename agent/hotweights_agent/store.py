@@ -16,6 +16,7 @@ import threading
 import time
 from collections import ChainMap
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
@@ -192,7 +193,7 @@ class Store(ChunkProvider):
                 found = held.image.range(blake3) if held.image is not None else held.builder.range(blake3)
                 if found is not None:
                     held.pins += 1
-                    return Lease(found.fd, found.offset, found.nbytes, lambda held=held: self._unpin(held))  # type: ignore[misc]
+                    return Lease(*found, release=partial(self._unpin, held), sealed=held.image is not None)
                 if held.image is None and blake3 in held.expected:
                     coming = held
         if coming is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,9 @@ import pytest
 from hotweights_agent.fetch import ChunkSource, Fetch, FetchFailed, PeerSource, Persistence, Progress
 from hotweights_agent.store import Store
 from hotweights_transports.errors import Cancelled, NoCapacity
+from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import PeerClient, PeerCorrupt, PeerServer, PeerTimeout, Want
+from hotweights_transports.peers.tcp import address as addresses
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from
 Table = Any
@@ -245,3 +248,22 @@ def test_bytes_that_changed_in_a_parents_memory_are_fetched_elsewhere(
     assert found["origin"] > 0
     assert sum(found.values()) == version.nbytes
     parent.release(version.manifest.digest)
+
+
+def test_a_child_that_is_slow_to_read_does_not_keep_its_parent_from_sealing(
+    store: Store, checkpoint: Callable[..., Checkpoint], serve: Serve
+) -> None:
+    """Pages that wait in a socket by `sendfile` would be pinned, and sealing refused with EBUSY."""
+    version = checkpoint("v1", tuple(range(40)))
+    host, port = addresses.parse(serve(store).address)
+    with store.begin(version.manifest) as staging, socket.socket() as sock:
+        for blake3 in staging.builder.missing:
+            staging.builder.put(blake3, version.data[blake3])
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.connect((host, port))
+        sock.sendall(frames.hello("agent") + frames.chunks_request(version.manifest.digest, list(version.data)))
+        while not store.versions()[0].pins:
+            time.sleep(0.005)
+        time.sleep(0.1)  # the socket's buffers are full now
+        staging.commit()
+    assert store.versions()[0].phase == "Staged"

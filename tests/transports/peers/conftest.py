@@ -78,7 +78,9 @@ class Node(ChunkProvider):
             if blake3 in self._places:
                 offset, nbytes = self._places[blake3]
                 self.leases_out += 1
-                return Lease(self.fd, offset, nbytes, self._released)
+                return Lease(
+                    self.fd, offset, nbytes, self._released, sealed=len(self.located) % 2 == 0
+                )  # both, in turn
             if blake3 in self.pending:
                 return Pending(lambda seconds: self._wait(blake3, seconds))
             return None

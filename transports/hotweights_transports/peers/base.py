@@ -86,6 +86,9 @@ class Lease:
     offset: int
     nbytes: int
     release: Callable[[], None]
+    sealed: bool = False
+    """Nothing can change them any more. Only then may a transport send the pages themselves (`sendfile`): pages that wait in a
+    socket for a slow puller are pinned, and the kernel refuses to seal a memfd with pinned pages (EBUSY)."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -205,12 +205,10 @@ class TcpServer(PeerServer):
 
     def _send_lease(self, wire: Wire, raw: bytes, lease: Lease) -> None:
         self._send_header(wire, frames.Header(frames.Kind.CHUNK, lease.nbytes, raw), more=lease.nbytes > 0)
-        if self._throttle is None:
-            in_time = self._unless_closing(within(self._limits.send_seconds))
-            wire.send_file(lease.fd, lease.offset, lease.nbytes, in_time)
-            return
-        for begin in range(0, lease.nbytes, self._throttle.piece_nbytes):
-            piece = min(self._throttle.piece_nbytes, lease.nbytes - begin)
-            self._throttle.take(piece, self._closing)
-            in_time = self._unless_closing(within(self._limits.send_seconds))
-            wire.send_file(lease.fd, lease.offset + begin, piece, in_time)
+        send = wire.send_file if lease.sealed else wire.send_copy
+        piece_nbytes = self._throttle.piece_nbytes if self._throttle else max(1, lease.nbytes)
+        for begin in range(0, lease.nbytes, piece_nbytes):
+            piece = min(piece_nbytes, lease.nbytes - begin)
+            if self._throttle is not None:
+                self._throttle.take(piece, self._closing)
+            send(lease.fd, lease.offset + begin, piece, self._unless_closing(within(self._limits.send_seconds)))

@@ -8,6 +8,7 @@ The socket stays blocking and the kernel keeps a short timeout (`SO_RCVTIMEO`, `
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import socket
 import struct
@@ -51,13 +52,14 @@ class Wire:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
 
-    def send(self, data: bytes, tick: Tick, *, more: bool = False) -> None:
+    def send(self, data: bytes | memoryview, tick: Tick, *, more: bool = False) -> None:
         """`more`: further bytes follow at once, do not send a packet for these alone."""
         flags = socket.MSG_MORE if more else 0
         sent = 0
         while sent < len(data):
             try:
-                nbytes = self._sock.send(data[sent:] if sent else data, flags)
+                with memoryview(data)[sent:] as rest:
+                    nbytes = self._sock.send(rest, flags)
             except BlockingIOError:
                 nbytes = 0
             except OSError as error:
@@ -80,6 +82,17 @@ class Wire:
                 raise Broken(f"the file ended at byte {offset}, before {end}")
             offset += sent
             tick(sent)
+
+    def send_copy(self, fd: int, offset: int, nbytes: int, tick: Tick) -> None:
+        """As `send_file`, but nothing of the file is held by the socket afterwards. The kernel copies out of a mapping."""
+        if nbytes == 0:
+            return
+        begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+        with (
+            mmap.mmap(fd, offset - begin + nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=begin) as mapped,
+            memoryview(mapped)[offset - begin :] as view,
+        ):
+            self.send(view, tick)
 
     def receive_into(self, view: memoryview, tick: Tick) -> None:
         """All of `view`. Nothing of it is referenced afterwards, also when this raises."""
