@@ -17,6 +17,7 @@ import yaml
 
 from e2e.harness.kubectl import CommandFailed, Kubectl, run
 from e2e.harness.story import step
+from e2e.vllmhost import host
 from localcluster import Cluster, binaries, images
 from localvllm import build as vllm_build
 from localvllm import models
@@ -87,6 +88,7 @@ def provide(nodes: int = 2) -> Environment:
         with step("images, built from this tree and loaded into the nodes"):
             cluster.load(*build_images())
         environment = Environment(Kubectl(tools["kubectl"], cluster.kubeconfig), tools["helm"], models_folder, cluster)
+        environment.kubectl("apply", "--filename", "-", stdin=str(yaml.safe_dump_all(host.policy())))
     install(environment)
     return environment
 
@@ -102,7 +104,7 @@ def build_images() -> Sequence[Path]:
             arguments=base,
         )
         for name in ("operator", "agent")
-    ]
+    ] + [host.archive()]
 
 
 def version() -> str:

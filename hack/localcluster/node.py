@@ -60,7 +60,7 @@ class Node:
         """Start containerd, if it does not run, and wait until it answers."""
         self._start(CONTAINERD, ["--config", self._state / "containerd.toml"])
         self._daemons.wait_until(
-            lambda: succeeds([*self._ctr(), "version"]),
+            lambda: succeeds([*self.ctr(), "version"]),
             f"containerd of {self.name} answers",
             needs=[self.daemon(CONTAINERD)],
             timeout_seconds=_CONTAINERD_WITHIN_SECONDS,
@@ -141,7 +141,7 @@ class Node:
         """Import an image archive (docker or OCI) into the node's containerd."""
         # Through stdin, because the file's folder may look different inside the node.
         with archive.open("rb") as content:
-            run([*self._ctr(), "images", "import", "-"], file=content, timeout_seconds=_IMPORT_TIMEOUT_SECONDS)
+            run([*self.ctr(), "images", "import", "-"], file=content, timeout_seconds=_IMPORT_TIMEOUT_SECONDS)
 
     def enter(self) -> list[str]:
         """The words that, put before a command, run it inside the node."""
@@ -149,7 +149,8 @@ class Node:
         mount_namespace = mounts.namespace_file(self._slot.cluster, self.name)
         return ["nsenter", f"--mount={mount_namespace}", f"--net={network.namespace_file(self.addresses)}"]
 
-    def _ctr(self) -> list[str | Path]:
+    def ctr(self) -> list[str | Path]:
+        """The words that, put before a verb, run containerd's client for this node's pods."""
         program = binaries.ensure(["ctr"])["ctr"]
         return [*self.enter(), program, "--address", nodeconfig.CONTAINERD_SOCKET, "--namespace", "k8s.io"]
 
