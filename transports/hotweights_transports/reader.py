@@ -128,7 +128,9 @@ class _Pool:
         with buffer.view(end - begin) as view:
             done = self._source.read_into(span.file, begin, view)
             if begin + done < span.offset + span.nbytes:
-                text = f"{self._source.uri}: {span.file} ends at byte {begin + done}, before byte {span.offset + span.nbytes}"
+                text = (
+                    f"{self._source.uri}: {span.file} ends before byte {span.offset + span.nbytes}, which is a tensor's"
+                )
                 raise SourceUnavailable(f"{text}; copy the file again", "SourceTruncated")
             for chunk in span.chunks:
                 at = chunk.offset - begin
