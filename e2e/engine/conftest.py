@@ -55,8 +55,8 @@ def golden(model: Path) -> list[dict[str, Any]]:
         if result.returncode:
             raise RuntimeError(result.stderr[-4000:])
         record.write_text(result.stdout)
-    probes: list[dict[str, Any]] = json.loads(record.read_text())
-    return probes
+    recorded: list[dict[str, Any]] = json.loads(record.read_text())
+    return recorded
 
 
 class Engine:
@@ -111,9 +111,14 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
         engine.stop()
 
 
+def probes(model: Path) -> list[dict[str, Any]]:
+    """What travels with a version: few tokens, because each of them is a step of the model inside the pause."""
+    return [{**probe, "tokenIds": probe["tokenIds"][:8]} for probe in golden(model)[:2]]
+
+
 def version(model: Path, name: str, **changes: Any) -> Image:
     """The image of a checkpoint with its golden probes."""
-    return images.build(images.read(model), **{"probes": golden(model), "version": name, **changes})
+    return images.build(images.read(model), **{"probes": probes(model), "version": name, **changes})
 
 
 def assert_serves(engine: Engine, model: Path) -> None:

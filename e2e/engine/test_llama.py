@@ -11,7 +11,7 @@ import pytest
 
 from e2e.engine import images
 from e2e.engine.agent import Gone
-from e2e.engine.conftest import Engine, assert_serves, checkpoint, report, version
+from e2e.engine.conftest import Engine, assert_serves, checkpoint, golden, report, version
 from e2e.engine.images import Image
 from e2e.engine.traffic import Traffic
 from hotweights_transports.handoff import wire
@@ -130,6 +130,17 @@ def test_an_unsealed_slab_is_rejected(engine: Engine, versions: list[Image]) -> 
     assert answer.reason == "MapFailed"
 
 
+def test_what_is_ready_stays_ready_whatever_else_is_asked(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
+    engine.agent.prepare(versions[0])
+    assert isinstance(engine.agent.prepare(images.build(images.read(models[1])[1:]))[0], wire.Rejected)
+    assert isinstance(engine.agent.prepare(versions[0])[0], wire.Prepared)
+    assert isinstance(engine.agent.commit(versions[0].digest), wire.Committed)
+    assert_serves(engine, models[0])
+    engine.agent.swap(versions[1])
+
+
 def test_a_released_version_is_forgotten(engine: Engine, versions: list[Image]) -> None:
     engine.agent.prepare(versions[0])
     assert isinstance(engine.agent.release(versions[0].digest)[0], wire.Released)
@@ -199,9 +210,10 @@ def test_a_failed_copy_is_repaired_before_anybody_is_served(
 ) -> None:
     engine.agent.prepare(versions[0])
     engine.order.write_text("half")
+    probe = golden(models[1])[0]
     frame = engine.agent.start_commit(versions[0].digest)
     answers: list[list[int]] = []
-    user = threading.Thread(target=lambda: answers.append(engine.vllm.complete(_golden_prompt(models[1]), 24)))
+    user = threading.Thread(target=lambda: answers.append(engine.vllm.complete(probe["promptTokenIds"], 24)))
     answer = engine.agent.answer_of(frame)
     user.start()  # while it is dirty: this request has to wait for the repair
     assert isinstance(answer, wire.CommitFailed)
@@ -211,7 +223,7 @@ def test_a_failed_copy_is_repaired_before_anybody_is_served(
     assert [state.state for state in engine.states()[-2:]] == ["Dirty", "Serving"]
     assert engine.states()[-1].digest == versions[1].digest
     user.join(60)
-    assert answers == [_golden_tokens(models[1])]
+    assert answers == [probe["tokenIds"]]
     assert_serves(engine, models[1])
     engine.agent.swap(versions[0])
     assert_serves(engine, models[0])
@@ -285,11 +297,3 @@ def test_a_killed_worker_ends_the_container_with_an_error(engine: Engine, versio
 
 def _resident(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-
-
-def _golden_prompt(model: Path) -> list[int]:
-    return [int(token) for token in version(model, "x").table["probes"][0]["promptTokenIds"]]
-
-
-def _golden_tokens(model: Path) -> list[int]:
-    return [int(token) for token in version(model, "x").table["probes"][0]["tokenIds"]]

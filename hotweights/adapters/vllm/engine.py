@@ -81,7 +81,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         self._partial: dict[int, tuple[wire.Prepare, list[int]]] = {}
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._shadow = self._build_shadow()
-        self._suit = Suit(vllm_config, self._shadow)
+        # A skeleton of its own: asking what fits must not disturb a version that is ready to be committed.
+        self._suit = Suit(vllm_config, self._build_shadow() if self._shadow is not None else None)
         if self._settings.socket:
             threading.Thread(target=self._prepare_forever, name="hotweights-prepare", daemon=True).start()
             link.Link(self._settings.socket, self._hello, self._handle, closed=self._forget_partial).start()
@@ -250,7 +251,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             return _no(self._rank, "NotPrepared", "another version is being prepared")
         try:
             image = self._images.get(digest)
-            if image is None or (self._shadow is not None and self._ready != digest):
+            if image is None or (self._shadow is not None and (self._ready != digest or not self._shadow.ready)):
                 return _no(self._rank, "NotPrepared", f"{digest} is not prepared on this rank")
             self._pinned = digest
             return {"ok": True, "rank": self._rank, "version": image.table.version, "probes": self._probes(image)}

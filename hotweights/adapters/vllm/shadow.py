@@ -65,7 +65,12 @@ class Shadow:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def trace(self, specs: Mapping[str, Spec]) -> Trace:
-        """Ask the loaders what they would do with such tensors; nothing is loaded and no memory is taken."""
+        """Ask the loaders what they would do with such tensors; nothing is loaded and no memory is taken.
+
+        It needs the skeleton: a shadow with a version in it is not the one to ask.
+        """
+        if self.ready:
+            raise RuntimeError("this shadow holds a version; ask another one")
         trace, current = Trace(), [""]
         targets = {
             f"{prefix}.{key}" if prefix else key: tensor
@@ -105,6 +110,8 @@ class Shadow:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def install(self) -> int:
         """Copy the finished version over the running model. Nothing here allocates, waits, or can disagree about a shape."""
+        if not self.ready:
+            raise RuntimeError("there is no finished version to copy")
         for old, new in self._moves:
             old.copy_(new)
         for module, name, value in self._values:
