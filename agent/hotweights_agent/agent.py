@@ -118,8 +118,8 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
 
 async def _until(stop: asyncio.Event, *parts: Callable[[], Coroutine[None, None, None]]) -> None:
     """Run the parts until ``stop``; a part that ends before is an error, and ends all."""
-    tasks = [asyncio.create_task(part()) for part in parts]
-    waiting = asyncio.create_task(stop.wait())
+    tasks: list[asyncio.Task[None]] = [asyncio.create_task(part()) for part in parts]
+    waiting = asyncio.create_task(_wait_for(stop))
     try:
         await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
         for task in tasks:
@@ -129,6 +129,10 @@ async def _until(stop: asyncio.Event, *parts: Callable[[], Coroutine[None, None,
         for task in (*tasks, waiting):
             task.cancel()
         await asyncio.gather(*tasks, waiting, return_exceptions=True)
+
+
+async def _wait_for(stop: asyncio.Event) -> None:
+    await stop.wait()
 
 
 def _kube(api: Api, settings: Settings, driver: Driver, metrics: Metrics) -> KubeSync:

@@ -29,6 +29,7 @@ from hotweights_transports.handoff import wire
 log = logging.getLogger(__name__)
 
 SOCKET_NAME = "agent.sock"
+CLOSE_SECONDS = 5.0
 MAX_PATH_BYTES = 107  # of a unix socket
 
 
@@ -89,6 +90,7 @@ class _Connection:
     queue: asyncio.Queue[_Outgoing | None] = field(default_factory=asyncio.Queue)
     pod: Pod | None = None
     task: asyncio.Task[None] | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class EngineServer:
@@ -141,7 +143,8 @@ class EngineServer:
         tasks = [c.task for c in self._connections.values() if c.task] + ([self._acceptor] if self._acceptor else [])
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         if self._listener is not None:
             self._listener.close()
             with contextlib.suppress(FileNotFoundError):
@@ -178,16 +181,14 @@ class EngineServer:
             connection.queue.put_nowait(None)
 
     def _queue(self, connection: _Connection, outgoing: _Outgoing) -> None:
-        if connection.queue.qsize() < self._limits.max_queued_frames:
+        if connection.queue.qsize() < self._limits.max_queued_frames and not connection.over.is_set():
             connection.queue.put_nowait(outgoing)
             return
-        log.warning(
-            "engine connection %d of %s takes no frames any more and is closed", connection.number, connection.pod
-        )
+        if not connection.over.is_set():
+            log.warning("engine connection %d of %s takes no frames and is closed", connection.number, connection.pod)
+        connection.over.set()
         if outgoing.pin is not None:
             outgoing.pin.release()
-        if connection.task is not None:
-            connection.task.cancel()
 
     # -- one connection ----------------------------------------------------------------------------------------------
 
@@ -224,7 +225,8 @@ class EngineServer:
             raise
         connection.queue.put_nowait(_Outgoing(wire.Welcome(protocol, self._agent)))
         await self._tell(Connected(connection.number, connection.pod, hello))
-        tasks = {asyncio.create_task(self._read(connection)), asyncio.create_task(self._write(connection))}
+        parts = (self._read(connection), self._write(connection), _wait_for(connection.over))
+        tasks = [asyncio.create_task(part) for part in parts]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -237,7 +239,10 @@ class EngineServer:
     async def _greet(self, connection: _Connection) -> tuple[wire.Hello, int, Pod]:
         """The hello of a process that may enter, the protocol to speak, and whose it is. Raises `_Refusal`."""
         try:
-            frame = await asyncio.wait_for(self._receive(connection), self._limits.hello_seconds)
+            async with asyncio.timeout(
+                self._limits.hello_seconds
+            ):  # (`wait_for` may swallow a cancellation before 3.12)
+                frame = await self._receive(connection)
         except TimeoutError as error:
             raise _Refusal("ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s") from error
         if not isinstance(frame, wire.Hello):
@@ -297,7 +302,8 @@ class EngineServer:
         """Queued frames, until None."""
         while (outgoing := await connection.queue.get()) is not None:
             try:
-                await asyncio.wait_for(self._send(connection.sock, outgoing), self._limits.send_seconds)
+                async with asyncio.timeout(self._limits.send_seconds):
+                    await self._send(connection.sock, outgoing)
             except (OSError, wire.WireError, TimeoutError) as error:
                 log.warning("engine connection %d of %s: a %s was not taken: %s",
                             connection.number, connection.pod, outgoing.frame.op, error or "too slow")  # fmt: skip
@@ -325,6 +331,10 @@ class EngineServer:
             left = connection.queue.get_nowait()
             if left is not None and left.pin is not None:
                 left.pin.release()
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()
 
 
 async def _ready(sock: socket.socket, *, reading: bool) -> None:

@@ -153,7 +153,8 @@ class PodMarks:
                 self._changed.clear()
                 wait = self._start_writes()
                 try:
-                    await asyncio.wait_for(self._changed.wait(), wait)
+                    async with asyncio.timeout(wait):
+                        await self._changed.wait()
                 except TimeoutError:
                     continue
         finally:

@@ -144,7 +144,8 @@ class StatusWriter:
                 self._bucket.take()
                 return
             try:
-                await asyncio.wait_for(self._changed.wait(), wait)
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
             except TimeoutError:
                 continue
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hotweights_agent.messages import Gone
 from hotweights_crds.nodeweights import PodAssignment
@@ -12,6 +12,11 @@ from tests.agent.world import World, digest, item
 
 UIDS = ("a", "b")
 VERSIONS = (1, 2, 3)
+FAULTS = (
+    *("starts", "dies", "breaks", "breaks", "commit dirty", "commit DrainTimeout", "commit ProbeMismatch", "rejects"),
+    *("fetch SourceNotFound", "fetch ChecksumMismatch", "silence 40", "silence 700", "unlist", "agent", "agent", "api"),
+)
+ROUNDS = st.sampled_from((3, 2, 1, 0))  # how long nothing goes wrong
 
 
 class Node(RuleBasedStateMachine):
@@ -41,66 +46,64 @@ class Node(RuleBasedStateMachine):
         ]
         self.world.assign(pods, [item(n) for n in sorted(self.listed)])
 
-    @rule(uid=st.sampled_from(UIDS), version=st.sampled_from((0, *VERSIONS)), older=st.booleans())
-    def assign(self, uid: str, version: int, older: bool) -> None:
-        self.listed |= {version} - {0}
-        if older and self.tokens[uid] > 1:  # a stale leader's write
-            kept = self.tokens[uid], self.digests[uid]
+    @rule(
+        uid=st.sampled_from(UIDS),
+        version=st.sampled_from((1, 2, 3, 0)),
+        prepare=st.sampled_from((0, 2, 3)),
+        rounds=ROUNDS,
+    )
+    def assign(self, uid: str, version: int, prepare: int, rounds: int) -> None:
+        self.listed |= {version, prepare} - {0}
+        self.tokens[uid] += 1
+        self.digests[uid], self.prepares[uid] = version, prepare
+        self.write()
+        self.world.settle(rounds)
+
+    @rule(uid=st.sampled_from(UIDS), version=st.sampled_from(VERSIONS), rounds=ROUNDS)
+    def a_stale_leader_assigns(self, uid: str, version: int, rounds: int) -> None:
+        kept = self.tokens[uid], self.digests[uid]
+        if kept[0] > 1:
             self.tokens[uid], self.digests[uid] = kept[0] - 1, version
             self.write()
+            self.world.settle(rounds)
             self.tokens[uid], self.digests[uid] = kept
-            return
-        self.tokens[uid] += 1
-        self.digests[uid] = version
-        self.write()
-
-    @rule(uid=st.sampled_from(UIDS), version=st.sampled_from((0, *VERSIONS)))
-    def prepare(self, uid: str, version: int) -> None:
-        self.listed |= {version} - {0}
-        self.tokens[uid] += 1
-        self.prepares[uid] = version
-        self.write()
-
-    @rule(version=st.sampled_from(VERSIONS))
-    def unlist(self, version: int) -> None:
-        self.listed -= {version}
-        self.write()
 
     @initialize(sizes=st.tuples(st.sampled_from((1, 2)), st.sampled_from((1, 2))))
     def containers_start(self, sizes: tuple[int, int]) -> None:
         for uid, size in zip(UIDS, sizes, strict=True):
             self.world.boot(uid, size)
 
-    @rule(uid=st.sampled_from(UIDS), how=st.sampled_from(("starts again", "dies", "reconnects")))
-    def container(self, uid: str, how: str) -> None:
-        engine = self.world.engines[uid]
-        if how == "dies":
-            self.world.kill(uid)
-        elif how == "starts again" or engine.state == "Down":
-            self.world.boot(uid, engine.world_size)
-        else:
-            self.world.connect(uid)
-
-    @rule(uid=st.sampled_from(UIDS), which=st.integers(0, 3))
-    def connection_breaks(self, uid: str, which: int) -> None:
-        conns = [c for c, owner in self.world.by_conn.items() if owner == uid]
-        if conns:
-            conn = conns[which % len(conns)]
-            self.world.lose(conn)
-            self.world.tell(Gone(conn))
-
-    @rule(uid=st.sampled_from(UIDS), fault=st.sampled_from(("dirty", "DrainTimeout", "ProbeMismatch", "reject")))
-    def engine_will_fail(self, uid: str, fault: str) -> None:
-        engine = self.world.engines[uid]
-        if fault == "reject":
-            engine.rejects ^= {digest(self.digests[uid])}
-        else:
-            engine.fails = [fault]
-
-    @precondition(lambda self: self.world.fetching)
-    @rule(reason=st.sampled_from(("SourceNotFound", "ChecksumMismatch")))
-    def fetch_fails(self, reason: str) -> None:
-        self.world.finish_stage(min(self.world.fetching), reason, transient=reason != "ChecksumMismatch")
+    @rule(uid=st.sampled_from(UIDS), fault=st.sampled_from(FAULTS), which=st.integers(0, 3), rounds=ROUNDS)
+    def something_goes_wrong(self, uid: str, fault: str, which: int, rounds: int) -> None:
+        world, engine = self.world, self.world.engines[uid]
+        match fault.split():
+            case ["starts"]:
+                world.boot(uid, engine.world_size)
+            case ["dies"]:
+                world.kill(uid)
+            case ["breaks"]:
+                conns = [c for c, owner in world.by_conn.items() if owner == uid]
+                for conn in conns[which : which + 1]:
+                    world.lose(conn)
+                    world.tell(Gone(conn))
+            case ["commit", reason]:
+                engine.fails = [reason]
+            case ["rejects"]:
+                engine.rejects ^= {digest(VERSIONS[which % 3])}
+            case ["fetch", reason] if world.fetching:
+                world.finish_stage(min(world.fetching), reason, transient=reason != "ChecksumMismatch")
+            case ["silence", seconds]:
+                world.pass_time(float(seconds))
+            case ["unlist"]:
+                self.listed -= {VERSIONS[which % 3]}
+                self.write()
+            case ["agent"]:
+                world.start_agent()
+            case ["api"]:
+                world.api_up = not world.api_up
+                world.sync()
+        world.check()
+        world.settle(rounds)
 
     @rule(moves=st.lists(st.sampled_from(("fetch", "read a", "read b", "write", "wait", "hello")), max_size=30))
     def time_passes(self, moves: list[str]) -> None:
@@ -120,23 +123,6 @@ class Node(RuleBasedStateMachine):
                         if self.world.engines[uid].state != "Down":
                             self.world.connect(uid)
             self.world.check()
-
-    @rule(rounds=st.integers(1, 6))
-    def all_goes_well(self, rounds: int) -> None:
-        self.world.settle(rounds)
-
-    @rule(seconds=st.sampled_from((5.0, 40.0, 700.0)))
-    def much_time_passes(self, seconds: float) -> None:
-        self.world.pass_time(seconds)
-
-    @rule()
-    def agent_restarts(self) -> None:
-        self.world.start_agent()
-
-    @rule()
-    def api_server_goes_or_comes(self) -> None:
-        self.world.api_up = not self.world.api_up
-        self.world.sync()
 
     @invariant()
     def nothing_false_is_said(self) -> None:

@@ -1,0 +1,137 @@
+"""An engine that speaks the wire in this process: a leader and its ranks, each on a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hotweights_transports.handoff import wire
+
+
+class Process:
+    """One connection."""
+
+    def __init__(self, path: Path, hello: wire.Hello) -> None:
+        self.path, self.hello = path, hello
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+    async def open(self) -> wire.Frame:
+        """Connect and say hello; the agent's answer."""
+        self.sock.connect(str(self.path))
+        wire.send(self.sock, self.hello)
+        self.sock.setblocking(False)
+        frame, _ = await self.receive()
+        return frame
+
+    async def receive(self) -> tuple[wire.Frame, list[int]]:
+        while True:
+            try:
+                return wire.recv(self.sock)
+            except BlockingIOError:
+                await asyncio.sleep(0.005)
+            except ConnectionResetError as error:
+                raise wire.ConnectionClosed("reset") from error
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+@dataclass
+class FakeEngine:
+    """Prepares whatever it is handed (and looks at it), commits whatever it is told to."""
+
+    path: Path
+    token: str
+    world_size: int = 1
+    state: str = "Booting"
+    digest: str | None = None
+    commit_token: int = 0
+    tables: dict[str, dict[str, object]] = field(default_factory=dict)
+    commits: list[wire.Commit] = field(default_factory=list)
+    keeps: int = 0
+    refuses: str = ""
+    answers_commits: bool = True
+    processes: list[Process] = field(default_factory=list)
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self) -> list[wire.Frame]:
+        """Connect every process; the agent's answers."""
+        answers = [await self._connect("rank", rank) for rank in range(self.world_size)]
+        return [*answers, await self._connect("server", 0)]
+
+    async def _connect(self, role: str, rank: int) -> wire.Frame:
+        hello = wire.Hello(
+            role=role,
+            token=self.token,
+            rank=rank,
+            world_size=self.world_size,
+            state=self.state,
+            digest=self.digest,
+            commit_token=self.commit_token,
+        )
+        process = Process(self.path, hello)
+        answer = await process.open()
+        self.processes.append(process)
+        if isinstance(answer, wire.Welcome):
+            self.tasks.append(asyncio.create_task(self._serve(process)))
+        return answer
+
+    async def stop(self) -> None:
+        """Every process ends."""
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for process in self.processes:
+            process.close()
+        self.tasks, self.processes = [], []
+
+    async def _serve(self, process: Process) -> None:
+        gathered: dict[int, tuple[wire.Prepare, list[int]]] = {}
+        while True:
+            try:
+                frame, fds = await process.receive()
+            except wire.ConnectionClosed:
+                return
+            match frame:
+                case wire.Prepare():
+                    gathered[frame.id] = (frame, fds)
+                case wire.MoreSlabs():
+                    gathered[frame.id][1].extend(fds)
+                case wire.Commit() if self.answers_commits:
+                    self.commits.append(frame)
+                    self.state, self.digest, self.commit_token = "Serving", frame.digest, frame.commit_token
+                    wire.send(process.sock, wire.Committed(frame.id, frame.digest, frame.commit_token, 0.042))
+                case wire.Keep():
+                    self.keeps += 1
+                    self.state = "Serving"
+                    wire.send(process.sock, wire.Kept(frame.id, frame.commit_token))
+                case wire.Release():
+                    wire.send(process.sock, wire.Released(frame.id, frame.digest))
+                case _:
+                    pass
+            for id_, (prepare, held) in list(gathered.items()):
+                if len(held) == prepare.slabs + 1:
+                    del gathered[id_]
+                    wire.send(process.sock, self._prepare(prepare, held))
+
+    def _prepare(self, frame: wire.Prepare, fds: list[int]) -> wire.Frame:
+        table = json.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
+        for fd in fds:
+            os.close(fd)
+        if self.refuses:
+            return wire.Rejected(frame.id, frame.digest, self.refuses, "the test says so")
+        self.tables[frame.digest] = table
+        return wire.Prepared(frame.id, frame.digest, 0.01, 1)
+
+
+async def until(condition: object, seconds: float = 5.0) -> None:
+    """Wait until a callable gives something true."""
+    deadline = asyncio.get_running_loop().time() + seconds
+    while not condition():  # type: ignore[operator]
+        if asyncio.get_running_loop().time() > deadline:
+            raise AssertionError("it did not come about in time")
+        await asyncio.sleep(0.01)
