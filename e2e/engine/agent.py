@@ -61,7 +61,7 @@ class Agent:
         self.until(lambda: not self.peers)
 
     def until(
-        self, condition: Callable[[], Any], seconds: float = 300.0, alive: Callable[[], bool] = lambda: True
+        self, condition: Callable[[], Any], seconds: float = 600.0, alive: Callable[[], bool] = lambda: True
     ) -> Any:
         deadline = time.monotonic() + seconds
         with self._changed:

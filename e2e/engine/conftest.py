@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.vllm)
-            item.add_marker(pytest.mark.timeout(900))  # the first of a module starts a vLLM
+            item.add_marker(pytest.mark.timeout(1800))  # the first of a module starts a vLLM
 
 
 def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") -> Path:

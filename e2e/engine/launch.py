@@ -85,7 +85,7 @@ class VLLM:
         except OSError:
             return False
 
-    def ready(self, seconds: float = 300.0) -> float:
+    def ready(self, seconds: float = 600.0) -> float:
         """Wait until the port answers; seconds that took."""
         began = time.monotonic()
         while time.monotonic() - began < seconds:
