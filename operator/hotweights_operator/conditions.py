@@ -29,6 +29,7 @@ class Facts:
     version_reason: str
     version_message: str
     targets_reason: str
+    targets_message: str
     is_staged: bool
     staged_text: str
     is_available: bool
@@ -85,7 +86,7 @@ def _rows(facts: Facts) -> list[Row]:
             facts.version_reason or "Resolved",
             facts.version_message,
         ),
-        ("TargetsFound", _truth(not facts.targets_reason), facts.targets_reason or "Found", facts.message),
+        ("TargetsFound", _truth(not facts.targets_reason), facts.targets_reason or "Found", facts.targets_message),
     ]
     if facts.paused_reason:
         rows.append(("Paused", "True", facts.paused_reason, facts.message))

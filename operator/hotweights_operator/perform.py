@@ -121,24 +121,27 @@ class Performer:
             case CreateNodeWeights():
                 return await self.api.create(NODE_WEIGHTS, self._new(action), manager=NODE_MANAGER)
             case Assign():
-                spec = {"rollouts": [action.entry.to_dict()]} if action.entry else {}
+                spec = {"rollouts": [action.entry.to_dict()] if action.entry else []}
                 manager = f"hotweights-rollout-{action.uid}"
                 return await self._apply(action.node, action.resource_version, spec, manager)
             case AskResolve():
-                spec = {"resolve": [action.item.to_dict()]} if action.item else {}
+                spec = {"resolve": [action.item.to_dict()] if action.item else []}
                 manager = f"hotweights-version-{action.uid}"
                 return await self._apply(action.node, action.resource_version, spec, manager)
             case _:
                 assert_never(action)
 
     async def _apply(self, node: str, resource_version: str, spec: Body, manager: str) -> Body:
+        """One manager's item of a list; an empty list takes it out again."""
         metadata = {"name": node, "namespace": self.namespace, "resourceVersion": resource_version}
         return await self.api.apply(NODE_WEIGHTS, {"metadata": metadata, "spec": spec}, manager=manager)
 
     def _new(self, action: CreateNodeWeights) -> Body:
         owner = {"apiVersion": "v1", "kind": "Node", "name": action.node, "uid": action.node_uid}
         metadata = {"name": action.node, "namespace": self.namespace, "ownerReferences": [owner]}
-        return {"apiVersion": API_VERSION, "kind": NODE_WEIGHTS.kind, "metadata": metadata, "spec": {}}
+        # A spec whose last field is taken out by server-side apply becomes null, and is then refused: so one field stays.
+        spec = {"nodeName": action.node}
+        return {"apiVersion": API_VERSION, "kind": NODE_WEIGHTS.kind, "metadata": metadata, "spec": spec}
 
     async def _patch_status(
         self,

@@ -103,6 +103,9 @@ def describe(view: View, now: datetime) -> WeightRolloutStatus:
         version_reason="" if not view.hold.waits_for_version else view.hold.reason or view.hold.kind,
         version_message=view.hold.message if view.hold.waits_for_version else f"digest {base.target.digest}",
         targets_reason="TargetConflict" if view.hold.kind == "TargetConflict" else "" if view.targets else "NoTargets",
+        targets_message=view.hold.message or outcome.message
+        if view.hold.kind == "TargetConflict" or not view.targets
+        else f"{len(view.targets)} pods on {counted.nodes.desired} nodes",
         is_staged=counted.nodes.desired > 0 and counted.nodes.staged == counted.nodes.desired,
         staged_text=counted.nodes.summary,
         is_available=_is_available(view, counted),
