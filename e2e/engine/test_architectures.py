@@ -31,6 +31,23 @@ def test_hot_equals_cold(start: Callable[..., Engine], arch: str, request: pytes
     engine.stop()
 
 
+@pytest.mark.parametrize("arch", ["qwen2", "qwen3-moe"])
+def test_the_plain_way_is_right_too(start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest) -> None:
+    """Loaded inside the pause, as for a model that cannot be finished beside the running one."""
+    old, new = checkpoint(arch, 0), checkpoint(arch, 1)
+    engine = start(old, HOTWEIGHTS_SABOTAGE_PLAIN="1").ready()
+    first, second = version(old, "v0"), version(new, "v1")
+    for image, model in ((second, new), (first, old)):
+        answer = engine.agent.swap(image)
+        assert answer.probe == "Golden"
+        assert_serves(engine, model)
+        report(request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
+    (refused,) = engine.agent.prepare(images.build(images.read(new)[1:]))
+    assert isinstance(refused, wire.Rejected)
+    assert refused.reason == "MissingTensor"
+    engine.stop()
+
+
 def heads(engine: Engine, model: Path) -> None:
     """A tied head in the checkpoint: welcome when it equals the embeddings; another one would be silently ignored."""
     tensors = images.read(model)

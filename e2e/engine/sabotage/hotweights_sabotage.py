@@ -2,6 +2,7 @@
 
 ``HOTWEIGHTS_SABOTAGE`` names a file; while it exists its text says what the next copy does: ``half`` (copy half, then raise), ``always`` (the same, every
 time), ``slow`` (sleep a second first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file nothing happens.
+``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that versions are loaded inside the pause.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ def register() -> None:
     from hotweights.adapters.vllm import plugin
 
     plugin.register()  # theirs first, whatever the order of entry points is
+    if os.environ.get("HOTWEIGHTS_SABOTAGE_PLAIN"):
+        _forbid_shadows()
     original = getattr(WorkerBase, plugin.WORKER_METHOD)
     if hasattr(original, "sabotaged"):
         return
@@ -30,6 +33,15 @@ def register() -> None:
 
     wrapped.sabotaged = True  # type: ignore[attr-defined]
     setattr(WorkerBase, plugin.WORKER_METHOD, wrapped)
+
+
+def _forbid_shadows() -> None:
+    from hotweights.adapters.vllm import shadow
+
+    def refuse(vllm_config: Any) -> Any:
+        raise shadow.Unsupported("sabotage: no second model")
+
+    shadow._skeleton = refuse
 
 
 def _arm() -> None:

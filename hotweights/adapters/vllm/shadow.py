@@ -131,10 +131,13 @@ class Shadow:
             live = self._live[name]
             for key, parameter in module._parameters.items():
                 if parameter is not None and parameter.is_meta:
-                    module._parameters[key] = made.setdefault(id(parameter), _like(parameter, self._device))
+                    if id(parameter) not in made:
+                        made[id(parameter)] = _like(parameter, self._device)
+                    module._parameters[key] = made[id(parameter)]
             for key, buffer in module._buffers.items():
                 if buffer is not None and buffer.is_meta:
-                    made.setdefault(id(buffer), _like(buffer, self._device))
+                    if id(buffer) not in made:
+                        made[id(buffer)] = _like(buffer, self._device)
                     module._buffers[key] = made[id(buffer)]
                     current = live._buffers.get(key)  # what a constructor computed, a meta device does not know
                     if current is not None and current.shape == buffer.shape:
