@@ -21,6 +21,7 @@ RUN --mount=type=secret,id=pip,target=/run/secrets/pip.conf --mount=type=secret,
 
 FROM ${BASE}
 COPY --from=build /opt/hotweights /opt/hotweights
-ENV PATH=/opt/hotweights/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/hotweights/venv/bin:/usr/local/bin:/usr/bin:/bin PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 HOME=/tmp USER=hotweights
+# Nobody in particular: kopf asks for the name of the user, which no passwd has; hence USER above.
 USER 65532:65532
 ENTRYPOINT ["python", "-m", "hotweights_operator"]

@@ -37,8 +37,11 @@ def test_what_pip_was_told_stays_out_of_the_layers(part: str) -> None:
     assert "ARG" not in final
 
 
-def test_the_operator_is_nobody() -> None:
-    assert "\nUSER 65532:65532\n" in dockerfile("operator")
+def test_the_operator_is_nobody_and_has_a_name_all_the_same() -> None:
+    """No passwd knows the user, and kopf dies where nothing says its name."""
+    final = dockerfile("operator").rpartition("FROM")[2]
+    assert "\nUSER 65532:65532\n" in final
+    assert " USER=" in final
 
 
 def test_the_plugin_has_the_version_that_injection_names() -> None:
