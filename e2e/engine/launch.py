@@ -64,7 +64,6 @@ class VLLM:
             MODEL_NAME,
             "--dtype",
             "float32",
-            "--enforce-eager",
             "--max-model-len",
             "256",
         ]

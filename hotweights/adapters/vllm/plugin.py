@@ -79,10 +79,21 @@ def _choose_backend(engine_args: Any) -> None:
 
         if self.weight_transfer_config is None:
             self.weight_transfer_config = WeightTransferConfig(backend=BACKEND)
+        if self.weight_transfer_config.backend == BACKEND:
+            _stay_eager_on_cpu(self)
         return original(self, *args, **kwargs)
 
     create_engine_config.hotweights = True  # type: ignore[attr-defined]
     engine_args.create_engine_config = create_engine_config
+
+
+def _stay_eager_on_cpu(engine_args: Any) -> None:
+    """vLLM's CPU layers keep packed weights in closures; a compiled graph would go on using those that it was compiled with."""
+    from vllm.platforms import current_platform
+
+    if current_platform.is_cpu() and not engine_args.enforce_eager:
+        logger.warning("On CPUs weights can only be exchanged in eager mode: --enforce-eager is set for this engine")
+        engine_args.enforce_eager = True
 
 
 def _ask_rank(worker: Any, command: str, argument: Any = None) -> dict[str, Any]:
