@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ def provide(nodes: int = 2) -> Environment:
     if given:
         if not os.environ.get("HOTWEIGHTS_REGISTRY") or not os.environ.get("HOTWEIGHTS_MODELS"):
             raise NotSet(
-                "With KUBECONFIG, set HOTWEIGHTS_REGISTRY (where images/*.Dockerfile were pushed) and HOTWEIGHTS_MODELS "
+                "With KUBECONFIG, set HOTWEIGHTS_REGISTRY (where the image of images/Dockerfile was pushed) and HOTWEIGHTS_MODELS "
                 f"(the folder of the nodes that holds a copy of {models_folder})."
             )
         environment = Environment(
@@ -94,17 +95,16 @@ def provide(nodes: int = 2) -> Environment:
 
 
 def build_images() -> Sequence[Path]:
-    """Archives of the operator's, the agent's and the local vLLM image."""
-    base = {"BASE_IMAGE": images.BASE_IMAGE}
+    """Archives of the image of operator and agent, and of what stands in for the sample's vLLM image."""
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    packages = [ROOT / package for package in wheel["packages"]]
+    inputs = [ROOT / "pyproject.toml", *packages]
     return [
         images.build(
-            ROOT,
-            f"localhost/hotweights-{name}:{version()}",
-            dockerfile=ROOT / "images" / f"{name}.Dockerfile",
-            arguments=base,
-        )
-        for name in ("operator", "agent")
-    ] + [host.archive()]
+            ROOT, f"localhost/hotweights:{version()}", dockerfile=ROOT / "images" / "Dockerfile", inputs=inputs
+        ),
+        host.archive(),
+    ]
 
 
 def version() -> str:

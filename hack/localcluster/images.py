@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from localcluster import archive, binaries, hostsetup, paths, preflight
@@ -60,10 +60,18 @@ def build(
     *,
     dockerfile: Path | None = None,  # by default the context's
     arguments: Mapping[str, str] | None = None,
+    inputs: Sequence[Path] = (),  # what the build reads of the context, by default all of it
 ) -> Path:
-    """Build a Dockerfile on our base; gives back the archive, to be loaded into nodes."""
+    """Build a Dockerfile on our base; gives back the archive, to be loaded into nodes. What is unchanged is not built."""
     base_archive = base()
-    path = folder() / f"{tag.rpartition('/')[2].replace(':', '-')}.tar"
+    name = tag.rpartition("/")[2].replace(":", "-")
+    key = _key(
+        sorted({dockerfile or context / "Dockerfile", *(inputs or [context])}),
+        {"base": base_archive.name, **(arguments or {})},
+    )
+    path = folder() / f"{name}-{key}.tar"
+    if path.exists():
+        return path
     words = ["--build-arg", f"BASE={BASE_IMAGE}"]
     for name, value in {**hostsetup.proxies(), **(arguments or {})}.items():
         words += ["--build-arg", f"{name}={value}"]
@@ -79,9 +87,23 @@ def build(
             *("--tag", tag, "--file", dockerfile or context / "Dockerfile"),
             context,
         )
+        for old in folder().glob(f"{name}-*.tar"):
+            old.unlink()
         _export(tag, path)
         _buildah("rmi", "--prune")  # this storage shares nothing between images: old ones are whole copies
     return path
+
+
+def _key(inputs: Sequence[Path], arguments: Mapping[str, str]) -> str:
+    """A name for everything that a build reads, so that it is built again exactly when something changes."""
+    state = hashlib.sha256(repr(sorted(arguments.items())).encode())
+    for given in inputs:
+        files = sorted(file for file in given.rglob("*") if file.is_file()) if given.is_dir() else [given]
+        for file in files:
+            if "__pycache__" not in file.parts:
+                state.update(f"{file.relative_to(given.parent)} {file.stat().st_mode:o}\n".encode())
+                state.update(hashlib.sha256(file.read_bytes()).digest())
+    return state.hexdigest()[:12]
 
 
 def _make_base(path: Path) -> None:

@@ -134,9 +134,9 @@ def test_injection_needs_its_api_and_its_switch(helm: Helm) -> None:
 
 def test_images_are_named_by_registry_and_tag(helm: Helm) -> None:
     objects = helm.template({"image": {"registry": "registry.example.com/team/", "tag": "2"}})
-    assert pod_spec(objects, "agent")["containers"][0]["image"] == "registry.example.com/team/hotweights-agent:2"
+    assert pod_spec(objects, "agent")["containers"][0]["image"] == "registry.example.com/team/hotweights:2"
     assert re.fullmatch(
-        r"localhost/hotweights-operator:[0-9.]+", pod_spec(helm.template(), "operator")["containers"][0]["image"]
+        r"localhost/hotweights:[0-9.]+", pod_spec(helm.template(), "operator")["containers"][0]["image"]
     )
 
 

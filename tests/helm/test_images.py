@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import tomllib
 
-import pytest
 import yaml
 
 from hotweights.adapters.vllm import PLUGIN_VERSION
 from tests.helm.conftest import CHART, ROOT
 
-PARTS = ["operator", "agent"]
+DOCKERFILE = (ROOT / "images" / "Dockerfile").read_text()
 
 
-def dockerfile(part: str) -> str:
-    return (ROOT / "images" / f"{part}.Dockerfile").read_text()
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_every_package_of_the_wheel_is_copied(part: str) -> None:
+def test_every_package_of_the_wheel_is_copied() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     folders = {path.partition("/")[0] for path in build["targets"]["wheel"]["packages"]}
-    assert {folder for folder in folders if f"\nCOPY {folder} {folder}\n" not in dockerfile(part)} == set()
+    assert {folder for folder in folders if f"\nCOPY {folder} {folder}\n" not in DOCKERFILE} == set()
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_python_never_looks_into_the_working_folder(part: str) -> None:
+def test_python_never_looks_into_the_working_folder() -> None:
     """A folder named operator/ there must not shadow the standard library's module."""
-    assert "PYTHONSAFEPATH=1" in dockerfile(part).rpartition("FROM")[2]
+    assert "PYTHONSAFEPATH=1" in DOCKERFILE.rpartition("FROM")[2]
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_what_pip_was_told_stays_out_of_the_layers(part: str) -> None:
-    final = dockerfile(part).rpartition("FROM")[2]
+def test_what_pip_was_told_stays_out_of_the_layers() -> None:
+    final = DOCKERFILE.rpartition("FROM")[2]
     assert "pip" not in final
     assert "ARG" not in final
 
 
 def test_the_operator_is_nobody_and_has_a_name_all_the_same() -> None:
     """No passwd knows the user, and kopf dies where nothing says its name."""
-    final = dockerfile("operator").rpartition("FROM")[2]
+    final = DOCKERFILE.rpartition("FROM")[2]
     assert "\nUSER 65532:65532\n" in final
     assert " USER=" in final
 

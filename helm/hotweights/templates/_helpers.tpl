@@ -24,11 +24,10 @@ app.kubernetes.io/managed-by: {{ $root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* An image's full name. Takes [root, repository]. */}}
+{{/* The image's full name: operator and agent are one image. */}}
 {{- define "hotweights.image" -}}
-{{- $image := (index . 0).Values.image -}}
-{{- with $image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
-{{ index . 1 }}:{{ $image.tag | default (index . 0).Chart.AppVersion }}
+{{- with .Values.image.registry }}{{ trimSuffix "/" . }}/{{ end -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 
 {{/* Scheduling and pull secrets of a pod template. Takes [root, the component's values]. */}}
