@@ -58,6 +58,7 @@ class Failure:
     goal: Goal
     reason: str
     message: str
+    dirty: bool = False  # never tried again: the engine was broken by it
 
 
 @dataclass(slots=True)
@@ -290,7 +291,7 @@ class Engine:
         if reason == "NotPrepared":
             for rank in self.ranks.values():
                 rank.prepared.discard(frame.digest)
-        return Failure("commit", asked.goal, reason, message)
+        return Failure("commit", asked.goal, reason, message, dirty)
 
     def _state_told(self, server: Server, frame: wire.State, now: Now) -> None:
         """Unasked news. While a commit is open only its own answer says what is served."""

@@ -23,7 +23,16 @@ from hotweights_transports.handoff import wire
 PREPARE_PACE = Pace(most=3, first_seconds=1.0)
 COMMIT_PACE = Pace(most=3, first_seconds=1.0)
 TRANSIENT = frozenset(
-    {"Busy", "DrainTimeout", "NotPrepared", "CommitFailed", "LoadFailed", "MapFailed", "PrepareTimeout"}
+    {
+        "Busy",
+        "DrainTimeout",
+        "NotPrepared",
+        "CommitFailed",
+        "LoadFailed",
+        "MapFailed",
+        "PrepareTimeout",
+        "CommitTimeout",
+    }
 )
 UNMARK_SECONDS = 2.0  # how long a commit waits for the label to go; while the API server is away nobody reads it anyway
 
@@ -102,7 +111,7 @@ def count(engine: Engine, failure: Failure, now: float) -> None:
     tries = tries_for(engine, failure.op, failure.goal)
     if tries.may_start(now):
         pace = PREPARE_PACE if failure.op == "prepare" else COMMIT_PACE
-        transient = failure.reason in TRANSIENT
+        transient = failure.reason in TRANSIENT and not failure.dirty
         engine.efforts[failure.op].tries = tries.failed(now, pace, failure.reason, failure.message, transient=transient)
 
 
