@@ -22,6 +22,9 @@ INJECT_LABEL = "hotweights.dev/inject"
 SETTLED_PHASES = frozenset({"Serving", "Preparing", "Prepared"})
 """Phases in which an engine answers requests with the digest that it reports."""
 
+STILL_SERVING_PHASES = SETTLED_PHASES | {"Refused", "Failed"}
+"""The same, and those of an engine that did not take the next version and goes on with the one it has."""
+
 START_GRANULARITY = timedelta(seconds=1)
 """Kubernetes cuts a container's start to whole seconds: what was confirmed within that second may be of the life before."""
 
@@ -170,14 +173,20 @@ class Observed:
         return next(found, None)
 
 
-def confirmed(pod: Pod, engine: EngineStatus | None, digest: str, confirmed_at: datetime | None) -> bool:
+def confirmed(
+    pod: Pod,
+    engine: EngineStatus | None,
+    digest: str,
+    confirmed_at: datetime | None,
+    phases: frozenset[str] = SETTLED_PHASES,
+) -> bool:
     """Whether the engine confirmed this digest in this life of its container: the only proof that a pod serves it."""
     return (
         engine is not None
         and bool(digest)
         and engine.pod_uid == pod.uid
         and engine.digest == digest
-        and engine.phase in SETTLED_PHASES
+        and engine.phase in phases
         and confirmed_at is not None
         and pod.engine_started_at is not None
         and confirmed_at >= pod.engine_started_at + START_GRANULARITY

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from hotweights_crds.nodeweights import EngineStatus, PodAssignment
 from hotweights_operator import times
-from hotweights_operator.model import Node, NodeState, Observed, Pod, Rollout, confirmed
+from hotweights_operator.model import STILL_SERVING_PHASES, Node, NodeState, Observed, Pod, Rollout, confirmed
 from hotweights_operator.selectors import selects
 
 CONNECTED_PHASES = frozenset(
@@ -42,8 +42,11 @@ class Target:
 
     @property
     def outstanding(self) -> bool:
-        """Whether it was told to serve something and has not proved that it does."""
-        return self.assigned is not None and self.assigned.digest != "" and not self.serves(self.assigned.digest)
+        """Whether it was told to serve something and has not proved that it does; what it refuses beside is no matter."""
+        if self.assigned is None or not self.assigned.digest:
+            return False
+        confirmed_at = times.parse(self.engine.confirmed_at) if self.engine else None
+        return not confirmed(self.pod, self.engine, self.assigned.digest, confirmed_at, STILL_SERVING_PHASES)
 
     @property
     def unavailable(self) -> bool:

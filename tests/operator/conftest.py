@@ -119,8 +119,12 @@ class FakeNode:
                     await self._beat()
                 if not self.paused:
                     await self._follow()
-            except KubeError:
+            except KubeError as error:
+                self.scene.troubles.append(f"{self.name}: {error}")
                 await asyncio.sleep(0.5)
+            except Exception as error:
+                self.scene.troubles.append(f"{self.name}: {error!r}")
+                raise
 
     async def _follow(self) -> None:
         try:
@@ -140,7 +144,7 @@ class FakeNode:
             "bootID": "boot",
             "endpoint": f"tcp://{self.name}:1",
             "staged": [{"digest": d, "phase": "Staged", "bytesDone": 10, "bytesTotal": 10} for d in sorted(staged)],
-            "engines": [self._report(uid) for uid in sorted(pods)],
+            "engines": [self._report(uid) for uid in sorted(self.engines)],
             "resolved": [
                 {"uid": item.uid, "digest": self.contents[item.uri], "nbytes": 10, "tensors": 1, "chunks": 1}
                 for item in spec.resolve
@@ -194,6 +198,7 @@ class Scene:
         self.tasks: list[asyncio.Task[None]] = []
         self.ready: dict[str, bool] = {}
         self.health_port = _free_port()
+        self.troubles: list[str] = []
         self._prefix = f"n{number}"
 
     async def set_up(self, nodes: int = 2) -> None:
@@ -247,7 +252,9 @@ class Scene:
     async def engine_pod(self, index: int, node: int = 0) -> Body:
         """An opted-in pod on one of the nodes."""
         labels = {"app": "llm", "hotweights.dev/inject": "true"}
-        return await self.pod(f"llm-{index}", f"{self._prefix}-{node}", labels)
+        body = await self.pod(f"llm-{index}", f"{self._prefix}-{node}", labels)
+        self.nodes[f"{self._prefix}-{node}"].engines[body["metadata"]["uid"]] = Engine()
+        return body
 
     async def set_ready(self, pod: str, ready: bool) -> None:
         """What a kubelet would say, when it changes."""
@@ -300,7 +307,9 @@ class Scene:
             current = status.observed_generation == generation
             return held is not None and held.status == "True" and current and reason in ("", held.reason)
 
-        await eventually(holds, f"{condition} {reason}", seconds, lambda: f"{found}\n{self.log()}")
+        await eventually(
+            holds, f"{condition} {reason}", seconds, lambda: f"{found}\n{self.log()}\n{self.troubles[-5:]}"
+        )
         return found[0]
 
     def start_operator(self) -> None:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import NodeWeightsSpec, PodAssignment, RolloutAssignment
-from hotweights_kube import EVENTS, NODE_WEIGHTS, WEIGHT_ROLLOUTS, Api, Conflict, Recorder
+from hotweights_kube import EVENTS, NODE_WEIGHTS, NODES, WEIGHT_ROLLOUTS, Api, Conflict, Recorder
 from hotweights_kube.client import Selection
-from hotweights_operator import observe
 from hotweights_operator.actions import Assign, CreateNodeWeights
 from hotweights_operator.cache import Cache
 from hotweights_operator.perform import Performer
 from localcluster.controlplane import ControlPlane
 
-pytestmark = pytest.mark.apiserver
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
 
 
 async def entries(scene: Any, node: str) -> dict[str, RolloutAssignment]:
@@ -82,15 +80,17 @@ async def test_the_operator_is_killed_in_the_middle(scene: Any) -> None:
     assert (status.revision, status.pods.updated) == (2, 4)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_the_api_server_is_away_for_twenty_seconds(scene: Any, control_plane: ControlPlane) -> None:
     await begin(scene)
     scene.kubectl.apply(scene.rollout("v0"))
     await scene.reaches("Ready")
     scene.kubectl.apply(scene.rollout("v1"))
     await asyncio.to_thread(control_plane.stop_apiserver)
-    await asyncio.sleep(20)
-    await asyncio.to_thread(control_plane.start_apiserver)
+    try:
+        await asyncio.sleep(20)
+    finally:
+        await asyncio.to_thread(control_plane.start_apiserver)
     status = await scene.reaches("Ready", seconds=60)
     assert (status.target.version, status.pods.updated) == ("v1", 2)
     assert scene.process.poll() is None
@@ -104,7 +104,7 @@ async def test_a_version_that_does_not_exist_is_waited_for(scene: Any) -> None:
         resolved = find((await scene.status()).conditions, "VersionResolved")
         return resolved is not None and (resolved.status, resolved.reason) == ("False", "NotFound")
 
-    for _ in range(100):
+    for _ in range(300):
         if await says_so():
             break
         await asyncio.sleep(0.1)
@@ -170,9 +170,11 @@ async def test_health_tells_of_the_loop(scene: Any) -> None:
 
 async def test_an_apply_that_was_decided_on_the_past_is_refused(scene: Any, api: Api) -> None:
     await scene.set_up(1)
-    (node,) = scene.nodes
+    ((node, fake),) = scene.nodes.items()
+    fake.paused = True
+    await asyncio.sleep(0.5)  # whatever it is writing
     performer = Performer(api, Cache(), Recorder(api, "test", "test"), scene.system)
-    uid = (await api.get(observe_nodes(), node))["metadata"]["uid"]
+    uid = (await api.get(NODES, node))["metadata"]["uid"]
     assert await performer.act([CreateNodeWeights(node, uid)]) == []
     seen = performer.cache.get("state", node).resource_version
 
@@ -193,20 +195,3 @@ async def test_an_apply_that_was_decided_on_the_past_is_refused(scene: Any, api:
     assert await performer.act([Assign(node, current, "b", None)]) == []
     body = await api.get(NODE_WEIGHTS, node, scene.system)
     assert body["metadata"]["ownerReferences"][0]["name"] == node
-
-
-def observe_nodes() -> Any:
-    from hotweights_kube import NODES
-
-    return NODES
-
-
-async def test_a_status_of_a_newer_release_is_no_reason_to_fall(scene: Any, api: Api) -> None:
-    body = {
-        "apiVersion": "hotweights.dev/v1alpha1",
-        "kind": "NodeWeights",
-        "metadata": {"name": "n", "namespace": "s", "resourceVersion": "1", "uid": "u"},
-        "spec": {"rollouts": [], "somethingNew": 1},
-        "status": {"alsoNew": datetime.now(UTC).isoformat()},
-    }
-    assert observe.node_state(body).name == "n"

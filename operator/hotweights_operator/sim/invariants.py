@@ -89,7 +89,7 @@ def _is_out(pod: Pod, view: Observed) -> bool:
     """Whether a pod that was of service is not, as far as the view tells."""
     order = _assigned(view.states.get(pod.node), pod.uid)
     engine = _engine(pod, view) if _alive(pod.node, view) else None
-    settled = engine is not None and engine.phase in ("Serving", "Preparing", "Prepared")
+    settled = engine is not None and engine.phase in ("Serving", "Preparing", "Prepared", "Refused", "Failed")
     serves = settled and engine is not None and order is not None and engine.digest == order[1]
     outstanding = order is not None and order[1] != "" and not (serves and _confirmed_life(pod, engine))
     return pod.was_ready and (not pod.ready or outstanding)
