@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test e2e check format generate cluster-up cluster-down clean
@@ -17,14 +18,13 @@ demo: $(READY) ## From kubectl apply to new weights in running vLLM pods, on a r
 	$(BIN)/python -m e2e.demo
 
 test: $(READY) ## All tests that need no vLLM: unit, simulated rollouts, and against a real API server
-	$(BIN)/python -m localcluster preflight --control-plane-only
-	$(BIN)/python -m localcluster binaries --control-plane-only
+	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) > /dev/null
 	$(BIN)/pytest tests
 
 e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real cluster
-	$(BIN)/python -m localcluster preflight
-	$(BIN)/python -m localcluster binaries
-	$(BIN)/python -m localvllm ensure
+	@$(BIN)/python -m localcluster preflight
+	@$(BIN)/python -m localcluster binaries > /dev/null
+	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/pytest e2e
 
 check: $(READY) ## Format, lint, types, import contracts, generated files
