@@ -152,10 +152,10 @@ class Engine:
 
     # -- connections -------------------------------------------------------------------------------------------------
 
-    def connect(self, conn: int, hello: Hello) -> list[int]:
+    def connect(self, conn: int, hello: Hello, now: Now) -> list[int]:
         """A process of it has come; gives the connections that it replaces. Raises `ProtocolBroken`."""
         if hello.role == "server":
-            return self._connect_server(conn, hello)
+            return self._connect_server(conn, hello, now)
         if hello.role != "rank":
             raise ProtocolBroken("ProtocolUnsupported", f"a hello's role is server or rank, not {clip(hello.role, 32)}")
         if not 0 <= hello.rank < hello.world_size <= MAX_WORLD:
@@ -171,7 +171,7 @@ class Engine:
             self.to(Phase.BOOTING)
         return replaced
 
-    def _connect_server(self, conn: int, hello: Hello) -> list[int]:
+    def _connect_server(self, conn: int, hello: Hello, now: Now) -> list[int]:
         if hello.state not in ("Booting", "Serving", "Dirty"):
             raise ProtocolBroken("ProtocolUnsupported", f"a hello's state is never {clip(hello.state, 32)}")
         digest = hello.digest or ""
@@ -181,7 +181,7 @@ class Engine:
             self._doubt()
         if hello.state == "Booting":
             self.efforts = {"prepare": Effort(), "commit": Effort()}
-        self.servers[conn] = Server(conn, hello.state, digest, max(0, hello.commit_token))
+        self.servers[conn] = Server(conn, hello.state, digest, max(0, hello.commit_token), now.utc if digest else "")
         self.seen = self.seen or self.complete or hello.state == "Booting"
         if len(self.servers) == 1:
             self.to({"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[hello.state])

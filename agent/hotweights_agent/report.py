@@ -32,7 +32,7 @@ def engine_status(
     return EngineStatus(
         pod_uid=engine.pod.uid,
         pod=f"{engine.pod.namespace}/{engine.pod.name}",
-        phase=engine.phase.value,
+        phase=_told_phase(engine).value,
         digest=engine.confirmed,
         version=versions.get(engine.confirmed, ""),
         prepared=engine.prepared,
@@ -42,6 +42,13 @@ def engine_status(
         reason=clip(reason, 64),
         message=clip(message, 512),
     )
+
+
+def _told_phase(engine: Engine) -> Phase:
+    """The phase as others mean it: an engine on its way to its first version boots, because it answers no request yet."""
+    leader = engine.leader
+    on_its_way = engine.phase in (Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING)
+    return Phase.BOOTING if on_its_way and leader is not None and leader.state == "Booting" else engine.phase
 
 
 def marks(

@@ -136,7 +136,7 @@ class Session:
             case messages.ResolveDone():
                 self._resolving.done(message, now.seconds)
             case messages.Connected():
-                return self._note_connected(message)
+                return self._note_connected(message, now)
             case messages.Gone():
                 self._note_gone(message.conn)
             case messages.Said():
@@ -182,10 +182,10 @@ class Session:
     def _engines_connected(self) -> set[str]:
         return {uid for uid, engine in self._engines.items() if engine.connected}
 
-    def _note_connected(self, message: messages.Connected) -> list[Effect]:
+    def _note_connected(self, message: messages.Connected, now: Now) -> list[Effect]:
         engine = self._engines.setdefault(message.pod.uid, Engine(message.pod))
         try:
-            replaced = engine.connect(message.conn, message.hello)
+            replaced = engine.connect(message.conn, message.hello, now)
         except ProtocolBroken as error:
             return [Close(message.conn, error.reason, str(error))]
         self._conns[message.conn] = message.pod.uid

@@ -74,8 +74,8 @@ class FakeEngine:
             commit_token=self.commit_token,
         )
         process = Process(self.path, hello)
-        answer = await process.open()
         self.processes.append(process)
+        answer = await process.open()
         if isinstance(answer, wire.Welcome):
             self.tasks.append(asyncio.create_task(self._serve(process)))
         return answer

@@ -302,7 +302,8 @@ async def connect(agent: AgentProcess, cluster: Cluster, pod: str, **changes: An
     for _ in range(600):
         try:
             answers = await engine.start()
-        except OSError:
+        except (OSError, wire.ConnectionClosed):
+            await engine.stop()
             await asyncio.sleep(0.1)
             continue
         assert all(isinstance(answer, wire.Welcome) for answer in answers), answers
@@ -372,7 +373,9 @@ async def test_pods_of_other_nodes_and_other_tokens_are_refused(cluster: Cluster
         "TokenInvalid": cluster.token(f"vllm-{a.node}-0"),
     }
     for reason, token in tokens.items():
-        answers = await FakeEngine(agent.socket, token).start()
+        stranger = FakeEngine(agent.socket, token)
+        answers = await stranger.start()
+        await stranger.stop()
         assert [getattr(answer, "reason", "") for answer in answers] == [reason, reason]
 
 
@@ -429,7 +432,7 @@ async def test_the_api_server_is_away_and_a_container_restarts(cluster: Cluster,
     assert [c.digest for c in restarted.commits] == [a.digests["v2"]], (
         "it was told what to serve without the API server"
     )
-    await asyncio.sleep(10)
+    await asyncio.sleep(12)
     cluster.plane.start_apiserver()
     await a.shown(0, "True", "v2")
     await a.engine(0, phase="Serving", digest=a.digests["v2"])

@@ -57,6 +57,7 @@ def test_a_booting_engine_serves_its_version_from_its_first_answer_on(world: Wor
     world.assign([pod(version=1)], [item(1)])
     engine = world.boot("a", 2)
     world.settle(1)
+    assert engine_of(world).phase == "Booting", "it answers no request yet, whatever it prepares"
     assert not [e for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, wire.Keep)]
     world.settle(4)
     assert (engine.state, engine.active) == ("Serving", digest(1))
@@ -172,6 +173,7 @@ def test_an_agent_that_restarts_commits_nothing_anew_and_unmarks_nobody() -> Non
     assert world.engines["a"].commits == [digest(1)]
     assert world.staged == {digest(1)}, "staged again, so that it can be handed over again"
     assert engine_of(world).digest == digest(1)
+    assert engine_of(world).confirmed_at, "it said so again, in the life that it has"
 
 
 def test_after_the_grace_an_engine_that_did_not_come_back_is_unmarked() -> None:
