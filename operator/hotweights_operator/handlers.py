@@ -10,7 +10,9 @@ connection was down; so everything is listed anew now and then.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
+import os
 import time
 from collections.abc import Callable
 from contextlib import aclosing
@@ -136,13 +138,23 @@ def registry(feed: Feed) -> kopf.OperatorRegistry:
     """kopf's handlers: an index and an event handler per source."""
     made = kopf.OperatorRegistry()
 
-    async def login(**kwargs: Any) -> Any:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
-
-    kopf.on.login(registry=made)(login)
+    kopf.on.login(registry=made)(_login)
     for source in BY_KOPF:
         _register(made, feed, source)
     return made
+
+
+async def _login(**kwargs: Any) -> Any:
+    """The service account, or a kubeconfig. By the address that every pod is given, because a cluster may have no DNS."""
+    account = kopf.login_with_service_account(**kwargs)
+    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    if account is None:
+        return kopf.login_with_kubeconfig(**kwargs)
+    return (
+        dataclasses.replace(account, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
+        if host
+        else account
+    )
 
 
 def _register(made: kopf.OperatorRegistry, feed: Feed, source: Source) -> None:
