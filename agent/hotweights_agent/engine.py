@@ -71,6 +71,7 @@ class Rank:
     prepared: set[str] = field(default_factory=set)
     rejected: dict[str, Goal] = field(default_factory=dict)  # digest → what was refused
     asked: Asked | None = None
+    called_off: int = 0  # the id of a prepare that nobody wants any more
 
 
 @dataclass(slots=True)

@@ -150,10 +150,12 @@ def _forget_old(engine: Engine, leader: Server, wanted: PodAssignment, at: Situa
     kept = {wanted.digest, wanted.prepare, leader.digest}
     effects: list[Effect] = []
     for rank in engine.ranks.values():
-        if rank.asked is None:
-            for digest in sorted(rank.prepared - kept):
-                rank.prepared.discard(digest)
-                effects.append(Send(rank.conn, wire.Release(at.next_id(), digest)))
+        gone = sorted(rank.prepared - kept) if rank.asked is None else []
+        if rank.asked is not None and rank.asked.goal.digest not in kept and rank.called_off != rank.asked.id:
+            rank.called_off = rank.asked.id  # it need not finish; it answers all the same
+            gone = [rank.asked.goal.digest]
+        rank.prepared.difference_update(gone)
+        effects += [Send(rank.conn, wire.Release(at.next_id(), digest)) for digest in gone]
     return effects
 
 

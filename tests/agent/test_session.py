@@ -119,6 +119,17 @@ def test_a_rejection_stands_until_the_assignment_or_the_image_changes(serving: W
     assert engine_of(serving).phase == "Prepared"
 
 
+def test_a_prepare_that_nobody_wants_any_more_is_called_off(serving: World) -> None:
+    serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
+    serving.finish_stage(digest(2))
+    serving.assign([pod(version=1, token=3, prepare=3)], [item(1), item(2), item(3)])
+    serving.pass_time(1)
+    off = [e.frame.digest for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, wire.Release)]
+    assert off == [digest(2)]
+    serving.settle(4)
+    assert engine_of(serving).prepared == digest(3)
+
+
 def test_commits_that_may_pass_are_tried_again_but_not_for_ever(serving: World) -> None:
     serving.engines["a"].fails = ["DrainTimeout", "DrainTimeout"]
     serving.assign([pod(version=2, token=2)], [item(1), item(2)])
