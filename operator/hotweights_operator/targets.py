@@ -42,11 +42,15 @@ class Target:
 
     @property
     def outstanding(self) -> bool:
-        """Whether it was told to serve something and has not proved that it does; what it refuses beside is no matter."""
+        """Whether it was told to serve something and has not proved that it does; what it refuses beside is no matter.
+
+        What an agent said last still counts here when it is gone: without one, an engine changes only by restarting.
+        """
         if self.assigned is None or not self.assigned.digest:
             return False
-        confirmed_at = times.parse(self.engine.confirmed_at) if self.engine else None
-        return not confirmed(self.pod, self.engine, self.assigned.digest, confirmed_at, STILL_SERVING_PHASES)
+        said = self.state.engine(self.pod.uid) if self.state else None
+        confirmed_at = times.parse(said.confirmed_at) if said else None
+        return not confirmed(self.pod, said, self.assigned.digest, confirmed_at, STILL_SERVING_PHASES)
 
     @property
     def unavailable(self) -> bool:

@@ -88,7 +88,7 @@ def _confirmed_life(pod: Pod, engine: EngineStatus | None) -> bool:
 def _is_out(pod: Pod, view: Observed) -> bool:
     """Whether a pod that was of service is not, as far as the view tells."""
     order = _assigned(view.states.get(pod.node), pod.uid)
-    engine = _engine(pod, view) if _alive(pod.node, view) else None
+    engine = _engine(pod, view)  # also what an agent that is gone said last: without one an engine only restarts
     settled = engine is not None and engine.phase in ("Serving", "Preparing", "Prepared", "Refused", "Failed")
     serves = settled and engine is not None and order is not None and engine.digest == order[1]
     outstanding = order is not None and order[1] != "" and not (serves and _confirmed_life(pod, engine))
