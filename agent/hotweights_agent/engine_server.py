@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import logging
 import os
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from hotweights_agent import seqpacket
 from hotweights_agent.auth import AuthenticationUnavailable, Authenticator, Unauthenticated
 from hotweights_agent.messages import Connected, Gone, Message, Pod, Said
 from hotweights_transports.handoff import wire
@@ -242,7 +242,7 @@ class EngineServer:
             async with asyncio.timeout(
                 self._limits.hello_seconds
             ):  # (`wait_for` may swallow a cancellation before 3.12)
-                frame = await self._receive(connection)
+                frame = await seqpacket.receive(connection.sock)
         except TimeoutError as error:
             raise _Refusal("ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s") from error
         if not isinstance(frame, wire.Hello):
@@ -270,7 +270,7 @@ class EngineServer:
         window, count = loop.time(), 0
         while True:
             try:
-                frame = await self._receive(connection)
+                frame = await seqpacket.receive(connection.sock)
             except wire.ConnectionClosed:
                 return
             except wire.WireError as error:
@@ -285,25 +285,12 @@ class EngineServer:
                 await asyncio.sleep(max(0.0, window + 1.0 - loop.time()))
                 window, count = loop.time(), 0
 
-    async def _receive(self, connection: _Connection) -> wire.Frame:
-        while True:
-            try:
-                frame, fds = wire.recv(connection.sock)
-            except BlockingIOError:
-                await _ready(connection.sock, reading=True)
-                continue
-            except OSError as error:
-                raise wire.ConnectionClosed(f"the connection broke: {error.strerror}") from error
-            for fd in fds:  # engines hand nothing over
-                os.close(fd)
-            return frame
-
     async def _write(self, connection: _Connection) -> None:
         """Queued frames, until None."""
         while (outgoing := await connection.queue.get()) is not None:
             try:
                 async with asyncio.timeout(self._limits.send_seconds):
-                    await self._send(connection.sock, outgoing)
+                    await seqpacket.send(connection.sock, outgoing.frame, outgoing.fds)
             except (OSError, wire.WireError, TimeoutError) as error:
                 log.warning("engine connection %d of %s: a %s was not taken: %s",
                             connection.number, connection.pod, outgoing.frame.op, error or "too slow")  # fmt: skip
@@ -311,18 +298,6 @@ class EngineServer:
             finally:
                 if outgoing.pin is not None:
                     outgoing.pin.release()
-
-    async def _send(self, sock: socket.socket, outgoing: _Outgoing) -> None:
-        while True:
-            try:
-                wire.send(sock, outgoing.frame, outgoing.fds)
-                return
-            except BlockingIOError:
-                await _ready(sock, reading=False)
-            except OSError as error:
-                if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS):
-                    raise
-                await asyncio.sleep(0.05)  # too many descriptors are on their way; the other side is taking them
 
     def _end(self, connection: _Connection) -> None:
         self._connections.pop(connection.number, None)
@@ -335,20 +310,3 @@ class EngineServer:
 
 async def _wait_for(event: asyncio.Event) -> None:
     await event.wait()
-
-
-async def _ready(sock: socket.socket, *, reading: bool) -> None:
-    """Wait until the socket can be read or written."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    add, remove = (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
-    add(sock.fileno(), _set, ready)
-    try:
-        await ready
-    finally:
-        remove(sock.fileno())
-
-
-def _set(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)

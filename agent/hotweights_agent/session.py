@@ -4,15 +4,14 @@
 clock and waits for nobody, so that whole lives of a node can be played in a test. It decides by level: every message changes what
 is known, and then everything that is known is looked at again; doing a step twice changes nothing.
 
-Whose word counts: for what a pod is to serve, the API server's while it answers; the last that it said while it does not; and the
-disk's memory for pods it said nothing about. A lower token never undoes a higher one. For what an engine serves, only its own.
+Whose word counts for what a pod is to serve is told in `word`; for what an engine serves, only its own.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import assert_never
 
 from hotweights_agent import messages
@@ -26,20 +25,18 @@ from hotweights_agent.effects import (
     Report,
     UnmarkPod,
 )
-from hotweights_agent.engine import Engine, ProtocolBroken
+from hotweights_agent.engine import Engine
 from hotweights_agent.holdings import Holdings
-from hotweights_agent.memory import Remembered
 from hotweights_agent.messages import Message, Now, Pod
+from hotweights_agent.processes import ProtocolBroken
 from hotweights_agent.report import engine_status, marks
 from hotweights_agent.resolving import Resolving
 from hotweights_agent.steering import Bounds, Situation, count, satisfied, steer
+from hotweights_agent.word import Word
 from hotweights_crds.nodeweights import (
-    UNASSIGNED,
     Capacity,
-    NodeWeightsSpec,
     NodeWeightsStatus,
     PodAssignment,
-    StageItem,
 )
 
 _Listed = tuple[Engine, PodAssignment | None]
@@ -54,15 +51,6 @@ class Self:
     endpoint: str = ""
 
 
-@dataclass(slots=True)
-class _Assigned:
-    """What the API server said last."""
-
-    spec: NodeWeightsSpec
-    generation: int
-    pods: dict[str, PodAssignment] = field(default_factory=dict)
-
-
 class Session:
     """One node's state, from the start of the agent to its end."""
 
@@ -72,10 +60,7 @@ class Session:
         self._bounds = bounds or Bounds()
         self._reconnect_seconds = reconnect_seconds
         self._started_at: float | None = None
-        self._assigned: _Assigned | None = None
-        self._api_away = False
-        self._memory: dict[str, Remembered] = {}
-        self._stale: dict[str, int] = {}  # pod UID → the lower token that was refused
+        self._word = Word()
         self._engines: dict[str, Engine] = {}
         self._conns: dict[int, str] = {}  # connection → pod UID
         self._labels: dict[str, str] = {}
@@ -95,11 +80,7 @@ class Session:
 
     def assignment(self, uid: str) -> PodAssignment | None:
         """What a pod is to serve, by whoever's word counts now."""
-        listed = self._assigned.pods.get(uid) if self._assigned else None
-        if listed is not None:
-            return listed
-        remembered = self._memory.get(uid)
-        return remembered.assignment if remembered is not None and self._api_away else None
+        return self._word.of(uid)
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -109,18 +90,18 @@ class Session:
             self._started_at = now.seconds
         effects = self._note(message, now)
         effects += self._steer_engines(now)
-        effects += self.holdings.steer(self._wanted(), self._needed(), now.seconds) if self._may_stage() else []
+        effects += self.holdings.steer(self._word.stage(), self._needed(), now.seconds) if self._word.known else []
         effects += self._resolving.steer(now.seconds)
         return effects + self._tell(now)
 
     def _note(self, message: Message, now: Now) -> list[Effect]:
         match message:
             case messages.Recalled():
-                self._memory = {pod.uid: pod for pod in message.pods}
+                self._word.recalled(message.pods)
             case messages.Assigned():
                 return self._note_assigned(message)
             case messages.ApiAway():
-                self._api_away = True
+                self._word.silent()
             case messages.PodsPresent():
                 return self._note_present(message.uids)
             case messages.Marked():
@@ -148,39 +129,16 @@ class Session:
         return []
 
     def _note_assigned(self, message: messages.Assigned) -> list[Effect]:
-        self._api_away = False
-        pods: dict[str, PodAssignment] = {}
-        self._stale = {}
-        for offered in _best_of(message.spec):
-            known = self._memory.get(offered.uid)
-            if known is not None and offered.token < known.assignment.token:
-                self._stale[offered.uid] = offered.token
-                pods[offered.uid] = known.assignment
-            else:
-                pods[offered.uid] = offered
-        self._assigned = _Assigned(message.spec, message.generation, pods)
+        new = self._word.assigned(message.spec, message.generation)
         self._resolving.wanted({item.uid: item for item in message.spec.resolve})
-        items = _stage_items(message.spec)
-        new = [remembered for pod in pods.values() if (remembered := self._to_remember(pod, items)) is not None]
-        self._memory.update({pod.uid: pod for pod in new})
-        return [Remember(tuple(new))] if new else []
-
-    def _to_remember(self, pod: PodAssignment, items: dict[str, StageItem]) -> Remembered | None:
-        """What the disk is to know of a pod, if that is news."""
-        stage = tuple(items[digest] for digest in (pod.digest, pod.prepare) if digest in items)
-        known, new = self._memory.get(pod.uid), Remembered(pod, stage)
-        return None if known == new or pod.uid in self._stale else new
+        return [Remember(new)] if new else []
 
     def _note_present(self, uids: frozenset[str]) -> list[Effect]:
-        gone = tuple(uid for uid in self._memory if uid not in uids and uid not in self._engines_connected())
-        for uid in gone:
-            del self._memory[uid]
+        connected = {uid for uid, engine in self._engines.items() if engine.connected}
+        gone = self._word.present(uids | connected)
         for uid in [uid for uid in self._labels if uid not in uids]:
             del self._labels[uid]
         return [Forget(gone)] if gone else []
-
-    def _engines_connected(self) -> set[str]:
-        return {uid for uid, engine in self._engines.items() if engine.connected}
 
     def _note_connected(self, message: messages.Connected, now: Now) -> list[Effect]:
         engine = self._engines.setdefault(message.pod.uid, Engine(message.pod))
@@ -231,16 +189,6 @@ class Session:
                 self._note_gone(effect.conn)
         return effects
 
-    def _may_stage(self) -> bool:
-        """Nothing is let go of, or fetched, on no word at all."""
-        return self._assigned is not None or self._api_away
-
-    def _wanted(self) -> dict[str, StageItem]:
-        """Versions to hold: what is listed; without any word from the API server, what pods were to serve."""
-        if self._assigned is not None:
-            return _stage_items(self._assigned.spec)
-        return {item.digest: item for pod in self._memory.values() for item in pod.stage}
-
     def _needed(self) -> set[str]:
         """Versions that engines are about to take."""
         asked = {rank.asked.goal.digest for engine in self.engines for rank in engine.ranks.values() if rank.asked}
@@ -249,7 +197,7 @@ class Session:
 
     def _listed(self) -> Iterator[_Listed]:
         """Engines to tell of: the connected ones, and those that should be."""
-        pods = self._assigned.pods if self._assigned else {}
+        pods = self._word.pods
         for uid, pod in pods.items():
             if uid not in self._engines:
                 self._engines[uid] = Engine(Pod(uid, pod.namespace, pod.name))
@@ -258,35 +206,27 @@ class Session:
         for uid in sorted(self._engines):
             yield self._engines[uid], self.assignment(uid)
 
-    def _versions(self) -> dict[str, str]:
-        """Names of versions, by digest, as far as they are known."""
-        names = {item.digest: item.version for pod in self._memory.values() for item in pod.stage}
-        names |= {pod.assignment.digest: pod.assignment.version for pod in self._memory.values()}
-        if self._assigned is not None:
-            names |= {digest: item.version for digest, item in _stage_items(self._assigned.spec).items()}
-        return {digest: name for digest, name in names.items() if digest and name}
-
     def _tell(self, now: Now) -> list[Effect]:
         """What pods are to show and the object is to say, where it changed.
 
         For a while after a start engines that live may not have come back yet; until then their pods keep showing what they
         show, and the object what it says: an agent's upgrade un-readies nobody.
         """
-        if self._assigned is None and not self._api_away:
+        if not self._word.known:
             return []
         listed = list(self._listed())
         started_at = now.seconds if self._started_at is None else self._started_at
         grace = now.seconds < started_at + self._reconnect_seconds
         effects = self._mark_pods([(e, wanted) for e, wanted in listed if e.seen or not grace])
-        if self._assigned is None or (grace and not all(engine.seen for engine, _ in listed)):
+        if not self._word.heard or (grace and not all(engine.seen for engine, _ in listed)):
             return effects
         return effects + self._report(listed)
 
     def _mark_pods(self, listed: Sequence[_Listed]) -> list[Effect]:
         effects: list[Effect] = []
-        versions = self._versions()
+        versions = self._word.versions()
         for engine, wanted in listed:
-            new = marks(engine, wanted, self.holdings, versions, self._stale.get(engine.pod.uid, 0))
+            new = marks(engine, wanted, self.holdings, versions, self._word.stale.get(engine.pod.uid, 0))
             if self._shown.get(engine.pod.uid) != new:
                 self._shown[engine.pod.uid] = new
                 effects.append(MarkPod(engine.pod, new))
@@ -305,37 +245,22 @@ class Session:
 
     def _status(self, listed: Sequence[_Listed]) -> NodeWeightsStatus:
         """All that the node's object says, but for the conditions, which carry times."""
-        versions = self._versions()
+        versions = self._word.versions()
         right = sum(1 for engine, wanted in listed if wanted is not None and satisfied(engine, wanted))
         return NodeWeightsStatus(
-            observed_generation=self._assigned.generation if self._assigned else 0,
+            observed_generation=self._word.generation,
             boot_id=self._me.boot_id,
             agent_version=self._me.version,
             endpoint=self._me.endpoint,
             capacity=self._capacity,
             staged=self.holdings.status(),
             engines=[
-                engine_status(engine, wanted, self.holdings, versions, self._stale.get(engine.pod.uid, 0))
+                engine_status(engine, wanted, self.holdings, versions, self._word.stale.get(engine.pod.uid, 0))
                 for engine, wanted in listed
             ],
             resolved=self._resolving.status(),
             summary=f"{right}/{len(listed)}",
         )
-
-
-def _best_of(spec: NodeWeightsSpec) -> list[PodAssignment]:
-    """One assignment for each pod: where two name it, the higher token; among equals a rollout goes before none."""
-    best: dict[str, tuple[tuple[int, bool], PodAssignment]] = {}
-    for rollout in sorted(spec.rollouts, key=lambda r: r.uid):
-        for pod in rollout.pods:
-            rank = (pod.token, rollout.uid != UNASSIGNED)
-            if pod.uid not in best or rank > best[pod.uid][0]:
-                best[pod.uid] = (rank, pod)
-    return [pod for _, pod in best.values()]
-
-
-def _stage_items(spec: NodeWeightsSpec) -> dict[str, StageItem]:
-    return {item.digest: item for rollout in spec.rollouts for item in rollout.stage}
 
 
 def _without_progress(status: NodeWeightsStatus) -> NodeWeightsStatus:

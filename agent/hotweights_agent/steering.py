@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from hotweights_agent.effects import Close, Effect, Send, SendPrepare
-from hotweights_agent.engine import Asked, Engine, Failure, Goal, Rank, Server
+from hotweights_agent.engine import Engine
 from hotweights_agent.holdings import Holdings
 from hotweights_agent.phases import Phase
+from hotweights_agent.processes import Asked, Failure, Goal, Rank, Server
 from hotweights_agent.retry import Pace, Tries
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import wire
