@@ -1,0 +1,258 @@
+"""A whole node in one process, without an API server: driver, session, store, sources, socket; the engine is played."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from hotweights_agent import origins
+from hotweights_agent.driver import Driver
+from hotweights_agent.effects import Marks
+from hotweights_agent.engine_server import EngineServer, Limits
+from hotweights_agent.manifests import ManifestCache
+from hotweights_agent.memory import Memory
+from hotweights_agent.messages import ApiAway, Assigned, Message, Now, Pod, ResolveDone, Said, StageDone, StageFailed
+from hotweights_agent.metrics import Metrics
+from hotweights_agent.session import Self, Session
+from hotweights_agent.settings import RootSettings, StagingSettings
+from hotweights_agent.staging import Stager
+from hotweights_agent.store import Store
+from hotweights_crds.nodeweights import (
+    NodeWeightsSpec,
+    NodeWeightsStatus,
+    Peer,
+    PodAssignment,
+    ResolveItem,
+    RolloutAssignment,
+    StageItem,
+)
+from hotweights_transports.handoff import wire
+from hotweights_transports.resolve import publish
+from hotweights_transports.sources.file import open_folder
+from tests.agent.fake_engine import FakeEngine, until
+
+POD = Pod("uid-1", "ns", "vllm-0")
+
+
+class Doorman:
+    async def authenticate(self, token: str) -> Pod:
+        return POD
+
+
+class Told:
+    """Stands where the writers to the API stand."""
+
+    def __init__(self) -> None:
+        self.status = NodeWeightsStatus()
+        self.marks: dict[str, Marks] = {}
+
+    def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
+        self.status = status
+
+    def want(self, pod: Pod, marks: Marks) -> None:
+        self.marks[pod.uid] = marks
+
+    def forget(self, uid: str) -> None:
+        self.marks.pop(uid, None)
+
+
+class Node:
+    def __init__(self, folder: Path, roots: Path) -> None:
+        self.store = Store(available=lambda: 2**30)
+        self.memory = Memory(folder / "pods.json")
+        self.memory.load()
+        self.told = Told()
+        self.heard: list[Message] = []
+        seconds = itertools.count()
+        session = Session(Self("boot"), reconnect_seconds=0.0)
+        self.driver = Driver(
+            session, self.memory, self.store, Metrics(), lambda: Now(next(seconds) / 5, "2026-01-01T00:00:00Z")
+        )
+        self.driver.stager = Stager(
+            self.store,
+            origins.allowed([RootSettings(roots, namespaces=("ns",))]),
+            ManifestCache(folder / "manifests"),
+            self.tell,
+            token=lambda: "",
+            settings=StagingSettings(patience_seconds=0.2),
+        )
+        self.driver.server = EngineServer(folder / "node", Doorman(), self.tell, limits=Limits())
+        self.driver.status = self.driver.marks = self.told  # type: ignore[assignment]
+        self.tasks: list[asyncio.Task[None]] = []
+
+    async def tell(self, message: Message) -> None:
+        self.heard.append(message)
+        await self.driver.tell(message)
+
+    async def start(self) -> None:
+        await self.driver.server.start()
+        self.tasks.append(asyncio.create_task(self.driver.run()))
+
+    async def close(self) -> None:
+        await self.driver.server.close()
+        await self.driver.stager.close()
+        for task in self.tasks:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+    async def assign(self, stage: list[StageItem], *pods: PodAssignment) -> None:
+        await self.tell(
+            Assigned(NodeWeightsSpec(rollouts=[RolloutAssignment(uid="r", stage=stage, pods=list(pods))]), 1)
+        )
+
+    def engine(self) -> FakeEngine:
+        return FakeEngine(self.driver.server.path, "token")
+
+    def ended(self) -> list[StageDone | StageFailed]:
+        return [m for m in self.heard if isinstance(m, StageDone | StageFailed)]
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hw") as path:
+        yield Path(path)
+
+
+@pytest.fixture
+async def node(folder: Path, tmp_path: Path) -> AsyncIterator[Node]:
+    found = Node(folder, tmp_path)
+    await found.start()
+    yield found
+    await found.close()
+
+
+def checkpoint(root: Path, version: str, value: float) -> StageItem:
+    folder = root / version
+    folder.mkdir()
+    save_file(
+        {"a": np.full((64, 64), value, np.float32), "b": np.zeros((8,), np.float32)}, folder / "model.safetensors"
+    )
+    with open_folder(folder) as source:
+        found = publish(source, "m", version).digest
+    return StageItem(digest=found, namespace="ns", model="m", version=version, uri=f"file://{folder}")
+
+
+def pod(item: StageItem | None, token: int) -> PodAssignment:
+    digest, version = (item.digest, item.version) if item else ("", "")
+    return PodAssignment(uid=POD.uid, name=POD.name, namespace="ns", token=token, digest=digest, version=version)
+
+
+async def test_from_the_files_to_the_engine(node: Node, tmp_path: Path) -> None:
+    v1, v2 = checkpoint(tmp_path, "v1", 1.0), checkpoint(tmp_path, "v2", 2.0)
+    await node.assign([v1], pod(v1, 1))
+    engine = node.engine()
+    await engine.start()
+    await until(
+        lambda: node.told.marks.get(POD.uid) == Marks(True, "Assigned", "serves v1 as assigned", "v1", v1.digest[7:23])
+    )
+    await node.assign([v1, v2], pod(v2, 2))
+    await until(lambda: engine.digest == v2.digest)
+    await node.assign([v2], pod(v2, 2))
+    await until(lambda: [v.digest for v in node.store.versions()] == [v2.digest])
+    assert node.memory.pods[0].assignment.digest == v2.digest
+    await engine.stop()
+    await until(lambda: not node.told.marks[POD.uid].gate)
+    assert all(v.pins == 0 for v in node.store.versions())
+
+
+async def test_a_restarted_node_answers_from_its_disk(folder: Path, tmp_path: Path) -> None:
+    v1 = checkpoint(tmp_path, "v1", 1.0)
+    first = Node(folder, tmp_path)
+    await first.start()
+    await first.assign([v1], pod(v1, 1))
+    await until(lambda: bool(first.memory.pods))
+    await first.close()
+    second = Node(folder, tmp_path)
+    await second.start()
+    engine = second.engine()
+    await engine.start()
+    await asyncio.sleep(0.05)
+    assert engine.commits == []
+    await second.tell(ApiAway())
+    await until(lambda: engine.digest == v1.digest)
+    await engine.stop()
+    await second.close()
+
+
+async def test_a_flipped_byte_is_named_and_nothing_is_staged(node: Node, tmp_path: Path) -> None:
+    item = checkpoint(tmp_path, "v1", 1.0)
+    path = tmp_path / "v1" / "model.safetensors"
+    with open_folder(tmp_path / "v1") as source:
+        manifest = publish(source, "m", "v1")
+    (tmp_path / "v1" / "hotweights.manifest.json").write_bytes(manifest.canonical)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    await node.assign([item])
+    await until(lambda: bool(node.ended()))
+    (found,) = node.ended()
+    assert isinstance(found, StageFailed)
+    assert (found.reason, found.transient) == ("ChecksumMismatch", False)
+    assert "model.safetensors" in found.message
+    assert node.store.versions() == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "transient"),
+    [
+        ({"uri": "file:///etc"}, "SourceNotAllowed", False),
+        ({"uri": "s3://bucket"}, "UnknownScheme", False),
+        ({"namespace": "other"}, "SourceNotAllowed", False),
+        ({"digest": "sha256:" + "1" * 64}, "DigestMismatch", False),
+        ({"parents": [Peer(node="b", endpoint="tcp://127.0.0.1:1")], "uri": "file:///etc"}, "SourceNotAllowed", False),
+    ],
+    ids=str,
+)
+async def test_what_cannot_be_staged_says_why(
+    node: Node, tmp_path: Path, changes: dict[str, object], reason: str, transient: bool
+) -> None:
+    await node.assign([checkpoint(tmp_path, "v1", 1.0).model_copy(update=changes)])
+    await until(lambda: bool(node.ended()))
+    found = node.ended()[0]
+    assert isinstance(found, StageFailed)
+    assert (found.reason, found.transient) == (reason, transient), found.message
+    await until(lambda: node.told.status.staged[0].phase == "Failed")
+
+
+async def test_a_source_that_is_not_there_yet_is_tried_again(node: Node, tmp_path: Path) -> None:
+    item = checkpoint(tmp_path, "v1", 1.0)
+    (tmp_path / "v1").rename(tmp_path / "later")
+    await node.assign([item])
+    await until(lambda: bool(node.ended()))
+    assert node.told.status.staged[0].phase == "Fetching"
+    (tmp_path / "later").rename(tmp_path / "v1")
+    await until(lambda: isinstance(node.ended()[-1], StageDone), 8.0)
+
+
+async def test_sources_are_resolved_with_and_without_a_pin(node: Node, tmp_path: Path) -> None:
+    item = checkpoint(tmp_path, "v1", 1.0)
+    fields = {"namespace": "ns", "model": "m", "version": "v1", "uri": item.uri}
+    pins = {"free": "", "right": item.digest, "wrong": "sha256:" + "1" * 64}
+    resolve = [ResolveItem(uid=uid, name=uid, digest=digest, **fields) for uid, digest in pins.items()]
+    await node.tell(Assigned(NodeWeightsSpec(resolve=resolve), 1))
+    await until(lambda: len([m for m in node.heard if isinstance(m, ResolveDone)]) == 3)
+    results = {m.result.uid: m.result for m in node.heard if isinstance(m, ResolveDone)}
+    assert results["free"].digest == results["right"].digest == item.digest
+    assert (results["free"].tensors, results["free"].chunks, results["free"].nbytes) == (2, 2, 64 * 64 * 4 + 32)
+    assert (results["wrong"].reason, results["wrong"].digest) == ("DigestMismatch", "")
+
+
+async def test_an_engine_that_refuses_serves_on(node: Node, tmp_path: Path) -> None:
+    v1 = checkpoint(tmp_path, "v1", 1.0)
+    engine = node.engine()
+    engine.refuses = "ShapeMismatch"
+    await node.assign([v1], pod(None, 1).model_copy(update={"prepare": v1.digest}))
+    await engine.start()
+    await until(lambda: any(isinstance(m, Said) and isinstance(m.frame, wire.Rejected) for m in node.heard))
+    await until(lambda: [e.phase for e in node.told.status.engines] == ["Refused"])
+    assert node.told.marks[POD.uid].gate
+    await engine.stop()
