@@ -86,8 +86,8 @@ class Word:
         return new
 
     def present(self, uids: Collection[str]) -> tuple[str, ...]:
-        """Only these pods are left; gives those that the disk can forget."""
-        gone = tuple(uid for uid in self._memory if uid not in uids)
+        """Only these pods are left; gives those that the disk can forget. A listed one may be too new to have been seen."""
+        gone = tuple(uid for uid in self._memory if uid not in uids and uid not in self.pods)
         for uid in gone:
             del self._memory[uid]
         return gone

@@ -208,6 +208,15 @@ def test_the_disk_answers_for_the_api_server_while_it_is_away(serving: World) ->
     assert (engine.state, engine.active) == ("Serving", digest(1))
 
 
+def test_pods_that_are_gone_and_not_listed_are_forgotten(serving: World) -> None:
+    serving.kill("a")
+    serving.tell(msg.PodsPresent(frozenset()))
+    assert "a" in serving.disk, "still listed"
+    serving.assign([], [])
+    serving.tell(msg.PodsPresent(frozenset()))
+    assert serving.disk == {}
+
+
 def test_before_the_api_server_was_asked_nothing_is_done_on_the_disks_word() -> None:
     session = Session(Self("boot"))
     world = World()
