@@ -312,15 +312,16 @@ class Scene:
         )
         return found[0]
 
-    def start_operator(self) -> None:
-        """As a process."""
+    def start_operator(self, kubeconfig: Path | None = None) -> None:
+        """As a process: for this test's namespace as the admin, or for all namespaces as somebody else."""
         log = (self.folder / "operator.log").open("ab")
+        watched = [] if kubeconfig else [f"--watch-namespace={self.namespace}"]
         self.process = subprocess.Popen(
             [
                 sys.executable, "-m", "hotweights_operator", f"--namespace={self.system}",
-                f"--watch-namespace={self.namespace}", "--metrics-port=0", f"--health-port={self.health_port}",
+                *watched, "--metrics-port=0", f"--health-port={self.health_port}",
             ],
-            env={**os.environ, "KUBECONFIG": str(self.kubeconfig), "POD_NAME": "operator"},
+            env={**os.environ, "KUBECONFIG": str(kubeconfig or self.kubeconfig), "POD_NAME": "operator"},
             stdout=log,
             stderr=log,
         )  # fmt: skip

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import NodeWeightsSpec, PodAssignment, RolloutAssignment
@@ -16,7 +19,10 @@ from hotweights_kube.client import Selection
 from hotweights_operator.actions import Assign, CreateNodeWeights
 from hotweights_operator.cache import Cache
 from hotweights_operator.perform import Performer
+from localcluster import binaries
 from localcluster.controlplane import ControlPlane
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
 
@@ -195,3 +201,22 @@ async def test_an_apply_that_was_decided_on_the_past_is_refused(scene: Any, api:
     assert await performer.act([Assign(node, current, "b", None)]) == []
     body = await api.get(NODE_WEIGHTS, node, scene.system)
     assert body["metadata"]["ownerReferences"][0]["name"] == node
+
+
+async def test_the_rights_that_the_chart_gives_are_enough_in_all_namespaces(
+    scene: Any, control_plane: ControlPlane
+) -> None:
+    await scene.set_up(1)
+    helm = binaries.ensure(["helm"])["helm"]
+    words = [helm, "template", "hotweights", ROOT / "helm" / "hotweights", "-n", scene.system]
+    rendered = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True)
+    rights = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+    bodies = [body for body in yaml.safe_load_all(rendered.stdout) if body and body["kind"] in rights]
+    await asyncio.to_thread(lambda: scene.kubectl("apply", "-f", "-", text=yaml.dump_all(bodies)))
+    scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
+    await scene.engine_pod(0)
+    await scene.version("v0")
+    scene.kubectl.apply(scene.rollout("v0"))
+    await scene.reaches("Ready", seconds=60)
+    events = (await scene.api.list(EVENTS, Selection(scene.namespace))).items
+    assert "Complete" in {event["reason"] for event in events}

@@ -123,7 +123,8 @@ class Simulation:
                 self.serial += 1
                 uid = f"pod-{self.serial}"
                 labels = {"app": "llm", "hotweights.dev/inject": "true"}
-                self.fleet.start_pod(Pod(uid, uid, NAMESPACE, self.draw.choice(ready), labels))
+                node = self.draw.choice(ready) if self.with_faults else ready[self.serial % len(ready)]
+                self.fleet.start_pod(Pod(uid, uid, NAMESPACE, node, labels))
 
     def _operator(self) -> Operator:
         return Operator(self.api, self.fleet, self.draw, self.tell, conflicts=0.03 if self.with_faults else 0.0)
