@@ -246,6 +246,7 @@ def test_wrong_answers_inside_the_pause_are_never_served(
 def test_a_copy_beyond_its_deadline_is_dirty_and_repaired(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
+    engine.agent.swap(versions[0])
     engine.agent.prepare(versions[1])
     engine.order.write_text("slow")
     answer = engine.agent.commit(versions[1].digest, deadline_seconds=2.0)
@@ -288,6 +289,7 @@ def test_memory_is_flat_over_twenty_swaps(
 
 
 def test_a_killed_worker_ends_the_container_with_an_error(engine: Engine, versions: list[Image]) -> None:
+    engine.agent.swap(versions[1])
     engine.agent.prepare(versions[0])
     engine.order.write_text("kill")
     try:

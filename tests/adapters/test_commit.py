@@ -69,10 +69,7 @@ class Engine:
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reasons: list[str] = []
 
-    async def end(reason: str) -> None:
-        reasons.append(reason)
-
-    monkeypatch.setattr(faults, "end_process", end)
+    monkeypatch.setattr(faults, "end_process", reasons.append)
     return reasons
 
 
@@ -82,7 +79,12 @@ async def test_a_commit_goes_in_this_order() -> None:
     assert isinstance(answer, wire.Committed)
     assert answer.probe == "Golden"
     assert engine.replica.steps == ["check", "pause Keep", "install", "probe", "label", "resume", "settle"]
-    assert (engine.switch.digest, engine.switch.token, engine.switch.dirty) == ("new", 1, False)
+    assert (engine.switch.digest, engine.switch.token, engine.switch.dirty, engine.switch.torn) == (
+        "new",
+        1,
+        False,
+        False,
+    )
 
 
 async def test_without_golden_tokens_an_answer_has_to_come_without_nan() -> None:
@@ -222,6 +224,15 @@ async def test_a_dead_engine_ends_the_process(ended: list[str], step: str) -> No
     with pytest.raises(EngineDead):
         await engine.commit()
     assert len(ended) == 1
+
+
+async def test_a_commit_that_is_cancelled_inside_the_pause_leaves_its_mark() -> None:
+    engine = Engine(install=1.0)
+    task = asyncio.create_task(engine.commit())
+    await asyncio.sleep(0.02)
+    task.cancel()
+    await asyncio.wait([task])
+    assert engine.switch.torn
 
 
 async def test_tidying_up_cannot_undo_a_commit() -> None:

@@ -62,6 +62,9 @@ class Switch:
     digest: str | None = None
     token: int = 0
     dirty: bool = False
+    torn: bool = (
+        False  # from the first copied byte until a probe has passed; nobody may take such a process' end for a success
+    )
     _before: str = "Booting"  # the state that a repair returns to
     _probed: str = "None"
     _running: tuple[str, int, asyncio.Future[wire.Frame]] | None = None
@@ -101,7 +104,7 @@ class Switch:
         try:
             result = await self._commit(frame)
         except EngineDead as error:
-            await faults.end_process(f"the engine died during a commit: {error}")
+            faults.end_process(f"the engine died during a commit: {error}")
             raise
         except Exception as error:  # only outside the pause: inside it, everything is caught and means dirty
             logger.exception("Unexpected error before the pause")
@@ -139,12 +142,12 @@ class Switch:
             await self._quietly("unpin")
             return _failed(frame, error.reason, str(error))
         left = frame.deadline_seconds - (0.0 if frame.mode == "Wait" else time.monotonic() - began)
+        self.torn = True
         try:
             # A time-out of at least a little: once begun, the copy decides between committed and dirty.
             tokens = await asyncio.wait_for(self._switch(frame, questions, timings), max(left, 0.001))
-            with _timed(
-                timings, "resume"
-            ):  # the weights are right by now; only the end of this is bounded, by its own measure
+            self.torn = False
+            with _timed(timings, "resume"):  # the weights are right by now: this has a limit of its own
                 await asyncio.wait_for(self._open(frame.digest), RESUME_SECONDS)
         except EngineDead:
             raise
@@ -234,7 +237,7 @@ class Switch:
                 logger.warning("Repaired: serving %s again", self.digest or "what was booted")
                 self._tell("Repaired", f"repaired in {time.monotonic() - began:.1f} s")
                 return
-        await faults.end_process(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
+        faults.end_process(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
 
     async def _repair(self) -> None:
         await self.replica.ranks("repair", self.digest)
@@ -242,7 +245,7 @@ class Switch:
         await self._ask(self._known.get(self.digest) or Questions.default())
         await self._quietly("settle")
         await self.replica.label(self.digest or "booted")
-        self.dirty, self.state = False, self._before
+        self.dirty, self.torn, self.state = False, False, self._before
         await self.replica.resume()
 
     async def _quietly(self, command: str) -> None:

@@ -9,7 +9,6 @@ The container's restart is the only repair that always works, because it ends in
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -34,13 +33,13 @@ class EngineDead(Exception):
     """vLLM's engine process has ended."""
 
 
-async def end_process(reason: str) -> None:
+def end_process(reason: str) -> None:
     """End this server and everything it started: the container restarts, into the boot barrier.
 
     By itself a vLLM whose engine died exits with 0, which a restart policy may take for success.
     """
     logger.critical("Ending this process: %s", reason)
-    await asyncio.sleep(0.1)  # for the log line and the last frame
+    logging.shutdown()
     for pid in _descendants(os.getpid()):
         try:
             os.kill(pid, signal.SIGKILL)

@@ -8,12 +8,13 @@ the server. The plugin adds no route, and no port: it connects outwards.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import dataclasses
 import logging
 import os
 from typing import Any
 
-from hotweights.adapters.vllm import PLUGIN_VERSION, link, plugin, settings
+from hotweights.adapters.vllm import PLUGIN_VERSION, faults, link, plugin, settings
 from hotweights.adapters.vllm.commit import Switch
 from hotweights.adapters.vllm.replica import Replica
 from hotweights_transports.handoff import wire
@@ -57,6 +58,7 @@ class Server:
 
     async def boot(self) -> None:
         """The boot barrier: returns when this process may open its port."""
+        atexit.register(self._last_word)
         await self.switch.remember_boot()
         self._link.start()
         seconds = self._settings.boot_timeout_seconds
@@ -71,6 +73,11 @@ class Server:
             await asyncio.sleep(0.05)
         self.switch.state = "Serving"
         self._tell(self._state())
+
+    def _last_word(self) -> None:
+        """vLLM ends itself when its engine has died, with 0, and may be faster than the commit that notices it too."""
+        if self.switch.torn or self.switch.dirty:
+            faults.end_process("vLLM ended in the middle of a switch")
 
     # --- on the link's thread: `_hello` only reads, `_handle` only hands over ----------------------------------------
 
