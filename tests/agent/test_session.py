@@ -6,6 +6,8 @@ import pytest
 
 from hotweights_agent import effects as fx
 from hotweights_agent import messages as msg
+from hotweights_agent import steering
+from hotweights_agent.engine import Engine
 from hotweights_agent.phases import MOVES, IllegalMove, Phase, move
 from hotweights_agent.session import Self, Session
 from hotweights_crds.nodeweights import EngineStatus, NodeWeightsSpec, PodAssignment, ResolvedVersion, ResolveItem
@@ -362,6 +364,27 @@ def test_doing_a_step_twice_changes_nothing(serving: World) -> None:
     serving.sync()
     assert serving.tell(msg.Ticked()) == []
     assert serving.tell(msg.Assigned(serving.spec, serving.generation)) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "broken", "caught"),
+    [
+        (steering, "_unmarked", lambda engine, at: True, "shown on what it does not serve"),
+        (Engine, "prepared_everywhere", lambda self, digest: True, "not every rank has it"),
+        (Engine, "confirmed", property(lambda self: self.leader.digest if self.leader else ""), "a false commit"),
+    ],
+    ids=["label", "prepared", "confirmed"],
+)
+def test_the_world_notices_a_broken_promise(
+    serving: World, monkeypatch: pytest.MonkeyPatch, where: object, name: str, broken: object, caught: str
+) -> None:
+    def live() -> None:
+        serving.assign([pod(version=2, token=2)], [item(1), item(2)])
+        serving.settle(4)
+
+    monkeypatch.setattr(where, name, broken)
+    with pytest.raises(AssertionError, match=caught):
+        live()
 
 
 @pytest.mark.parametrize("old", list(Phase))

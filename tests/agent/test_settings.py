@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from hotweights_agent import origins, plugin_folder
+from hotweights_agent import agent, origins, plugin_folder
 from hotweights_agent.messages import Said, StageFailed
 from hotweights_agent.metrics import Endpoints, Metrics
 from hotweights_agent.settings import RootSettings, SettingsError, read
+from hotweights_agent.store import Store
 from hotweights_transports.errors import SourceRefused
 from hotweights_transports.handoff import wire
 
@@ -106,6 +107,16 @@ def test_the_plugin_is_installed_whole_and_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(plugin_folder.PluginNotInstalled, match="run_folder"):
         plugin_folder.install(built, tmp_path / "file", "1")
+
+
+def test_versions_take_no_more_than_the_settings_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "available_nbytes", lambda: 1000 * 2**20)
+    budget = agent.Budget(100 * 2**20)
+    budget.store = Store(available=budget)
+    assert budget() == budget.store.usage().free == 100 * 2**20
+    unbounded = agent.Budget(0)
+    unbounded.store = budget.store
+    assert unbounded() == 1000 * 2**20
 
 
 def test_metrics_and_probes() -> None:

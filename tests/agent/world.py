@@ -136,7 +136,7 @@ class World:
         assert wanted is not None
         assert (wanted.digest, wanted.token) == (frame.digest, frame.commit_token)
         assert set(engine.ranks) == set(range(engine.world_size))
-        assert all(frame.digest in engine.prepared.get(rank, set()) for rank in engine.ranks)
+        assert all(frame.digest in engine.prepared.get(rank, set()) for rank in engine.ranks), "not every rank has it"
         remembered = self.disk[engine.uid].assignment
         assert remembered.token == frame.commit_token, "the disk knew before the engine"
         assert frame.commit_token >= self.highest.get(engine.uid, 0), "an older assignment undid a newer one"
