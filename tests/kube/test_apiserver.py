@@ -1,0 +1,94 @@
+"""Against a real API server: what tokens say, and a watch that outlives the server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+
+import pytest
+import pytest_asyncio
+
+from hotweights_kube import PODS, Api, Change, Notice, Recorder, Reference, TokenRefused, review, watch
+from hotweights_kube.client import Selection
+from hotweights_kube.resources import EVENTS, Resource
+from localcluster.controlplane import ControlPlane
+
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
+
+CONFIG_MAPS = Resource("v1", "ConfigMap", "configmaps")
+
+
+@pytest.fixture(scope="module")
+def control_plane() -> Iterator[ControlPlane]:
+    with ControlPlane() as plane:
+        yield plane
+
+
+@pytest_asyncio.fixture
+async def api(control_plane: ControlPlane) -> AsyncIterator[Api]:
+    async with await Api.connect(control_plane.kubeconfig, timeout_seconds=5) as api:
+        yield api
+
+
+async def test_a_pod_s_token_names_the_pod_and_another_audience_is_refused(
+    api: Api, control_plane: ControlPlane
+) -> None:
+    spec = {"nodeName": "nowhere", "containers": [{"name": "a", "image": "none"}]}
+    metadata = {"name": "p", "namespace": "default"}
+    pod = await api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": pod["metadata"]["uid"]}
+    token = control_plane.service_account_token("default", "default", audiences=["hotweights-agent"], bound_to=bound)
+    identity = await review(api, token, ["hotweights-agent"])
+    assert (identity.namespace, identity.service_account) == ("default", "default")
+    assert (identity.pod_name, identity.pod_uid) == ("p", pod["metadata"]["uid"])
+    with pytest.raises(TokenRefused):
+        await review(api, token, ["hotweights-peer"])
+    with pytest.raises(TokenRefused):
+        await review(api, "nonsense", ["hotweights-agent"])
+
+
+async def test_events_are_counted(api: Api) -> None:
+    recorder = Recorder(api, "hotweights.dev/test", "test")
+    namespace = await api.get(Resource("v1", "Namespace", "namespaces", namespaced=False), "default")
+    about = Reference("v1", "Namespace", "default", namespace["metadata"]["uid"])
+    for _ in range(3):
+        await recorder.record(Notice(about, "Tried", "a real event", action="Test"))
+    events = (await api.list(EVENTS, Selection("default"))).items
+    (event,) = [event for event in events if event["reason"] == "Tried"]
+    assert event["series"]["count"] == 3
+
+
+async def test_a_watch_outlives_the_api_server(api: Api, control_plane: ControlPlane) -> None:
+    selection = Selection("default", label_selector="watched=yes")
+    body = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": "x", "namespace": "default", "labels": {"watched": "yes"}},
+    }
+    seen: list[Change] = []
+
+    async def follow() -> None:
+        async with aclosing(watch(api, CONFIG_MAPS, selection)) as changes:
+            async for change in changes:
+                seen.append(change)  # noqa: PERF401 - it never ends, and is looked at meanwhile
+
+    task = asyncio.create_task(follow())
+    await _until(lambda: [c.type for c in seen] == ["SYNCED"])
+    await api.create(CONFIG_MAPS, body)
+    await _until(lambda: len(seen) == 2)
+    await asyncio.to_thread(control_plane.stop_apiserver)
+    try:
+        await asyncio.sleep(3)
+    finally:
+        await asyncio.to_thread(control_plane.start_apiserver)
+    await api.delete(CONFIG_MAPS, "x", namespace="default")
+    await _until(lambda: seen[-1].type == "DELETED", seconds=40)
+    assert seen[-1].body["metadata"]["name"] == "x"
+    task.cancel()
+
+
+async def _until(question: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not question():  # noqa: ASYNC110 - what is waited for is a list that a task fills
+            await asyncio.sleep(0.05)
