@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from hotweights_crds.conditions import find, is_true
 from hotweights_crds.weightrollout import VersionStatus, WeightRolloutStatus
-from hotweights_operator import activation, entries, failures, revision, summary, targets, times
+from hotweights_operator import activation, entries, failures, news, revision, summary, targets, times
 from hotweights_operator.actions import Assign, RolloutDecision
 from hotweights_operator.activation import Course
 from hotweights_operator.failures import Failures
@@ -36,7 +36,7 @@ def decide(rollout: Rollout, observed: Observed, now: datetime) -> RolloutDecisi
     return RolloutDecision(
         actions=actions,
         status=status,
-        events=summary.events(rollout, status, view),
+        events=news.events(rollout, status, view),
         again_in_seconds=0.0 if begins else _again(view, status, now),
     )
 

@@ -28,7 +28,14 @@ def writes(
     stages: bool,
 ) -> list[Assign]:
     """The entries that differ from what they should be. ``held`` is held on every node, unless nothing new is staged now."""
-    pods = {node: _pods(rollout, node, targets, choice, observed) for node in _nodes(rollout, targets, observed)}
+    here: dict[str, list[Target]] = {}
+    for target in targets:
+        here.setdefault(target.pod.node, []).append(target)
+    names = _version_names(rollout, observed)
+    pods = {
+        node: _pods(rollout, observed.states[node], here.get(node, ()), choice, names, observed)
+        for node in _nodes(rollout, targets, observed)
+    }
     occupied = {node: found for node, found in pods.items() if found}
     wanted = {
         node: _digests(current(observed.states[node], rollout.uid), found, held, stages=stages)
@@ -79,14 +86,18 @@ def _nodes(rollout: Rollout, targets: Sequence[Target], observed: Observed) -> l
 
 
 def _pods(
-    rollout: Rollout, node: str, targets: Sequence[Target], choice: Choice, observed: Observed
+    rollout: Rollout,
+    state: NodeState,
+    targets: Sequence[Target],
+    choice: Choice,
+    names: Mapping[str, str],
+    observed: Observed,
 ) -> list[PodAssignment]:
-    state = observed.states[node]
-    names = _version_names(rollout, observed)
+    """The pods of one node's entry."""
     found: list[PodAssignment] = []
     for target in targets:
         uid = target.pod.uid
-        if target.pod.node == node and uid in choice.digests:
+        if uid in choice.digests:
             digest = choice.digests[uid]
             name = names.get(digest, "") or _known_name(state, digest)
             plain = activation.assignment(target, digest, choice.prepares.get(uid, ""), rollout.spec, name)

@@ -34,7 +34,8 @@ class WorkQueue(Generic[K]):
     _working: set[K] = field(default_factory=set)
     _again: set[K] = field(default_factory=set)  # added while worked on
     _waiting: dict[K, _Waiting] = field(default_factory=dict)
-    _last: dict[K, float] = field(default_factory=dict)
+    _began: dict[K, float] = field(default_factory=dict)
+    _next: dict[K, float] = field(default_factory=dict)  # when a key's pace allows it again
     _failures: dict[K, int] = field(default_factory=dict)
     _filled: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -57,7 +58,7 @@ class WorkQueue(Generic[K]):
         if key in self._working and after_seconds <= 0:
             self._again.add(key)
             return
-        due = max(now + after_seconds, self._last.get(key, -1e9) + self.pace_seconds)
+        due = max(now + after_seconds, self._next.get(key, now))
         waiting = self._waiting.get(key)
         if waiting is not None and waiting.due <= due:
             return
@@ -77,6 +78,7 @@ class WorkQueue(Generic[K]):
         key = self._ready.popleft()
         self._since.pop(key, None)
         self._working.add(key)
+        self._began[key] = asyncio.get_running_loop().time()
         return key
 
     def done(self, key: K) -> None:
@@ -95,9 +97,13 @@ class WorkQueue(Generic[K]):
 
     def _finish(self, key: K) -> None:
         self._working.discard(key)
-        self._last[key] = asyncio.get_running_loop().time()
-        if len(self._last) > 100_000:
-            self._last.clear()  # paces of objects long gone
+        now = asyncio.get_running_loop().time()
+        took = now - self._began.pop(key, now)
+        self._next[key] = now + max(
+            self.pace_seconds, 2 * took
+        )  # what is costly comes less often: others want their turn
+        if len(self._next) > 100_000:
+            self._next.clear()  # paces of objects long gone
         if key in self._again:
             self._again.discard(key)
             self.add(key)

@@ -1,8 +1,7 @@
-"""What a rollout's status says: counts of what is proved, one sentence, conditions with kstatus' meaning, and events.
+"""What a rollout's status says: counts of what is proved, one sentence, and conditions with kstatus' meaning.
 
 A pod counts as updated by one proof only (`model.confirmed`), and only while its node's agent speaks. The status is bounded
-whatever the size of the fleet. The phase and the message are for people; programs read the conditions. An event goes out for
-what is new in the status, so that nobody needs to remember what was said.
+whatever the size of the fleet. The phase and the message are for people; programs read the conditions.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from hotweights_crds.weightrollout import (
     WeightRolloutStatus,
 )
 from hotweights_operator import budget, conditions, revision, staging, times
-from hotweights_operator.actions import About, Event
 from hotweights_operator.failures import Failures
 from hotweights_operator.model import Observed, Rollout, Version
 from hotweights_operator.targets import Target
@@ -285,29 +283,3 @@ def _paused_reason(view: View, *, is_complete: bool) -> str:
     if view.hold.kind == "TooManyFailures" and not is_complete:
         return "TooManyFailures"
     return "Requested" if view.rollout.spec.paused else ""
-
-
-_WARNINGS = frozenset({"Stalled", "Aborted"})
-
-
-def events(rollout: Rollout, status: WeightRolloutStatus, view: View) -> tuple[Event, ...]:
-    """What is new in the status, on the rollout and on the pods that failed."""
-    old = rollout.status
-    about = About("WeightRollout", rollout.namespace, rollout.name, rollout.uid)
-    found: list[Event] = []
-    if status.revision != old.revision:
-        rollback = " (a rollback)" if status.target.digest == old.previous.digest != "" else ""
-        found.append(Event(about, "RevisionStarted", f"Revision {status.revision}: {status.target.version}{rollback}"))
-    old_reason = next((c.reason for c in old.conditions if c.type == "Progressing"), "")
-    new_reason = next((c.reason for c in status.conditions if c.type == "Progressing"), "")
-    if status.phase != old.phase or new_reason != old_reason:
-        warning = status.phase in _WARNINGS
-        found.append(Event(about, new_reason if warning else status.phase, status.message, warning))
-    told = {(failure.pod, failure.reason) for failure in old.failures}
-    pods = {target.pod.name: target.pod for target in view.targets}
-    for failure in status.failures:
-        pod = pods.get(failure.pod)
-        if pod is not None and (failure.pod, failure.reason) not in told:
-            on_pod = About("Pod", pod.namespace, pod.name, pod.uid)
-            found.append(Event(on_pod, failure.reason, failure.message, warning=True))
-    return tuple(found)

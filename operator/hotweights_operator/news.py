@@ -1,0 +1,37 @@
+"""Events: what is new in a rollout's status, told on the rollout and on the pods concerned.
+
+News is the difference between the status that was written and the one that will be, so nobody has to remember what was said, and
+a status that could not be written is no news.
+"""
+
+from __future__ import annotations
+
+from hotweights_crds.weightrollout import WeightRolloutStatus
+from hotweights_operator.actions import About, Event
+from hotweights_operator.model import Rollout
+from hotweights_operator.summary import View
+
+_WARNINGS = frozenset({"Stalled", "Aborted"})
+
+
+def events(rollout: Rollout, status: WeightRolloutStatus, view: View) -> tuple[Event, ...]:
+    """What is new in the status, on the rollout and on the pods that failed."""
+    old = rollout.status
+    about = About("WeightRollout", rollout.namespace, rollout.name, rollout.uid)
+    found: list[Event] = []
+    if status.revision != old.revision:
+        rollback = " (a rollback)" if status.target.digest == old.previous.digest != "" else ""
+        found.append(Event(about, "RevisionStarted", f"Revision {status.revision}: {status.target.version}{rollback}"))
+    old_reason = next((c.reason for c in old.conditions if c.type == "Progressing"), "")
+    new_reason = next((c.reason for c in status.conditions if c.type == "Progressing"), "")
+    if status.phase != old.phase or new_reason != old_reason:
+        warning = status.phase in _WARNINGS
+        found.append(Event(about, new_reason if warning else status.phase, status.message, warning))
+    told = {(failure.pod, failure.reason) for failure in old.failures}
+    pods = {target.pod.name: target.pod for target in view.targets}
+    for failure in status.failures:
+        pod = pods.get(failure.pod)
+        if pod is not None and (failure.pod, failure.reason) not in told:
+            on_pod = About("Pod", pod.namespace, pod.name, pod.uid)
+            found.append(Event(on_pod, failure.reason, failure.message, warning=True))
+    return tuple(found)
