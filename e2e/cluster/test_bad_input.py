@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import pytest
 
 from e2e.cluster.conftest import answers
 from e2e.harness import checkpoints, samples
-from e2e.harness.environment import MODELS_IN_PODS, NAMESPACE, SAMPLES, Environment
+from e2e.harness.environment import MODELS_IN_PODS, NAMESPACE, SAMPLES, Environment, publish
 from e2e.harness.kubectl import CommandFailed, eventually
 
 TENSOR = "model.layers.0.mlp.down_proj.weight"
@@ -60,29 +58,10 @@ def refused(environment: Environment, reason: str, *named: str, before: list[lis
     } == {"v0"}
 
 
-def published(folder: Path, name: str) -> str:
-    """The digest that `hotweights publish` prints for a folder."""
-    command = [
-        sys.executable,
-        "-m",
-        "hotweights.cli",
-        "publish",
-        "--checkpoint",
-        str(folder),
-        "--model",
-        "tiny-llama",
-        "--version",
-        name,
-        "--json",
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    return str(json.loads(done.stdout)["digest"])
-
-
 def test_a_flipped_byte_stalls_with_file_and_chunk(environment: Environment) -> None:
     before = answers(environment)
     folder = checkpoints.copy(environment.models / "tiny-llama" / "v1", "flipped")
-    digest = published(folder, "flipped")
+    digest = publish(folder, "flipped")
     checkpoints.flip_byte(folder, TENSOR)
     roll_out(environment, "flipped", digest=digest)
     refused(environment, "ChecksumMismatch", checkpoints.WEIGHTS, "chunk", before=before)

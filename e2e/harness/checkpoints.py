@@ -18,6 +18,7 @@ def copy(good: Path, name: str) -> Path:
     target = good.with_name(name)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(good, target)
+    (target / "hotweights.manifest.json").unlink(missing_ok=True)  # it is another version
     return target
 
 

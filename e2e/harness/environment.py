@@ -7,8 +7,10 @@ allows as a source, and that a PersistentVolumeClaim shows to the vLLM pods.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -62,11 +64,29 @@ def make_models() -> Path:
     with step("vLLM for CPUs, and two versions of a tiny Llama"):
         vllm_build.ensure()
         models.make_models([Model(made / "tiny-llama" / f"v{seed}", "llama", seed) for seed in (0, 1)])
+        for version in ("v0", "v1"):
+            if not (made / "tiny-llama" / version / "hotweights.manifest.json").exists():
+                publish(made / "tiny-llama" / version, version, "--record-probes", "--probe-dtype", "float32")
     shutil.rmtree(
         folder / "tiny-llama", ignore_errors=True
     )  # an earlier run may have been killed in the middle of a change
     shutil.copytree(made / "tiny-llama", folder / "tiny-llama")
     return folder
+
+
+def publish(checkpoint: Path, version: str, *options: str) -> str:
+    """``hotweights publish``, as a user runs it; the digest that it prints."""
+    command = [sys.executable, "-m", "hotweights.cli", "publish", "--checkpoint", checkpoint, "--model", "tiny-llama"]
+    printed = run(
+        *command,
+        "--version",
+        version,
+        "--json",
+        *options,
+        env={"HOTWEIGHTS_VLLM_PYTHON": str(vllm_build.python())},
+        timeout_seconds=600,
+    )
+    return str(json.loads(printed)["digest"])
 
 
 def provide(nodes: int = 2) -> Environment:
