@@ -76,7 +76,7 @@ def make_models() -> Path:
 
 def publish(checkpoint: Path, version: str, *options: str) -> str:
     """``hotweights publish``, as a user runs it; the digest that it prints."""
-    command = [sys.executable, "-m", "hotweights.cli", "publish", "--checkpoint", checkpoint, "--model", "tiny-llama"]
+    command = (sys.executable, "-m", "hotweights.cli", "publish", "--checkpoint", checkpoint, "--model", "tiny-llama")
     printed = run(
         *command,
         "--version",

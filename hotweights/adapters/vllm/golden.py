@@ -23,6 +23,7 @@ def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> li
     """Start vLLM on the checkpoint, in this process, and ask it."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # EngineCore here, where `probe.run` reaches it
     os.environ.setdefault("VLLM_PLUGINS", "")
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB; by default vLLM takes nearly all memory of the machine
     from vllm import LLM
 
     from hotweights.adapters.vllm import probe
