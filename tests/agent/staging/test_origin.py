@@ -69,7 +69,7 @@ def test_a_flipped_byte_names_file_and_chunk(
 
 def test_a_truncated_file(store: Store, version: Checkpoint, file: Path, origin: OriginSource) -> None:
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(FetchFailed, match="ends at byte") as caught:
+    with pytest.raises(FetchFailed, match="ends before byte") as caught:
         fetch(store, version, origin)
     assert caught.value.reason == "SourceTruncated"
     assert caught.value.transient
