@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -20,14 +21,25 @@ import pytest_asyncio
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_kube import NODE_WEIGHTS, NODES, PODS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, Api, KubeError, NotFound
-from hotweights_kube.resources import NAMESPACES
+from hotweights_kube import (
+    NODE_WEIGHTS,
+    NODES,
+    PODS,
+    WEIGHT_ROLLOUTS,
+    WEIGHT_VERSIONS,
+    AlreadyExists,
+    Api,
+    KubeError,
+    NotFound,
+)
+from hotweights_kube.resources import NAMESPACES, Resource
 from localcluster import binaries
 from localcluster.controlplane import ControlPlane
 
 ROOT = Path(__file__).parents[2]
 Body = dict[str, Any]
 _numbers = itertools.count()
+SERVICE_ACCOUNTS = Resource("v1", "ServiceAccount", "serviceaccounts")
 
 
 class Refused(Exception):
@@ -205,6 +217,9 @@ class Scene:
         """Namespaces and nodes."""
         for name in (self.namespace, self.system):
             await self.api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
+            account = {"metadata": {"name": "default", "namespace": name}}  # its controller is slow after an outage
+            with contextlib.suppress(AlreadyExists):
+                await self.api.create(SERVICE_ACCOUNTS, account)
         for index in range(nodes):
             node = FakeNode(self, f"{self._prefix}-{index}")
             self.nodes[node.name] = node
