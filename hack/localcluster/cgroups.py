@@ -45,6 +45,20 @@ def create(relative: str) -> None:
                     (folder / file).write_text((folder.parent / file).read_text())
 
 
+def limit_cpus(relative: str, cpus: set[int]) -> None:
+    """Let what runs in a cgroup, and in all that will be made below it, use these cores only."""
+    for root in hierarchies():
+        file = root / relative / "cpuset.cpus"
+        if file.exists():
+            file.write_text(",".join(map(str, sorted(cpus))))
+
+
+def share_of(cpus: set[int], index: int, nodes: int) -> set[int]:
+    """The cores of one of so many nodes; all of them where there are fewer than nodes."""
+    own = {cpu for place, cpu in enumerate(sorted(cpus)) if place % nodes == index}
+    return own if len(cpus) >= nodes else cpus
+
+
 def to_join(relative: str) -> Path:
     """The folder of a cgroup that a daemon joins so that it, and what it starts, can be found."""
     roots = hierarchies()

@@ -55,7 +55,7 @@ class Cluster:
         self.name = name
         self.control_plane = control_plane
         self.slot = slot
-        self.nodes = [Node(control_plane, slot, index) for index in range(nodes)]
+        self.nodes = [Node(control_plane, slot, index, nodes) for index in range(nodes)]
 
     @classmethod
     def up(

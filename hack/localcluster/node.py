@@ -29,7 +29,7 @@ _IMPORT_TIMEOUT_SECONDS = 600.0
 class Node:
     """A node of a cluster, addressed by its number."""
 
-    def __init__(self, control_plane: ControlPlane, slot: Slot, index: int) -> None:
+    def __init__(self, control_plane: ControlPlane, slot: Slot, index: int, nodes: int) -> None:
         self.addresses: NodeAddresses = slot.node(index)
         self.name = self.addresses.name
         self._control_plane = control_plane
@@ -37,6 +37,8 @@ class Node:
         self._state = control_plane.state / self.name
         self._daemons: Daemons = control_plane.daemons
         self._cgroup = f"{cgroups.name_of(slot.cluster)}/{self.name}"
+        # A node has its cores to itself, as a machine has: engines spin while they serve, and would starve one another.
+        self._cpus = cgroups.share_of(os.sched_getaffinity(0), index, nodes)
         self._kubelet_started = datetime.min.replace(tzinfo=UTC)
 
     def daemon(self, program: str) -> str:
@@ -51,6 +53,8 @@ class Node:
     def start(self) -> None:
         """Start what does not run yet. Needs the node's network; returns once containerd takes images."""
         self._configure()
+        cgroups.create(self._cgroup)
+        cgroups.limit_cpus(self._cgroup, self._cpus)
         cgroups.create(f"{self._cgroup}/daemons")
         if not succeeds([*self.enter(), "true"]):
             mounts.create(self._slot.cluster, self.name, self._state)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import binaries, credentials, hostsetup, mounts, nodeconfig, paths
+from localcluster import binaries, cgroups, credentials, hostsetup, mounts, nodeconfig, paths
 from localcluster.controlplane import Endpoints, apiserver_arguments
 from localcluster.credentials import Credentials, User
 from localcluster.errors import ClusterError
@@ -194,3 +194,8 @@ def test_builds_get_pips_index_and_not_its_paths() -> None:
 
 def test_an_ordinary_machine_needs_no_pip_config() -> None:
     assert hostsetup.render_pip_config("") == ""
+
+
+def test_every_node_has_its_own_cores_where_there_are_enough() -> None:
+    assert [cgroups.share_of({0, 1, 2, 3}, index, 2) for index in range(2)] == [{0, 2}, {1, 3}]
+    assert cgroups.share_of({5}, 1, 2) == {5}

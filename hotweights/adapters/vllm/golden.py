@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)))
-DEFAULT_TOKENS = 4  # every token of every prompt is a step of the model inside the pause
+DEFAULT_TOKENS = 3  # every token of every prompt is a step of the model inside the pause
 
 
 def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 DEFAULT_PROMPT = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
-DEFAULT_LENGTH = 8
+DEFAULT_LENGTH = 4
 SECONDS = 30.0
 _QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")  # which of them exist depends on vLLM's version
 
@@ -37,7 +37,12 @@ def run(core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> 
     """Greedy tokens for each prompt, one after the other: a batch would round differently than the recording did."""
     deadline = time.monotonic() + SECONDS
     with _alone(core.scheduler):
-        return [_answer(core, list(prompt), length, deadline) for prompt, length in zip(prompts, lengths, strict=True)]
+        answers = [
+            _answer(core, list(prompt), length, deadline) for prompt, length in zip(prompts, lengths, strict=True)
+        ]
+        while core.scheduler.has_requests() and time.monotonic() < deadline:  # let the workers forget the last of them
+            _step(core)
+        return answers
 
 
 def _answer(core: Any, prompt: list[int], length: int, deadline: float) -> dict[str, Any]:
@@ -59,8 +64,6 @@ def _answer(core: Any, prompt: list[int], length: int, deadline: float) -> dict[
             if output.request_id == name:
                 tokens += list(output.new_token_ids)
                 broken = broken or output.num_nans_in_logits > 0
-    while core.scheduler.has_requests() and time.monotonic() < deadline:  # let the workers forget it
-        _step(core)
     return {"tokens": tokens[:length], "nan": broken}
 
 
