@@ -106,7 +106,9 @@ class NodeWeightsSpec(Model):
     """Written by the operator."""
 
     node_name: str = Field(
-        default="", description="The node; set when the object is made, so that its spec is never empty.", max_length=253
+        default="",
+        description="The node; set when the object is made, so that its spec is never empty.",
+        max_length=253,
     )
     rollouts: list[RolloutAssignment] = Field(
         default_factory=list, description="What each rollout wants.", max_length=64, json_schema_extra=list_map("uid")
