@@ -46,11 +46,11 @@ def create(relative: str) -> None:
 
 
 def limit_cpus(relative: str, cpus: set[int]) -> None:
-    """Let what runs in a cgroup, and in all that will be made below it, use these cores only."""
+    """Let what runs in a cgroup and below it, now and later, use these cores only."""
     for root in hierarchies():
-        file = root / relative / "cpuset.cpus"
-        if file.exists():
-            file.write_text(",".join(map(str, sorted(cpus))))
+        for folder, _, files in os.walk(root / relative, topdown=False):  # no cgroup may have less than one below it
+            if "cpuset.cpus" in files:
+                (Path(folder) / "cpuset.cpus").write_text(",".join(map(str, sorted(cpus))))
 
 
 def share_of(cpus: set[int], index: int, nodes: int) -> set[int]:

@@ -53,8 +53,6 @@ class Node:
     def start(self) -> None:
         """Start what does not run yet. Needs the node's network; returns once containerd takes images."""
         self._configure()
-        cgroups.create(self._cgroup)
-        cgroups.limit_cpus(self._cgroup, self._cpus)
         cgroups.create(f"{self._cgroup}/daemons")
         if not succeeds([*self.enter(), "true"]):
             mounts.create(self._slot.cluster, self.name, self._state)
@@ -130,6 +128,7 @@ class Node:
             needs=self.daemon_names,
             timeout_seconds=_READY_WITHIN_SECONDS,
         )
+        cgroups.limit_cpus(f"{self._cgroup}/kubepods", self._cpus)  # the kubelet makes it, with all cores
 
     def _heard(self) -> bool:
         """Whether the kubelet has renewed its lease since we started it; before, Ready is its predecessor's."""
