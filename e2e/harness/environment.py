@@ -143,8 +143,8 @@ def install(environment: Environment, *settings: str) -> None:
         f"sources[0].hostPath={environment.models}",
         f"sources[0].namespaces={{{NAMESPACE}}}",
         # vLLM's processes spin while they serve, and all nodes share this machine's cores: what decides must not queue behind.
-        "operator.resources.requests.cpu=500m",
-        "agent.resources.requests.cpu=500m",
+        "operator.resources.requests.cpu=250m",
+        "agent.resources.requests.cpu=250m",
         *settings,
     ]
     with step("helm install hotweights"):
