@@ -113,7 +113,7 @@ def test_a_killed_container_comes_back_on_the_new_version(environment: Environme
 
 
 def test_uninstalled_pods_go_on_serving(environment: Environment, cold: dict[str, list[int]]) -> None:
-    """Running pods notice nothing; a new one starts by its stated policy, here Serve: what it booted."""
+    """Running pods notice nothing; a new one is an ordinary vLLM pod, because the policy that made it more is gone."""
     kubectl = environment.in_samples
     kubectl.apply(SAMPLES / "weightrollout.yaml")
     samples.until_ready(environment)
@@ -135,6 +135,11 @@ def test_uninstalled_pods_go_on_serving(environment: Environment, cold: dict[str
         assert kubectl("get", "weightrollout", "tiny-llama", "--output", "name").strip(), (
             "the objects outlive the installation"
         )
+        known = {pod["metadata"]["name"] for pod in kubectl.pods(LABEL)}
+        scale(environment, 3)
+        assert first_answer(environment, new_pod(environment, known)) == cold["v0"]
+        scale(environment, 2)
+        eventually("the new pod gone", lambda: {p["metadata"]["name"] for p in kubectl.pods(LABEL)} == known, 120)
     finally:
         install(environment)
         samples.until_ready(environment)
