@@ -92,9 +92,15 @@ class Node(ChunkProvider):
         with self._changed:
             return self._changed.wait_for(lambda: blake3_hex not in self.pending, seconds)
 
+    def has_all_leases_back(self) -> bool:
+        """Whether every lease comes back: the server's thread gives it back a moment after the client has its answer."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self.leases_out == 0, 1.5)
+
     def _released(self) -> None:
         with self._changed:
             self.leases_out -= 1
+            self._changed.notify_all()
 
 
 def authenticate(token: str) -> Identity | None:

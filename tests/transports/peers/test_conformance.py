@@ -60,7 +60,7 @@ def test_chunks_arrive_verified_and_in_order(
     assert client.fetch_chunks(digest, wants, deliver) == []
     assert order == wants
     assert all(child.holds(want) for want in wants)
-    assert parent.leases_out == 0
+    assert parent.has_all_leases_back()
 
 
 def test_several_streams_share_the_work(parent: Node, child: Node, digest: str, serve: Serve, connect: Connect) -> None:
@@ -178,7 +178,7 @@ def test_a_flipped_bit_is_noticed(parent: Node, child: Node, digest: str, serve:
         connect(serve(parent).address, ClientLimits(streams=1)).fetch_chunks(digest, wants, deliver)
     assert caught.value.reason == "ChecksumMismatch"
     assert got == wants[:3]
-    assert parent.leases_out == 0
+    assert parent.has_all_leases_back()
 
 
 def test_a_chunk_of_another_size_is_no_answer(
