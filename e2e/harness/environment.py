@@ -53,14 +53,9 @@ class Environment:
         return Kubectl(self.kubectl.binary, self.kubectl.kubeconfig, NAMESPACE)
 
 
-def cache() -> Path:
-    """The folder for what is costly to make."""
-    return Path(os.environ.get("HOTWEIGHTS_CACHE", Path.home() / ".cache" / "hotweights"))
-
-
 def make_models() -> Path:
     """The folder with v0 and v1 of the samples' model: two seeds of one architecture, fresh copies of what was made once."""
-    made, folder = cache() / "models", cache() / "e2e-models"
+    made, folder = vllm_build.cache() / "models", vllm_build.cache() / "e2e-models"
     with step("vLLM for CPUs, and two versions of a tiny Llama"):
         vllm_build.ensure()
         models.make_models([Model(made / "tiny-llama" / f"v{seed}", "llama", seed) for seed in (0, 1)])

@@ -18,13 +18,8 @@ from typing import Any, Self
 ACCEPTED = ("length", "stop")
 
 
-def complete(address: str, prompt: str, max_tokens: int = 24, timeout_seconds: float = 60) -> str:
-    """The greedy continuation of a prompt by the engine at ``host:port``."""
-    return str(_post(address, prompt, max_tokens, timeout_seconds)["choices"][0]["text"])
-
-
 def complete_ids(address: str, prompt: Sequence[int], max_tokens: int = 24, timeout_seconds: float = 60) -> list[int]:
-    """The same in token ids: what two engines are compared by."""
+    """The greedy continuation of a prompt by the engine at ``host:port``, in token ids: what two engines are compared by."""
     return list(_post(address, list(prompt), max_tokens, timeout_seconds)["choices"][0]["token_ids"])
 
 

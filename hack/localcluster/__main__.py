@@ -39,7 +39,6 @@ def _parser() -> argparse.ArgumentParser:
     up = verbs.add_parser("up", parents=[common], help="bring a cluster up; one that is up stays as it is")
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--control-plane-only", action="store_true", help="no nodes, no root")
-    up.add_argument("--wait", action="store_true", help="accepted and always true: `up` returns when all is ready")
     up.set_defaults(run=_up)
 
     down = verbs.add_parser("down", parents=[common], help="take away everything of a cluster")

@@ -18,6 +18,7 @@ Errors::
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -58,6 +59,13 @@ class PeerProtocolError(PeerError):
 
 class PeerCorrupt(PeerError):
     reason = "ChecksumMismatch"
+
+
+def checked_manifest(address: str, digest: str, data: bytes) -> bytes:
+    """The manifest that a peer sent, if it is the one that was asked for. Raises `PeerCorrupt`."""
+    if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+        raise PeerCorrupt(address, f"its manifest of {len(data)} bytes is not {digest}")
+    return data
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ what is tested over it holds over them; it is no faster road between real nodes.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import threading
 import time
@@ -32,6 +31,7 @@ from hotweights_transports.peers.base import (
     PeerUnreachable,
     ServerLimits,
     Want,
+    checked_manifest,
 )
 from hotweights_transports.peers.patience import Patience
 from hotweights_transports.peers.registry import Availability, Transport
@@ -91,9 +91,7 @@ class InprocClient(PeerClient):
             data = server.provider.manifest(digest)
         if data is None:
             raise PeerMissing(self.address, f"it does not know the version {digest}")
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
-            raise PeerCorrupt(self.address, f"its manifest of {len(data)} bytes is not {digest}")
-        return data
+        return checked_manifest(self.address, digest, data)
 
     def fetch_chunks(
         self,

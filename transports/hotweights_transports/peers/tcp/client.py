@@ -8,7 +8,6 @@ receives. A chunk that is not what its digest promises ends the fetch: such a pe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import socket
 import threading
 import time
@@ -31,6 +30,7 @@ from hotweights_transports.peers.base import (
     PeerTimeout,
     PeerUnreachable,
     Want,
+    checked_manifest,
 )
 from hotweights_transports.peers.patience import Patience
 from hotweights_transports.peers.tcp import address as addresses
@@ -81,9 +81,7 @@ class TcpClient(PeerClient):
         stream = self._open()
         with self._kept_if_clean(stream):
             data = stream.manifest(digest)
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
-            raise PeerCorrupt(self.address, f"its manifest of {len(data)} bytes is not {digest}")
-        return data
+        return checked_manifest(self.address, digest, data)
 
     def fetch_chunks(
         self,
