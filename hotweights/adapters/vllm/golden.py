@@ -3,7 +3,8 @@
     python -m hotweights.adapters.vllm.golden MODEL_DIR [--dtype float32] [--tokens 16]
 
 Needs vLLM, so `publish` runs it as a process in an environment that has it. Prints one JSON list in the manifest's format and nothing
-else on standard output. The tokens come by the same road as in the pause (`probe.run`), one prompt at a time.
+else on standard output. The tokens come by the same road as in the pause (`probe.run`). A batch rounds a little differently than a prompt alone, so a prompt is
+kept only if both give the same tokens: what is near a tie here could fall the other way in an engine with other limits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)))
-DEFAULT_TOKENS = 3  # every token of every prompt is a step of the model inside the pause
+DEFAULT_TOKENS = 3  # every token is a step of the model inside the pause
 
 
 def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
@@ -31,13 +32,20 @@ def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> li
     length = max(map(len, prompts)) + tokens + 1
     llm = LLM(str(model), dtype=dtype, enforce_eager=True, max_model_len=length, disable_log_stats=True)
     engine = llm.llm_engine
-    answers = probe.run(engine.engine_core.engine_core, prompts, [tokens] * len(prompts))
-    if any(answer["nan"] for answer in answers):
+    core = engine.engine_core.engine_core
+    together = probe.run(core, prompts, [tokens] * len(prompts))
+    alone = [answer for prompt in prompts for answer in probe.run(core, [prompt], [tokens])]
+    if any(answer["nan"] for answer in together):
         raise SystemExit(f"{model}: its answers contain NaN; a version like that should not be published")
+    if all(answer != other for answer, other in zip(together, alone, strict=True)):
+        raise SystemExit(
+            f"{model}: every prompt is near a tie, so its tokens prove nothing; give others with --prompts"
+        )
     kind = probe.engine_kind(engine.vllm_config)
     return [
         {"engine": kind, "promptTokenIds": prompt, "tokenIds": answer["tokens"]}
-        for prompt, answer in zip(prompts, answers, strict=True)
+        for prompt, answer, other in zip(prompts, together, alone, strict=True)
+        if answer == other
     ]
 
 

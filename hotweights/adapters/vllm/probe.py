@@ -1,20 +1,24 @@
 """A few greedy tokens inside the pause, while every request of a user stays frozen: does this engine answer as it should?
 
 Runs in EngineCore, between pause and resume, where an ordinary request would wait for the resume. The scheduler's queues are swapped for empty
-ones, the probe is stepped to its end, and everything is put back. Equal checksums prove nothing (packed copies of weights live outside
+ones, the probes are stepped to its end, and everything is put back. Equal checksums prove nothing (packed copies of weights live outside
 the parameters), nor does the agreement of replicas that switched the same way: so the expected tokens come from a cold load.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 DEFAULT_PROMPT = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 DEFAULT_LENGTH = 4
 SECONDS = 30.0
+_PREFIX = "hotweights-probe-"
+_numbers = itertools.count()
 _QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")  # which of them exist depends on vLLM's version
 
 
@@ -34,37 +38,43 @@ def engine_kind(vllm_config: Any) -> str:
 
 
 def run(core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Greedy tokens for each prompt, one after the other: a batch would round differently than the recording did."""
+    """Greedy tokens for every prompt, all in one batch: a step of the model costs the pause about as much for one as for all."""
     deadline = time.monotonic() + SECONDS
     with _alone(core.scheduler):
-        answers = [
-            _answer(core, list(prompt), length, deadline) for prompt, length in zip(prompts, lengths, strict=True)
-        ]
+        answers = {_ask(core, prompt, length): Answer(length) for prompt, length in zip(prompts, lengths, strict=True)}
+        while any(len(answer.tokens) < answer.length for answer in answers.values()):
+            if time.monotonic() > deadline:
+                raise ProbeError(f"no answer within {SECONDS:.0f} s")
+            for output in _step(core):
+                if answer := answers.get(output.request_id):
+                    answer.tokens += output.new_token_ids
+                    answer.nan = answer.nan or output.num_nans_in_logits > 0
         while core.scheduler.has_requests() and time.monotonic() < deadline:  # let the workers forget the last of them
             _step(core)
-        return answers
+        return [{"tokens": answer.tokens[: answer.length], "nan": answer.nan} for answer in answers.values()]
 
 
-def _answer(core: Any, prompt: list[int], length: int, deadline: float) -> dict[str, Any]:
+@dataclass(slots=True)
+class Answer:
+    """What one prompt got so far."""
+
+    length: int
+    tokens: list[int] = field(default_factory=list)
+    nan: bool = False
+
+
+def _ask(core: Any, prompt: Sequence[int], length: int) -> str:
+    """Queue one prompt; its request's name."""
     from vllm.sampling_params import SamplingParams
     from vllm.v1.request import Request
 
-    name = f"hotweights-probe-{time.monotonic_ns()}"
+    name = f"{_PREFIX}{next(_numbers)}"
     # No logprobs, though they would show a NaN: the first request for them compiles a kernel, half a minute inside a pause.
     sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
     core.scheduler.add_request(
-        Request(request_id=name, prompt_token_ids=prompt, sampling_params=sampling, pooling_params=None)
+        Request(request_id=name, prompt_token_ids=list(prompt), sampling_params=sampling, pooling_params=None)
     )
-    tokens: list[int] = []
-    broken = False
-    while len(tokens) < length:
-        if time.monotonic() > deadline:
-            raise ProbeError(f"no answer within {SECONDS:.0f} s")
-        for output in _step(core):
-            if output.request_id == name:
-                tokens += list(output.new_token_ids)
-                broken = broken or output.num_nans_in_logits > 0
-    return {"tokens": tokens[:length], "nan": broken}
+    return name
 
 
 def _step(core: Any) -> list[Any]:
@@ -112,6 +122,6 @@ def _drop_probes(scheduler: Any) -> None:
     """A probe that was cut off must not go on living among the users' requests."""
     from vllm.v1.request import RequestStatus
 
-    left = [name for name in scheduler.requests if name.startswith("hotweights-probe-")]
+    left = [name for name in scheduler.requests if name.startswith(_PREFIX)]
     if left:
         scheduler.finish_requests(left, RequestStatus.FINISHED_ABORTED)
