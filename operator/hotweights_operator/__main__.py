@@ -7,7 +7,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hotweights_kube.client import Api
@@ -42,14 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def run(settings: Settings) -> None:
     """The whole operator, until SIGTERM or SIGINT."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+
+    def listen() -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+
+    listen()
     async with await Api.connect(user_agent="hotweights-operator") as api:
-        await _run(settings, api, stop)
+        await _run(settings, api, stop, listen)
 
 
-async def _run(settings: Settings, api: Api, stop: asyncio.Event) -> None:
+async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callable[[], None]) -> None:
     cache, queue = Cache(), WorkQueue[Key](settings.pace_seconds)
     recorder = Recorder(api, "hotweights.dev/operator", settings.instance)
     performer = Performer(api, cache, recorder, settings.namespace, settings.writes)
@@ -75,14 +79,13 @@ async def _run(settings: Settings, api: Api, stop: asyncio.Event) -> None:
     )
     tasks: set[asyncio.Task[Any]] = {
         asyncio.create_task(stop.wait(), name="stop"),
-        asyncio.create_task(_serve(settings, api, feed, synced, stop), name="serve"),
+        asyncio.create_task(_serve(settings, api, feed, synced, listen), name="serve"),
     }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
     finally:
-        stop.set()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -95,7 +98,7 @@ async def _serve(
     api: Api,
     feed: handlers.Feed,
     synced: dict[Kind, asyncio.Event],
-    stop: asyncio.Event,
+    listen: Callable[[], None],
 ) -> None:
     """Everything that runs, in the order in which it may start. A part that fails takes the process with it."""
     await handlers.wait_for_resources(api, settings)
@@ -105,7 +108,7 @@ async def _serve(
         for event in synced.values():
             await event.wait()
         log.info("serving %s by %s", ", ".join(settings.watched) or "all namespaces", api.url)
-        group.create_task(handlers.run_kopf(feed, stop), name="kopf")
+        group.create_task(handlers.run_kopf(feed, listen), name="kopf")
         await feed.indexed.wait()
         for number in range(settings.workers):
             group.create_task(feed.reconciler.work(), name=f"worker-{number}")

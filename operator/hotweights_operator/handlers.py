@@ -189,6 +189,10 @@ def settings_for_kopf(settings: Settings) -> kopf.OperatorSettings:
     found.networking.connect_timeout = 10
     found.networking.error_backoffs = [0.5, 1, 2, 3, 5, 5, 5, 5, 5, 10, 10, 10, 30, 30, 30]
     found.watching.label_selectors["", "v1", "pods"] = INJECTED
+    found.queueing.exit_timeout = (
+        0.5  # what was heard and not yet noted may be lost: the next operator lists everything
+    )
+    found.process.ultimate_exiting_timeout = None
     return found
 
 
@@ -208,14 +212,20 @@ async def wait_for_resources(api: Api, settings: Settings) -> None:
             return
 
 
-async def run_kopf(feed: Feed, stop: asyncio.Event) -> None:
-    """Watch, until told to stop."""
+async def run_kopf(feed: Feed, listen: Callable[[], None]) -> None:
+    """Watch, until cancelled.
+
+    kopf takes SIGTERM and SIGINT for itself, ends when one comes, and nobody else would hear of it; so ``listen`` takes them back.
+    """
     watched = feed.settings.watched
-    await kopf.operator(
+    others = asyncio.all_tasks()
+    tasks = await kopf.spawn_tasks(
         registry=registry(feed),
         settings=settings_for_kopf(feed.settings),
         standalone=True,
         clusterwide=not watched,
         namespaces=watched,
-        stop_flag=stop,
     )
+    listen()
+    await kopf.run_tasks(tasks, ignored=others)
+    raise RuntimeError("kopf ended by itself")

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import yaml
 
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import NodeWeightsSpec
@@ -341,6 +342,16 @@ class Scene:
             stderr=log,
         )  # fmt: skip
         log.close()
+
+    async def grant(self) -> str:
+        """What the chart lets the operator do, for all namespaces; the objects, to take the rights away again."""
+        helm = binaries.ensure(["helm"])["helm"]
+        words = [helm, "template", "hotweights", ROOT / "helm" / "hotweights", "-n", self.system]
+        rendered = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True)
+        rights = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+        objects = yaml.dump_all([b for b in yaml.safe_load_all(rendered.stdout) if b and b["kind"] in rights])
+        await asyncio.to_thread(lambda: self.kubectl("apply", "-f", "-", text=objects))
+        return objects
 
     def kill_operator(self) -> None:
         """SIGKILL."""

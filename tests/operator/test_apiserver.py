@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import NodeWeightsSpec, PodAssignment, RolloutAssignment
@@ -19,10 +16,7 @@ from hotweights_kube.client import Selection
 from hotweights_operator.actions import Assign, CreateNodeWeights
 from hotweights_operator.cache import Cache
 from hotweights_operator.perform import Performer
-from localcluster import binaries
 from localcluster.controlplane import ControlPlane
-
-ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
 
@@ -207,12 +201,7 @@ async def test_the_rights_that_the_chart_gives_are_enough_in_all_namespaces(
     scene: Any, control_plane: ControlPlane
 ) -> None:
     await scene.set_up(1)
-    helm = binaries.ensure(["helm"])["helm"]
-    words = [helm, "template", "hotweights", ROOT / "helm" / "hotweights", "-n", scene.system]
-    rendered = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True)
-    rights = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-    bodies = [body for body in yaml.safe_load_all(rendered.stdout) if body and body["kind"] in rights]
-    await asyncio.to_thread(lambda: scene.kubectl("apply", "-f", "-", text=yaml.dump_all(bodies)))
+    await scene.grant()
     scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
     await scene.engine_pod(0)
     await scene.version("v0")

@@ -1,0 +1,87 @@
+"""SIGTERM ends the operator's process by itself, also when its rights went before it, as `helm uninstall` does, and when nobody answers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import time
+import urllib.request
+from typing import Any
+
+import pytest
+
+from localcluster.controlplane import ControlPlane
+
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
+
+GRACE_SECONDS = 10.0  # a pod has 30, and then nobody asks any more
+
+
+async def serving(scene: Any) -> None:
+    """Wait until the operator follows everything."""
+
+    def ask() -> bool:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{scene.health_port}/healthz", timeout=5) as answer:
+                return bool(json.loads(answer.read())["synced"])
+        except OSError:
+            return False
+
+    for _ in range(300):
+        if await asyncio.to_thread(ask):
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail(scene.log())
+
+
+async def heard(scene: Any, words: str) -> None:
+    """Wait until the operator's log has these words."""
+    for _ in range(300):
+        if words in scene.log():
+            return
+        await asyncio.sleep(0.1)
+    pytest.fail(scene.log())
+
+
+async def ends(scene: Any) -> None:
+    """It ends within its grace, and says that all was well."""
+    began = time.monotonic()
+    scene.process.send_signal(signal.SIGTERM)
+    code = await asyncio.to_thread(scene.process.wait, GRACE_SECONDS)
+    print(f"ended {time.monotonic() - began:.1f} s after SIGTERM")
+    assert code == 0, scene.log()
+    assert "Traceback" not in scene.log()
+
+
+async def test_it_ends_while_all_is_well(scene: Any) -> None:
+    await scene.set_up(1)
+    scene.start_operator()
+    await scene.engine_pod(0)
+    await scene.version("v0")
+    scene.kubectl.apply(scene.rollout("v0"))
+    await scene.reaches("Ready")
+    await ends(scene)
+
+
+async def test_it_ends_without_its_rights(scene: Any, control_plane: ControlPlane) -> None:
+    await scene.set_up(1)
+    rights = await scene.grant()
+    scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
+    await serving(scene)
+    await asyncio.to_thread(lambda: scene.kubectl("delete", "-f", "-", text=rights))
+    await scene.version("v0")  # something to write about, which is refused now
+    await heard(scene, "forbidden")
+    await ends(scene)
+
+
+async def test_it_ends_while_nobody_answers(scene: Any, control_plane: ControlPlane) -> None:
+    await scene.set_up(1)
+    scene.start_operator()
+    await serving(scene)
+    await asyncio.to_thread(control_plane.stop_apiserver)
+    try:
+        await asyncio.sleep(1)
+        await ends(scene)
+    finally:
+        await asyncio.to_thread(control_plane.start_apiserver)
