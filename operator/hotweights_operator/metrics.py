@@ -19,10 +19,12 @@ from prometheus_client.registry import Collector
 from hotweights_operator.actions import Action
 from hotweights_operator.cache import Cache
 from hotweights_operator.model import Rollout
+from hotweights_operator.revision import Outcome
 
 _PREFIX = "hotweights_operator"
 _ROLLOUT = "hotweights_rollout"
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
+_ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)  # status has whole seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,10 @@ class Metrics:
             f"{_PREFIX}_reconcile_duration_seconds", "Time of a decision with its writes.", ["kind"],
             buckets=_BUCKETS, registry=self.registry,
         )  # fmt: skip
+        self._rollouts = Histogram(
+            f"{_ROLLOUT}_duration_seconds", "From the beginning of a revision to its end, by how it ended.", ["outcome"],
+            buckets=_ROLLOUT_BUCKETS, registry=self.registry,
+        )  # fmt: skip
         self._actions = Counter(f"{_PREFIX}_actions", "Writes decided, by kind.", ["action"], registry=self.registry)
         build = Gauge(f"{_PREFIX}_build_info", "Version of the operator.", ["version"], registry=self.registry)
         build.labels(version("hotweights")).set(1)
@@ -101,6 +107,10 @@ class Metrics:
         """One key was worked on."""
         self._reconciled.labels(kind, result).inc()
         self._seconds.labels(kind).observe(seconds)
+
+    def ended(self, outcome: Outcome, seconds: float) -> None:
+        """A revision of a rollout ended."""
+        self._rollouts.labels(outcome).observe(max(0.0, seconds))
 
     def acted(self, actions: Sequence[Action]) -> None:
         """These writes were decided."""

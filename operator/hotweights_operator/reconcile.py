@@ -12,12 +12,13 @@ from typing import Protocol
 
 from hotweights_kube import errors
 from hotweights_operator import decide as rollouts
-from hotweights_operator import keys, nodes, versions
+from hotweights_operator import keys, nodes, revision, versions
 from hotweights_operator.actions import Action
 from hotweights_operator.cache import Cache, Kind
 from hotweights_operator.keys import Key
 from hotweights_operator.perform import Performer
 from hotweights_operator.queue import WorkQueue
+from hotweights_operator.revision import Outcome
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,10 @@ class Meter(Protocol):
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
         """One key was worked on."""
+        ...
+
+    def ended(self, outcome: Outcome, seconds: float) -> None:
+        """A revision of a rollout ended."""
         ...
 
     def acted(self, actions: Sequence[Action]) -> None:
@@ -120,6 +125,8 @@ class Reconciler:
         await self._act(decision.actions)
         if decision.status is not None:
             await self.performer.write_rollout(rollout, decision.status)
+            for outcome, seconds in revision.ended(rollout.status, decision.status, now):
+                self.meter.ended(outcome, seconds)
         await self.performer.tell(decision.events)
         return decision.again_in_seconds
 

@@ -21,6 +21,8 @@ from hotweights_crds.weightrollout import (
 from hotweights_operator import times
 from hotweights_operator.model import Version
 
+Outcome = Literal["Complete", "Superseded", "Aborted"]
+
 
 def describe(version: Version) -> VersionStatus:
     """A resolved version as it goes into the status."""
@@ -70,15 +72,27 @@ def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus
     return status.model_copy(update={"history": _entered(status, "Complete", times.show(now))})
 
 
+def ended(old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime) -> list[tuple[Outcome, float]]:
+    """What ended between two statuses: how, and after how many seconds. An abort counts when it happens, not when it is followed."""
+    known = {entry.revision for entry in old.history}
+    ends: list[tuple[Outcome, str, str]] = [
+        (entry.outcome, entry.started_at, entry.finished_at)
+        for entry in new.history
+        if entry.revision not in known and entry.outcome != "Aborted"
+    ]
+    if new.aborted_revision and new.aborted_revision != old.aborted_revision:
+        ends.append(("Aborted", new.revision_started_at, times.show(now)))
+    spans = [(outcome, times.parse(start), times.parse(end)) for outcome, start, end in ends]
+    return [(outcome, (end - start).total_seconds()) for outcome, start, end in spans if start and end]
+
+
 def _previous(status: WeightRolloutStatus, target: VersionStatus) -> VersionStatus:
     """What to keep beside the new target: what was complete last, or, when that comes back, what it is to replace."""
     complete = last_complete(status)
     return status.target if complete.digest == target.digest else complete
 
 
-def _entered(
-    status: WeightRolloutStatus, outcome: Literal["Complete", "Superseded", "Aborted"], moment: str
-) -> list[HistoryEntry]:
+def _entered(status: WeightRolloutStatus, outcome: Outcome, moment: str) -> list[HistoryEntry]:
     entry = HistoryEntry(
         revision=status.revision,
         version=status.target.version,

@@ -166,6 +166,15 @@ async def test_health_tells_of_the_loop(scene: Any) -> None:
     metrics = (await asyncio.to_thread(ask, "/metrics")).decode()
     assert 'hotweights_rollout_condition{name="llm"' in metrics
     assert 'phase="Complete"' in metrics
+    for _ in range(
+        100
+    ):  # it is counted once the API server has answered the operator, and we may have seen the status before
+        if 'hotweights_rollout_duration_seconds_count{outcome="Complete"} 1.0' in metrics:
+            break
+        await asyncio.sleep(0.1)
+        metrics = (await asyncio.to_thread(ask, "/metrics")).decode()
+    else:
+        pytest.fail(metrics)
 
 
 async def test_an_apply_that_was_decided_on_the_past_is_refused(scene: Any, api: Api) -> None:
