@@ -9,34 +9,54 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
-
-from hotweights_planner.manifest import Chunk
+from typing import Generic, Protocol, TypeVar
 
 DEFAULT_BUCKET_NBYTES = 64 << 20
 
 _LAYER = re.compile(r"^(?:[^.\d][^.]*\.)+\d+(?=\.)")
 
 
+class Piece(Protocol):
+    """What goes into a bucket: a chunk, or a part of one."""
+
+    @property
+    def tensor(self) -> str:
+        """The tensor's name."""
+
+    @property
+    def number(self) -> int:
+        """The chunk's number in the tensor."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes to move."""
+
+
+P = TypeVar("P", bound=Piece)
+
+
 @dataclass(frozen=True, slots=True)
-class Bucket:
+class Bucket(Generic[P]):
     """``layers`` are in order; a layer that was split stands in several buckets."""
 
     layers: tuple[str, ...]
-    chunks: tuple[Chunk, ...]
+    chunks: tuple[P, ...]
     nbytes: int
 
 
+@lru_cache(maxsize=1 << 12)  # chunks of a tensor come together
 def layer_of(tensor: str) -> str:
     """``model.layers.12`` of ``model.layers.12.mlp.up_proj.weight``; the name itself without its last part elsewhere."""
     found = _LAYER.match(tensor)
     return found[0] if found else tensor.rpartition(".")[0] or tensor
 
 
-def buckets(chunks: Iterable[Chunk], bucket_nbytes: int = DEFAULT_BUCKET_NBYTES) -> Iterator[Bucket]:
+def buckets(chunks: Iterable[P], bucket_nbytes: int = DEFAULT_BUCKET_NBYTES) -> Iterator[Bucket[P]]:
     """``chunks``, which are in load order, in buckets of at most ``bucket_nbytes``."""
     layers: list[str] = []
-    filled: list[Chunk] = []
+    filled: list[P] = []
     nbytes = 0
     for layer, group in groupby(chunks, key=lambda chunk: layer_of(chunk.tensor)):
         members = list(group)

@@ -2,7 +2,9 @@
 
     Refused                something that came from outside is not usable
     ├── BadCheckpoint      a weights file or a checkpoint folder
-    └── BadManifest        a manifest
+    ├── BadManifest        a manifest
+    ├── BadPlan            a plan
+    └── BadGroups          a group map, or tensor-parallel groups
 
 Each says where, what is wrong and what to do about it; ``reason`` is the CamelCase word that ends up in conditions.
 """
@@ -35,3 +37,17 @@ class BadManifest(Refused):
 
     reason = "BadManifest"
     default_remedy = "write it again with `hotweights publish`"
+
+
+class BadPlan(Refused):
+    """A plan that is not to be trusted or not to be understood, or that nobody may make."""
+
+    reason = "BadPlan"
+    default_remedy = "make it again with `hotweights plan`"
+
+
+class BadGroups(Refused):
+    """A group map or tensor-parallel groups that say nothing usable."""
+
+    reason = "BadGroups"
+    default_remedy = "write a JSON object of lists of ranks"

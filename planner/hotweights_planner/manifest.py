@@ -158,6 +158,11 @@ def is_digest(text: str) -> bool:
     return _DIGEST.fullmatch(text) is not None
 
 
+def is_label(text: object) -> bool:
+    """Whether ``text`` may name a model or a version."""
+    return isinstance(text, str) and re.fullmatch(_LABEL_VALUE, text) is not None
+
+
 def chunk_count_of(nbytes: int, chunk_nbytes: int = CHUNK_NBYTES) -> int:
     """How many chunks a tensor of ``nbytes`` has."""
     return -(-nbytes // chunk_nbytes)
