@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-from hotweights_agent import settings
+from hotweights_agent import plugin_folder, settings
 from hotweights_agent.engine_server import ServerNotStarted
 from hotweights_agent.plugin_folder import PluginNotInstalled
 from hotweights_agent.settings import Settings, SettingsError
@@ -63,6 +63,7 @@ async def _run(found: Settings) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    _keep_plugins(found)
     try:
         await agent.run(found, version(), stop)
     except (ServerNotStarted, PluginNotInstalled, NotConfigured, OSError) as error:
@@ -70,6 +71,17 @@ async def _run(found: Settings) -> int:
         return 1
     log.info("the agent ends; engines go on serving")
     return 0
+
+
+def _keep_plugins(found: Settings) -> None:
+    """A pod may name the plugin of an agent before this one, and a reboot has emptied the run folder."""
+    try:
+        again = plugin_folder.keep(found.plugin_folder, found.state_folder / "plugin", found.run_folder, version())
+    except PluginNotInstalled as error:
+        log.warning("%s; pods that started with them cannot restart their containers after a reboot", error)
+    else:
+        if again:
+            log.info("earlier versions of the plugin are laid out again: %s", ", ".join(again))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol
 
+from hotweights_agent.authenticator import AuthenticationUnavailable, Unauthenticated
 from hotweights_agent.messages import Pod
 from hotweights_kube.errors import KubeError, TokenRefused
 from hotweights_kube.tokens import Identity
@@ -29,26 +29,6 @@ log = logging.getLogger(__name__)
 MAX_TOKEN_CHARACTERS = 16 * 1024
 MAX_CACHED = 2048
 REVIEWS_AT_ONCE = 8
-
-
-class Unauthenticated(Exception):
-    """The token proves nobody who may enter. ``reason`` is one CamelCase word."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
-
-
-class AuthenticationUnavailable(Exception):
-    """Nobody could be asked; the token may be good."""
-
-
-class Authenticator(Protocol):
-    """Says whose token it is."""
-
-    async def authenticate(self, token: str) -> Pod:
-        """The pod behind the token. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,25 +10,44 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import assert_never
+from typing import Protocol, assert_never
 
 from hotweights_agent import effects as fx
 from hotweights_agent.engine_server import EngineServer
 from hotweights_agent.memory import Memory, MemoryNotWritten
-from hotweights_agent.messages import CapacityChanged, Message, Now, Recalled, StageFailed, Ticked
+from hotweights_agent.messages import CapacityChanged, Message, Now, Pod, Recalled, StageFailed, Ticked
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.phases import IllegalMove
-from hotweights_agent.pod_marks import PodMarks
 from hotweights_agent.session import Session
 from hotweights_agent.staging import Stager
-from hotweights_agent.status_writer import StatusWriter
 from hotweights_agent.store import Pin, Store, UnknownVersion
+from hotweights_crds.nodeweights import NodeWeightsStatus
 
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.25
 CAPACITY_SECONDS = 5.0
 MAX_WAITING_MESSAGES = 1024
+
+
+class Reporter(Protocol):
+    """Tells whoever is above what the node holds and serves."""
+
+    def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
+        """The newest status; ``urgent``: do not wait."""
+        ...
+
+
+class Marker(Protocol):
+    """Makes the outside see what an engine serves."""
+
+    def want(self, pod: Pod, marks: fx.Marks) -> None:
+        """From now on this is to be shown."""
+        ...
+
+    def forget(self, uid: str) -> None:
+        """Show nothing more."""
+        ...
 
 
 class _PinnedImage:
@@ -68,8 +87,8 @@ class Driver:
         self.turned_at = now().seconds
         self.server: EngineServer
         self.stager: Stager
-        self.status: StatusWriter
-        self.marks: PodMarks
+        self.status: Reporter
+        self.marks: Marker
 
     async def tell(self, message: Message) -> None:
         """Hand a message to the session; waits while too many are waiting."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 
 from hotweights_agent import seqpacket
-from hotweights_agent.auth import AuthenticationUnavailable, Authenticator, Unauthenticated
+from hotweights_agent.authenticator import AuthenticationUnavailable, Authenticator, Unauthenticated
 from hotweights_agent.messages import Connected, Gone, Message, Pod, Said
 from hotweights_transports.handoff import wire
 

@@ -15,7 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hotweights_agent.auth import AuthenticationUnavailable, EngineAuthenticator, Reviews, Unauthenticated
+from hotweights_agent.auth import EngineAuthenticator, Reviews
+from hotweights_agent.authenticator import AuthenticationUnavailable, Unauthenticated
 from hotweights_agent.engine_server import EngineServer, Limits
 from hotweights_agent.messages import Connected, Gone, Message, Pod, Said
 from hotweights_kube.errors import TokenRefused, Unavailable

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hotweights_agent import agent, origins, plugin_folder
+from hotweights_agent import node, origins, plugin_folder
 from hotweights_agent.messages import Said, StageFailed
 from hotweights_agent.metrics import Endpoints, Metrics
 from hotweights_agent.settings import RootSettings, SettingsError, read
@@ -110,11 +110,11 @@ def test_the_plugin_is_installed_whole_and_once(tmp_path: Path) -> None:
 
 
 def test_versions_take_no_more_than_the_settings_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "available_nbytes", lambda: 1000 * 2**20)
-    budget = agent.Budget(100 * 2**20)
+    monkeypatch.setattr(node, "available_nbytes", lambda: 1000 * 2**20)
+    budget = node.Budget(100 * 2**20)
     budget.store = Store(available=budget)
     assert budget() == budget.store.usage().free == 100 * 2**20
-    unbounded = agent.Budget(0)
+    unbounded = node.Budget(0)
     unbounded.store = budget.store
     assert unbounded() == 1000 * 2**20
 

@@ -1,0 +1,185 @@
+"""One node put together: store, session, stager, peers' servers and the engines' socket, and the order in which they start and end.
+
+Everything that an agent is, but for who tells it what to do. `agent` has the API server do that, the standalone worker a
+coordinator; they bring the authentication and the two that tell the outside (`Driver.status`, `Driver.marks`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from hotweights_agent.authenticator import Authenticator
+from hotweights_agent.driver import Driver
+from hotweights_agent.engine_server import EngineServer, Limits
+from hotweights_agent.manifests import ManifestCache
+from hotweights_agent.memory import Memory
+from hotweights_agent.messages import Now
+from hotweights_agent.metrics import Metrics
+from hotweights_agent.session import Self, Session
+from hotweights_agent.settings import EngineSettings, StagingSettings
+from hotweights_agent.staging import Stager
+from hotweights_agent.steering import Bounds
+from hotweights_agent.store import Store
+from hotweights_transports.capacity import available_nbytes
+from hotweights_transports.peers.base import Authenticate, PeerServer
+from hotweights_transports.peers.registry import transport_for
+from hotweights_transports.sources.base import Sources
+
+log = logging.getLogger(__name__)
+
+STUCK_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a node's parts live and whom they let in."""
+
+    version: str
+    """Of this software."""
+    run_folder: Path
+    """Of the engines' socket."""
+    state_folder: Path
+    """What engines were to serve, and manifests."""
+    listen: Sequence[str]
+    """Where peers connect: URIs of the registry."""
+    advertise: Callable[[str], str]
+    """Peers' server's own address → the one to tell others."""
+    sources: Sources
+    """What may be read."""
+    peers: Authenticate
+    """Who may pull from here."""
+    peer_token: Callable[[], str]
+    """Who we are to peers."""
+    engines: Authenticator
+    """Who may connect to the socket."""
+
+
+class Node:
+    """`Node.open` makes the parts and listens for peers; `serve` opens the socket, after whoever steers has told where
+    `driver` reports to. All of it ends with the stack that it was opened in: engines first (they go on serving), then what is
+    being fetched, then peers."""
+
+    def __init__(self, driver: Driver, store: Store, manifests: ManifestCache, endpoints: tuple[str, ...]) -> None:
+        self.driver = driver
+        self.store = store
+        self.manifests = manifests
+        self.endpoints = endpoints
+        """Where peers reach it."""
+
+    @classmethod
+    async def open(
+        cls,
+        stack: contextlib.AsyncExitStack,
+        place: Place,
+        metrics: Metrics,
+        *,
+        staging: StagingSettings,
+        engines: EngineSettings,
+        memory_bytes: int = 0,
+    ) -> Node:
+        """What cannot be started raises."""
+        budget = Budget(memory_bytes)
+        store = Store(reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget)
+        budget.store = store
+        memory = Memory(place.state_folder / "pods.json")
+        memory.load()
+        endpoints: list[str] = []
+        for uri in place.listen:
+            server: PeerServer = transport_for(uri).listen(uri, store, place.peers)
+            stack.push_async_callback(asyncio.to_thread, server.close)
+            endpoints.append(place.advertise(server.address))
+        session = Session(
+            Self(str(uuid.uuid4()), place.version, endpoints[0] if endpoints else ""),
+            Bounds(prepare_seconds=engines.prepare_seconds),
+            reconnect_seconds=engines.reconnect_seconds,
+        )
+        driver = Driver(session, memory, store, metrics, now, memory_bytes=memory_bytes)
+        manifests = ManifestCache(place.state_folder / "manifests")
+        driver.stager = Stager(
+            store,
+            place.sources,
+            manifests,
+            driver.tell,
+            token=place.peer_token,
+            settings=staging,
+            fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
+        )
+        stack.push_async_callback(driver.stager.close)
+        driver.server = EngineServer(
+            place.run_folder,
+            place.engines,
+            driver.tell,
+            agent=place.version,
+            limits=Limits(hello_seconds=engines.hello_seconds),
+        )
+        return cls(driver, store, manifests, tuple(endpoints))
+
+    async def serve(self, stack: contextlib.AsyncExitStack) -> None:
+        """Let engines in. Raises `ServerNotStarted`."""
+        await self.driver.server.start()
+        stack.push_async_callback(self.driver.server.close)
+
+    def stuck(self) -> str:
+        """What is wrong; empty: nothing."""
+        silent = time.monotonic() - self.driver.turned_at
+        return f"nothing was decided for {silent:.0f} s" if silent > STUCK_SECONDS else ""
+
+
+class Budget:
+    """What versions may still take: what the node and its control groups leave, and not more than the settings allow."""
+
+    def __init__(self, most_nbytes: int) -> None:
+        """0: no limit of our own."""
+        self._most_nbytes = most_nbytes
+        self._asking = threading.local()
+        self.store: Store | None = None
+
+    def __call__(self) -> int:
+        """As `Store` wants it. The store's own account asks us, so while we read that account only the node counts."""
+        available = available_nbytes()
+        if self.store is None or not self._most_nbytes or getattr(self._asking, "now", False):
+            return available
+        self._asking.now = True
+        try:
+            held = self.store.usage().held
+        finally:
+            self._asking.now = False
+        return min(available, self._most_nbytes - held)
+
+
+def utc() -> str:
+    """Now, as the API writes it."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def now() -> Now:
+    """Now, for the session."""
+    return Now(time.monotonic(), utc())
+
+
+async def until(stop: asyncio.Event, *parts: Callable[[], Coroutine[None, None, None]]) -> None:
+    """Run the parts until ``stop``; a part that ends before is an error, and ends all."""
+    tasks: list[asyncio.Task[None]] = [asyncio.create_task(part()) for part in parts]
+    waiting = asyncio.create_task(_wait_for(stop))
+    try:
+        await asyncio.wait([*tasks, waiting], return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                task.result()
+    finally:
+        for task in (*tasks, waiting):
+            task.cancel()
+        await asyncio.gather(*tasks, waiting, return_exceptions=True)
+
+
+async def _wait_for(stop: asyncio.Event) -> None:
+    await stop.wait()
