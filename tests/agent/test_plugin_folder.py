@@ -45,23 +45,6 @@ def laid_out(run: Path) -> dict[str, str]:
     return {path.name: (path / "hotweights" / "a.py").read_text() for path in sorted((run / "plugin").iterdir())}
 
 
-def test_it_is_installed_whole_and_once(tmp_path: Path, run: Path) -> None:
-    built = build(tmp_path, "1")
-    place = plugin_folder.install(built, run, "0.1.0")
-    assert place == run / "plugin" / "0.1.0"
-    inode = place.stat().st_ino
-    assert plugin_folder.install(built, run, "0.1.0") == place
-    assert place.stat().st_ino == inode
-    build(tmp_path, "2")
-    plugin_folder.install(built, run, "0.1.0")
-    plugin_folder.install(built, run, "0.2.0")
-    assert laid_out(run) == {"0.1.0": "2", "0.2.0": "2"}
-    assert plugin_folder.install(tmp_path / "none", run, "1") is None
-    (tmp_path / "file").write_text("")
-    with pytest.raises(PluginNotInstalled, match="run_folder"):
-        plugin_folder.install(built, tmp_path / "file" / "run", "1")
-
-
 def test_earlier_versions_are_there_again_after_a_reboot(tmp_path: Path, run: Path) -> None:
     assert start_agent(tmp_path, run, "0.1.0") == []
     assert start_agent(tmp_path, run, "0.2.0") == []
