@@ -133,9 +133,14 @@ class Endpoints:
     """Serves /metrics, /healthz and /readyz from construction until `close`."""
 
     def __init__(
-        self, port: int, registry: CollectorRegistry, healthy: Callable[[], str], ready: Callable[[], str]
+        self,
+        port: int,
+        registry: CollectorRegistry,
+        healthy: Callable[[], str],
+        ready: Callable[[], str],
+        host: str = "",
     ) -> None:
-        """``healthy`` and ``ready`` say what is wrong; empty: nothing."""
+        """``healthy`` and ``ready`` say what is wrong; empty: nothing. No ``host``: every address."""
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 5
@@ -159,7 +164,7 @@ class Endpoints:
             def log_message(self, format: str, *args: Any) -> None:
                 log.debug(format, *args)
 
-        self._server = ThreadingHTTPServer(("", port), Handler)
+        self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
