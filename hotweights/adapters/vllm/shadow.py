@@ -55,7 +55,7 @@ class Shadow:
             if name not in self._live:
                 raise Unsupported(f"the running model has no module {name!r} (is it wrapped?)")
         self._pristine = [_Pristine(module) for _, module in self._modules]
-        self._moves: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self._values: list[tuple[torch.nn.Module, str, Any]] = []
         self.ready = False
 
@@ -105,18 +105,27 @@ class Shadow:
             self.clear()
             raise
         self.ready = True
-        return sum(new.nbytes for _, new in self._moves)
+        return sum(new.nbytes for _, _, new in self._moves)
+
+    @property
+    def moves(self) -> tuple[tuple[str, torch.Tensor, torch.Tensor], ...]:
+        """What is to be copied: a parameter's or attribute's name, the running model's tensor, the finished version's."""
+        return tuple(self._moves)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def install(self) -> int:
         """Copy the finished version over the running model. Nothing here allocates, waits, or can disagree about a shape."""
         if not self.ready:
             raise RuntimeError("there is no finished version to copy")
-        for old, new in self._moves:
+        for _, old, new in self._moves:
             old.copy_(new)
+        self.set_values()
+        return sum(new.nbytes for _, _, new in self._moves)
+
+    def set_values(self) -> None:
+        """The part of `install` that is not a copy: plain values and packed copies that post-processing left in attributes."""
         for module, name, value in self._values:
             setattr(module, name, value)
-        return sum(new.nbytes for _, new in self._moves)
 
     def clear(self) -> None:
         """Back to the skeleton: what was loaded is freed once nothing else refers to it."""
@@ -203,7 +212,7 @@ class Shadow:
     def _move(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         if old.shape != new.shape or old.dtype != new.dtype:
             raise Unsupported(f"{name} is {new.dtype} {list(new.shape)} here and {old.dtype} {list(old.shape)} there")
-        self._moves.append((old, new))
+        self._moves.append((name, old, new))
 
 
 class _Pristine:

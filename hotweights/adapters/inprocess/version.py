@@ -1,0 +1,45 @@
+"""A version at hand: its tensors under the names that the model knows them by, wherever their bytes lie.
+
+It looks like a mapped image (`hotweights.adapters.vllm.image.Image`) to those who ask what fits, so that there is one set of rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from hotweights.adapters.inprocess.plain import same_bytes
+from hotweights.adapters.vllm.fit import Spec
+from hotweights.adapters.vllm.image import Table, TensorEntry
+
+
+class Version:
+    """Made once, never changed; whoever made it keeps the bytes alive through the tensors."""
+
+    def __init__(
+        self, digest: str, version: str, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, torch.Tensor]]
+    ) -> None:
+        """``digest`` tells one from another; ``specs`` and ``tensors`` have the same names, the model's."""
+        self.digest = digest
+        self.specs = dict(specs)
+        self._tensors = dict(tensors)
+        entries = tuple(
+            TensorEntry(name, spec.dtype, spec.shape, self._tensors[name].nbytes, (), 0) for name, spec in specs.items()
+        )
+        self.table = Table(digest, version, entries, (), 0)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self._tensors.values())
+
+    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor, in load order."""
+        yield from self._tensors.items()
+
+    def same_bytes(self, first: str, second: str) -> bool:
+        """Whether two tensors are there and equal."""
+        if first not in self._tensors or second not in self._tensors:
+            return False
+        return same_bytes(self._tensors[first], self._tensors[second])

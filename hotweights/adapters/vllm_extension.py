@@ -1,0 +1,351 @@
+"""New weights for a model that lives in this process: `HotweightsWorkerExtension`.
+
+    from hotweights.adapters.vllm_extension import HotweightsWorkerExtension
+
+    extension = HotweightsWorkerExtension(endpoint="tcp://127.0.0.1:5555")
+    extension.bind_module(model)
+    extension.apply_update()
+
+Either it fetches a version itself (`apply_update`, from the coordinator's plan or from one that it is given), or somebody streams one in:
+`begin_update`, `request_buffer` and `finalize_shard` for every tensor, `precommit`, `commit`. Both ways end alike: every name, shape and dtype
+is checked against the model first, the copy is in place and all or nothing, and what was copied is read back and compared. What runs the
+model in another thread holds ``extension.lock`` while it does; nothing else stops it here (`install_autobind` pauses a whole engine).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hotweights.adapters.inprocess import names
+from hotweights.adapters.inprocess.errors import NotApplied, Torn
+from hotweights.adapters.inprocess.names import NameMap
+
+if TYPE_CHECKING:
+    import torch
+
+    from hotweights.adapters.inprocess.buffers import Buffers
+    from hotweights.adapters.inprocess.fused import FusedModel
+    from hotweights.adapters.inprocess.part import Part
+    from hotweights.adapters.inprocess.plain import PlainModel
+    from hotweights.adapters.inprocess.staged import Staging
+    from hotweights.adapters.inprocess.version import Version
+    from hotweights_planner.manifest import Manifest
+    from hotweights_planner.plan import Plan
+
+__all__ = ["Applied", "HotweightsWorkerExtension", "NotApplied", "Torn"]
+logger = logging.getLogger("hotweights.extension")
+APPLY_SECONDS = 600.0
+_said: set[str] = set()
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What the model holds now. ``changed`` is False if it held it before."""
+
+    version: str
+    digest: str
+    token: int
+    nbytes: int
+    seconds: float
+    changed: bool = True
+
+
+class HotweightsWorkerExtension:
+    """One model and what is put into it. One update at a time; every method may be called from any thread."""
+
+    def __init__(
+        self,
+        endpoint: str = "tcp://127.0.0.1:5555",
+        name_map: NameMap = None,
+        use_mpi: bool = False,
+        pinned: bool = True,
+        verify: bool = True,
+        device: str = "cuda",
+        roots: Iterable[str | os.PathLike[str]] | None = None,
+        worker_id: str | None = None,
+        token: str | None = None,
+    ) -> None:
+        """``name_map``: the model's names by the version's (a dict, or a function of the plan). ``verify=False`` takes streamed shards
+        without a hash; everything that is fetched is verified in any case, and everything that is copied is read back. ``pinned`` and
+        ``device="cuda"`` are for hosts with CUDA and mean nothing elsewhere. ``roots``: folders that sources may lie in.
+        """
+        self._endpoint = endpoint
+        self._name_map = name_map
+        self._verify = verify
+        self._roots = roots
+        self._worker_id = worker_id
+        self._token = token
+        self._pinned = _with_cuda(device) and pinned
+        if use_mpi:
+            _say_once("use_mpi: this model fetches for itself; broadcast among ranks is `hotweights replicate --mpi`")
+        self.lock = threading.RLock()
+        """Held while the model changes."""
+        self._model: PlainModel | FusedModel | None = None
+        self._staging: Staging | None = None
+        self._begun: str = ""
+        self._buffers: Buffers | None = None
+        self._called: dict[str, str] = {}
+        self._ready: Version | None = None
+        self.applied: Applied | None = None
+        """The last version that was put into the model."""
+
+    # --- the model --------------------------------------------------------------------------------------------------
+
+    def bind_module(self, module: torch.nn.Module, vllm_config: Any = None) -> None:
+        """The model to update. One of vLLM's needs its ``vllm_config`` (a worker has it as ``self.vllm_config``)."""
+        from hotweights.adapters.inprocess.plain import PlainModel
+
+        with self.lock:
+            self.abort_update()
+            config = vllm_config if vllm_config is not None else _config_of(module)
+            if config is None:
+                self._model = PlainModel(module)
+            else:
+                from hotweights.adapters.inprocess.fused import FusedModel
+
+                self._model = FusedModel(module, config)
+            self.applied = None
+
+    # --- streamed in ------------------------------------------------------------------------------------------------
+
+    def begin_update(self, version: str, manifest: Manifest | Mapping[str, Any] | bytes) -> None:
+        """Open an attempt. ``manifest`` is a published one, or at least says ``{"tensors": [{"name", "dtype", "shape"}, …]}``."""
+        from hotweights.adapters.inprocess.buffers import Buffers, specs_of
+
+        with self.lock:
+            self._bound()
+            if self._begun:
+                raise NotApplied("Busy", f"{self._begun} has begun; commit it, or call abort_update")
+            whole, body = _manifest(manifest)
+            specs = specs_of(body)
+            self._called = names.renamed(
+                self._name_map, dict, [{"name": n, "dtype": s.dtype, "shape": s.shape} for n, s in specs.items()]
+            )
+            self._buffers = Buffers(specs, whole, pinned=self._pinned, verify=self._verify)
+            self._begun, self._ready = version, None
+
+    def request_buffer(self, tensor: str, shard_rank: int, nbytes: int) -> torch.Tensor:
+        """Memory for a tensor's bytes, or for one shard of them (in order, from 0): a ``uint8`` tensor to write into."""
+        with self.lock:
+            self._ready = None
+            return self._open_buffers().request(tensor, shard_rank, nbytes)
+
+    def finalize_shard(self, tensor: str, shard_rank: int, hash_: str | None = None) -> None:
+        """It is filled and must have this hash: ``blake3:…`` or ``sha256:…``. From here on nobody may write to it."""
+        with self.lock:
+            self._open_buffers().finalize(tensor, shard_rank, hash_)
+
+    def precommit(self) -> None:
+        """Is everything there, and does it fit the model? Raises `NotApplied`, which names the tensor; the attempt stays open."""
+        from hotweights.adapters.inprocess.version import Version
+
+        with self.lock:
+            buffers, called = self._open_buffers(), self._called
+            specs = {called[name]: spec for name, spec in buffers.specs.items()}
+            tensors = ((called[name], tensor) for name, tensor in buffers.tensors())
+            version = Version(f"streamed:{self._begun}", self._begun, specs, tensors)
+            self._take(version)
+            self._ready = version
+
+    def commit(self, version: str) -> Applied:
+        """Put it into the model: all of it, read back and compared, or nothing."""
+        with self.lock:
+            if not self._begun or version != self._begun:
+                raise NotApplied(
+                    "NotBegun", f"{version} has not begun ({self._begun or 'nothing'} has); call begin_update"
+                )
+            if self._ready is None:
+                raise NotApplied("NotPrecommitted", f"{version} was not prechecked, or changed since; call precommit")
+            ready = self._ready
+            self._ready = None
+            applied = self._switch(ready, 0)
+            self._close_attempt()
+            return applied
+
+    def abort_update(self) -> None:
+        """Let go of an attempt that has begun, if any; the model stays as it is."""
+        with self.lock:
+            if self._model is not None:
+                self._model.discard()
+            self._close_attempt()
+
+    # --- fetched ----------------------------------------------------------------------------------------------------
+
+    def apply_update(
+        self, plan: Plan | Mapping[str, Any] | bytes | None = None, timeout_seconds: float = APPLY_SECONDS
+    ) -> Applied:
+        """Bring the model to the coordinator's version: that of the open attempt, once it is committed, or of the last commit.
+
+        While an attempt is open this worker takes part in it: it says when it is ready, waits for the commit, and says when it has
+        applied it, or why it could not. With ``plan`` there is no coordinator: that plan is fetched and applied.
+        """
+        with self.lock:
+            self._bound()
+            if self._begun:
+                raise NotApplied("Busy", f"{self._begun} is being streamed in; commit it, or call abort_update")
+            if plan is not None:
+                return self._apply_plan(plan, timeout_seconds)
+            return self._apply_assigned(timeout_seconds)
+
+    def close(self) -> None:
+        """Give the memory of the last version back; the model keeps its weights."""
+        with self.lock:
+            self.abort_update()
+            if self._staging is not None:
+                self._staging.close()
+                self._staging = None
+
+    def _apply_plan(self, plan: Plan | Mapping[str, Any] | bytes, seconds: float) -> Applied:
+        version = self._stages().bring(_plan(plan), seconds)
+        self._take(version)
+        return self._switch(version, 0)
+
+    def _apply_assigned(self, seconds: float) -> Applied:
+        from hotweights.adapters.inprocess.part import Part, default_worker_id
+        from hotweights.coordinator.client import Client
+
+        until = time.monotonic() + seconds
+        self._worker_id = self._worker_id or default_worker_id("extension")
+        with Client(self._endpoint, self._token) as client, Part(client, self._worker_id) as part:
+            found = part.assignment
+            open_ = found.get("state") in ("begun", "precommitted")
+            goal = found if open_ else found.get("current")
+            if not goal:
+                text = "the coordinator has no version: submit a plan and begin it"
+                raise NotApplied("NothingToApply", f"{text} (`hotweights coord-submit-plan`, `hotweights begin`)")
+            token = int(goal["token"])
+            if self.applied is not None and self.applied.digest == goal["digest"]:
+                return self._again(part, self.applied, token, open_, until)
+            try:
+                body = client.call("get_plan", digest=goal["plan_digest"], timeout_seconds=60.0).binary or b""
+                version = self._stages().bring(_plan(body), max(1.0, until - time.monotonic()), _whence(goal))
+                self._take(version)
+                if open_:
+                    self._await_commit(part, token, until)
+                applied = self._switch(version, token)
+            except Exception as error:  # whatever it was, the coordinator has to hear that this worker is not ready
+                part.failed(getattr(error, "reason", "ApplyFailed"), f"{type(error).__name__}: {error}", token)
+                self._bound().discard()
+                raise
+            part.applied(applied.version, applied.digest, token)
+            return applied
+
+    def _again(self, part: Part, held: Applied, token: int, open_: bool, until: float) -> Applied:
+        """The model holds it already: it only takes part in what is decided."""
+        if open_:
+            self._await_commit(part, token, until)
+        part.applied(held.version, held.digest, token)
+        self.applied = Applied(held.version, held.digest, token, held.nbytes, 0.0, changed=False)
+        return self.applied
+
+    @staticmethod
+    def _await_commit(part: Part, token: int, until: float) -> None:
+        part.precommit(token)
+        if not part.decided(token, max(0.0, until - time.monotonic())):
+            text = f"attempt {token} was aborted or replaced; the model keeps what it had"
+            raise NotApplied("Aborted", f"{text} (`hotweights coord-status` says why)")
+
+    # --- both -------------------------------------------------------------------------------------------------------
+
+    def _take(self, version: Version) -> None:
+        model = self._bound()
+        model.check(version)
+        model.prepare(version)
+
+    def _switch(self, version: Version, token: int) -> Applied:
+        began = time.monotonic()
+        nbytes = self._bound().switch()
+        self.applied = Applied(version.table.version, version.digest, token, nbytes, time.monotonic() - began)
+        logger.info("Applied %s: %d bytes in %.3f s", self.applied.version, nbytes, self.applied.seconds)
+        return self.applied
+
+    def _bound(self) -> PlainModel | FusedModel:
+        if self._model is None:
+            raise NotApplied("NoModule", "there is no model yet; call bind_module first")
+        return self._model
+
+    def _open_buffers(self) -> Buffers:
+        if self._buffers is None:
+            raise NotApplied("NotBegun", "no update has begun; call begin_update first")
+        return self._buffers
+
+    def _close_attempt(self) -> None:
+        self._begun, self._buffers, self._ready = "", None, None
+
+    def _stages(self) -> Staging:
+        if self._staging is None:
+            from hotweights.adapters.inprocess import staged
+
+            roots = staged.allowed_roots(self._roots, self._endpoint)
+            staged.refuse_no_roots(roots)
+            self._staging = staged.Staging(roots, self._name_map)
+        return self._staging
+
+
+def _with_cuda(device: str) -> bool:
+    """Whether there is CUDA to work for; said once where it was asked for in vain."""
+    import torch
+
+    if not device.startswith("cuda"):
+        return False
+    if not torch.cuda.is_available():
+        _say_once("there is no CUDA here: staging in plain memory, and the model's own devices are written to")
+        return False
+    return True
+
+
+def _say_once(text: str) -> None:
+    if text not in _said:
+        _said.add(text)
+        logger.warning("%s", text)
+
+
+def _config_of(module: torch.nn.Module) -> Any:
+    """The configuration of a model of vLLM's; None for any other module."""
+    if not type(module).__module__.startswith("vllm."):
+        return None
+    config = getattr(module, "vllm_config", None)
+    if config is None:
+        raise NotApplied(
+            "NoConfig", f"{type(module).__name__} is a model of vLLM's: bind_module(model, worker.vllm_config)"
+        )
+    return config
+
+
+def _manifest(given: Manifest | Mapping[str, Any] | bytes) -> tuple[Manifest | None, Mapping[str, Any]]:
+    """The manifest, where it is one with chunks, and its object."""
+    from hotweights_planner.manifest import FORMAT, Manifest, parse
+
+    if isinstance(given, Manifest):
+        return given, json.loads(given.canonical)
+    body = json.loads(given) if isinstance(given, bytes) else dict(given)
+    if not isinstance(body.get("tensors"), list | tuple):
+        raise NotApplied("BadManifest", "the manifest has no list of tensors")
+    if body.get("format") != FORMAT:
+        return None, body
+    body.pop("source", None)  # where its folder is, beside what identifies it
+    canonical = json.dumps(body, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+    return parse(canonical, "the manifest"), body
+
+
+def _plan(given: Plan | Mapping[str, Any] | bytes) -> Plan:
+    from hotweights_planner import plan as plans
+
+    if isinstance(given, plans.Plan):
+        return given
+    return plans.parse(given if isinstance(given, bytes) else json.dumps(given).encode())
+
+
+def _whence(goal: Mapping[str, Any]) -> Any:
+    """The peers that the coordinator names, if they let us in."""
+    from hotweights.adapters.inprocess.staged import Whence
+
+    del goal  # TODO
+    return Whence()
