@@ -111,7 +111,7 @@ Serve = Callable[..., PeerServer]
 Connect = Callable[..., PeerClient]
 
 
-@pytest.fixture(params=["inproc", "tcp"])
+@pytest.fixture(params=["inproc", "tcp", "ucx"])
 def scheme(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -134,7 +134,7 @@ def serve(scheme: str) -> Iterator[Serve]:
     servers: list[PeerServer] = []
 
     def start(node: ChunkProvider, limits: ServerLimits | None = None, scheme: str = scheme) -> PeerServer:
-        uri = "tcp://127.0.0.1:0" if scheme == "tcp" else f"inproc://node-{len(servers)}"
+        uri = f"inproc://node-{len(servers)}" if scheme == "inproc" else f"{scheme}://127.0.0.1:0"
         limits = limits or ServerLimits(waiting_seconds=0.05)
         servers.append(transport_for(uri).listen(uri, node, authenticate, limits))
         return servers[-1]

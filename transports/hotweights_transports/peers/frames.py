@@ -34,6 +34,7 @@ class Kind(enum.IntEnum):
     HELLO = 1  # puller → server, first: {protocols, token}
     MANIFEST = 2  # puller → server: {digest}
     CHUNKS = 3  # puller → server: {digest, blake3: […]}
+    GREETING = 4  # both ways after the welcome, where chunks come another way: what that transport wants to know
     WELCOME = 16  # server → puller: {protocol}
     REFUSED = 17  # server → puller, and closes: {reason, message}
     CHUNK = 18  # server → puller: the bytes
@@ -45,13 +46,16 @@ class Kind(enum.IntEnum):
 
 FROM_STRANGER = frozenset({Kind.HELLO})
 FROM_PULLER = frozenset({Kind.MANIFEST, Kind.CHUNKS})
+GREETINGS = frozenset({Kind.GREETING})
 TO_STRANGER = frozenset({Kind.WELCOME, Kind.REFUSED})
+TO_GREETED = frozenset({Kind.GREETING, Kind.REFUSED})
 TO_PULLER = frozenset({Kind.REFUSED, Kind.CHUNK, Kind.MISSING, Kind.UNKNOWN, Kind.WAITING, Kind.MANIFEST_BYTES})
 
 MAX_NBYTES = {
     Kind.HELLO: 32 * 1024,  # a service-account token takes one or two KiB
     Kind.MANIFEST: 1024,
     Kind.CHUNKS: 64 * 1024,
+    Kind.GREETING: 16 * 1024,  # the address of a UCX worker on a host with many networks has a few KiB
     Kind.WELCOME: 1024,
     Kind.REFUSED: 4096,
     Kind.CHUNK: 1024 * 1024 * 1024,  # the most that a manifest may make of one chunk; the usual is 4 MiB

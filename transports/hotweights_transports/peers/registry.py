@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 MODULES = {
     "inproc": "hotweights_transports.peers.inproc",
     "tcp": "hotweights_transports.peers.tcp",
+    "ucx": "hotweights_transports.peers.ucx",
 }
 """Scheme → module with a `TRANSPORT`."""
 

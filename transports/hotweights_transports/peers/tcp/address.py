@@ -1,4 +1,4 @@
-"""``tcp://host:port``, read and written; IPv6 hosts in brackets."""
+"""``tcp://host:port``, read and written, also with other schemes; IPv6 hosts in brackets."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from urllib.parse import urlsplit
 BACKLOG = 128
 
 
-def parse(uri: str) -> tuple[str, int]:
+def parse(uri: str, scheme: str = "tcp") -> tuple[str, int]:
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise ValueError(f"{uri}: {error}; write tcp://host:port") from error
-    if parts.scheme != "tcp" or not host or port is None or parts.path or parts.query or parts.username is not None:
-        raise ValueError(f"{uri}: not an address of a TCP peer; write tcp://host:port")
+        raise ValueError(f"{uri}: {error}; write {scheme}://host:port") from error
+    if parts.scheme != scheme or not host or port is None or parts.path or parts.query or parts.username is not None:
+        raise ValueError(f"{uri}: not an address of a {scheme.upper()} peer; write {scheme}://host:port")
     return host, port
 
 
-def form(host: str, port: int) -> str:
-    return f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+def form(host: str, port: int, scheme: str = "tcp") -> str:
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:

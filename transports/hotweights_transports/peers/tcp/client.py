@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
 
 from hotweights_transports.errors import ChecksumMismatch
 from hotweights_transports.peers import frames
@@ -34,7 +35,7 @@ from hotweights_transports.peers.base import (
 )
 from hotweights_transports.peers.patience import Patience
 from hotweights_transports.peers.tcp import address as addresses
-from hotweights_transports.peers.tcp.wire import Broken, Late, Tick, Wire, within
+from hotweights_transports.peers.tcp.wire import Broken, Late, Tick, Unusable, Wire, within
 
 
 class _Stopped(Exception):
@@ -70,8 +71,11 @@ class _Feed:
 
 
 class TcpClient(PeerClient):
+    scheme: ClassVar[str] = "tcp"
+    wire_type: ClassVar[type[Wire]] = Wire
+
     def __init__(self, uri: str, token: Callable[[], str], limits: ClientLimits) -> None:
-        self._endpoint = addresses.parse(uri)
+        self._endpoint = addresses.parse(uri, self.scheme)
         self.address = uri
         self._token = token
         self._limits = limits
@@ -126,7 +130,8 @@ class TcpClient(PeerClient):
             try:
                 stream = self._idle.pop()  # atomic, so streams may open at the same time
             except IndexError:
-                return _Stream(self.address, self._endpoint, self._token(), self._limits)
+                sock = _connect(self.address, self._endpoint, self._limits.connect_seconds)
+                return _Stream(self.address, self.wire_type(sock), self._token(), self._limits)
             if stream.wire.is_quiet():
                 return stream
             stream.close()
@@ -156,10 +161,10 @@ class TcpClient(PeerClient):
 class _Stream:
     """One authenticated connection."""
 
-    def __init__(self, address: str, endpoint: tuple[str, int], token: str, limits: ClientLimits) -> None:
+    def __init__(self, address: str, wire: Wire, token: str, limits: ClientLimits) -> None:
         self._address = address
         self._limits = limits
-        self.wire = _connect(address, endpoint, limits.connect_seconds)
+        self.wire = wire
         try:
             self._introduce(token)
         except (Broken, PeerError):
@@ -175,10 +180,13 @@ class _Stream:
             self.wire.send(frames.hello(token), in_time)
             header = self._header(frames.TO_STRANGER, in_time)
             frames.read_welcome(bytes(self.wire.receive(header.nbytes, in_time)))
+            self.wire.prepare_to_pull(in_time)
         except Late as error:
             raise PeerTimeout(self._address, f"no welcome within {self._limits.connect_seconds:g} s") from error
         except Broken as error:
             raise PeerUnreachable(self._address, f"it hung up instead of a welcome: {error}") from error
+        except Unusable as error:
+            raise PeerUnreachable(self._address, str(error)) from error
         except frames.FrameError as error:
             raise PeerProtocolError(self._address, str(error)) from error
 
@@ -287,15 +295,15 @@ class _Pull:
         if nbytes > len(self._buffer):
             self._buffer = bytearray(nbytes)
         with memoryview(self._buffer)[:nbytes] as data:
-            self._wire.receive_into(data, self._tick)
+            self._wire.receive_chunk(data, self._tick)
             try:
                 self._feed.deliver(want, data)
             except ChecksumMismatch as error:
                 raise PeerCorrupt(self._address, str(error)) from error
 
 
-def _connect(address: str, endpoint: tuple[str, int], timeout_seconds: float) -> Wire:
+def _connect(address: str, endpoint: tuple[str, int], timeout_seconds: float) -> socket.socket:
     try:
-        return Wire(socket.create_connection(endpoint, timeout=timeout_seconds))
+        return socket.create_connection(endpoint, timeout=timeout_seconds)
     except OSError as error:  # includes what the resolver says
         raise PeerUnreachable(address, f"cannot connect: {error}") from error

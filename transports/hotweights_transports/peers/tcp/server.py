@@ -12,6 +12,7 @@ import logging
 import socket
 import threading
 import time
+from typing import ClassVar
 
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import (
@@ -25,7 +26,7 @@ from hotweights_transports.peers.base import (
     ServerLimits,
 )
 from hotweights_transports.peers.tcp import address as addresses
-from hotweights_transports.peers.tcp.wire import Broken, Late, Tick, Wire, within
+from hotweights_transports.peers.tcp.wire import Broken, Late, Tick, Unusable, Wire, within
 from hotweights_transports.peers.throttle import Throttle
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,11 @@ class _Closing(Exception):
 
 
 class TcpServer(PeerServer):
+    scheme: ClassVar[str] = "tcp"
+    wire_type: ClassVar[type[Wire]] = Wire
+
     def __init__(self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits) -> None:
-        host, port = addresses.parse(uri)
+        host, port = addresses.parse(uri, self.scheme)
         self._provider = provider
         self._authenticate = authenticate
         self._limits = limits
@@ -58,7 +62,7 @@ class TcpServer(PeerServer):
         self._strangers = 0
         self._pullers = 0
         self._listener = addresses.listen(host, port)
-        self.address = addresses.form(host, self._listener.getsockname()[1])
+        self.address = addresses.form(host, self._listener.getsockname()[1], self.scheme)
         self._acceptor = threading.Thread(target=self._accept, name=f"peers {self.address}", daemon=True)
         self._acceptor.start()
 
@@ -92,7 +96,7 @@ class TcpServer(PeerServer):
             if self._strangers >= self._limits.max_handshakes or self._closing.is_set():
                 sock.close()
                 return
-            wire = Wire(sock)
+            wire = self.wire_type(sock)
             thread = threading.Thread(target=self._converse, args=(wire,), name="peer connection", daemon=True)
             self._threads[wire] = thread
             self._strangers += 1
@@ -104,11 +108,14 @@ class TcpServer(PeerServer):
             identity = self._handshake(wire)
             is_puller = self._promote()
             wire.send(frames.welcome(frames.PROTOCOLS[0]), within(self._limits.handshake_seconds))
+            self._prepare(wire)
             self._answer(wire, identity)
         except _Refused as refusal:
             wire.say_last(frames.refused(refusal.reason, str(refusal)))
         except frames.FrameError as error:
             wire.say_last(frames.refused("ProtocolError", str(error)))
+        except Unusable as error:
+            wire.say_last(frames.refused("TransportUnusable", str(error)))
         except (Broken, Late, _Closing) as error:
             logger.debug("%s: a puller's connection ended: %s", self.address, error)
         finally:
@@ -144,6 +151,10 @@ class TcpServer(PeerServer):
             self._strangers -= 1
             self._pullers += 1
         return True
+
+    def _prepare(self, wire: Wire) -> None:
+        piece_nbytes = self._throttle.piece_nbytes if self._throttle else None
+        wire.prepare_to_serve(piece_nbytes, self._unless_closing(within(self._limits.handshake_seconds)))
 
     def _answer(self, wire: Wire, identity: Identity) -> None:
         while True:

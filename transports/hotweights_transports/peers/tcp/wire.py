@@ -31,6 +31,10 @@ class Late(Exception):
     """A deadline passed."""
 
 
+class Unusable(Exception):
+    """The two sides speak, but what is to carry the chunks cannot be set up between them; the message says why."""
+
+
 def within(seconds: float) -> Tick:
     """A tick that raises `Late` once so many seconds have passed, however many bytes dripped in meanwhile."""
     deadline = time.monotonic() + seconds
@@ -51,6 +55,15 @@ class Wire:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
+
+    def fileno(self) -> int:
+        return self._sock.fileno()
+
+    def prepare_to_pull(self, tick: Tick) -> None:
+        """Once the server has said welcome; raises `Unusable`. On a socket there is nothing to prepare."""
+
+    def prepare_to_serve(self, piece_nbytes: int | None, tick: Tick) -> None:
+        """The same on the other side. `piece_nbytes`: chunks will be sent in pieces of that size, None: whole."""
 
     def send(self, data: bytes | memoryview, tick: Tick, *, more: bool = False) -> None:
         """`more`: further bytes follow at once, do not send a packet for these alone."""
@@ -110,6 +123,10 @@ class Wire:
                 raise Broken("the other side closed the connection")
             received += nbytes
             tick(nbytes)
+
+    def receive_chunk(self, view: memoryview, tick: Tick) -> None:
+        """What `send_file` or `send_copy` sent: as `receive_into`, unless chunks come another way."""
+        self.receive_into(view, tick)
 
     def receive(self, nbytes: int, tick: Tick) -> bytearray:
         """Memory grows with what arrives, not with what was announced."""

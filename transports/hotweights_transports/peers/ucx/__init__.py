@@ -1,0 +1,50 @@
+"""The UCX transport: the TCP transport's conversation, with the chunks on whatever network UCX finds fastest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from hotweights_transports.peers.base import (
+    Authenticate,
+    ChunkProvider,
+    ClientLimits,
+    PeerClient,
+    PeerServer,
+    ServerLimits,
+)
+from hotweights_transports.peers.registry import Availability, Transport
+from hotweights_transports.peers.tcp.client import TcpClient
+from hotweights_transports.peers.tcp.server import TcpServer
+from hotweights_transports.peers.ucx.library import Unavailable, live
+from hotweights_transports.peers.ucx.wire import UcxWire
+
+
+class UcxServer(TcpServer):
+    scheme = "ucx"
+    wire_type = UcxWire
+
+
+class UcxClient(TcpClient):
+    scheme = "ucx"
+    wire_type = UcxWire
+
+
+class UcxTransport(Transport):
+    scheme = "ucx"
+
+    def available(self) -> Availability:
+        try:
+            return Availability(True, live())
+        except Unavailable as error:
+            return Availability(False, str(error))
+
+    def listen(
+        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+    ) -> PeerServer:
+        return UcxServer(uri, provider, authenticate, limits or ServerLimits())
+
+    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
+        return UcxClient(uri, token, limits or ClientLimits())
+
+
+TRANSPORT = UcxTransport()
