@@ -80,12 +80,24 @@ class RedisServer:
         if self._process is not None:
             self._process.send_signal(number)
 
+    def configure(self, name: str, value: str) -> None:
+        """Change a setting of the running server."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
+            connection.sendall(f"CONFIG SET {name} {value}\r\n".encode())
+            if not connection.recv(64).startswith(b"+OK"):
+                raise RuntimeError(f"redis-server does not take {name} {value}")
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End it and wait for its end."""
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGCONT)
             self._process.send_signal(number)
-            self._process.wait(timeout=_START_SECONDS)
+            try:
+                self._process.wait(timeout=_START_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait(timeout=_START_SECONDS)
+                raise
 
     def forget(self) -> None:
         """Delete what a stopped one left on its disk."""
