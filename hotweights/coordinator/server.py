@@ -1,0 +1,483 @@
+"""One coordinator: it waits for calls, and decides while it leads.
+
+A call that changes nothing is answered at once from the state that is written. One that changes something waits for its turn: all
+that wait are decided one after the other on a copy, the copy is written by one write, and only then does anybody hear of it. If the
+write fails nobody knows what is written, so everything is forgotten, read again, and the callers are told to come back. That is
+the whole of "no false commits, no lost commits" on this side; the other half is the backend's fence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import zmq
+
+from hotweights.coordinator import address, auth, calls, check, state
+from hotweights.coordinator.backend import Backend, BackendError, Fenced, Lease
+from hotweights.coordinator.calls import About, Outcome
+from hotweights.coordinator.messages import (
+    MAX_BINARY_NBYTES,
+    Call,
+    CallRefused,
+    CoordinatorError,
+    GetPlan,
+    Request,
+    SetCurrentManifest,
+    SubmitPlan,
+    answer_frame,
+    call_id_of,
+    error_frame,
+    parse_call,
+    parse_request,
+)
+from hotweights.coordinator.metrics import DEFAULT_PORT, PHASES, Metrics, serve
+from hotweights.coordinator.presence import Presence
+from hotweights.coordinator.sockets import Sender, Sockets
+from hotweights.coordinator.state import Durable, Event
+
+log = logging.getLogger(__name__)
+
+READ_AGAIN_SECONDS = 0.1  # how old what a follower tells may be
+SHOW_SECONDS = 0.1  # how often metrics follow decisions
+MOST_CHECKS = 2  # plans and manifests that are looked at at the same time
+
+_NOBODY = Lease(mine=False, fence=0, leader="", until=0.0)
+
+Decide = Callable[[Durable], Outcome]
+
+
+@dataclass(frozen=True, slots=True)
+class ServeSettings:
+    """How a coordinator serves."""
+
+    endpoint: str = address.DEFAULT_ENDPOINT
+    events_endpoint: str = ""
+    """Empty: the next port."""
+    advertise: str = ""
+    """How others reach it; empty: as ``endpoint`` says."""
+    instance_id: str = "coordinator"
+    token: str = ""
+    """Empty: nobody is asked for one."""
+    curve: Path | None = None
+    """Folder of keys; None: the sockets are plain."""
+    metrics_port: int = DEFAULT_PORT
+    """0: any."""
+    worker_ttl_seconds: float = 15.0
+    """How long a worker may be silent."""
+    origin_readers: int = 1
+    """How many workers read the source at the same time."""
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A call, from its arrival to its answer. ``to`` None: the server's own."""
+
+    to: Sender | None
+    call_id: int | None
+    method: str
+    arrived: float
+    decide: Decide
+
+
+class Server:
+    """Bound from construction; serves while `run` runs."""
+
+    def __init__(self, settings: ServeSettings, backend: Backend) -> None:
+        """Raises `CallRefused` or `CoordinatorError` where something cannot be bound, and binds nothing then."""
+        keys = auth.ServerKeys.read(settings.curve) if settings.curve else None
+        for endpoint in filter(None, (settings.endpoint, settings.events_endpoint)):
+            auth.check_binding(endpoint, protected=bool(settings.token or keys))
+        host = address.parse(settings.endpoint).bare_host
+        self.settings = settings
+        self.metrics = Metrics()
+        self.sockets = Sockets(settings.endpoint, settings.events_endpoint, keys)
+        try:
+            self.web = serve(self.metrics, "" if address.is_wildcard(host) else host, settings.metrics_port)
+        except CoordinatorError:
+            self.sockets.close()
+            raise
+        self.advertised = settings.advertise or self.sockets.endpoint
+        self._backend = backend
+        self._lease = _NOBODY
+        self._durable: Durable | None = None  # as it is written; None: has to be read
+        self._presence = self._new_presence()
+        self._read: tuple[float, Durable] | None = None
+        self._waiting: list[_Waiting] = []
+        self._wake = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self._shown_at = 0.0
+        self._writing = asyncio.Lock()
+        self._reading = asyncio.Lock()
+        self._checking = asyncio.Semaphore(MOST_CHECKS)
+        self._blobs: dict[str, bytes] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._epoch = time.time() - time.monotonic()
+        self._started_at = self._now()
+        self._look_seconds = min(1.0, settings.worker_ttl_seconds / 5)
+
+    def _new_presence(self) -> Presence:
+        return Presence(self.settings.worker_ttl_seconds, self.settings.origin_readers)
+
+    def _now(self) -> float:
+        """Seconds since the epoch, by a clock that never jumps."""
+        return self._epoch + time.monotonic()
+
+    @property
+    def leads(self) -> bool:
+        return self._lease.mine and time.monotonic() < self._lease.until
+
+    async def start(self) -> None:
+        """Look whether the backend is there, and lead if nobody does. Raises `CallRefused`."""
+        try:
+            await self._backend.load()
+        except BackendError as error:
+            raise CallRefused(error.reason, str(error)) from error
+        await self.campaign()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until told to stop; `start` comes first."""
+        self.sockets.listen(self._received)
+        loops = [asyncio.create_task(loop()) for loop in (self._campaign, self._decide, self._look)]
+        stopped = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait([*loops, stopped], return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()  # a loop ends by a defect only
+        finally:
+            for task in (*loops, stopped, *self._tasks):
+                task.cancel()
+            await asyncio.gather(*loops, stopped, *self._tasks, return_exceptions=True)
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._lease.mine:
+            try:
+                await self._backend.release(self._lease)
+            except BackendError as error:
+                log.warning("the lease could not be given back: %s", error)
+        await self._backend.close()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of sockets and ports; `run` does it at its end."""
+        self.sockets.close()
+        self.web.close()
+
+    # who leads
+
+    async def _campaign(self) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(self._backend.renew_seconds):
+                    await self._hurry.wait()
+            except TimeoutError:
+                pass
+            self._hurry.clear()
+            await self.campaign()
+
+    async def campaign(self) -> None:
+        """Take, renew or look at the lease once; whoever leads anew reads what is written."""
+        try:
+            lease = await self._backend.lead(self.settings.instance_id, self.advertised)
+        except BackendError as error:
+            log.warning("cannot renew the lease: %s", error)
+            return
+        if lease.mine and (lease.fence != self._lease.fence or not self._lease.mine):
+            self._durable = None
+        if not lease.mine and self._lease.mine:
+            log.warning("%s leads now", lease.leader or "somebody else")
+        took_over = lease.mine and lease.fence != self._lease.fence
+        self._lease = lease
+        if lease.mine and self._durable is None:
+            await self._resume(lease, took_over)
+        self._show()
+
+    async def _resume(self, lease: Lease, took_over: bool) -> None:
+        async with self._writing:
+            try:
+                stored = await self._backend.load()
+                durable = state.take_over(stored, self.settings.instance_id, self._now())
+                if took_over or stored is None:
+                    await self._store(durable, lease)
+                elif stored is not None:
+                    durable = stored
+            except BackendError as error:
+                log.warning("cannot lead: %s", error)
+                if took_over:
+                    self._lease = _NOBODY  # try the take-over again
+                return
+            if took_over:
+                self._presence = self._new_presence()
+                self._presence.led(durable.workers, self._now())
+                self._publish(durable.events[-1:])
+                log.info("%s leads with fence %d", self.settings.instance_id, lease.fence)
+            self._keep(durable)
+            self._durable = durable
+
+    def _keep(self, durable: Durable) -> None:
+        self._blobs = {digest: blob for digest, blob in self._blobs.items() if digest in durable.blobs}
+
+    # calls
+
+    def _received(self, to: Sender, frames: list[zmq.Frame]) -> None:
+        arrived = time.monotonic()
+        body = frames[0].bytes if frames else b""
+        call: Call | None = None
+        try:
+            if not 1 <= len(frames) <= 2:
+                raise CallRefused("BadRequest", f"a request has one or two frames, not {len(frames)}")
+            call = parse_call(body)
+            auth.check_token(self.settings.token, call.secret)
+            request = parse_request(call, has_binary=len(frames) == 2)
+            self._asked(_Waiting(to, call.call_id, call.method, arrived, self._decision(request)), request, frames)
+        except CallRefused as error:
+            call_id = call.call_id if call else call_id_of(body)
+            self._refuse(_Waiting(to, call_id, call.method if call else "", arrived, _nothing), error)
+
+    def _decision(self, request: Request) -> Decide:
+        return lambda durable: calls.handle(durable, self._presence, request, self._about(), self._now())
+
+    def _about(self) -> About:
+        leader = self.advertised if self.leads else self._lease.leader
+        return About(self.settings.instance_id, self._backend.name, leader, self.leads, self._started_at)
+
+    def _asked(self, waiting: _Waiting, request: Request, frames: list[zmq.Frame]) -> None:
+        if not self.leads and request.reads:
+            self._spawn(self._answer_as_follower(waiting))
+        elif not self.leads:
+            raise self._not_leader()
+        elif self._durable is None:
+            raise CallRefused("BackendUnavailable", "the coordinator is reading its state; ask again")
+        elif isinstance(request, SubmitPlan | SetCurrentManifest):
+            if len(frames[1]) > MAX_BINARY_NBYTES:
+                raise CallRefused("TooLarge", f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most")
+            self._spawn(self._checked(waiting, request, frames[1].bytes))
+        else:
+            self._try(waiting, self._durable)
+
+    def _try(self, waiting: _Waiting, durable: Durable) -> None:
+        """Answer what changes nothing; the rest waits for its turn. Raises `CallRefused`."""
+        outcome = waiting.decide(durable)
+        if outcome.durable is durable:
+            self._publish(outcome.events)
+            self._answer(waiting, outcome)
+        else:
+            self._waiting.append(waiting)
+            self._wake.set()
+
+    async def _checked(self, waiting: _Waiting, request: Request, content: bytes) -> None:
+        """A plan or a manifest: look at it, keep it, then decide about it."""
+        try:
+            async with self._checking:
+                if isinstance(request, SubmitPlan):
+                    checked = await check.plan(content)
+                    plan = checked.plan
+                    blobs = {plan.manifest_digest: checked.manifest, plan.digest: content}
+                    result = {"digest": plan.digest, "version": plan.version, "manifest_digest": plan.manifest_digest}
+                    waiting.decide = lambda durable: calls.changed(
+                        durable, state.submit_plan(durable, plan, self._now()), result
+                    )
+                else:
+                    manifest = await check.manifest(content)
+                    blobs = {manifest.digest: content}
+                    waiting.decide = lambda durable: calls.changed(
+                        durable, state.set_manifest(durable, manifest), asdict(manifest)
+                    )
+            if not self.leads or self._durable is None:
+                raise self._not_leader()
+            if waiting.decide(self._durable).durable is not self._durable:
+                async with self._writing:  # or a blob of this name may be dropped just now
+                    for digest, blob in blobs.items():
+                        await self._backend.put_blob(digest, blob)
+                        self._blobs[digest] = blob
+            if self._durable is None:
+                raise self._not_leader()
+            self._try(waiting, self._durable)
+        except BackendError as error:
+            self._refuse(waiting, _unavailable(error))
+        except CallRefused as error:
+            self._refuse(waiting, error)
+
+    async def _answer_as_follower(self, waiting: _Waiting) -> None:
+        try:
+            self._answer(waiting, waiting.decide(await self._look_up()))
+        except BackendError as error:
+            self._refuse(waiting, _unavailable(error))
+        except CallRefused as error:
+            self._refuse(waiting, error)
+
+    async def _look_up(self) -> Durable:
+        """What is written, as a follower tells it."""
+        async with self._reading:
+            if self._read is None or time.monotonic() - self._read[0] > READ_AGAIN_SECONDS:
+                async with self._writing:
+                    found = await self._backend.load()
+                self._read = (time.monotonic(), found or Durable())
+                self._keep(self._read[1])
+            return self._read[1]
+
+    def _not_leader(self) -> CallRefused:
+        leader = self._lease.leader if not self._lease.mine and self._lease.leader != self.advertised else ""
+        text = f"{leader} leads" if leader else "nobody leads at the moment"
+        return CallRefused("NotLeader", f"this coordinator does not lead: {text}", leader)
+
+    # decisions
+
+    async def _decide(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            async with self._writing:
+                batch, self._waiting = self._waiting, []
+                await self._decide_all(batch)
+
+    async def _decide_all(self, batch: list[_Waiting]) -> None:
+        lease, before = self._lease, self._durable
+        if not self.leads or before is None:
+            for waiting in batch:
+                self._refuse(waiting, self._not_leader())
+            return
+        durable = before
+        answers: list[Callable[[], None]] = []
+        events: list[Event] = []
+        for waiting in batch:
+            try:
+                outcome = waiting.decide(durable)
+            except CallRefused as error:
+                answers.append(lambda waiting=waiting, error=error: self._refuse(waiting, error))  # type: ignore[misc]
+                continue
+            durable = outcome.durable
+            events.extend(outcome.events)
+            answers.append(lambda waiting=waiting, outcome=outcome: self._answer(waiting, outcome))  # type: ignore[misc]
+        if durable is not before:
+            try:
+                await self._store(durable, lease)
+            except BackendError as error:
+                self._lost(error)
+                for waiting in batch:
+                    self._refuse(waiting, _unavailable(error))
+                return
+            self._durable = durable
+        self._publish(events)
+        for answer in answers:
+            answer()
+        if time.monotonic() - self._shown_at > SHOW_SECONDS:
+            self._show()
+        await self._forget(before.blobs - durable.blobs, lease)
+
+    async def _store(self, durable: Durable, lease: Lease) -> None:
+        try:
+            await self._backend.store(durable, lease)
+        except BackendError as error:
+            self.metrics.stores.labels(error.reason).inc()
+            raise
+        self.metrics.stores.labels("ok").inc()
+
+    def _lost(self, error: BackendError) -> None:
+        """Nobody knows what is written."""
+        log.warning("nothing is decided until the state is read again: %s", error)
+        self._durable = None
+        if isinstance(error, Fenced):
+            self._lease = _NOBODY
+        self._hurry.set()
+
+    async def _forget(self, digests: frozenset[str], lease: Lease) -> None:
+        for digest in digests:
+            self._blobs.pop(digest, None)
+            try:
+                await self._backend.drop_blob(digest, lease)
+            except BackendError as error:
+                log.warning("%s is kept for nothing: %s", digest, error)
+
+    # time
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(self._look_seconds)
+            self.sockets.drain()  # who spoke is heard before anybody is called silent
+            durable = self._durable
+            if self.leads and durable is not None:
+                try:
+                    self._try(_Waiting(None, None, "look", time.monotonic(), self._after_a_look), durable)
+                except CallRefused as error:
+                    log.warning("%s", error)
+            self._show()
+
+    def _after_a_look(self, durable: Durable) -> Outcome:
+        now = self._now()
+        silent = self._presence.silent(durable.workers, now, self._look_seconds)
+        return calls.changed(durable, state.expire(state.drop(durable, silent, now), now), {})
+
+    # answers
+
+    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
+        if waiting.to is None:
+            return
+        if outcome.blob and outcome.blob not in self._blobs:
+            self._spawn(self._answer_with_blob(waiting, outcome))
+            return
+        frames = [answer_frame(waiting.call_id, outcome.result)]
+        if outcome.blob:
+            frames.append(self._blobs[outcome.blob])
+        self.sockets.answer(waiting.to, frames)
+        self.metrics.answered(waiting.method, "ok", time.monotonic() - waiting.arrived)
+
+    async def _answer_with_blob(self, waiting: _Waiting, outcome: Outcome) -> None:
+        """Read it from the backend first; the next one that asks finds it here."""
+        try:
+            async with self._reading:
+                blob = self._blobs.get(outcome.blob) or await self._backend.get_blob(outcome.blob)
+            if blob is None:
+                what = "plan" if waiting.method == GetPlan.method else "manifest"
+                raise CallRefused("NoPlan" if what == "plan" else "NoManifest", f"the {what} {outcome.blob} is gone")
+        except BackendError as error:
+            self._refuse(waiting, _unavailable(error))
+        except CallRefused as error:
+            self._refuse(waiting, error)
+        else:
+            self._blobs[outcome.blob] = blob
+            self._answer(waiting, outcome)
+
+    def _refuse(self, waiting: _Waiting, error: CallRefused) -> None:
+        if waiting.to is not None:
+            self.sockets.answer(waiting.to, [error_frame(waiting.call_id, error)])
+            self.metrics.answered(waiting.method, error.reason, time.monotonic() - waiting.arrived)
+
+    def _publish(self, events: tuple[Event, ...] | list[Event]) -> None:
+        for event in events:
+            self.sockets.publish(event.topic.encode(), json.dumps(asdict(event), separators=(",", ":")).encode())
+            self.metrics.events.labels(event.topic).inc()
+
+    def _show(self) -> None:
+        """What is a state rather than an event, for Prometheus."""
+        self._shown_at = time.monotonic()
+        durable, metrics = self._durable if self.leads else None, self.metrics
+        metrics.leader.set(1 if durable is not None else 0)
+        durable = durable or Durable()
+        metrics.workers.set(len(durable.workers))
+        metrics.precommits.set(len(durable.attempt.precommits) if durable.attempt else 0)
+        metrics.have.set(sum(len(self._presence.have_of(name)) for name in durable.workers))
+        metrics.applied.set(len(self._presence.have_applied(durable)))
+        metrics.token.set(durable.token)
+        metrics.plan_bytes.set(durable.plan.nbytes if durable.plan else 0)
+        for phase in PHASES:
+            metrics.state.labels(phase).set(1 if phase == durable.phase else 0)
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _nothing(durable: Durable) -> Outcome:
+    return Outcome(durable, {})
+
+
+def _unavailable(error: BackendError) -> CallRefused:
+    return CallRefused(error.reason, f"{error}; ask again")
