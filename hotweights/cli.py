@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from hotweights.commands import manifest, publish
+from hotweights.commands import coordinator, manifest, plan, publish, ranks, verify_plan
 from hotweights_planner.errors import Refused
 from hotweights_transports.errors import TransferError
 
@@ -22,7 +22,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("publish")(publish.publish)
+app.command("plan")(plan.plan)
+app.command("verify-plan")(verify_plan.verify_plan)
+app.command("tp-groups")(ranks.tp_groups)
+app.command("verify-tp")(ranks.verify_tp)
+app.command("bucket-suggest")(ranks.bucket_suggest)
 app.add_typer(manifest.app, name="manifest")
+coordinator.register(app)
 
 
 @app.callback()

@@ -10,9 +10,8 @@ from typing import Annotated
 import typer
 
 from hotweights.commands.options import Json, progress, size_text
+from hotweights.published import read_published
 from hotweights_planner.manifest import FILE_NAME
-from hotweights_transports.errors import SourceUnavailable
-from hotweights_transports.resolve import read_manifest
 from hotweights_transports.resolve import verify as verify_source
 from hotweights_transports.sources.file import open_folder
 
@@ -36,13 +35,8 @@ def verify(
 ) -> None:
     """Hold every byte of a checkpoint folder against its manifest; exit code 1 if one differs."""
     path = manifest or folder / FILE_NAME
-    with open_folder(folder) as source, open_folder(path.parent) as beside:
-        nbytes = beside.files().get(path.name)
-        if nbytes is None:
-            raise SourceUnavailable(
-                f"{path} does not exist; write it with `hotweights publish`, or name it with --manifest"
-            )
-        expected = read_manifest(beside, path.name, nbytes)
+    with open_folder(folder) as source:
+        expected = read_published(path).manifest
         with progress("verifying", expected.nbytes) as report:
             differences = verify_source(source, expected, report)
     if as_json:

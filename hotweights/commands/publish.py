@@ -12,7 +12,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +24,10 @@ from pydantic import TypeAdapter, ValidationError
 import hotweights as package
 import hotweights_transports
 from hotweights.commands.options import CheckpointFolder, Json, progress, size_text
+from hotweights.files import write_whole
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
 from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
+from hotweights_planner.published import published_text
 from hotweights_transports.checkpoint import read_checkpoint
 from hotweights_transports.errors import TransferError
 from hotweights_transports.resolve import publish as publish_source
@@ -46,7 +47,8 @@ def publish(
     source_uri: Annotated[
         str,
         typer.Option(
-            metavar="URI", help="With --emit: where the nodes find the folder (default: file:// and its path)."
+            metavar="URI",
+            help="Where the nodes find the folder, for --emit and for a manifest elsewhere (default: file:// and its path).",
         ),
     ] = "",
     namespace: Annotated[str, typer.Option(metavar="NS", help="With --emit: the WeightVersion's namespace.")] = "",
@@ -72,9 +74,10 @@ def publish(
         probes = _recorded_probes(checkpoint, probe_dtype) if record_probes else None
         with progress("hashing", found.nbytes) as report:
             manifest = publish_source(source, model, version, found, probes, report)
-    _write(target, manifest.canonical)
-    seconds = time.perf_counter() - began
     uri = source_uri or "file://" + quote(str(checkpoint.resolve()))
+    beside = target.resolve().parent == checkpoint.resolve()
+    write_whole(target, manifest.canonical if beside else published_text(manifest, uri), "the manifest")
+    seconds = time.perf_counter() - began
     custom_resource = weight_version(manifest, uri, namespace) if emit else None
     if as_json:
         print(json.dumps(_summary(manifest, target, seconds) | ({"weightVersion": custom_resource} if emit else {})))
@@ -122,26 +125,6 @@ def _check_target(target: Path, checkpoint: Path) -> None:
         raise typer.BadParameter(f"{target} is in the checkpoint's folder, where {text}", param_hint="--output")
     if not target.parent.is_dir():
         raise typer.BadParameter(f"the folder {target.parent} does not exist; make it first", param_hint="--output")
-
-
-def _write(target: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    unfinished: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            unfinished = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        unfinished.replace(target)
-        unfinished = None
-    except OSError as error:
-        text = f"cannot write the manifest {target}: {error.strerror}; name another place with --output"
-        raise TransferError(text, "CannotWrite") from error
-    finally:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)
 
 
 def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:

@@ -94,9 +94,11 @@ def check_groups(groups: Groups, world_size: int) -> GroupsReport:
         outside = [rank for rank in ranks if rank >= world_size]
         if outside:
             problems.append(f"group {name} has ranks {outside}, and there are only {world_size}")
-        for rank in ranks:
-            if owner.setdefault(rank, name) != name:
-                problems.append(f"rank {rank} is in the groups {owner[rank]} and {name}")
+        problems += [
+            f"rank {rank} is in the groups {owner[rank]} and {name}"
+            for rank in ranks
+            if owner.setdefault(rank, name) != name
+        ]
     missing = [rank for rank in range(world_size) if rank not in owner]
     if missing:
         problems.append(f"in no group: ranks {missing}")

@@ -15,28 +15,24 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from hotweights_planner import manifest as manifests
 from hotweights_planner.buckets import DEFAULT_BUCKET_NBYTES, buckets
-from hotweights_planner.consumers import GroupMap, Ranks, consumers_by_digest, is_ranks
+from hotweights_planner.consumers import GroupMap, Ranks, consumers_by_digest
 from hotweights_planner.delta import delta
-from hotweights_planner.errors import BadManifest, BadPlan
-from hotweights_planner.header import MAX_INTEGER, check_tensor_name
-from hotweights_planner.manifest import PAGE_NBYTES, Chunk, Manifest, Tensor
+from hotweights_planner.errors import BadPlan
+from hotweights_planner.manifest import Chunk, Manifest, Tensor
+from hotweights_planner.plan_document import (
+    PLAN_VERSION,
+    bucket_fault,
+    difference,
+    dumps,
+    read_document,
+    source_fault,
+)
 
-PLAN_VERSION: Final = "1"
 FILE_NAME = "transfer.plan.json"
-MAX_PLAN_NBYTES = 1 << 30
-MIN_BUCKET_NBYTES = PAGE_NBYTES
-MAX_BUCKET_NBYTES = 1 << 40
-MAX_SOURCE_NBYTES = 4096
-
-_FIELDS = {
-    "plan_version", "model_id", "version", "base_version", "manifest_digest", "base_digest", "source", "bucket_bytes",
-    "total_bytes", "unchanged_bytes", "removed", "manifest", "buckets",
-}  # fmt: skip
 
 
 class Item(NamedTuple):
@@ -141,8 +137,8 @@ class Plan:
 
     @cached_property
     def canonical(self) -> bytes:
-        """The one spelling of the plan, without a verification."""
-        return self.text()
+        """The one spelling of the plan, without a verification: sorted keys, no blanks."""
+        return self._head + self._tail
 
     @cached_property
     def digest(self) -> str:
@@ -150,26 +146,35 @@ class Plan:
         return "sha256:" + hashlib.sha256(self.canonical).hexdigest()
 
     def text(self, verification: Mapping[str, Any] | None = None) -> bytes:
-        """The plan as JSON: sorted keys, no blanks."""
+        """What is written and sent."""
+        if verification is None:
+            return self.canonical
+        return b"".join(
+            [self._head, b',"verification":', dumps(verification).encode(errors="surrogatepass"), self._tail]
+        )
+
+    @cached_property
+    def _head(self) -> bytes:
         tensors = {tensor.name: tensor for tensor in self.manifest.tensors}
         fields = {
-            "base_digest": _dumps(self.base_digest),
-            "base_version": _dumps(self.base_version),
+            "base_digest": dumps(self.base_digest),
+            "base_version": dumps(self.base_version),
             "bucket_bytes": str(self.bucket_nbytes),
             "buckets": "[" + ",".join(_bucket_text(bucket, tensors, self.source) for bucket in self.buckets) + "]",
             "manifest": self.manifest.canonical.decode(),
-            "manifest_digest": _dumps(self.manifest.digest),
-            "model_id": _dumps(self.model_id),
-            "plan_version": _dumps(PLAN_VERSION),
-            "removed": _dumps(self.removed),
-            "source": _dumps(self.source),
+            "manifest_digest": dumps(self.manifest.digest),
+            "model_id": dumps(self.model_id),
+            "plan_version": dumps(PLAN_VERSION),
+            "removed": dumps(self.removed),
+            "source": dumps(self.source),
             "total_bytes": str(self.total_nbytes),
             "unchanged_bytes": str(self.unchanged_nbytes),
         }
-        if verification is not None:
-            fields["verification"] = _dumps(verification)
-        fields["version"] = _dumps(self.version)
-        return ("{" + ",".join(f'"{name}":{value}' for name, value in fields.items()) + "}").encode()
+        return ("{" + ",".join(f'"{name}":{value}' for name, value in fields.items())).encode()
+
+    @property
+    def _tail(self) -> bytes:
+        return f',"version":{dumps(self.version)}}}'.encode()
 
     def document(self) -> dict[str, Any]:
         """The plan as an object of plain lists and dictionaries, for name maps and other people's code."""
@@ -190,7 +195,7 @@ def build(
     A base of another model is refused, unless the caller knows that the model was only ``renamed``.
     """
     where = f"plan for {following.model} {following.version}"
-    fault = _source_fault(source_uri) or _bucket_fault(bucket_nbytes)
+    fault = source_fault(source_uri) or bucket_fault(bucket_nbytes)
     if fault:
         raise BadPlan(where, fault, "name another")
     if base is not None and base.model != following.model and not renamed:
@@ -215,187 +220,68 @@ def build(
 
 def parse(text: bytes, where: str = "plan") -> Plan:
     """The plan that ``text`` spells. Everything in it is checked; what can be computed must be what comes out."""
-    if len(text) > MAX_PLAN_NBYTES:
-        raise BadPlan(where, f"{len(text)} bytes; a plan has at most {MAX_PLAN_NBYTES}", "use larger buckets")
-    document = _object(text, where)
-    manifest = _manifest_of(document, where)
-    wanted, consumers = _wanted(document["buckets"], where)
-    chunks = tuple(manifest.first_chunks(wanted))
-    if len(chunks) != len(wanted):
-        raise BadPlan(where, f"{len(wanted) - len(chunks)} chunks of its buckets are not in its manifest")
-    bucket_nbytes, source = document["bucket_bytes"], document["source"]
-    fault = _source_fault(source) or _bucket_fault(bucket_nbytes) or _base_fault(document, manifest)
-    if fault:
-        raise BadPlan(where, fault)
-    count = sum(len(bucket["items"]) for bucket in document["buckets"])
-    expected_count = sum(-(-chunk.nbytes // bucket_nbytes) for chunk in chunks)
-    if count != expected_count:  # before so many are made
-        raise BadPlan(where, f"{count} items, and its chunks and bucket_bytes make {expected_count}")
+    found = read_document(text, where)
     plan = Plan(
-        manifest, document["base_version"], document["base_digest"], source, bucket_nbytes,
-        tuple(document["removed"]), _packed(chunks, bucket_nbytes, consumers),
+        found.manifest, found.base_version, found.base_digest, found.source, found.bucket_nbytes, found.removed,
+        _packed(found.chunks, found.bucket_nbytes, found.consumers),
     )  # fmt: skip
     if plan.base_digest is None and plan.unchanged_nbytes:
         raise BadPlan(where, f"it has no base, and {plan.unchanged_nbytes} bytes of its manifest are in no bucket")
-    verification = document.pop("verification", None)
-    if plan.canonical != text:
-        difference = _difference(document, plan.document())
-        if difference:
-            raise BadPlan(where, difference)
-    if verification is not None and (not isinstance(verification, dict) or verification.get("digest") != plan.digest):
+    if plan.text(found.verification) != text:  # another spelling, or another plan
+        document = json.loads(text)
+        document.pop("verification", None)
+        if fault := difference(document, plan.document()):
+            raise BadPlan(where, fault)
+    if found.verification is not None and found.verification.get("digest") != plan.digest:
         raise BadPlan(where, "it is not the plan that its verification speaks of")
     return plan
 
 
 def _packed(chunks: Iterable[Chunk], bucket_nbytes: int, consumers: Mapping[str, Ranks]) -> tuple[PlanBucket, ...]:
+    """In load order; a bucket ends where others need the next chunk."""
     made: list[PlanBucket] = []
-    for ranks, run in groupby(chunks, key=lambda chunk: consumers.get(chunk.blake3)):
-        for packed in buckets(_split(run, bucket_nbytes), bucket_nbytes):
+    runs = groupby(chunks, key=lambda chunk: consumers.get(chunk.blake3)) if consumers else [(None, chunks)]
+    for ranks, run in runs:
+        for packed in buckets(_parts(run, bucket_nbytes), bucket_nbytes):
             items: list[Item] = []
             offset = 0
-            for chunk, _, chunk_offset, nbytes in packed.chunks:
-                items.append(Item(chunk, offset, chunk_offset, nbytes))
-                offset += nbytes
+            for piece in packed.chunks:
+                if isinstance(piece, Chunk):
+                    items.append(Item(piece, offset, 0, piece.nbytes))
+                else:
+                    items.append(Item(piece.chunk, offset, piece.chunk_offset, piece.nbytes))
+                offset += piece.nbytes
             made.append(PlanBucket(len(made), offset, ranks, tuple(items)))
     return tuple(made)
 
 
-def _split(chunks: Iterable[Chunk], bucket_nbytes: int) -> Iterator[Item]:
+def _parts(chunks: Iterable[Chunk], bucket_nbytes: int) -> Iterator[Chunk | Item]:
+    """What is larger than a bucket in parts, whose place is not known yet."""
     for chunk in chunks:
-        for begin in range(0, chunk.nbytes, bucket_nbytes):
-            yield Item(chunk, 0, begin, min(bucket_nbytes, chunk.nbytes - begin))
+        if chunk.nbytes <= bucket_nbytes:
+            yield chunk
+        else:
+            for begin in range(0, chunk.nbytes, bucket_nbytes):
+                yield Item(chunk, 0, begin, min(bucket_nbytes, chunk.nbytes - begin))
 
 
 def _bucket_text(bucket: PlanBucket, tensors: Mapping[str, Tensor], source: str) -> str:
-    consumers = f'"consumer_ranks":{_dumps(bucket.consumers)},' if bucket.consumers is not None else ""
+    consumers = f'"consumer_ranks":{dumps(bucket.consumers)},' if bucket.consumers is not None else ""
     items: list[str] = []
-    for name, group in groupby(bucket.items, key=lambda item: item.chunk.tensor):
-        tensor = tensors[name]
-        uri = _dumps(f"{source.rstrip('/')}/{quote(tensor.file)}")
-        shape = ",".join(map(str, tensor.shape))
-        known = f'"shape":[{shape}],"shard_rank":0,"tensor":{_dumps(name)},"tensor_offset":'
-        for item in group:
-            chunk = item.chunk
-            part = f'"chunk_nbytes":{chunk.nbytes},"chunk_offset":{item.chunk_offset},' if item.is_part else ""
-            items.append(
-                f'{{{part}"dtype":"{tensor.dtype}","file_offset":{item.file_offset},"hash":"blake3:{chunk.blake3}",'
-                f'"key":{_dumps(item.key)},"nbytes":{item.nbytes},"offset":{item.offset},'
-                f'{known}{item.file_offset - tensor.offset},"uri":{uri}}}'
-            )
+    tensor, key, rest = None, "", ""
+    for chunk, offset, chunk_offset, nbytes in bucket.items:
+        if tensor is None or tensor.name != chunk.tensor:
+            tensor = tensors[chunk.tensor]
+            name = dumps(tensor.name)
+            key = f'"key":{name[:-1]}:'
+            rest = f'"shape":{dumps(tensor.shape)},"shard_rank":0,"tensor":{name},"tensor_offset":'
+            uri = f',"uri":{dumps(source.rstrip("/") + "/" + quote(tensor.file))}}}'
+        part, suffix = "", ""
+        if nbytes != chunk.nbytes:
+            part, suffix = f'"chunk_nbytes":{chunk.nbytes},"chunk_offset":{chunk_offset},', f"+{chunk_offset}"
+        begin = chunk.offset + chunk_offset
+        items.append(
+            f'{{{part}"dtype":"{tensor.dtype}","file_offset":{begin},"hash":"blake3:{chunk.blake3}",'
+            f'{key}{chunk.number}{suffix}","nbytes":{nbytes},"offset":{offset},{rest}{begin - tensor.offset}{uri}'
+        )
     return f'{{"bucket_id":{bucket.bucket_id},{consumers}"items":[{",".join(items)}],"size":{bucket.nbytes}}}'
-
-
-def _object(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and too many digits are ValueErrors
-        raise BadPlan(where, f"it is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise BadPlan(where, "it is not a JSON object")
-    version = document.get("plan_version")
-    if version != PLAN_VERSION:
-        text = f"plan_version is {ascii(version)[:40]}, and {PLAN_VERSION!r} is what can be read"
-        raise BadPlan(where, text, "make it with this release's `hotweights plan`")
-    if missing := sorted(_FIELDS - document.keys()):
-        raise BadPlan(where, f"it lacks {', '.join(missing)}")
-    if unknown := sorted(document.keys() - _FIELDS - {"verification"}):
-        raise BadPlan(where, f"it has the unknown field {unknown[0]!a}"[:200])
-    return document
-
-
-def _manifest_of(document: Mapping[str, Any], where: str) -> Manifest:
-    digest = document["manifest_digest"]
-    if not isinstance(digest, str):
-        raise BadPlan(where, "manifest_digest is no digest")
-    try:
-        return manifests.parse(_dumps(document["manifest"]).encode(), f"{where}: manifest", digest)
-    except (UnicodeEncodeError, RecursionError) as error:  # a lone surrogate, or brackets without end
-        raise BadPlan(where, "its manifest is not Unicode, or nested too deeply") from error
-    except BadManifest as error:
-        raise BadPlan(error.where, error.what) from error
-
-
-def _wanted(found: Any, where: str) -> tuple[set[str], dict[str, Ranks]]:
-    """The digests that the buckets name, and for whom: all that is taken from them."""
-    if not isinstance(found, list):
-        raise BadPlan(where, "buckets is not a list")
-    wanted: set[str] = set()
-    consumers: dict[str, Ranks] = {}
-    for number, bucket in enumerate(found):
-        if not isinstance(bucket, dict) or not isinstance(items := bucket.get("items"), list):
-            raise BadPlan(where, f"bucket {number} has no list of items")
-        try:
-            digests = [item["hash"].removeprefix("blake3:") for item in items]
-        except (TypeError, KeyError, AttributeError, IndexError) as error:
-            raise BadPlan(where, f"bucket {number} has an item without a hash") from error
-        if not all(type(digest) is str for digest in digests):
-            raise BadPlan(where, f"bucket {number} has an item without a hash")
-        wanted.update(digests)
-        if "consumer_ranks" in bucket:
-            if not is_ranks(bucket["consumer_ranks"]):
-                raise BadPlan(where, f"consumer_ranks of bucket {number} are not ascending ranks, each once")
-            consumers.update(dict.fromkeys(digests, tuple(bucket["consumer_ranks"])))
-    return wanted, consumers
-
-
-def _source_fault(source: object) -> str | None:
-    if not isinstance(source, str) or "://" not in source:
-        return f"the source {ascii(source)[:80]} is no URI"
-    if not source.isascii() or not source.isprintable() or len(source) > MAX_SOURCE_NBYTES or " " in source:
-        return f"the source {ascii(source)[:80]} is not percent-encoded"
-    return None
-
-
-def _bucket_fault(bucket_nbytes: object) -> str | None:
-    if type(bucket_nbytes) is not int or not MIN_BUCKET_NBYTES <= bucket_nbytes <= MAX_BUCKET_NBYTES:
-        text = f"a bucket has {MIN_BUCKET_NBYTES} to {MAX_BUCKET_NBYTES} bytes"
-        return f"{text}, not {ascii(bucket_nbytes)[:40]}"
-    return None
-
-
-def _base_fault(document: Mapping[str, Any], manifest: Manifest) -> str | None:
-    version, digest, removed = document["base_version"], document["base_digest"], document["removed"]
-    if (version is None) != (digest is None):
-        return "base_version and base_digest belong together"
-    if digest is not None and not (
-        isinstance(digest, str) and manifests.is_digest(digest) and manifests.is_label(version)
-    ):
-        return "base_version is no version, or base_digest no digest"
-    if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):
-        return "removed is not a list of names"
-    if removed and digest is None:
-        return "it has no base, and removes tensors"
-    if len({*removed, *(tensor.name for tensor in manifest.tensors)}) != len(removed) + len(manifest.tensors):
-        return "removed names a tensor twice, or one that its manifest has"
-    for name in removed:
-        try:
-            fault = check_tensor_name(name)
-        except UnicodeEncodeError:
-            fault = "is not Unicode"
-        if fault:
-            return f"the removed tensor's name {ascii(name)[:80]} {fault}"
-    return None
-
-
-def _difference(found: Any, expected: Any, path: str = "") -> str | None:
-    """Where ``found`` is not ``expected``, for a person to read."""
-    if isinstance(expected, dict) and isinstance(found, dict):
-        for name in sorted(expected.keys() | found.keys()):
-            if name not in found or name not in expected:
-                return f"{path}{name!a}"[:200] + (" is missing" if name not in found else " should not be there")
-            if found[name] != expected[name]:
-                return _difference(found[name], expected[name], f"{path}{name}.")
-        return None
-    if isinstance(expected, list) and isinstance(found, list):
-        if len(found) != len(expected):
-            return f"{path.rstrip('.')} has {len(found)} entries, and {len(expected)} come out"
-        for index, (left, right) in enumerate(zip(found, expected, strict=True)):
-            if left != right:
-                return _difference(left, right, f"{path.rstrip('.')}[{index}].")
-        return None
-    if found != expected:
-        return f"{path.rstrip('.')} is {ascii(found)[:80]}, and {ascii(expected)[:80]} comes out"
-    return None
-
-
-_dumps = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode

@@ -15,6 +15,7 @@ import yaml
 
 from hotweights import cli
 from hotweights.commands import publish
+from hotweights.published import read_published
 from hotweights_planner.manifest import FILE_NAME, parse
 
 
@@ -83,7 +84,9 @@ def test_the_model_is_named_after_the_folder(folder: Path) -> None:
     done = subprocess.run(command, capture_output=True, check=True, cwd=folder.parent)
     summary = json.loads(done.stdout)
     assert (summary["model"], summary["nbytes"], summary["chunks"]) == ("ckpt_a", 100, 1)
-    assert parse((folder.parent / "m_prev.json").read_bytes()).digest == summary["digest"]
+    published = read_published(folder.parent / "m_prev.json")
+    assert published.manifest.digest == summary["digest"]
+    assert published.source == folder.as_uri()
     assert not (folder / FILE_NAME).exists()
 
 

@@ -1,0 +1,51 @@
+"""Files that people name: read up to a bound, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from hotweights_transports.errors import SourceUnavailable, TransferError
+
+
+def read_bounded(path: Path, most_nbytes: int, remedy: str) -> bytes:
+    """All bytes of a file, if they are at most ``most_nbytes``; ``remedy`` is what to do where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(most_nbytes + 1)
+    except FileNotFoundError as error:
+        raise SourceUnavailable(f"{path} does not exist; {remedy}") from error
+    except OSError as error:
+        raise SourceUnavailable(f"cannot read {path}: {error.strerror}; {remedy}", "SourceUnreadable") from error
+    if len(content) > most_nbytes:
+        raise SourceUnavailable(f"{path} has more than {most_nbytes} bytes; {remedy}", "SourceUnreadable")
+    return content
+
+
+def write_whole(target: Path, content: bytes, what: str) -> None:
+    """Put ``content`` in place of ``target`` in one step; ``what`` it is stands in the error."""
+    try:
+        if target.exists() and not target.is_file() and not target.is_dir():
+            target.write_bytes(content)  # a device or a pipe is written to, never replaced
+        else:
+            _replace(target, content)
+    except OSError as error:
+        text = f"cannot write {what} {target}: {error.strerror}; name another place with --output"
+        raise TransferError(text, "CannotWrite") from error
+
+
+def _replace(target: Path, content: bytes) -> None:
+    unfinished: Path | None = None
+    try:
+        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
+            unfinished = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+            os.fchmod(file.fileno(), 0o644)
+        unfinished.replace(target)
+        unfinished = None
+    finally:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
