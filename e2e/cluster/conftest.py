@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from e2e.harness import samples
+from e2e.harness import docs, samples
 from e2e.harness.environment import SAMPLES, Environment, diagnose, provide
 from e2e.harness.reach import reach
 from e2e.harness.traffic import complete_ids
@@ -14,6 +14,11 @@ from localvllm import models
 
 PROMPT = tuple(range(30, 70))
 TOKENS = 24
+
+
+def pytest_report_header() -> list[str]:
+    """What the documents say and nobody tries here."""
+    return [f"not run: {block}: {block.not_run}" for block in docs.not_run()]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
