@@ -30,7 +30,7 @@ from hotweights_agent.staging import Stager
 from hotweights_agent.steering import Bounds
 from hotweights_agent.store import Store
 from hotweights_transports.capacity import available_nbytes
-from hotweights_transports.peers.base import Authenticate, PeerServer
+from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
 from hotweights_transports.peers.registry import transport_for
 from hotweights_transports.sources.base import Sources
 
@@ -61,6 +61,8 @@ class Place:
     """Who we are to peers."""
     engines: Authenticator
     """Who may connect to the socket."""
+    lend: Callable[[Store], ChunkProvider] = lambda store: store
+    """What of the store peers get to see."""
 
 
 class Node:
@@ -93,8 +95,9 @@ class Node:
         memory = Memory(place.state_folder / "pods.json")
         memory.load()
         endpoints: list[str] = []
+        provider = place.lend(store)
         for uri in place.listen:
-            server: PeerServer = transport_for(uri).listen(uri, store, place.peers)
+            server: PeerServer = transport_for(uri).listen(uri, provider, place.peers)
             stack.push_async_callback(asyncio.to_thread, server.close)
             endpoints.append(place.advertise(server.address))
         session = Session(

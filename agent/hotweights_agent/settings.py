@@ -45,6 +45,8 @@ class StagingSettings:
     """How many versions are staged at the same time."""
     patience_seconds: float = 20.0
     """How long a parent that does not know a version yet is asked again before anybody goes past it."""
+    donors_at_once: int = 8
+    """From how many donors stripes of one version are pulled at the same time."""
     origin_workers: int = 0
     """Threads that read a source; 0: as many as there are processors."""
 

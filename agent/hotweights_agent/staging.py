@@ -21,6 +21,7 @@ from hotweights_agent.manifests import ManifestCache
 from hotweights_agent.messages import Message, ResolveDone, StageDone, StageFailed, StageProgressed
 from hotweights_agent.settings import StagingSettings
 from hotweights_agent.store import Store
+from hotweights_agent.stripes import StripedSource
 from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
@@ -128,8 +129,7 @@ class Stager:
                 done = min(total, here + progress.done_nbytes)
                 self._tell_from_thread(StageProgressed(item.digest, done, total, progress.done_nbytes))
 
-            sources: list[ChunkSource] = [PeerSource(client, item.digest) for client in peers]
-            sources.append(self._origin(item, manifest))
+            sources = self._sources_of(item, peers, manifest)
             report(Progress(0, needed, ()))
             persistence = Persistence(
                 deadline_seconds=max(1.0, deadline - time.monotonic()), patience_seconds=self._settings.patience_seconds
@@ -139,6 +139,17 @@ class Stager:
         for name, nbytes in result.by_source:
             self._fetched(name.partition(":")[0], nbytes)
         return StageDone(item.digest, manifest.version, total, result.done_nbytes, time.monotonic() - began)
+
+    def _sources_of(self, item: StageItem, peers: list[PeerClient], manifest: Manifest) -> list[ChunkSource]:
+        """In the order in which they are asked. Several parents are donors: each gives a stripe."""
+        names = {peer.endpoint for peer in item.parents}
+        parents = [client for client in peers if client.address in names]
+        sources: list[ChunkSource] = []
+        if len(parents) > 1:
+            sources.append(StripedSource(parents, item.digest, self._settings.donors_at_once))
+            peers = [client for client in peers if client not in parents]
+        sources += [PeerSource(client, item.digest) for client in peers]
+        return [*sources, self._origin(item, manifest)]
 
     def _clients(self, item: StageItem) -> list[PeerClient]:
         return [client for peer in (*item.parents, *item.fallbacks) if (client := self._client(peer)) is not None]

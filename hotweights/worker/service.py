@@ -1,0 +1,272 @@
+"""One worker put together from its settings: a node's parts, told by a coordinator what to do, and the order in which they start and end.
+
+Its run folder is its own: two workers of one host that shared a socket would take engines from each other, so the second one is
+refused, or, where nobody named a folder, gets another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from hotweights.coordinator import address
+from hotweights.coordinator.client import AsyncClient
+from hotweights.worker import events
+from hotweights.worker.doors import PEER_VARIABLE, TOKEN_FILE, PeerDoor, TokenDoor, engine_token, peer_secret
+from hotweights.worker.lending import Lending
+from hotweights.worker.marks import NoMarks
+from hotweights.worker.peering import Peering
+from hotweights.worker.roots import sources
+from hotweights.worker.sync import CoordinatorSync, Me, Pace
+from hotweights_agent.engine_server import ServerNotStarted
+from hotweights_agent.metrics import Endpoints, Metrics
+from hotweights_agent.node import Node, Place, until
+from hotweights_agent.settings import EngineSettings, StagingSettings
+from hotweights_transports.errors import TransferError
+from hotweights_transports.peers.registry import transport_for
+
+log = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 5.0  # all workers hear of a version within a heartbeat
+CALL_SECONDS = 3.0
+
+
+class WorkerError(TransferError):
+    """The worker cannot run."""
+
+    reason = "WorkerNotStarted"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSettings:
+    """How one worker runs."""
+
+    endpoints: str
+    """Of the coordinators, with commas."""
+    roots: tuple[Path, ...] = ()
+    """Folders that plans may name; none: the current one."""
+    worker_id: str = ""
+    """Empty: host and pid."""
+    listen: str = "tcp://127.0.0.1:0"
+    """Where peers connect."""
+    advertise: str = ""
+    """The host name or address by which they reach us; empty: what ``listen`` says."""
+    transport: str = "auto"
+    """auto, tcp or ucx."""
+    zone: str = ""
+    """The neighbourhood; empty: the host's /24."""
+    folder: Path = Path()
+    """Socket, token, manifests and what engines were to serve."""
+    folder_is_named: bool = True
+    """False: another folder will do where this one is another worker's."""
+    token: str = ""
+    """For the coordinator; peers' secret follows from it."""
+    curve: Path | None = None
+    events_endpoint: str = ""
+    """Empty: each coordinator's next port."""
+    metrics_port: int = 9099
+    """0: any."""
+    memory_bytes: int = 0
+    """What versions may take; 0: what the host leaves."""
+    staging: StagingSettings = field(default_factory=lambda: StagingSettings(patience_seconds=PATIENCE_SECONDS))
+    engines: EngineSettings = field(default_factory=EngineSettings)
+    pace: Pace = field(default_factory=Pace)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A worker that takes part, for those who wait for it."""
+
+    worker_id: str
+    socket: Path
+    token_file: Path
+    endpoints: tuple[str, ...]
+    metrics_port: int
+
+
+async def run(
+    settings: WorkerSettings,
+    version: str,
+    stop: asyncio.Event,
+    *,
+    once: bool = False,
+    started: Callable[[Running], None] = lambda _running: None,
+) -> None:
+    """Run a worker until ``stop``, or with ``once`` until it has applied a version. What cannot be started raises."""
+    worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
+    door = PeerDoor(peer_secret(settings.token))
+    listen = _listen(settings, door)
+    schemes = [urlsplit(uri).scheme for uri in listen]
+    advertise = _advertised(settings)
+    metrics = Metrics()
+    lending = Lending()
+    async with contextlib.AsyncExitStack() as stack:
+        folder = _own_folder(stack, settings, worker_id)
+        allowed = sources(settings.roots)
+        place = Place(
+            version=version,
+            run_folder=folder,
+            state_folder=folder,
+            listen=listen,
+            advertise=partial(_with_host, advertise),
+            sources=allowed,
+            peers=door,
+            peer_token=door.token,
+            engines=TokenDoor(engine_token(folder)),
+            lend=lending.lend,
+        )
+        try:
+            node = await Node.open(
+                stack,
+                place,
+                metrics,
+                staging=settings.staging,
+                engines=settings.engines,
+                memory_bytes=settings.memory_bytes,
+            )
+        except OSError as error:
+            raise WorkerError(
+                f"cannot listen for peers at {settings.listen}: {error.strerror}; name another --listen"
+            ) from error
+        client = AsyncClient(settings.endpoints, settings.token, settings.curve, CALL_SECONDS)
+        stack.push_async_callback(client.close)
+        done = asyncio.Event()
+        sync = CoordinatorSync(
+            client,
+            Me(worker_id, socket.gethostname(), settings.zone, uuid.uuid4().hex),
+            node,
+            allowed,
+            Peering(worker_id, advertise, settings.zone, schemes),
+            lending,
+            pace=settings.pace,
+            once=done if once else None,
+        )
+        node.driver.status = sync
+        node.driver.marks = NoMarks(node.driver.tell)
+        try:
+            await node.serve(stack)
+        except ServerNotStarted as error:
+            raise WorkerError(f"{error} (--socket-folder)") from error
+        web = _metrics(settings.metrics_port, metrics, node, sync)
+        stack.push_async_callback(asyncio.to_thread, web.close)
+        log.info("worker %s: engines at %s, peers at %s, metrics at port %d",
+                 worker_id, node.driver.server.path, ", ".join(node.endpoints), web.port)  # fmt: skip
+        started(Running(worker_id, node.driver.server.path, folder / TOKEN_FILE, node.endpoints, web.port))
+        heard = [
+            partial(events.listen, endpoint, settings.curve, sync.hurry) for endpoint in _event_endpoints(settings)
+        ]
+        await _until_either(stop, done, [node.driver.run, sync.run, *heard])
+
+
+async def _until_either(
+    stop: asyncio.Event, done: asyncio.Event, parts: Sequence[Callable[[], Coroutine[None, None, None]]]
+) -> None:
+    over = asyncio.Event()
+
+    async def watch(event: asyncio.Event) -> None:
+        await event.wait()
+        over.set()
+
+    watching = [asyncio.create_task(watch(event)) for event in (stop, done)]
+    try:
+        await until(over, *parts)
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.gather(*watching, return_exceptions=True)
+
+
+def _own_folder(stack: contextlib.AsyncExitStack, settings: WorkerSettings, worker_id: str) -> Path:
+    """The run folder, locked as long as this worker lives."""
+    folders = [settings.folder]
+    if not settings.folder_is_named:
+        folders.append(settings.folder.with_name(f"{settings.folder.name}-{worker_id}"))
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+        lock = stack.enter_context((folder / "lock").open("w"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.info("%s is another worker's", folder)
+            continue
+        return folder
+    raise WorkerError(f"{folders[-1]} is another worker's; give each worker of a host its own --socket-folder")
+
+
+def _listen(settings: WorkerSettings, door: PeerDoor) -> list[str]:
+    """Where peers are let in, the preferred transport first. Raises `WorkerError`."""
+    parts = urlsplit(settings.listen)
+    try:
+        host, port = parts.hostname or "", parts.port
+    except ValueError:
+        host, port = "", None
+    if parts.scheme not in ("tcp", "ucx") or not host or port is None:
+        raise WorkerError(
+            f"{settings.listen}: not where peers can connect; write --listen tcp://address:port (0: any port)"
+        )
+    if not door.protected and not address.is_loopback(host):
+        text = f"{settings.listen} can be reached from other hosts; set ${PEER_VARIABLE} (or the coordinator's token)"
+        raise WorkerError(f"{text}, or listen at tcp://127.0.0.1:0", "Unprotected")
+    wanted = {"auto": ("tcp", "ucx"), "tcp": ("tcp",), "ucx": ("ucx", "tcp")}[settings.transport]
+    schemes = [scheme for scheme in wanted if _works(scheme)]
+    shown = f"[{host}]" if ":" in host else host
+    return [f"{scheme}://{shown}:{port + index if port else 0}" for index, scheme in enumerate(schemes)]
+
+
+def _works(scheme: str) -> bool:
+    try:
+        transport_for(f"{scheme}://")
+    except ValueError as error:
+        log.warning("%s", error)
+        return False
+    return True
+
+
+def _advertised(settings: WorkerSettings) -> str:
+    """The host that others are told."""
+    host = urlsplit(settings.listen).hostname or ""
+    if settings.advertise or not address.is_wildcard(host):
+        return settings.advertise or host
+    where = address.parse(address.split(settings.endpoints)[0])
+    with socket.socket(socket.AF_INET6 if ":" in where.bare_host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((where.bare_host, where.port))  # sends nothing; says which of our addresses leads there
+        except OSError as error:
+            text = (
+                f"none of this host's addresses leads to {where}: {error.strerror or error}; name one with --advertise"
+            )
+            raise WorkerError(text) from error
+        found: str = probe.getsockname()[0]
+        return found
+
+
+def _with_host(host: str, uri: str) -> str:
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{parts.port}"
+
+
+def _event_endpoints(settings: WorkerSettings) -> list[str]:
+    if settings.events_endpoint:
+        return [settings.events_endpoint]
+    return [address.events_endpoint(endpoint) for endpoint in address.split(settings.endpoints)]
+
+
+def _metrics(port: int, metrics: Metrics, node: Node, sync: CoordinatorSync) -> Endpoints:
+    def ready() -> str:
+        return "" if sync.synced else "no coordinator has answered yet"
+
+    try:
+        return Endpoints(port, metrics.registry, node.stuck, ready)
+    except OSError as error:
+        log.warning("metrics are not at port %d (%s) but at another", port, error.strerror)
+        return Endpoints(0, metrics.registry, node.stuck, ready)

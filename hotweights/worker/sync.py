@@ -1,0 +1,255 @@
+"""Between a worker and the coordinator: heartbeats out, what they answer in; it stands where `KubeSync` stands in a cluster.
+
+By level: every answer says all that holds, so a lost event, another leader or a coordinator that began anew costs at most one
+heartbeat. Events only make the next heartbeat come sooner. While no coordinator answers, the session is told so and engines are kept
+on what they were told last. It decides nothing: `assignment` says what an answer means, the session does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hotweights.coordinator.client import AsyncClient
+from hotweights.coordinator.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
+from hotweights.worker import assignment as assignments
+from hotweights.worker.assignment import Assignment, Route, Standing, Version
+from hotweights.worker.lending import Lending
+from hotweights.worker.peering import Peering
+from hotweights.worker.roots import may_read
+from hotweights_agent.messages import ApiAway, Assigned
+from hotweights_agent.node import Node
+from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
+from hotweights_planner import plan as plans
+from hotweights_planner.errors import Refused
+from hotweights_transports.sources.base import Sources
+
+log = logging.getLogger(__name__)
+
+COMPLAIN_SECONDS = 30.0
+TRANSIENT = frozenset(["NoPlan", "NotLeader", "BackendUnavailable", "UnknownWorker", "StaleToken", "Aborted", "Busy"])
+
+
+@dataclass(frozen=True, slots=True)
+class Me:
+    """What the coordinator is told about this worker."""
+
+    worker_id: str
+    host: str
+    zone: str
+    instance: str
+    """Of this process: a new one has staged nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often the coordinator is spoken to."""
+
+    beat_seconds: float = 1.0
+    """Between two heartbeats when nothing happens."""
+    hurry_seconds: float = 0.05
+    """Between two heartbeats at least."""
+    away_seconds: float = 5.0
+    """How long it may be silent until the disk's memory stands in for it."""
+    first_seconds: float = 30.0
+    """At the start: how long one is looked for."""
+
+
+class CoordinatorSync:
+    """One worker's conversation. It is the session's `Reporter`."""
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        me: Me,
+        node: Node,
+        sources: Sources,
+        peering: Peering,
+        lending: Lending,
+        *,
+        pace: Pace | None = None,
+        once: asyncio.Event | None = None,
+    ) -> None:
+        """``once`` is set when a version was applied."""
+        self._client = client
+        self._me = me
+        self._node = node
+        self._sources = sources
+        self._peering = peering
+        self._lending = lending
+        self._pace = pace or Pace()
+        self._once = once
+        self._wake = asyncio.Event()
+        self._status = NodeWeightsStatus()
+        self._assignment: Assignment | None = None
+        self._current: Version | None = None
+        self._plans: dict[str, tuple[str, str] | None] = {}  # plan's digest → why it cannot be used; None: it can
+        self._spec: NodeWeightsSpec | None = None
+        self._generation = 0
+        self._registered = False
+        self._said_applied = False
+        self._heard_at = time.monotonic()
+        self._away = False
+        self._complained_at = float("-inf")
+        self.synced = False
+        """Whether a coordinator has answered."""
+
+    def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
+        """What the node holds and serves now."""
+        self._status = status
+        if urgent:
+            self._wake.set()
+
+    def hurry(self) -> None:
+        """Something happened at the coordinator."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Until cancelled. Raises `CoordinatorError` when none takes this worker in, at the start."""
+        while True:
+            self._wake.clear()
+            try:
+                await self._beat()
+            except CoordinatorError as error:
+                await self._note_trouble(error)
+            await asyncio.sleep(self._pace.hurry_seconds)
+            try:
+                async with asyncio.timeout(self._pace.beat_seconds):
+                    await self._wake.wait()
+            except TimeoutError:
+                continue
+
+    @property
+    def standing(self) -> Standing:
+        """Where this host is with what was asked of it."""
+        attempt = self._assignment.attempt if self._assignment else None
+        found = assignments.standing(self._status, attempt, self._current)
+        wanted = attempt or self._current
+        unusable = self._plans.get(wanted.plan_digest) if wanted else None
+        return found if unusable is None else Standing(found.have, False, found.applied, unusable, found.engines)
+
+    async def _beat(self) -> None:
+        answer = Assignment.parse(await self._ask())
+        self._heard_at, self.synced = time.monotonic(), True
+        if self._assignment is not None and answer.token < self._assignment.token:
+            what = f"an assignment with token {answer.token} came after one with {self._assignment.token}"
+            raise CoordinatorError(f"{what} and is not followed: is the coordinator's clock right?", "StaleToken")
+        await self._follow(answer)
+        if answer.state == "begun" and self.standing.ready:
+            await self._client.call("precommit", worker_id=self._me.worker_id, token=answer.token)
+        if self._once is not None and answer.state == "committed" and self._said_applied:
+            self._once.set()
+
+    async def _ask(self) -> Mapping[str, object]:
+        now = self.standing
+        if not self._registered:
+            reply = await self._client.call(
+                "register",
+                worker_id=self._me.worker_id,
+                host=self._me.host,
+                endpoints=list(self._node.endpoints),
+                zone=self._me.zone,
+                have=list(now.have),
+                instance=self._me.instance,
+            )
+            self._registered, self._said_applied = True, False
+            log.info("worker %s takes part", self._me.worker_id)
+            return reply.result
+        current = self._current
+        applied = {"digest": current.digest, "token": current.token} if current and now.applied else None
+        try:
+            reply = await self._client.call(
+                "heartbeat",
+                worker_id=self._me.worker_id,
+                have=list(now.have),
+                applied=applied,
+                failure=self._failure(now),
+            )
+        except CallRefused as error:
+            if error.reason == "UnknownWorker":
+                self._registered = False
+                self._wake.set()
+            raise
+        self._said_applied = applied is not None
+        return reply.result
+
+    def _failure(self, now: Standing) -> dict[str, object] | None:
+        if now.failure is None or self._assignment is None:
+            return None
+        reason, message = now.failure
+        attempt = self._assignment.attempt
+        token = attempt.token if attempt else self._current.token if self._current else 0
+        return {"reason": reason or "Failed", "message": message, "token": token}
+
+    async def _follow(self, answer: Assignment) -> None:
+        """Tell the session what holds now."""
+        before, self._assignment = self._assignment, answer
+        self._current = answer.current or self._current
+        attempt = answer.attempt
+        if before is None or (before.state, before.token) != (answer.state, answer.token):
+            log.info("the coordinator says: %s %s (token %d)", answer.state, answer.version or "nothing", answer.token)
+        wanted = [version for version in (attempt, self._current) if version is not None]
+        for version in wanted:
+            if version.plan_digest not in self._plans:
+                await self._learn(version)
+        usable = [version for version in wanted if self._plans[version.plan_digest] is None]
+        readable = {v.digest: await asyncio.to_thread(may_read, self._sources, v.uri) for v in usable}
+        self._lending.waits = all(readable.values())
+        engines = [engine.pod_uid for engine in assignments.connected(self._status)]
+        spec = assignments.spec_of(
+            attempt if attempt in usable else None,
+            self._current if self._current in usable else None,
+            answer.token,
+            engines,
+            {v.digest: await self._route(v, answer, readable[v.digest]) for v in usable},
+        )
+        if spec != self._spec or self._away:
+            self._spec, self._away = spec, False
+            self._generation += 1
+            await self._node.driver.tell(Assigned(spec, self._generation))
+
+    async def _learn(self, version: Version) -> None:
+        """The version's manifest, out of its plan; a plan that is not what it should be is never used."""
+        reply = await self._client.call("get_plan", digest=version.plan_digest)
+        try:
+            plan = await asyncio.to_thread(plans.parse, reply.binary or b"", f"plan {version.plan_digest}")
+        except Refused as error:
+            self._plans[version.plan_digest] = (error.reason, str(error))
+            return
+        found = (plan.digest, plan.manifest.digest, plan.source)
+        if found != (version.plan_digest, version.digest, version.uri):
+            text = f"the coordinator's plan of {version.version} is not the plan that it names; submit it again"
+            self._plans[version.plan_digest] = ("DigestMismatch", text)
+            return
+        await asyncio.to_thread(self._node.manifests.put, plan.manifest)
+        self._plans[version.plan_digest] = None
+
+    async def _route(self, version: Version, answer: Assignment, readable: bool) -> Route:
+        """Whom to ask. For the attempt as the coordinator says, so that a crowd forms chains; for what is current its donors,
+        the nearest first; and where the source may not be read here, everybody."""
+        if version.digest in self.standing.have:
+            return Route()
+        if not readable:
+            listed = (await self._client.call("list_workers")).result.get("workers", [])
+            return self._peering.everybody(listed)
+        if version.digest == answer.digest and answer.state in assignments.OPEN:
+            return self._peering.chain(answer.parents, answer.fallbacks)
+        donors = (await self._client.call("who_has", digest=version.digest)).result.get("workers", [])
+        return self._peering.donors(donors)
+
+    async def _note_trouble(self, error: CoordinatorError) -> None:
+        now = time.monotonic()
+        silent_seconds = now - self._heard_at
+        if not self.synced:
+            final = not isinstance(error, CoordinatorUnreachable) and error.reason not in TRANSIENT
+            if final or silent_seconds >= self._pace.first_seconds:
+                raise error
+        if error.reason != "UnknownWorker" and now - self._complained_at >= COMPLAIN_SECONDS:
+            self._complained_at = now
+            log.warning("%s", error)
+        if silent_seconds >= self._pace.away_seconds and not self._away:
+            self._away = True
+            await self._node.driver.tell(ApiAway())
