@@ -186,7 +186,7 @@ class _Stream:
         except Broken as error:
             raise PeerUnreachable(self._address, f"it hung up instead of a welcome: {error}") from error
         except Unusable as error:
-            raise PeerUnreachable(self._address, str(error)) from error
+            raise PeerRefused(self._address, str(error)) from error
         except frames.FrameError as error:
             raise PeerProtocolError(self._address, str(error)) from error
 

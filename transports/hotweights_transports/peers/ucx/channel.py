@@ -104,7 +104,7 @@ class Channel:
             self._endpoint.remove_close_callback()
             self._settle()
             self._worker.cancel_inflight_requests(period=int(SETTLE_SECONDS * 1e9), max_attempts=1)
-        if (self._request is not None and not self._request.completed) or self._worker.tag_probe(self._tag).matched:
+        if self._request is not None and not self._request.completed:
             logger.warning("the other side holds on to a UCX channel that was closed: its memory is not freed")
             _abandoned.append(self)
             return

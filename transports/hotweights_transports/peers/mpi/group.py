@@ -1,0 +1,423 @@
+"""A fixed set of nodes comes together, and the head hands each its part of one MPI job.
+
+`Lead` is rank 0's, `Follow` everybody else's. Who came says under which address others can pull from it; so the group is there also
+where the collective is not: when a rank did not come, when MPI does not start, when a member dies. `member` is then None, `why` says
+why, and the nodes pull. Afterwards nobody leaves before the others have what they need, or are gone, or stand still.
+
+It knows no plan and no chunk; ``about`` is whatever all must agree on.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from hotweights_transports.errors import TransferError
+from hotweights_transports.peers.base import PeerError, PeerProtocolError, PeerRefused, PeerTimeout, PeerUnreachable
+from hotweights_transports.peers.mpi.channel import Channel, Message, check_reach
+from hotweights_transports.peers.mpi.hydra import START_SECONDS, Head, MpiFailed, MpiUnavailable, find
+from hotweights_transports.peers.mpi.launch import LaunchRefused, command, parse_launch
+from hotweights_transports.peers.mpi.member import Member
+from hotweights_transports.peers.tcp import address as addresses
+
+log = logging.getLogger(__name__)
+
+MAX_STRANGERS: Final = 16
+MAX_WHY: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What every member of a group is told in the same words."""
+
+    size: int
+    about: str
+    """What this is for; who comes for something else is refused."""
+    slots: int
+    slot_nbytes: int
+    """The ring: buckets on their way at once, and the largest one."""
+    secret: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the nodes bear with each other."""
+
+    join_seconds: float = 60.0
+    """For all to come."""
+    message_seconds: float = 5.0
+    """For one message."""
+    stall_seconds: float = 60.0
+    """Without progress, in the collective and of a node that still pulls after it."""
+
+
+class Lead:
+    """Rank 0. `gather` first; `leave` or `close` at the end."""
+
+    def __init__(self, address: str, port: int, terms: Terms, pull_address: str, patience: Patience) -> None:
+        """``pull_address``: where this node's own chunks can be pulled. Port 0 takes a free one."""
+        self.rank = 0
+        self.terms = terms
+        self.member: Member | None = None
+        self.why = ""
+        self._patience = patience
+        self._host = address
+        self._listener = addresses.listen(address, port)
+        host, self.port = self._listener.getsockname()[:2]
+        self.address = f"mpi://{address}:{self.port}"
+        self._changed = threading.Condition()  # of what follows
+        self._channels: dict[int, Channel] = {}
+        self._pull_addresses: dict[int, str] = {0: pull_address}
+        self._moved: dict[int, float] = {}  # rank that is not done: when it last got further
+        self._strangers = 0
+        self._begun = False
+        self._closing = False
+        self._head: Head | None = None
+        self._threads: list[threading.Thread] = []
+        try:
+            check_reach(self.address, host, terms.secret)
+        except PeerRefused:
+            self._listener.close()
+            raise
+        self._spawn(self._accept)
+
+    @property
+    def peers(self) -> tuple[str, ...]:
+        """Where the other nodes' chunks can be pulled."""
+        with self._changed:
+            return tuple(self._pull_addresses[rank] for rank in sorted(self._pull_addresses) if rank)
+
+    def gather(self) -> None:
+        """Wait for all, then begin the job; without them, or without MPI, begin without a job."""
+        with self._changed:
+            everybody = self._changed.wait_for(
+                lambda: len(self._channels) == self.terms.size - 1, self._patience.join_seconds
+            )
+            absent = sorted(set(range(1, self.terms.size)) - self._channels.keys())
+        if not everybody:
+            who = ", ".join(map(str, absent))
+            self.why = f"rank {who} did not come within {self._patience.join_seconds:g} s"
+        launches: tuple[str, ...] = ()
+        if not self.why:
+            try:
+                self._head = Head(self.terms.size, self._host)
+                launches = self._head.launches
+            except (MpiFailed, MpiUnavailable) as error:
+                self.why = str(error)
+        with self._changed:
+            self._begun = True
+            channels = dict(self._channels)
+        for rank, channel in channels.items():
+            self._say(channel, self._beginning(launches[rank] if launches else "", self.why))
+        if launches:
+            self._start(launches[0])
+
+    def give_up(self, why: str) -> None:
+        """The collective is over on this node: tell the others why, and end it for all."""
+        with self._changed:
+            channels = list(self._channels.values())
+        for channel in channels:
+            self._say(channel, {"kind": "over", "why": why[:MAX_WHY]})
+        self.why = self.why or why
+        if self.member is not None:
+            self.member.close()
+
+    def reason(self) -> str:
+        """What mpiexec had to say about the end of the job."""
+        return self._head.said[:MAX_WHY] if self._head is not None else ""
+
+    def progressed(self) -> None:
+        """This node got further; nobody waits for the head."""
+
+    def leave(self) -> None:
+        """Stay until everybody is done, gone, or standing still."""
+        with self._changed:
+            while self._moved:
+                now = time.monotonic()
+                still = [rank for rank, at in self._moved.items() if now - at > self._patience.stall_seconds]
+                for rank in still:
+                    log.warning("%s: rank %d got no further for %g s", self.address, rank, self._patience.stall_seconds)
+                    del self._moved[rank]
+                self._changed.wait(0.2)
+            channels = list(self._channels.values())
+        for channel in channels:
+            self._say(channel, {"kind": "bye"})
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything, the job included."""
+        with self._changed:
+            self._closing = True
+            channels = list(self._channels.values())
+        try:
+            self._listener.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            log.debug("%s: nobody is connected", self.address)
+        self._listener.close()
+        if self.member is not None:
+            self.member.close()
+        if self._head is not None:
+            self._head.close()
+        for channel in channels:
+            channel.hang_up()
+        for thread in self._threads:
+            thread.join(self._patience.message_seconds + 1)
+
+    def _start(self, line: str) -> None:
+        self.member, self.why = _member(line, 0, self.terms, frozenset({self._host}))
+
+    def _spawn(self, target: Callable[..., None], *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, name="mpi group", daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, (host, *_) = self._listener.accept()
+            except OSError:
+                return
+            with self._changed:
+                if self._closing or self._strangers >= MAX_STRANGERS:
+                    sock.close()
+                    continue
+                self._strangers += 1
+            self._spawn(self._converse, sock, host)
+
+    def _converse(self, sock: socket.socket, host: str) -> None:
+        try:
+            channel = Channel(sock, host, self.terms.secret, head=True, seconds=self._patience.message_seconds)
+        except PeerError as error:
+            log.warning("%s: a stranger was turned away: %s", self.address, error)
+            with self._changed:
+                self._strangers -= 1
+            return
+        rank = 0
+        with channel:
+            try:
+                try:
+                    channel.send({"kind": "welcome"}, self._patience.message_seconds)
+                    rank = self._admitted(channel)
+                finally:
+                    with self._changed:
+                        self._strangers -= 1
+                while rank:
+                    self._hear(rank, channel.receive(self._patience.stall_seconds))
+            except PeerError as error:
+                log.info("%s: rank %s: %s", self.address, rank or "unknown", error)
+            finally:
+                with self._changed:
+                    if self._channels.get(rank) is channel:
+                        del self._channels[rank]
+                        self._moved.pop(rank, None)
+                    self._changed.notify_all()
+
+    def _admitted(self, channel: Channel) -> int:
+        """The rank of who came; 0 if it has no place here."""
+        hello = channel.receive(self._patience.message_seconds)
+        rank, pull_address = hello.get("rank"), hello.get("pull_address")
+        ours: Message = {"size": self.terms.size, "about": self.terms.about}
+        odd = [name for name, value in ours.items() if hello.get(name) != value]
+        if type(rank) is not int or not 1 <= rank < self.terms.size or not _is_pull_address(pull_address):
+            text = f"rank {str(rank)[:20]} has no place in a group of {self.terms.size}"
+        elif odd:
+            text = f"another {odd[0]}: here it is {ours[odd[0]]}, at rank {rank} {str(hello.get(odd[0]))[:100]}"
+        else:
+            with self._changed:
+                if rank not in self._channels:
+                    self._channels[rank] = channel
+                    self._pull_addresses[rank] = str(pull_address)
+                    self._moved[rank] = time.monotonic()
+                    late = self._begun
+                    self._changed.notify_all()
+                    if not late:
+                        return rank
+            if self._channels.get(rank) is channel:
+                self._say(channel, self._beginning("", "the others began without this rank, which came late"))
+                return rank
+            text = f"rank {rank} is here already"
+        self._say(channel, {"kind": "refused", "why": text})
+        return 0
+
+    def _hear(self, rank: int, message: Message) -> None:
+        with self._changed:
+            if message.get("kind") == "done":
+                self._moved.pop(rank, None)
+            elif message.get("kind") == "moved" and rank in self._moved:
+                self._moved[rank] = time.monotonic()
+            self._changed.notify_all()
+
+    def _beginning(self, launch: str, why: str) -> Message:
+        with self._changed:
+            known = {str(rank): address for rank, address in self._pull_addresses.items()}
+        ring = {"slots": self.terms.slots, "slot_nbytes": self.terms.slot_nbytes}
+        return {"kind": "begin", "launch": launch, "why": why[:MAX_WHY], "pull_addresses": known} | ring
+
+    def _say(self, channel: Channel, message: Message) -> None:
+        try:
+            channel.send(message, self._patience.message_seconds)
+        except PeerError as error:
+            log.info("%s: %s", self.address, error)
+
+
+class Follow:
+    """Any other rank. The same calls as `Lead`."""
+
+    def __init__(self, rank: int, address: str, port: int, terms: Terms, pull_address: str, patience: Patience) -> None:
+        self.rank = rank
+        self.terms = terms
+        self.address = f"mpi://{address}:{port}"
+        self.member: Member | None = None
+        self.why = ""
+        self.peers: tuple[str, ...] = ()
+        self._patience = patience
+        self._host = address
+        self._over = ""
+        self._heard_at = 0.0
+        self._ended = threading.Event()  # the head said good-bye, or is gone
+        self._told = threading.Event()
+        self._channel = self._connect(port)
+        self._thread: threading.Thread | None = None
+        try:
+            self._introduce(pull_address)
+        except PeerError:
+            self._channel.close()
+            raise
+
+    def gather(self) -> None:
+        """Wait until the head begins."""
+        begin = self._receive(self._patience.join_seconds + START_SECONDS + self._patience.message_seconds)
+        launch, known = begin.get("launch"), begin.get("pull_addresses")
+        if begin.get("kind") != "begin" or not isinstance(launch, str) or not isinstance(known, dict):
+            raise PeerProtocolError(self.address, "it sent something else than a beginning")
+        pulls = {int(rank): str(uri) for rank, uri in known.items() if rank.isdecimal() and _is_pull_address(uri)}
+        self.peers = tuple(pulls[rank] for rank in sorted(pulls) if rank != self.rank)
+        self.why = str(begin.get("why", ""))[:MAX_WHY]
+        if (begin.get("slots"), begin.get("slot_nbytes")) != (self.terms.slots, self.terms.slot_nbytes):
+            self.why = self.why or "the head has another window or other buckets"
+        self._thread = threading.Thread(target=self._listen, name="mpi group", daemon=True)
+        self._thread.start()
+        if launch and not self.why:
+            heads = frozenset({self._host, self._reached})
+            self.member, self.why = _member(launch, self.rank, self.terms, heads)
+
+    def give_up(self, why: str) -> None:
+        """The collective is over on this node, and thereby for all."""
+        self.why = self.why or why
+        if self.member is not None:
+            self.member.close()
+
+    def reason(self) -> str:
+        """What the head said about the end of the job, if it says so soon."""
+        self._told.wait(1.0)
+        return self._over
+
+    def progressed(self) -> None:
+        """Tell the head, now and then, that this node is not standing still."""
+        now = time.monotonic()
+        if now - self._heard_at > min(1.0, self._patience.stall_seconds / 4) and not self._ended.is_set():
+            self._heard_at = now
+            self._say({"kind": "moved"})
+
+    def leave(self) -> None:
+        """Say that this node has everything, and stay while the others may need it."""
+        self._say({"kind": "done"})
+        self._ended.wait(self._patience.stall_seconds)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._channel.hang_up()
+        if self.member is not None:
+            self.member.close()
+        if self._thread is not None:
+            self._thread.join(self._patience.message_seconds)
+        self._channel.close()
+
+    def _connect(self, port: int) -> Channel:
+        deadline = time.monotonic() + self._patience.join_seconds
+        while True:
+            try:
+                sock = socket.create_connection((self._host, port), timeout=self._patience.message_seconds)
+                break
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    text = f"no head within {self._patience.join_seconds:g} s: {error}"
+                    raise PeerUnreachable(self.address, f"{text}; start rank 0, or set MASTER_ADDR") from error
+                time.sleep(0.1)
+        self._reached = str(sock.getpeername()[0])
+        try:
+            check_reach(self.address, self._reached, self.terms.secret)
+        except PeerRefused:
+            sock.close()
+            raise
+        seconds = self._patience.message_seconds
+        return Channel(sock, self.address, self.terms.secret, head=False, seconds=seconds)
+
+    def _introduce(self, pull_address: str) -> None:
+        self._receive(self._patience.message_seconds)  # the welcome, which proves that the head has the secret
+        hello = {"kind": "hello", "rank": self.rank, "size": self.terms.size, "about": self.terms.about}
+        self._channel.send(hello | {"pull_address": pull_address}, self._patience.message_seconds)
+
+    def _receive(self, seconds: float) -> Message:
+        message = self._channel.receive(seconds)
+        if message.get("kind") == "refused":
+            raise PeerRefused(self.address, str(message.get("why", ""))[:MAX_WHY])
+        return message
+
+    def _listen(self) -> None:
+        while True:
+            try:
+                message = self._channel.receive(self._patience.stall_seconds)
+            except PeerTimeout:
+                continue  # nothing to say; a head that is gone closes the connection
+            except PeerError:
+                break
+            if message.get("kind") == "over":
+                self._over = str(message.get("why", ""))[:MAX_WHY]
+                self._told.set()
+            elif message.get("kind") == "bye":
+                break
+        self._told.set()
+        self._ended.set()
+
+    def _say(self, message: Message) -> None:
+        try:
+            self._channel.send(message, self._patience.message_seconds)
+        except PeerError as error:
+            log.info("%s", error)
+
+
+def _member(line: str, rank: int, terms: Terms, heads: frozenset[str]) -> tuple[Member | None, str]:
+    """The rank of a launch line, ready; or why there is none."""
+    try:
+        launch = parse_launch(line)
+        if launch.proxy_id != rank:
+            raise LaunchRefused(f"--proxy-id {launch.proxy_id}: rank {rank} takes its own launch only")
+        member = Member(command(launch, find().proxy, heads), terms.slots, terms.slot_nbytes)
+    except TransferError as error:  # LaunchRefused, MpiFailed, MpiUnavailable
+        return None, str(error)
+    try:
+        member.wait_ready(START_SECONDS)
+        if (member.rank, member.size) != (rank, terms.size):
+            raise MpiFailed(f"MPI made us rank {member.rank} of {member.size} instead of {rank} of {terms.size}")
+    except MpiFailed as error:
+        member.close()
+        return None, str(error)
+    return member, ""
+
+
+def _is_pull_address(text: object) -> bool:
+    """Whether the registry may be asked for it: a TCP peer, or nothing to pull there."""
+    if not isinstance(text, str) or len(text) > 300:
+        return False
+    try:
+        addresses.parse(text)
+    except ValueError:
+        return False
+    return True
