@@ -12,12 +12,25 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from e2e.harness import samples
-from e2e.harness.environment import ROOT, SAMPLES, Environment, NotSet, diagnose, provide
+from e2e.harness.environment import (
+    MODELS_IN_PODS,
+    NAMESPACE,
+    RELEASE,
+    ROOT,
+    SAMPLES,
+    SYSTEM,
+    Environment,
+    NotSet,
+    diagnose,
+    provide,
+)
 from e2e.harness.kubectl import CommandFailed, TimedOut
 from e2e.harness.reach import reach
 from e2e.harness.story import say, step, table
@@ -31,6 +44,15 @@ TOKENS = 24
 LABEL = "app=tiny-llama"
 READY_SECONDS = 300
 RESTART_SECONDS = 900
+QUESTIONS = (
+    ("get", "weightrollouts"),
+    ("get", "wroll", "-o", "wide"),
+    ("get", "wver"),
+    ("get", "nw", "-A"),
+    ("get", "pods", "-L", "hotweights.dev/version"),
+    ("describe", "wroll", "tiny-llama"),
+)
+"""What a user asks when a rollout is complete; the answers are in ``build/story.txt`` too, and the README quotes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,12 +161,9 @@ def restart(environment: Environment) -> float:
     """The same change without Hotweights: the new checkpoint in the old one's place, and ``kubectl rollout restart``."""
     kubectl = environment.in_samples
     kubectl("delete", "weightrollout", "tiny-llama", "--wait=true")
-    boot = environment.models / "tiny-llama" / "v0"
-    boot.rename(boot.with_name("v0.old"))
-    shutil.copytree(environment.models / "tiny-llama" / "v1", boot)
-    try:
+    with new_checkpoint(environment) as command:
         began = time.monotonic()
-        kubectl("rollout", "restart", "deployment/tiny-llama")
+        kubectl(*command)
         kubectl(
             "rollout",
             "status",
@@ -153,6 +172,21 @@ def restart(environment: Environment) -> float:
             timeout_seconds=RESTART_SECONDS + 10,
         )
         return time.monotonic() - began
+
+
+@contextmanager
+def new_checkpoint(environment: Environment) -> Iterator[tuple[str, ...]]:
+    """The new checkpoint where restarted pods find it, and how to restart them."""
+    if environment.cluster is None:  # the nodes' folders are out of reach, so the template names the new one instead
+        path, value = "/spec/template/spec/containers/0/args/0", f"{MODELS_IN_PODS}/tiny-llama/v1"
+        patch = json.dumps([{"op": "replace", "path": path, "value": value}])
+        yield ("patch", "deployment", "tiny-llama", "--type=json", "--patch", patch)
+        return
+    boot = environment.models / "tiny-llama" / "v0"
+    boot.rename(boot.with_name("v0.old"))
+    shutil.copytree(environment.models / "tiny-llama" / "v1", boot)
+    try:
+        yield ("rollout", "restart", "deployment/tiny-llama")
     finally:
         shutil.rmtree(boot)
         boot.with_name("v0.old").rename(boot)
@@ -184,30 +218,37 @@ def tell(result: Result) -> None:
     say(f"client requests          {result.client_requests:7d}     ({result.client_failures} failed)")
 
 
+def show(environment: Environment, *arguments: str) -> str:
+    """A command and what it prints, said, and given back for whoever quotes it."""
+    shown = f"$ kubectl {' '.join(arguments)}\n{environment.in_samples(*arguments)}"
+    say(shown)
+    return shown
+
+
 def run(environment: Environment) -> Result:
     """Everything, on a cluster that is ready."""
     with step("what a vLLM answers that is started cold on v1"):
         cold_ids = models.greedy_text(environment.models / "tiny-llama" / "v1", [PROMPT], TOKENS)[0]
     with step("two vLLM pods that serve v0, one on each node"):
         samples.start_pods(environment)
-    say("$ kubectl get pods -L hotweights.dev/version -o wide")
-    say(environment.in_samples("get", "pods", "-L", "hotweights.dev/version", "-o", "wide"))
+    story = [show(environment, "get", "pods", "-L", "hotweights.dev/version", "-o", "wide")]
     with step("the hot way, while a client sends completions to both pods"):
         pods, seconds, traffic = hot(environment, cold_ids)
-    for arguments in (
-        ("get", "weightrollouts"),
-        ("get", "wroll", "-o", "wide"),
-        ("get", "wver"),
-        ("get", "nw", "-A"),
-        ("get", "pods", "-L", "hotweights.dev/version"),
-    ):
-        say(f"$ kubectl {' '.join(arguments)}")
-        say(environment.in_samples(*arguments))
+    story += [show(environment, *arguments) for arguments in QUESTIONS]
+    written("story.txt", "\n".join(story))
     for failure in traffic.failures[:5]:
         say(f"failed request: {failure}")
     with step("the same change by kubectl rollout restart"):
         restart_seconds = restart(environment)
     return Result(pods, seconds, restart_seconds, traffic.requests, len(traffic.failures))
+
+
+def written(name: str, text: str) -> Path:
+    """A file of the demo's in ``build``."""
+    path = ROOT / "build" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    return path
 
 
 def main() -> int:
@@ -221,18 +262,17 @@ def main() -> int:
     try:
         environment = provide()
         result = run(environment)
-    except (CommandFailed, TimedOut, ClusterError, BuildError, NotSet) as error:
+    except (CommandFailed, TimedOut, ClusterError, BuildError, NotSet, OSError) as error:
         if environment is not None:
-            (ROOT / "build").mkdir(exist_ok=True)
-            (ROOT / "build" / "demo-diagnosis.txt").write_text(diagnose(environment))
-            say("what the cluster looked like is in build/demo-diagnosis.txt")
+            say(f"what the cluster looked like is in {written('demo-diagnosis.txt', diagnose(environment))}")
         print(f"demo: {error}", file=sys.stderr)
         return 1
     finally:
         if environment is not None and environment.cluster is not None and not arguments.keep:
             environment.cluster.down()
-    (ROOT / "build").mkdir(exist_ok=True)
-    Path(ROOT / "build" / "demo.json").write_text(json.dumps(result.to_json(), indent=2) + "\n")
+    written("demo.json", json.dumps(result.to_json(), indent=2) + "\n")
+    if environment.cluster is None:
+        say(f"left on your cluster: the release {RELEASE} in {SYSTEM}, and the namespace {NAMESPACE}")
     tell(result)
     problems = result.failures()
     for problem in problems:

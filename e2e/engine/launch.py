@@ -41,7 +41,8 @@ class VLLM:
         folder.mkdir(parents=True, exist_ok=True)
         plugin = bundle.write(folder / "plugin")
         self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.address = f"127.0.0.1:{self.port}"
+        self.url = f"http://{self.address}"
         self.log = folder / "vllm.log"
         paths = [str(path) for path in (extra_path, plugin) if path is not None]
         variables = {

@@ -13,7 +13,7 @@ from e2e.engine import images
 from e2e.engine.agent import Gone
 from e2e.engine.conftest import Engine, assert_serves, checkpoint, golden, report, version
 from e2e.engine.images import Image
-from e2e.engine.traffic import Traffic
+from e2e.harness.traffic import Traffic
 from hotweights_transports.handoff import wire
 
 
@@ -158,7 +158,7 @@ def test_bfloat16_checkpoint_in_a_float32_engine(engine: Engine) -> None:
 def test_users_notice_nothing_but_a_short_wait(
     engine: Engine, versions: list[Image], models: list[Path], request: pytest.FixtureRequest
 ) -> None:
-    with Traffic(engine.vllm, streams=2, plain=2) as traffic:
+    with Traffic([engine.vllm.address], streams=2, plain=2, max_tokens=40) as traffic:
         time.sleep(3)
         calm = traffic.worst_gap()
         for number in (0, 1, 0, 1):
@@ -172,12 +172,12 @@ def test_users_notice_nothing_but_a_short_wait(
                 request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}; gaps {gaps}, calm {calm:.3f}"
             )
     assert traffic.failures == []
-    assert traffic.finished > 0
+    assert traffic.requests > 0
     assert_serves(engine, models[1])
 
 
 def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: list[Image], models: list[Path]) -> None:
-    with Traffic(engine.vllm, streams=1, plain=1) as traffic:
+    with Traffic([engine.vllm.address], streams=1, max_tokens=40) as traffic:
         time.sleep(1)
         engine.agent.prepare(versions[0])
         answer = engine.agent.commit(versions[0].digest, mode="Wait", drain_seconds=30.0)
@@ -193,7 +193,7 @@ def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: l
 
 def test_abort_ends_requests_and_serves_on(engine: Engine, versions: list[Image], models: list[Path]) -> None:
     engine.agent.prepare(versions[1])
-    with Traffic(engine.vllm, streams=1, plain=1, tokens=200):
+    with Traffic([engine.vllm.address], streams=1, max_tokens=200):
         time.sleep(1)
         assert isinstance(engine.agent.commit(versions[1].digest, mode="Abort"), wire.Committed)
     assert_serves(engine, models[1])

@@ -1,8 +1,8 @@
 """The cluster that demo and e2e run on, with Hotweights installed as a user installs it.
 
 Without KUBECONFIG it is a cluster of this machine (`localcluster`), with images built from this tree. With KUBECONFIG it is
-that cluster; images are pushed to the registry that HOTWEIGHTS_REGISTRY names. Models lie in a folder of the nodes that the chart
-allows as a source, and that a PersistentVolumeClaim shows to the vLLM pods.
+that cluster; its user pushed the image to the registry that HOTWEIGHTS_REGISTRY names, and copied the models into the folder of
+the nodes that HOTWEIGHTS_MODELS names. The chart allows that folder as a source, and a PersistentVolumeClaim shows it to the vLLM pods.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class Environment:
 
     kubectl: Kubectl
     helm: Path
-    models: Path  # on this machine and on the nodes
+    models: Path  # on this machine
+    models_on_nodes: Path  # the same folder, unless the cluster is somebody else's
     cluster: Cluster | None  # None: somebody else's
 
     @property
@@ -53,9 +54,14 @@ class Environment:
         return Kubectl(self.kubectl.binary, self.kubectl.kubeconfig, NAMESPACE)
 
 
+def models_folder() -> Path:
+    """Where `make_models` puts them."""
+    return vllm_build.cache() / "e2e-models"
+
+
 def make_models() -> Path:
     """The folder with v0 and v1 of the samples' model: two seeds of one architecture, fresh copies of what was made once."""
-    made, folder = vllm_build.cache() / "models", vllm_build.cache() / "e2e-models"
+    made, folder = vllm_build.cache() / "models", models_folder()
     with step("vLLM for CPUs, and two versions of a tiny Llama"):
         vllm_build.ensure()
         models.make_models([Model(made / "tiny-llama" / f"v{seed}", "llama", seed) for seed in (0, 1)])
@@ -86,27 +92,42 @@ def publish(checkpoint: Path, version: str, *options: str) -> str:
 
 def provide(nodes: int = 2) -> Environment:
     """A cluster with Hotweights installed and the samples' namespace ready; what is there already is kept."""
-    models_folder = make_models()
+    given = somebody_elses()
+    here = make_models()
     tools = binaries.ensure(["kubectl", "helm"])
-    given = os.environ.get("KUBECONFIG", "")
-    if given:
-        if not os.environ.get("HOTWEIGHTS_REGISTRY") or not os.environ.get("HOTWEIGHTS_MODELS"):
-            raise NotSet(
-                "With KUBECONFIG, set HOTWEIGHTS_REGISTRY (where the image of images/Dockerfile was pushed) and HOTWEIGHTS_MODELS "
-                f"(the folder of the nodes that holds a copy of {models_folder})."
-            )
-        environment = Environment(
-            Kubectl(tools["kubectl"], Path(given)), tools["helm"], Path(os.environ["HOTWEIGHTS_MODELS"]), None
-        )
+    if given is not None:
+        kubectl = Kubectl(tools["kubectl"], given)
+        environment = Environment(kubectl, tools["helm"], here, Path(os.environ["HOTWEIGHTS_MODELS"]), None)
     else:
         with step(f"a Kubernetes cluster with {nodes} nodes on this machine"):
             cluster = Cluster.up(nodes=nodes)
         with step("images, built from this tree and loaded into the nodes"):
             cluster.load(*build_images())
-        environment = Environment(Kubectl(tools["kubectl"], cluster.kubeconfig), tools["helm"], models_folder, cluster)
+        kubectl = Kubectl(tools["kubectl"], cluster.kubeconfig)
+        environment = Environment(kubectl, tools["helm"], here, here, cluster)
         environment.kubectl("apply", "--filename", "-", stdin=str(yaml.safe_dump_all(host.policy())))
     install(environment)
     return environment
+
+
+def somebody_elses(variables: Mapping[str, str] = os.environ) -> Path | None:
+    """The kubeconfig of a cluster that is not ours; None: use ours. Raises `NotSet` for what only its user can give."""
+    given = variables.get("KUBECONFIG", "")
+    if not given:
+        return None
+    if not Path(given).is_file():
+        raise NotSet(f"KUBECONFIG={given} is no file; one for several is made by: kubectl config view --flatten > FILE")
+    if not variables.get("HOTWEIGHTS_REGISTRY"):
+        raise NotSet(
+            "With KUBECONFIG, set HOTWEIGHTS_REGISTRY: where the image of images/Dockerfile was pushed to, as "
+            f"$HOTWEIGHTS_REGISTRY/hotweights:{version()}"
+        )
+    if not Path(variables.get("HOTWEIGHTS_MODELS", "")).is_absolute():
+        raise NotSet(
+            "With KUBECONFIG, set HOTWEIGHTS_MODELS: the absolute path of a folder on every node that holds a copy of "
+            f"{models_folder()} (made by the first run without KUBECONFIG, or: python -m e2e.harness.environment)"
+        )
+    return Path(given).resolve()
 
 
 def build_images() -> Sequence[Path]:
@@ -135,7 +156,7 @@ def install(environment: Environment, *settings: str) -> None:
         f"image.registry={registry}",
         "sources[0].name=models",
         f"sources[0].path={MODELS_IN_PODS}",
-        f"sources[0].hostPath={environment.models}",
+        f"sources[0].hostPath={environment.models_on_nodes}",
         f"sources[0].namespaces={{{NAMESPACE}}}",
         # vLLM's processes spin while they serve, and all nodes share this machine's cores: what decides must not queue behind.
         "operator.resources.requests.cpu=250m",
@@ -145,9 +166,9 @@ def install(environment: Environment, *settings: str) -> None:
     with step("helm install hotweights"):
         run(
             environment.helm, "--kubeconfig", environment.kubectl.kubeconfig, "upgrade", "--install", RELEASE, ROOT / "helm" / "hotweights",
-            "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "180s",
+            "--namespace", SYSTEM, "--create-namespace", "--wait", "--timeout", "300s",
             *[part for value in values for part in ("--set", value)],
-            timeout_seconds=240,
+            timeout_seconds=330,
         )  # fmt: skip
 
 
@@ -167,3 +188,7 @@ def diagnose(environment: Environment) -> str:
         except CommandFailed as error:
             pieces.append(str(error))
     return "\n".join(pieces)
+
+
+if __name__ == "__main__":
+    print(make_models())

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import IO, Any
 
 from e2e.harness.environment import Environment
-from e2e.harness.kubectl import CommandFailed
+from e2e.harness.kubectl import CommandFailed, TimedOut
+
+_FORWARD_SECONDS = 30.0
 
 
 @contextmanager
@@ -29,13 +34,28 @@ def _forwarded(environment: Environment, pod: dict[str, Any], port: int) -> Iter
         str(kubectl.binary), "--kubeconfig", str(kubectl.kubeconfig), "--namespace", pod["metadata"]["namespace"],
         "port-forward", f"pod/{pod['metadata']['name']}", f":{port}",
     ]  # fmt: skip
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        line = process.stdout.readline() if process.stdout else ""
-        found = re.search(r"127\.0\.0\.1:(\d+)", line)
-        if found is None:
-            raise CommandFailed(f"{' '.join(command)}: {line.strip()}")
-        yield f"127.0.0.1:{found.group(1)}"
-    finally:
-        process.terminate()
-        process.wait(timeout=10)
+    with tempfile.TemporaryFile() as said:  # a pipe that nobody reads would be full after some thousand connections
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            yield _address(process, said, " ".join(command))
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], said: IO[bytes], command: str) -> str:
+    """Where kubectl says that it listens."""
+    deadline = time.monotonic() + _FORWARD_SECONDS
+    while time.monotonic() < deadline:
+        ended = process.poll() is not None
+        text = os.pread(said.fileno(), 65536, 0).decode()  # kubectl writes at the offset that a seek would move
+        if found := re.search(r"127\.0\.0\.1:(\d+)", text):
+            return f"127.0.0.1:{found[1]}"
+        if ended:
+            raise CommandFailed(f"{command}: {text.strip()}")
+        time.sleep(0.05)
+    raise TimedOut(f"{command} said nothing of a port within {_FORWARD_SECONDS:g} s")

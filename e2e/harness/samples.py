@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import yaml
@@ -25,7 +26,7 @@ def models_volume(environment: Environment) -> str:
             "persistentVolumeReclaimPolicy": "Retain",
             "storageClassName": "",
             "claimRef": {"namespace": NAMESPACE, "name": "models"},
-            "hostPath": {"path": str(environment.models)},
+            "hostPath": {"path": str(environment.models_on_nodes)},
         },
     }
     claim = {
@@ -50,10 +51,18 @@ def start_pods(environment: Environment) -> None:
     kubectl.apply(SAMPLES / "namespace.yaml")
     kubectl("apply", "--filename", "-", stdin=models_volume(environment))
     kubectl.apply(SAMPLES / "vllm.yaml", SAMPLES / "weightversion-v0.yaml", SAMPLES / "weightrollout-v0.yaml")
+    if not injects(environment):
+        kubectl("patch", "deployment", "tiny-llama", "--patch-file", str(SAMPLES / "manual-injection.yaml"))
     kubectl(
         "rollout", "status", "deployment/tiny-llama", f"--timeout={START_SECONDS}s", timeout_seconds=START_SECONDS + 10
     )
     kubectl("wait", "--for=condition=Ready", "weightrollout/tiny-llama", "--timeout=120s", timeout_seconds=130)
+
+
+def injects(environment: Environment) -> bool:
+    """Whether the label is enough on this cluster; before Kubernetes 1.36 the template is patched."""
+    group = json.loads(environment.kubectl("get", "--raw", "/apis/admissionregistration.k8s.io/v1"))
+    return any(resource["name"] == "mutatingadmissionpolicies" for resource in group["resources"])
 
 
 def engine_status(environment: Environment) -> dict[str, dict[str, Any]]:

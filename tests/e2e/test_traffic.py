@@ -1,0 +1,93 @@
+"""Clients notice what a user would: a refusal, an answer that breaks off, a stream that stands still."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from e2e.harness.traffic import Traffic, complete_ids
+
+Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
+
+
+@contextmanager
+def server(answer: Answer) -> Iterator[str]:
+    """The address of something that answers completions like this."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            answer(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    made = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=made.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield f"127.0.0.1:{made.server_address[1]}"
+    finally:
+        made.shutdown()
+        thread.join()
+        made.server_close()
+
+
+def choice(reason: str | None) -> bytes:
+    return json.dumps({"choices": [{"token_ids": [1, 2], "finish_reason": reason}]}).encode()
+
+
+def well(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    """As vLLM answers; a stream stands still once."""
+    handler.send_response(200)
+    handler.end_headers()
+    if not body["stream"]:
+        handler.wfile.write(choice("length"))
+        return
+    handler.wfile.write(b"data: " + choice(None) + b"\n\n")
+    time.sleep(0.1)
+    handler.wfile.write(b"data: " + choice("length") + b"\n\ndata: [DONE]\n\n")
+
+
+def busy(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    handler.send_error(503)
+
+
+def broken(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b"data: " + choice(None) + b"\n\n" if body["stream"] else choice("abort"))
+
+
+def ask(address: str) -> Traffic:
+    """Clients of both kinds, until a few requests ended."""
+    with Traffic([address], plain=1, streams=1) as traffic:
+        while traffic.requests < 4:
+            time.sleep(0.01)
+    return traffic
+
+
+def test_good_answers_are_counted_and_their_gaps_seen() -> None:
+    with server(well) as address:
+        assert complete_ids(address, [1]) == [1, 2]
+        traffic = ask(address)
+    assert traffic.failures == []
+    assert traffic.worst_gap() >= 0.1
+    assert traffic.worst_gap(until=0.0) == 0.0
+    assert traffic.slowest_seconds >= 0.1
+
+
+def test_every_kind_of_failure_is_kept() -> None:
+    with server(busy) as address:
+        traffic = ask(address)
+        assert len(traffic.failures) == traffic.requests
+        assert "503" in traffic.failures[0]
+    with server(broken) as address:
+        told = " ".join(ask(address).failures)
+    assert "ended with abort" in told
+    assert "the stream broke off" in told
+    assert "Error" in ask(address).failures[0]  # nobody listens there any more
