@@ -30,6 +30,7 @@ from hotweights_transports.errors import SourceUnavailable
 
 HOME_VARIABLE = "HOTWEIGHTS_HOME"
 CURRENT_MANIFEST = "current_manifest.json"
+COORDINATOR_SECONDS = 10.0
 
 
 class Previous(NamedTuple):
@@ -133,9 +134,15 @@ def _published_or_nothing(text: bytes, where: str) -> Published | None:
 
 def _coordinators_manifest(endpoint: str) -> bytes | None:
     from hotweights.coordinator.client import Client  # zmq is needed for this alone
+    from hotweights.coordinator.messages import CallRefused
 
-    with Client(endpoint) as client:
-        return client.call("get_current_manifest").binary
+    with Client(endpoint, timeout_seconds=COORDINATOR_SECONDS) as client:
+        try:
+            return client.call("get_current_manifest").binary
+        except CallRefused as error:
+            if error.reason != "NoManifest":
+                raise
+            return None
 
 
 def _folder_of(path: Path, manifest: Manifest) -> str:

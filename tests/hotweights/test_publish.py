@@ -6,46 +6,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
 
-from hotweights import cli
 from hotweights.commands import publish
 from hotweights.published import read_published
 from hotweights_planner.manifest import FILE_NAME, parse
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command printed, and its exit code."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Run = Callable[..., Done]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
-    """Runs the command line in this process, which spares its start."""
-    monkeypatch.setenv("COLUMNS", "500")
-
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["hotweights", *map(str, arguments)])
-        code = 0
-        try:
-            cli.main()
-        except SystemExit as left:
-            code = left.code if isinstance(left.code, int) else 0
-        return Done(code, *capfd.readouterr())
-
-    return call
+from tests.hotweights.command_line import Run
 
 
 @pytest.fixture
