@@ -345,11 +345,11 @@ class Scene:
 
     async def grant(self) -> str:
         """What the chart lets the operator do, for all namespaces; the objects, to take the rights away again."""
-        helm = binaries.ensure(["helm"])["helm"]
-        words = [helm, "template", "hotweights", ROOT / "helm" / "hotweights", "-n", self.system]
-        rendered = await asyncio.to_thread(subprocess.run, words, capture_output=True, text=True, check=True)
+        helm = str(binaries.ensure(["helm"])["helm"])
+        words = [helm, "template", "hotweights", str(ROOT / "helm" / "hotweights"), "-n", self.system]
+        rendered = await asyncio.to_thread(lambda: subprocess.check_output(words, text=True, timeout=60))
         rights = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-        objects = yaml.dump_all([b for b in yaml.safe_load_all(rendered.stdout) if b and b["kind"] in rights])
+        objects = yaml.dump_all([b for b in yaml.safe_load_all(rendered) if b and b["kind"] in rights])
         await asyncio.to_thread(lambda: self.kubectl("apply", "-f", "-", text=objects))
         return objects
 
