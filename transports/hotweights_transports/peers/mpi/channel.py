@@ -34,7 +34,7 @@ Message = dict[str, Any]
 
 def check_reach(address: str, host: str, secret: bytes) -> None:
     """Refuse to talk to other hosts without a secret."""
-    if not secret and not _is_loopback(host):
+    if not secret and not is_loopback(host):
         text = "without a secret only ranks of this host may form a group; set HOTWEIGHTS_PEER_TOKEN on all of them"
         raise PeerRefused(address, text)
 
@@ -123,7 +123,8 @@ class _Told:
             raise PeerTimeout(self._address, str(error)) from error
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether it is an address of this host only."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -13,13 +13,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from hotweights_transports.errors import TransferError
 from hotweights_transports.peers.base import PeerError, PeerProtocolError, PeerRefused, PeerTimeout, PeerUnreachable
-from hotweights_transports.peers.mpi.channel import Channel, Message, check_reach
+from hotweights_transports.peers.mpi.channel import Channel, Message, check_reach, is_loopback
 from hotweights_transports.peers.mpi.hydra import START_SECONDS, Head, MpiFailed, MpiUnavailable, find
 from hotweights_transports.peers.mpi.launch import LaunchRefused, command, parse_launch
 from hotweights_transports.peers.mpi.member import Member
@@ -59,38 +59,36 @@ class Patience:
 class Lead:
     """Rank 0. `gather` first; `leave` or `close` at the end."""
 
-    def __init__(self, address: str, port: int, terms: Terms, pull_address: str, patience: Patience) -> None:
-        """``pull_address``: where this node's own chunks can be pulled. Port 0 takes a free one."""
+    def __init__(self, address: str, port: int, terms: Terms, pull_port: int, patience: Patience) -> None:
+        """``address``: under which the others know this node, ``pull_port``: where its own chunks can be pulled over TCP.
+        Port 0 takes a free one."""
         self.rank = 0
         self.terms = terms
         self.member: Member | None = None
         self.why = ""
         self._patience = patience
         self._host = address
-        self._listener = addresses.listen(address, port)
-        host, self.port = self._listener.getsockname()[:2]
-        self.address = f"mpi://{address}:{self.port}"
+        check_reach(f"mpi://{address}:{port}", address, terms.secret)
+        anywhere = "::" if ":" in address else "0.0.0.0"  # what others know us by need not be one of our interfaces
+        self._listener = addresses.listen(address if is_loopback(address) else anywhere, port)
+        self.port = int(self._listener.getsockname()[1])
+        self.address = addresses.form(address, self.port, "mpi")
         self._changed = threading.Condition()  # of what follows
         self._channels: dict[int, Channel] = {}
-        self._pull_addresses: dict[int, str] = {0: pull_address}
+        self._pull_addresses: dict[int, str] = {0: addresses.form(address, pull_port)}
         self._moved: dict[int, float] = {}  # rank that is not done: when it last got further
         self._strangers = 0
         self._begun = False
         self._closing = False
         self._head: Head | None = None
         self._threads: list[threading.Thread] = []
-        try:
-            check_reach(self.address, host, terms.secret)
-        except PeerRefused:
-            self._listener.close()
-            raise
         self._spawn(self._accept)
 
     @property
-    def peers(self) -> tuple[str, ...]:
-        """Where the other nodes' chunks can be pulled."""
+    def pull_addresses(self) -> Mapping[int, str]:
+        """Rank by rank, where its chunks can be pulled."""
         with self._changed:
-            return tuple(self._pull_addresses[rank] for rank in sorted(self._pull_addresses) if rank)
+            return dict(self._pull_addresses)
 
     def gather(self) -> None:
         """Wait for all, then begin the job; without them, or without MPI, begin without a job."""
@@ -102,6 +100,8 @@ class Lead:
         if not everybody:
             who = ", ".join(map(str, absent))
             self.why = f"rank {who} did not come within {self._patience.join_seconds:g} s"
+        elif self.terms.size == 1:
+            self.why = "there is nobody else"
         launches: tuple[str, ...] = ()
         if not self.why:
             try:
@@ -202,7 +202,7 @@ class Lead:
             try:
                 try:
                     channel.send({"kind": "welcome"}, self._patience.message_seconds)
-                    rank = self._admitted(channel)
+                    rank = self._admitted(channel, host)
                 finally:
                     with self._changed:
                         self._strangers -= 1
@@ -217,13 +217,13 @@ class Lead:
                         self._moved.pop(rank, None)
                     self._changed.notify_all()
 
-    def _admitted(self, channel: Channel) -> int:
+    def _admitted(self, channel: Channel, host: str) -> int:
         """The rank of who came; 0 if it has no place here."""
         hello = channel.receive(self._patience.message_seconds)
-        rank, pull_address = hello.get("rank"), hello.get("pull_address")
+        rank, pull_port = hello.get("rank"), hello.get("pull_port")
         ours: Message = {"size": self.terms.size, "about": self.terms.about}
         odd = [name for name, value in ours.items() if hello.get(name) != value]
-        if type(rank) is not int or not 1 <= rank < self.terms.size or not _is_pull_address(pull_address):
+        if type(rank) is not int or not 1 <= rank < self.terms.size or type(pull_port) is not int:
             text = f"rank {str(rank)[:20]} has no place in a group of {self.terms.size}"
         elif odd:
             text = f"another {odd[0]}: here it is {ours[odd[0]]}, at rank {rank} {str(hello.get(odd[0]))[:100]}"
@@ -231,7 +231,7 @@ class Lead:
             with self._changed:
                 if rank not in self._channels:
                     self._channels[rank] = channel
-                    self._pull_addresses[rank] = str(pull_address)
+                    self._pull_addresses[rank] = addresses.form(host, pull_port)
                     self._moved[rank] = time.monotonic()
                     late = self._begun
                     self._changed.notify_all()
@@ -268,13 +268,13 @@ class Lead:
 class Follow:
     """Any other rank. The same calls as `Lead`."""
 
-    def __init__(self, rank: int, address: str, port: int, terms: Terms, pull_address: str, patience: Patience) -> None:
+    def __init__(self, rank: int, address: str, port: int, terms: Terms, pull_port: int, patience: Patience) -> None:
         self.rank = rank
         self.terms = terms
-        self.address = f"mpi://{address}:{port}"
+        self.address = addresses.form(address, port, "mpi")
         self.member: Member | None = None
         self.why = ""
-        self.peers: tuple[str, ...] = ()
+        self.pull_addresses: Mapping[int, str] = {}
         self._patience = patience
         self._host = address
         self._over = ""
@@ -284,7 +284,7 @@ class Follow:
         self._channel = self._connect(port)
         self._thread: threading.Thread | None = None
         try:
-            self._introduce(pull_address)
+            self._introduce(pull_port)
         except PeerError:
             self._channel.close()
             raise
@@ -295,8 +295,9 @@ class Follow:
         launch, known = begin.get("launch"), begin.get("pull_addresses")
         if begin.get("kind") != "begin" or not isinstance(launch, str) or not isinstance(known, dict):
             raise PeerProtocolError(self.address, "it sent something else than a beginning")
-        pulls = {int(rank): str(uri) for rank, uri in known.items() if rank.isdecimal() and _is_pull_address(uri)}
-        self.peers = tuple(pulls[rank] for rank in sorted(pulls) if rank != self.rank)
+        self.pull_addresses = {
+            int(rank): str(uri) for rank, uri in known.items() if rank.isdecimal() and _is_pull_address(uri)
+        }
         self.why = str(begin.get("why", ""))[:MAX_WHY]
         if (begin.get("slots"), begin.get("slot_nbytes")) != (self.terms.slots, self.terms.slot_nbytes):
             self.why = self.why or "the head has another window or other buckets"
@@ -359,10 +360,10 @@ class Follow:
         seconds = self._patience.message_seconds
         return Channel(sock, self.address, self.terms.secret, head=False, seconds=seconds)
 
-    def _introduce(self, pull_address: str) -> None:
+    def _introduce(self, pull_port: int) -> None:
         self._receive(self._patience.message_seconds)  # the welcome, which proves that the head has the secret
         hello = {"kind": "hello", "rank": self.rank, "size": self.terms.size, "about": self.terms.about}
-        self._channel.send(hello | {"pull_address": pull_address}, self._patience.message_seconds)
+        self._channel.send(hello | {"pull_port": pull_port}, self._patience.message_seconds)
 
     def _receive(self, seconds: float) -> Message:
         message = self._channel.receive(seconds)

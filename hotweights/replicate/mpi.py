@@ -1,0 +1,150 @@
+"""Ranks in an MPI broadcast: rank 0 reads the source once, and all get every bucket as it comes; who loses the collective pulls.
+
+The ranks meet at MASTER_ADDR:MASTER_PORT, rank 0 starts the job, each node its own part of it (`peers.mpi.group`), and the plan's buckets
+go through it (`peers.mpi.broadcast`). A rank that dies takes the collective with it, not the others: what had come is kept, and the
+rest is pulled, by the agent's fetch, from the earlier ranks and at last from the source. Nobody leaves before the others are through.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from hotweights.coordinator.address import is_loopback
+from hotweights.coordinator.auth import TOKEN_VARIABLE
+from hotweights.replicate.board import Board
+from hotweights.replicate.world import Measured, Replicator, World
+from hotweights.worker.doors import PeerDoor, peer_secret
+from hotweights_agent.fetch import Fetch, OriginSource, PeerSource
+from hotweights_planner.errors import Refused
+from hotweights_planner.manifest import Chunk
+from hotweights_transports.peers.base import ClientLimits, PeerServer, Want
+from hotweights_transports.peers.mpi.broadcast import receive, send
+from hotweights_transports.peers.mpi.group import Follow, Lead, Patience, Terms
+from hotweights_transports.peers.mpi.hydra import MpiUnavailable, availability
+from hotweights_transports.peers.registry import transport_for
+from hotweights_transports.peers.tcp import address as addresses
+
+if TYPE_CHECKING:
+    from hotweights_planner.plan import Plan
+    from hotweights_transports.image import ImageBuilder
+    from hotweights_transports.resolve import Progress
+    from hotweights_transports.sources.base import Source
+
+SCHEME: Final = "mpi"
+MAX_WINDOW: Final = 4
+
+
+def replicator(*, window: int, patience: Patience | None = None) -> Replicator:
+    """Raises `TransferError` where MPI does not work here. ``window``: buckets on their way at once."""
+    found = availability()
+    if not found.works:
+        raise MpiUnavailable(f"MPI does not work here: {found.because}")
+    return MpiReplicator(min(max(2, window), MAX_WINDOW), patience or Patience(), found.because)
+
+
+def launched_by_mpiexec(environment: Mapping[str, str], world: World) -> World:
+    """The world as mpiexec tells it, where no WORLD_SIZE does."""
+    size, rank = environment.get("PMI_SIZE", ""), environment.get("PMI_RANK", "")
+    if world.size > 1 or not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size)):
+        return world
+    return replace(world, size=int(size), rank=int(rank))
+
+
+class MpiReplicator:
+    """See `world.Replicator`."""
+
+    def __init__(self, window: int, patience: Patience, programs: str) -> None:
+        self._window = window
+        self._patience = patience
+        self._programs = programs
+
+    def run(
+        self,
+        plan: Plan,
+        builder: ImageBuilder,
+        source: Callable[[], Source],
+        world: World,
+        progress: Progress,
+    ) -> Measured:
+        """Until this rank has everything, and the others too or nothing to say any more."""
+        world = launched_by_mpiexec(os.environ, world)
+        secret = peer_secret(os.environ.get(TOKEN_VARIABLE, ""))
+        door = PeerDoor(secret)
+        terms = Terms(
+            world.size,
+            plan.digest,
+            self._window,
+            max((bucket.nbytes for bucket in plan.buckets), default=1),
+            secret.encode(),
+        )
+        board = Board(plan, builder, None, progress)
+        with ExitStack() as stack:
+            server = stack.enter_context(_serve(world, board, door))
+            stack.callback(board.end)  # first of all, so that nobody waits for what does not come
+            group = self._meet(world, terms, addresses.parse(server.address)[1])
+            stack.callback(group.close)
+            group.gather()
+            began = time.monotonic()
+
+            def kept(chunk: Chunk) -> None:
+                board.arrived(Want(chunk.blake3, chunk.nbytes))
+
+            needed = builder.missing
+            if isinstance(group, Lead):
+                with source() as opened:
+                    lost = send(group, plan.buckets, opened, builder, kept, self._patience.stall_seconds)
+            else:
+                lost = receive(group, plan.buckets, builder, kept, self._patience.stall_seconds)
+            pulled = self._pull(group, plan, builder, board, source, door)
+            seconds = time.monotonic() - began
+            group.leave()
+        details = {"broadcast": "lost: " + lost if lost else "whole", "pulled_bytes": pulled, "mpi": self._programs}
+        return Measured(SCHEME, sum(builder.nbytes(blake3) for blake3 in needed), seconds, details)
+
+    def _meet(self, world: World, terms: Terms, pull_port: int) -> Lead | Follow:
+        if world.rank == 0:
+            return Lead(world.address, world.port, terms, pull_port, self._patience)
+        return Follow(world.rank, world.address, world.port, terms, pull_port, self._patience)
+
+    def _pull(
+        self,
+        group: Lead | Follow,
+        plan: Plan,
+        builder: ImageBuilder,
+        board: Board,
+        source: Callable[[], Source],
+        door: PeerDoor,
+    ) -> int:
+        """What the collective did not bring: from the earlier ranks, the nearest first, then from the source."""
+        if not builder.missing_count:
+            return 0
+        limits = ClientLimits(stall_seconds=self._patience.stall_seconds)
+        earlier = sorted((rank for rank in group.pull_addresses if rank < group.rank), reverse=True)
+        with ExitStack() as stack:
+            uris = [group.pull_addresses[rank] for rank in earlier]
+            clients = [stack.enter_context(transport_for(uri).connect(uri, door.token, limits)) for uri in uris]
+            peers = [board.announcing(PeerSource(client, plan.manifest.digest)) for client in clients]
+            origin = board.announcing(OriginSource("the source", source, plan.manifest))
+            fetch = Fetch(builder, [*peers, origin], progress=lambda _: group.progressed())
+            return fetch.run().done_nbytes
+
+
+def _serve(world: World, board: Board, door: PeerDoor) -> PeerServer:
+    """Where the others pull from this rank if they lose the collective."""
+    if is_loopback(world.address):
+        host = "127.0.0.1"
+    elif door.protected:
+        host = "::" if ":" in world.address else "0.0.0.0"
+    else:
+        raise Refused(
+            world.address,
+            "ranks on other hosts could be anybody's",
+            "give all ranks one secret in HOTWEIGHTS_PEER_TOKEN",
+        )
+    uri = addresses.form(host, 0)
+    return transport_for(uri).listen(uri, board, door)

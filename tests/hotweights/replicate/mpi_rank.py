@@ -1,0 +1,105 @@
+"""One rank of a test, a program: replicates a plan over MPI and prints its image's digest and what it measured.
+
+Usage: ``mpi_rank.py PLAN [SECONDS_PER_CHUNK] [HIDE_SOURCE]`` with WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit
+
+from blake3 import blake3
+
+from hotweights.replicate.mpi import replicator
+from hotweights.replicate.world import World
+from hotweights_planner.plan import parse
+from hotweights_transports.errors import SourceUnavailable, TransferError
+from hotweights_transports.image import Image, ImageBuilder
+from hotweights_transports.peers.base import PeerError
+from hotweights_transports.peers.mpi.group import Patience
+from hotweights_transports.sources.base import Source
+from hotweights_transports.sources.file import open_folder
+
+
+class Slow:
+    """A source that takes its time, so that something can happen meanwhile."""
+
+    def __init__(self, source: Source, seconds: float) -> None:
+        self.uri = source.uri
+        self._source = source
+        self._seconds = seconds
+
+    def files(self) -> Mapping[str, int]:
+        return self._source.files()
+
+    def read_into(self, file: str, offset: int, into: memoryview) -> int:
+        time.sleep(self._seconds)
+        return self._source.read_into(file, offset, into)
+
+    def check_unchanged(self) -> None:
+        self._source.check_unchanged()
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def digest_of(image: Image) -> str:
+    hasher = blake3(image.table_json)
+    for slab in image.slabs:
+        hasher.update(os.pread(slab.fd, slab.nbytes, 0))
+    return hasher.hexdigest()
+
+
+def main() -> int:
+    plan = parse(Path(sys.argv[1]).read_bytes())
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    hidden = len(sys.argv) > 3 and sys.argv[3] != ""
+    world = World.read(os.environ)
+
+    def source() -> Source:
+        if hidden and world.rank:
+            raise SourceUnavailable(f"{plan.source}: not mounted at rank {world.rank}")
+        found = open_folder(Path(unquote(urlsplit(plan.source).path)))
+        return Slow(found, seconds) if seconds else found
+
+    came = 0
+
+    def progress(nbytes: int) -> None:
+        nonlocal came
+        came += nbytes
+        print(f"came {came}", flush=True)
+
+    patience = Patience(
+        join_seconds=float(os.environ.get("JOIN_SECONDS", "10")),
+        stall_seconds=float(os.environ.get("STALL_SECONDS", "8")),
+    )
+    with ImageBuilder(plan.manifest) as builder:
+        try:
+            measured = replicator(window=3, patience=patience).run(plan, builder, source, world, progress)
+        except (TransferError, PeerError) as error:
+            print(json.dumps({"error": error.reason, "message": str(error)}), flush=True)
+            return 1
+        image = builder.finish()
+        details = {"nbytes": measured.nbytes, "seconds": measured.seconds} | dict(measured.details)
+        print(json.dumps({"digest": digest_of(image)} | details), flush=True)
+        image.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,233 @@
+"""Ranks that replicate one plan over MPI: real processes, real mpiexec, byte-equal images, whoever dies in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from hotweights.replicate.mpi import launched_by_mpiexec
+from hotweights.replicate.world import World
+from hotweights_planner.plan import Plan, build
+from hotweights_transports.peers.mpi.hydra import find
+from hotweights_transports.resolve import publish
+from hotweights_transports.sources.file import open_folder
+
+PROGRAM = Path(__file__).with_name("mpi_rank.py")
+TENSORS = 6
+TENSOR_NBYTES = 3_000_000
+SECONDS = 50.0
+
+pytestmark = pytest.mark.timeout(90)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "a folder with blanks"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    tensors = {f"layer.{number}": random.integers(0, 255, TENSOR_NBYTES, np.uint8) for number in range(TENSORS)}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def plan(folder: Path) -> Plan:
+    with open_folder(folder) as source:
+        return build(publish(source, "model", "v1"), None, source.uri, 2_000_000)  # every chunk in two parts
+
+
+@pytest.fixture
+def plan_file(plan: Plan, tmp_path: Path) -> Path:
+    path = tmp_path / "the plan.json"
+    path.write_bytes(plan.text())
+    return path
+
+
+@pytest.fixture
+def port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        return int(sock.getsockname()[1])
+
+
+class Rank:
+    """One process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def hear(self, words: str) -> None:
+        """Until it says so."""
+        for line in self.process.stdout or ():
+            if line.startswith(words):
+                return
+        raise AssertionError(f"it ended without {words!r}")
+
+    def result(self) -> dict[str, Any]:
+        out, _ = self.process.communicate(timeout=SECONDS)
+        return dict(json.loads(out.splitlines()[-1]))
+
+
+Start = Callable[..., list[Rank]]
+
+
+@pytest.fixture
+def start(port: int, plan_file: Path) -> Iterator[Start]:
+    ranks: list[Rank] = []
+
+    def start(size: int, *arguments: str, only: tuple[int, ...] = (), plan: Path = plan_file, **more: str) -> list[Rank]:
+        world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        for rank in only or range(size):
+            process = subprocess.Popen(
+                [sys.executable, str(PROGRAM), str(plan), *arguments],
+                stdout=subprocess.PIPE,
+                text=True,
+                env=dict(os.environ) | world | more | {"RANK": str(rank)},
+            )
+            ranks.append(Rank(process))
+        return ranks
+
+    before = leftovers()
+    yield start
+    for rank in ranks:
+        rank.process.kill()
+        rank.process.communicate(timeout=SECONDS)
+    deadline = time.monotonic() + 10
+    while leftovers() - before and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert leftovers() - before == set()
+
+
+def leftovers() -> set[str]:
+    """Processes of MPICH that were started by us or our descendants, and files in /dev/shm."""
+    found = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir()}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                words = (folder / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if any(word.endswith((b"/mpiexec", b"/hydra_pmi_proxy", b"peers/mpi/rank.py")) for word in words[:3]):
+                found.add(f"{folder.name} {words[0].decode()}")
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_every_rank_has_every_byte(start: Start, plan: Plan, size: int) -> None:
+    results = [rank.result() for rank in start(size, "0", "hide the source")]
+    assert len({result["digest"] for result in results}) == 1
+    assert {result["broadcast"] for result in results} == {"whole"}
+    assert [result["nbytes"] for result in results] == [plan.manifest.nbytes] * size
+
+
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_rank_that_dies_leaves_the_others_to_pull(start: Start, victim: int) -> None:
+    ranks = start(3, "0.2")
+    ranks[2].hear("came")
+    ranks[victim].process.send_signal(signal.SIGKILL)
+    results = [rank.result() for number, rank in enumerate(ranks) if number != victim]
+    assert len({result["digest"] for result in results}) == 1
+    assert all(result["broadcast"].startswith("lost: ") for result in results)
+
+
+def test_the_job_dies_and_the_nodes_live(start: Start) -> None:
+    ranks = start(2, "0.2", "hide the source")
+    ranks[1].hear("came")
+    [mpi_rank] = [
+        int(pid) for pid in children_of(ranks[1].process.pid) if b"rank.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    os.kill(mpi_rank, signal.SIGKILL)
+    first, second = (rank.result() for rank in ranks)
+    assert first["digest"] == second["digest"]
+    assert second["pulled_bytes"] > 0
+
+
+def children_of(pid: int) -> list[int]:
+    """All descendants."""
+    found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        found += [int(text) for text in (thread / "children").read_text().split() if int(text) not in found]
+    return found + [grandchild for child in found for grandchild in children_of(child)]
+
+
+def test_a_stalled_rank_does_not_hold_up_the_others(start: Start) -> None:
+    ranks = start(3, "0.2", STALL_SECONDS="2")
+    ranks[2].hear("came")
+    os.kill(ranks[1].process.pid, signal.SIGSTOP)
+    try:
+        results = [ranks[0].result(), ranks[2].result()]
+    finally:
+        os.kill(ranks[1].process.pid, signal.SIGCONT)
+    assert results[0]["digest"] == results[1]["digest"]
+
+
+def test_a_rank_that_never_comes(start: Start) -> None:
+    results = [rank.result() for rank in start(3, only=(0, 1), JOIN_SECONDS="2", STALL_SECONDS="2")]
+    assert results[0]["digest"] == results[1]["digest"]
+    assert results[0]["broadcast"] == "lost: rank 2 did not come within 2 s"
+
+
+def test_no_head(start: Start) -> None:
+    [rank] = start(2, only=(1,), JOIN_SECONDS="1")
+    result = rank.result()
+    assert result["error"] == "PeerUnreachable"
+    assert "no head within 1 s" in result["message"]
+    assert rank.process.returncode == 1
+
+
+def test_a_corrupt_source_is_refused_by_name(start: Start, folder: Path, plan: Plan) -> None:
+    tensor = plan.manifest.tensors[3]
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.seek(tensor.offset + 1_000_000)
+        file.write(b"\0\0\0\0\0\0\0\0\0\0\0\0")
+    for result in [rank.result() for rank in start(2, "0", "hide the source", STALL_SECONDS="3")]:
+        assert "layer.3" in result["message"], result
+
+
+def test_the_wrong_secret_and_another_plan(start: Start, plan: Plan, tmp_path: Path) -> None:
+    start(2, only=(0,), JOIN_SECONDS="6", HOTWEIGHTS_PEER_TOKEN="the secret")
+    stranger = start(2, only=(1,), HOTWEIGHTS_PEER_TOKEN="a guess")[-1]
+    assert stranger.result()["error"] == "PeerRefused"
+    other = tmp_path / "other.json"
+    other.write_bytes(build(plan.manifest, None, plan.source, 3_000_000).text())
+    other_plan = start(2, only=(1,), plan=other, HOTWEIGHTS_PEER_TOKEN="the secret")[-1]
+    assert "another about" in other_plan.result()["message"]
+    ranks = start(2, only=(1,), HOTWEIGHTS_PEER_TOKEN="the secret")
+    assert ranks[0].result()["digest"] == ranks[-1].result()["digest"]
+
+
+def test_under_mpiexec(start: Start, port: int, plan_file: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(
+        [find().mpiexec, "-n", "2", sys.executable, str(PROGRAM), str(plan_file)],
+        env=environment | {"MASTER_PORT": str(port)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=True,
+    )
+    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(results) == 2
+    assert results[0]["digest"] == results[1]["digest"]
+    assert results[0]["broadcast"] == "whole"
+
+
+def test_what_mpiexec_says() -> None:
+    alone = World()
+    assert launched_by_mpiexec({"PMI_SIZE": "3", "PMI_RANK": "2"}, alone) == World(3, 2)
+    assert launched_by_mpiexec({"PMI_SIZE": "3", "PMI_RANK": "3"}, alone) == alone
+    assert launched_by_mpiexec({"PMI_SIZE": "x"}, alone) == alone
+    assert launched_by_mpiexec({"PMI_SIZE": "3", "PMI_RANK": "2"}, World(2, 1)) == World(2, 1)
