@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from hotweights.commands import coordinator, manifest, plan, publish, ranks, verify_plan, worker
+from hotweights.commands import coordinator, manifest, plan, publish, ranks, replicate, verify_plan, worker
 from hotweights_planner.errors import Refused
 from hotweights_transports.errors import TransferError
 
@@ -29,6 +29,7 @@ app.command("verify-tp")(ranks.verify_tp)
 app.command("bucket-suggest")(ranks.bucket_suggest)
 app.add_typer(manifest.app, name="manifest")
 coordinator.register(app)
+app.command("replicate")(replicate.replicate)
 app.command("worker")(worker.worker)
 
 

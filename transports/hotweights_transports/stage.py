@@ -6,11 +6,13 @@ else (a peer) brought meanwhile are left out. It does not decide what is fetched
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterator
 
 from hotweights_planner.manifest import Chunk
 from hotweights_transports.image import ImageBuilder
 from hotweights_transports.reader import Limits, read_chunks
+from hotweights_transports.resolve import Progress
 from hotweights_transports.sources.base import Source
 
 
@@ -20,8 +22,10 @@ def stage_from_source(
     wanted: Collection[str] | None = None,
     workers: int | None = None,
     limits: Limits | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Put ``wanted`` digests (default: all that are missing) into ``builder``, whose ``on_chunk`` hears of each."""
+    counting = threading.Lock()
 
     def lacking() -> Iterator[Chunk]:
         for chunk in builder.manifest.first_chunks(builder.missing if wanted is None else wanted):
@@ -29,7 +33,8 @@ def stage_from_source(
                 yield chunk
 
     def put(chunk: Chunk, data: memoryview) -> None:
-        if not builder.has(chunk.blake3):
-            builder.put(chunk.blake3, data, source.uri)
+        if not builder.has(chunk.blake3) and builder.put(chunk.blake3, data, source.uri) and progress is not None:
+            with counting:
+                progress(chunk.nbytes)
 
     read_chunks(source, lacking(), put, workers, limits)

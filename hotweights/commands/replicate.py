@@ -1,0 +1,259 @@
+"""``hotweights replicate``: one plan, once: stage it, verify it, and with ``--commit`` put the version in place."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotweights.commands.coordinator import Curve, TokenFile
+from hotweights.commands.options import Json, progress, size_text
+from hotweights.commands.plan import home as default_home
+from hotweights.commands.worker import Device, Roots
+from hotweights.replicate.world import World
+from hotweights_transports.errors import TransferError
+
+if TYPE_CHECKING:
+    from hotweights.replicate.depot import Depot
+    from hotweights.replicate.metrics import Metrics
+    from hotweights.replicate.participant import Participant
+    from hotweights.replicate.run import Base, Replicated
+    from hotweights_planner.plan import Plan
+    from hotweights_transports.image import Image
+    from hotweights_transports.sources.base import Sources
+
+log = logging.getLogger(__name__)
+
+DEFAULT_METRICS_PORT = 9097
+DIRECT_VARIABLE = "HOTWEIGHTS_USE_GDS"
+
+PlanFile = Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan, as `hotweights plan` writes it.")]
+Pinned = Annotated[bool, typer.Option("--pinned/--no-pinned", help="Onto a GPU through page-locked buffers.")]
+Ucx = Annotated[bool, typer.Option("--ucx", help="With WORLD_SIZE > 1: ranks pull from each other over UCX.")]
+Mpi = Annotated[bool, typer.Option("--mpi", help="With WORLD_SIZE > 1: rank 0 broadcasts by MPI.")]
+Window = Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Among ranks: buckets on their way at once.")]
+
+
+def replicate(
+    plan: PlanFile,
+    verify: Annotated[bool, typer.Option("--verify", help="Read the finished image once more and compare.")] = False,
+    commit: Annotated[
+        bool, typer.Option("--commit", help="Put the version in place: by the coordinator, else here.")
+    ] = False,
+    device: Annotated[
+        Device, typer.Option(help="Where to put it; without a GPU it stays in host memory.")
+    ] = Device.CPU,
+    mpi: Mpi = False,
+    ucx: Ucx = False,
+    pinned: Pinned = False,
+    window: Window = 2,
+    root: Roots = None,
+    coord_endpoint: Annotated[
+        str,
+        typer.Option(
+            metavar="URI[,URI]", envvar="HOTWEIGHTS_COORD", help="With --commit: the coordinator that decides."
+        ),
+    ] = "",
+    home: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where this host keeps versions (default: $HOTWEIGHTS_HOME or ~/.cache/hotweights)."
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, envvar="HOTWEIGHTS_CLIENT_METRICS_PORT", help="0: any.")
+    ] = DEFAULT_METRICS_PORT,
+    metrics_hold: Annotated[
+        float,
+        typer.Option(
+            metavar="S", min=0.0, envvar="HOTWEIGHTS_METRICS_HOLD", help="Serve metrics so long after the end."
+        ),
+    ] = 0.0,
+    wait_timeout: Annotated[
+        float, typer.Option("--wait-timeout", metavar="S", help="How long other workers are waited for.")
+    ] = 600.0,
+    token_file: TokenFile = None,
+    curve: Curve = None,
+    as_json: Json = False,
+) -> None:
+    """Bring a plan's version into memory, verified chunk by chunk, and say how fast that was.
+
+    What the version that was committed here before has already is not read again. The plan's source is only read below --root
+    (default: the current folder). With --commit and a coordinator the coordinator's workers put it in place, this one among them;
+    without a coordinator it becomes `current` in --home.
+
+    Example: hotweights replicate --plan plan.json --verify --commit --device cpu
+    """
+    from hotweights.replicate import run
+    from hotweights.replicate.depot import Depot
+    from hotweights.replicate.metrics import Metrics
+    from hotweights.worker.roots import sources
+
+    logging.basicConfig(
+        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "WARNING").upper(), format="%(levelname)s %(message)s"
+    )
+    world = World.read(os.environ)
+    found = run.read_plan(plan)
+    allowed = sources(root or ())
+    replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window)
+    depot = Depot(home or default_home())
+    stop, metrics = run.Stop(), Metrics()
+    with ExitStack() as stack:
+        port = stack.enter_context(metrics.served(metrics_port))
+        participant = (
+            _participant(stack, found, world, coord_endpoint, token_file, curve) if commit and coord_endpoint else None
+        )
+        stack.enter_context(participant.taking_part(stop) if participant else nullcontext())
+        metrics.planned.set(found.manifest.nbytes)
+        with _counted(metrics), progress("staging", found.manifest.nbytes) as report:
+            done = stack.enter_context(
+                run.replicated(
+                    *(found, replicator, lambda: allowed.open(found.source, ""), world),
+                    *(_base(depot, found), report, stop),
+                )
+            )
+        _count(metrics, done)
+        where = _finish(found, done.image, allowed, device, pinned, verify)
+        placed = _commit(participant, depot, found, done.image, allowed, wait_timeout) if commit else None
+        _show(found, world, done, where, verify, placed, port, as_json)
+        time.sleep(metrics_hold)
+
+
+@contextmanager
+def _counted(metrics: Metrics) -> Iterator[None]:
+    result = "failed"
+    try:
+        yield
+        result = "done"
+    finally:
+        metrics.runs.labels(result).inc()
+
+
+def _count(metrics: Metrics, done: Replicated) -> None:
+    measured = done.measured
+    metrics.moved.labels(measured.transport).inc(measured.nbytes)
+    metrics.reused.inc(done.reused_nbytes)
+    metrics.seconds.set(measured.seconds)
+    metrics.rate.set(measured.nbytes / measured.seconds if measured.seconds else 0.0)
+
+
+def _base(depot: Depot, plan: Plan) -> Base | None:
+    """What lies on this host, if it is another version."""
+    from hotweights.replicate.run import Base
+    from hotweights_planner.errors import Refused
+
+    try:
+        folder, manifest = depot.current(), depot.current_manifest()
+    except (TransferError, Refused) as error:
+        log.warning("what is current here is not reused: %s", error)
+        return None
+    return Base(folder, manifest) if folder is not None and manifest is not None else None
+
+
+def _participant(
+    stack: ExitStack, plan: Plan, world: World, endpoint: str, token_file: Path | None, curve: Path | None
+) -> Participant:
+    from hotweights.coordinator import auth
+    from hotweights.coordinator.client import Client
+    from hotweights.replicate.participant import Participant
+
+    client = stack.enter_context(Client(endpoint, auth.read_token(token_file), curve))
+    host = socket.gethostname()
+    return Participant(client, plan, world, f"replicate-{host}-{os.getpid()}", host, uuid.uuid4().hex)
+
+
+def _finish(plan: Plan, image: Image, allowed: Sources, device: Device, pinned: bool, verify: bool) -> str:
+    """Verify once more, and bring it onto the device; where it is now, in words."""
+    from hotweights.replicate.digest import verify_image
+    from hotweights_transports import device as devices
+
+    if verify:
+        with progress("verifying", plan.manifest.nbytes) as report:
+            verify_image(image, report)
+    if device is Device.CPU:
+        return "host memory"
+    folder = _folder(plan, allowed)
+    sample = folder / plan.manifest.tensors[0].file if folder else None
+    direct = os.environ.get(DIRECT_VARIABLE, "") not in ("", "0")
+    road = devices.choose("cuda", pinned=pinned, direct=direct, sample=sample)
+    if road.name == "host":
+        return f"host memory ({road.because})"
+    with progress("to the GPU", plan.manifest.nbytes) as report:
+        version = devices.to_device(image, road, folder, report)
+    try:
+        if verify:
+            version.verify()
+    finally:
+        version.close()
+    return f"GPU memory by {road.name} ({road.because})"
+
+
+def _folder(plan: Plan, allowed: Sources) -> Path | None:
+    """The source as a folder, where it is one that may be read."""
+    from urllib.parse import unquote, urlsplit
+
+    try:
+        allowed.open(plan.source, "").close()
+    except TransferError:
+        return None
+    return Path(unquote(urlsplit(plan.source).path))
+
+
+def _commit(
+    participant: Participant | None, depot: Depot, plan: Plan, image: Image, allowed: Sources, wait_seconds: float
+) -> str:
+    """Put it in place; where, in words."""
+    from hotweights.replicate.participant import Patience
+
+    if participant is not None:
+        participant.commit(Patience(wait_seconds))
+        return "by the coordinator"
+    with allowed.open(plan.source, "") as source, progress("committing", plan.manifest.nbytes) as report:
+        return str(depot.commit(image, source, report))
+
+
+def _show(
+    plan: Plan, world: World, done: Replicated, where: str, verified: bool, placed: str | None, port: int, as_json: bool
+) -> None:
+    measured = done.measured
+    rate = measured.nbytes / measured.seconds if measured.seconds else 0.0
+    if as_json:
+        shown: dict[str, Any] = {
+            "model": plan.model_id,
+            "version": plan.version,
+            "digest": plan.manifest.digest,
+            "rank": world.rank,
+            "world_size": world.size,
+            "transport": measured.transport,
+            "nbytes": measured.nbytes,
+            "reused_nbytes": done.reused_nbytes,
+            "seconds": round(measured.seconds, 6),
+            "bytes_per_second": round(rate),
+            "image_digest": done.digest,
+            "device": where,
+            "verified": verified,
+            "committed": placed,
+            "metrics_port": port,
+            "details": dict(measured.details),
+        }
+        print(json.dumps(shown), flush=True)
+        return
+    rank = f"rank {world.rank}: " if world.size > 1 else ""
+    counts = f"{size_text(measured.nbytes)} by {measured.transport} in {measured.seconds:.2f} s ({rate / 1e9:.2f} GB/s)"
+    again = ", read again and equal" if verified else ""
+    print(f"{rank}Staged {plan.model_id} {plan.version}: {counts}, {size_text(done.reused_nbytes)} reused{again}")
+    for name, value in measured.details.items():
+        print(f"{rank}{name}: {value}")
+    print(f"{rank}in     {where}")
+    print(f"{rank}image  {done.digest}", flush=True)
+    if placed:
+        print(f"{rank}committed {plan.version}: {placed}", flush=True)

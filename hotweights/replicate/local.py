@@ -1,0 +1,28 @@
+"""A world of one: the plan's chunks out of its source, by this host's own threads, in load order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from hotweights.replicate.world import Measured, World
+from hotweights_planner.plan import Plan
+from hotweights_transports.image import ImageBuilder
+from hotweights_transports.resolve import Progress
+from hotweights_transports.sources.base import Source
+from hotweights_transports.stage import stage_from_source
+
+
+class LocalReplicator:
+    """See `world.Replicator`."""
+
+    def run(
+        self, plan: Plan, builder: ImageBuilder, source: Callable[[], Source], world: World, progress: Progress
+    ) -> Measured:
+        """Reads what is missing, whoever planned it."""
+        nbytes = sum(builder.nbytes(digest) for digest in builder.missing)
+        began = time.perf_counter()
+        with source() as opened:
+            stage_from_source(opened, builder, progress=progress)
+            opened.check_unchanged()
+        return Measured("file", nbytes, time.perf_counter() - began)

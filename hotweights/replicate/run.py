@@ -1,0 +1,159 @@
+"""One plan into one image on this host: what is here already is reused, the rest is brought, verified and measured.
+
+Chunks are verified as they come, always; the finished image can be read once more. It knows neither who decides (the coordinator,
+`participant`) nor where versions are kept (`depot`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotweights.files import read_bounded
+from hotweights.replicate.digest import image_digest
+from hotweights.replicate.local import LocalReplicator
+from hotweights.replicate.world import Measured, Replicator, World
+from hotweights_planner import plan as plans
+from hotweights_planner.manifest import Chunk, Manifest
+from hotweights_planner.plan import Plan
+from hotweights_planner.plan_document import MAX_PLAN_NBYTES
+from hotweights_transports.capacity import available_nbytes
+from hotweights_transports.errors import ChecksumMismatch, NoCapacity, TransferError
+from hotweights_transports.image import Image, ImageBuilder
+from hotweights_transports.peers.base import PeerError
+from hotweights_transports.reader import read_chunks
+from hotweights_transports.resolve import Progress
+from hotweights_transports.sources.base import Source
+from hotweights_transports.sources.file import open_folder
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A version that lies on this host."""
+
+    folder: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Replicated:
+    """What came of it."""
+
+    image: Image
+    measured: Measured
+    reused_nbytes: int
+    digest: str
+
+
+class Stop:
+    """Ends a replication from another thread; whoever asked says why."""
+
+    def __init__(self) -> None:
+        self._set = threading.Event()
+        self._error: TransferError | None = None
+
+    def because(self, error: TransferError) -> None:
+        """The first reason counts."""
+        self._error = self._error or error
+        self._set.set()
+
+    def check(self) -> None:
+        """Raises the reason."""
+        if self._error is not None:
+            raise self._error
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of a file. Raises `BadPlan` or `SourceUnavailable`."""
+    content = read_bounded(path, MAX_PLAN_NBYTES, "write it with `hotweights plan`, or name another with --plan")
+    return plans.parse(content, str(path))
+
+
+def replicator_for(world: World, *, ucx: bool, mpi: bool, window: int) -> Replicator:
+    """Whoever moves bytes in this world. Raises `TransferError` where that cannot work here."""
+    if world.size == 1:
+        return LocalReplicator()
+    if mpi:
+        from hotweights.replicate import mpi as by_mpi
+
+        return by_mpi.replicator(window=window)
+    if ucx:
+        from hotweights.replicate import ucx as by_ucx
+
+        return by_ucx.replicator(window=window)
+    text = f"WORLD_SIZE is {world.size}, and nothing says how its ranks talk; add --ucx or --mpi, or unset WORLD_SIZE"
+    raise TransferError(text, "NoTransport")
+
+
+@contextmanager
+def replicated(
+    plan: Plan,
+    replicator: Replicator,
+    source: Callable[[], Source],
+    world: World,
+    base: Base | None = None,
+    progress: Progress = lambda _nbytes: None,
+    stop: Stop | None = None,
+) -> Iterator[Replicated]:
+    """The plan's version in memory, as long as the context lasts."""
+    stopping = stop or Stop()
+
+    def count(nbytes: int) -> None:
+        stopping.check()
+        progress(nbytes)
+
+    with ImageBuilder(plan.manifest) as builder:
+        _check_room(builder)
+        reused = _reuse(builder, base, count) if base is not None else 0
+        try:
+            measured = replicator.run(plan, builder, source, world, count)
+        except PeerError as error:
+            raise TransferError(str(error), error.reason) from error
+        stopping.check()
+        image = builder.finish()
+    try:
+        yield Replicated(image, measured, reused, image_digest(image))
+    finally:
+        image.close()
+
+
+def _check_room(builder: ImageBuilder) -> None:
+    free = available_nbytes()
+    if builder.new_nbytes > free:
+        text = f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of memory, {free} are free here"
+        raise NoCapacity(f"{text}; free some, or replicate where there is more")
+
+
+def _reuse(builder: ImageBuilder, base: Base, progress: Progress) -> int:
+    """Take unchanged chunks from the version that is here; one that went bad on the disk is brought anew."""
+    wanted = list(base.manifest.first_chunks(builder.missing))
+    lock = threading.Lock()
+    taken = 0
+
+    def put(chunk: Chunk, data: memoryview) -> None:
+        nonlocal taken
+        try:
+            builder.put(chunk.blake3, data, str(base.folder))
+        except ChecksumMismatch as error:
+            log.warning("%s (it is brought anew)", error)
+            return
+        with lock:
+            taken += chunk.nbytes
+            progress(chunk.nbytes)
+
+    if wanted:
+        try:
+            with open_folder(base.folder) as source:
+                read_chunks(source, wanted, put)
+        except (TransferError, OSError) as error:
+            if taken == 0:
+                log.warning("nothing is reused: %s", error)
+            else:
+                log.warning("only a part is reused: %s", error)
+    return taken
