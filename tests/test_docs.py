@@ -16,6 +16,9 @@ import yaml
 from e2e.harness import docs
 from e2e.harness.docs import ROOT
 from hotweights.cli import app
+from hotweights_agent import metrics as agent
+from hotweights_operator import metrics as operator
+from hotweights_operator.cache import Cache
 from localcluster import binaries
 
 DOCUMENTS = sorted({*docs.RUN, "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))})
@@ -184,6 +187,20 @@ def reasons() -> list[str]:
 @pytest.mark.parametrize("reason", reasons())
 def test_this_reason_is_given_somewhere(reason: str) -> None:
     assert re.search(rf"[\"'\[ |]{reason}[\"'\] |(:]", source())
+
+
+def test_every_metric_of_operator_and_agent_is_described() -> None:
+    registries = (operator.Metrics(Cache(), lambda: operator.Pulse(0, 0, 0, True)).registry, agent.Metrics().registry)
+    families = [family for registry in registries for family in registry.collect()]
+    there = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
+    cells = re.findall(r"^\| (`hotweights_.*?) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    described = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
+    ours = {
+        name
+        for name in described
+        if name.startswith(("hotweights_rollout_", "hotweights_operator_", "hotweights_agent_"))
+    }
+    assert ours == there
 
 
 def test_blocks_are_read_as_they_stand() -> None:
