@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from hotweights.commands import coordinator, manifest, plan, publish, ranks, replicate, verify_plan, worker
+from hotweights.commands import bench, coordinator, manifest, plan, publish, ranks, replicate, verify_plan, worker
 from hotweights_planner.errors import Refused
 from hotweights_transports.errors import TransferError
 
@@ -31,6 +31,7 @@ app.add_typer(manifest.app, name="manifest")
 coordinator.register(app)
 app.command("replicate")(replicate.replicate)
 app.command("worker")(worker.worker)
+app.command("bench")(bench.bench)
 
 
 @app.callback()

@@ -181,7 +181,7 @@ def _finish(plan: Plan, image: Image, allowed: Sources, device: Device, pinned: 
             verify_image(image, report)
     if device is Device.CPU:
         return "host memory"
-    folder = _folder(plan, allowed)
+    folder = folder_of(plan, allowed)
     sample = folder / plan.manifest.tensors[0].file if folder else None
     direct = os.environ.get(DIRECT_VARIABLE, "") not in ("", "0")
     road = devices.choose("cuda", pinned=pinned, direct=direct, sample=sample)
@@ -197,7 +197,7 @@ def _finish(plan: Plan, image: Image, allowed: Sources, device: Device, pinned: 
     return f"GPU memory by {road.name} ({road.because})"
 
 
-def _folder(plan: Plan, allowed: Sources) -> Path | None:
+def folder_of(plan: Plan, allowed: Sources) -> Path | None:
     """The source as a folder, where it is one that may be read."""
     from urllib.parse import unquote, urlsplit
 
