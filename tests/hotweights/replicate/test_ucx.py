@@ -1,0 +1,203 @@
+"""Ranks that replicate one plan over UCX: byte-equal, pipelined, and ended in bounded time by whatever goes wrong."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from hotweights.replicate.ucx import RankMissing, hosts_of, replicator
+from hotweights.replicate.world import Measured, World
+from hotweights_planner.errors import Refused
+from hotweights_planner.plan import Plan, build
+from hotweights_transports.errors import SourceRefused, TransferError
+from hotweights_transports.image import Image, ImageBuilder
+from hotweights_transports.resolve import publish
+from hotweights_transports.sources.base import Source
+from hotweights_transports.sources.file import FileOpener, Root
+
+TENSORS = 12
+TENSOR_NBYTES = 1_000_000
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "a folder with blanks"
+    folder.mkdir()
+    random = np.random.default_rng(1)
+    tensors = {f"layer.{number}": random.integers(0, 255, TENSOR_NBYTES, np.uint8) for number in range(TENSORS)}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def opener(folder: Path) -> Callable[[], Source]:
+    return lambda: FileOpener([Root(folder)]).open(folder.as_uri(), "")
+
+
+@pytest.fixture
+def plan(folder: Path, opener: Callable[[], Source]) -> Plan:
+    with opener() as source:
+        manifest = publish(source, "model", "v1")
+    return build(manifest, None, folder.as_uri(), 4_000_000)
+
+
+@pytest.fixture
+def port() -> int:
+    """Free, and with a few free ones behind it as far as one can know."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
+        return int(sock.getsockname()[1])
+
+
+def no_source() -> Source:
+    raise TransferError("this rank has no source", "SourceNotFound")
+
+
+class Rank:
+    def __init__(self, plan: Plan, world: World, source: Callable[[], Source] = no_source) -> None:
+        self.told = 0
+        self.builder = ImageBuilder(plan.manifest)
+        self._plan, self._world, self._source = plan, world, source
+
+    def run(self, join_seconds: float = 20.0, quiet_seconds: float = 20.0) -> Measured:
+        mover = replicator(window=4, join_seconds=join_seconds, quiet_seconds=quiet_seconds)
+        return mover.run(self._plan, self.builder, self._source, self._world, self._count)
+
+    def content(self) -> list[bytes]:
+        with Finished(self.builder) as image:
+            return [slab.read(0, slab.nbytes) for slab in image.slabs]
+
+    def _count(self, nbytes: int) -> None:
+        self.told += nbytes
+
+
+class Finished:
+    def __init__(self, builder: ImageBuilder) -> None:
+        self._image = builder.finish()
+
+    def __enter__(self) -> Image:
+        return self._image
+
+    def __exit__(self, *_: object) -> None:
+        self._image.close()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[Rank], Future[Measured]]]:
+    with ThreadPoolExecutor(4) as executor:
+        yield lambda rank: executor.submit(rank.run)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_rank_has_every_byte(
+    plan: Plan, opener: Callable[[], Source], port: int, start: Callable[[Rank], Future[Measured]], size: int
+) -> None:
+    ranks = [
+        Rank(plan, World(size, rank, "127.0.0.1", port), opener if rank == 0 else no_source) for rank in range(size)
+    ]
+    for rank, measured in zip(ranks, [start(rank) for rank in reversed(ranks)][::-1], strict=True):
+        found = measured.result(30)
+        assert found.transport == "ucx"
+        assert found.nbytes == rank.told == plan.manifest.nbytes
+    first, *others = [rank.content() for rank in ranks]
+    assert all(content == first for content in others)
+
+
+class Torn(Source):
+    """A source that is refused after its first read, as soon as somebody else has a part of it."""
+
+    def __init__(self, source: Source, somebody: Callable[[], bool]) -> None:
+        self.uri = source.uri
+        self._source = source
+        self._somebody = somebody
+
+    def files(self) -> Mapping[str, int]:
+        return self._source.files()
+
+    def read_into(self, file: str, offset: int, into: memoryview) -> int:
+        if offset > TENSOR_NBYTES:
+            deadline = time.monotonic() + 20
+            while not self._somebody() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            raise SourceRefused("the disk is gone")
+        return self._source.read_into(file, offset, into)
+
+    def check_unchanged(self) -> None:
+        self._source.check_unchanged()
+
+    def close(self) -> None:
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def test_chunks_are_passed_on_before_the_last_has_come_and_without_the_parent_the_source_helps(
+    plan: Plan, opener: Callable[[], Source], port: int, start: Callable[[Rank], Future[Measured]]
+) -> None:
+    child = Rank(plan, World(2, 1, "127.0.0.1", port), opener)
+    head = Rank(plan, World(2, 0, "127.0.0.1", port), lambda: Torn(opener(), lambda: child.told > 0))
+    failed, done = start(head), start(child)
+    with pytest.raises(TransferError, match="the disk is gone"):
+        failed.result(30)
+    found = done.result(30)
+    assert found.nbytes == plan.manifest.nbytes
+    assert found.details[f"ucx://127.0.0.1:{port}"] not in (0, plan.manifest.nbytes)
+    assert child.content()
+
+
+def test_nobody_comes(plan: Plan, opener: Callable[[], Source], port: int) -> None:
+    with pytest.raises(RankMissing, match="rank 1 did not come within"):
+        Rank(plan, World(2, 0, "127.0.0.1", port), opener).run(join_seconds=0.2)
+    with pytest.raises(RankMissing, match="rank 0 did not answer within"):
+        Rank(plan, World(2, 1, "127.0.0.1", port), opener).run(join_seconds=0.2)
+
+
+def test_another_plan_or_another_secret_is_told_from_a_rank_that_is_not_there(
+    plan: Plan,
+    opener: Callable[[], Source],
+    port: int,
+    start: Callable[[Rank], Future[Measured]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    head = Rank(plan, World(2, 0, "127.0.0.1", port), opener)
+    monkeypatch.setenv("HOTWEIGHTS_PEER_TOKEN", "one")
+    running = start(head)
+    while not head.told:
+        time.sleep(0.01)
+    monkeypatch.setenv("HOTWEIGHTS_PEER_TOKEN", "another")
+    with pytest.raises(RankMissing, match=r"knows another secret .*TokenInvalid"):
+        Rank(plan, World(2, 1, "127.0.0.1", port)).run()
+    monkeypatch.setenv("HOTWEIGHTS_PEER_TOKEN", "one")
+    with opener() as source:
+        other = build(publish(source, "model", "v2"), None, plan.source, 4_000_000)
+    with pytest.raises(RankMissing, match="replicates something else"):
+        Rank(other, World(2, 1, "127.0.0.1", port)).run()
+    assert Rank(plan, World(2, 1, "127.0.0.1", port)).run().nbytes == plan.manifest.nbytes
+    running.result(30)
+
+
+def test_beyond_this_host_a_secret_is_needed(plan: Plan, opener: Callable[[], Source], port: int) -> None:
+    with pytest.raises(Refused, match="give all ranks one secret in HOTWEIGHTS_PEER_TOKEN"):
+        Rank(plan, World(2, 0, "node-a", port), opener).run()
+
+
+def test_hosts() -> None:
+    assert hosts_of(World(3, 0, "a")) == ["a", "a", "a"]
+    assert hosts_of(World(2, 0, "a, b")) == ["a", "b"]
+    with pytest.raises(Refused, match="names 2 hosts for 3 ranks"):
+        hosts_of(World(3, 0, "a,b"))
+    with pytest.raises(Refused, match="leaves no ports for 3 ranks"):
+        hosts_of(World(3, 0, "a", 65535))
