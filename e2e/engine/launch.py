@@ -40,7 +40,7 @@ class VLLM:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         plugin = bundle.write(folder / "plugin")
-        self.port = _free_port()
+        self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
         self.log = folder / "vllm.log"
@@ -150,7 +150,7 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from hotweights.adapters.inprocess.fused import FusedModel
     from hotweights.adapters.inprocess.part import Part
     from hotweights.adapters.inprocess.plain import PlainModel
-    from hotweights.adapters.inprocess.staged import Staging
+    from hotweights.adapters.inprocess.staged import Staging, Whence
     from hotweights.adapters.inprocess.version import Version
     from hotweights_planner.manifest import Manifest
     from hotweights_planner.plan import Plan
@@ -225,7 +225,9 @@ class HotweightsWorkerExtension:
                 return self._again(part, self.applied, token, open_, until)
             try:
                 body = client.call("get_plan", digest=goal["plan_digest"], timeout_seconds=60.0).binary or b""
-                version = self._stages().bring(_plan(body), max(1.0, until - time.monotonic()), _whence(goal))
+                version = self._stages().bring(
+                    _plan(body), max(1.0, until - time.monotonic()), _whence(found, self._token)
+                )
                 self._take(version)
                 if open_:
                     self._await_commit(part, token, until)
@@ -283,9 +285,7 @@ class HotweightsWorkerExtension:
         if self._staging is None:
             from hotweights.adapters.inprocess import staged
 
-            roots = staged.allowed_roots(self._roots, self._endpoint)
-            staged.refuse_no_roots(roots)
-            self._staging = staged.Staging(roots, self._name_map)
+            self._staging = staged.Staging(staged.allowed_roots(self._roots), self._name_map)
         return self._staging
 
 
@@ -343,9 +343,15 @@ def _plan(given: Plan | Mapping[str, Any] | bytes) -> Plan:
     return plans.parse(given if isinstance(given, bytes) else json.dumps(given).encode())
 
 
-def _whence(goal: Mapping[str, Any]) -> Any:
-    """The peers that the coordinator names, if they let us in."""
+def _whence(found: Mapping[str, Any], token: str | None) -> Whence:
+    """The workers that the coordinator names for the open attempt."""
     from hotweights.adapters.inprocess.staged import Whence
+    from hotweights.coordinator.auth import TOKEN_VARIABLE
+    from hotweights.worker.assignment import Assignment
+    from hotweights.worker.doors import PeerDoor, peer_secret
 
-    del goal  # TODO
-    return Whence()
+    answer = Assignment.parse(found)
+    members = (*answer.parents, *answer.fallbacks) if answer.attempt else ()
+    endpoints = [one for member in members for one in member.endpoints if one.startswith("tcp://")]
+    secret = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
+    return Whence(endpoints, PeerDoor(peer_secret(secret)).token)

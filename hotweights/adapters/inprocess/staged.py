@@ -1,8 +1,7 @@
 """Brings a plan's version into this process: chunks from peers and from the source, each verified, under the model's names.
 
-The image of the last version stays, so that the next one costs only what changed. A source is opened only under the allowed roots: whoever
-can submit a plan must not be able to make this process read whatever it may. Without roots (argument or ``HOTWEIGHTS_ROOTS``, separated by
-colons) that is every folder for a coordinator on this very host, and none for any other.
+The image of the last version stays, so that the next one costs only what changed. A source is opened only under the allowed roots, as a
+worker does it: those that were named, else ``HOTWEIGHTS_ROOTS`` (separated by colons), else the current folder.
 """
 
 from __future__ import annotations
@@ -20,25 +19,18 @@ from hotweights.adapters.inprocess.names import NameMap
 from hotweights.adapters.inprocess.version import Version
 from hotweights.adapters.vllm.fit import Spec
 from hotweights.adapters.vllm.image import Image as MappedImage
-from hotweights.coordinator import address
+from hotweights.worker.roots import ROOTS_VARIABLE, may_read, sources
 from hotweights_agent.fetch import ChunkSource, Fetch, OriginSource, PeerSource, Persistence
 from hotweights_planner.plan import Plan
 from hotweights_transports.image import Image, ImageBuilder
 from hotweights_transports.peers.registry import transport_for
-from hotweights_transports.sources.base import Sources
-from hotweights_transports.sources.file import FileOpener, Root
-
-ROOTS_VARIABLE = "HOTWEIGHTS_ROOTS"
 
 
-def allowed_roots(roots: Iterable[str | os.PathLike[str]] | None, endpoint: str) -> tuple[Path, ...]:
-    """Where sources may lie: as given, else as the environment says, else everywhere if the coordinator is on this host."""
+def allowed_roots(roots: Iterable[str | os.PathLike[str]] | None) -> tuple[Path, ...]:
+    """Where sources may lie; none: below the current folder."""
     if roots is None and os.environ.get(ROOTS_VARIABLE):
         roots = os.environ[ROOTS_VARIABLE].split(os.pathsep)
-    if roots is not None:
-        return tuple(Path(root).resolve() for root in roots)
-    local = all(address.is_loopback(address.parse(one).host) for one in address.split(endpoint))
-    return (Path("/"),) if local else ()
+    return tuple(Path(root).resolve() for root in roots or ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +45,7 @@ class Staging:
     """Brings one version at a time."""
 
     def __init__(self, roots: Sequence[Path], name_map: NameMap) -> None:
-        self._sources = Sources({"file": FileOpener([Root(root) for root in roots])})
+        self._sources = sources(roots)
         self._name_map = name_map
         self._image: Image | None = None
 
@@ -64,14 +56,17 @@ class Staging:
         listed = [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in manifest.tensors]
         called = names.renamed(self._name_map, plan.document, listed)
         whence = whence or Whence()
+        if not whence.peers and not may_read(self._sources, plan.source):
+            text = f"{plan.source} may not be read by this process; allow its folder with roots=[…] or {ROOTS_VARIABLE}"
+            raise NotApplied("SourceNotAllowed", text)
         with contextlib.ExitStack() as stack:
             builder = stack.enter_context(ImageBuilder(manifest, present))
             if builder.missing_count:
                 clients = [stack.enter_context(transport_for(p).connect(p, whence.token)) for p in whence.peers]
-                sources: list[ChunkSource] = [PeerSource(client, manifest.digest) for client in clients]
-                sources.append(OriginSource(plan.source, lambda: self._sources.open(plan.source, ""), manifest))
+                donors: list[ChunkSource] = [PeerSource(client, manifest.digest) for client in clients]
+                donors.append(OriginSource(plan.source, lambda: self._sources.open(plan.source, ""), manifest))
                 limits = Persistence(deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0)
-                Fetch(builder, sources, persistence=limits, cancel=threading.Event()).run()
+                Fetch(builder, donors, persistence=limits, cancel=threading.Event()).run()
             image = builder.finish()
         mapped = MappedImage.open(image.fds, manifest.digest)
         if self._image is not None:
@@ -85,11 +80,3 @@ class Staging:
         if self._image is not None:
             self._image.close()
             self._image = None
-
-
-def refuse_no_roots(roots: Sequence[Path]) -> None:
-    """Say it before anything is fetched."""
-    if not roots:
-        raise NotApplied(
-            "SourceNotAllowed", f"no source may be read: name the allowed roots (roots=, or {ROOTS_VARIABLE})"
-        )

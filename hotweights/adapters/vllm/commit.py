@@ -58,6 +58,7 @@ class Switch:
     replica: Replica
     repair_seconds: float
     tell: Callable[[wire.State], None]
+    end: Callable[[str], None] = lambda reason: faults.end_process(reason)
     state: str = "Booting"
     digest: str | None = None
     token: int = 0
@@ -104,7 +105,7 @@ class Switch:
         try:
             result = await self._commit(frame)
         except EngineDead as error:
-            faults.end_process(f"the engine died during a commit: {error}")
+            self.end(f"the engine died during a commit: {error}")
             raise
         except Exception as error:  # only outside the pause: inside it, everything is caught and means dirty
             logger.exception("Unexpected error before the pause")
@@ -237,7 +238,7 @@ class Switch:
                 logger.warning("Repaired: serving %s again", self.digest or "what was booted")
                 self._tell("Repaired", f"repaired in {time.monotonic() - began:.1f} s")
                 return
-        faults.end_process(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
+        self.end(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
 
     async def _repair(self) -> None:
         await self.replica.ranks("repair", self.digest)

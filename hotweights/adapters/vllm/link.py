@@ -7,6 +7,7 @@ learns the state from the next `hello`. Frames are handled one by one on this th
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
@@ -53,9 +54,14 @@ class Connection:
             self.open = False
             self._sock.close()
 
+    def hang_up(self) -> None:
+        """From another thread than the one that receives, which then closes it."""
+        with self._lock, contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
 
 class Link(threading.Thread):
-    """Connects, says hello, hands frames to ``handle`` until the end of the process.
+    """Connects, says hello, hands frames to ``handle`` until the end of the process, or `stop`.
 
     ``hello`` is called for every connection, so that the agent always learns the state of now. ``handle`` owns the descriptors.
     """
@@ -71,14 +77,22 @@ class Link(threading.Thread):
         super().__init__(name="hotweights-link", daemon=True)
         self._path = path
         self._hello = hello
-        self._handle = handle
+        self._on_frame = handle
         self._closed = closed
         self._told = False
+        self._ended = threading.Event()
         self.connection: Connection | None = None
+
+    def stop(self) -> None:
+        """The process goes on without it."""
+        self._ended.set()
+        connection = self.connection
+        if connection is not None:
+            connection.hang_up()
 
     def run(self) -> None:
         delay = FIRST_RETRY_SECONDS
-        while True:
+        while not self._ended.is_set():
             began = time.monotonic()
             try:
                 self._serve()
@@ -86,7 +100,7 @@ class Link(threading.Thread):
                 self._say(error)
             if time.monotonic() - began > LAST_RETRY_SECONDS:
                 delay = FIRST_RETRY_SECONDS  # it was a connection, not an attempt
-            time.sleep(delay * _jitter.uniform(0.5, 1.0))  # not all engines of a node at once
+            self._ended.wait(delay * _jitter.uniform(0.5, 1.0))  # not all engines of a node at once
             delay = min(delay * 2, LAST_RETRY_SECONDS)
 
     def _serve(self) -> None:
@@ -102,6 +116,8 @@ class Link(threading.Thread):
                 raise wire.WireError(f"the agent answered the hello with {answer.op}")
             sock.settimeout(None)
             connection = self.connection = Connection(sock)
+            if self._ended.is_set():
+                return
             logger.info("Connected to the agent at %s", self._path)
             self._told = False
             try:
@@ -124,7 +140,7 @@ class Link(threading.Thread):
                 _close_all(fds)
                 connection.send(wire.Pong(id=frame.id))
             else:
-                self._handle(connection, frame, fds)
+                self._on_frame(connection, frame, fds)
 
     def _say(self, error: Exception) -> None:
         """Once per outage: an agent that is away for an hour is one line, not thousands."""

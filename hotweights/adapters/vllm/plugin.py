@@ -28,6 +28,11 @@ def register() -> None:
     if problem:
         logger.error("%s", problem)
         return
+    activate()
+
+
+def activate() -> None:
+    """Make the engine known and choose it, in this process; for a vLLM that is supported."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory as Factory
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore

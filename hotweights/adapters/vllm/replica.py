@@ -25,11 +25,14 @@ class Replica:
 
     async def ranks(self, command: str, argument: Any = None) -> list[dict[str, Any]]:
         """Every rank's answer. Raises `RankError` with the first no, after all have answered."""
-        answers = await _alive(self._client.collective_rpc(plugin.WORKER_METHOD, args=(command, argument)))
+        answers = await self._rpc(command, argument)
         for answer in answers:
             if not answer["ok"]:
                 raise RankError(answer["reason"], f"rank {answer['rank']}: {answer['message']}")
-        return list(answers)
+        return answers
+
+    async def _rpc(self, command: str, argument: Any) -> list[dict[str, Any]]:
+        return list(await _alive(self._client.collective_rpc(plugin.WORKER_METHOD, args=(command, argument))))
 
     async def pause(self, mode: str) -> None:
         """Stop scheduling and forget what was computed with the old weights, of running requests too."""

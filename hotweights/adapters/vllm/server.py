@@ -12,6 +12,7 @@ import atexit
 import dataclasses
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 from hotweights.adapters.vllm import PLUGIN_VERSION, faults, link, plugin, settings
@@ -33,7 +34,7 @@ class Plugin:
         read = settings.read()
         if not read.socket or engine_client is None:
             return
-        problem = plugin.unsupported() or await _unsuitable(engine_client)
+        problem = plugin.unsupported() or unsuitable(engine_client)
         if problem:
             if read.hold:
                 raise RuntimeError(f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)")
@@ -47,13 +48,16 @@ class Plugin:
 class Server:
     """The API server's end of the connection."""
 
-    def __init__(self, replica: Replica, read: settings.Settings) -> None:
+    def __init__(
+        self, replica: Replica, read: settings.Settings, end: Callable[[str], None] = faults.end_process
+    ) -> None:
+        """``end`` is the last resort for an engine that cannot be repaired."""
         self._replica = replica
         self._settings = read
         self._loop = asyncio.get_running_loop()
         self._told = asyncio.Event()  # the agent has said what to serve, and it is served
         self._tasks: set[asyncio.Task[None]] = set()
-        self.switch = Switch(replica, read.repair_seconds, self._tell)
+        self.switch = Switch(replica, read.repair_seconds, self._tell, end)
         self._link = link.Link(read.socket, self._hello, self._handle)
 
     async def boot(self) -> None:
@@ -73,6 +77,16 @@ class Server:
             await asyncio.sleep(0.05)
         self.switch.state = "Serving"
         self._tell(self._state())
+
+    async def join(self) -> None:
+        """Without a barrier: for an engine that serves what it booted until somebody says otherwise."""
+        await self.switch.remember_boot()
+        self.switch.state = "Serving"
+        self._link.start()
+
+    def leave(self) -> None:
+        """The engine is gone: so is the connection."""
+        self._link.stop()
 
     def _last_word(self) -> None:
         """vLLM ends itself when its engine has died, with 0, and may be faster than the commit that notices it too."""
@@ -116,7 +130,7 @@ class Server:
 
     async def _commit(self, connection: link.Connection, frame: wire.Commit) -> None:
         was_dirty = self.switch.dirty
-        answer = await self.switch.commit(frame)
+        answer = await self._answer(frame)
         answered = connection.send(dataclasses.replace(answer, id=frame.id))  # type: ignore[call-arg]
         if isinstance(answer, wire.Committed):
             self._told.set()
@@ -124,6 +138,9 @@ class Server:
                 self._tell(self._state())  # whoever asked has gone; its successor said hello before this ended
         elif self.switch.dirty and not was_dirty:
             await self.switch.repair()
+
+    async def _answer(self, frame: wire.Commit) -> wire.Frame:
+        return await self.switch.commit(frame)
 
     def _state(self) -> wire.State:
         return wire.State(self.switch.state, self.switch.digest, self.switch.token)
@@ -134,7 +151,7 @@ class Server:
             connection.send(state)
 
 
-async def _unsuitable(engine_client: Any) -> str:
+def unsuitable(engine_client: Any) -> str:
     """Why this engine, of a vLLM that we know, cannot be updated; empty when it can."""
     parallel = engine_client.vllm_config.parallel_config
     if getattr(engine_client, "_client_count", 1) > 1:

@@ -1,0 +1,149 @@
+"""What the tests of the seeds' adapters need: a coordinator in a process of its own, plans of checkpoints, and a program with an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import localvllm
+from e2e.engine.launch import free_port
+from hotweights.coordinator.client import Client
+from hotweights.coordinator.messages import CoordinatorError
+from hotweights_planner import plan as plans
+from hotweights_transports.resolve import publish
+from hotweights_transports.sources.file import open_folder
+
+ROOT = Path(__file__).parents[2]
+INSIDE = Path(__file__).with_name("inside")
+PACKAGES = ("planner", "transports", "agent", "crds", "kube", "hack", ".")
+ENGINE_SECONDS = 600.0
+
+
+def environment(**values: str) -> dict[str, str]:
+    """For a program that has Hotweights on its path and a small vLLM."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in PACKAGES),
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_CI_ENV": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "PYTHONUNBUFFERED": "1",
+        "HOTWEIGHTS_BINDER_METRICS_PORT": "0",
+        **values,
+    }
+
+
+def plan_of(folder: Path, version: str, model: str = "demo") -> plans.Plan:
+    """The plan that brings a whole checkpoint."""
+    with open_folder(folder) as source:
+        return plans.build(publish(source, model, version), None, source.uri)
+
+
+class Coordinator:
+    """`hotweights coord-serve`, and a client."""
+
+    def __init__(self) -> None:
+        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
+        command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", self.endpoint]
+        port = str(free_port())
+        self.process = subprocess.Popen(command, env={**os.environ, "HOTWEIGHTS_COORD_METRICS_PORT": port}, cwd=ROOT)
+        self.client = Client(self.endpoint, "")
+        self.until(lambda: self.status() is not None, 60.0)
+
+    def status(self) -> dict[str, Any] | None:
+        try:
+            return self.client.call("status", timeout_seconds=5.0).result
+        except CoordinatorError:
+            return None
+
+    def begin(self, plan: plans.Plan, **values: Any) -> int:
+        self.client.call("submit_plan", binary=plan.canonical)
+        return int(self.client.call("begin", version=plan.version, digest=plan.digest, **values).result["token"])
+
+    def commit(self, version: str) -> None:
+        self.client.call("commit", version=version)
+
+    def until(self, condition: Callable[[], Any], seconds: float = 120.0) -> Any:
+        """What the condition gives once it is true."""
+        deadline = time.monotonic() + seconds
+        while not (result := condition()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"not within {seconds} s; the coordinator says {json.dumps(self.status())}")
+            time.sleep(0.1)
+        return result
+
+    def until_state(self, state: str, seconds: float = 120.0) -> dict[str, Any]:
+        def reached() -> dict[str, Any] | None:
+            found = self.status()
+            return found if found is not None and found["state"] == state else None
+
+        result: dict[str, Any] = self.until(reached, seconds)
+        return result
+
+    def stop(self) -> None:
+        self.client.close()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+
+
+class Program:
+    """`inside/drive.py`: a process with an engine, that answers prompts."""
+
+    def __init__(self, folder: Path, asked: dict[str, Any], **values: str) -> None:
+        self.log = folder / "program.log"
+        self._stream = self.log.open("w")
+        command = [str(localvllm.python()), str(INSIDE / "drive.py"), json.dumps(asked)]
+        self.process = subprocess.Popen(
+            command, env=environment(**values), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self._stream, text=True, start_new_session=True,
+        )  # fmt: skip
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self._lines.put(line)
+
+    def line(self, seconds: float = ENGINE_SECONDS) -> dict[str, Any]:
+        """The program's next word."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                result: dict[str, Any] = json.loads(self._lines.get(timeout=0.5))
+                return result
+            except queue.Empty:
+                if self.process.poll() is not None and self._lines.empty():
+                    raise RuntimeError(f"it ended with {self.process.returncode}:\n{self.tail()}") from None
+                if time.monotonic() > deadline:
+                    raise TimeoutError(f"nothing within {seconds} s:\n{self.tail()}") from None
+
+    def ask(self, prompt: Sequence[int], tokens: int) -> list[int]:
+        """Greedy tokens."""
+        if self.process.stdin is None:
+            raise RuntimeError("it takes no prompts")
+        self.process.stdin.write(json.dumps({"prompt": list(prompt), "tokens": tokens}) + "\n")
+        self.process.stdin.flush()
+        return list(self.line(120.0)["tokens"])
+
+    def tail(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
+
+    def stop(self) -> None:
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        try:
+            self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait(30)
+        self._stream.close()

@@ -1,0 +1,242 @@
+"""Binds the engines that this process constructs: each gets its name, its token and, once it is there, its `Server`.
+
+Nothing of it happens before the first engine is constructed, because vLLM's own child processes import the caller's main module again. Then
+the environment is set by which the plugin in the engine's ranks finds its node: the host's worker, or a node of this process's own (`room`). Names
+of engines are told apart by the token (``<token>:<name>``). An engine that cannot be bound says why in the log and serves what it booted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import dataclasses
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from hotweights.adapters.inprocess.metrics import BinderMetrics
+from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, bundle, plugin, settings
+from hotweights.adapters.vllm.server import unsuitable
+
+logger = logging.getLogger("vllm.hotweights.binder")
+JOIN_SECONDS = 150.0
+T = TypeVar("T")
+
+
+class House(Protocol):
+    """Where engines of this process connect to."""
+
+    socket: Path
+
+    def token(self) -> str:
+        """What lets them in."""
+
+    def moved_in(self, engines: int) -> None:
+        """So many engines of this process are there now."""
+
+
+class Binding(Protocol):
+    """One engine's."""
+
+    def leave(self) -> None:
+        """The engine is gone."""
+
+
+class Binder:
+    """One for a process. ``open_house`` is called with a folder of this process's own when the first engine is constructed."""
+
+    def __init__(self, open_house: Callable[[Path, asyncio.AbstractEventLoop], House]) -> None:
+        self._open_house = open_house
+        self._house: House | None = None
+        self._lock = threading.RLock()  # one engine is constructed at a time: its name travels by the environment
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._folder: Path | None = None
+        self._count = 0
+        self._bindings: dict[str, Binding] = {}
+        self.metrics = BinderMetrics()
+
+    def install(self) -> None:
+        """From now on every engine that is constructed in this process is bound."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        plugin.activate()
+        _around_init(LLMEngine, self._lock, self._before, self._after_sync)
+        _around_init(AsyncLLM, self._lock, self._before, self._after_async)
+        _before_requests(AsyncLLM)
+        _before_shutdown(AsyncLLM)
+
+    # --- around a constructor ---------------------------------------------------------------------------------------
+
+    def _before(self) -> settings.Settings:
+        """The environment that this engine's processes get."""
+        house, folder = self._at_home()
+        self._count += 1
+        name = f"engine-{os.getpid()}-{self._count}"
+        token_file = folder / f"{name}.token"
+        token_file.touch(mode=0o600)
+        token_file.write_text(f"{house.token()}:{name}\n")
+        os.environ["HOTWEIGHTS_SOCKET"] = str(house.socket)
+        os.environ["HOTWEIGHTS_TOKEN_FILE"] = str(token_file)
+        return settings.read()
+
+    def _after_sync(self, engine: Any, read: settings.Settings) -> None:
+        from hotweights.adapters.inprocess.binding import SyncBinding
+
+        problem = _unsuitable_sync(engine)
+        if problem:
+            logger.error("%s; it serves what it booted, without Hotweights", problem)
+            return
+        binding = SyncBinding(engine, read, self.metrics.note)
+        try:
+            self._run(binding.join()).result(JOIN_SECONDS)
+        except Exception:  # whatever it was: the engine serves, and the coordinator sees that it takes no part
+            logger.exception("The engine could not be bound: it serves what it booted, without Hotweights")
+            return
+        self._moved_in(engine, binding)
+
+    def _after_async(self, engine: Any, read: settings.Settings) -> None:
+        from hotweights.adapters.inprocess.binding import AsyncBinding
+
+        problem = unsuitable(engine)
+        if problem:
+            logger.error("%s; it serves what it booted, without Hotweights", problem)
+            return
+        binding = AsyncBinding(engine, read, self.metrics.note)
+        engine.hotweights_binding = binding
+        binding.start()
+        self._moved_in(engine, binding)
+
+    def _moved_in(self, engine: Any, binding: Binding) -> None:
+        name = f"{id(engine)}-{self._count}"
+        self._bindings[name] = binding
+        weakref.finalize(engine, self._moved_out, name)
+        if self._house is not None:
+            self._house.moved_in(len(self._bindings))
+
+    def _moved_out(self, name: str) -> None:
+        binding = self._bindings.pop(name, None)
+        if binding is not None:
+            binding.leave()
+        if self._house is not None:
+            self._house.moved_in(len(self._bindings))
+
+    # --- this process -----------------------------------------------------------------------------------------------
+
+    def _at_home(self) -> tuple[House, Path]:
+        """The folder, the plugin on every child's path, the loop, and the house, made once."""
+        if self._house is None or self._folder is None:
+            folder = Path(tempfile.mkdtemp(prefix="hotweights-"))
+            atexit.register(shutil.rmtree, folder, ignore_errors=True)
+            _let_children_find(bundle.write(folder / "plugin"))
+            self._loop = _loop_in_thread()
+            self._house = self._open_house(folder, self._loop)
+            self._folder = folder
+            self.metrics.serve()
+        return self._house, self._folder
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        if self._loop is None:
+            raise RuntimeError("no engine was constructed yet")
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+def already_served() -> str:
+    """Why this process needs no binder; empty: it does."""
+    listed = {name.strip() for name in os.environ.get("VLLM_PLUGINS", "").split(",")}
+    if ENDPOINT_PLUGIN in listed and os.environ.get("HOTWEIGHTS_SOCKET"):
+        return "VLLM_PLUGINS names the server plugin and HOTWEIGHTS_SOCKET an agent: that one updates this process's engine"
+    return ""
+
+
+def _unsuitable_sync(engine: Any) -> str:
+    config = engine.vllm_config
+    if config.parallel_config.data_parallel_size > 1:
+        return "Hotweights does not update a synchronous engine with data parallelism: run one engine per replica"
+    if config.model_config.is_multimodal_model:
+        return "Hotweights does not update multi-modal models in a synchronous engine: use AsyncLLM, or vllm serve"
+    return unsuitable(engine)
+
+
+def _let_children_find(folder: Path) -> None:
+    """Children that are spawned take over this path, others the environment's; an allow-list has to name us."""
+    sys.path.append(str(folder))
+    paths = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (paths, str(folder))))
+    listed = os.environ.get("VLLM_PLUGINS")
+    if listed is not None and GENERAL_PLUGIN not in listed.split(","):
+        os.environ["VLLM_PLUGINS"] = ",".join(filter(None, (listed, GENERAL_PLUGIN)))
+
+
+def _loop_in_thread() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="hotweights-binder", daemon=True).start()
+    return loop
+
+
+def _around_init(
+    cls: Any,
+    lock: threading.RLock,
+    before: Callable[[], settings.Settings],
+    after: Callable[[Any, settings.Settings], None],
+) -> None:
+    original = cls.__init__
+
+    @wraps(original)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        with lock:
+            read = before()
+            original(self, *args, **kwargs)
+            after(self, read)
+
+    cls.__init__ = init
+
+
+def _before_requests(cls: Any) -> None:
+    original = cls.add_request
+
+    @wraps(original)
+    async def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        binding = getattr(self, "hotweights_binding", None)
+        if binding is not None:
+            await binding.joined()
+        return await original(self, *args, **kwargs)
+
+    cls.add_request = add_request
+
+
+def _before_shutdown(cls: Any) -> None:
+    original = cls.shutdown
+
+    @wraps(original)
+    def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
+        binding = getattr(self, "hotweights_binding", None)
+        if binding is not None:
+            binding.leave()
+        return original(self, *args, **kwargs)
+
+    cls.shutdown = shutdown
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class HostHouse:
+    """The worker of this host (`hotweights worker`): it stages, it speaks with the coordinator, its peers and its engines."""
+
+    socket: Path
+    token_file: Path
+
+    def token(self) -> str:
+        """As it lies beside the socket."""
+        return self.token_file.read_text().strip()
+
+    def moved_in(self, engines: int) -> None:
+        """It sees that by itself."""

@@ -1,0 +1,143 @@
+"""One engine of this process and the plugin's `Server` beside it: joined before its first request, gone with the engine.
+
+An `AsyncLLM` is joined on its own event loop. A synchronous engine's server lives on the binder's loop, and the gate keeps it and the caller's
+thread apart. Neither keeps the engine alive. Requests wait for nothing but the one probe at the start, by which a repair is judged later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from hotweights.adapters.inprocess.gate import Gate, Guarded
+from hotweights.adapters.inprocess.replicas import SyncReplica, end_async
+from hotweights.adapters.vllm import link
+from hotweights.adapters.vllm.replica import Replica
+from hotweights.adapters.vllm.server import Server
+from hotweights.adapters.vllm.settings import Settings
+from hotweights_transports.handoff import wire
+
+logger = logging.getLogger("vllm.hotweights.binding")
+JOIN_SECONDS = 120.0
+GATE_SECONDS = 30.0
+AGAIN_SECONDS = 0.02
+Noted = Callable[[wire.Frame], None]
+
+
+class _Server(Server):
+    """As the API server's, and it tells how commits end."""
+
+    def __init__(self, replica: Replica, settings: Settings, end: Callable[[str], None], noted: Noted) -> None:
+        super().__init__(replica, settings, end)
+        self._noted = noted
+
+    async def _answer(self, frame: wire.Commit) -> wire.Frame:
+        answer = await super()._answer(frame)
+        self._noted(answer)
+        return answer
+
+
+class _GatedServer(_Server):
+    """A commit, and the repair of one that broke, happen between two calls of the caller's."""
+
+    def __init__(self, replica: SyncReplica, settings: Settings, gate: Gate, noted: Noted) -> None:
+        super().__init__(replica, settings, self._give_up, noted)
+        self._sync_replica = replica
+        self._gate = gate
+
+    async def join(self) -> None:
+        await self._close_gate(JOIN_SECONDS)
+        try:
+            await super().join()
+        finally:
+            self._gate.open()
+
+    async def _commit(self, connection: link.Connection, frame: wire.Commit) -> None:
+        try:
+            await self._close_gate(GATE_SECONDS)
+        except TimeoutError as error:
+            connection.send(wire.CommitFailed(frame.id, frame.digest, frame.commit_token, "Busy", str(error)))
+            return
+        try:
+            await super()._commit(connection, frame)
+        finally:
+            self._gate.open()
+
+    async def _close_gate(self, seconds: float) -> None:
+        """Between two calls, and with no batch under way. Raises `TimeoutError`."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        while (left := until - loop.time()) > 0:
+            if not await asyncio.to_thread(self._gate.close, left):
+                break
+            if not self._sync_replica.in_flight():
+                return
+            self._gate.open()
+            await asyncio.sleep(AGAIN_SECONDS)
+        raise TimeoutError(f"the engine was inside one step for {seconds:.0f} s")
+
+    def _give_up(self, reason: str) -> None:
+        logger.critical("This engine is given up: %s", reason)
+        self._gate.fail(EngineDeadError())
+
+
+class SyncBinding:
+    """A `LLMEngine`, and what drives it from another thread."""
+
+    def __init__(self, engine: Any, settings: Settings, noted: Noted) -> None:
+        client, gate, config = engine.engine_core, Gate(), engine.vllm_config
+        engine.engine_core = Guarded(client, gate)
+        self._make = lambda: _GatedServer(SyncReplica(weakref.proxy(client), config), settings, gate, noted)
+        self._server: Server | None = None
+
+    async def join(self) -> None:
+        """On the binder's loop."""
+        self._server = self._make()
+        await self._server.join()
+
+    def leave(self) -> None:
+        """The engine is gone."""
+        if self._server is not None:
+            self._server.leave()
+
+
+class AsyncBinding:
+    """An `AsyncLLM`, on its own event loop."""
+
+    def __init__(self, engine: Any, settings: Settings, noted: Noted) -> None:
+        proxy = weakref.proxy(engine)
+        self._make = lambda: _Server(Replica(proxy), settings, lambda reason: end_async(proxy, reason), noted)
+        self._server: Server | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to join, if this thread's loop runs."""
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        if self._task is None:
+            self._task = loop.create_task(self._join())
+
+    async def joined(self) -> None:
+        """Wait until it has joined; a request goes on if it could not."""
+        self.start()
+        if self._task is not None and not self._task.done():
+            await asyncio.shield(self._task)
+
+    def leave(self) -> None:
+        """The engine is gone."""
+        if self._server is not None:
+            self._server.leave()
+
+    async def _join(self) -> None:
+        try:
+            self._server = self._make()
+            await asyncio.wait_for(self._server.join(), JOIN_SECONDS)
+        except Exception:  # whatever it was: the engine serves, and the coordinator sees that it takes no part
+            logger.exception("The engine could not be bound: it serves what it booted, without Hotweights")
