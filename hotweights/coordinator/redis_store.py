@@ -61,11 +61,10 @@ class RedisStore:
         from redis.backoff import NoBackoff
         from redis.exceptions import RedisError
 
-        def connect(timeout_seconds: float) -> Any:
-            # Nothing is repeated by the library: whether a lost answer may be asked for again is decided here.
-            retry = Retry(NoBackoff(), 0)
-            limits = {"socket_timeout": timeout_seconds, "socket_connect_timeout": timeout_seconds}
-            return Redis.from_url(url, retry=retry, protocol=2, **limits)
+        def connect() -> Any:
+            # Nothing is repeated by the library: whether a lost answer may be asked for again is decided here. Nor does it limit
+            # writes to its sockets: it would do so with asyncio.wait_for, which on Python 3.11 swallows a cancellation now and then.
+            return Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, socket_timeout=None)
 
         self._error: type[Exception] = RedisError
         self._lease_seconds, self._clock = lease_seconds, clock
@@ -74,7 +73,7 @@ class RedisStore:
         self._keys = [f"hotweights/{cluster}/{name}" for name in ("leader", "state", "blobs")]
         # Pools of their own: a long write must not make a renewal late. An answer later than the lease is of no use to anybody.
         self._lease_timeout_seconds = lease_seconds / RENEWALS_PER_LEASE
-        self._redis, self._lease_redis = connect(lease_seconds), connect(self._lease_timeout_seconds)
+        self._redis, self._lease_redis = connect(), connect()
         at = self._redis.connection_pool.connection_kwargs
         self.place = at.get("path") or f"redis://{at.get('host', 'localhost')}:{at.get('port', 6379)}/{at.get('db', 0)}"
         self._changing = asyncio.Lock()
@@ -235,13 +234,15 @@ class RedisStore:
 
     async def _ask(self, answer: Any, timeout_seconds: float) -> Any:
         try:
-            # The library limits each read and write; this limits connecting, loading a script and running it together.
+            # For all of it together: connecting, sending, waiting, and where Redis was restarted, sending the script again.
             async with asyncio.timeout(timeout_seconds):
                 return await answer
-        except self._error as error:
-            raise Unavailable(f"Redis at {self.place}: {error}; start it, or set $HOTWEIGHTS_REDIS_URL") from error
         except TimeoutError as error:
             raise Unavailable(f"Redis at {self.place} does not answer within {timeout_seconds:g} s") from error
+        except (self._error, OSError) as error:
+            raise Unavailable(
+                f"Redis at {self.place}: {str(error).rstrip(chr(46))}; start it, or set $HOTWEIGHTS_REDIS_URL"
+            ) from error
 
 
 _REMEDY = "set `appendonly yes` and `appendfsync always`"

@@ -316,3 +316,20 @@ async def test_a_redis_that_is_not_there_is_named_without_its_password() -> None
         await store.lead("a", "tcp://a:1")
     assert "secret" not in str(caught.value)
     await store.close()
+
+
+async def test_whoever_is_cancelled_ends(cluster: Cluster) -> None:
+    """At any moment of a call: a shutdown waits for it. Sockets with time limits of the library's own fail this on Python 3.11."""
+    a = await cluster.leader("a")
+
+    async def lead() -> None:
+        await a.lead()
+        await asyncio.sleep(10)
+
+    for turns in [*range(1, 9)] * 5:
+        task = asyncio.create_task(lead())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task], timeout=1)
+        assert task.cancelled()
