@@ -19,6 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from hotweights.commands.options import Json, size_text
+from hotweights.files import read_bounded
+from hotweights.published import read_published
 from hotweights_transports.errors import TransferError
 
 BACKEND_VARIABLE = "HOTWEIGHTS_COORD_BACKEND"
@@ -189,7 +191,9 @@ def submit_plan(
     as_json: Json = False,
 ) -> None:
     """Give the coordinator the plan that the next begin is about."""
-    content = _read(plan, "plan")
+    from hotweights.coordinator.messages import MAX_BINARY_NBYTES
+
+    content = read_bounded(plan, MAX_BINARY_NBYTES, "write it with `hotweights plan`, or name another file")
     with _client(endpoint, token_file, curve, timeout) as client:
         result = client.call("submit_plan", binary=content).result
     _show(result, as_json, f"Plan of {result['version']} submitted ({size_text(len(content))}, {result['digest']})")
@@ -288,8 +292,9 @@ def set_current(
     as_json: Json = False,
 ) -> None:
     """Tell the coordinator which manifest `plan` starts from; a commit does it too."""
+    content = read_published(manifest).manifest.canonical
     with _client(endpoint, token_file, curve, timeout) as client:
-        result = client.call("set_current_manifest", binary=_read(manifest, "manifest")).result
+        result = client.call("set_current_manifest", binary=content).result
     _show(result, as_json, f"{result['version']} counts as current ({result['digest']})")
 
 
@@ -370,13 +375,6 @@ def _client(endpoint: str, token_file: Path | None, curve: Path | None, timeout:
     from hotweights.coordinator.client import Client
 
     return Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=timeout)
-
-
-def _read(path: Path, what: str) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise CommandFailed(f"cannot read the {what} {path}: {error.strerror}", "CannotRead") from error
 
 
 def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class About:
     backend: str
     leader: str
     leads: bool
+    events_endpoint: str
     started_at: float
 
 
@@ -236,6 +237,7 @@ def _status(durable: Durable, presence: Presence, about: About, now: float) -> d
         "waiting_for": waiting,
         "leader": about.leader,
         "leads": about.leads,
+        "pub_endpoint": about.events_endpoint,
         "instance_id": about.instance_id,
         "backend": about.backend,
         "last_events": [{**asdict(event), "age_seconds": round(max(0.0, now - event.at), 3)} for event in events],

@@ -88,10 +88,9 @@ class _Course:
     def connect_seconds(self) -> float:
         return CONNECT_SECONDS if len(self.endpoints) > 1 or self.at not in self.endpoints else float("inf")
 
-    def try_until(self, until: float) -> float:
-        """With others to ask, one that is silent gets half of the time that is left."""
-        now = time.monotonic()
-        return until if len(self.endpoints) == 1 else now + max((until - now) / 2, min(until - now, LOOK_SECONDS))
+    def try_until(self, until: float, seconds: float) -> float:
+        """One that is silent does not get the time of the others."""
+        return min(until, time.monotonic() + seconds / len(self.endpoints))
 
     def given_up(self, seconds: float, last: CallRefused | None) -> Exception:
         if last is not None:
@@ -143,7 +142,7 @@ class Client:
         last: CallRefused | None = None
         with self._lock:
             while time.monotonic() < until:
-                answer = self._ask(method, args, binary, until)
+                answer = self._ask(method, args, binary, until, seconds)
                 if answer is not None and (reply := self._course.accepted(answer)) is not None:
                     return reply
                 last = answer.error if answer is not None else last
@@ -152,10 +151,12 @@ class Client:
                     time.sleep(max(0.0, min(AGAIN_SECONDS, until - time.monotonic())))
         raise self._course.given_up(seconds, last)
 
-    def _ask(self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float) -> Answer | None:
+    def _ask(
+        self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float, seconds: float
+    ) -> Answer | None:
         """One try at one endpoint; None: no answer from there."""
         socket = self._socket()
-        until = self._course.try_until(until)
+        until = self._course.try_until(until, seconds)
         connect_until = min(until, time.monotonic() + self._course.connect_seconds)
         if not socket.poll(max(0, (connect_until - time.monotonic()) * 1000), zmq.POLLOUT):
             return None
@@ -222,7 +223,7 @@ class AsyncClient:
         last: CallRefused | None = None
         async with self._lock:
             while time.monotonic() < until:
-                answer = await self._ask(method, args, binary, until)
+                answer = await self._ask(method, args, binary, until, seconds)
                 if answer is not None and (reply := self._course.accepted(answer)) is not None:
                     return reply
                 last = answer.error if answer is not None else last
@@ -231,9 +232,11 @@ class AsyncClient:
                     await asyncio.sleep(max(0.0, min(AGAIN_SECONDS, until - time.monotonic())))
         raise self._course.given_up(seconds, last)
 
-    async def _ask(self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float) -> Answer | None:
+    async def _ask(
+        self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float, seconds: float
+    ) -> Answer | None:
         socket = self._socket()
-        until = self._course.try_until(until)
+        until = self._course.try_until(until, seconds)
         connect_until = min(until, time.monotonic() + self._course.connect_seconds)
         if not await socket.poll(max(0, (connect_until - time.monotonic()) * 1000), zmq.POLLOUT):
             return None

@@ -245,7 +245,8 @@ class Server:
 
     def _about(self) -> About:
         leader = self.advertised if self.leads else self._lease.leader
-        return About(self.settings.instance_id, self._backend.name, leader, self.leads, self._started_at)
+        events = self.sockets.events_endpoint
+        return About(self.settings.instance_id, self._backend.name, leader, self.leads, events, self._started_at)
 
     def _asked(self, waiting: _Waiting, request: Request, frames: list[zmq.Frame]) -> None:
         if not self.leads and request.reads:

@@ -56,9 +56,7 @@ class Sockets:
         self._events.setsockopt(zmq.MAXMSGSIZE, 1024)  # subscriptions
         try:
             self.endpoint = self._bind(self._calls, endpoint, "--endpoint")
-            self.events_endpoint = self._bind(
-                self._events, events_endpoint or address.events_endpoint(self.endpoint), "--pub-endpoint"
-            )
+            self.events_endpoint = self._bind_events(endpoint, events_endpoint)
         except CallRefused:
             self.close()
             raise
@@ -68,6 +66,15 @@ class Sockets:
         guard.start()
         guard.configure_curve(domain="*", location=str(keys.clients))
         return guard
+
+    def _bind_events(self, endpoint: str, events_endpoint: str) -> str:
+        wanted = events_endpoint or address.events_endpoint(self.endpoint)
+        try:
+            return self._bind(self._events, wanted, "--pub-endpoint")
+        except CallRefused:
+            if events_endpoint or address.parse(endpoint).port:
+                raise
+            return self._bind(self._events, str(address.parse(wanted)._replace(port=0)), "--pub-endpoint")
 
     def _bind(self, socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
         host, port = address.parse(endpoint)

@@ -1,0 +1,251 @@
+"""How fast a coordinator answers a thousand workers: calls and their latencies, and how soon a commit has reached everybody.
+
+The coordinator is a process of its own (one core: it is one thread); the workers are asynchronous clients in a few other processes.
+They register, then send heartbeats at a fixed rate together while an update of a big plan is submitted, begun, prepared by
+all and committed. A worker hears of the commit by an event or by its next heartbeat, whichever comes first, and it counts as
+reached when a heartbeat's answer says committed. Latencies are what a client sees, so they include the client's own queue.
+
+    python bench/coordinator.py [--workers 1000] [--rate 2000] [--seconds 10] [--items 100000] [--backend memory] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+
+from hotweights.coordinator.client import AsyncClient, Client
+from hotweights_planner.header import TensorEntry
+from hotweights_planner.manifest import build as build_manifest
+from hotweights_planner.plan import Plan, build
+
+CALL_SECONDS = 30.0
+LIMIT_SECONDS = 120.0
+CHUNKS_PER_TENSOR = 4
+CHUNK_NBYTES = 4096
+
+
+def make_plan(items: int) -> Plan:
+    """That many chunks of invented digests."""
+    tensors = items // CHUNKS_PER_TENSOR
+    nbytes = CHUNKS_PER_TENSOR * CHUNK_NBYTES
+    entries = [TensorEntry(f"model.layers.{n}.weight", "U8", (nbytes,), nbytes, 8 + nbytes * n) for n in range(tensors)]
+    chunks = {
+        entry.name: [hashlib.sha256(f"{entry.name}/{k}".encode()).hexdigest() for k in range(CHUNKS_PER_TENSOR)]
+        for entry in entries
+    }
+    manifest = build_manifest("bench", "v1", {"model.safetensors": entries}, chunks, chunk_nbytes=CHUNK_NBYTES)
+    return build(manifest, None, "file:///weights/v1")
+
+
+@contextmanager
+def coordinator(backend: str, redis_url: str) -> Iterator[tuple[str, str, int]]:
+    """Its endpoint, where its events are, and its process id."""
+    command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", "tcp://127.0.0.1:0", "--json"]
+    command += ["--backend", backend, "--metrics-port", "0", "--worker-ttl", "60"]
+    command += ["--redis-url", redis_url] if redis_url else []
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said = json.loads(process.stdout.readline())
+        yield said["endpoint"], said["pub_endpoint"], process.pid
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process so far."""
+    fields = re.sub(r".*\) ", "", Path(f"/proc/{pid}/stat").read_text()).split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Worker:
+    """One client that follows."""
+
+    def __init__(self, name: str, endpoint: str, context: zmq.asyncio.Context) -> None:
+        self.name = name
+        self.client = AsyncClient(endpoint, "", timeout_seconds=CALL_SECONDS, context=context)
+        self.latencies: list[tuple[str, float]] = []
+        self.committed_at: float | None = None
+        self.prepared = 0
+
+    async def call(self, method: str, **args: Any) -> dict[str, Any]:
+        began = time.perf_counter()
+        result = (await self.client.call(method, worker_id=self.name, **args)).result
+        self.latencies.append((method, time.perf_counter() - began))
+        return result
+
+    async def register(self) -> None:
+        await self.call("register", host="bench", endpoints=["tcp://127.0.0.1:1"])
+
+    async def beat(self) -> None:
+        assigned = await self.call("heartbeat", have=[])
+        if assigned["state"] == "begun" and self.prepared != assigned["token"]:
+            self.prepared = assigned["token"]
+            await self.call("precommit", token=assigned["token"])
+        if assigned["state"] == "committed" and self.committed_at is None:
+            self.committed_at = time.time()
+
+
+async def follow(pipe: Connection, first: int, count: int, endpoint: str, events: str, interval: float) -> None:
+    """Workers of one process: heartbeats at fixed times, and at once when an event comes, until told to stop."""
+    context = zmq.asyncio.Context()
+    context.max_sockets = 10_000
+    workers = [Worker(f"w{first + n}", endpoint, context) for n in range(count)]
+    listener = context.socket(zmq.SUB)
+    listener.linger = 0
+    for topic in (b"begin", b"commit"):
+        listener.subscribe(topic)
+    listener.connect(events)
+    await asyncio.gather(*(worker.register() for worker in workers))
+    pipe.send("registered")
+    loop = asyncio.get_running_loop()
+    await loop.run_in_executor(None, pipe.recv)
+    start = loop.time()
+    stopped = loop.run_in_executor(None, pipe.recv)
+
+    async def live(worker: Worker, phase: float) -> None:
+        turn = 0
+        while not stopped.done():
+            await asyncio.sleep(max(0.0, start + phase + turn * interval - loop.time()))
+            await worker.beat()
+            turn += 1
+
+    async def hear() -> None:
+        while True:
+            await listener.recv_multipart()
+            await asyncio.gather(*(worker.beat() for worker in workers))
+
+    hearing = asyncio.create_task(hear())
+    await asyncio.gather(*(live(worker, interval * n / count) for n, worker in enumerate(workers)))
+    hearing.cancel()
+    await asyncio.gather(hearing, return_exceptions=True)
+    latencies = [latency for worker in workers for latency in worker.latencies]
+    pipe.send((latencies, [worker.committed_at for worker in workers]))
+    for worker in workers:
+        await worker.client.close()
+    listener.close()
+    context.term()
+
+
+def process(*args: Any) -> None:
+    """Entry of a process of workers."""
+    asyncio.run(follow(*args))
+
+
+def percentile(values: list[float], share: float) -> float:
+    """The value that this share of all is below."""
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
+    """One run."""
+    context = multiprocessing.get_context("spawn")
+    interval = options.workers / options.rate
+    with coordinator(options.backend, options.redis_url) as (endpoint, events, pid), Client(endpoint, "") as operator:
+        pipes, children = [], []
+        share = options.workers // options.processes
+        for number in range(options.processes):
+            ours, theirs = context.Pipe()
+            args = (theirs, number * share, share, endpoint, events, interval)
+            child = context.Process(target=process, args=args, daemon=True)
+            child.start()
+            theirs.close()  # a child that dies is an end of file
+            pipes.append(ours)
+            children.append(child)
+        began = time.perf_counter()
+        for pipe in pipes:
+            pipe.recv()
+        register_seconds = time.perf_counter() - began
+        for pipe in pipes:
+            pipe.send("go")
+        cpu_before, began = cpu_seconds(pid), time.perf_counter()
+        time.sleep(options.seconds / 2)
+        submitted = time.perf_counter()
+        operator.call("submit_plan", binary=plan, timeout_seconds=CALL_SECONDS * 4)
+        submit_seconds = time.perf_counter() - submitted
+        begun = time.perf_counter()
+        operator.call("begin", version="v1", timeout_seconds=CALL_SECONDS)
+        while (state := operator.call("status", timeout_seconds=CALL_SECONDS).result["state"]) == "begun":
+            if time.perf_counter() - begun > LIMIT_SECONDS:
+                raise SystemExit(f"not all workers have precommitted after {LIMIT_SECONDS:g} s")
+            time.sleep(0.05)
+        precommit_seconds = time.perf_counter() - begun
+        if state != "precommitted":
+            raise SystemExit(f"the update is {state}")
+        committed_at = time.time()
+        operator.call("commit", version="v1", timeout_seconds=CALL_SECONDS)
+        commit_call_seconds = time.time() - committed_at
+        time.sleep(options.seconds / 2)
+        for pipe in pipes:
+            pipe.send("stop")
+        latencies: list[tuple[str, float]] = []
+        reached: list[float | None] = []
+        for pipe in pipes:
+            some, commits = pipe.recv()
+            latencies += some
+            reached += commits
+        wall, cpu = time.perf_counter() - began, cpu_seconds(pid) - cpu_before
+        for child in children:
+            child.join()
+    steady = [seconds for method, seconds in latencies if method != "register"]
+    missing = sum(1 for at in reached if at is None)
+    return {
+        "workers": share * options.processes,
+        "backend": options.backend,
+        "plan_bytes": len(plan),
+        "plan_items": options.items,
+        "register_all_seconds": register_seconds,
+        "register_p99_ms": 1000 * percentile([s for m, s in latencies if m == "register"], 0.99),
+        "calls": len(steady),
+        "calls_per_second": len(steady) / wall,
+        "p50_ms": 1000 * percentile(steady, 0.5),
+        "p99_ms": 1000 * percentile(steady, 0.99),
+        "max_ms": 1000 * max(steady),
+        "submit_seconds": submit_seconds,
+        "begin_to_precommitted_seconds": precommit_seconds,
+        "commit_call_seconds": commit_call_seconds,
+        "commit_reaches_all_seconds": max(at for at in reached if at is not None) - committed_at,
+        "not_reached": missing,
+        "coordinator_cpu_share": cpu / wall,
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workers", type=int, default=1000)
+    parser.add_argument("--processes", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=2000.0, help="heartbeats per second, of all workers together")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--items", type=int, default=100_000, help="of the plan")
+    parser.add_argument("--backend", default="memory", choices=["memory", "redis"])
+    parser.add_argument("--redis-url", default="")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    plan = make_plan(options.items).canonical
+    result = measure(options, plan)
+    for name, value in result.items():
+        print(f"{name:<32} {value:.3f}" if isinstance(value, float) else f"{name:<32} {value}")
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
