@@ -335,7 +335,9 @@ def subscribe(
     topics: Annotated[
         list[str] | None, typer.Option(metavar="T", help="Only these topics; may be given several times.")
     ] = None,
-    count: Annotated[int, typer.Option(metavar="N", min=0, help="End after so many events; 0: never.")] = 0,
+    seconds: Annotated[
+        float | None, typer.Option("--for", metavar="S", min=0.0, help="How long to listen (default: until Ctrl-C).")
+    ] = None,
     print_last: Annotated[bool, typer.Option("--print-last", help="The latest events first.")] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
@@ -353,10 +355,11 @@ def subscribe(
             with _client(endpoint, token_file, curve, timeout) as client:
                 for event in client.call("status").result["last_events"]:
                     _show(event, as_json, _event_line(event))
-        for number, (_, event) in enumerate(events, 1):
-            _show(event, as_json, _event_line(event))
-            if number == count:
-                return
+        until = time.monotonic() + seconds if seconds is not None else float("inf")
+        while (left := until - time.monotonic()) > 0:
+            heard = events.next(min(left, POLL_SECONDS))
+            if heard is not None:
+                _show(heard[1], as_json, _event_line(heard[1]))
 
 
 def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the keys to.")]) -> None:

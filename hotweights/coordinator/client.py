@@ -14,7 +14,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -297,12 +297,6 @@ class Subscriber:
             return None
         topic, body = self._socket.recv_multipart()[:2]
         return topic.decode(), json.loads(body)
-
-    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Events without end."""
-        while True:
-            if (event := self.next(LOOK_SECONDS)) is not None:
-                yield event
 
     def close(self) -> None:
         self._socket.close()
