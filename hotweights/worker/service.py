@@ -38,7 +38,6 @@ from hotweights_transports.peers.registry import transport_for
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 5.0  # all workers hear of a version within a heartbeat
-CALL_SECONDS = 3.0
 
 
 class WorkerError(TransferError):
@@ -138,7 +137,7 @@ async def run(
             raise WorkerError(
                 f"cannot listen for peers at {settings.listen}: {error.strerror}; name another --listen"
             ) from error
-        client = AsyncClient(settings.endpoints, settings.token, settings.curve, CALL_SECONDS)
+        client = AsyncClient(settings.endpoints, settings.token, settings.curve, settings.pace.call_seconds)
         stack.push_async_callback(client.close)
         done = asyncio.Event()
         sync = CoordinatorSync(

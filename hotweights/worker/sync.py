@@ -52,6 +52,8 @@ class Pace:
     """Between two heartbeats when nothing happens."""
     hurry_seconds: float = 0.05
     """Between two heartbeats at least."""
+    call_seconds: float = 5.0
+    """For one answer, from whichever coordinator leads."""
     away_seconds: float = 5.0
     """How long it may be silent until the disk's memory stands in for it."""
     first_seconds: float = 30.0
