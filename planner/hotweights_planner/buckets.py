@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
+from operator import attrgetter
 from typing import Generic, Protocol, TypeVar
 
 DEFAULT_BUCKET_NBYTES = 64 << 20
@@ -60,10 +61,15 @@ def buckets(chunks: Iterable[P], bucket_nbytes: int = DEFAULT_BUCKET_NBYTES) -> 
     nbytes = 0
     for layer, group in groupby(chunks, key=lambda chunk: layer_of(chunk.tensor)):
         members = list(group)
-        if filled and nbytes + sum(chunk.nbytes for chunk in members) > bucket_nbytes:
+        layer_nbytes = sum(map(attrgetter("nbytes"), members))
+        if filled and nbytes + layer_nbytes > bucket_nbytes:
             yield Bucket(tuple(layers), tuple(filled), nbytes)
             layers, filled, nbytes = [], [], 0
         layers.append(layer)
+        if nbytes + layer_nbytes <= bucket_nbytes:
+            filled += members
+            nbytes += layer_nbytes
+            continue
         for chunk in members:
             if chunk.nbytes > bucket_nbytes:
                 text = (

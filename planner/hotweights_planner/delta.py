@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import dataclass
+from operator import attrgetter
 
 from hotweights_planner.manifest import Chunk, Manifest
 
@@ -24,5 +25,5 @@ def delta(manifest: Manifest, present: Container[str]) -> Delta:
     """The chunks of ``manifest`` whose digests are not in ``present``."""
     wanted = {digest for tensor in manifest.tensors for digest in tensor.chunks if digest not in present}
     missing = tuple(manifest.first_chunks(wanted))
-    missing_nbytes = sum(chunk.nbytes for chunk in missing)
+    missing_nbytes = sum(map(attrgetter("nbytes"), missing))
     return Delta(missing, missing_nbytes, manifest.nbytes - missing_nbytes)

@@ -79,7 +79,7 @@ def lay_out(manifest: Manifest, present: Mapping[str, Place[S]], max_slab_nbytes
         slab = begin = end = -1  # of the extent that grows
         rest = tensor.nbytes
         for digest in tensor.chunks:
-            nbytes = min(whole, rest)
+            nbytes = whole if rest > whole else rest
             if (known := places.get(digest)) is not None:
                 if known[2] != nbytes:
                     raise _two_sizes(tensor.name, digest, nbytes, known[2])
@@ -97,7 +97,7 @@ def lay_out(manifest: Manifest, present: Mapping[str, Place[S]], max_slab_nbytes
                     slabs.append(NewSlab(0))
                 known = places[digest] = (open_slab, used, nbytes)
                 missing.append(digest)
-                used += page_rounded(nbytes)
+                used += whole if nbytes == whole else page_rounded(nbytes)
             if known[0] == slab and known[1] == end:
                 end += nbytes
             else:

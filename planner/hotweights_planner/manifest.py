@@ -138,14 +138,17 @@ class Manifest(_Part):
         """The first chunk of each of ``digests`` that occurs, in load order."""
         wanted = set(digests)
         whole = self.chunk_bytes
+        new = tuple.__new__  # there may be a million, and a NamedTuple's own constructor is a Python function
         for tensor in self.tensors:
             if wanted.isdisjoint(tensor.chunks):
                 continue
+            name, file, offset, last = tensor.name, tensor.file, tensor.offset, len(tensor.chunks) - 1
             for index, blake3 in enumerate(tensor.chunks):
                 if blake3 in wanted:
                     wanted.remove(blake3)
-                    nbytes = min(whole, tensor.nbytes - index * whole)
-                    yield Chunk(blake3, nbytes, tensor.file, tensor.offset + index * whole, tensor.name, index)
+                    begin = index * whole
+                    nbytes = whole if index < last else tensor.nbytes - begin
+                    yield new(Chunk, (blake3, nbytes, file, offset + begin, name, index))
 
 
 def digest_of(canonical: bytes) -> str:

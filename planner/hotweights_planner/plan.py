@@ -82,7 +82,24 @@ class PlanBucket:
     bucket_id: int
     nbytes: int
     consumers: Ranks | None
-    items: tuple[Item, ...]
+    pieces: tuple[Chunk | Item, ...]
+    """Whole chunks, and the parts of others, whose ``offset`` is not set: a plan may have a million of them."""
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """Everything in its place."""
+        placed: list[Item] = []
+        offset = 0
+        for piece in self.pieces:
+            chunk, chunk_offset = (piece, 0) if isinstance(piece, Chunk) else (piece.chunk, piece.chunk_offset)
+            placed.append(Item(chunk, offset, chunk_offset, piece.nbytes))
+            offset += piece.nbytes
+        return tuple(placed)
+
+    @property
+    def digests(self) -> set[str]:
+        """The chunks that it has anything of."""
+        return {piece.blake3 if isinstance(piece, Chunk) else piece.chunk.blake3 for piece in self.pieces}
 
 
 @dataclass(frozen=True)
@@ -117,10 +134,12 @@ class Plan:
     @cached_property
     def unchanged_nbytes(self) -> int:
         """Bytes of the next version that the base has."""
-        moved = {item.chunk.blake3 for bucket in self.buckets for item in bucket.items}
+        moved: set[str] = set().union(*(bucket.digests for bucket in self.buckets))
+        whole = self.manifest.chunk_bytes
         return sum(
-            min(self.manifest.chunk_bytes, tensor.nbytes - index * self.manifest.chunk_bytes)
+            min(whole, tensor.nbytes - index * whole)
             for tensor in self.manifest.tensors
+            if not moved.issuperset(tensor.chunks)
             for index, digest in enumerate(tensor.chunks)
             if digest not in moved
         )
@@ -128,7 +147,7 @@ class Plan:
     @cached_property
     def item_count(self) -> int:
         """Items of all buckets."""
-        return sum(len(bucket.items) for bucket in self.buckets)
+        return sum(len(bucket.pieces) for bucket in self.buckets)
 
     def chunks_in_order(self) -> Iterator[tuple[Chunk, ...]]:
         """Per bucket the chunks that are whole once it has come; a split chunk counts where its last part is."""
@@ -243,15 +262,7 @@ def _packed(chunks: Iterable[Chunk], bucket_nbytes: int, consumers: Mapping[str,
     runs = groupby(chunks, key=lambda chunk: consumers.get(chunk.blake3)) if consumers else [(None, chunks)]
     for ranks, run in runs:
         for packed in buckets(_parts(run, bucket_nbytes), bucket_nbytes):
-            items: list[Item] = []
-            offset = 0
-            for piece in packed.chunks:
-                if isinstance(piece, Chunk):
-                    items.append(Item(piece, offset, 0, piece.nbytes))
-                else:
-                    items.append(Item(piece.chunk, offset, piece.chunk_offset, piece.nbytes))
-                offset += piece.nbytes
-            made.append(PlanBucket(len(made), offset, ranks, tuple(items)))
+            made.append(PlanBucket(len(made), packed.nbytes, ranks, packed.chunks))
     return tuple(made)
 
 

@@ -73,7 +73,7 @@ def _base_problems(plan: Plan, base: Manifest) -> list[dict[str, Any]]:
         text = f"it starts from {plan.base_digest or 'nothing'}, and the previous manifest is {base.digest}"
         return [{"error": text}]
     present = {digest for tensor in base.tensors for digest in tensor.chunks}
-    moved = {item.chunk.blake3 for bucket in plan.buckets for item in bucket.items}
+    moved: set[str] = set().union(*(bucket.digests for bucket in plan.buckets))
     needed = {digest for tensor in plan.manifest.tensors for digest in tensor.chunks} - present
     problems: list[dict[str, Any]] = []
     if needed - moved:
