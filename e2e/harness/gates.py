@@ -1,0 +1,59 @@
+"""What the API server says of pods' gates, change by change: times in statuses have whole seconds, the order of changes is exact."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from e2e.harness.kubectl import Kubectl
+
+_GATE = '{.metadata.name} {.status.conditions[?(@.type=="hotweights.dev/weights")].status}{"\\n"}'
+
+
+@dataclass
+class Gates:
+    """Every state of the gates since the watch began."""
+
+    now: dict[str, str] = field(default_factory=dict)
+    most_closed: int = 0
+    """How many were False at the same time."""
+    closed: set[str] = field(default_factory=set)
+    """Pods whose gate was False at any time."""
+
+    def note(self, pod: str, gate: str) -> None:
+        self.now[pod] = gate
+        shut = {name for name, value in self.now.items() if value == "False"}
+        self.closed |= shut
+        self.most_closed = max(self.most_closed, len(shut))
+
+
+@contextmanager
+def watch_gates(kubectl: Kubectl, selector: str) -> Iterator[Gates]:
+    """Follow the gates of the selected pods while the context lasts."""
+    gates = Gates()
+    began = threading.Event()
+    command = [
+        str(kubectl.binary), "--kubeconfig", str(kubectl.kubeconfig), "--namespace", kubectl.namespace,
+        "get", "pods", "--selector", selector, "--watch", "--output", f"jsonpath={_GATE}",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+    def follow() -> None:
+        for line in process.stdout or ():
+            pod, _, gate = line.strip().partition(" ")
+            gates.note(pod, gate)
+            began.set()
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        if not began.wait(30):
+            raise TimeoutError(f"{' '.join(command)}: no pod within 30 s")
+        yield gates
+    finally:
+        process.terminate()
+        process.wait(10)
+        thread.join(10)
