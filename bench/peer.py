@@ -1,9 +1,9 @@
-"""Node to node over TCP, on loopback: how fast a verified version moves, beside what plain sockets do in the same run.
+"""Node to node on loopback: how fast a verified version moves, beside what plain sockets do in the same run.
 
-    python bench/peer.py [--gigabytes 1] [--streams 2] [--rounds 7] [--json FILE]
+    python bench/peer.py [--transport tcp|ucx] [--gigabytes 1] [--streams 2] [--rounds 7] [--json FILE]
     python bench/peer.py --nodes 8 [--link-bytes-per-second 100000000] [--gigabytes 0.5]
 
-Two processes. *Ours* is the whole way: authenticated streams, requests, chunks from sealed memory by sendfile, BLAKE3 of every
+Two processes. *Ours* is the whole way: authenticated streams, requests, chunks from sealed memory (over TCP by sendfile), BLAKE3 of every
 chunk, and at the end the version in new memory that engines can map. The *floor* is what plain sockets need for the same bytes in
 as much new shared memory: with as many streams, one `sendall` loop and one `recv_into` loop for each; nothing is hashed, framed or
 asked for. *The wire alone* is the same into memory that was there before: what is left when new pages cost nothing, as they do
@@ -45,7 +45,7 @@ from hotweights_planner.manifest import CHUNK_NBYTES, Manifest, build
 from hotweights_transports.peers.base import ClientLimits, Identity, ServerLimits
 from hotweights_transports.peers.registry import transport_for
 
-ANYWHERE = "tcp://127.0.0.1:0"
+TRANSPORTS = ("tcp", "ucx")
 TENSOR_CHUNKS = 16
 SENT_AT_ONCE = CHUNK_NBYTES
 
@@ -92,7 +92,11 @@ def stage(store: Store, manifest: Manifest, contents: dict[str, bytes]) -> None:
         staging.commit()
 
 
-def parent(pipe: Connection, nbytes: int, streams: int) -> None:
+def anywhere(transport: str) -> str:
+    return f"{transport}://127.0.0.1:0"
+
+
+def parent(pipe: Connection, nbytes: int, streams: int, here: str) -> None:
     """The process that has the version: serves it our way, and sends as many plain bytes whenever somebody connects."""
     store = Store()
     manifest, contents = make_version(nbytes)
@@ -103,7 +107,7 @@ def parent(pipe: Connection, nbytes: int, streams: int) -> None:
         memory[at : at + len(BLOCK)] = BLOCK
     plain = socket.create_server(("127.0.0.1", 0), backlog=64)
     threading.Thread(target=send_plain, args=(plain, memory, streams), daemon=True).start()
-    with transport_for(ANYWHERE).listen(ANYWHERE, store, admit) as server:
+    with transport_for(here).listen(here, store, admit) as server:
         pipe.send((server.address, plain.getsockname(), manifest.canonical))
         pipe.recv()
 
@@ -181,9 +185,10 @@ class Rates:
         return {"ours_bytes_per_second": ours, "floor_bytes_per_second": floor, "ratio": ours / floor}
 
 
-def measure_pair(nbytes: int, streams: int, rounds: int, console: Console) -> Rates:
+def measure_pair(nbytes: int, streams: int, rounds: int, transport: str, console: Console) -> Rates:
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=parent, args=(there, nbytes, streams), daemon=True)
+    arguments = (there, nbytes, streams, anywhere(transport))
+    process = multiprocessing.get_context("fork").Process(target=parent, args=arguments, daemon=True)
     process.start()
     address, plain, canonical = here.recv()
     manifest = Manifest.model_validate_json(canonical)
@@ -200,12 +205,12 @@ def measure_pair(nbytes: int, streams: int, rounds: int, console: Console) -> Ra
     return rates
 
 
-def link(pipe: Connection, canonical: bytes, streams: int, bytes_per_second: int | None) -> None:
+def link(pipe: Connection, canonical: bytes, streams: int, bytes_per_second: int | None, here: str) -> None:
     """One node of a chain: serves what it fetches while it fetches it."""
     store = Store()
     manifest = Manifest.model_validate_json(canonical)
     limits = ServerLimits(bandwidth_bytes_per_second=bytes_per_second)
-    with transport_for(ANYWHERE).listen(ANYWHERE, store, admit, limits) as server:
+    with transport_for(here).listen(here, store, admit, limits) as server:
         pipe.send(server.address)
         parent_address = pipe.recv()
         if parent_address is None:
@@ -223,14 +228,16 @@ def link(pipe: Connection, canonical: bytes, streams: int, bytes_per_second: int
         pipe.recv()
 
 
-def measure_chain(nodes: int, nbytes: int, streams: int, bytes_per_second: int | None) -> tuple[int, list[float]]:
+def measure_chain(
+    nodes: int, nbytes: int, streams: int, bytes_per_second: int | None, transport: str
+) -> tuple[int, list[float]]:
     """Bytes of the version, and when each node had it, in seconds from the start."""
     manifest = make_version(nbytes)[0]
     context = multiprocessing.get_context("fork")
     pipes: list[Connection] = []
     for _ in range(nodes + 1):
         here, there = context.Pipe()
-        arguments = (there, manifest.canonical, streams, bytes_per_second)
+        arguments = (there, manifest.canonical, streams, bytes_per_second, anywhere(transport))
         context.Process(target=link, args=arguments, daemon=True).start()
         pipes.append(here)
     addresses = [pipe.recv() for pipe in pipes]
@@ -247,8 +254,9 @@ def measure_chain(nodes: int, nbytes: int, streams: int, bytes_per_second: int |
     return manifest.nbytes, done
 
 
-def show_pair(rates: Rates, streams: int, nbytes: int, console: Console) -> None:
-    table = Table(title=f"{nbytes / 1e9:.2f} GB over {streams} streams, two processes, {len(rates.ours)} rounds")
+def show_pair(rates: Rates, streams: int, nbytes: int, transport: str, console: Console) -> None:
+    title = f"{nbytes / 1e9:.2f} GB over {streams} streams of {transport}, two processes, {len(rates.ours)} rounds"
+    table = Table(title=title)
     for column in ("", "median GB/s", "best GB/s"):
         table.add_column(column, justify="left" if not column else "right")
     rows = [
@@ -286,6 +294,7 @@ def write_json(file: Path | None, found: dict[str, float]) -> None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     number: Callable[[str], int] = lambda text: int(float(text))  # noqa: E731
+    parser.add_argument("--transport", choices=TRANSPORTS, default="tcp", help="what carries the chunks")
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the version")
     parser.add_argument("--streams", type=int, default=ClientLimits().streams, help="connections per pair of nodes")
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each kind")
@@ -296,12 +305,13 @@ def main(arguments: list[str]) -> int:
     nbytes = int(options.gigabytes * 1e9)
     console = Console()
     if options.nodes:
-        nbytes, done = measure_chain(options.nodes, nbytes, options.streams, options.link_bytes_per_second)
-        show_chain(nbytes, done, options.link_bytes_per_second, console)
+        limit = options.link_bytes_per_second
+        nbytes, done = measure_chain(options.nodes, nbytes, options.streams, limit, options.transport)
+        show_chain(nbytes, done, limit, console)
         write_json(options.json, {"nbytes": nbytes, "seconds": max(done)})
         return 0
-    rates = measure_pair(nbytes, options.streams, options.rounds, console)
-    show_pair(rates, options.streams, nbytes, console)
+    rates = measure_pair(nbytes, options.streams, options.rounds, options.transport, console)
+    show_pair(rates, options.streams, nbytes, options.transport, console)
     write_json(options.json, rates.result())
     return 0
 

@@ -100,7 +100,7 @@ class UcxReplicator:
                 _say_goodbye(parents[0], board.goodbye(world.rank))
             if child is not None:
                 self._await_child(board, child)
-        return Measured(SCHEME, found.done_nbytes, seconds, {"networks": self._networks} | dict(found.by_source))
+        return Measured(SCHEME, found.done_nbytes, seconds, {"networks": self._networks} | _shares(found.by_source))
 
     def _meet(self, parent: PeerClient, plan: Plan, rank: int) -> None:
         deadline = time.monotonic() + self._join_seconds
@@ -167,3 +167,7 @@ def _say_goodbye(parent: PeerClient, digest: str) -> None:
         parent.fetch_manifest(digest)
     except PeerError as error:
         log.debug("%s did not hear that this rank is done: %s", parent.address, error)
+
+
+def _shares(by_source: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    return {f"bytes from {name}": nbytes for name, nbytes in by_source if nbytes}

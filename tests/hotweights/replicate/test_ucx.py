@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -154,7 +158,7 @@ def test_chunks_are_passed_on_before_the_last_has_come_and_without_the_parent_th
         failed.result(30)
     found = done.result(30)
     assert found.nbytes == plan.manifest.nbytes
-    assert found.details[f"ucx://127.0.0.1:{port}"] not in (0, plan.manifest.nbytes)
+    assert 0 < int(found.details[f"bytes from ucx://127.0.0.1:{port}"]) < plan.manifest.nbytes
     assert child.content()
 
 
@@ -201,3 +205,59 @@ def test_hosts() -> None:
         hosts_of(World(3, 0, "a,b"))
     with pytest.raises(Refused, match="leaves no ports for 3 ranks"):
         hosts_of(World(3, 0, "a", 65535))
+
+
+DEMO = Path(__file__).parents[3] / "scripts" / "run_ucx_broadcast_demo.sh"
+
+
+@pytest.fixture
+def plan_file(plan: Plan, tmp_path: Path) -> Path:
+    path = tmp_path / "a plan.json"
+    path.write_bytes(plan.text())
+    return path
+
+
+def run_demo(plan_file: Path, port: int, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "MASTER_PORT": str(port), **variables}
+    return subprocess.run(
+        [DEMO, plan_file], cwd=cwd, env=environment, capture_output=True, text=True, timeout=170, check=False
+    )
+
+
+@pytest.mark.timeout(180)  # two processes that import everything, on whatever the machine has left
+def test_the_demo_compares_what_the_ranks_have(plan_file: Path, port: int, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "else where"
+    elsewhere.mkdir()
+    ran = run_demo(plan_file, port, elsewhere)
+    assert ran.returncode == 0, ran.stderr
+    assert re.search(r"^images equal: True \(2 ranks, each verified; [\d.]+ GB/s at the slowest\)$", ran.stdout, re.M)
+    assert f"rank 1: bytes from ucx://127.0.0.1:{port}: {TENSORS * TENSOR_NBYTES}" in ran.stdout
+    digests = re.findall(r"^rank \d: image +(blake3:[0-9a-f]{64})$", ran.stdout, re.M)
+    assert len(digests) == 2
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"UCX_TLS": "nonsense"}, "UCX does not work here"),
+        ({"WORLD_SIZE": "1"}, "at least two ranks"),
+        ({"RANK": "7"}, "RANK: '7' is not a number from 0 to 1"),
+        ({"MASTER_ADDR": "node-a"}, "one secret in HOTWEIGHTS_PEER_TOKEN"),
+    ],
+    ids=["no UCX", "no world", "no such rank", "no secret"],
+)
+def test_the_demo_fails_with_the_reason(
+    plan_file: Path, port: int, tmp_path: Path, variables: dict[str, str], expected: str
+) -> None:
+    ran = run_demo(plan_file, port, tmp_path, **variables)
+    assert ran.returncode == 1
+    assert expected in ran.stderr
+    assert "equal" not in ran.stdout
+
+
+def test_the_demo_without_a_plan(tmp_path: Path, port: int) -> None:
+    ran = run_demo(tmp_path / "none.json", port, tmp_path)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert "there is no plan" in ran.stderr

@@ -87,8 +87,8 @@ time.sleep(60)
 def other() -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A process that serves one chunk as often as it is asked for it."""
     process = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     try:
-        assert process.stdout is not None
         yield process, process.stdout.readline().strip()
     finally:
         process.kill()
