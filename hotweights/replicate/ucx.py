@@ -100,7 +100,7 @@ class UcxReplicator:
                 _say_goodbye(parents[0], board.goodbye(world.rank))
             if child is not None:
                 self._await_child(board, child)
-        return Measured(SCHEME, found.done_nbytes, seconds, {"networks": self._networks} | _shares(found.by_source))
+        return Measured(SCHEME, found.done_nbytes, seconds, {"networks": self._networks, **_shares(found.by_source)})
 
     def _meet(self, parent: PeerClient, plan: Plan, rank: int) -> None:
         deadline = time.monotonic() + self._join_seconds
