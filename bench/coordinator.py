@@ -78,7 +78,7 @@ def cpu_seconds(pid: int) -> float:
 class Worker:
     """One client that follows."""
 
-    def __init__(self, name: str, endpoint: str, context: zmq.asyncio.Context) -> None:
+    def __init__(self, name: str, endpoint: str, context: Any) -> None:
         self.name = name
         self.client = AsyncClient(endpoint, "", timeout_seconds=CALL_SECONDS, context=context)
         self.latencies: list[tuple[str, float]] = []
@@ -105,10 +105,11 @@ class Worker:
 
 async def follow(pipe: Connection, first: int, count: int, endpoint: str, events: str, interval: float) -> None:
     """Workers of one process: heartbeats at fixed times, and at once when an event comes, until told to stop."""
-    context = zmq.asyncio.Context()
+    context = zmq.Context()
     context.max_sockets = 10_000
+    listening = zmq.asyncio.Context()
     workers = [Worker(f"w{first + n}", endpoint, context) for n in range(count)]
-    listener = context.socket(zmq.SUB)
+    listener = listening.socket(zmq.SUB)
     listener.linger = 0
     for topic in (b"begin", b"commit"):
         listener.subscribe(topic)
@@ -142,6 +143,7 @@ async def follow(pipe: Connection, first: int, count: int, endpoint: str, events
         await worker.client.close()
     listener.close()
     context.term()
+    listening.term()
 
 
 def process(*args: Any) -> None:
