@@ -85,7 +85,7 @@ class Node:
             settings=StagingSettings(patience_seconds=0.2),
         )
         self.driver.server = EngineServer(folder / "node", Doorman(), self.tell, limits=Limits())
-        self.driver.status = self.driver.marks = self.told  # type: ignore[assignment]
+        self.driver.status = self.driver.marks = self.told
         self.tasks: list[asyncio.Task[None]] = []
 
     async def tell(self, message: Message) -> None:
