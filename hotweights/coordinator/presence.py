@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from urllib.parse import urlsplit
 
 from hotweights.coordinator import address
 from hotweights.coordinator.messages import Applied, Failure
@@ -106,7 +107,8 @@ class Presence:
 
 
 def _zone(worker: Worker) -> str:
+    """Of the address that peers reach it at, whatever the transport."""
     try:
-        return address.zone_of(address.parse(worker.endpoints[0]).host) if worker.endpoints else ""
+        return address.zone_of(urlsplit(worker.endpoints[0]).hostname or "") if worker.endpoints else ""
     except ValueError:
         return ""

@@ -203,3 +203,14 @@ async def test_nobody_listens_beyond_this_host_without_a_secret(group: Group) ->
     assert worker.task is not None
     with pytest.raises(WorkerError, match="HOTWEIGHTS_PEER_TOKEN"):
         await worker.task
+
+
+async def test_workers_that_talk_over_ucx_are_taken_in(group: Group, tmp_path: Path) -> None:
+    nothing = tmp_path / "nothing"
+    nothing.mkdir()
+    worker = await group.worker("w1", transport="ucx")
+    await group.worker("w2", transport="ucx", roots=(nothing,))
+    assert worker.running is not None
+    assert [endpoint.partition(":")[0] for endpoint in worker.running.endpoints] == ["ucx", "tcp"]
+    group.version("v1", 1.0)
+    await group.rolled_out("v1", 2)
