@@ -66,6 +66,7 @@ class Assignment(_Part):
     parents: tuple[Member, ...] = ()
     fallbacks: tuple[Member, ...] = ()
     current: Version | None = None
+    heartbeat_seconds: float | None = None
 
     @classmethod
     def parse(cls, answer: Mapping[str, object]) -> Assignment:

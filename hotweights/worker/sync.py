@@ -119,7 +119,7 @@ class CoordinatorSync:
                 await self._note_trouble(error)
             await asyncio.sleep(self._pace.hurry_seconds)
             try:
-                async with asyncio.timeout(self._pace.beat_seconds):
+                async with asyncio.timeout(self._beat_seconds):
                     await self._wake.wait()
             except TimeoutError:
                 continue
@@ -132,6 +132,13 @@ class CoordinatorSync:
         wanted = attempt or self._current
         unusable = self._plans.get(wanted.plan_digest) if wanted else None
         return found if unusable is None else Standing(found.have, False, found.applied, unusable, found.engines)
+
+    @property
+    def _beat_seconds(self) -> float:
+        """When all is settled as rarely as the coordinator allows: an event makes the next one come at once."""
+        now = self._assignment
+        settled = now is not None and now.attempt is None and (self._current is None or self._said_applied)
+        return (now.heartbeat_seconds if now and settled else None) or self._pace.beat_seconds
 
     async def _beat(self) -> None:
         answer = Assignment.parse(await self._ask())
@@ -175,6 +182,8 @@ class CoordinatorSync:
                 self._registered = False
                 self._wake.set()
             raise
+        if applied is not None and not self._said_applied and current is not None:
+            log.info("applied %s (engines: %d)", current.version, now.engines)
         self._said_applied = applied is not None
         return reply.result
 
