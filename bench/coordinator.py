@@ -20,6 +20,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -54,8 +55,8 @@ def make_plan(items: int) -> Plan:
 
 
 @contextmanager
-def coordinator(backend: str, redis_url: str) -> Iterator[tuple[str, str, int]]:
-    """Its endpoint, where its events are, and its process id."""
+def coordinator(backend: str, redis_url: str) -> Iterator[tuple[str, str, int, int]]:
+    """Its endpoint, where its events are, the port of its metrics, and its process id."""
     command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", "tcp://127.0.0.1:0", "--json"]
     command += ["--backend", backend, "--metrics-port", "0", "--worker-ttl", "60"]
     command += ["--redis-url", redis_url] if redis_url else []
@@ -63,7 +64,7 @@ def coordinator(backend: str, redis_url: str) -> Iterator[tuple[str, str, int]]:
     try:
         assert process.stdout is not None
         said = json.loads(process.stdout.readline())
-        yield said["endpoint"], said["pub_endpoint"], process.pid
+        yield said["endpoint"], said["pub_endpoint"], said["metrics_port"], process.pid
     finally:
         process.terminate()
         process.wait(timeout=30)
@@ -75,20 +76,32 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def within(port: int, seconds: float) -> float:
+    """The share of all calls that the coordinator itself answered in that time; plans, which take longer, aside."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=CALL_SECONDS) as page:
+        lines = page.read().decode().splitlines()
+    counts: dict[str, float] = {}
+    for line in lines:
+        found = re.fullmatch(r'hotweights_coord_call_seconds_bucket\{le="([^"]+)",method="(\w+)"\} (\S+)', line)
+        if found and found[2] != "submit_plan":
+            counts[found[1]] = counts.get(found[1], 0.0) + float(found[3])
+    return counts[str(seconds)] / counts["+Inf"]
+
+
 class Worker:
     """One client that follows."""
 
     def __init__(self, name: str, endpoint: str, context: Any) -> None:
         self.name = name
         self.client = AsyncClient(endpoint, "", timeout_seconds=CALL_SECONDS, context=context)
-        self.latencies: list[tuple[str, float]] = []
+        self.latencies: list[tuple[str, float, float]] = []  # method, seconds, when
         self.committed_at: float | None = None
         self.prepared = 0
 
     async def call(self, method: str, **args: Any) -> dict[str, Any]:
         began = time.perf_counter()
         result = (await self.client.call(method, worker_id=self.name, **args)).result
-        self.latencies.append((method, time.perf_counter() - began))
+        self.latencies.append((method, time.perf_counter() - began, time.time()))
         return result
 
     async def register(self) -> None:
@@ -160,7 +173,10 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
     """One run."""
     context = multiprocessing.get_context("spawn")
     interval = options.workers / options.rate
-    with coordinator(options.backend, options.redis_url) as (endpoint, events, pid), Client(endpoint, "") as operator:
+    with (
+        coordinator(options.backend, options.redis_url) as (endpoint, events, metrics_port, pid),
+        Client(endpoint, "") as operator,
+    ):
         pipes, children = [], []
         share = options.workers // options.processes
         for number in range(options.processes):
@@ -179,7 +195,7 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
             pipe.send("go")
         cpu_before, began = cpu_seconds(pid), time.perf_counter()
         time.sleep(options.seconds / 2)
-        submitted = time.perf_counter()
+        submitted, submitted_at = time.perf_counter(), time.time()
         operator.call("submit_plan", binary=plan, timeout_seconds=CALL_SECONDS * 4)
         submit_seconds = time.perf_counter() - submitted
         begun = time.perf_counter()
@@ -197,7 +213,7 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
         time.sleep(options.seconds / 2)
         for pipe in pipes:
             pipe.send("stop")
-        latencies: list[tuple[str, float]] = []
+        latencies: list[tuple[str, float, float]] = []
         reached: list[float | None] = []
         for pipe in pipes:
             some, commits = pipe.recv()
@@ -206,27 +222,31 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
         wall, cpu = time.perf_counter() - began, cpu_seconds(pid) - cpu_before
         for child in children:
             child.join()
-    steady = [seconds for method, seconds in latencies if method != "register"]
-    missing = sum(1 for at in reached if at is None)
-    return {
-        "workers": share * options.processes,
-        "backend": options.backend,
-        "plan_bytes": len(plan),
-        "plan_items": options.items,
-        "register_all_seconds": register_seconds,
-        "register_p99_ms": 1000 * percentile([s for m, s in latencies if m == "register"], 0.99),
-        "calls": len(steady),
-        "calls_per_second": len(steady) / wall,
-        "p50_ms": 1000 * percentile(steady, 0.5),
-        "p99_ms": 1000 * percentile(steady, 0.99),
-        "max_ms": 1000 * max(steady),
-        "submit_seconds": submit_seconds,
-        "begin_to_precommitted_seconds": precommit_seconds,
-        "commit_call_seconds": commit_call_seconds,
-        "commit_reaches_all_seconds": max(at for at in reached if at is not None) - committed_at,
-        "not_reached": missing,
-        "coordinator_cpu_share": cpu / wall,
-    }
+        calls = [seconds for method, seconds, _ in latencies if method != "register"]
+        quiet = [seconds for method, seconds, at in latencies if method != "register" and at < submitted_at]
+        missing = sum(1 for at in reached if at is None)
+        return {
+            "workers": share * options.processes,
+            "backend": options.backend,
+            "plan_bytes": len(plan),
+            "plan_items": options.items,
+            "register_all_seconds": register_seconds,
+            "register_p99_ms": 1000 * percentile([s for m, s, _ in latencies if m == "register"], 0.99),
+            "calls": len(calls),
+            "calls_per_second": len(calls) / wall,
+            "p50_ms": 1000 * percentile(calls, 0.5),
+            "p99_ms": 1000 * percentile(calls, 0.99),
+            "max_ms": 1000 * max(calls),
+            "heartbeats_alone_p50_ms": 1000 * percentile(quiet, 0.5),
+            "heartbeats_alone_p99_ms": 1000 * percentile(quiet, 0.99),
+            "within_50_ms_of_arrival": within(metrics_port, 0.05),
+            "submit_seconds": submit_seconds,
+            "begin_to_precommitted_seconds": precommit_seconds,
+            "commit_call_seconds": commit_call_seconds,
+            "commit_reaches_all_seconds": max(at for at in reached if at is not None) - committed_at,
+            "not_reached": missing,
+            "coordinator_cpu_share": cpu / wall,
+        }
 
 
 def main() -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from hotweights.coordinator.messages import CallRefused
 from hotweights.coordinator.state import ManifestRef, PlanRef
@@ -62,7 +64,7 @@ def _manifest(content: bytes) -> ManifestRef:
     return ManifestRef(found.digest, found.version)
 
 
-async def _beside(kind: str, content: bytes) -> tuple[dict[str, str], bytes]:
+async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
     pipe = asyncio.subprocess.PIPE
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "hotweights.coordinator.check", kind), stdin=pipe, stdout=pipe, stderr=pipe
@@ -80,14 +82,15 @@ async def _beside(kind: str, content: bytes) -> tuple[dict[str, str], bytes]:
     if process.returncode or not head:
         last = complained.decode(errors="replace").strip().rpartition("\n")[2][-300:]
         raise CallRefused("BadRequest", f"checking the {kind} failed: {last or f'exit code {process.returncode}'}")
-    line = json.loads(head)
+    line: dict[str, Any] = json.loads(head)
     if "refused" in line:
         raise CallRefused(line["refused"], line["message"])
     return line, rest
 
 
 def main() -> None:
-    """The process beside."""
+    """The process beside, which lets the server go first."""
+    os.nice(10)
     content = sys.stdin.buffer.read()
     rest = b""
     try:

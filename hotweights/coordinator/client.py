@@ -332,7 +332,7 @@ class Subscriber:
 
     def next(self, timeout_seconds: float) -> tuple[str, dict[str, Any]] | None:
         """The next event; None: there was none in that time."""
-        if not self._socket.poll(timeout_seconds * 1000):
+        if not self._socket.poll(int(timeout_seconds * 1000)):
             return None
         topic, body = self._socket.recv_multipart()[:2]
         return topic.decode(), json.loads(body)

@@ -45,6 +45,7 @@ log = logging.getLogger(__name__)
 
 READ_AGAIN_SECONDS = 0.1  # how old what a follower tells may be
 SHOW_SECONDS = 0.1  # how often metrics follow decisions
+MOST_AT_ONCE = 200  # decisions of one write: a thousand would keep heartbeats waiting
 MOST_CHECKS = 2  # plans and manifests that are looked at at the same time
 
 _NOBODY = Lease(mine=False, fence=0, leader="", until=0.0)
@@ -335,8 +336,11 @@ class Server:
             await self._wake.wait()
             self._wake.clear()
             async with self._writing:
-                batch, self._waiting = self._waiting, []
+                batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
                 await self._decide_all(batch)
+            if self._waiting:
+                self._wake.set()
+                await asyncio.sleep(0)  # heartbeats in between
 
     async def _decide_all(self, batch: list[_Waiting]) -> None:
         lease, before = self._lease, self._durable

@@ -191,3 +191,20 @@ def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
         process.kill()
         process.wait()
     assert (process.returncode, out, "Traceback" in err) == (0, "", False)
+
+
+def test_ctrl_c_ends_what_waits() -> None:
+    command = [sys.executable, "-m", "hotweights.cli", "coord-sub", "--print-last", "--endpoint"]
+    with running() as coordinator:
+        process = subprocess.Popen(
+            [*command, coordinator.endpoint], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+        try:
+            assert process.stdout is not None
+            assert "test leads" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=PROCESS_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+    assert (process.returncode, "Traceback" in err) == (130, False)

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import zmq
-from prometheus_client.utils import floatToGoString
 
 from hotweights.coordinator import auth
 from hotweights.coordinator.backend import Fenced, Lease, Unavailable
@@ -271,7 +270,6 @@ def test_metrics_tell_what_holds() -> None:
             "hotweights_coord_workers 2.0",
             "hotweights_coord_precommit_acks 1.0",
             "hotweights_coord_have 2.0",
-            f"hotweights_coord_token {floatToGoString(token)}",
             'hotweights_coord_state{state="begun"} 1.0',
             "hotweights_coord_leader 1.0",
             'hotweights_coord_calls_total{method="precommit",result="UnknownWorker"} 1.0',
@@ -283,6 +281,7 @@ def test_metrics_tell_what_holds() -> None:
                 lines = set(page.read().decode().splitlines())
             if wanted <= lines:
                 break
+        assert any(line.startswith("hotweights_coord_token ") and float(line.split()[1]) == token for line in lines)
         assert any(line.startswith('hotweights_coord_call_seconds_bucket{le="0.05",method="begin"}') for line in lines)
 
 
