@@ -33,6 +33,8 @@ app.command("replicate")(replicate.replicate)
 app.command("worker")(worker.worker)
 app.command("bench")(bench.bench)
 
+INTERRUPTED = ("Interrupted", "interrupted; nothing was written", 130)
+
 
 @app.callback()
 def hotweights() -> None:
@@ -48,7 +50,11 @@ def main() -> None:
     except OSError as error:
         _fail("OSError", f"{error.filename or 'input or output'}: {error.strerror}", 1)
     except KeyboardInterrupt:
-        _fail("Interrupted", "interrupted; nothing was written", 130)
+        _fail(*INTERRUPTED)
+    except SystemExit as left:
+        if left.code == INTERRUPTED[-1]:  # typer takes Ctrl-C for itself, and says nothing
+            _fail(*INTERRUPTED)
+        raise
 
 
 def _fail(reason: str, message: str, code: int) -> None:

@@ -78,8 +78,8 @@ def _object(text: bytes, where: str) -> dict[str, Any]:
         raise BadPlan(where, "it is not a JSON object")
     version = document.get("plan_version")
     if version != PLAN_VERSION:
-        text = f"plan_version is {ascii(version)[:40]}, and {PLAN_VERSION!r} is what can be read"
-        raise BadPlan(where, text, "make it with this release's `hotweights plan`")
+        what = f"plan_version is {ascii(version)[:40]}, and {PLAN_VERSION!r} is what can be read"
+        raise BadPlan(where, what, "make it with this release's `hotweights plan`")
     if missing := sorted(_FIELDS - document.keys()):
         raise BadPlan(where, f"it lacks {', '.join(missing)}")
     if unknown := sorted(document.keys() - _FIELDS - {"verification"}):

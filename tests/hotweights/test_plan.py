@@ -293,6 +293,20 @@ def test_a_full_disk_leaves_the_old_plan(run: Run, here: Path, monkeypatch: pyte
     assert sorted(here.iterdir()) == before
 
 
+def test_an_interrupt_leaves_the_old_plan(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "transfer.plan.json").write_bytes(b"old")
+    before = sorted(here.iterdir())
+
+    def interrupted(descriptor: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    done = run("plan", "--next", "m_next.json")
+    assert (done.returncode, done.stderr) == (130, "error: interrupted; nothing was written\n")
+    assert (here / "transfer.plan.json").read_bytes() == b"old"
+    assert sorted(here.iterdir()) == before
+
+
 def test_a_folder_that_is_not_there_is_wrong_usage(run: Run, here: Path) -> None:
     assert run("plan", "--next", "m_next.json", "--output", "none/plan.json").returncode == 2
     assert run("plan", "--next", "m_next.json", "--bucket-mb", 0).returncode == 2
