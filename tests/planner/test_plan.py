@@ -304,7 +304,7 @@ def test_from_nothing_means_everything() -> None:
         parse(json.dumps(document).encode())
 
 
-LEAVES = st.sampled_from(
+LEAVES: st.SearchStrategy[Any] = st.sampled_from(
     [None, True, 0, -1, 1.0, 10**30, "", "x", "\ud800", "sha256:" + 64 * "0", [], {}, [[]], {"digest": 1}, [0, 1]]
 )
 
