@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import localvllm
+from e2e.engine import images
+from e2e.engine.images import Tensor
 from e2e.engine.launch import free_port
 from hotweights.coordinator.client import Client
 from hotweights.coordinator.messages import CoordinatorError
@@ -49,16 +52,25 @@ def plan_of(folder: Path, version: str, model: str = "demo") -> plans.Plan:
         return plans.build(publish(source, model, version), None, source.uri)
 
 
-class Coordinator:
-    """`hotweights coord-serve`, and a client."""
+def rewritten(folder: Path, destination: Path, change: Callable[[Tensor], Tensor | None]) -> Path:
+    """A copy of a checkpoint with other tensors."""
+    destination.mkdir()
+    header, data = {}, b""
+    for tensor in filter(None, map(change, images.read(folder))):
+        span = [len(data), len(data) + len(tensor.data)]
+        header[tensor.name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": span}
+        data += tensor.data
+    text = json.dumps(header).encode()
+    (destination / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return destination
 
-    def __init__(self) -> None:
-        self.endpoint = f"tcp://127.0.0.1:{free_port()}"
-        command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", self.endpoint]
-        port = str(free_port())
-        self.process = subprocess.Popen(command, env={**os.environ, "HOTWEIGHTS_COORD_METRICS_PORT": port}, cwd=ROOT)
-        self.client = Client(self.endpoint, "")
-        self.until(lambda: self.status() is not None, 60.0)
+
+class Operator:
+    """Somebody who tells a coordinator what to do, and looks at what comes of it."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self.client = Client(endpoint, "", timeout_seconds=30.0)
 
     def status(self) -> dict[str, Any] | None:
         try:
@@ -92,8 +104,26 @@ class Coordinator:
 
     def stop(self) -> None:
         self.client.close()
+
+
+class Coordinator(Operator):
+    """With a `hotweights coord-serve` of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(f"tcp://127.0.0.1:{free_port()}")
+        command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", self.endpoint]
+        port = str(free_port())
+        self.process = subprocess.Popen(command, env={**os.environ, "HOTWEIGHTS_COORD_METRICS_PORT": port}, cwd=ROOT)
+        try:
+            self.until(lambda: self.status() is not None, 180.0)
+        except TimeoutError:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        super().stop()
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait(60)
 
 
 class Program:

@@ -15,6 +15,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -75,9 +76,17 @@ class Room:
         self._token = engine_token(self._folder)
         self.socket = self._folder / SOCKET_NAME
         self._expected = 0
-        self._changed = asyncio.Event()
+        self._changed, self._over = asyncio.Event(), asyncio.Event()
         self._relay = _Relay()
-        asyncio.run_coroutine_threadsafe(self._open(), loop).result(OPEN_SECONDS)
+        opened: Future[None] = Future()
+        self._life = asyncio.run_coroutine_threadsafe(self._live(opened), loop)
+        opened.result(OPEN_SECONDS)
+
+    def close(self) -> None:
+        """Engines go on serving; nobody tells them anything any more."""
+        self._life.cancel()
+        wait([self._life], OPEN_SECONDS)
+        asyncio.run_coroutine_threadsafe(self._over.wait(), self._loop).result(OPEN_SECONDS)
 
     def token(self) -> str:
         """What lets engines in."""
@@ -91,8 +100,22 @@ class Room:
         self._expected = engines
         self._changed.set()
 
-    async def _open(self) -> None:
-        stack = contextlib.AsyncExitStack()
+    async def _live(self, opened: Future[None]) -> None:
+        """Until it is closed, or the end of the process."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                node = await self._open(stack)
+                opened.set_result(None)
+                await until(asyncio.Event(), node.driver.run, partial(self._take_part_always, node))
+        except Exception as error:  # engines go on serving, and the coordinator does not hear from this worker any more
+            if opened.done():
+                logger.exception("The binder has ended: engines serve what they have and take no new versions")
+            else:
+                opened.set_exception(error)
+        finally:
+            self._over.set()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> Node:
         place = Place(
             version=PLUGIN_VERSION,
             run_folder=self._folder,
@@ -107,26 +130,13 @@ class Room:
         staging = StagingSettings(patience_seconds=PATIENCE_SECONDS)
         node = await Node.open(stack, place, Metrics(), staging=staging, engines=EngineSettings())
         if self._settings.name_map is not None:
+            called = partial(self._called, node)
             node.driver.server = RenamingServer(
-                place.run_folder,
-                place.engines,
-                node.driver.tell,
-                agent=PLUGIN_VERSION,
-                called=partial(self._called, node),
+                place.run_folder, place.engines, node.driver.tell, agent=PLUGIN_VERSION, called=called
             )
         node.driver.status, node.driver.marks = self._relay, NoMarks(node.driver.tell)
         await node.serve(stack)
-        self._task = asyncio.create_task(self._live(node), name="hotweights room")
-
-    async def _live(self, node: Node) -> None:
-        """Until the end of the process."""
-        forever = asyncio.Event()
-        try:
-            await until(forever, node.driver.run, partial(self._take_part_always, node))
-        except (
-            Exception
-        ):  # a defect: engines go on serving, and the coordinator does not hear from this worker any more
-            logger.exception("The binder has ended: engines serve what they have and take no new versions")
+        return node
 
     async def _take_part_always(self, node: Node) -> None:
         """While there are engines."""
@@ -134,11 +144,13 @@ class Room:
             self._changed.clear()
             if self._expected:
                 taking_part = asyncio.create_task(self._take_part(node))
-                while self._expected:
-                    self._changed.clear()
-                    await self._changed.wait()
-                taking_part.cancel()
-                await asyncio.gather(taking_part, return_exceptions=True)
+                try:
+                    while self._expected:
+                        self._changed.clear()
+                        await self._changed.wait()
+                finally:
+                    taking_part.cancel()
+                    await asyncio.gather(taking_part, return_exceptions=True)
             else:
                 await self._changed.wait()
 
