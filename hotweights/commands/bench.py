@@ -39,7 +39,7 @@ def bench(
     from hotweights.worker.roots import sources
     from hotweights_transports import device as devices
 
-    world = World.read(os.environ)
+    world = World.read(os.environ, mpiexec=mpi)
     found = run.read_plan(plan)
     allowed = sources(root or ())
     replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window)

@@ -101,7 +101,7 @@ def replicate(
     logging.basicConfig(
         level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "WARNING").upper(), format="%(levelname)s %(message)s"
     )
-    world = World.read(os.environ)
+    world = World.read(os.environ, mpiexec=mpi)
     found = run.read_plan(plan)
     allowed = sources(root or ())
     replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window)

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from hotweights.coordinator.address import is_loopback
@@ -19,7 +18,7 @@ from hotweights.coordinator.auth import TOKEN_VARIABLE
 from hotweights.replicate.board import Board
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights.worker.doors import PeerDoor, peer_secret
-from hotweights_agent.fetch import Fetch, OriginSource, PeerSource
+from hotweights_agent.fetch import Fetch, FetchFailed, OriginSource, PeerSource
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Chunk
 from hotweights_transports.peers.base import ClientLimits, PeerServer, Want
@@ -47,14 +46,6 @@ def replicator(*, window: int, patience: Patience | None = None) -> Replicator:
     return MpiReplicator(min(max(2, window), MAX_WINDOW), patience or Patience(), found.because)
 
 
-def launched_by_mpiexec(environment: Mapping[str, str], world: World) -> World:
-    """The world as mpiexec tells it, where no WORLD_SIZE does."""
-    size, rank = environment.get("PMI_SIZE", ""), environment.get("PMI_RANK", "")
-    if world.size > 1 or not (size.isdecimal() and rank.isdecimal() and int(rank) < int(size)):
-        return world
-    return replace(world, size=int(size), rank=int(rank))
-
-
 class MpiReplicator:
     """See `world.Replicator`."""
 
@@ -72,7 +63,6 @@ class MpiReplicator:
         progress: Progress,
     ) -> Measured:
         """Until this rank has everything, and the others too or nothing to say any more."""
-        world = launched_by_mpiexec(os.environ, world)
         secret = peer_secret(os.environ.get(TOKEN_VARIABLE, ""))
         door = PeerDoor(secret)
         terms = Terms(
@@ -100,10 +90,14 @@ class MpiReplicator:
                     lost = send(group, plan.buckets, opened, builder, kept, self._patience.stall_seconds)
             else:
                 lost = receive(group, plan.buckets, builder, kept, self._patience.stall_seconds)
-            pulled = self._pull(group, plan, builder, board, source, door)
+            pulled = self._pull(group, plan, builder, board, source, door, lost)
             seconds = time.monotonic() - began
             group.leave()
-        details = {"broadcast": "lost: " + lost if lost else "whole", "pulled_bytes": pulled, "mpi": self._programs}
+        details: dict[str, str | int | float] = {
+            "broadcast": "lost: " + lost if lost else "whole",
+            "pulled_bytes": pulled,
+            "mpi": self._programs,
+        }
         return Measured(SCHEME, sum(builder.nbytes(blake3) for blake3 in needed), seconds, details)
 
     def _meet(self, world: World, terms: Terms, pull_port: int) -> Lead | Follow:
@@ -119,6 +113,7 @@ class MpiReplicator:
         board: Board,
         source: Callable[[], Source],
         door: PeerDoor,
+        lost: str,
     ) -> int:
         """What the collective did not bring: from the earlier ranks, the nearest first, then from the source."""
         if not builder.missing_count:
@@ -131,7 +126,11 @@ class MpiReplicator:
             peers = [board.announcing(PeerSource(client, plan.manifest.digest)) for client in clients]
             origin = board.announcing(OriginSource("the source", source, plan.manifest))
             fetch = Fetch(builder, [*peers, origin], progress=lambda _: group.progressed())
-            return fetch.run().done_nbytes
+            try:
+                return fetch.run().done_nbytes
+            except FetchFailed as error:
+                text = f"the broadcast was lost: {lost}; and {error}" if lost else str(error)
+                raise FetchFailed(text, error.reason, transient=error.transient) from error
 
 
 def _serve(world: World, board: Board, door: PeerDoor) -> PeerServer:

@@ -32,10 +32,14 @@ class World:
     port: int = DEFAULT_PORT
 
     @classmethod
-    def read(cls, environment: Mapping[str, str]) -> World:
-        """From WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT; what is not set is a world of one."""
-        size = _number(environment, "WORLD_SIZE", 1, 1, MAX_RANKS)
-        rank = _number(environment, "RANK", 0, 0, size - 1)
+    def read(cls, environment: Mapping[str, str], *, mpiexec: bool = False) -> World:
+        """From WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT; what is not set is a world of one. With ``mpiexec``, size and
+        rank are also taken from what that tells its ranks."""
+        size_name, rank_name = ("WORLD_SIZE", "RANK")
+        if mpiexec and not environment.get(size_name) and environment.get("PMI_SIZE"):
+            size_name, rank_name = ("PMI_SIZE", "PMI_RANK")
+        size = _number(environment, size_name, 1, 1, MAX_RANKS)
+        rank = _number(environment, rank_name, 0, 0, size - 1)
         port = _number(environment, "MASTER_PORT", DEFAULT_PORT, 1, 65535)
         return cls(size, rank, environment.get("MASTER_ADDR") or "127.0.0.1", port)
 

@@ -75,18 +75,32 @@ def spans(chunks: Iterable[Chunk], max_nbytes: int = SPAN_NBYTES) -> Iterator[Sp
 
 
 def read_chunks(
-    source: Source, chunks: Iterable[Chunk], sink: Sink, workers: int | None = None, limits: Limits | None = None
+    source: Source,
+    chunks: Iterable[Chunk],
+    sink: Sink,
+    workers: int | None = None,
+    limits: Limits | None = None,
+    failing: Callable[[BaseException], None] | None = None,
 ) -> None:
-    """Give every chunk's bytes to ``sink``, from several threads. The first error ends it and is raised when all have stopped."""
-    _Pool(source, spans(chunks), sink, limits or Limits()).run(workers or default_workers())
+    """Give every chunk's bytes to ``sink``, from several threads. The first error ends it and is raised when all have stopped;
+    ``failing`` hears of it at once, for a sink that would wait for a chunk that does not come any more."""
+    _Pool(source, spans(chunks), sink, limits or Limits(), failing).run(workers or default_workers())
 
 
 class _Pool:
-    def __init__(self, source: Source, work: Iterator[Span], sink: Sink, limits: Limits) -> None:
+    def __init__(
+        self,
+        source: Source,
+        work: Iterator[Span],
+        sink: Sink,
+        limits: Limits,
+        failing: Callable[[BaseException], None] | None,
+    ) -> None:
         self._source = source
         self._work = work
         self._sink = sink
         self._limits = limits
+        self._failing = failing
         self._lock = threading.Lock()
         self._errors: list[BaseException] = []
 
@@ -100,7 +114,7 @@ class _Pool:
             for thread in started:
                 thread.join()
         except BaseException as error:  # Ctrl-C, no more threads: let the others stop before their buffers go
-            self._errors.append(error)
+            self._fail(error)
             for thread in started:
                 thread.join()
             raise
@@ -113,7 +127,12 @@ class _Pool:
             while (span := self._next()) is not None:
                 self._read(span, buffer)
         except BaseException as error:  # noqa: BLE001  # belongs to the caller of read_chunks, which raises it
-            self._errors.append(error)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._errors.append(error)
+        if self._failing is not None:
+            self._failing(error)
 
     def _next(self) -> Span | None:
         with self._lock:

@@ -69,7 +69,7 @@ def main() -> int:
     plan = parse(Path(sys.argv[1]).read_bytes())
     seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
     hidden = len(sys.argv) > 3 and sys.argv[3] != ""
-    world = World.read(os.environ)
+    world = World.read(os.environ, mpiexec=True)
 
     def source() -> Source:
         if hidden and world.rank:
@@ -85,8 +85,8 @@ def main() -> int:
         print(f"came {came}", flush=True)
 
     patience = Patience(
-        join_seconds=float(os.environ.get("JOIN_SECONDS", "10")),
-        stall_seconds=float(os.environ.get("STALL_SECONDS", "8")),
+        join_seconds=float(os.environ.get("JOIN_SECONDS", "60")),
+        stall_seconds=float(os.environ.get("STALL_SECONDS", "30")),
     )
     with ImageBuilder(plan.manifest) as builder:
         try:

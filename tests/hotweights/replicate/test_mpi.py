@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hotweights.replicate.mpi import launched_by_mpiexec
 from hotweights.replicate.world import World
+from hotweights_planner.errors import Refused
 from hotweights_planner.plan import Plan, build
 from hotweights_transports.peers.mpi.hydra import find
 from hotweights_transports.resolve import publish
@@ -88,7 +90,9 @@ Start = Callable[..., list[Rank]]
 def start(port: int, plan_file: Path) -> Iterator[Start]:
     ranks: list[Rank] = []
 
-    def start(size: int, *arguments: str, only: tuple[int, ...] = (), plan: Path = plan_file, **more: str) -> list[Rank]:
+    def start(
+        size: int, *arguments: str, only: tuple[int, ...] = (), plan: Path = plan_file, **more: str
+    ) -> list[Rank]:
         world = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
         for rank in only or range(size):
             process = subprocess.Popen(
@@ -100,35 +104,61 @@ def start(port: int, plan_file: Path) -> Iterator[Start]:
             ranks.append(Rank(process))
         return ranks
 
-    before = leftovers()
+    before = shared_memory()
+    adopt_orphans(True)
     yield start
     for rank in ranks:
         rank.process.kill()
         rank.process.communicate(timeout=SECONDS)
-    deadline = time.monotonic() + 10
-    while leftovers() - before and time.monotonic() < deadline:
+    deadline = time.monotonic() + 15
+    while (orphans() or shared_memory() - before) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert leftovers() - before == set()
+    adopt_orphans(False)
+    assert orphans() == []
+    assert shared_memory() - before == set()
 
 
-def leftovers() -> set[str]:
-    """Processes of MPICH that were started by us or our descendants, and files in /dev/shm."""
-    found = {f"/dev/shm/{path.name}" for path in Path("/dev/shm").iterdir()}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                words = (folder / "cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if any(word.endswith((b"/mpiexec", b"/hydra_pmi_proxy", b"peers/mpi/rank.py")) for word in words[:3]):
-                found.add(f"{folder.name} {words[0].decode()}")
+def assert_equal_images(results: list[dict[str, Any]]) -> None:
+    digests = {result.get("digest", str(result)) for result in results}
+    assert len(digests) == 1, digests
+
+
+def adopt_orphans(yes: bool) -> None:
+    """Whatever descendant loses its parent becomes our child, so that it can be found."""
+    pr_set_child_subreaper = 36
+    assert ctypes.CDLL(None).prctl(pr_set_child_subreaper, int(yes), 0, 0, 0) == 0
+
+
+def orphans() -> list[str]:
+    """What MPICH started and still runs."""
+    found = []
+    for pid in children_of(os.getpid()):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        if words == [b""]:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # a zombie: adopted, so ours to bury
+        elif any(word.endswith((b"/mpiexec", b"/hydra_pmi_proxy", b"/mpi/rank.py")) for word in words):
+            found.append(f"{pid} {words!r}")
     return found
+
+
+def shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("mpich", "ucx"))}
+
+
+def children_of(pid: int) -> list[int]:
+    """All descendants."""
+    found: list[int] = []
+    with suppress(OSError):  # it ended meanwhile
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(text) for text in (thread / "children").read_text().split()]
+    return found + [grandchild for child in found for grandchild in children_of(child)]
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_rank_has_every_byte(start: Start, plan: Plan, size: int) -> None:
     results = [rank.result() for rank in start(size, "0", "hide the source")]
-    assert len({result["digest"] for result in results}) == 1
+    assert_equal_images(results)
     assert {result["broadcast"] for result in results} == {"whole"}
     assert [result["nbytes"] for result in results] == [plan.manifest.nbytes] * size
 
@@ -139,7 +169,7 @@ def test_a_rank_that_dies_leaves_the_others_to_pull(start: Start, victim: int) -
     ranks[2].hear("came")
     ranks[victim].process.send_signal(signal.SIGKILL)
     results = [rank.result() for number, rank in enumerate(ranks) if number != victim]
-    assert len({result["digest"] for result in results}) == 1
+    assert_equal_images(results)
     assert all(result["broadcast"].startswith("lost: ") for result in results)
 
 
@@ -150,17 +180,9 @@ def test_the_job_dies_and_the_nodes_live(start: Start) -> None:
         int(pid) for pid in children_of(ranks[1].process.pid) if b"rank.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(mpi_rank, signal.SIGKILL)
-    first, second = (rank.result() for rank in ranks)
-    assert first["digest"] == second["digest"]
-    assert second["pulled_bytes"] > 0
-
-
-def children_of(pid: int) -> list[int]:
-    """All descendants."""
-    found = [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(text) for text in (thread / "children").read_text().split() if int(text) not in found]
-    return found + [grandchild for child in found for grandchild in children_of(child)]
+    results = [rank.result() for rank in ranks]
+    assert_equal_images(results)
+    assert results[1]["pulled_bytes"] > 0
 
 
 def test_a_stalled_rank_does_not_hold_up_the_others(start: Start) -> None:
@@ -171,13 +193,13 @@ def test_a_stalled_rank_does_not_hold_up_the_others(start: Start) -> None:
         results = [ranks[0].result(), ranks[2].result()]
     finally:
         os.kill(ranks[1].process.pid, signal.SIGCONT)
-    assert results[0]["digest"] == results[1]["digest"]
+    assert_equal_images(results)
 
 
 def test_a_rank_that_never_comes(start: Start) -> None:
-    results = [rank.result() for rank in start(3, only=(0, 1), JOIN_SECONDS="2", STALL_SECONDS="2")]
-    assert results[0]["digest"] == results[1]["digest"]
-    assert results[0]["broadcast"] == "lost: rank 2 did not come within 2 s"
+    results = [rank.result() for rank in start(3, only=(0, 1), JOIN_SECONDS="6", STALL_SECONDS="3")]
+    assert_equal_images(results)
+    assert results[0]["broadcast"] == "lost: rank 2 did not come within 6 s"
 
 
 def test_no_head(start: Start) -> None:
@@ -198,7 +220,7 @@ def test_a_corrupt_source_is_refused_by_name(start: Start, folder: Path, plan: P
 
 
 def test_the_wrong_secret_and_another_plan(start: Start, plan: Plan, tmp_path: Path) -> None:
-    start(2, only=(0,), JOIN_SECONDS="6", HOTWEIGHTS_PEER_TOKEN="the secret")
+    start(2, only=(0,), JOIN_SECONDS="40", HOTWEIGHTS_PEER_TOKEN="the secret")
     stranger = start(2, only=(1,), HOTWEIGHTS_PEER_TOKEN="a guess")[-1]
     assert stranger.result()["error"] == "PeerRefused"
     other = tmp_path / "other.json"
@@ -206,7 +228,7 @@ def test_the_wrong_secret_and_another_plan(start: Start, plan: Plan, tmp_path: P
     other_plan = start(2, only=(1,), plan=other, HOTWEIGHTS_PEER_TOKEN="the secret")[-1]
     assert "another about" in other_plan.result()["message"]
     ranks = start(2, only=(1,), HOTWEIGHTS_PEER_TOKEN="the secret")
-    assert ranks[0].result()["digest"] == ranks[-1].result()["digest"]
+    assert_equal_images([ranks[0].result(), ranks[-1].result()])
 
 
 def test_under_mpiexec(start: Start, port: int, plan_file: Path) -> None:
@@ -219,15 +241,16 @@ def test_under_mpiexec(start: Start, port: int, plan_file: Path) -> None:
         timeout=SECONDS,
         check=True,
     )
-    results = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    results = [json.loads("{" + text) for text in re.findall(r"\{([^{}]*\})", done.stdout)]  # lines may run together
     assert len(results) == 2
-    assert results[0]["digest"] == results[1]["digest"]
+    assert_equal_images(results)
     assert results[0]["broadcast"] == "whole"
 
 
 def test_what_mpiexec_says() -> None:
-    alone = World()
-    assert launched_by_mpiexec({"PMI_SIZE": "3", "PMI_RANK": "2"}, alone) == World(3, 2)
-    assert launched_by_mpiexec({"PMI_SIZE": "3", "PMI_RANK": "3"}, alone) == alone
-    assert launched_by_mpiexec({"PMI_SIZE": "x"}, alone) == alone
-    assert launched_by_mpiexec({"PMI_SIZE": "3", "PMI_RANK": "2"}, World(2, 1)) == World(2, 1)
+    told = {"PMI_SIZE": "3", "PMI_RANK": "2"}
+    assert World.read(told, mpiexec=True) == World(3, 2)
+    assert World.read(told) == World()
+    assert World.read(told | {"WORLD_SIZE": "2", "RANK": "1"}, mpiexec=True) == World(2, 1)
+    with pytest.raises(Refused, match="PMI_RANK"):
+        World.read({"PMI_SIZE": "3", "PMI_RANK": "3"}, mpiexec=True)

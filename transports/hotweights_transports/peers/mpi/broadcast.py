@@ -42,10 +42,15 @@ def send(
     if lead.member is None:
         desk.lose(lead.why)
     try:
-        read_chunks(source, desk.pieces(), lambda piece, data: desk.take(piece, data, parts))
+        read_chunks(
+            source,
+            desk.pieces(),
+            lambda piece, data: desk.take(piece, data, parts),
+            failing=lambda _: desk.lose("gone"),
+        )
         desk.see_off()
     except BaseException as error:
-        desk.lose(str(error))
+        desk.lose("gone")
         lead.give_up(f"rank 0 gave up: {error}")
         raise
     finally:

@@ -9,6 +9,7 @@ It knows no plan and no chunk; ``about`` is whatever all must agree on.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 MAX_STRANGERS: Final = 16
 MAX_WHY: Final = 500
+AGAIN_SECONDS: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class Lead:
     def leave(self) -> None:
         """Stay until everybody is done, gone, or standing still."""
         with self._changed:
+            self._moved = dict.fromkeys(self._moved, time.monotonic())
             while self._moved:
                 now = time.monotonic()
                 still = [rank for rank, at in self._moved.items() if now - at > self._patience.stall_seconds]
@@ -145,20 +148,16 @@ class Lead:
                     del self._moved[rank]
                 self._changed.wait(0.2)
             channels = list(self._channels.values())
+        self._stop_listening()  # first: who hears the good-bye may come again at once, to the next group
         for channel in channels:
             self._say(channel, {"kind": "bye"})
         self.close()
 
     def close(self) -> None:
         """Let go of everything, the job included."""
+        self._stop_listening()
         with self._changed:
-            self._closing = True
             channels = list(self._channels.values())
-        try:
-            self._listener.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            log.debug("%s: nobody is connected", self.address)
-        self._listener.close()
         if self.member is not None:
             self.member.close()
         if self._head is not None:
@@ -167,6 +166,13 @@ class Lead:
             channel.hang_up()
         for thread in self._threads:
             thread.join(self._patience.message_seconds + 1)
+
+    def _stop_listening(self) -> None:
+        with self._changed:
+            self._closing = True
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); closing alone would not
+        self._listener.close()
 
     def _start(self, line: str) -> None:
         self.member, self.why = _member(line, 0, self.terms, frozenset({self._host}))
@@ -207,7 +213,8 @@ class Lead:
                     with self._changed:
                         self._strangers -= 1
                 while rank:
-                    self._hear(rank, channel.receive(self._patience.stall_seconds))
+                    with contextlib.suppress(PeerTimeout):  # silence is judged by `leave`; who is gone closes
+                        self._hear(rank, channel.receive(self._patience.stall_seconds))
             except PeerError as error:
                 log.info("%s: rank %s: %s", self.address, rank or "unknown", error)
             finally:
@@ -281,13 +288,8 @@ class Follow:
         self._heard_at = 0.0
         self._ended = threading.Event()  # the head said good-bye, or is gone
         self._told = threading.Event()
-        self._channel = self._connect(port)
         self._thread: threading.Thread | None = None
-        try:
-            self._introduce(pull_port)
-        except PeerError:
-            self._channel.close()
-            raise
+        self._channel = self._join(port, pull_port)
 
     def gather(self) -> None:
         """Wait until the head begins."""
@@ -314,8 +316,8 @@ class Follow:
             self.member.close()
 
     def reason(self) -> str:
-        """What the head said about the end of the job, if it says so soon."""
-        self._told.wait(1.0)
+        """What the head said about the end of the job, if it still can."""
+        self._told.wait(self._patience.message_seconds)
         return self._over
 
     def progressed(self) -> None:
@@ -340,30 +342,36 @@ class Follow:
             self._thread.join(self._patience.message_seconds)
         self._channel.close()
 
-    def _connect(self, port: int) -> Channel:
+    def _join(self, port: int, pull_port: int) -> Channel:
+        """Again and again, because rank 0 may begin later than we do."""
         deadline = time.monotonic() + self._patience.join_seconds
         while True:
             try:
-                sock = socket.create_connection((self._host, port), timeout=self._patience.message_seconds)
-                break
-            except OSError as error:
+                return self._introduced(port, pull_port)
+            except (OSError, PeerUnreachable) as error:
                 if time.monotonic() > deadline:
                     text = f"no head within {self._patience.join_seconds:g} s: {error}"
                     raise PeerUnreachable(self.address, f"{text}; start rank 0, or set MASTER_ADDR") from error
-                time.sleep(0.1)
+            time.sleep(AGAIN_SECONDS)
+
+    def _introduced(self, port: int, pull_port: int) -> Channel:
+        seconds = self._patience.message_seconds
+        sock = socket.create_connection((self._host, port), timeout=seconds)
         self._reached = str(sock.getpeername()[0])
         try:
             check_reach(self.address, self._reached, self.terms.secret)
         except PeerRefused:
             sock.close()
             raise
-        seconds = self._patience.message_seconds
-        return Channel(sock, self.address, self.terms.secret, head=False, seconds=seconds)
-
-    def _introduce(self, pull_port: int) -> None:
-        self._receive(self._patience.message_seconds)  # the welcome, which proves that the head has the secret
-        hello = {"kind": "hello", "rank": self.rank, "size": self.terms.size, "about": self.terms.about}
-        self._channel.send(hello | {"pull_port": pull_port}, self._patience.message_seconds)
+        channel = Channel(sock, self.address, self.terms.secret, head=False, seconds=seconds)
+        try:
+            channel.receive(seconds)  # the welcome, which proves that the head has the secret
+            hello = {"kind": "hello", "rank": self.rank, "size": self.terms.size, "about": self.terms.about}
+            channel.send(hello | {"pull_port": pull_port}, seconds)
+        except PeerError:
+            channel.close()
+            raise
+        return channel
 
     def _receive(self, seconds: float) -> Message:
         message = self._channel.receive(seconds)

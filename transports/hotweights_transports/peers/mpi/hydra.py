@@ -25,7 +25,7 @@ from hotweights_transports.peers.mpi import rank
 from hotweights_transports.peers.mpi.launch import END, PREFIX
 from hotweights_transports.peers.registry import Availability
 
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 END_SECONDS = 5.0
 JOB_SECONDS = 6 * 3600  # mpiexec ends by itself after this, should its node die before any rank has begun
 

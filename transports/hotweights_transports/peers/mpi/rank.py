@@ -11,12 +11,13 @@ It is run by its path, isolated, and imports nothing of Hotweights, so that star
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import queue
+import signal
 import socket
 import struct
-import sys
 import threading
 import time
 
@@ -38,11 +39,10 @@ def main() -> None:
     posts: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_hold_leash, args=(control, posts), daemon=True).start()
     try:
-        with mmap.mmap(ring_fd, slots * slot_nbytes) as ring:
-            _serve(control, posts, memoryview(ring), slot_nbytes)
+        _serve(control, posts, memoryview(mmap.mmap(ring_fd, slots * slot_nbytes)), slot_nbytes)
     except Exception as error:  # noqa: BLE001  # the process ends with it, and its node must hear why
         control.send(FAILED + f"{type(error).__name__}: {error}".encode()[: MAX_MESSAGE_NBYTES - 1])
-        os._exit(1)
+        _die()
     os._exit(0)
 
 
@@ -53,7 +53,7 @@ def _hold_leash(control: socket.socket, posts: queue.SimpleQueue[bytes]) -> None
             posts.put(message)
     except OSError:
         pass
-    os._exit(2)
+    _die()
 
 
 def _serve(control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memoryview, slot_nbytes: int) -> None:
@@ -64,6 +64,7 @@ def _serve(control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memory
     from mpi4py import MPI
 
     MPI.Init_thread(MPI.THREAD_FUNNELED)
+    _forget_names()
     world = MPI.COMM_WORLD
     control.send(READY + PAIR.pack(world.rank, world.size))
     announced = bytearray(8)
@@ -80,6 +81,22 @@ def _serve(control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memory
     MPI.Finalize()
 
 
+def _die() -> None:
+    """By a signal: at an exit code, even one that is not 0, mpiexec leaves the other ranks waiting."""
+    _forget_names()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _forget_names() -> None:
+    """MPICH maps a file in /dev/shm and removes its name when it is finalized: never, if the rank is killed. With one rank per
+    job on a node nobody else has to open it."""
+    with open("/proc/self/maps") as maps:  # noqa: PTH123  # quicker to import nothing
+        names = {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}
+    for name in names:
+        with contextlib.suppress(OSError):
+            os.unlink(name)  # noqa: PTH108
+
+
 def _wait_quietly(request: object) -> None:
     """MPI waits by spinning; until rank 0 has something, that would cost every node a core."""
     polls = 0
@@ -92,4 +109,4 @@ def _wait_quietly(request: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
