@@ -105,7 +105,8 @@ class Worker:
         self.latencies.append((method, time.perf_counter() - began, time.time()))
         return result
 
-    async def register(self) -> None:
+    async def register(self, after_seconds: float) -> None:
+        await asyncio.sleep(after_seconds)
         await self.call("register", host="bench", endpoints=["tcp://127.0.0.1:1"])
 
     async def beat(self) -> None:
@@ -127,7 +128,7 @@ async def follow(pipe: Connection, first: int, count: int, endpoint: str, events
     listener.linger = 0
     listener.subscribe(b"commit")
     listener.connect(events)
-    await asyncio.gather(*(worker.register() for worker in workers))
+    await asyncio.gather(*(worker.register(interval * n / count) for n, worker in enumerate(workers)))
     pipe.send("registered")
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, pipe.recv)

@@ -10,8 +10,9 @@ import asyncio
 import json
 import os
 import sys
+import tempfile
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import IO, Any
 
 from hotweights.coordinator.messages import CallRefused
 from hotweights.coordinator.state import ManifestRef, PlanRef
@@ -65,27 +66,34 @@ def _manifest(content: bytes) -> ManifestRef:
 
 
 async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
+    with tempfile.TemporaryFile() as file:  # a pipe would be fed by the loop, chunk by chunk
+        await asyncio.to_thread(file.write, content)
+        await asyncio.to_thread(file.seek, 0)
+        code, written, complained = await _run(kind, file)
+    head, _, rest = written.partition(b"\n")
+    if code or not head:
+        last = complained.decode(errors="replace").strip().rpartition("\n")[2][-300:]
+        raise CallRefused("BadRequest", f"checking the {kind} failed: {last or f'exit code {code}'}")
+    line: dict[str, Any] = json.loads(head)
+    if "refused" in line:
+        raise CallRefused(line["refused"], line["message"])
+    return line, rest
+
+
+async def _run(kind: str, file: IO[bytes]) -> tuple[int | None, bytes, bytes]:
+    command = (sys.executable, "-m", "hotweights.coordinator.check", kind)
     pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "hotweights.coordinator.check", kind), stdin=pipe, stdout=pipe, stderr=pipe
-    )
+    process = await asyncio.create_subprocess_exec(*command, stdin=file, stdout=pipe, stderr=pipe)
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            written, complained = await process.communicate(content)
+            written, complained = await process.communicate()
     except TimeoutError:
         raise CallRefused("BadRequest", f"checking the {kind} took longer than {CHECK_SECONDS:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    head, _, rest = written.partition(b"\n")
-    if process.returncode or not head:
-        last = complained.decode(errors="replace").strip().rpartition("\n")[2][-300:]
-        raise CallRefused("BadRequest", f"checking the {kind} failed: {last or f'exit code {process.returncode}'}")
-    line: dict[str, Any] = json.loads(head)
-    if "refused" in line:
-        raise CallRefused(line["refused"], line["message"])
-    return line, rest
+    return process.returncode, written, complained
 
 
 def main() -> None:
