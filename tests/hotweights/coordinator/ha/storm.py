@@ -1,0 +1,201 @@
+"""Three coordinators on one Redis, clients that never rest, and everything that can die dying.
+
+A storm says what it saw; whether that is allowed is `history.faults`'s to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import zmq.asyncio
+
+from tests.hotweights.coordinator.ha import history, ledger
+from tests.hotweights.coordinator.ha.actors import Actor, Notes, Observer, Operator, Patience, Worker
+from tests.hotweights.coordinator.ha.members import Coordinator
+from tests.hotweights.coordinator.ha.redis_server import RedisServer
+
+CLUSTER = "storm"
+PATIENCE_LEASES = 60.0  # for anything that has to come about at last, on however busy a machine
+
+
+@dataclass(slots=True)
+class TakeOver:
+    """From a leader's death to another that says it leads, and to the first worker that is answered."""
+
+    leads_seconds: float
+    serves_seconds: float
+
+
+@dataclass(slots=True)
+class Report:
+    """What a storm did and saw."""
+
+    lease_seconds: float
+    kills: int = 0
+    freezes: int = 0
+    redis_restarts: int = 0
+    take_overs: list[TakeOver] = field(default_factory=list)
+    commits: int = 0
+    aborts: int = 0
+    answers: int = 0
+    failures: int = 0
+    faults: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """For people."""
+        leads = sorted(one.leads_seconds for one in self.take_overs)
+        serves = sorted(one.serves_seconds for one in self.take_overs)
+        took = (
+            f"take-over after {leads[len(leads) // 2]:.2f} s (median), {leads[-1]:.2f} s (longest) of a lease of "
+            f"{self.lease_seconds:g} s; a worker is answered after {serves[len(serves) // 2]:.2f} s, {serves[-1]:.2f} s. "
+            if leads
+            else ""
+        )
+        return (
+            f"{self.kills} leaders killed, {self.freezes} frozen, Redis restarted {self.redis_restarts} times: "
+            f"{self.commits} commits, {self.aborts} aborts, {self.answers} answers, {self.failures} calls without one. "
+            f"{took}{len(self.faults)} faults"
+        )
+
+
+class Storm:
+    """A running cluster with its clients."""
+
+    def __init__(self, redis: RedisServer, coordinators: list[Coordinator], notes: Notes, report: Report) -> None:
+        self.redis, self.coordinators, self.notes, self.report = redis, coordinators, notes, report
+
+    async def leader(self) -> Coordinator:
+        """Who said last that it leads, not long ago."""
+        found: list[Coordinator] = []
+
+        def known() -> bool:
+            if self.notes.leaders:
+                asked, _, endpoint = self.notes.leaders[-1]
+                found[:] = [one for one in self.coordinators if one.endpoint == endpoint and one.runs]
+                return bool(found) and time.monotonic() - asked < self.report.lease_seconds / 4
+            return False
+
+        await self._until(known, "leader")
+        return found[0]
+
+    async def progress(self, commits: int = 2) -> None:
+        """Until some more is committed."""
+        before = len(self.notes.commits())
+        await self._until(lambda: len(self.notes.commits()) >= before + commits, "further commit")
+
+    async def kill_leader(self) -> None:
+        """SIGKILL in the middle of whatever it does; it comes back when another leads."""
+        await asyncio.sleep(random.uniform(0, 0.1))
+        victim = await self.leader()
+        victim.kill()
+        self.report.kills += 1
+        self.report.take_overs.append(await self._take_over(victim))
+        victim.start()
+
+    async def freeze_leader(self) -> None:
+        """Let it sleep until another leads, and then go on as if nothing was."""
+        victim = await self.leader()
+        victim.freeze()
+        self.report.freezes += 1
+        await self._take_over(victim)
+        await self.progress(1)
+        victim.thaw()
+
+    async def restart_redis(self, number: signal.Signals) -> None:
+        """End it in the middle of whatever it writes, and start it with what it wrote."""
+        await asyncio.to_thread(self.redis.stop, number)
+        self.report.redis_restarts += 1
+        await asyncio.sleep(random.uniform(0, self.report.lease_seconds / 2))
+        await asyncio.to_thread(self.redis.start)
+        await self.progress(1)
+
+    async def _take_over(self, victim: Coordinator) -> TakeOver:
+        began = time.monotonic()
+        told, leaders = len(self.notes.told), len(self.notes.leaders)
+
+        def leads() -> float | None:
+            seen = (
+                ended for asked, ended, at in self.notes.leaders[leaders:] if asked > began and at != victim.endpoint
+            )
+            return next(seen, None)
+
+        def serves() -> float | None:
+            return next((one.ended for one in self.notes.told[told:] if one.decides and one.began > began), None)
+
+        await self._until(lambda: leads() is not None and serves() is not None, "take-over")
+        return TakeOver((leads() or began) - began, (serves() or began) - began)
+
+    async def _until(self, done: Callable[[], bool], what: str) -> None:
+        until = time.monotonic() + PATIENCE_LEASES * self.report.lease_seconds
+        while not done():
+            if time.monotonic() > until:
+                logs = "\n".join(f"{one.name} runs: {one.runs}\n{one.log()[-1500:]}" for one in self.coordinators)
+                raise TimeoutError(f"no {what} in time; last {self.notes.told[-1:]}\n{logs}")
+            await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators: int = 2) -> AsyncIterator[Storm]:
+    """The cluster and its clients at work; at the end the report is complete."""
+    redis = RedisServer(folder)
+    redis.start()
+    names = ("a", "b", "c")
+    coordinators = [Coordinator(name, redis.url, CLUSTER, lease_seconds, folder) for name in names]
+    notes, report = Notes(), Report(lease_seconds)
+    context, patience = zmq.asyncio.Context(), Patience(lease_seconds)
+    endpoints = [one.endpoint for one in coordinators]
+    observers = [Observer(endpoint, context, notes, patience) for endpoint in endpoints]
+    crew = [Worker(f"w{number}", endpoints, context, notes, patience) for number in range(workers)]
+    leaders = [Operator(f"o{number}", endpoints, context, notes, patience) for number in range(operators)]
+    actors: list[Actor] = [*observers, *crew, *leaders]
+    try:
+        for one in coordinators:
+            one.start()
+        tasks = [asyncio.create_task(one.run()) for one in [*observers, *crew]]
+        try:
+            await Storm(redis, coordinators, notes, report)._until(
+                lambda: {one.who for one in notes.told} >= {one.name for one in crew}, "workers"
+            )
+            tasks += [asyncio.create_task(one.run()) for one in leaders]
+            yield Storm(redis, coordinators, notes, report)
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+        report.faults += [f"a client died: {one!r}" for one in ended if not isinstance(one, asyncio.CancelledError)]
+        report.faults += [f"{one.name} died:\n{one.log()[-2000:]}" for one in coordinators if not one.runs]
+        report.faults += await _last_look(observers, notes, ledger.read(folder, CLUSTER))
+    finally:
+        for actor in actors:
+            await actor.close()
+        context.term()
+        for one in coordinators:
+            one.kill()
+        redis.stop()
+    states = ledger.read(folder, CLUSTER)
+    report.commits = len({one.current for one in states} - {0})
+    report.aborts = len({one.token for one in states if one.phase == "aborted"})
+    report.answers, report.failures = notes.answers, notes.failures
+    report.faults += history.faults(notes.told, notes.said, states, [one.name for one in crew])
+
+
+async def _last_look(observers: list[Observer], notes: Notes, states: list[history.Written]) -> list[str]:
+    """When all is calm everybody says the same: what was written last."""
+    faults = []
+    for observer in observers:
+        until = time.monotonic() + PATIENCE_LEASES
+        while (status := await observer.look()) is None:
+            if time.monotonic() > until:
+                raise TimeoutError(f"{observer.name} is never answered")
+            await asyncio.sleep(0.1)
+        current = (status["current"] or {}).get("token", 0)
+        if current != states[-1].current:
+            faults.append(f"{observer.name} ends with {current}, what was written last is {states[-1].current}")
+    return faults
