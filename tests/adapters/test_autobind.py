@@ -135,7 +135,7 @@ async def test_the_engine_gets_the_names_that_the_map_says(world: World) -> None
         await world.begin(world.version("v1", 1.0))
         await world.until(lambda status: status["state"] == "precommitted")
         (table,) = engine.tables.values()
-        assert [tensor["name"] for tensor in table["tensors"]] == ["BODY", "HEAD"]  # type: ignore[index, attr-defined]
+        assert [tensor["name"] for tensor in table["tensors"]] == ["BODY", "HEAD"]  # type: ignore[attr-defined]
     finally:
         await engine.stop()
 

@@ -10,7 +10,7 @@ from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.names import NameMap, renamed
 
 TENSORS = [{"name": name, "dtype": "F32", "shape": (2,)} for name in ("a/w", "a/b", "c")]
-PLAN = {
+PLAN: dict[str, Any] = {
     "buckets": [{"bucket_id": 0, "items": [{"key": "a/w:0", "tensor": "a/w"}, {"key": "a/w:1+4", "tensor": "a/w"}]}]
 }
 

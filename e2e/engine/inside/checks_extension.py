@@ -74,7 +74,7 @@ def stream(extension: HotweightsWorkerExtension, tensors: Tensors, shards: int =
             extension.finalize_shard(name, rank, f"blake3:{blake3(part).hexdigest()}")
 
 
-class Odd(torch.nn.Module):
+class Odd(torch.nn.Module):  # type: ignore[misc]
     """Everything that a copy can get wrong: many dtypes, no dimension, holes, ties, buffers, a table that nobody saves."""
 
     def __init__(self, seed: int) -> None:
@@ -309,7 +309,7 @@ def test_without_a_module_nothing_begins() -> None:
 # --- the switch ------------------------------------------------------------------------------------------------------
 
 
-class Flaky(torch.Tensor):
+class Flaky(torch.Tensor):  # type: ignore[misc]
     """A tensor whose next copies fail, or write something else."""
 
     @classmethod

@@ -26,9 +26,11 @@ def main() -> None:
     if autobind.pop("slashes", False):
         autobind["name_map"] = slashes
     bound = install_autobind(**autobind)
-    run = {"llm": synchronous, "async": lambda a, o: asyncio.run(asynchronous(a, o))}[asked["kind"]]
     answers.write(json.dumps({"bound": bound}) + "\n")
-    run(asked, answers)
+    if asked["kind"] == "llm":
+        synchronous(asked, answers)
+    else:
+        asyncio.run(asynchronous(asked, answers))
 
 
 def slashes(plan: dict[str, Any]) -> dict[str, str]:

@@ -35,7 +35,9 @@ T = TypeVar("T")
 class House(Protocol):
     """Where engines of this process connect to."""
 
-    socket: Path
+    @property
+    def socket(self) -> Path:
+        """Where that is."""
 
     def token(self) -> str:
         """What lets them in."""

@@ -92,7 +92,8 @@ class SyncBinding:
     def __init__(self, engine: Any, settings: Settings, noted: Noted) -> None:
         client, gate, config = engine.engine_core, Gate(), engine.vllm_config
         engine.engine_core = Guarded(client, gate)
-        self._make = lambda: _GatedServer(SyncReplica(weakref.proxy(client), config), settings, gate, noted)
+        replica = SyncReplica(weakref.proxy(client), config)
+        self._make: Callable[[], Server] = lambda: _GatedServer(replica, settings, gate, noted)
         self._server: Server | None = None
 
     async def join(self) -> None:
@@ -111,7 +112,8 @@ class AsyncBinding:
 
     def __init__(self, engine: Any, settings: Settings, noted: Noted) -> None:
         proxy = weakref.proxy(engine)
-        self._make = lambda: _Server(Replica(proxy), settings, lambda reason: end_async(proxy, reason), noted)
+        end: Callable[[str], None] = lambda reason: end_async(proxy, reason)  # noqa: E731
+        self._make: Callable[[], Server] = lambda: _Server(Replica(proxy), settings, end, noted)
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
 

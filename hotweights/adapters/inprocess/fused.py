@@ -40,12 +40,13 @@ class FusedModel:
         """Load and finish it beside the running model; gives the bytes to copy."""
         try:
             tensors, touched = self._suit.tensors(version), self._suit.touched(version)  # type: ignore[arg-type]
-            return self._shadow.load(tensors, touched, lambda: None)
+            nbytes: int = self._shadow.load(tensors, touched, lambda: None)
         except Unsupported as error:
             text = f"this model cannot be finished beside the running one ({error}); use install_autobind"
             raise NotApplied("Unsupported", text) from error
         except Exception as error:  # any model's loader may raise anything; what is served is untouched
             raise NotApplied("LoadFailed", f"{type(error).__name__}: {error}"[:1000]) from error
+        return nbytes
 
     def discard(self) -> None:
         """Let go of a version that is not to be installed."""

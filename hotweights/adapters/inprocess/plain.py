@@ -93,7 +93,7 @@ def install(moves: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
 
 def same_bytes(first: torch.Tensor, second: torch.Tensor) -> bool:
     """Whether two tensors hold the same bytes, wherever they are."""
-    return torch.equal(_bytes(first), _bytes(second))
+    return bool(torch.equal(_bytes(first), _bytes(second)))
 
 
 def torch_dtype(name: str) -> torch.dtype:
