@@ -28,6 +28,7 @@ from hotweights_transports.resolve import publish
 from hotweights_transports.sources.file import open_folder
 
 PROGRAM = Path(__file__).with_name("mpi_rank.py")
+DEMO = Path(__file__).parents[3] / "scripts/run_mpi_broadcast_demo.sh"
 TENSORS = 6
 TENSOR_NBYTES = 3_000_000
 SECONDS = 50.0
@@ -254,3 +255,26 @@ def test_what_mpiexec_says() -> None:
     assert World.read(told | {"WORLD_SIZE": "2", "RANK": "1"}, mpiexec=True) == World(2, 1)
     with pytest.raises(Refused, match="PMI_RANK"):
         World.read({"PMI_SIZE": "3", "PMI_RANK": "3"}, mpiexec=True)
+
+
+def demo(plan_file: Path, port: int, path: str) -> subprocess.CompletedProcess[str]:
+    names = {"PATH": f"{path}:/usr/bin:/bin", "MASTER_PORT": str(port), "HOME": str(plan_file.parent)}
+    return subprocess.run(
+        [str(DEMO), plan_file.name], cwd=plan_file.parent, env=names, capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+def test_the_demo(port: int, plan_file: Path, folder: Path) -> None:
+    done = demo(plan_file, port, str(Path(sys.executable).parent))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("broadcast: whole") == 2
+    assert re.search(
+        r"^images equal: True \(2 ranks, each verified; \d+\.\d+ GB/s at the slowest\)$", done.stdout, re.M
+    )
+
+
+def test_the_demo_without_mpi(port: int, plan_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "hotweights").symlink_to(Path(sys.executable).parent / "hotweights")
+    done = demo(plan_file, port, str(tmp_path))
+    assert done.returncode == 1
+    assert done.stderr == "error: there is no MPICH; pip install -e '.[mpi]'\n"
