@@ -50,8 +50,8 @@ def read_document(text: bytes, where: str) -> Document:
     verification = document.pop("verification", None)
     if verification is not None and not isinstance(verification, dict):
         raise BadPlan(where, "its verification is not an object")
+    wanted, consumers, count = _wanted(document.pop("buckets"), where)  # they go first: they may be a million objects
     manifest = _manifest_of(document, where)
-    wanted, consumers = _wanted(document["buckets"], where)
     chunks = tuple(manifest.first_chunks(wanted))
     if len(chunks) != len(wanted):
         raise BadPlan(where, f"{len(wanted) - len(chunks)} chunks of its buckets are not in its manifest")
@@ -59,7 +59,6 @@ def read_document(text: bytes, where: str) -> Document:
     fault = source_fault(source) or bucket_fault(bucket_nbytes) or _base_fault(document, manifest)
     if fault:
         raise BadPlan(where, fault)
-    count = sum(len(bucket["items"]) for bucket in document["buckets"])
     expected_count = sum(-(-chunk.nbytes // bucket_nbytes) for chunk in chunks)
     if count != expected_count:  # before so many are made
         raise BadPlan(where, f"{count} items, and its chunks and bucket_bytes make {expected_count}")
@@ -99,12 +98,13 @@ def _manifest_of(document: Mapping[str, Any], where: str) -> Manifest:
         raise BadPlan(error.where, error.what) from error
 
 
-def _wanted(found: Any, where: str) -> tuple[set[str], dict[str, Ranks]]:
-    """The digests that the buckets name, and for whom: all that is taken from them."""
+def _wanted(found: Any, where: str) -> tuple[set[str], dict[str, Ranks], int]:
+    """The digests that the buckets name, for whom, and in how many items: all that is taken from them."""
     if not isinstance(found, list):
         raise BadPlan(where, "buckets is not a list")
     wanted: set[str] = set()
     consumers: dict[str, Ranks] = {}
+    count = 0
     for number, bucket in enumerate(found):
         if not isinstance(bucket, dict) or not isinstance(items := bucket.get("items"), list):
             raise BadPlan(where, f"bucket {number} has no list of items")
@@ -115,11 +115,12 @@ def _wanted(found: Any, where: str) -> tuple[set[str], dict[str, Ranks]]:
         if not all(type(digest) is str for digest in digests):
             raise BadPlan(where, f"bucket {number} has an item without a hash")
         wanted.update(digests)
+        count += len(digests)
         if "consumer_ranks" in bucket:
             if not is_ranks(bucket["consumer_ranks"]):
                 raise BadPlan(where, f"consumer_ranks of bucket {number} are not ascending ranks, each once")
             consumers.update(dict.fromkeys(digests, tuple(bucket["consumer_ranks"])))
-    return wanted, consumers
+    return wanted, consumers, count
 
 
 def source_fault(source: object) -> str | None:
