@@ -83,7 +83,7 @@ class Binder:
         """The environment that this engine's processes get."""
         house, folder = self._at_home()
         self._count += 1
-        name = f"engine-{os.getpid()}-{self._count}"
+        name = self._name()
         token_file = folder / f"{name}.token"
         token_file.touch(mode=0o600)
         token_file.write_text(f"{house.token()}:{name}\n")
@@ -98,13 +98,15 @@ class Binder:
         if problem:
             logger.error("%s; it serves what it booted, without Hotweights", problem)
             return
-        binding = SyncBinding(engine, read, self.metrics.note)
+        name = self._name()
+        binding = SyncBinding(engine, read, self.metrics.note, lambda: self._moved_out(name))
         try:
             self._run(binding.join()).result(JOIN_SECONDS)
         except Exception:  # whatever it was: the engine serves, and the coordinator sees that it takes no part
             logger.exception("The engine could not be bound: it serves what it booted, without Hotweights")
+            binding.leave()
             return
-        self._moved_in(engine, binding)
+        self._moved_in(engine, name, binding)
 
     def _after_async(self, engine: Any, read: settings.Settings) -> None:
         from hotweights.adapters.inprocess.binding import AsyncBinding
@@ -113,13 +115,16 @@ class Binder:
         if problem:
             logger.error("%s; it serves what it booted, without Hotweights", problem)
             return
-        binding = AsyncBinding(engine, read, self.metrics.note)
+        name = self._name()
+        binding = AsyncBinding(engine, read, self.metrics.note, lambda: self._moved_out(name))
         engine.hotweights_binding = binding
+        self._moved_in(engine, name, binding)
         binding.start()
-        self._moved_in(engine, binding)
 
-    def _moved_in(self, engine: Any, binding: Binding) -> None:
-        name = f"{id(engine)}-{self._count}"
+    def _name(self) -> str:
+        return f"engine-{os.getpid()}-{self._count}"
+
+    def _moved_in(self, engine: Any, name: str, binding: Binding) -> None:
         self._bindings[name] = binding
         weakref.finalize(engine, self._moved_out, name)
         if self._house is not None:
@@ -196,7 +201,12 @@ def _around_init(
     @wraps(original)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         with lock:
-            read = before()
+            try:
+                read = before()
+            except Exception:  # a full disk, a worker that went away: no reason not to serve
+                logger.exception("The engine will not be bound: it serves what it boots, without Hotweights")
+                original(self, *args, **kwargs)
+                return
             original(self, *args, **kwargs)
             after(self, read)
 
@@ -223,7 +233,7 @@ def _before_shutdown(cls: Any) -> None:
     def shutdown(self: Any, *args: Any, **kwargs: Any) -> Any:
         binding = getattr(self, "hotweights_binding", None)
         if binding is not None:
-            binding.leave()
+            binding.gone()
         return original(self, *args, **kwargs)
 
     cls.shutdown = shutdown

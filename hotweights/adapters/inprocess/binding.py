@@ -86,12 +86,25 @@ class _GatedServer(_Server):
         self._gate.fail(EngineDeadError())
 
 
+class _Client(Guarded):
+    """A synchronous engine's client: when it is shut down, the engine is gone."""
+
+    def __init__(self, client: Any, gate: Gate, gone: Callable[[], None]) -> None:
+        super().__init__(client, gate)
+        object.__setattr__(self, "_gone", gone)
+
+    def shutdown(self, *args: Any, **kwargs: Any) -> Any:
+        """As the client's."""
+        self._gone()
+        return self.__getattr__("shutdown")(*args, **kwargs)
+
+
 class SyncBinding:
     """A `LLMEngine`, and what drives it from another thread."""
 
-    def __init__(self, engine: Any, settings: Settings, noted: Noted) -> None:
+    def __init__(self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]) -> None:
         client, gate, config = engine.engine_core, Gate(), engine.vllm_config
-        engine.engine_core = Guarded(client, gate)
+        engine.engine_core = _Client(client, gate, gone)
         replica = SyncReplica(weakref.proxy(client), config)
         self._make: Callable[[], Server] = lambda: _GatedServer(replica, settings, gate, noted)
         self._server: Server | None = None
@@ -110,7 +123,9 @@ class SyncBinding:
 class AsyncBinding:
     """An `AsyncLLM`, on its own event loop."""
 
-    def __init__(self, engine: Any, settings: Settings, noted: Noted) -> None:
+    def __init__(self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]) -> None:
+        """``gone`` is called when it is shut down, or cannot be joined: nobody is to wait for it."""
+        self.gone = gone
         proxy = weakref.proxy(engine)
         end: Callable[[str], None] = lambda reason: end_async(proxy, reason)  # noqa: E731
         self._make: Callable[[], Server] = lambda: _Server(Replica(proxy), settings, end, noted)
@@ -143,3 +158,4 @@ class AsyncBinding:
             await asyncio.wait_for(self._server.join(), JOIN_SECONDS)
         except Exception:  # whatever it was: the engine serves, and the coordinator sees that it takes no part
             logger.exception("The engine could not be bound: it serves what it booted, without Hotweights")
+            self.gone()
