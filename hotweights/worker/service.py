@@ -156,7 +156,7 @@ async def run(
             await node.serve(stack)
         except ServerNotStarted as error:
             raise WorkerError(f"{error} (--socket-folder)") from error
-        web = _metrics(settings.metrics_port, metrics, node, sync)
+        web = _metrics(settings, metrics, node, sync)
         stack.push_async_callback(asyncio.to_thread, web.close)
         log.info("worker %s: engines at %s, peers at %s, metrics at port %d",
                  worker_id, node.driver.server.path, ", ".join(node.endpoints), web.port)  # fmt: skip
@@ -260,12 +260,15 @@ def _event_endpoints(settings: WorkerSettings) -> list[str]:
     return [address.events_endpoint(endpoint) for endpoint in address.split(settings.endpoints)]
 
 
-def _metrics(port: int, metrics: Metrics, node: Node, sync: CoordinatorSync) -> Endpoints:
+def _metrics(settings: WorkerSettings, metrics: Metrics, node: Node, sync: CoordinatorSync) -> Endpoints:
+    """They can be read from other hosts where peers come from other hosts."""
+    host = "127.0.0.1" if address.is_loopback(urlsplit(settings.listen).hostname or "") else ""
+
     def ready() -> str:
         return "" if sync.synced else "no coordinator has answered yet"
 
     try:
-        return Endpoints(port, metrics.registry, node.stuck, ready)
+        return Endpoints(settings.metrics_port, metrics.registry, node.stuck, ready, host=host)
     except OSError as error:
-        log.warning("metrics are not at port %d (%s) but at another", port, error.strerror)
-        return Endpoints(0, metrics.registry, node.stuck, ready)
+        log.warning("metrics are not at port %d (%s) but at another", settings.metrics_port, error.strerror)
+        return Endpoints(0, metrics.registry, node.stuck, ready, host=host)
