@@ -86,7 +86,8 @@ class HotweightsWorkerExtension:
         if use_mpi:
             _say_once("use_mpi: this model fetches for itself; broadcast among ranks is `hotweights replicate --mpi`")
         self.lock = threading.RLock()
-        """Held while the model changes."""
+        """Held while the model changes, and only then: not while a version is fetched or a commit is waited for."""
+        self._calls = threading.RLock()
         self._model: PlainModel | FusedModel | None = None
         self._staging: Staging | None = None
         self._begun: str = ""
@@ -102,7 +103,7 @@ class HotweightsWorkerExtension:
         """The model to update. One of vLLM's needs its ``vllm_config`` (a worker has it as ``self.vllm_config``)."""
         from hotweights.adapters.inprocess.plain import PlainModel
 
-        with self.lock:
+        with self._calls:
             self.abort_update()
             config = vllm_config if vllm_config is not None else _config_of(module)
             if config is None:
@@ -119,7 +120,7 @@ class HotweightsWorkerExtension:
         """Open an attempt. ``manifest`` is a published one, or at least says ``{"tensors": [{"name", "dtype", "shape"}, …]}``."""
         from hotweights.adapters.inprocess.buffers import Buffers, specs_of
 
-        with self.lock:
+        with self._calls:
             self._bound()
             if self._begun:
                 raise NotApplied("Busy", f"{self._begun} has begun; commit it, or call abort_update")
@@ -133,20 +134,20 @@ class HotweightsWorkerExtension:
 
     def request_buffer(self, tensor: str, shard_rank: int, nbytes: int) -> torch.Tensor:
         """Memory for a tensor's bytes, or for one shard of them (in order, from 0): a ``uint8`` tensor to write into."""
-        with self.lock:
+        with self._calls:
             self._ready = None
             return self._open_buffers().request(tensor, shard_rank, nbytes)
 
     def finalize_shard(self, tensor: str, shard_rank: int, hash_: str | None = None) -> None:
         """It is filled and must have this hash: ``blake3:…`` or ``sha256:…``. From here on nobody may write to it."""
-        with self.lock:
+        with self._calls:
             self._open_buffers().finalize(tensor, shard_rank, hash_)
 
     def precommit(self) -> None:
         """Is everything there, and does it fit the model? Raises `NotApplied`, which names the tensor; the attempt stays open."""
         from hotweights.adapters.inprocess.version import Version
 
-        with self.lock:
+        with self._calls:
             buffers, called = self._open_buffers(), self._called
             specs = {called[name]: spec for name, spec in buffers.specs.items()}
             tensors = ((called[name], tensor) for name, tensor in buffers.tensors())
@@ -156,7 +157,7 @@ class HotweightsWorkerExtension:
 
     def commit(self, version: str) -> Applied:
         """Put it into the model: all of it, read back and compared, or nothing."""
-        with self.lock:
+        with self._calls:
             if not self._begun or version != self._begun:
                 raise NotApplied(
                     "NotBegun", f"{version} has not begun ({self._begun or 'nothing'} has); call begin_update"
@@ -171,7 +172,7 @@ class HotweightsWorkerExtension:
 
     def abort_update(self) -> None:
         """Let go of an attempt that has begun, if any; the model stays as it is."""
-        with self.lock:
+        with self._calls:
             if self._model is not None:
                 self._model.discard()
             self._close_attempt()
@@ -186,7 +187,7 @@ class HotweightsWorkerExtension:
         While an attempt is open this worker takes part in it: it says when it is ready, waits for the commit, and says when it has
         applied it, or why it could not. With ``plan`` there is no coordinator: that plan is fetched and applied.
         """
-        with self.lock:
+        with self._calls:
             self._bound()
             if self._begun:
                 raise NotApplied("Busy", f"{self._begun} is being streamed in; commit it, or call abort_update")
@@ -196,7 +197,7 @@ class HotweightsWorkerExtension:
 
     def close(self) -> None:
         """Give the memory of the last version back; the model keeps its weights."""
-        with self.lock:
+        with self._calls:
             self.abort_update()
             if self._staging is not None:
                 self._staging.close()
@@ -263,7 +264,8 @@ class HotweightsWorkerExtension:
 
     def _switch(self, version: Version, token: int) -> Applied:
         began = time.monotonic()
-        nbytes = self._bound().switch()
+        with self.lock:
+            nbytes = self._bound().switch()
         self.applied = Applied(version.table.version, version.digest, token, nbytes, time.monotonic() - began)
         logger.info("Applied %s: %d bytes in %.3f s", self.applied.version, nbytes, self.applied.seconds)
         return self.applied

@@ -66,8 +66,11 @@ def test_it_waits_for_the_commit_and_reports_what_it_applied(coordinator: Operat
     token = coordinator.begin(model.plan)
     result = in_thread(model.extension.apply_update)
     assert coordinator.until_state("precommitted")["precommitted"] == ["trainer-0"]
-    assert_same(snapshot(model.module), model.before)
-    coordinator.commit("v1")
+    with model.extension.lock:  # free while nothing changes
+        assert_same(snapshot(model.module), model.before)
+        coordinator.commit("v1")
+        coordinator.until_state("committed")
+        assert_same(snapshot(model.module), model.before)
     applied = result()
     assert (applied.version, applied.token, applied.changed) == ("v1", token, True)
     assert_same(snapshot(model.module), model.new)
