@@ -58,6 +58,12 @@ class Coordinator:
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def refused_to_start(self) -> bool:
+        """It ended with the one line that says that Redis is not there."""
+        ended = self._process is not None and self._process.poll() == 1
+        return ended and self.log().rpartition("\nerror: ")[2].startswith("Redis at ")
+
     def freeze(self) -> None:
         """Let it sleep, as a virtual machine does that is moved."""
         self._send(signal.SIGSTOP)

@@ -116,6 +116,14 @@ class Storm:
         await asyncio.to_thread(self.redis.start)
         await self.progress(1)
 
+    async def supervise(self) -> None:
+        """Start again whoever came up while Redis was away, as a service manager does."""
+        while True:
+            for one in self.coordinators:
+                if one.refused_to_start:
+                    one.start()
+            await asyncio.sleep(self.report.lease_seconds / 4)
+
     async def _take_over(self, victim: Coordinator) -> TakeOver:
         began = time.monotonic()
         told, leaders = len(self.notes.told), len(self.notes.leaders)
@@ -160,17 +168,17 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
             one.start()
         tasks = [asyncio.create_task(one.run()) for one in [*observers, *crew]]
         try:
-            await Storm(redis, coordinators, notes, report)._until(
-                lambda: {one.who for one in notes.told} >= {one.name for one in crew}, "workers"
-            )
+            running = Storm(redis, coordinators, notes, report)
+            tasks.append(asyncio.create_task(running.supervise()))
+            await running._until(lambda: {one.who for one in notes.told} >= {one.name for one in crew}, "workers")
             tasks += [asyncio.create_task(one.run()) for one in leaders]
-            yield Storm(redis, coordinators, notes, report)
+            yield running
+            await running._until(lambda: all(one.runs for one in coordinators), "three coordinators")
         finally:
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
         report.faults += [f"a client died: {one!r}" for one in ended if not isinstance(one, asyncio.CancelledError)]
-        report.faults += [f"{one.name} died:\n{one.log()[-2000:]}" for one in coordinators if not one.runs]
         report.faults += await _last_look(observers, notes, ledger.read(folder, CLUSTER))
     finally:
         for actor in actors:
