@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from hotweights_agent import origins, plugin_folder
+from hotweights_agent import origins, plugin_folder, roads
 from hotweights_agent.auth import EngineAuthenticator, PeerAuthenticator, Reviews, claims_of
 from hotweights_agent.driver import Driver
 from hotweights_agent.kube_sync import KubeSync, apply_marks, patch_status
@@ -63,8 +63,9 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Plac
         version=version,
         run_folder=settings.run_folder / settings.node,
         state_folder=settings.state_folder,
-        listen=[f"tcp://0.0.0.0:{settings.peer_port}"],
-        advertise=lambda address: f"tcp://{host}:{address.rpartition(':')[2]}",
+        listen=roads.listeners(settings.peer_port, settings.ucx_port),
+        advertise=lambda address: f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}",
+        roads=partial(roads.describe, ucx_port=settings.ucx_port),
         sources=origins.allowed(settings.roots),
         peers=PeerAuthenticator(
             _reviews(api, peers.TOKEN_AUDIENCE, metrics), asyncio.get_running_loop(), partial(_me, token)

@@ -29,6 +29,7 @@ from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_agent.staging import Stager
 from hotweights_agent.steering import Bounds
 from hotweights_agent.store import Store
+from hotweights_crds.nodeweights import Endpoint
 from hotweights_transports.capacity import available_nbytes
 from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
 from hotweights_transports.peers.registry import transport_for
@@ -63,6 +64,8 @@ class Place:
     """Who may connect to the socket."""
     lend: Callable[[Store], ChunkProvider] = lambda store: store
     """What of the store peers get to see."""
+    roads: Callable[[Sequence[str]], tuple[Endpoint, ...]] = lambda _endpoints: ()
+    """What is told of where peers reach it; may take a while."""
 
 
 class Node:
@@ -101,7 +104,12 @@ class Node:
             stack.push_async_callback(asyncio.to_thread, server.close)
             endpoints.append(place.advertise(server.address))
         session = Session(
-            Self(str(uuid.uuid4()), place.version, endpoints[0] if endpoints else ""),
+            Self(
+                str(uuid.uuid4()),
+                place.version,
+                endpoints[0] if endpoints else "",
+                await asyncio.to_thread(place.roads, tuple(endpoints)),
+            ),
             Bounds(prepare_seconds=engines.prepare_seconds),
             reconnect_seconds=engines.reconnect_seconds,
         )

@@ -35,6 +35,7 @@ from hotweights_agent.steering import Bounds, Situation, count, satisfied, steer
 from hotweights_agent.word import Word
 from hotweights_crds.nodeweights import (
     Capacity,
+    Endpoint,
     NodeWeightsStatus,
     PodAssignment,
 )
@@ -49,6 +50,7 @@ class Self:
     boot_id: str
     version: str = ""
     endpoint: str = ""
+    endpoints: tuple[Endpoint, ...] = ()
 
 
 class Session:
@@ -252,6 +254,7 @@ class Session:
             boot_id=self._me.boot_id,
             agent_version=self._me.version,
             endpoint=self._me.endpoint,
+            endpoints=list(self._me.endpoints),
             capacity=self._capacity,
             staged=self.holdings.status(),
             engines=[

@@ -87,6 +87,8 @@ class Settings:
     """The address that peers connect to (POD_IP)."""
     peer_port: int = 7600
     """The port for peers; 0: any."""
+    ucx_port: int = 0
+    """The port for peers over UCX, beside the other; 0: UCX is not used. Its data has ports of its own, which nobody guards."""
     metrics_port: int = 8080
     """The port of /metrics, /healthz and /readyz; 0: any."""
     memory_bytes: int = 0

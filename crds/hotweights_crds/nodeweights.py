@@ -22,11 +22,22 @@ EnginePhase = Literal[
 ]
 
 
+class Endpoint(Model):
+    """One transport of an agent."""
+
+    scheme: str = Field(description="tcp or ucx.", max_length=16)
+    endpoint: str = Field(default="", description="Where peers reach it by that; empty: not at all.", max_length=256)
+    megabytes_per_second: int = Field(
+        default=0, description="Measured over loopback when the agent started; 0: there was nothing to choose."
+    )
+    message: str = Field(default="", description="What carries it, or why it is not there.", max_length=512)
+
+
 class Peer(Model):
     """Another node's agent."""
 
     node: str = Field(description="Name of the node.", max_length=253)
-    endpoint: str = Field(description="tcp://address:port of its agent.", max_length=256)
+    endpoint: str = Field(description="tcp://address:port or ucx://address:port of its agent.", max_length=256)
 
 
 class StageItem(Model):
@@ -176,6 +187,12 @@ class NodeWeightsStatus(Model):
     )
     agent_version: str = Field(default="", description="Version of the agent.", max_length=63)
     endpoint: str = Field(default="", description="tcp://address:port at which peers reach it.", max_length=256)
+    endpoints: list[Endpoint] = Field(
+        default_factory=list,
+        description="The same for each transport.",
+        max_length=8,
+        json_schema_extra=list_map("scheme"),
+    )
     capacity: Capacity = Field(default_factory=Capacity, description="Memory for versions.")
     staged: list[StagedVersion] = Field(
         default_factory=list, description="Versions on this node.", max_length=64, json_schema_extra=list_map("digest")

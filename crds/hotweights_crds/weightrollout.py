@@ -17,6 +17,7 @@ from hotweights_crds.structural import IntOrPercent, atomic, cel, list_map
 MAX_FAILURES = 20
 MAX_HISTORY = 10
 
+Transport = Literal["Auto", "TCP", "UCX"]
 Phase = Literal["Pending", "Resolving", "Staging", "Activating", "Paused", "Complete", "Stalled", "Aborted"]
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 LabelValue = Annotated[str, Field(max_length=63)]
@@ -95,6 +96,10 @@ class Staging(Model):
     )
     timeout_seconds: int = Field(
         default=1800, description="How long a node may take to stage a version.", ge=1, le=86400
+    )
+    transport: Transport = Field(
+        default="Auto",
+        description="What carries bytes between nodes. Auto: what both sides measured as fastest. UCX: over UCX where both sides have it, else over TCP.",
     )
 
 

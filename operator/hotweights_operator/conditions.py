@@ -32,6 +32,7 @@ class Facts:
     targets_message: str
     is_staged: bool
     staged_text: str
+    transport_text: str
     is_available: bool
     available_text: str
 
@@ -78,7 +79,7 @@ def _rows(facts: Facts) -> list[Row]:
             "Staged",
             _truth(facts.is_staged),
             "Staged" if facts.is_staged else "NotStaged",
-            f"{facts.staged_text} nodes hold the version",
+            f"{facts.staged_text} nodes hold the version{facts.transport_text}",
         ),
         (
             "VersionResolved",

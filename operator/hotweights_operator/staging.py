@@ -11,8 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hotweights_crds.nodeweights import Peer, StageItem
 from hotweights_crds.weightrollout import VersionStatus
+from hotweights_operator import transports
 from hotweights_operator.model import NodeState, Observed, Rollout
-from hotweights_planner.routes import plan_routes
+from hotweights_planner.routes import Route, plan_routes
+
+MAX_PEERS = 8  # as the schema allows
 
 
 def stage_items(
@@ -33,29 +36,23 @@ def _items(rollout: Rollout, digest: str, nodes: Iterable[str], observed: Observ
     plain = describe(rollout, digest, observed)
     if plain is None:
         return {node: item for node, item in present.items() if item is not None}
-    endpoints = _endpoints(observed)
-    followers = [node for node in present if node in endpoints]
+    serving = _serving(observed)
+    followers = [node for node in present if node in serving]
     donors = frozenset(n for n in followers if _holds(observed.states[n], digest))
     kept = {
         node: item
         for node, item in present.items()
-        if item and (node not in endpoints or _still_good(item, node in donors, endpoints))
+        if item and (node not in serving or _still_good(item, node in donors, serving))
     }
     result = {node: _with_plain(item, plain) for node, item in kept.items()}
     if not set(followers) - set(kept):
         return result
-    previous = {node: tuple(peer.node for peer in item.parents) for node, item in kept.items() if node in endpoints}
+    previous = {node: tuple(peer.node for peer in item.parents) for node, item in kept.items() if node in serving}
     zones = {node: observed.nodes[node].zone for node in followers if node in observed.nodes}
     routes = plan_routes(followers, donors, rollout.spec.staging.origin_readers, previous, zones)
     for node in followers:
         if node not in kept:
-            route = routes[node]
-            result[node] = plain.model_copy(
-                update={
-                    "parents": _peers(route.parents, endpoints),
-                    "fallbacks": _peers(route.fallbacks, endpoints),
-                }
-            )
+            result[node] = plain.model_copy(update=_route(rollout, serving[node], routes[node], serving))
     return result
 
 
@@ -107,23 +104,26 @@ def _item(state: NodeState, rollout_uid: str, digest: str) -> StageItem | None:
     return next((item for item in entry.stage if item.digest == digest), None) if entry else None
 
 
-def _still_good(item: StageItem, has_it: bool, endpoints: Mapping[str, str]) -> bool:
+def _still_good(item: StageItem, has_it: bool, serving: Mapping[str, NodeState]) -> bool:
     """Whether the node can go on with this route."""
-    return has_it or all(endpoints.get(peer.node) == peer.endpoint for peer in item.parents)
+    return has_it or all(
+        peer.node in serving and transports.speaks(serving[peer.node], peer.endpoint) for peer in item.parents
+    )
 
 
 def _with_plain(item: StageItem, plain: StageItem) -> StageItem:
     return plain.model_copy(update={"parents": item.parents, "fallbacks": item.fallbacks})
 
 
-def _endpoints(observed: Observed) -> dict[str, str]:
-    """Node → where its agent serves peers, of those that are alive."""
-    return {
-        name: state.status.endpoint
-        for name, state in observed.states.items()
-        if state.status.endpoint and observed.follows(name)
-    }
+def _serving(observed: Observed) -> dict[str, NodeState]:
+    """The nodes whose agents serve peers, of those that are alive."""
+    return {name: state for name, state in observed.states.items() if state.status.endpoint and observed.follows(name)}
 
 
-def _peers(nodes: Iterable[str], endpoints: Mapping[str, str]) -> list[Peer]:
-    return [Peer(node=node, endpoint=endpoints[node]) for node in nodes]
+def _route(rollout: Rollout, child: NodeState, route: Route, serving: Mapping[str, NodeState]) -> dict[str, list[Peer]]:
+    """Parents over the best transport. All others over TCP, which works wherever anything does; so does a parent, as its own stand-in."""
+    asked = rollout.spec.staging.transport
+    parents = [Peer(node=node, endpoint=transports.choose(asked, child, serving[node])) for node in route.parents]
+    again = [peer.node for peer in parents if peer.endpoint != serving[peer.node].status.endpoint]
+    fallbacks = [Peer(node=node, endpoint=serving[node].status.endpoint) for node in (*again, *route.fallbacks)]
+    return {"parents": parents, "fallbacks": fallbacks[:MAX_PEERS]}

@@ -20,7 +20,7 @@ from hotweights_crds.weightrollout import (
     Phase,
     WeightRolloutStatus,
 )
-from hotweights_operator import budget, conditions, revision, staging, times
+from hotweights_operator import budget, conditions, revision, staging, times, transports
 from hotweights_operator.failures import Failures
 from hotweights_operator.model import Observed, Rollout, Version
 from hotweights_operator.targets import Target
@@ -106,6 +106,7 @@ def describe(view: View, now: datetime) -> WeightRolloutStatus:
         else f"{len(view.targets)} pods on {counted.nodes.desired} nodes",
         is_staged=counted.nodes.desired > 0 and counted.nodes.staged == counted.nodes.desired,
         staged_text=counted.nodes.summary,
+        transport_text=_transport(view),
         is_available=_is_available(view, counted),
         available_text=f"{counted.pods.available} of {counted.pods.desired} pods are Ready",
     )
@@ -117,6 +118,15 @@ def describe(view: View, now: datetime) -> WeightRolloutStatus:
             "conditions": conditions.build(view.rollout, facts, now),
         }
     )
+
+
+def _transport(view: View) -> str:
+    nodes = sorted({target.pod.node for target in view.targets} & set(view.observed.states))
+    text = transports.describe(
+        view.rollout.spec.staging.transport,
+        [view.observed.states[node] for node in nodes if view.observed.follows(node)],
+    )
+    return f" ({text})" if text else ""
 
 
 def _counts(view: View) -> dict[str, object]:

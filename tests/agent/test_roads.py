@@ -1,0 +1,44 @@
+"""What an agent tells of its transports, measured on real ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from hotweights_agent import roads
+from hotweights_agent.session import Self, Session
+from hotweights_transports.peers.registry import Availability, resolution
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "ucx"])
+def test_a_transport_is_measured(scheme: str) -> None:
+    assert roads.measure(scheme, seconds=0.05) > 0
+
+
+def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:
+    tcp, ucx = roads.describe(["tcp://10.0.0.1:7600"], ucx_port=0)
+    assert (tcp.scheme, tcp.endpoint, tcp.megabytes_per_second) == ("tcp", "tcp://10.0.0.1:7600", 0)
+    assert (ucx.scheme, ucx.endpoint, ucx.megabytes_per_second) == ("ucx", "", 0)
+    assert "not switched on" in ucx.message
+
+
+def test_both_are_told_of_with_what_they_reach() -> None:
+    assert roads.listeners(7600, 0) == ["tcp://0.0.0.0:7600"]
+    assert roads.listeners(7600, 7601) == ["tcp://0.0.0.0:7600", "ucx://0.0.0.0:7601"]
+    tcp, ucx = roads.describe(["tcp://10.0.0.1:7600", "ucx://10.0.0.1:7601"], ucx_port=7601)
+    assert tcp.megabytes_per_second > 0
+    assert ucx.megabytes_per_second > 0
+    assert "tcp on" in ucx.message
+
+
+def test_where_ucx_does_not_work_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {scheme: found for scheme, found in resolution().items() if scheme != "ucx"}
+    no = Availability(False, "ucxx cannot be imported")
+    monkeypatch.setattr("hotweights_agent.roads.resolution", lambda: {**found, "ucx": no})
+    assert roads.listeners(7600, 7601) == ["tcp://0.0.0.0:7600"]
+    assert roads.describe(["tcp://10.0.0.1:7600"], ucx_port=7601)[1].message == "ucxx cannot be imported"
+
+
+def test_the_node_object_says_it() -> None:
+    endpoints = roads.describe(["tcp://10.0.0.1:7600"], ucx_port=0)
+    session = Session(Self("boot", "v", "tcp://10.0.0.1:7600", endpoints))
+    assert tuple(session._status([]).endpoints) == endpoints
