@@ -211,7 +211,7 @@ class AsyncClient:
         self.timeout_seconds = timeout_seconds
         self._course = _Course(endpoints, token)
         self._keys = auth.ClientKeys.read(curve) if curve else None
-        self._own = context is None
+        self._given = context  # or it could end while it is in use
         self._context = zmq.Context() if context is None else zmq.Context.shadow(context.underlying)
         self._sockets: dict[str, _Watched] = {}
         self._lock = asyncio.Lock()
@@ -267,7 +267,7 @@ class AsyncClient:
         """Let go of every connection; nothing waits."""
         for endpoint in list(self._sockets):
             self._drop(endpoint)
-        if self._own:
+        if self._given is None:
             self._context.term()
 
     async def __aenter__(self) -> Self:
@@ -309,7 +309,10 @@ class _Watched:
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_result(None)
         elif not self.socket.closed:
-            self.socket.getsockopt(zmq.EVENTS)  # or the descriptor stays readable
+            try:
+                self.socket.getsockopt(zmq.EVENTS)  # or the descriptor stays readable
+            except zmq.ContextTerminated:
+                self._loop.remove_reader(self._fd)
 
     def close(self) -> None:
         self._loop.remove_reader(self._fd)
