@@ -180,12 +180,16 @@ class HotweightsWorkerExtension:
     # --- fetched ----------------------------------------------------------------------------------------------------
 
     def apply_update(
-        self, plan: Plan | Mapping[str, Any] | bytes | None = None, timeout_seconds: float = APPLY_SECONDS
+        self,
+        plan: Plan | Mapping[str, Any] | bytes | None = None,
+        timeout_seconds: float = APPLY_SECONDS,
+        wait_for_commit: bool = False,
     ) -> Applied:
-        """Bring the model to the coordinator's version: that of the open attempt, once it is committed, or of the last commit.
+        """Bring the model to the coordinator's version: that of the open attempt, or of the last commit.
 
-        While an attempt is open this worker takes part in it: it says when it is ready, waits for the commit, and says when it has
-        applied it, or why it could not. With ``plan`` there is no coordinator: that plan is fetched and applied.
+        While an attempt is open this worker takes part in it: it says when it is ready, waits for the commit, and says when it has applied
+        it, or why it could not. Where it is the only worker, nobody else has anything to be ready with, and it commits by itself, unless it is
+        to ``wait_for_commit``. With ``plan`` there is no coordinator: that plan is fetched and applied.
         """
         with self._calls:
             self._bound()
@@ -193,7 +197,7 @@ class HotweightsWorkerExtension:
                 raise NotApplied("Busy", f"{self._begun} is being streamed in; commit it, or call abort_update")
             if plan is not None:
                 return self._apply_plan(plan, timeout_seconds)
-            return self._apply_assigned(timeout_seconds)
+            return self._apply_assigned(timeout_seconds, wait_for_commit)
 
     def close(self) -> None:
         """Give the memory of the last version back; the model keeps its weights."""
@@ -208,7 +212,7 @@ class HotweightsWorkerExtension:
         self._take(version)
         return self._switch(version, 0)
 
-    def _apply_assigned(self, seconds: float) -> Applied:
+    def _apply_assigned(self, seconds: float, patient: bool) -> Applied:
         from hotweights.adapters.inprocess.part import Part, default_worker_id
         from hotweights.coordinator.client import Client
 
@@ -223,7 +227,9 @@ class HotweightsWorkerExtension:
                 raise NotApplied("NothingToApply", f"{text} (`hotweights coord-submit-plan`, `hotweights begin`)")
             token = int(goal["token"])
             if self.applied is not None and self.applied.digest == goal["digest"]:
-                return self._again(part, self.applied, token, open_, until)
+                if open_:
+                    self._await_commit(part, goal, until, patient)
+                return self._again(part, self.applied, token)
             try:
                 body = client.call("get_plan", digest=goal["plan_digest"], timeout_seconds=60.0).binary or b""
                 version = self._stages().bring(
@@ -231,7 +237,7 @@ class HotweightsWorkerExtension:
                 )
                 self._take(version)
                 if open_:
-                    self._await_commit(part, token, until)
+                    self._await_commit(part, goal, until, patient)
                 applied = self._switch(version, token)
             except Exception as error:  # whatever it was, the coordinator has to hear that this worker is not ready
                 part.failed(getattr(error, "reason", "ApplyFailed"), f"{type(error).__name__}: {error}", token)
@@ -240,17 +246,18 @@ class HotweightsWorkerExtension:
             part.applied(applied.version, applied.digest, token)
             return applied
 
-    def _again(self, part: Part, held: Applied, token: int, open_: bool, until: float) -> Applied:
-        """The model holds it already: it only takes part in what is decided."""
-        if open_:
-            self._await_commit(part, token, until)
+    def _again(self, part: Part, held: Applied, token: int) -> Applied:
+        """The model holds it already."""
         part.applied(held.version, held.digest, token)
         self.applied = Applied(held.version, held.digest, token, held.nbytes, 0.0, changed=False)
         return self.applied
 
     @staticmethod
-    def _await_commit(part: Part, token: int, until: float) -> None:
+    def _await_commit(part: Part, goal: Mapping[str, Any], until: float, patient: bool) -> None:
+        token = int(goal["token"])
         part.precommit(token)
+        if not patient:
+            part.commit_if_alone(str(goal["version"]), token)
         if not part.decided(token, max(0.0, until - time.monotonic())):
             text = f"attempt {token} was aborted or replaced; the model keeps what it had"
             raise NotApplied("Aborted", f"{text} (`hotweights coord-status` says why)")

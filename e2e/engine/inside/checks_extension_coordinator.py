@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def in_thread(act: Callable[[], Applied]) -> Callable[[], Applied]:
 def test_it_waits_for_the_commit_and_reports_what_it_applied(coordinator: Operator, tmp_path: Path) -> None:
     model = Model(coordinator, tmp_path, worker_id="trainer-0")
     token = coordinator.begin(model.plan)
-    result = in_thread(model.extension.apply_update)
+    result = in_thread(lambda: model.extension.apply_update(wait_for_commit=True))
     assert coordinator.until_state("precommitted")["precommitted"] == ["trainer-0"]
     with model.extension.lock:  # free while nothing changes
         assert_same(snapshot(model.module), model.before)
@@ -90,7 +91,7 @@ def test_what_was_committed_before_is_applied_at_once(coordinator: Operator, tmp
 def test_two_of_them_commit_together(coordinator: Operator, tmp_path: Path) -> None:
     one, two = Model(coordinator, tmp_path / "a"), Model(coordinator, tmp_path / "b")
     coordinator.begin(one.plan)
-    results = [in_thread(one.extension.apply_update), in_thread(two.extension.apply_update)]
+    results = [in_thread(partial(m.extension.apply_update, wait_for_commit=True)) for m in (one, two)]
     coordinator.until(lambda: len((coordinator.status() or {})["precommitted"]) == 2)
     coordinator.commit("v1")
     assert {result().version for result in results} == {"v1"}
@@ -98,10 +99,18 @@ def test_two_of_them_commit_together(coordinator: Operator, tmp_path: Path) -> N
     assert_same(snapshot(two.module), one.new)
 
 
+def test_the_only_worker_need_not_wait(coordinator: Operator, tmp_path: Path) -> None:
+    model = Model(coordinator, tmp_path)
+    coordinator.begin(model.plan)
+    assert model.extension.apply_update().version == "v1"
+    assert (coordinator.status() or {})["state"] == "committed"
+    assert_same(snapshot(model.module), model.new)
+
+
 def test_an_abort_changes_nothing(coordinator: Operator, tmp_path: Path) -> None:
     model = Model(coordinator, tmp_path)
     coordinator.begin(model.plan)
-    result = in_thread(model.extension.apply_update)
+    result = in_thread(lambda: model.extension.apply_update(wait_for_commit=True))
     coordinator.until_state("precommitted")
     coordinator.client.call("abort", reason="changed my mind")
     with pytest.raises(NotApplied) as caught:
@@ -129,7 +138,7 @@ def test_nobody_decides_for_ever(coordinator: Operator, tmp_path: Path) -> None:
         model.extension.apply_update()
     coordinator.begin(model.plan)
     with pytest.raises(NotApplied) as caught:
-        model.extension.apply_update(timeout_seconds=2.0)
+        model.extension.apply_update(timeout_seconds=2.0, wait_for_commit=True)
     assert caught.value.reason == "DecisionTimeout"
     assert_same(snapshot(model.module), model.before)
 

@@ -61,6 +61,15 @@ class Part:
         """Staged, verified, and fit."""
         self._client.call("precommit", worker_id=self.worker_id, token=token)
 
+    def commit_if_alone(self, version: str, token: int) -> None:
+        """Commit what only this worker takes part in."""
+        found = self._client.call("status").result
+        if found.get("state") == "precommitted" and found.get("workers") == [self.worker_id]:
+            with contextlib.suppress(
+                CallRefused
+            ):  # somebody was quicker, or joined: what is decided is heard in any case
+                self._client.call("commit", version=version, token=token)
+
     def applied(self, version: str, digest: str, token: int) -> None:
         """It serves here."""
         self._client.call("applied", worker_id=self.worker_id, version=version, digest=digest, token=token)
