@@ -18,6 +18,7 @@ demo: $(READY) ## From kubectl apply to new weights in running vLLM pods, on a r
 	$(BIN)/python -m e2e.demo
 
 test: $(READY) ## All tests that need no vLLM: unit, simulated rollouts, and against a real API server
+	@$(BIN)/python -m localcluster preflight --tests
 	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) > /dev/null
 	$(BIN)/pytest tests -m 'not vllm'
 

@@ -14,6 +14,8 @@ from localcluster.controlplane import ControlPlane
 from localcluster.errors import ClusterError
 from localcluster.processes import Daemons
 
+_EVERYTHING = (*preflight.NODES, *preflight.IMAGES, *preflight.TESTS)
+
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; the status is 1 after an error, whose message says what to do."""
@@ -69,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
 
     ready = verbs.add_parser("preflight", help="install the Debian packages that are missing")
-    ready.set_defaults(run=lambda arguments: preflight.install([*preflight.NODES, *preflight.IMAGES]))
+    ready.add_argument("--tests", action="store_true", help="only what the tests without a cluster need")
+    ready.set_defaults(run=lambda arguments: preflight.install(preflight.TESTS if arguments.tests else _EVERYTHING))
 
     built = verbs.add_parser("binaries", help="build binaries that are missing (default: all); print their paths")
     built.add_argument("binary", nargs="*", metavar="NAME")

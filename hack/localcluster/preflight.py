@@ -54,6 +54,7 @@ IMAGES = (
     Need("buildah", "buildah", "builds images from Dockerfiles"),
     Need("debootstrap", "debootstrap", "makes the base image"),
 )
+TESTS = (Need("redis-server", "redis-server", "keeps the coordinator's state; tests start their own"),)
 
 
 def missing(needs: Sequence[Need]) -> list[Need]:
@@ -77,7 +78,8 @@ def install(needs: Sequence[Need]) -> None:
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise ClusterError(_list(absent) + f"\nInstall them (on Debian: apt-get install {' '.join(packages)}).")
     say(_list(absent))
-    environment = {"DEBIAN_FRONTEND": "noninteractive"}
+    # Programs are wanted, not services: without a runlevel for them they are not started (a Redis would take its usual port).
+    environment = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     with step("apt-get update"):
         run(["apt-get", "update"], timeout_seconds=_APT_TIMEOUT_SECONDS)
     with step(f"apt-get install {' '.join(packages)}"):
