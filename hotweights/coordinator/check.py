@@ -32,6 +32,18 @@ class CheckedPlan:
     manifest: bytes
 
 
+async def received(buffer: memoryview) -> bytes:
+    """The bytes of a frame. Many are copied by way of a file, because reading and writing files lets the server's thread go on."""
+    return bytes(buffer) if len(buffer) <= SMALL_NBYTES else await asyncio.to_thread(_copied, buffer)
+
+
+def _copied(buffer: memoryview) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        file.write(buffer)
+        file.seek(0)
+        return file.read()
+
+
 async def plan(content: bytes) -> CheckedPlan:
     """Raises `CallRefused`."""
     if len(content) <= SMALL_NBYTES:
@@ -66,34 +78,35 @@ def _manifest(content: bytes) -> ManifestRef:
 
 
 async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
-    with tempfile.TemporaryFile() as file:  # a pipe would be fed by the loop, chunk by chunk
-        await asyncio.to_thread(file.write, content)
-        await asyncio.to_thread(file.seek, 0)
-        code, written, complained = await _run(kind, file)
-    head, _, rest = written.partition(b"\n")
-    if code or not head:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as made:  # the loop would feed a pipe bit by bit
+        await asyncio.to_thread(given.write, content)
+        await asyncio.to_thread(given.seek, 0)
+        code, complained = await _run(kind, given, made)
+        await asyncio.to_thread(made.seek, 0)
+        written = await asyncio.to_thread(made.readline)
+        rest = await asyncio.to_thread(made.read)
+    if code or not written:
         last = complained.decode(errors="replace").strip().rpartition("\n")[2][-300:]
         raise CallRefused("BadRequest", f"checking the {kind} failed: {last or f'exit code {code}'}")
-    line: dict[str, Any] = json.loads(head)
+    line: dict[str, Any] = json.loads(written)
     if "refused" in line:
         raise CallRefused(line["refused"], line["message"])
     return line, rest
 
 
-async def _run(kind: str, file: IO[bytes]) -> tuple[int | None, bytes, bytes]:
+async def _run(kind: str, given: IO[bytes], made: IO[bytes]) -> tuple[int | None, bytes]:
     command = (sys.executable, "-m", "hotweights.coordinator.check", kind)
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(*command, stdin=file, stdout=pipe, stderr=pipe)
+    process = await asyncio.create_subprocess_exec(*command, stdin=given, stdout=made, stderr=asyncio.subprocess.PIPE)
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            written, complained = await process.communicate()
+            _, complained = await process.communicate()
     except TimeoutError:
         raise CallRefused("BadRequest", f"checking the {kind} took longer than {CHECK_SECONDS:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
-    return process.returncode, written, complained
+    return process.returncode, complained
 
 
 def main() -> None:

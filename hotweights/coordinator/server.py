@@ -259,7 +259,7 @@ class Server:
         elif isinstance(request, SubmitPlan | SetCurrentManifest):
             if len(frames[1]) > MAX_BINARY_NBYTES:
                 raise CallRefused("TooLarge", f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most")
-            self._spawn(self._checked(waiting, request, frames[1].bytes))
+            self._spawn(self._checked(waiting, request, frames[1]))
         else:
             self._try(waiting, self._durable)
 
@@ -273,10 +273,11 @@ class Server:
             self._waiting.append(waiting)
             self._wake.set()
 
-    async def _checked(self, waiting: _Waiting, request: Request, content: bytes) -> None:
+    async def _checked(self, waiting: _Waiting, request: Request, frame: zmq.Frame) -> None:
         """A plan or a manifest: look at it, keep it, then decide about it."""
         try:
             async with self._checking:
+                content = await check.received(frame.buffer)
                 if isinstance(request, SubmitPlan):
                     checked = await check.plan(content)
                     plan = checked.plan
