@@ -147,7 +147,7 @@ def test_a_peer_that_lives_but_stalls_is_given_up(
     began = time.monotonic()
     with pytest.raises(PeerTimeout, match="completed no chunk for"):
         connect(serve(parent).address, ClientLimits(stall_seconds=0.3)).fetch_chunks(digest, wants, child.deliver)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5.0  # the limits that were not set are 10 s and more
     assert all(child.holds(want) for want in wants[:2])
 
 
@@ -239,7 +239,7 @@ def test_cancel_returns_early(parent: Node, child: Node, digest: str, serve: Ser
     began = time.monotonic()
     client = connect(serve(parent).address)
     assert client.fetch_chunks(digest, [*parent.fill(2), ABSENT], child.deliver, cancel=cancel) == []
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 5.0  # the limits that were not set are 10 s and more
 
 
 def test_wanted_is_taken_as_the_window_opens(

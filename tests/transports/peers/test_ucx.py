@@ -119,7 +119,7 @@ def test_a_process_that_ends_in_the_middle(
             os.kill(process.pid, sent)
             sent_at = time.monotonic()
 
-    client = connect(address, ClientLimits(silence_seconds=1.0))
+    client = connect(address, ClientLimits(streams=1, silence_seconds=1.0))
     with pytest.raises(expected):
         client.fetch_chunks(DIGEST, endlessly(), deliver)
     assert arrived >= 5
