@@ -70,7 +70,8 @@ def write_plan(folder: Path, nbytes: int) -> Plan:
 
 def plain(ranks: int, plan: Plan) -> float:
     """GB/s of Bcast alone."""
-    settings = [word for name, value in CHAIN.items() for word in ("-genv", name, value)]
+    settings = [word for name, value in CHAIN.items() for word in ("-genv", name.replace("IBCAST", "BCAST"), value)]
+    settings[2] = "pipelined_tree"  # what Ibcast calls tsp_tree
     sizes = [str(DEFAULT_BUCKET_NBYTES), str(max(1, plan.total_nbytes // DEFAULT_BUCKET_NBYTES))]
     arguments = [find().mpiexec, *settings, "-n", str(ranks), sys.executable, "-c", PLAIN, *sizes]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=LIMIT_SECONDS)
@@ -97,7 +98,7 @@ def broadcast(ranks: int, plan_file: Path, folder: Path) -> float:
     for result in found:
         if "error" in result:
             raise SystemExit(result["error"]["message"])
-    return min(result["nbytes"] / result["seconds"] for result in found) / 1e9
+    return min(float(result["nbytes"]) / float(result["seconds"]) for result in found) / 1e9
 
 
 def main() -> None:

@@ -31,11 +31,11 @@ JOB_SECONDS = 6 * 3600  # mpiexec ends by itself after this, should its node die
 
 CHAIN = {
     # From a chain, every node receives each byte once and sends it once, whatever their number; MPICH's own choice for a few
-    # nodes is a binomial tree, in which rank 0 sends log2(n) times. One broadcast at a time needs no more than the first group.
-    "MPIR_CVAR_BCAST_INTRA_ALGORITHM": "pipelined_tree",
-    "MPIR_CVAR_BCAST_TREE_TYPE": "kary",
-    "MPIR_CVAR_BCAST_TREE_KVAL": "1",
-    "MPIR_CVAR_BCAST_TREE_PIPELINE_CHUNK_SIZE": str(4 << 20),
+    # nodes is a binomial tree, in which rank 0 sends log2(n) times. These are the names for Ibcast; Bcast has others.
+    "MPIR_CVAR_IBCAST_INTRA_ALGORITHM": "tsp_tree",
+    "MPIR_CVAR_IBCAST_TREE_TYPE": "kary",
+    "MPIR_CVAR_IBCAST_TREE_KVAL": "1",
+    "MPIR_CVAR_IBCAST_TREE_PIPELINE_CHUNK_SIZE": str(4 << 20),
 }
 PASSED_ON = ("UCX_", "FI_", "MPIR_CVAR_", "MPIEXEC_PORT_RANGE", "LD_LIBRARY_PATH", "PATH", "HOME", "TMPDIR", "LANG")
 

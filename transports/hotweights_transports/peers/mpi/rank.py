@@ -29,8 +29,8 @@ PAIR = struct.Struct("!II")
 SLOT = struct.Struct("!I")
 MAX_MESSAGE_NBYTES = 2048
 
-_EAGER_POLLS = 200
-_SLEEP_SECONDS = 0.0005
+_EAGER_POLLS = 20
+_SLEEP_SECONDS = 0.0001
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def _serve(control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memory
         if int.from_bytes(announced, "big") != nbytes:
             raise ValueError(f"rank 0 sends {int.from_bytes(announced, 'big')} bytes, {nbytes} are expected here")
         with ring[slot * slot_nbytes :][:nbytes] as view:
-            world.Bcast([view, nbytes, MPI.BYTE], root=0)
+            _wait_quietly(world.Ibcast([view, nbytes, MPI.BYTE], root=0))
         control.send(DONE + SLOT.pack(slot))
     MPI.Finalize()
 
@@ -98,7 +98,8 @@ def _forget_names() -> None:
 
 
 def _wait_quietly(request: object) -> None:
-    """MPI waits by spinning; until rank 0 has something, that would cost every node a core."""
+    """MPI waits by spinning, which would take a core from every node for as long as the slowest one needs. A piece of a
+    bucket lasts longer than the sleep on any network, so the pipeline does not run dry."""
     polls = 0
     while not request.Test():  # type: ignore[attr-defined]
         polls += 1
