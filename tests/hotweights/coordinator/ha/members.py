@@ -19,7 +19,7 @@ def bearable_lease_seconds() -> float:
     """One second, or longer on a machine that is too busy to renew that: by how long a program takes to start."""
     began = time.monotonic()
     subprocess.run([_PROGRAM, "coord-serve", "--help"], check=True, stdout=subprocess.DEVNULL)
-    return min(8.0, max(1.0, (time.monotonic() - began) / 2))
+    return min(4.0, max(1.0, (time.monotonic() - began) / 2))
 
 
 class Coordinator:

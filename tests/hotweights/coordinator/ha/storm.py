@@ -41,6 +41,7 @@ class Report:
     kills: int = 0
     freezes: int = 0
     redis_restarts: int = 0
+    redis_hangs: int = 0
     take_overs: list[TakeOver] = field(default_factory=list)
     commits: int = 0
     aborts: int = 0
@@ -59,17 +60,33 @@ class Report:
             else ""
         )
         return (
-            f"{self.kills} leaders killed, {self.freezes} frozen, Redis restarted {self.redis_restarts} times: "
+            f"{self.kills} leaders killed, {self.freezes} frozen, Redis restarted {self.redis_restarts} "
+            f"times and hung {self.redis_hangs} times: "
             f"{self.commits} commits, {self.aborts} aborts, {self.answers} answers, {self.failures} calls without one. "
             f"{took}{len(self.faults)} faults"
         )
 
 
 class Storm:
-    """A running cluster with its clients."""
+    """A running cluster with its clients, and what may happen to it."""
 
     def __init__(self, redis: RedisServer, coordinators: list[Coordinator], notes: Notes, report: Report) -> None:
         self.redis, self.coordinators, self.notes, self.report = redis, coordinators, notes, report
+
+    async def run(self, kills: int) -> None:
+        """So many kills, and all else now and then."""
+        for number in range(1, kills + 1):
+            await self.progress()
+            await self.kill_leader()
+            if number % 5 == 0:
+                await self.restart_redis(signal.SIGTERM if number % 10 else signal.SIGKILL)
+            if number % 6 == 0:
+                await self.progress(1)
+                await self.hang_redis()
+            if number % 7 == 0:
+                await self.progress(1)
+                await self.freeze_leader()
+        await self.progress()
 
     async def leader(self) -> Coordinator:
         """Who said last that it leads, not long ago."""
@@ -114,6 +131,14 @@ class Storm:
         self.report.redis_restarts += 1
         await asyncio.sleep(random.uniform(0, self.report.lease_seconds / 2))
         await asyncio.to_thread(self.redis.start)
+        await self.progress(1)
+
+    async def hang_redis(self) -> None:
+        """Let it answer nobody for about a lease; what was sent to it meanwhile it still does."""
+        self.redis.freeze()
+        self.report.redis_hangs += 1
+        await asyncio.sleep(random.uniform(0.5, 1.5) * self.report.lease_seconds)
+        self.redis.thaw()
         await self.progress(1)
 
     async def supervise(self) -> None:
