@@ -18,7 +18,10 @@ from hotweights_transports.sources.file import open_folder
 def checkpoint(folder: Path, version: str, value: float, rows: int = 64) -> Manifest:
     """Two tensors, of which one has ``value`` everywhere and the other is the same in all versions; and a side file."""
     folder.mkdir(parents=True)
-    tensors: dict[str, Any] = {"head": np.full((rows, 64), value, np.float32), "body": np.arange(rows * 256, dtype=np.float32)}
+    tensors: dict[str, Any] = {
+        "head": np.full((rows, 64), value, np.float32),
+        "body": np.arange(rows * 256, dtype=np.float32),
+    }
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text('{"model_type": "tiny"}')
     with open_folder(folder) as source:

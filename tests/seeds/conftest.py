@@ -167,7 +167,7 @@ def write_checkpoints(folder: Path) -> None:
     for name, extra in (("ckpt_a", "old.bias"), ("ckpt_b", "new.bias")):
         changed = random.standard_normal((1024, 1024), numpy.float32)
         (folder / name).mkdir()
-        tensors = same | {"head.weight": changed, extra: numpy.zeros(16, numpy.float32)}
+        tensors = same | {"head.weight": changed, extra: random.standard_normal(16, numpy.float32)}
         save_file(tensors, folder / name / "model.safetensors")
         (folder / name / "config.json").write_text('{"model_type": "none"}\n')
 

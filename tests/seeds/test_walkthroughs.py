@@ -14,7 +14,7 @@ pytestmark = pytest.mark.timeout(600)
 
 def walkthrough(number: int) -> str:
     text = (Path(__file__).parents[2] / "docs" / "WALKTHROUGHS.md").read_text()
-    return re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[number - 1]
+    return str(re.findall(r"```sh\n(.*?)```", text, re.DOTALL)[number - 1])
 
 
 def test_one_host(house: Any) -> None:

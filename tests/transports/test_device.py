@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -21,7 +22,10 @@ GPU = choose("cuda").name != "host"
 
 @pytest.fixture
 def image(tmp_path: Path) -> Iterator[Image]:
-    tensors = {"a.weight": numpy.arange(9 << 20, dtype=numpy.uint8), "b": numpy.ones((3, 5), dtype=numpy.float16)}
+    tensors: dict[str, Any] = {
+        "a.weight": numpy.arange(9 << 20, dtype=numpy.uint8),
+        "b": numpy.ones((3, 5), dtype=numpy.float16),
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     with open_folder(tmp_path) as source, ImageBuilder(publish(source, "m", "v1")) as builder:
         stage_from_source(source, builder)

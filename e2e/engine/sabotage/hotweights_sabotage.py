@@ -57,7 +57,7 @@ def _install(shadow: Any) -> Any:
     if order == "slow":
         time.sleep(4.0)
     if order in ("half", "always", "kill"):
-        for old, new in shadow._moves[: len(shadow._moves) // 2]:
+        for _, old, new in shadow._moves[: len(shadow._moves) // 2]:
             old.copy_(new)
         if order == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
