@@ -1,50 +1,29 @@
 """``hotweights coord-*``, ``begin``, ``precommit``, ``commit``, ``abort``, ``status``: the coordinator, and what is asked of it.
 
 Each of them is one call, shown for people or, with ``--json``, as it came. What the coordinator refuses, and a coordinator that
-does not answer, is one line and exit code 1. The coordinator itself runs until it is told to stop.
+does not answer, is one line and exit code 1. The coordinator itself is `coord_serve`, what a status looks like `status_text`.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import logging
-import os
-import signal
-import socket
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from hotweights.commands.options import Json, size_text
+from hotweights.commands import coord_serve, status_text
+from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json, TokenFile, size_text
 from hotweights.files import read_bounded
 from hotweights.published import read_published
 from hotweights_transports.errors import TransferError
 
-BACKEND_VARIABLE = "HOTWEIGHTS_COORD_BACKEND"
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
 POLL_SECONDS = 0.2
-MOST_WORKERS_SHOWN = 20
 
-Endpoint = Annotated[
-    str,
-    typer.Option(
-        "--endpoint",
-        metavar="URI[,URI]",
-        envvar="HOTWEIGHTS_COORD",
-        help="Where the coordinator is; several with commas, whoever leads is found.",
-    ),
-]
-TokenFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="File with the token (default: $HOTWEIGHTS_COORD_TOKEN).")
-]
-Curve = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with CURVE keys, see coord-keys.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.05, help="Seconds to wait for an answer.")]
 Version = Annotated[str, typer.Option("--version", metavar="V", help="Name of the version.")]
-
-DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 
 
 class CommandFailed(TransferError):
@@ -54,7 +33,7 @@ class CommandFailed(TransferError):
 def register(app: typer.Typer) -> None:
     """Add the commands."""
     for name, command in (
-        ("coord-serve", serve),
+        ("coord-serve", coord_serve.serve),
         ("coord-submit-plan", submit_plan),
         ("coord-status", status_page),
         ("coord-set-current", set_current),
@@ -67,119 +46,6 @@ def register(app: typer.Typer) -> None:
         ("status", status),
     ):
         app.command(name)(command)
-
-
-def serve(
-    endpoint: Annotated[str, typer.Option(metavar="URI", help="Where calls come in; port 0: any.")] = DEFAULT_ENDPOINT,
-    pub_endpoint: Annotated[
-        str, typer.Option(metavar="URI", help="Where events go out (default: the next port).")
-    ] = "",
-    advertise: Annotated[
-        str, typer.Option(metavar="URI", help="How others reach it, if not by --endpoint (for several coordinators).")
-    ] = "",
-    backend: Annotated[
-        str,
-        typer.Option(metavar="memory|redis|auto", envvar=BACKEND_VARIABLE, help="What keeps the state; auto: memory."),
-    ] = "auto",
-    redis_url: Annotated[
-        str, typer.Option(metavar="URL", envvar="HOTWEIGHTS_REDIS_URL", help="With redis: where it is.")
-    ] = "",
-    instance_id: Annotated[
-        str, typer.Option(metavar="ID", help="This coordinator's name (default: host and pid).")
-    ] = "",
-    token_file: TokenFile = None,
-    curve: Curve = None,
-    metrics_port: Annotated[
-        int,
-        typer.Option(metavar="PORT", envvar="HOTWEIGHTS_COORD_METRICS_PORT", min=0, max=65535, help="0: any."),
-    ] = 9100,
-    worker_ttl: Annotated[
-        float,
-        typer.Option(metavar="S", min=0.2, max=3600.0, help="Seconds a worker may be silent before it is dropped."),
-    ] = 15.0,
-    origin_readers: Annotated[
-        int,
-        typer.Option(metavar="N", min=1, help="Workers that read the source at the same time; others pull from them."),
-    ] = 1,
-    as_json: Json = False,
-) -> None:
-    """Run a coordinator until Ctrl-C or SIGTERM.
-
-    Without a token or keys it listens on this host only.
-
-    Example: hotweights coord-serve --endpoint tcp://127.0.0.1:5555
-    """
-    from hotweights.coordinator import auth
-    from hotweights.coordinator.server import ServeSettings
-
-    logging.basicConfig(
-        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
-    settings = ServeSettings(
-        endpoint=endpoint,
-        events_endpoint=pub_endpoint,
-        advertise=advertise,
-        instance_id=instance_id or f"{socket.gethostname()}-{os.getpid()}",
-        token=auth.read_token(token_file),
-        curve=curve,
-        metrics_port=metrics_port,
-        worker_ttl_seconds=worker_ttl,
-        origin_readers=origin_readers,
-    )
-    asyncio.run(_serve(settings, backend, redis_url, as_json))
-
-
-async def _serve(settings: Any, backend_name: str, redis_url: str, as_json: bool) -> None:
-    from hotweights.coordinator.server import Server
-
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    backend = _backend(backend_name, redis_url)
-    try:
-        server = Server(settings, backend)
-    except TransferError:
-        await backend.close()
-        raise
-    try:
-        await server.start()
-    except TransferError:
-        server.close()
-        await backend.close()
-        raise
-    guarded = " and ".join(filter(None, ["token" if settings.token else "", "curve" if settings.curve else ""]))
-    shown = {
-        "endpoint": server.sockets.endpoint,
-        "pub_endpoint": server.sockets.events_endpoint,
-        "metrics_port": server.web.port,
-        "backend": backend.name,
-        "auth": guarded or "none",
-        "instance_id": settings.instance_id,
-        "leads": server.leads,
-    }
-    if as_json:
-        print(json.dumps(shown), flush=True)
-    else:
-        events, port = server.sockets.events_endpoint, server.web.port
-        role = "leading" if server.leads else "standing by"
-        text = f"Coordinator {settings.instance_id} serves at {server.sockets.endpoint}, events at {events}, metrics at"
-        print(f"{text} port {port}; backend {backend.name}, auth {shown['auth']}, {role}", flush=True)
-    await server.run(stop)
-
-
-def _backend(name: str, redis_url: str) -> Any:
-    if name == "redis":
-        from dataclasses import replace
-
-        from hotweights.coordinator.redis import RedisBackend, RedisSettings
-
-        settings = RedisSettings.read()
-        return RedisBackend(replace(settings, url=redis_url) if redis_url else settings)
-    if name not in ("memory", "auto", ""):
-        raise typer.BadParameter(f"{name!r} keeps nothing; give memory or redis", param_hint="--backend")
-    from hotweights.coordinator.memory import MemoryBackend
-
-    return MemoryBackend()
 
 
 def submit_plan(
@@ -308,7 +174,7 @@ def status(
     """Say in one line what holds."""
     with _client(endpoint, token_file, curve, timeout) as client:
         result = client.call("status").result
-    _show(result, as_json, _summary(result))
+    _show(result, as_json, status_text.summary(result))
 
 
 def status_page(
@@ -322,7 +188,7 @@ def status_page(
     with _client(endpoint, token_file, curve, timeout) as client:
         result = client.call("status").result
         workers = client.call("list_workers").result["workers"]
-    _show(result, as_json, "\n".join(_page(result, workers)))
+    _show(result, as_json, "\n".join(status_text.page(result, workers)))
 
 
 def subscribe(
@@ -354,12 +220,12 @@ def subscribe(
         if print_last:
             with _client(endpoint, token_file, curve, timeout) as client:
                 for event in client.call("status").result["last_events"]:
-                    _show(event, as_json, _event_line(event))
+                    _show(event, as_json, status_text.event_line(event))
         until = time.monotonic() + seconds if seconds is not None else float("inf")
         while (left := until - time.monotonic()) > 0:
             heard = events.next(min(left, POLL_SECONDS))
             if heard is not None:
-                _show(heard[1], as_json, _event_line(heard[1]))
+                _show(heard[1], as_json, status_text.event_line(heard[1]))
 
 
 def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the keys to.")]) -> None:
@@ -400,67 +266,3 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
 
 def _show(result: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(result) if as_json else text, flush=True)
-
-
-def _summary(result: dict[str, Any]) -> str:
-    what = f"{result['version']} is {result['state']}" if result["version"] else "idle"
-    parts = [f"{what} (token {result['token']})", f"{len(result['workers'])} workers"]
-    if result["waiting_for"]:
-        parts.append(f"waiting for {_names(result['waiting_for'])}")
-    if result["reason"]:
-        parts.append(result["reason"])
-    current = result["current"]
-    parts.append(f"current {current['version']}" if current else "nothing is current")
-    return "; ".join(parts)
-
-
-def _page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
-    current, role = result["current"], "leads" if result["leads"] else f"follows {result['leader'] or 'nobody'}"
-    submitted = result["submitted"]
-    lines = [
-        f"coordinator  {result['instance_id']} {role}, backend {result['backend']}, up {_age(result['uptime_seconds'])}",
-        f"state        {result['state']}"
-        + (f" {result['version']}, token {result['token']}" if result["version"] else ""),
-        f"current      {current['version']} {current['digest']}, token {current['token']}"
-        if current
-        else "current      none",
-        f"plan         {submitted['version']} {submitted['digest']}" if submitted else "plan         none",
-    ]
-    if result["reason"]:
-        lines.append(f"reason       {result['reason']}")
-    if result["deadline_seconds"] is not None:
-        lines.append(f"deadline     in {_age(result['deadline_seconds'])}")
-    if result["waiting_for"]:
-        lines.append(f"waiting for  {_names(result['waiting_for'])}")
-    counts = f"{len(result['precommitted'])} precommitted, {len(result['applied'])} applied"
-    lines.append(f"workers      {len(workers)}, {counts}")
-    applied = set(result["applied"])
-    for worker in workers[:MOST_WORKERS_SHOWN]:
-        name = worker["worker_id"]
-        marks = ["precommitted"] if worker["precommitted"] else []
-        marks += ["applied"] if name in applied else []
-        marks += [f"failed: {worker['failure']['reason']}"] if worker["failure"] else []
-        said = f"heard {_age(worker['silence_seconds'])} ago"
-        lines.append(f"  {name:<24} {worker['host']:<20} {said:<16} {', '.join(marks)}".rstrip())
-    if len(workers) > MOST_WORKERS_SHOWN:
-        lines.append(f"  and {len(workers) - MOST_WORKERS_SHOWN} more; --json lists all")
-    lines.append("last events")
-    lines += [
-        f"  {_age(event['age_seconds']):>8} ago  {event['topic']:<10} {event['text']}"
-        for event in result["last_events"]
-    ]
-    return lines
-
-
-def _event_line(event: dict[str, Any]) -> str:
-    return f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['topic']:<10} {event['text']}"
-
-
-def _names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _age(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -18,6 +18,21 @@ CheckpointFolder = Annotated[
     Path, typer.Option("--checkpoint", metavar="DIR", help="Folder with .safetensors, config and tokenizer files.")
 ]
 
+DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
+Endpoint = Annotated[
+    str,
+    typer.Option(
+        "--endpoint",
+        metavar="URI[,URI]",
+        envvar="HOTWEIGHTS_COORD",
+        help="Where the coordinator is; several with commas, whoever leads is found.",
+    ),
+]
+TokenFile = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="File with the token (default: $HOTWEIGHTS_COORD_TOKEN).")
+]
+Curve = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with CURVE keys, see coord-keys.")]
+
 
 @contextmanager
 def progress(what: str, nbytes: int) -> Iterator[Report]:

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotweights.commands.coordinator import Curve, TokenFile
-from hotweights.commands.options import Json, progress, size_text
+from hotweights.commands.options import Curve, Json, TokenFile, progress, size_text
 from hotweights.commands.plan import home as default_home
 from hotweights.commands.worker import Device, Roots
 from hotweights.replicate.world import World

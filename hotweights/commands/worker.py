@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotweights.commands.coordinator import DEFAULT_ENDPOINT, EVENTS_VARIABLE, Curve, Endpoint, TokenFile
-from hotweights.commands.options import Json
+from hotweights.commands.coordinator import EVENTS_VARIABLE
+from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json, TokenFile
 from hotweights.commands.plan import home
 
 if TYPE_CHECKING:

@@ -1,0 +1,72 @@
+"""A coordinator's status as people read it: one line, a page, an event."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+MOST_WORKERS_SHOWN = 20
+
+
+def summary(result: dict[str, Any]) -> str:
+    what = f"{result['version']} is {result['state']}" if result["version"] else "idle"
+    parts = [f"{what} (token {result['token']})", f"{len(result['workers'])} workers"]
+    if result["waiting_for"]:
+        parts.append(f"waiting for {names(result['waiting_for'])}")
+    if result["reason"]:
+        parts.append(result["reason"])
+    current = result["current"]
+    parts.append(f"current {current['version']}" if current else "nothing is current")
+    return "; ".join(parts)
+
+
+def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
+    current, role = result["current"], "leads" if result["leads"] else f"follows {result['leader'] or 'nobody'}"
+    submitted = result["submitted"]
+    lines = [
+        f"coordinator  {result['instance_id']} {role}, backend {result['backend']}, up {_age(result['uptime_seconds'])}",
+        f"state        {result['state']}"
+        + (f" {result['version']}, token {result['token']}" if result["version"] else ""),
+        f"current      {current['version']} {current['digest']}, token {current['token']}"
+        if current
+        else "current      none",
+        f"plan         {submitted['version']} {submitted['digest']}" if submitted else "plan         none",
+    ]
+    if result["reason"]:
+        lines.append(f"reason       {result['reason']}")
+    if result["deadline_seconds"] is not None:
+        lines.append(f"deadline     in {_age(result['deadline_seconds'])}")
+    if result["waiting_for"]:
+        lines.append(f"waiting for  {names(result['waiting_for'])}")
+    counts = f"{len(result['precommitted'])} precommitted, {len(result['applied'])} applied"
+    lines.append(f"workers      {len(workers)}, {counts}")
+    applied = set(result["applied"])
+    for worker in workers[:MOST_WORKERS_SHOWN]:
+        name = worker["worker_id"]
+        marks = ["precommitted"] if worker["precommitted"] else []
+        marks += ["applied"] if name in applied else []
+        marks += [f"failed: {worker['failure']['reason']}"] if worker["failure"] else []
+        said = f"heard {_age(worker['silence_seconds'])} ago"
+        lines.append(f"  {name:<24} {worker['host']:<20} {said:<16} {', '.join(marks)}".rstrip())
+    if len(workers) > MOST_WORKERS_SHOWN:
+        lines.append(f"  and {len(workers) - MOST_WORKERS_SHOWN} more; --json lists all")
+    lines.append("last events")
+    lines += [
+        f"  {_age(event['age_seconds']):>8} ago  {event['topic']:<10} {event['text']}"
+        for event in result["last_events"]
+    ]
+    return lines
+
+
+def event_line(event: dict[str, Any]) -> str:
+    return f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['topic']:<10} {event['text']}"
+
+
+def names(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _age(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
