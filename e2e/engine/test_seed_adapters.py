@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import localvllm
-from e2e.engine.conftest import checkpoint, golden
+from e2e.engine.conftest import SABOTAGE, checkpoint, golden
 from e2e.engine.images import Tensor
 from e2e.engine.seed_world import INSIDE, ROOT, Coordinator, Program, environment, plan_of, rewritten
 
@@ -117,6 +117,37 @@ def test_an_engine_in_the_callers_own_process_follows_too(
     assert serves(engine, old())
     roll_out(coordinator, new(), "v1")
     assert serves(engine, new())
+
+
+def test_a_switch_that_breaks_is_undone_and_said_and_a_lost_engine_serves_nobody(
+    coordinator: Coordinator, program: Callable[..., Program], tmp_path: Path
+) -> None:
+    order = tmp_path / "sabotage"
+    paths = os.pathsep.join([environment()["PYTHONPATH"], str(SABOTAGE)])
+    engine = program("llm", PYTHONPATH=paths, HOTWEIGHTS_SABOTAGE=str(order), HOTWEIGHTS_REPAIR_SECONDS="60")
+
+    def failure() -> str:
+        (worker,) = coordinator.client.call("list_workers").result["workers"]
+        return str((worker["failure"] or {}).get("message", ""))
+
+    # Half of a version was copied: the engine goes back to what it served, and says so.
+    coordinator.begin(plan_of(new(), "v1"))
+    coordinator.until_state("precommitted", 300.0)
+    order.write_text("half")
+    coordinator.commit("v1")
+    coordinator.until(lambda: "sabotage: half" in failure(), 300.0)
+    assert serves(engine, old())
+    assert (coordinator.status() or {})["applied"] == []
+    # There is no way back: whoever asks is told.
+    coordinator.begin(plan_of(checkpoint("llama", 2, dtype="bfloat16"), "v2"))
+    coordinator.until_state("precommitted", 300.0)
+    order.write_text("always")
+    coordinator.commit("v2")
+    coordinator.until(lambda: "is given up" in engine.log.read_text(errors="replace"), 300.0)
+    with pytest.raises(RuntimeError, match="it ended with 1"):
+        engine.ask([1, 2, 3], 2)
+    assert "EngineDeadError" in engine.log.read_text(errors="replace")
+    assert (coordinator.status() or {})["applied"] == []
 
 
 def test_the_hosts_worker_can_stage_for_the_process(

@@ -13,6 +13,7 @@ import dataclasses
 import logging
 import os
 import socket
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
@@ -108,7 +109,9 @@ class Room:
                 opened.set_result(None)
                 await until(asyncio.Event(), node.driver.run, partial(self._take_part_always, node))
         except Exception as error:  # engines go on serving, and the coordinator does not hear from this worker any more
-            if opened.done():
+            if not threading.main_thread().is_alive():
+                logger.debug("The process ends: %s", error)
+            elif opened.done():
                 logger.exception("The binder has ended: engines serve what they have and take no new versions")
             else:
                 opened.set_exception(error)
