@@ -22,5 +22,6 @@ async def test_nothing_is_lost_or_made_up_while_everything_dies(tmp_path: Path) 
     print(report.text())
     assert report.faults == []
     assert (report.kills, report.redis_restarts, report.redis_hangs, report.freezes) == (KILLS, 4, 3, 2)
+    assert (report.partitions, report.cuts) == (5, 100)
     assert report.commits >= KILLS
     assert all(one.leads_seconds < GENEROUS * report.lease_seconds for one in report.take_overs)

@@ -20,8 +20,10 @@ from tests.hotweights.coordinator.ha import history, ledger
 from tests.hotweights.coordinator.ha.actors import Actor, Notes, Observer, Operator, Patience, Worker
 from tests.hotweights.coordinator.ha.members import Coordinator
 from tests.hotweights.coordinator.ha.redis_server import RedisServer
+from tests.hotweights.coordinator.ha.road import Road
 
 CLUSTER = "storm"
+CUTS = 5
 PATIENCE_LEASES = 60.0  # for anything that has to come about at last, on however busy a machine
 
 
@@ -40,6 +42,8 @@ class Report:
     lease_seconds: float
     kills: int = 0
     freezes: int = 0
+    partitions: int = 0
+    cuts: int = 0
     redis_restarts: int = 0
     redis_hangs: int = 0
     take_overs: list[TakeOver] = field(default_factory=list)
@@ -60,7 +64,8 @@ class Report:
             else ""
         )
         return (
-            f"{self.kills} leaders killed, {self.freezes} frozen, Redis restarted {self.redis_restarts} "
+            f"{self.kills} leaders killed, {self.freezes} frozen, {self.partitions} cut off and "
+            f"delivered late, {self.cuts} connections lost, Redis restarted {self.redis_restarts} "
             f"times and hung {self.redis_hangs} times: "
             f"{self.commits} commits, {self.aborts} aborts, {self.answers} answers, {self.failures} calls without one. "
             f"{took}{len(self.faults)} faults"
@@ -70,14 +75,20 @@ class Report:
 class Storm:
     """A running cluster with its clients, and what may happen to it."""
 
-    def __init__(self, redis: RedisServer, coordinators: list[Coordinator], notes: Notes, report: Report) -> None:
-        self.redis, self.coordinators, self.notes, self.report = redis, coordinators, notes, report
+    def __init__(
+        self, redis: RedisServer, roads: dict[str, Road], coordinators: list[Coordinator], notes: Notes, report: Report
+    ) -> None:
+        self.redis, self.roads, self.coordinators, self.notes, self.report = redis, roads, coordinators, notes, report
 
     async def run(self, kills: int) -> None:
         """So many kills, and all else now and then."""
         for number in range(1, kills + 1):
             await self.progress()
+            await self.lose_connections()
             await self.kill_leader()
+            if number % 4 == 0:
+                await self.progress(1)
+                await self.cut_leader_off()
             if number % 5 == 0:
                 await self.restart_redis(signal.SIGTERM if number % 10 else signal.SIGKILL)
             if number % 6 == 0:
@@ -124,6 +135,23 @@ class Storm:
         await self._take_over(victim)
         await self.progress(1)
         victim.thaw()
+
+    async def cut_leader_off(self) -> None:
+        """Keep what it sends to Redis until another leads, and deliver it then."""
+        victim = await self.leader()
+        self.roads[victim.name].hold()
+        self.report.partitions += 1
+        await self._take_over(victim)
+        await self.progress(1)
+        self.roads[victim.name].release()
+        await self.progress(1)
+
+    async def lose_connections(self) -> None:
+        """Take the leader's connections to Redis away, a few times, in the middle of whatever they carry."""
+        for _ in range(CUTS):
+            self.roads[(await self.leader()).name].cut()
+            self.report.cuts += 1
+            await asyncio.sleep(random.uniform(0, 0.1))
 
     async def restart_redis(self, number: signal.Signals) -> None:
         """End it in the middle of whatever it writes, and start it with what it wrote."""
@@ -179,8 +207,13 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
     """The cluster and its clients at work; at the end the report is complete."""
     redis = RedisServer(folder)
     redis.start()
-    names = ("a", "b", "c")
-    coordinators = [Coordinator(name, redis.url, CLUSTER, lease_seconds, folder) for name in names]
+    roads = {name: Road(redis.port) for name in ("a", "b", "c")}
+    for road in roads.values():
+        await road.open()
+    coordinators = [
+        Coordinator(name, f"redis://127.0.0.1:{road.port}/0", CLUSTER, lease_seconds, folder)
+        for name, road in roads.items()
+    ]
     notes, report = Notes(), Report(lease_seconds)
     context, patience = zmq.asyncio.Context(), Patience(lease_seconds)
     endpoints = [one.endpoint for one in coordinators]
@@ -193,7 +226,7 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
             one.start()
         tasks = [asyncio.create_task(one.run()) for one in [*observers, *crew]]
         try:
-            running = Storm(redis, coordinators, notes, report)
+            running = Storm(redis, roads, coordinators, notes, report)
             tasks.append(asyncio.create_task(running.supervise()))
             await running._until(lambda: {one.who for one in notes.told} >= {one.name for one in crew}, "workers")
             tasks += [asyncio.create_task(one.run()) for one in leaders]
@@ -211,6 +244,8 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
         context.term()
         for one in coordinators:
             one.kill()
+        for road in roads.values():
+            await road.close()
         redis.stop()
     states = ledger.read(folder, CLUSTER)
     report.commits = len({one.current for one in states} - {0})
