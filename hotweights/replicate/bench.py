@@ -16,7 +16,7 @@ from pathlib import Path
 from hotweights.replicate.run import replicated
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights_planner.plan import Plan
-from hotweights_transports import device
+from hotweights_transports import device, linux
 from hotweights_transports.sources.base import Source
 
 
@@ -69,6 +69,6 @@ def _forget(folder: Path) -> None:
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)
             try:
-                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                linux.forget_pages(descriptor)
             finally:
                 os.close(descriptor)

@@ -25,6 +25,7 @@ from hotweights.files import write_whole
 from hotweights_planner.header import PREFIX_NBYTES, header_nbytes
 from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
+from hotweights_transports import linux
 from hotweights_transports.checkpoint import read_checkpoint
 from hotweights_transports.errors import TransferError
 from hotweights_transports.image import Image
@@ -154,7 +155,7 @@ def _write_checkpoint(folder: Path, image: Image, source: Source, progress: Prog
             _write_all(file.fileno(), read_small(source, name, nbytes), 0)
             _write_tensors(file.fileno(), name, image, progress)
             os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)  # what is read back comes from the disk
+            linux.forget_pages(file.fileno())  # what is read back comes from the disk
     for side in manifest.files:
         _write_file(folder / side.name, read_small(source, side.name, side.nbytes))
     _write_file(folder / FILE_NAME, manifest.canonical)

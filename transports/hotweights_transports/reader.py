@@ -8,13 +8,13 @@ stores: publishing, verifying and staging differ only in what they do with a chu
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from hotweights_planner.manifest import PAGE_NBYTES, Chunk
+from hotweights_transports import linux
 from hotweights_transports.errors import Cancelled, SourceUnavailable
 from hotweights_transports.sources.base import Source
 
@@ -26,7 +26,7 @@ Sink = Callable[[Chunk, memoryview], None]
 
 def default_workers() -> int:
     """Enough to keep a disk busy while others hash and copy."""
-    return max(8, min(16, 2 * len(os.sched_getaffinity(0))))
+    return max(8, min(16, 2 * linux.processors()))
 
 
 @dataclass(slots=True)

@@ -10,13 +10,11 @@ Versions share slabs, so a slab counts its users and is freed with the last. It 
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 
+from hotweights_transports import linux
 from hotweights_transports.errors import TransferError
-
-_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class Slab:
@@ -27,13 +25,7 @@ class Slab:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._users = 1
-        self._writer = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self._writer, nbytes)
-            self._reader = os.open(f"/proc/self/fd/{self._writer}", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            os.close(self._writer)
-            raise
+        self._writer, self._reader = linux.anonymous_memory(name, nbytes)
 
     @property
     def fd(self) -> int:
@@ -62,7 +54,7 @@ class Slab:
         with self._lock:
             if self._writer < 0:
                 return
-            fcntl.fcntl(self._writer, fcntl.F_ADD_SEALS, _SEALS)
+            linux.seal(self._writer)
             os.close(self._writer)
             self._writer = -1
 

@@ -12,6 +12,8 @@ import errno
 import os
 from pathlib import Path
 
+from hotweights_transports import linux
+
 _OPENAT2 = 437  # the same number on every architecture
 _BENEATH_WITHOUT_MAGIC = 0x08 | 0x02
 _RETRIES = 16  # EAGAIN: something was renamed meanwhile
@@ -30,8 +32,10 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def open_beneath(root: Path, relative: str, flags: int) -> int:
     """A descriptor of ``root/relative``. `Escapes` if that is elsewhere, else the usual `OSError`."""
-    root_fd = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    root_fd = os.open(root, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        if not linux.IS_LINUX:
+            return walk_beneath(root, root_fd, relative, flags | os.O_CLOEXEC)
         try:
             return _openat2(root_fd, relative or ".", flags | os.O_CLOEXEC)
         except OSError as error:
@@ -66,7 +70,7 @@ def walk_beneath(root: Path, root_fd: int, relative: str, flags: int) -> int:
     at = os.dup(root_fd)
     try:
         for folder in folders:
-            below = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            below = os.open(folder, linux.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
             os.close(at)
             at = below
         return os.open(last, flags | os.O_NOFOLLOW, dir_fd=at)

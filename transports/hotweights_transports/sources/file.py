@@ -13,6 +13,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
 from hotweights_planner.manifest import PAGE_NBYTES
+from hotweights_transports import linux
 from hotweights_transports.errors import SourceRefused, SourceUnavailable
 from hotweights_transports.sources.beneath import Escapes, open_beneath
 
@@ -183,7 +185,7 @@ class FileSource:
             os.close(fd)
 
     def _status(self, name: str) -> os.stat_result:
-        fd = self._open(name, os.O_PATH | os.O_CLOEXEC)
+        fd = self._open(name, linux.O_PATH | os.O_CLOEXEC)
         try:
             return os.fstat(fd)
         finally:
@@ -210,10 +212,10 @@ class FileSource:
             if not stat.S_ISREG(status.st_mode):
                 os.close(fd)
                 raise SourceRefused(f"{self.uri}: {name} is not a regular file; put the file itself there")
-            try:
-                direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
-            except OSError:
-                direct_fd = -1
+            direct_fd = -1
+            with suppress(OSError):
+                if linux.O_DIRECT:
+                    direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | linux.O_DIRECT | os.O_CLOEXEC)
             opened = self._files[name] = _OpenFile(fd, direct_fd, status.st_size, _identity(status))
             return opened
 
