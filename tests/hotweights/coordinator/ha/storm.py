@@ -221,17 +221,16 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
     crew = [Worker(f"w{number}", endpoints, context, notes, patience) for number in range(workers)]
     leaders = [Operator(f"o{number}", endpoints, context, notes, patience) for number in range(operators)]
     actors: list[Actor] = [*observers, *crew, *leaders]
+    running = Storm(redis, roads, coordinators, notes, report)
+    supervisor = asyncio.create_task(running.supervise())
     try:
         for one in coordinators:
             one.start()
         tasks = [asyncio.create_task(one.run()) for one in [*observers, *crew]]
         try:
-            running = Storm(redis, roads, coordinators, notes, report)
-            tasks.append(asyncio.create_task(running.supervise()))
             await running._until(lambda: {one.who for one in notes.told} >= {one.name for one in crew}, "workers")
             tasks += [asyncio.create_task(one.run()) for one in leaders]
             yield running
-            await running._until(lambda: all(one.runs for one in coordinators), "three coordinators")
         finally:
             for task in tasks:
                 task.cancel()
@@ -239,6 +238,8 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
         report.faults += [f"a client died: {one!r}" for one in ended if not isinstance(one, asyncio.CancelledError)]
         report.faults += await _last_look(observers, folder)
     finally:
+        supervisor.cancel()
+        await asyncio.wait([supervisor])
         for actor in actors:
             await actor.close()
         context.term()
