@@ -54,7 +54,10 @@ IMAGES = (
     Need("buildah", "buildah", "builds images from Dockerfiles"),
     Need("debootstrap", "debootstrap", "makes the base image"),
 )
-TESTS = (Need("redis-server", "redis-server", "keeps the coordinator's state; tests start their own"),)
+TESTS = (
+    Need("redis-server", "redis-server", "keeps the coordinator's state; tests start their own"),
+    Need("prometheus", "prometheus", "scrapes metrics and answers the dashboard's queries; tests start their own"),
+)
 
 
 def missing(needs: Sequence[Need]) -> list[Need]:
