@@ -42,10 +42,16 @@ def watch_gates(kubectl: Kubectl, selector: str) -> Iterator[Gates]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
     def follow() -> None:
-        for line in process.stdout or ():
-            pod, _, gate = line.strip().partition(" ")
-            gates.note(pod, gate)
-            began.set()
+        if process.stdout is None:
+            return
+        with process.stdout as lines:
+            for line in lines:
+                note(line)
+
+    def note(line: str) -> None:
+        pod, _, gate = line.strip().partition(" ")
+        gates.note(pod, gate)
+        began.set()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
