@@ -40,7 +40,7 @@ class Questions:
 
     @classmethod
     def default(cls) -> Questions:
-        return cls([list(probe.DEFAULT_PROMPT)], [probe.DEFAULT_LENGTH])
+        return cls([*map(list, probe.DEFAULT_PROMPTS)], [probe.DEFAULT_LENGTH] * len(probe.DEFAULT_PROMPTS))
 
     @classmethod
     def from_table(cls, probes: list[dict[str, Any]]) -> Questions:

@@ -16,8 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)))
-DEFAULT_TOKENS = 3  # every token is a step of the model inside the pause
+from hotweights.adapters.vllm import probe
 
 
 def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
@@ -26,8 +25,6 @@ def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> li
     os.environ.setdefault("VLLM_PLUGINS", "")
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB; by default vLLM takes nearly all memory of the machine
     from vllm import LLM
-
-    from hotweights.adapters.vllm import probe
 
     length = max(map(len, prompts)) + tokens + 1
     llm = LLM(str(model), dtype=dtype, enforce_eager=True, max_model_len=length, disable_log_stats=True)
@@ -53,10 +50,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m hotweights.adapters.vllm.golden", description=__doc__)
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
     parser.add_argument("--dtype", default="auto", help="as the pods' --dtype: tokens of another one are not compared")
-    parser.add_argument("--tokens", type=int, default=DEFAULT_TOKENS, help="tokens per prompt (default: %(default)s)")
+    parser.add_argument(
+        "--tokens", type=int, default=probe.DEFAULT_LENGTH, help="tokens per prompt (default: %(default)s)"
+    )
     parser.add_argument("--prompts", type=json.loads, help="JSON list of lists of token ids")
     arguments = parser.parse_args()
-    prompts = arguments.prompts or [list(prompt) for prompt in DEFAULT_PROMPTS]
+    prompts = arguments.prompts or [list(prompt) for prompt in probe.DEFAULT_PROMPTS]
     answer = os.dup(1)
     os.dup2(2, 1)  # vLLM and its workers log to standard output
     probes = record(arguments.model, arguments.dtype, prompts, arguments.tokens)
