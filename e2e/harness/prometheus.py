@@ -39,6 +39,14 @@ class Prometheus:
                 raise TimeoutError(f"not all targets answer: {[(t['scrapeUrl'], t['lastError']) for t in targets]}")
             time.sleep(0.3)
 
+    def unanswered(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Those of ``asked`` (title, expression) that give nothing, however long one waits."""
+        until, silent = time.monotonic() + PATIENCE_SECONDS, list(asked)
+        while silent and time.monotonic() < until:
+            silent = [(title, expression) for title, expression in silent if not self.query(expression)]
+            time.sleep(0.5)
+        return silent
+
     def _get(self, path: str, **parameters: str) -> Any:
         with urllib.request.urlopen(
             f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=10

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from hotweights.coordinator.state import named
+
 MOST_WORKERS_SHOWN = 20
 
 
@@ -12,7 +14,7 @@ def summary(result: dict[str, Any]) -> str:
     what = f"{result['version']} is {result['state']}" if result["version"] else "idle"
     parts = [f"{what} (token {result['token']})", f"{len(result['workers'])} workers"]
     if result["waiting_for"]:
-        parts.append(f"waiting for {names(result['waiting_for'])}")
+        parts.append(f"waiting for {named(result['waiting_for'])}")
     if result["reason"]:
         parts.append(result["reason"])
     current = result["current"]
@@ -37,7 +39,7 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
     if result["deadline_seconds"] is not None:
         lines.append(f"deadline     in {_age(result['deadline_seconds'])}")
     if result["waiting_for"]:
-        lines.append(f"waiting for  {names(result['waiting_for'])}")
+        lines.append(f"waiting for  {named(result['waiting_for'])}")
     counts = f"{len(result['precommitted'])} precommitted, {len(result['applied'])} applied"
     lines.append(f"workers      {len(workers)}, {counts}")
     applied = set(result["applied"])
@@ -60,10 +62,6 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
 
 def event_line(event: dict[str, Any]) -> str:
     return f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['topic']:<10} {event['text']}"
-
-
-def names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _age(seconds: float) -> str:
