@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import typer
 
-from hotweights.commands.options import Json, size_text
+from hotweights.commands.options import Curve, Json, TokenFile, size_text
 from hotweights.commands.ranks import MAX_GROUPS_NBYTES, read_groups
 from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
@@ -61,8 +61,13 @@ def plan(
         ),
     ] = None,
     coord_endpoint: Annotated[
-        str, typer.Option(metavar="URI", envvar="HOTWEIGHTS_COORD", help="Whose current manifest is the previous one.")
+        str,
+        typer.Option(
+            metavar="URI[,URI]", envvar="HOTWEIGHTS_COORD", help="Whose current manifest is the previous one."
+        ),
     ] = "",
+    token_file: TokenFile = None,
+    curve: Curve = None,
     no_verify: Annotated[bool, typer.Option("--no-verify", help="Write no verification into the plan.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail.")] = False,
     source: Annotated[
@@ -79,7 +84,7 @@ def plan(
         raise typer.BadParameter(f"the folder {output.parent} does not exist; make it first", param_hint="--output")
     published = read_published(following)
     uri = source or published.source or _folder_of(following, published.manifest)
-    previous = _previous(prev, coord_endpoint)
+    previous = _previous(prev, coord_endpoint, token_file, curve)
     base = previous.published.manifest if previous.published else None
     free = free_memory() if auto else None
     bucket_nbytes = suggested_bucket_nbytes(alpha, free) if free else bucket_mb << 20
@@ -104,12 +109,12 @@ def home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "hotweights")
 
 
-def _previous(prev: Path | None, endpoint: str) -> Previous:
+def _previous(prev: Path | None, endpoint: str, token_file: Path | None, curve: Path | None) -> Previous:
     if prev is not None:
         return Previous(_published_or_nothing(read_text(prev), str(prev)), str(prev))
     if endpoint:
         where = f"the coordinator at {endpoint}"
-        text = _coordinators_manifest(endpoint)
+        text = _coordinators_manifest(endpoint, token_file, curve)
         return Previous(_published_or_nothing(text, where) if text else None, where)
     current = home() / CURRENT_MANIFEST
     if current.exists():
@@ -132,11 +137,12 @@ def _published_or_nothing(text: bytes, where: str) -> Published | None:
     return parse_published(text, where)
 
 
-def _coordinators_manifest(endpoint: str) -> bytes | None:
+def _coordinators_manifest(endpoint: str, token_file: Path | None, curve: Path | None) -> bytes | None:
+    from hotweights.coordinator import auth
     from hotweights.coordinator.client import Client  # zmq is needed for this alone
     from hotweights.coordinator.messages import CallRefused
 
-    with Client(endpoint, timeout_seconds=COORDINATOR_SECONDS) as client:
+    with Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=COORDINATOR_SECONDS) as client:
         try:
             return client.call("get_current_manifest").binary
         except CallRefused as error:

@@ -140,6 +140,22 @@ def test_the_coordinators_current_manifest_is_the_previous_version(
         assert "from nothing (" in run("plan", "--next", "m_next.json", "--coord-endpoint", "").stdout
 
 
+def test_a_coordinator_is_asked_with_what_it_wants(run: Run, here: Path) -> None:
+    (here / "token").write_text("secret\n")
+    assert run("coord-keys", here / "keys").returncode == 0
+    current = read_published(here / "m_prev.json").manifest.canonical
+    with running(token="secret", curve=here / "keys") as coordinator:
+        with coordinator.client("secret", here / "keys") as client:
+            client.call("set_current_manifest", binary=current)
+        asked = ("plan", "--next", "m_next.json", "--coord-endpoint", coordinator.endpoint, "--curve", "keys")
+        failed(run(*asked), "wants a token; set $HOTWEIGHTS_COORD_TOKEN or name a --token-file")
+        failed(run(*asked, "--token-file", "none"), "cannot read the token file none")
+        failed(run(*asked, "--curve", "none", "--token-file", "token"), "cannot read the key none")
+        assert not (here / "transfer.plan.json").exists()
+        done = run(*asked, "--token-file", "token")
+        assert "from v0 (the coordinator at tcp://" in done.stdout, done.stderr
+
+
 def test_what_is_larger_than_a_bucket_is_split(run: Run, here: Path) -> None:
     assert run("plan", "--next", "m_next.json", "--bucket-mb", 1).returncode == 0
     plan = parse((here / "transfer.plan.json").read_bytes())
