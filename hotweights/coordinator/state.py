@@ -1,7 +1,8 @@
 """What is decided, and by which rules: the coordinator's state machine, without sockets, clocks or chance.
 
     idle ──begin──> begun ──all live workers precommit──> precommitted ──commit──> committed
-                      └──────────── abort, deadline, failure ───┴──> aborted
+                      │ <──nobody who has prepared it lives──┤
+                      └──────────── abort, deadline, failure ┴──> aborted
 
 Everything here is a value that never changes; a transition gives another value, or the very same object where nothing happened.
 That is what the server relies on: the same object needs no write. ``token`` grows with every begin and every abort, so whatever
@@ -140,7 +141,7 @@ def register(durable: Durable, worker: Worker, now: float) -> Durable:
         raise CallRefused("TooManyWorkers", f"{MAX_WORKERS} workers are registered; start another coordinator")
     after = replace(durable, workers={**durable.workers, worker.worker_id: worker})
     if known is not None and known.instance != worker.instance:
-        after = _without_precommits(after, (worker.worker_id,))
+        after = _without_precommits(after, (worker.worker_id,), now)
     return _noted(after, now, "register", f"worker {worker.worker_id} registered", worker.worker_id)
 
 
@@ -150,10 +151,10 @@ def drop(durable: Durable, silent: Collection[str], now: float) -> Durable:
     if not gone:
         return durable
     left = {name: worker for name, worker in durable.workers.items() if name not in gone}
-    after = _without_precommits(replace(durable, workers=left), gone)
+    after = replace(durable, workers=left)
     for worker_id in gone:
         after = _noted(after, now, "register", f"worker {worker_id} fell silent and is dropped", worker_id)
-    return _settled(after, now)
+    return _settled(_without_precommits(after, gone, now), now)
 
 
 def submit_plan(durable: Durable, plan: PlanRef, now: float) -> Durable:
@@ -226,8 +227,11 @@ def commit(durable: Durable, version: str, token: int | None, now: float) -> Dur
             return durable
         case "aborted":
             raise CallRefused("NotPrecommitted", f"{version} was aborted ({attempt.reason}); begin it again")
+        case "begun" if not durable.workers:
+            remedy = "start `hotweights worker` and commit when it has, or end it with `hotweights abort`"
+            raise CallRefused("NotPrecommitted", f"no live worker has prepared {version}; {remedy}")
         case "begun":
-            waiting = named(durable.waiting_for) or "a first worker"
+            waiting = named(durable.waiting_for)
             raise CallRefused("NotPrecommitted", f"{version} is not prepared everywhere; waiting for {waiting}")
         case "precommitted":
             return _committed(durable, attempt, now)
@@ -313,11 +317,17 @@ def _stale(token: int, attempt: Attempt) -> CallRefused:
     return CallRefused("StaleToken", f"token {token} does not count; {attempt.plan.version} has token {attempt.token}")
 
 
-def _without_precommits(durable: Durable, workers: Collection[str]) -> Durable:
+def _without_precommits(durable: Durable, workers: Collection[str], now: float) -> Durable:
+    """What they said no longer counts. Where nobody is left who said it, it is not prepared, and who joins is waited for again."""
     attempt = durable.attempt
     if attempt is None or not attempt.is_open or attempt.precommits.isdisjoint(workers):
         return durable
-    return replace(durable, attempt=replace(attempt, precommits=attempt.precommits - set(workers)))
+    left = attempt.precommits - set(workers)
+    if left or attempt.phase == "begun":
+        return replace(durable, attempt=replace(attempt, precommits=left))
+    after = replace(durable, attempt=replace(attempt, precommits=left, phase="begun"))
+    text = f"{attempt.plan.version} is begun again: no live worker has prepared it any more"
+    return _noted_attempt(after, now, "precommit", text)
 
 
 def _settled(durable: Durable, now: float) -> Durable:

@@ -96,6 +96,20 @@ def test_a_silent_worker_is_dropped_and_has_to_register_again() -> None:
         assert refusal(client, "heartbeat", worker_id="dies") == "UnknownWorker"
 
 
+def test_what_no_live_worker_has_prepared_is_not_committed() -> None:
+    with running(worker_ttl_seconds=0.5) as coordinator, coordinator.client() as client:
+        token = begun(client)
+        client.call("register", worker_id="dies")
+        assert client.call("precommit", worker_id="dies", token=token).result["state"] == "precommitted"
+        while client.call("status").result["workers"]:
+            pass
+        assert client.call("status").result["state"] == "begun"
+        with pytest.raises(CallRefused, match="no live worker has prepared v1; start `hotweights worker`") as refused:
+            client.call("commit", version="v1")
+        assert refused.value.reason == "NotPrecommitted"
+        assert client.call("register", worker_id="comes").result["state"] == "begun"
+
+
 def test_a_failure_and_a_deadline_end_an_attempt(client: Client) -> None:
     first = begun(client)
     client.call("register", worker_id="a")

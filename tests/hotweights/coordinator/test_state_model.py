@@ -41,6 +41,12 @@ class Model:
     def open(self) -> bool:
         return self.phase in ("begun", "precommitted")
 
+    def not_ready(self, worker: str) -> None:
+        """Died, or started anew: where nobody is left who has prepared it, there is nothing to commit."""
+        if self.open:
+            self.ready.discard(worker)
+            self.phase = self.phase if self.ready else "begun"
+
     def settle(self) -> None:
         if self.phase == "begun" and self.workers and self.ready >= set(self.workers):
             self.phase = "precommitted"
@@ -79,8 +85,8 @@ class Coordinator(RuleBasedStateMachine):
     def register(self, worker: str, instance: int) -> None:
         model = self.model
         self.does("", "register", Worker(worker, "h", instance=str(instance)), self.now)
-        if model.workers.get(worker, instance) != instance and model.open:
-            model.ready.discard(worker)
+        if model.workers.get(worker, instance) != instance:
+            model.not_ready(worker)
         model.workers[worker] = instance
 
     @rule(worker=st.sampled_from(WORKERS))
@@ -89,8 +95,7 @@ class Coordinator(RuleBasedStateMachine):
         was = model.workers.pop(worker, None)
         self.does("", "drop", [worker], self.now)
         if was is not None:
-            if model.open:
-                model.ready.discard(worker)
+            model.not_ready(worker)
             model.settle()
 
     @rule(version=st.sampled_from(VERSIONS))
@@ -151,6 +156,7 @@ class Coordinator(RuleBasedStateMachine):
             expected = "NotPrecommitted"
         token = None if offset is None else model.token + offset
         if self.does(expected, "commit", version, token, self.now):
+            assert model.phase == "committed" or model.ready & set(model.workers), "committed what nobody could serve"
             model.phase, model.current = "committed", version
 
     @rule()

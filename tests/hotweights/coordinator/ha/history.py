@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 _NEXT = {"begun": ("begun", "precommitted", "committed"), "precommitted": ("precommitted", "begun", "committed")}
-"""What a token's phase may become; whatever is not here stays. A worker that started anew makes precommitted begun again."""
+"""What a token's phase may become; whatever is not here stays. Without a live worker that said so, precommitted is begun again."""
 
 
 @dataclass(frozen=True, slots=True)
