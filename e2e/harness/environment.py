@@ -32,6 +32,7 @@ NAMESPACE = "hotweights-samples"
 SYSTEM = "hotweights-system"
 RELEASE = "hotweights"
 MODELS_IN_PODS = "/models"
+EXTRAS = "operator,agent,mpi"  # with what agent.transports may switch on here
 
 
 class NotSet(Exception):
@@ -137,7 +138,11 @@ def build_images() -> Sequence[Path]:
     inputs = [ROOT / "pyproject.toml", *packages]
     return [
         images.build(
-            ROOT, f"localhost/hotweights:{version()}", dockerfile=ROOT / "images" / "Dockerfile", inputs=inputs
+            ROOT,
+            f"localhost/hotweights:{version()}",
+            dockerfile=ROOT / "images" / "Dockerfile",
+            arguments={"EXTRAS": EXTRAS},
+            inputs=inputs,
         ),
         host.archive(),
     ]

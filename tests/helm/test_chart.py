@@ -160,6 +160,32 @@ def test_switches_render(helm: Helm) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("agent", "ports"),
+    [
+        pytest.param({}, [{"port": "peers"}], id="TCP alone"),
+        pytest.param({"transports": {"ucx": True}}, None, id="UCX"),
+        pytest.param({"transports": {"mpi": True}}, None, id="MPI"),
+        pytest.param({"settings": {"ucx_port": 7700}}, None, id="UCX by a setting"),
+        pytest.param({"transports": {"mpi": True}, "settings": {"mpi": False}}, [{"port": "peers"}], id="overridden"),
+    ],
+)
+def test_agents_reach_agents_and_all_their_ports_only_where_data_needs_them(
+    helm: Helm, agent: Body, ports: list[Body] | None
+) -> None:
+    (policy,) = of_kind(helm.template({"networkPolicy": {"enabled": True}, "agent": agent}), "NetworkPolicy", "agent")
+    (rule,) = policy["spec"]["ingress"]
+    (peer,) = rule["from"]
+    assert peer.keys() == {"podSelector"}
+    assert peer["podSelector"] == policy["spec"]["podSelector"]
+    assert rule.get("ports") == ports
+
+
+def test_values_of_an_older_chart_render(helm: Helm) -> None:
+    """`helm upgrade --reuse-values` brings none of the new defaults."""
+    assert helm.template({"networkPolicy": {"enabled": True}, "agent": {"transports": None}})
+
+
 def test_extra_settings_reach_the_pods(helm: Helm) -> None:
     extra = {
         "extraEnv": [{"name": "A", "value": "b"}],
@@ -185,6 +211,10 @@ def test_the_notes_say_what_is_missing(helm: Helm) -> None:
     [
         pytest.param({"agents": {}}, "agents", id="unknown key"),
         pytest.param({"agent": {"resource": {}}}, "resource", id="unknown nested key"),
+        pytest.param({"agent": {"transports": {"rdma": True}}}, "rdma", id="unknown transport"),
+        pytest.param({"agent": {"transports": {"mpi": "yes"}}}, "mpi", id="no switch"),
+        pytest.param({"agent": {"settings": {"ucx_port": 65536}}}, "ucx_port", id="no port"),
+        pytest.param({"agent": {"settings": {"metrics_port": 80}}}, "metrics_port", id="a port that probes rely on"),
         pytest.param({"inject": {"bootPolicy": "hold"}}, "bootPolicy", id="boot policy"),
         pytest.param({"agent": {"resources": {"limits": {"memory": None}}}}, "memory", id="no memory limit"),
         pytest.param({"handoff": {"type": "csi"}}, "type", id="handoff not built yet"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 
 import yaml
 
+from e2e.harness import environment
 from hotweights.adapters.vllm import PLUGIN_VERSION
 from tests.helm.conftest import CHART, ROOT
 
@@ -16,6 +18,14 @@ def test_every_package_of_the_wheel_is_copied() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     folders = {path.partition("/")[0] for path in build["targets"]["wheel"]["packages"]}
     assert {folder for folder in folders if f"\nCOPY {folder} {folder}\n" not in DOCKERFILE} == set()
+
+
+def test_what_an_image_brings_is_something_that_can_be_installed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    (default,) = re.findall(r"^ARG EXTRAS=(\S+)$", DOCKERFILE, re.MULTILINE)
+    assert '".[${EXTRAS}]"' in DOCKERFILE.partition("ARG EXTRAS")[2]
+    for chosen in (default, environment.EXTRAS):
+        assert {"operator", "agent"} <= set(chosen.split(",")) <= extras.keys()
 
 
 def test_python_never_looks_into_the_working_folder() -> None:

@@ -65,6 +65,17 @@ affinity: {{- toYaml . | nindent 2 }}
 {{ .path | default (printf "/pvc/%s" .persistentVolumeClaim) }}
 {{- end -}}
 
+{{/* The agents' settings but for the sources: the transports, and agent.settings, which has the last word. YAML of a mapping. */}}
+{{- define "hotweights.agentSettings" -}}
+{{- $settings := dict -}}
+{{- with .Values.agent.transports -}}
+{{- if .ucx }}{{ $_ := set $settings "ucx_port" 7601 }}{{ end -}}
+{{- if .mpi }}{{ $_ := set $settings "mpi" true }}{{ end -}}
+{{- end -}}
+{{- range $key, $value := .Values.agent.settings }}{{ $_ := set $settings $key $value }}{{ end -}}
+{{ toYaml $settings }}
+{{- end -}}
+
 {{/* The agents' user name, as the API server knows it. */}}
 {{- define "hotweights.agentUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "hotweights.fullname" . }}-agent
