@@ -15,6 +15,7 @@ from functools import partial
 
 from hotweights_agent import origins, plugin_folder, roads
 from hotweights_agent.auth import EngineAuthenticator, PeerAuthenticator, Reviews, claims_of
+from hotweights_agent.broadcasts import Means
 from hotweights_agent.driver import Driver
 from hotweights_agent.kube_sync import KubeSync, apply_marks, patch_status
 from hotweights_agent.messages import Marked
@@ -26,6 +27,7 @@ from hotweights_agent.status_writer import StatusWriter
 from hotweights_kube import Api, Identity, review
 from hotweights_transports.handoff import wire
 from hotweights_transports.peers import base as peers
+from hotweights_transports.peers.mpi.invitation import Groups
 
 log = logging.getLogger(__name__)
 
@@ -59,17 +61,19 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
 def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Place:
     token = partial(_token, settings)
     host = _bracketed(settings.address)
+    peer = PeerAuthenticator(
+        _reviews(api, peers.TOKEN_AUDIENCE, metrics), asyncio.get_running_loop(), partial(_me, token)
+    )
     return Place(
         version=version,
         run_folder=settings.run_folder / settings.node,
         state_folder=settings.state_folder,
         listen=roads.listeners(settings.peer_port, settings.ucx_port),
         advertise=lambda address: f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}",
-        roads=partial(roads.describe, ucx_port=settings.ucx_port),
+        broadcasts=Means(settings.node, settings.address, token, peer, Groups(token)) if settings.mpi else None,
+        roads=partial(roads.describe, ucx_port=settings.ucx_port, mpi=settings.mpi),
         sources=origins.allowed(settings.roots),
-        peers=PeerAuthenticator(
-            _reviews(api, peers.TOKEN_AUDIENCE, metrics), asyncio.get_running_loop(), partial(_me, token)
-        ),
+        peers=peer,
         peer_token=token,
         engines=EngineAuthenticator(_reviews(api, wire.TOKEN_AUDIENCE, metrics), settings.node),
     )

@@ -34,6 +34,7 @@ class Holding:
     bytes_total: int = 0
     bytes_fetched: int = 0
     seconds: float = 0.0
+    how: str = ""
     image: int = 0  # grows with every staging of the digest: a rejected image is not offered twice
 
     @property
@@ -52,7 +53,7 @@ class Holding:
             bytes_fetched=self.bytes_fetched,
             seconds=round(self.seconds, 3),
             reason="" if self.phase == "Staged" else clip(self.tries.reason, 64),
-            message="" if self.phase == "Staged" else clip(self.tries.message, 512),
+            message=clip(self.how if self.phase == "Staged" else self.tries.message, 512),
         )
 
 
@@ -99,7 +100,7 @@ class Holdings:
         held.phase, held.image, held.tries = "Staged", self._images, Tries()
         held.version = message.version
         held.bytes_done = held.bytes_total = message.bytes_total
-        held.bytes_fetched, held.seconds = message.bytes_fetched, message.seconds
+        held.bytes_fetched, held.seconds, held.how = message.bytes_fetched, message.seconds, message.how
         return []
 
     def failed(self, message: StageFailed, now: float) -> None:

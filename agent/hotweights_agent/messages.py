@@ -85,6 +85,8 @@ class StageDone:
     bytes_total: int
     bytes_fetched: int
     seconds: float
+    how: str = ""
+    """By which way it came, where that is worth a sentence."""
 
 
 @dataclass(frozen=True, slots=True)

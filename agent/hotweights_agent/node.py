@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hotweights_agent.authenticator import Authenticator
+from hotweights_agent.broadcasts import Broadcasts, Means
 from hotweights_agent.driver import Driver
 from hotweights_agent.engine_server import EngineServer, Limits
 from hotweights_agent.manifests import ManifestCache
@@ -32,6 +33,7 @@ from hotweights_agent.store import Store
 from hotweights_crds.nodeweights import Endpoint
 from hotweights_transports.capacity import available_nbytes
 from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
+from hotweights_transports.peers.mpi.invitation import Inviting
 from hotweights_transports.peers.registry import transport_for
 from hotweights_transports.sources.base import Sources
 
@@ -64,6 +66,8 @@ class Place:
     """Who may connect to the socket."""
     lend: Callable[[Store], ChunkProvider] = lambda store: store
     """What of the store peers get to see."""
+    broadcasts: Means | None = None
+    """For taking part in broadcasts; None: it does not."""
     roads: Callable[[Sequence[str]], tuple[Endpoint, ...]] = lambda _endpoints: ()
     """What is told of where peers reach it; may take a while."""
 
@@ -99,6 +103,8 @@ class Node:
         memory.load()
         endpoints: list[str] = []
         provider = place.lend(store)
+        if place.broadcasts is not None:
+            provider = Inviting(provider, place.broadcasts.groups)
         for uri in place.listen:
             server: PeerServer = transport_for(uri).listen(uri, provider, place.peers)
             stack.push_async_callback(asyncio.to_thread, server.close)
@@ -122,6 +128,7 @@ class Node:
             driver.tell,
             token=place.peer_token,
             settings=staging,
+            broadcasts=Broadcasts(place.broadcasts, staging.patience_seconds) if place.broadcasts else None,
             fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
         )
         stack.push_async_callback(driver.stager.close)

@@ -12,11 +12,14 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from urllib.parse import urlsplit
 
 from blake3 import blake3
 
 from hotweights_crds.nodeweights import Endpoint
+from hotweights_transports.errors import TransferError
 from hotweights_transports.peers.base import (
     Authenticate,
     ChunkProvider,
@@ -27,6 +30,8 @@ from hotweights_transports.peers.base import (
     ServerLimits,
     Want,
 )
+from hotweights_transports.peers.mpi.group import Follow, Lead, Patience, Terms
+from hotweights_transports.peers.mpi.hydra import MpiFailed, availability
 from hotweights_transports.peers.registry import resolution, transport_for
 from hotweights_transports.slab import sealed_memfd
 
@@ -34,6 +39,9 @@ log = logging.getLogger(__name__)
 
 MEASURED_SECONDS = 0.3
 CHUNK_NBYTES = 4 << 20
+SLOT_NBYTES = 8 << 20
+MEASURED_NBYTES = 128 << 20  # by broadcast
+STALL_SECONDS = 10.0
 VERSION = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
@@ -45,25 +53,43 @@ def listeners(port: int, ucx_port: int) -> list[str]:
     return found
 
 
-def describe(endpoints: Sequence[str], ucx_port: int) -> tuple[Endpoint, ...]:
-    """Of what is listened at, and of UCX where it is not."""
-    because = {"tcp": "sockets are everywhere", "ucx": "it is not switched on: ucx_port in the agent's settings"}
+def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[Endpoint, ...]:
+    """Of what is listened at, of broadcasts, whose invitations are fetched over TCP, and of what is not there."""
+    because = {
+        "tcp": "sockets are everywhere",
+        "ucx": "it is not switched on: ucx_port in the agent's settings",
+        "mpi": "it is not switched on: mpi in the agent's settings",
+    }
+    at = {urlsplit(endpoint).scheme: endpoint for endpoint in endpoints}
     if ucx_port:
         because["ucx"] = resolution()["ucx"].because
-    at = {urlsplit(endpoint).scheme: endpoint for endpoint in endpoints}
+    if mpi:
+        found = availability()
+        because["mpi"] = found.because
+        if found.works and "tcp" in at:
+            at["mpi"] = at["tcp"].replace("tcp", "mpi", 1)
+    rates = {scheme: _measured(scheme) for scheme in at} if len(at) > 1 else {}
     return tuple(
         Endpoint(
             scheme=scheme,
             endpoint=at.get(scheme, ""),
-            megabytes_per_second=measure(scheme) if scheme in at and len(at) > 1 else 0,
+            megabytes_per_second=rates.get(scheme, 0),
             message=because[scheme],
         )
-        for scheme in ("tcp", "ucx")
+        for scheme in ("tcp", "ucx", "mpi")
     )
 
 
+def _measured(scheme: str) -> int:
+    try:
+        return measure_broadcast() if scheme == "mpi" else measure(scheme)
+    except (PeerError, TransferError, OSError) as error:
+        log.warning("%s was not measured: %s", scheme, error)
+        return 0
+
+
 def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
-    """MB/s over loopback; 0 where it did not work after all."""
+    """MB/s over loopback."""
     token = secrets.token_hex()
     one = _One()
     uri = f"{scheme}://127.0.0.1:0"
@@ -82,11 +108,43 @@ def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
             arrived, began = 0, time.monotonic()
             client.fetch_chunks(VERSION, _until(one.want, began + seconds), count)
             return int(arrived / (time.monotonic() - began) / 1e6)
-    except (PeerError, OSError) as error:
-        log.warning("peers over %s: not measured: %s", scheme, error)
-        return 0
     finally:
         one.close()
+
+
+def measure_broadcast(nbytes: int = MEASURED_NBYTES) -> int:
+    """MB/s of a broadcast to one other rank on this host."""
+    terms = Terms(2, "a measurement", 2, SLOT_NBYTES, secrets.token_bytes(32))
+    patience = Patience(join_seconds=10.0, stall_seconds=10.0)
+    with ThreadPoolExecutor(1) as other, closing(Lead("127.0.0.1", 0, terms, 0, patience)) as lead:
+        following = other.submit(_follow, lead.port, terms, patience, nbytes)
+        lead.gather()
+        took = _push(lead, nbytes)
+        following.result()
+    return int(nbytes / took / 1e6)
+
+
+def _follow(port: int, terms: Terms, patience: Patience, nbytes: int) -> None:
+    with closing(Follow(1, "127.0.0.1", port, terms, 0, patience)) as follow:
+        follow.gather()
+        _push(follow, nbytes)
+
+
+def _push(group: Lead | Follow, nbytes: int) -> float:
+    """So many bytes, whatever they are, through the group's ring; the seconds that it took."""
+    member = group.member
+    if member is None:
+        raise MpiFailed(group.why)
+    began = time.monotonic()
+    count = nbytes // SLOT_NBYTES
+    for number in range(count + member.slots):
+        if number >= member.slots:
+            member.completed(STALL_SECONDS)
+        if number < count:
+            member.post(number % member.slots, SLOT_NBYTES)
+    took = time.monotonic() - began
+    member.finish(STALL_SECONDS)
+    return took
 
 
 class _One(ChunkProvider):

@@ -89,6 +89,9 @@ class Settings:
     """The port for peers; 0: any."""
     ucx_port: int = 0
     """The port for peers over UCX, beside the other; 0: UCX is not used. Its data has ports of its own, which nobody guards."""
+    mpi: bool = False
+    """Whether this node joins MPI broadcasts. Their ports are nobody's in particular, and who leads one names the program that the
+    others' ranks run: so all agents must be trusted alike."""
     metrics_port: int = 8080
     """The port of /metrics, /healthz and /readyz; 0: any."""
     memory_bytes: int = 0
@@ -179,8 +182,12 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise SettingsError(f"{where}: is a list, not {value!r}")
         return tuple(_value(typing.get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value))
-    if isinstance(kind, UnionType) or kind not in (int, float, str, Path):
+    if isinstance(kind, UnionType) or kind not in (bool, int, float, str, Path):
         raise SettingsError(f"{where}: {kind} cannot be set")
+    if kind is bool:
+        if not isinstance(value, bool):
+            raise SettingsError(f"{where}: is true or false, not {value!r}")
+        return value
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise SettingsError(f"{where}: takes a {kind.__name__.lower()}, not {value!r}")
     try:

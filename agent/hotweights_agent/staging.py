@@ -15,16 +15,19 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
 
+from hotweights_agent.broadcasts import BUCKET_NBYTES, Broadcasts, Brought
 from hotweights_agent.fetch import ChunkSource, Fetch, FetchFailed, OriginSource, PeerSource, Persistence, Progress
 from hotweights_agent.manifests import ManifestCache
 from hotweights_agent.messages import Message, ResolveDone, StageDone, StageFailed, StageProgressed
 from hotweights_agent.settings import StagingSettings
-from hotweights_agent.store import Store
+from hotweights_agent.store import Staging, Store
 from hotweights_agent.stripes import StripedSource
 from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
+from hotweights_planner.plan import build
 from hotweights_transports.errors import Cancelled, ChecksumMismatch, SourceRefused, SourceUnavailable, TransferError
 from hotweights_transports.peers.base import PeerClient, PeerError, PeerMissing
 from hotweights_transports.peers.registry import transport_for
@@ -36,6 +39,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST_AGAIN_SECONDS = 0.5
 JOBS_AT_ONCE = 32
+PROGRESS_SECONDS = 0.5
 
 
 class DigestDiffers(TransferError):
@@ -56,6 +60,7 @@ class Stager:
         *,
         token: Callable[[], str],
         settings: StagingSettings | None = None,
+        broadcasts: Broadcasts | None = None,
         fetched: Callable[[str, int], None] = lambda _transport, _nbytes: None,
     ) -> None:
         """``token`` proves to peers who we are; ``fetched`` hears how many bytes came by which transport."""
@@ -65,6 +70,7 @@ class Stager:
         self._tell = tell
         self._token = token
         self._settings = settings or StagingSettings()
+        self._broadcasts = broadcasts
         self._fetched = fetched
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="staging")
@@ -125,12 +131,15 @@ class Stager:
             total, needed = manifest.nbytes, staging.needed_nbytes
             here = max(0, total - needed)  # chunks that other versions brought
 
+            brought = Brought(0, "")
+
             def report(progress: Progress) -> None:
-                done = min(total, here + progress.done_nbytes)
-                self._tell_from_thread(StageProgressed(item.digest, done, total, progress.done_nbytes))
+                fetched = brought.nbytes + progress.done_nbytes
+                self._tell_from_thread(StageProgressed(item.digest, min(total, here + fetched), total, fetched))
 
             sources = self._sources_of(item, peers, manifest)
             report(Progress(0, needed, ()))
+            brought = self._broadcast(item, manifest, staging, cancel, report)
             persistence = Persistence(
                 deadline_seconds=max(1.0, deadline - time.monotonic()), patience_seconds=self._settings.patience_seconds
             )
@@ -138,7 +147,30 @@ class Stager:
             staging.commit()
         for name, nbytes in result.by_source:
             self._fetched(name.partition(":")[0], nbytes)
-        return StageDone(item.digest, manifest.version, total, result.done_nbytes, time.monotonic() - began)
+        self._fetched(brought.scheme, brought.nbytes)
+        fetched = brought.nbytes + result.done_nbytes
+        return StageDone(item.digest, manifest.version, total, fetched, time.monotonic() - began, brought.how)
+
+    def _broadcast(
+        self,
+        item: StageItem,
+        manifest: Manifest,
+        staging: Staging,
+        cancel: threading.Event,
+        report: Callable[[Progress], None],
+    ) -> Brought:
+        """What comes to all at once. What does not is fetched afterwards."""
+        job = item.collective
+        base = self._kept.get(job.base) if job is not None and job.base else None
+        if job is None or self._broadcasts is None:
+            return Brought(0, "")
+        if job.base and base is None:
+            return Brought(0, f"pulled, for {job.base}, on which the broadcast builds, is not known here any more")
+        plan = build(manifest, base, quote(item.uri, safe="/:%"), BUCKET_NBYTES, renamed=True)
+        came = _Sum(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
+        return self._broadcasts.bring(
+            job, plan, staging.builder, lambda: self._sources.open(item.uri, item.namespace), cancel, came
+        )
 
     def _sources_of(self, item: StageItem, peers: list[PeerClient], manifest: Manifest) -> list[ChunkSource]:
         """In the order in which they are asked. Several parents are donors: each gives a stripe."""
@@ -223,6 +255,26 @@ class Stager:
 
     def _tell_from_thread(self, message: Message) -> None:
         asyncio.run_coroutine_threadsafe(_as_coroutine(self._tell(message)), self._loop)
+
+
+class _Sum:
+    """Adds up what comes from many threads, and tells of it now and then."""
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._nbytes = 0
+        self._told_at = time.monotonic()
+
+    def __call__(self, nbytes: int) -> None:
+        with self._lock:
+            self._nbytes += nbytes
+            now = time.monotonic()
+            if now - self._told_at < PROGRESS_SECONDS:
+                return
+            self._told_at = now
+            came = self._nbytes
+        self._tell(came)
 
 
 async def _as_coroutine(awaitable: Awaitable[None]) -> None:

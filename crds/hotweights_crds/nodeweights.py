@@ -25,7 +25,7 @@ EnginePhase = Literal[
 class Endpoint(Model):
     """One transport of an agent."""
 
-    scheme: str = Field(description="tcp or ucx.", max_length=16)
+    scheme: str = Field(description="tcp, ucx or mpi.", max_length=16)
     endpoint: str = Field(default="", description="Where peers reach it by that; empty: not at all.", max_length=256)
     megabytes_per_second: int = Field(
         default=0, description="Measured over loopback when the agent started; 0: there was nothing to choose."
@@ -38,6 +38,22 @@ class Peer(Model):
 
     node: str = Field(description="Name of the node.", max_length=253)
     endpoint: str = Field(description="tcp://address:port or ucx://address:port of its agent.", max_length=256)
+
+
+class Collective(Model):
+    """One MPI job that brings a version to several nodes at once."""
+
+    name: str = Field(description="Names the job.", max_length=128)
+    head: str = Field(description="mpi://address:port of the first member's agent.", max_length=256)
+    members: list[str] = Field(
+        description="Names of the nodes in the order of their ranks; the first one reads the source.",
+        min_length=2,
+        max_length=64,
+        json_schema_extra=atomic(),
+    )
+    base: str = Field(
+        default="", description="A version that all of them hold: what it has too is not sent.", max_length=71
+    )
 
 
 class StageItem(Model):
@@ -61,6 +77,9 @@ class StageItem(Model):
         description="Who else can serve it, before the source is read.",
         max_length=8,
         json_schema_extra=atomic(),
+    )
+    collective: Collective | None = Field(
+        default=None, description="Get it together with others; what that does not bring is pulled as above."
     )
     timeout_seconds: int = Field(default=1800, description="How long staging may take.", ge=1)
 
@@ -140,7 +159,7 @@ class StagedVersion(Model):
     bytes_fetched: int = Field(default=0, description="Bytes that came from peers or the source; the rest was here.")
     seconds: float = Field(default=0.0, description="How long it took.")
     reason: str = Field(default="", description="One CamelCase word when it failed.", max_length=64)
-    message: str = Field(default="", description="What happened and what to do.", max_length=512)
+    message: str = Field(default="", description="How it came, or what went wrong and what to do.", max_length=512)
 
 
 class EngineStatus(Model):

@@ -17,7 +17,7 @@ from hotweights_crds.structural import IntOrPercent, atomic, cel, list_map
 MAX_FAILURES = 20
 MAX_HISTORY = 10
 
-Transport = Literal["Auto", "TCP", "UCX"]
+Transport = Literal["Auto", "TCP", "UCX", "MPI"]
 Phase = Literal["Pending", "Resolving", "Staging", "Activating", "Paused", "Complete", "Stalled", "Aborted"]
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 LabelValue = Annotated[str, Field(max_length=63)]
@@ -99,7 +99,8 @@ class Staging(Model):
     )
     transport: Transport = Field(
         default="Auto",
-        description="What carries bytes between nodes. Auto: what both sides measured as fastest. UCX: over UCX where both sides have it, else over TCP.",
+        description="What carries bytes between nodes. Auto: what they measured as fastest. UCX: where both sides have it, else TCP. "
+        "MPI: one broadcast to all nodes that have it; what it does not bring is pulled over TCP.",
     )
 
 

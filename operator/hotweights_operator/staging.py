@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hotweights_crds.nodeweights import Peer, StageItem
 from hotweights_crds.weightrollout import VersionStatus
-from hotweights_operator import transports
+from hotweights_operator import collectives, transports
 from hotweights_operator.model import NodeState, Observed, Rollout
 from hotweights_planner.routes import Route, plan_routes
 
@@ -44,15 +44,19 @@ def _items(rollout: Rollout, digest: str, nodes: Iterable[str], observed: Observ
         for node, item in present.items()
         if item and (node not in serving or _still_good(item, node in donors, serving))
     }
-    result = {node: _with_plain(item, plain) for node, item in kept.items()}
+    result = {node: _with_plain(item, plain, frozenset() if node in donors else donors) for node, item in kept.items()}
     if not set(followers) - set(kept):
         return result
     previous = {node: tuple(peer.node for peer in item.parents) for node, item in kept.items() if node in serving}
     zones = {node: observed.nodes[node].zone for node in followers if node in observed.nodes}
     routes = plan_routes(followers, donors, rollout.spec.staging.origin_readers, previous, zones)
+    asked, status = rollout.spec.staging.transport, rollout.status
+    bases = [version.digest for version in (status.previous, status.target) if version.digest not in ("", digest)]
+    jobs = {} if donors else collectives.form(asked, digest, routes, kept, serving, bases)
     for node in followers:
         if node not in kept:
-            result[node] = plain.model_copy(update=_route(rollout, serving[node], routes[node], serving))
+            route = _route(rollout, serving[node], routes[node], serving)
+            result[node] = plain.model_copy(update={**route, "collective": jobs.get(node)})
     return result
 
 
@@ -81,7 +85,7 @@ def remembered(namespace: str, digest: str, states: Iterable[NodeState]) -> Stag
         if item.digest == digest and item.namespace == namespace
     )
     item = next(found, None)
-    return item.model_copy(update={"parents": [], "fallbacks": []}) if item else None
+    return item.model_copy(update={"parents": [], "fallbacks": [], "collective": None}) if item else None
 
 
 def holding(nodes: Iterable[str], digest: str, observed: Observed) -> list[str]:
@@ -111,8 +115,9 @@ def _still_good(item: StageItem, has_it: bool, serving: Mapping[str, NodeState])
     )
 
 
-def _with_plain(item: StageItem, plain: StageItem) -> StageItem:
-    return plain.model_copy(update={"parents": item.parents, "fallbacks": item.fallbacks})
+def _with_plain(item: StageItem, plain: StageItem, having: frozenset[str]) -> StageItem:
+    collective = None if collectives.is_over(item, having) else item.collective
+    return plain.model_copy(update={"parents": item.parents, "fallbacks": item.fallbacks, "collective": collective})
 
 
 def _serving(observed: Observed) -> dict[str, NodeState]:

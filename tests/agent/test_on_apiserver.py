@@ -91,7 +91,8 @@ async def admin(cluster: Cluster) -> AsyncIterator[Api]:
 class AgentProcess:
     """``python -m hotweights_agent`` for one node; what it keeps on disk outlives it."""
 
-    def __init__(self, cluster: Cluster, node: str, folder: Path, roots: Path) -> None:
+    def __init__(self, cluster: Cluster, node: str, folder: Path, roots: Path, **changes: object) -> None:
+        """``changes``: of its settings."""
         self.node = node
         self.run_folder = folder / "r"
         self.log = folder / "log"
@@ -107,6 +108,7 @@ class AgentProcess:
             "staging": {"reserve_bytes": 0, "patience_seconds": 3.0},
             "engines": {"reconnect_seconds": 3.0},
             "kube": {"request_seconds": 3.0, "away_seconds": 1.0},
+            **changes,
         }
         config.write_text(yaml.safe_dump(settings))
         self.environment = os.environ | {
@@ -153,15 +155,15 @@ def folder() -> Iterator[Path]:
         yield Path(path)
 
 
-Launch = Callable[[str], AgentProcess]
+Launch = Callable[..., AgentProcess]
 
 
 @pytest.fixture
 def launch(cluster: Cluster, folder: Path, checkpoints: Path) -> Iterator[Launch]:
     started: list[AgentProcess] = []
 
-    def start(node: str) -> AgentProcess:
-        agent = AgentProcess(cluster, node, folder / node[-1], checkpoints)
+    def start(node: str, **changes: object) -> AgentProcess:
+        agent = AgentProcess(cluster, node, folder / node[-1], checkpoints, **changes)
         started.append(agent)
         agent.start()
         return agent
@@ -439,3 +441,51 @@ async def test_the_api_server_is_away_and_a_container_restarts(cluster: Cluster,
     await a.write([a.item("v1"), a.item("v2")], [a.pod(0, 22, "v1")])
     await a.shown(0, "True", "v1")
     await restarted.stop()
+
+
+PATIENT = {"mpi": True, "staging": {"reserve_bytes": 0, "patience_seconds": 20.0}}
+
+
+async def together(a: Operator, b: Operator, version: str, name: str) -> None:
+    """Tell both nodes to get the version by one broadcast, which ``a`` leads."""
+
+    async def offered() -> Any:
+        found = {one["scheme"]: one for one in (await a.status()).get("endpoints", [])}
+        return found if found.get("mpi", {}).get("endpoint") else None
+
+    endpoints = await eventually(offered)
+    assert endpoints["mpi"]["megabytesPerSecond"] > 0, endpoints
+    job = {"name": name, "head": endpoints["mpi"]["endpoint"], "members": list(NODES)}
+    parent = {"node": a.node, "endpoint": endpoints["tcp"]["endpoint"]}
+    await a.write([a.item(version, collective=job)], [])
+    await b.write([b.item(version, collective=job, parents=[parent])], [])
+
+
+async def test_a_broadcast_to_both(a: Operator, b: Operator, launch: Launch) -> None:
+    agents = [launch(node, **PATIENT) for node in NODES]
+    await together(a, b, "v1", "whole")
+    for operator in (a, b):
+        staged = await operator.staged("v1")
+        assert staged["message"] == f"by a broadcast to 2 nodes, for which {a.node} read the source"
+    assert re.search(r'fetched_bytes_total\{transport="mpi"\} [1-9]', agents[1].metrics())
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+async def test_a_broadcast_that_loses_a_node(a: Operator, b: Operator, launch: Launch, killed: int) -> None:
+    agents = [launch(node, **PATIENT) for node in NODES]
+    await together(a, b, "big", f"loses {killed}")
+    victim = (a, b)[killed]
+
+    async def flows() -> Any:
+        return any(0 < staged["bytesDone"] < staged["bytesTotal"] for staged in (await b.status()).get("staged", []))
+
+    await eventually(flows)
+    agents[killed].stop(signal.SIGKILL)
+    agents[killed].start()
+    other = await (b, a)[killed].staged("big")
+    assert other["bytesDone"] == other["bytesTotal"]
+    if victim is a:
+        assert "the broadcast was lost" in other["message"]
+    staged = await victim.staged("big")
+    assert staged["bytesDone"] == staged["bytesTotal"]
+    assert await (b, a)[killed].staged("big") == other, "what was staged stays"

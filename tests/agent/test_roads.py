@@ -15,19 +15,23 @@ def test_a_transport_is_measured(scheme: str) -> None:
 
 
 def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:
-    tcp, ucx = roads.describe(["tcp://10.0.0.1:7600"], ucx_port=0)
+    tcp, ucx, mpi = roads.describe(["tcp://10.0.0.1:7600"], ucx_port=0, mpi=False)
+    assert (mpi.scheme, mpi.endpoint) == ("mpi", "")
     assert (tcp.scheme, tcp.endpoint, tcp.megabytes_per_second) == ("tcp", "tcp://10.0.0.1:7600", 0)
     assert (ucx.scheme, ucx.endpoint, ucx.megabytes_per_second) == ("ucx", "", 0)
     assert "not switched on" in ucx.message
 
 
-def test_both_are_told_of_with_what_they_reach() -> None:
+def test_all_are_told_of_with_what_they_reach() -> None:
     assert roads.listeners(7600, 0) == ["tcp://0.0.0.0:7600"]
     assert roads.listeners(7600, 7601) == ["tcp://0.0.0.0:7600", "ucx://0.0.0.0:7601"]
-    tcp, ucx = roads.describe(["tcp://10.0.0.1:7600", "ucx://10.0.0.1:7601"], ucx_port=7601)
+    tcp, ucx, mpi = roads.describe(["tcp://10.0.0.1:7600", "ucx://10.0.0.1:7601"], ucx_port=7601, mpi=True)
     assert tcp.megabytes_per_second > 0
     assert ucx.megabytes_per_second > 0
     assert "tcp on" in ucx.message
+    assert mpi.endpoint == "mpi://10.0.0.1:7600"
+    assert mpi.megabytes_per_second > 0
+    assert "mpi4py" in mpi.message
 
 
 def test_where_ucx_does_not_work_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -35,10 +39,10 @@ def test_where_ucx_does_not_work_the_reason_is_told(monkeypatch: pytest.MonkeyPa
     no = Availability(False, "ucxx cannot be imported")
     monkeypatch.setattr("hotweights_agent.roads.resolution", lambda: {**found, "ucx": no})
     assert roads.listeners(7600, 7601) == ["tcp://0.0.0.0:7600"]
-    assert roads.describe(["tcp://10.0.0.1:7600"], ucx_port=7601)[1].message == "ucxx cannot be imported"
+    assert roads.describe(["tcp://10.0.0.1:7600"], ucx_port=7601, mpi=False)[1].message == "ucxx cannot be imported"
 
 
 def test_the_node_object_says_it() -> None:
-    endpoints = roads.describe(["tcp://10.0.0.1:7600"], ucx_port=0)
+    endpoints = roads.describe(["tcp://10.0.0.1:7600"], ucx_port=0, mpi=False)
     session = Session(Self("boot", "v", "tcp://10.0.0.1:7600", endpoints))
     assert tuple(session._status([]).endpoints) == endpoints

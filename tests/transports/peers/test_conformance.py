@@ -86,6 +86,16 @@ def test_manifest(parent: Node, digest: str, serve: Serve, connect: Connect) -> 
     assert client.fetch_manifest(digest) == parent.manifests[digest]
 
 
+def test_an_invitation(parent: Node, digest: str, serve: Serve, connect: Connect) -> None:
+    client = connect(serve(parent).address)
+    with pytest.raises(PeerMissing, match="leads no group ours"):
+        client.fetch_invitation("ours")
+    parent.invitations["ours"] = b"come"
+    assert client.fetch_invitation("ours") == b"come"
+    assert parent.guests[-1].name == "system:serviceaccount:hotweights:agent"
+    assert client.fetch_manifest(digest) == parent.manifests[digest], "the connection goes on"
+
+
 def test_a_manifest_that_is_another_is_not_taken(parent: Node, serve: Serve, connect: Connect) -> None:
     digest = "sha256:" + "1" * 64
     parent.manifests[digest] = b"something else"

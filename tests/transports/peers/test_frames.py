@@ -116,3 +116,15 @@ def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
 def test_requests_for_what_is_no_chunk(wanted: object) -> None:
     with pytest.raises(FrameError):
         frames.read_chunks_request(json.dumps({"digest": DIGEST, "blake3": wanted}).encode())
+
+
+@pytest.mark.parametrize("name", ["", "x" * (frames.MAX_GROUP_NAME + 1), 7, None, ["ours"]])
+def test_requests_for_what_is_no_group(name: object) -> None:
+    with pytest.raises(FrameError, match="a group's name"):
+        frames.read_group_request(json.dumps({"name": name}).encode())
+
+
+def test_a_request_for_a_group_round_trips() -> None:
+    data = frames.group_request("ours")
+    assert frames.decode_header(data[: HEADER.size], frames.FROM_PULLER).kind is Kind.GROUP
+    assert frames.read_group_request(data[HEADER.size :]) == "ours"

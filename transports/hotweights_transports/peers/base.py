@@ -118,6 +118,10 @@ class ChunkProvider(Protocol):
         """The manifest of a version that is staged or being staged here; None for any other."""
         ...
 
+    def invitation(self, group: str, guest: Identity) -> bytes | None:
+        """What ``guest`` has to know to join a collective that this node leads; None: it leads none of that name (yet)."""
+        return None
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Want:
@@ -192,7 +196,7 @@ class PeerServer(ABC):
 
     1. PULLER sends its token. SERVER calls `Authenticate` before anything else; where it says None, the puller gets a
        refusal that names the cause, and not one byte of a manifest or a chunk.
-    2. PULLER asks for a manifest by digest, or for chunks by BLAKE3, as often as it likes, several requests ahead.
+    2. PULLER asks for a manifest by digest, for chunks by BLAKE3, or to be let into a group, as often as it likes, several requests ahead.
     3. SERVER answers in the order asked. A chunk leaves as soon as the provider has it verified; until then the puller
        gets a sign of life every `ServerLimits.waiting_seconds`. What the provider does not know is answered as missing.
     4. Whatever goes wrong (garbage, a puller that is slow or gone, a deadline) ends this connection only.
@@ -224,6 +228,10 @@ class PeerClient(ABC):
     @abstractmethod
     def fetch_manifest(self, digest: str) -> bytes:
         """The manifest, its sha256 verified against ``sha256:<hex>``; `PeerMissing` where the peer does not know it."""
+
+    @abstractmethod
+    def fetch_invitation(self, group: str) -> bytes:
+        """What the peer tells whoever may join that group; `PeerMissing` where it leads none of that name (yet)."""
 
     @abstractmethod
     def fetch_chunks(

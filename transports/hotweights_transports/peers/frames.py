@@ -21,6 +21,7 @@ HEADER = struct.Struct("!2sBxI32s")
 MAGIC = b"HW"
 NO_DIGEST = bytes(32)
 MAX_REQUESTED_CHUNKS = 512
+MAX_GROUP_NAME = 128
 
 _VERSION_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CHUNK_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -35,6 +36,7 @@ class Kind(enum.IntEnum):
     MANIFEST = 2  # puller → server: {digest}
     CHUNKS = 3  # puller → server: {digest, blake3: […]}
     GREETING = 4  # both ways after the welcome, where chunks come another way: what that transport wants to know
+    GROUP = 5  # puller → server: {name}
     WELCOME = 16  # server → puller: {protocol}
     REFUSED = 17  # server → puller, and closes: {reason, message}
     CHUNK = 18  # server → puller: the bytes
@@ -42,20 +44,24 @@ class Kind(enum.IntEnum):
     UNKNOWN = 20  # server → puller: the version is not known here (yet)
     WAITING = 21  # server → puller: a sign of life while that chunk is on its way to the server
     MANIFEST_BYTES = 22  # server → puller
+    INVITATION = 23  # server → puller: what it has to know to join that group
 
 
 FROM_STRANGER = frozenset({Kind.HELLO})
-FROM_PULLER = frozenset({Kind.MANIFEST, Kind.CHUNKS})
+FROM_PULLER = frozenset({Kind.MANIFEST, Kind.CHUNKS, Kind.GROUP})
 GREETINGS = frozenset({Kind.GREETING})
 TO_STRANGER = frozenset({Kind.WELCOME, Kind.REFUSED})
 TO_GREETED = frozenset({Kind.GREETING, Kind.REFUSED})
-TO_PULLER = frozenset({Kind.REFUSED, Kind.CHUNK, Kind.MISSING, Kind.UNKNOWN, Kind.WAITING, Kind.MANIFEST_BYTES})
+TO_PULLER = frozenset(
+    {Kind.REFUSED, Kind.CHUNK, Kind.MISSING, Kind.UNKNOWN, Kind.WAITING, Kind.MANIFEST_BYTES, Kind.INVITATION}
+)
 
 MAX_NBYTES = {
     Kind.HELLO: 32 * 1024,  # a service-account token takes one or two KiB
     Kind.MANIFEST: 1024,
     Kind.CHUNKS: 64 * 1024,
     Kind.GREETING: 16 * 1024,  # the address of a UCX worker on a host with many networks has a few KiB
+    Kind.GROUP: 1024,
     Kind.WELCOME: 1024,
     Kind.REFUSED: 4096,
     Kind.CHUNK: 1024 * 1024 * 1024,  # the most that a manifest may make of one chunk; the usual is 4 MiB
@@ -63,6 +69,7 @@ MAX_NBYTES = {
     Kind.UNKNOWN: 0,
     Kind.WAITING: 0,
     Kind.MANIFEST_BYTES: 512 * 1024 * 1024,  # five million chunks
+    Kind.INVITATION: 32 * 1024,  # a token is in it
 }
 
 
@@ -127,6 +134,10 @@ def chunks_request(digest: str, blake3: list[str]) -> bytes:
     return _json(Kind.CHUNKS, {"digest": digest, "blake3": blake3})
 
 
+def group_request(name: str) -> bytes:
+    return _json(Kind.GROUP, {"name": name})
+
+
 def read_hello(payload: bytes) -> Hello:
     data = _object(payload)
     protocols, token = data.get("protocols"), data.get("token")
@@ -164,6 +175,13 @@ def read_chunks_request(payload: bytes) -> tuple[str, list[str]]:
     if not all(isinstance(item, str) and _CHUNK_DIGEST.fullmatch(item) for item in blake3):
         raise FrameError("chunks: a BLAKE3 digest is 64 lowercase hex digits")
     return digest, blake3
+
+
+def read_group_request(payload: bytes) -> str:
+    name = _object(payload).get("name")
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_GROUP_NAME:
+        raise FrameError(f"a group's name is a string of 1 to {MAX_GROUP_NAME} characters")
+    return name
 
 
 def _version_digest(data: dict[str, object]) -> str:

@@ -20,6 +20,7 @@ from hotweights_transports.peers.base import (
     ChunkProvider,
     ClientLimits,
     Deliver,
+    Identity,
     Lease,
     Missing,
     PeerClient,
@@ -64,7 +65,7 @@ class InprocServer(PeerServer):
                 del _servers[self.address]
 
     @contextlib.contextmanager
-    def admitted(self, token: str) -> Iterator[None]:
+    def admitted(self, token: str) -> Iterator[Identity]:
         try:
             identity = self._authenticate(token)
         except AuthenticationUnavailable as error:
@@ -74,7 +75,7 @@ class InprocServer(PeerServer):
         if not self._places.acquire(blocking=False):
             raise PeerRefused(self.address, f"Busy: {self.limits.max_connections} connections already")
         try:
-            yield
+            yield identity
         finally:
             self._places.release()
 
@@ -92,6 +93,14 @@ class InprocClient(PeerClient):
         if data is None:
             raise PeerMissing(self.address, f"it does not know the version {digest}")
         return checked_manifest(self.address, digest, data)
+
+    def fetch_invitation(self, group: str) -> bytes:
+        server = self._server()
+        with server.admitted(self._token()) as identity:
+            data = server.provider.invitation(group, identity)
+        if data is None:
+            raise PeerMissing(self.address, f"it leads no group {group}")
+        return data
 
     def fetch_chunks(
         self,

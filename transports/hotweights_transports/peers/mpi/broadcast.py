@@ -22,7 +22,7 @@ from hotweights_transports.image import ImageBuilder
 from hotweights_transports.peers.mpi.group import Follow, Lead
 from hotweights_transports.peers.mpi.hydra import MpiFailed
 from hotweights_transports.peers.mpi.member import Member
-from hotweights_transports.reader import read_chunks
+from hotweights_transports.reader import Limits, read_chunks
 from hotweights_transports.sources.base import Source
 
 VERIFIERS: Final = 2
@@ -33,7 +33,13 @@ Kept = Callable[[Chunk], None]
 
 
 def send(
-    lead: Lead, buckets: Sequence[PlanBucket], source: Source, builder: ImageBuilder, kept: Kept, stall_seconds: float
+    lead: Lead,
+    buckets: Sequence[PlanBucket],
+    source: Source,
+    builder: ImageBuilder,
+    kept: Kept,
+    stall_seconds: float,
+    limits: Limits | None = None,
 ) -> str:
     """Rank 0's part: read everything once, and send it along for as long as the others can hear it. Returns why they could
     not hear all of it, or ''. Raises what the source does, and `ChecksumMismatch` before a wrong chunk is sent."""
@@ -46,6 +52,7 @@ def send(
             source,
             desk.pieces(),
             lambda piece, data: desk.take(piece, data, parts),
+            limits=limits,
             failing=lambda _: desk.lose("gone"),
         )
         desk.see_off()

@@ -95,11 +95,14 @@ class Lead:
     def gather(self) -> None:
         """Wait for all, then begin the job; without them, or without MPI, begin without a job."""
         with self._changed:
-            everybody = self._changed.wait_for(
-                lambda: len(self._channels) == self.terms.size - 1, self._patience.join_seconds
+            self._changed.wait_for(
+                lambda: len(self._channels) == self.terms.size - 1 or self._closing, self._patience.join_seconds
             )
             absent = sorted(set(range(1, self.terms.size)) - self._channels.keys())
-        if not everybody:
+            given_up = self._closing
+        if given_up:
+            self.why = "the head gave it up"
+        elif absent:
             who = ", ".join(map(str, absent))
             self.why = f"rank {who} did not come within {self._patience.join_seconds:g} s"
         elif self.terms.size == 1:
@@ -170,6 +173,7 @@ class Lead:
     def _stop_listening(self) -> None:
         with self._changed:
             self._closing = True
+            self._changed.notify_all()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); closing alone would not
         self._listener.close()

@@ -87,6 +87,11 @@ class TcpClient(PeerClient):
             data = stream.manifest(digest)
         return checked_manifest(self.address, digest, data)
 
+    def fetch_invitation(self, group: str) -> bytes:
+        stream = self._open()
+        with self._kept_if_clean(stream):
+            return stream.invitation(group)
+
     def fetch_chunks(
         self,
         digest: str,
@@ -198,6 +203,13 @@ class _Stream:
         return header
 
     def manifest(self, digest: str) -> bytes:
+        request = frames.manifest_request(digest)
+        return self._document(request, frames.Kind.MANIFEST_BYTES, f"it does not know the version {digest}")
+
+    def invitation(self, group: str) -> bytes:
+        return self._document(frames.group_request(group), frames.Kind.INVITATION, f"it leads no group {group}")
+
+    def _document(self, request: bytes, kind: frames.Kind, unknown: str) -> bytes:
         patience = Patience(self._address, self._limits, time.monotonic())
 
         def tick(nbytes: int) -> None:
@@ -206,12 +218,12 @@ class _Stream:
                 patience.received(nbytes, now)
             patience.check(now)
 
-        self.wire.send(frames.manifest_request(digest), within(self._limits.silence_seconds))
+        self.wire.send(request, within(self._limits.silence_seconds))
         header = self._header(frames.TO_PULLER, tick)
         if header.kind is frames.Kind.UNKNOWN:
-            raise PeerMissing(self._address, f"it does not know the version {digest}")
-        if header.kind is not frames.Kind.MANIFEST_BYTES:
-            raise frames.FrameError(f"a {header.kind.name} frame answers no request for a manifest")
+            raise PeerMissing(self._address, unknown)
+        if header.kind is not kind:
+            raise frames.FrameError(f"a {header.kind.name} frame came instead of a {kind.name} frame")
         return bytes(self.wire.receive(header.nbytes, tick))
 
     def chunks(self, digest: str, first: list[Want], feed: _Feed) -> None:

@@ -161,7 +161,12 @@ class TcpServer(PeerServer):
             header = self._next_request(wire)
             payload = bytes(wire.receive(header.nbytes, within(self._limits.request_seconds)))
             if header.kind is frames.Kind.MANIFEST:
-                self._send_manifest(wire, frames.read_manifest_request(payload))
+                manifest = self._provider.manifest(frames.read_manifest_request(payload))
+                self._send_document(wire, frames.Kind.MANIFEST_BYTES, manifest)
+                continue
+            if header.kind is frames.Kind.GROUP:
+                invitation = self._provider.invitation(frames.read_group_request(payload), identity)
+                self._send_document(wire, frames.Kind.INVITATION, invitation)
                 continue
             digest, wanted = frames.read_chunks_request(payload)
             logger.debug("%s: %d chunks of %s for %s", self.address, len(wanted), digest, identity.name)
@@ -181,13 +186,12 @@ class TcpServer(PeerServer):
 
         return checked
 
-    def _send_manifest(self, wire: Wire, digest: str) -> None:
-        manifest = self._provider.manifest(digest)
-        if manifest is None:
+    def _send_document(self, wire: Wire, kind: frames.Kind, document: bytes | None) -> None:
+        if document is None:
             self._send_header(wire, frames.Header(frames.Kind.UNKNOWN, 0))
             return
-        self._send_header(wire, frames.Header(frames.Kind.MANIFEST_BYTES, len(manifest)), more=True)
-        wire.send(manifest, self._unless_closing(within(self._limits.send_seconds)))
+        self._send_header(wire, frames.Header(kind, len(document)), more=True)
+        wire.send(document, self._unless_closing(within(self._limits.send_seconds)))
 
     def _send_chunk(self, wire: Wire, digest: str, blake3: str) -> None:
         raw = bytes.fromhex(blake3)

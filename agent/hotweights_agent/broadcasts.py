@@ -1,0 +1,188 @@
+"""A version by one MPI broadcast to all nodes of a chain: this node's part of it.
+
+The operator says who belongs together (`StageItem.collective`); who is first reads the source, the others are invited by it. Nothing here fails:
+whatever happens to a broadcast, what it brought is kept and verified, a sentence says what became of it, and what is missing is pulled.
+It knows no version that is staged, no engine and no Kubernetes; who an agent is, others check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from hotweights_crds.nodeweights import Collective
+from hotweights_planner.manifest import Chunk
+from hotweights_planner.plan import Plan
+from hotweights_transports.errors import Cancelled, TransferError
+from hotweights_transports.image import ImageBuilder
+from hotweights_transports.peers.base import Authenticate, PeerError, PeerMissing, PeerUnreachable
+from hotweights_transports.peers.mpi.broadcast import receive, send
+from hotweights_transports.peers.mpi.group import Follow, Lead, Patience, Terms
+from hotweights_transports.peers.mpi.hydra import MpiUnavailable, availability
+from hotweights_transports.peers.mpi.invitation import Groups, Invitation, accept
+from hotweights_transports.peers.registry import transport_for
+from hotweights_transports.reader import Limits
+from hotweights_transports.sources.base import Source
+
+log = logging.getLogger(__name__)
+
+BUCKET_NBYTES: Final = 16 << 20
+WINDOW: Final = 3  # buckets on their way at once: what a broadcast costs a node in memory beside the version
+STALL_SECONDS: Final = 30.0
+AGAIN_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a node needs to take part."""
+
+    node: str
+    """Its name."""
+    host: str
+    """Under which the others reach it."""
+    token: Callable[[], str]
+    """Who it is to peers."""
+    check: Authenticate
+    """Who a peer is."""
+    groups: Groups
+    """What it tells those whom it leads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of a broadcast on this node."""
+
+    nbytes: int
+    """Of chunks that were missing here."""
+    how: str
+    """In a sentence."""
+    scheme: str = "mpi"
+    """What brought them; the head's come from the source."""
+
+
+class Broadcasts:
+    """`bring` once for each version, from any thread."""
+
+    def __init__(self, means: Means, patience_seconds: float) -> None:
+        """``patience_seconds``: how long those who are there wait for the others."""
+        self._means = means
+        self._patience = Patience(join_seconds=patience_seconds, stall_seconds=STALL_SECONDS)
+
+    def bring(
+        self,
+        job: Collective,
+        plan: Plan,
+        builder: ImageBuilder,
+        source: Callable[[], Source],
+        cancel: threading.Event,
+        arrived: Callable[[int], None],
+    ) -> Brought:
+        """Take part in ``job``. ``arrived`` hears of each chunk's bytes, from any thread. Raises `Cancelled` only."""
+        if not plan.buckets or self._means.node not in job.members:
+            return Brought(0, "")
+        counted = _Counted(arrived)
+        try:
+            found = availability()
+            if not found.works:
+                raise MpiUnavailable(f"MPI does not work here: {found.because}")
+            lost = self._take_part(job, plan, builder, source, cancel, counted)
+        except (TransferError, PeerError, OSError) as error:
+            lost = str(error)
+        if cancel.is_set():
+            raise Cancelled("cancelled during a broadcast")
+        how = f"by a broadcast to {len(job.members)} nodes, for which {job.members[0]} read the source"
+        if lost:
+            log.warning("the broadcast of %s was lost: %s", plan.version, lost)
+            how = f"pulled, for the broadcast was lost: {lost}"
+        scheme = urlsplit(plan.source).scheme if self._means.node == job.members[0] else "mpi"
+        return Brought(counted.nbytes, how, scheme)
+
+    def _take_part(
+        self,
+        job: Collective,
+        plan: Plan,
+        builder: ImageBuilder,
+        source: Callable[[], Source],
+        cancel: threading.Event,
+        counted: _Counted,
+    ) -> str:
+        rank = job.members.index(self._means.node)
+        largest = max(bucket.nbytes for bucket in plan.buckets)
+        about = f"{plan.manifest.digest} over {plan.base_digest or 'nothing'}"
+        with contextlib.ExitStack() as stack:
+            if rank == 0:
+                terms = Terms(len(job.members), about, WINDOW, largest, Groups.new_secret())
+                lead = Lead(self._means.host, 0, terms, 0, self._patience)
+                stack.callback(lead.close)
+                stack.enter_context(_ended_by(cancel, lead))
+                self._means.groups.open(job.name, job.members, lead.port, terms.secret)
+                stack.callback(self._means.groups.close, job.name)
+                lead.gather()
+                self._means.groups.close(job.name)  # who comes now comes too late
+                with source() as opened:
+                    limits = Limits(cancel)
+                    return send(lead, plan.buckets, opened, builder, counted, STALL_SECONDS, limits)
+            host, invitation = self._invited(job, cancel)
+            if invitation.over:
+                return "the others began without this node"
+            terms = Terms(len(job.members), about, WINDOW, largest, invitation.secret)
+            follow = Follow(rank, host, invitation.port, terms, 0, self._patience)
+            stack.callback(follow.close)
+            stack.enter_context(_ended_by(cancel, follow))
+            follow.gather()
+            return receive(follow, plan.buckets, builder, counted, STALL_SECONDS)
+
+    def _invited(self, job: Collective, cancel: threading.Event) -> tuple[str, Invitation]:
+        """Asks until the head leads the group; that may be a moment later."""
+        address = urlsplit(job.head)
+        uri = f"tcp://{address.netloc}"
+        deadline = time.monotonic() + self._patience.join_seconds
+        with transport_for(uri).connect(uri, self._means.token) as client:
+            while True:
+                try:
+                    return address.hostname or "", accept(client, job.name, job.members[0], self._means.check)
+                except (PeerMissing, PeerUnreachable):
+                    if time.monotonic() >= deadline:
+                        raise
+                if cancel.wait(AGAIN_SECONDS):
+                    raise Cancelled("cancelled while it waited for an invitation")
+
+
+class _Counted:
+    """Bytes that came, as `broadcast.Kept` wants to tell them."""
+
+    def __init__(self, arrived: Callable[[int], None]) -> None:
+        self._arrived = arrived
+        self._lock = threading.Lock()
+        self.nbytes = 0
+
+    def __call__(self, chunk: Chunk) -> None:
+        with self._lock:
+            self.nbytes += chunk.nbytes
+        self._arrived(chunk.nbytes)
+
+
+@contextlib.contextmanager
+def _ended_by(cancel: threading.Event, group: Lead | Follow) -> Iterator[None]:
+    """Nobody waits in the group any more once ``cancel`` is set."""
+    through = threading.Event()
+
+    def watch() -> None:
+        while not through.wait(AGAIN_SECONDS):
+            if cancel.is_set():
+                group.close()
+                return
+
+    watcher = threading.Thread(target=watch, name="broadcast's end", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        through.set()
+        watcher.join()
