@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,40 @@ def test_the_agent_reads_what_the_chart_sets(helm: Helm, tmp_path: Path) -> None
     mounts = {mount["mountPath"] for mount in found["volumeMounts"]}
     assert {str(path) for path in (read.run_folder, read.state_folder, read.peer_token_file.parent)} <= mounts
     assert variables[agent_settings.CONFIG_VARIABLE].rpartition("/")[0] in mounts
+
+
+@pytest.mark.parametrize(
+    ("agent", "ucx_port", "mpi"),
+    [
+        pytest.param({}, 0, False, id="off"),
+        pytest.param({"transports": {"ucx": True}}, 7601, False, id="UCX"),
+        pytest.param({"transports": {"mpi": True}}, 0, True, id="MPI"),
+        pytest.param({"transports": {"ucx": True, "mpi": True}}, 7601, True, id="both"),
+        pytest.param(
+            {"transports": {"ucx": True, "mpi": True}, "settings": {"ucx_port": 7700, "staging": {"at_once": 2}}},
+            *(7700, True),
+            id="another port",
+        ),
+        pytest.param(
+            {"transports": {"ucx": True, "mpi": True}, "settings": {"ucx_port": 0, "mpi": False}},
+            *(0, False),
+            id="off after all",
+        ),
+    ],
+)
+def test_transports_are_switched_on_and_settings_have_the_last_word(
+    helm: Helm, tmp_path: Path, agent: Body, ucx_port: int, mpi: bool
+) -> None:
+    objects = helm.template({"sources": [SOURCE], "agent": agent})
+    config = tmp_path / "config.yaml"
+    (body,) = (body for body in objects if body["kind"] == "ConfigMap")
+    config.write_text(body["data"]["config.yaml"])
+    keys = re.findall(r"^(\w+):", config.read_text(), re.MULTILINE)
+    assert sorted(keys) == sorted(set(keys)), "which of the two holds?"
+    found = container(objects, "DaemonSet")
+    read = agent_settings.read(environment(found), config)
+    assert (read.ucx_port, read.mpi) == (ucx_port, mpi)
+    assert ports(found).get("peers-ucx", 0) == ucx_port
 
 
 def test_an_agent_without_sources_starts(helm: Helm, tmp_path: Path) -> None:
