@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hotweights.coordinator import state
 from hotweights.coordinator.backend import decode, encode
@@ -81,6 +81,11 @@ class Coordinator(RuleBasedStateMachine):
         assert again is self.durable, f"{transition} twice changed something"
         return True
 
+    @initialize(workers=st.sets(st.sampled_from(WORKERS)))
+    def some_are_there(self, workers: set[str]) -> None:
+        for worker in sorted(workers):
+            self.register(worker, 0)
+
     @rule(worker=st.sampled_from(WORKERS), instance=st.integers(0, 1))
     def register(self, worker: str, instance: int) -> None:
         model = self.model
@@ -89,13 +94,13 @@ class Coordinator(RuleBasedStateMachine):
             model.not_ready(worker)
         model.workers[worker] = instance
 
-    @rule(worker=st.sampled_from(WORKERS))
-    def falls_silent(self, worker: str) -> None:
+    @rule(workers=st.just(set(WORKERS)) | st.sets(st.sampled_from(WORKERS), min_size=1))
+    def fall_silent(self, workers: set[str]) -> None:
         model = self.model
-        was = model.workers.pop(worker, None)
-        self.does("", "drop", [worker], self.now)
-        if was is not None:
-            model.not_ready(worker)
+        self.does("", "drop", sorted(workers), self.now)
+        if gone := [worker for worker in workers if model.workers.pop(worker, None) is not None]:
+            for worker in gone:
+                model.not_ready(worker)
             model.settle()
 
     @rule(version=st.sampled_from(VERSIONS))
@@ -141,6 +146,14 @@ class Coordinator(RuleBasedStateMachine):
         if self.does(expected, "precommit", worker, model.token + offset, self.now) and model.open:
             model.ready.add(worker)
             model.settle()
+
+    @rule(version=st.sampled_from(VERSIONS), at_once=st.sampled_from((False, False, True)))
+    def update(self, version: str, at_once: bool) -> None:
+        """As it should go: steps that are drawn one by one seldom get so far."""
+        self.submit(version)
+        self.begin(version, at_once, None)
+        for worker in sorted(self.model.workers):
+            self.precommit(worker, 0)
 
     @rule(version=st.sampled_from(VERSIONS), offset=st.sampled_from((None, 0, -1)))
     def commit(self, version: str, offset: int | None) -> None:
@@ -229,6 +242,6 @@ class Coordinator(RuleBasedStateMachine):
 
 
 Coordinator.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestCoordinator = Coordinator.TestCase
