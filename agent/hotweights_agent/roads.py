@@ -23,7 +23,6 @@ from hotweights_transports.errors import TransferError
 from hotweights_transports.peers.base import (
     Authenticate,
     ChunkProvider,
-    ClientLimits,
     Identity,
     Lease,
     PeerError,
@@ -101,8 +100,8 @@ def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
 
     try:
         with (
-            transport_for(uri).listen(uri, one, _only(token), ServerLimits(max_connections=4)) as server,
-            transport_for(uri).connect(server.address, lambda: token, ClientLimits(streams=1)) as client,
+            transport_for(uri).listen(uri, one, _only(token), ServerLimits(max_connections=8)) as server,
+            transport_for(uri).connect(server.address, lambda: token) as client,
         ):
             client.fetch_chunks(VERSION, [one.want], count)  # the first one makes connections and pages
             arrived, began = 0, time.monotonic()
@@ -131,16 +130,21 @@ def _follow(port: int, terms: Terms, patience: Patience, nbytes: int) -> None:
 
 
 def _push(group: Lead | Follow, nbytes: int) -> float:
-    """So many bytes, whatever they are, through the group's ring; the seconds that it took."""
+    """So many bytes into the group's ring, through it and out of it; the seconds that it took."""
     member = group.member
     if member is None:
         raise MpiFailed(group.why)
+    count, content = nbytes // SLOT_NBYTES, bytearray(SLOT_NBYTES)
     began = time.monotonic()
-    count = nbytes // SLOT_NBYTES
     for number in range(count + member.slots):
         if number >= member.slots:
-            member.completed(STALL_SECONDS)
+            with member.view(member.completed(STALL_SECONDS)) as view:
+                if group.rank:
+                    content[:] = view
         if number < count:
+            with member.view(number % member.slots) as view:
+                if not group.rank:
+                    view[:] = content
             member.post(number % member.slots, SLOT_NBYTES)
     took = time.monotonic() - began
     member.finish(STALL_SECONDS)

@@ -17,6 +17,7 @@ from hotweights_transports.peers.base import (
     Deliver,
     Missing,
     PeerClient,
+    PeerMissing,
     PeerServer,
     PeerTimeout,
     PeerUnreachable,
@@ -59,6 +60,9 @@ class Donor(PeerClient):
             else:
                 deliver(want, memoryview(b"x"))
                 self.gave.append(want.blake3)
+
+    def fetch_invitation(self, group: str) -> bytes:
+        raise PeerMissing(self.address, "it leads no group")
 
     def close(self) -> None:
         pass
