@@ -23,7 +23,7 @@ from pathlib import Path
 from hotweights_planner.buckets import DEFAULT_BUCKET_NBYTES
 from hotweights_planner.header import PREFIX_NBYTES
 from hotweights_planner.plan import Plan, build
-from hotweights_transports.peers.mpi.hydra import CHAIN, find
+from hotweights_transports.peers.mpi.hydra import SETTINGS, find
 from hotweights_transports.resolve import publish
 from hotweights_transports.sources.file import open_folder
 
@@ -70,7 +70,7 @@ def write_plan(folder: Path, nbytes: int) -> Plan:
 
 def plain(ranks: int, plan: Plan) -> float:
     """GB/s of Bcast alone."""
-    settings = [word for name, value in CHAIN.items() for word in ("-genv", name.replace("IBCAST", "BCAST"), value)]
+    settings = [word for name, value in SETTINGS.items() for word in ("-genv", name.replace("IBCAST", "BCAST"), value)]
     settings[2] = "pipelined_tree"  # what Ibcast calls tsp_tree
     sizes = [str(DEFAULT_BUCKET_NBYTES), str(max(1, plan.total_nbytes // DEFAULT_BUCKET_NBYTES))]
     arguments = [find().mpiexec, *settings, "-n", str(ranks), sys.executable, "-c", PLAIN, *sizes]

@@ -30,7 +30,7 @@ from hotweights_transports.peers.base import (
     Want,
 )
 from hotweights_transports.peers.mpi.group import Follow, Lead, Patience, Terms
-from hotweights_transports.peers.mpi.hydra import MpiFailed, availability
+from hotweights_transports.peers.mpi.hydra import BETWEEN_HOSTS, MpiFailed, availability
 from hotweights_transports.peers.registry import resolution, transport_for
 from hotweights_transports.slab import sealed_memfd
 
@@ -115,7 +115,7 @@ def measure_broadcast(nbytes: int = MEASURED_NBYTES) -> int:
     """MB/s of a broadcast to one other rank on this host."""
     terms = Terms(2, "a measurement", 2, SLOT_NBYTES, secrets.token_bytes(32))
     patience = Patience(join_seconds=10.0, stall_seconds=10.0)
-    with ThreadPoolExecutor(1) as other, closing(Lead("127.0.0.1", 0, terms, 0, patience)) as lead:
+    with ThreadPoolExecutor(1) as other, closing(Lead("127.0.0.1", 0, terms, 0, patience, BETWEEN_HOSTS)) as lead:
         following = other.submit(_follow, lead.port, terms, patience, nbytes)
         lead.gather()
         took = _push(lead, nbytes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from hotweights_transports.peers.mpi import hydra
 from hotweights_transports.peers.mpi.hydra import Head, MpiFailed, MpiUnavailable, availability, find
 from hotweights_transports.peers.mpi.launch import command, parse_launch
-from hotweights_transports.peers.mpi.member import Member
+from hotweights_transports.peers.mpi.member import LEFTOVER_SECONDS, Member, sweep
 
 PROGRAM = Path(__file__).with_name("node.py")
 SECONDS = 70.0
@@ -131,3 +132,21 @@ def test_it_says_why_it_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path:
     os.chmod(tmp_path / "mpiexec", 0o755)  # noqa: PTH101
     with pytest.raises(MpiUnavailable, match="hydra_pmi_proxy is missing"):
         find()
+
+
+def test_what_a_killed_start_left_is_swept_away_and_what_is_in_use_stays() -> None:
+    folder = Path("/dev/shm")
+    left, used, young = (folder / f"mpich_shm_test{os.getpid()}{end}" for end in ("left", "used", "young"))
+    old = time.time() - 2 * LEFTOVER_SECONDS
+    try:
+        for path in (left, used, young):
+            path.write_bytes(bytes(4096))
+        for path in (left, used):
+            os.utime(path, (old, old))
+        with used.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
+            os.utime(used, (old, old))
+            sweep()
+            assert [path.exists() for path in (left, used, young)] == [False, True, True]
+    finally:
+        for path in (left, used, young):
+            path.unlink(missing_ok=True)

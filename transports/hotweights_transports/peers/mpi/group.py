@@ -61,14 +61,23 @@ class Patience:
 class Lead:
     """Rank 0. `gather` first; `leave` or `close` at the end."""
 
-    def __init__(self, address: str, port: int, terms: Terms, pull_port: int, patience: Patience) -> None:
+    def __init__(
+        self,
+        address: str,
+        port: int,
+        terms: Terms,
+        pull_port: int,
+        patience: Patience,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
         """``address``: under which the others know this node, ``pull_port``: where its own chunks can be pulled over TCP.
-        Port 0 takes a free one."""
+        Port 0 takes a free one. ``settings``: as `hydra.Head` takes them."""
         self.rank = 0
         self.terms = terms
         self.member: Member | None = None
         self.why = ""
         self._patience = patience
+        self._settings = settings
         self._host = address
         check_reach(f"mpi://{address}:{port}", address, terms.secret)
         anywhere = "::" if ":" in address else "0.0.0.0"  # what others know us by need not be one of our interfaces
@@ -110,7 +119,7 @@ class Lead:
         launches: tuple[str, ...] = ()
         if not self.why:
             try:
-                self._head = Head(self.terms.size, self._host)
+                self._head = Head(self.terms.size, self._host, self._settings)
                 launches = self._head.launches
             except (MpiFailed, MpiUnavailable) as error:
                 self.why = str(error)

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,14 +30,19 @@ START_SECONDS = 60.0
 END_SECONDS = 5.0
 JOB_SECONDS = 6 * 3600  # mpiexec ends by itself after this, should its node die before any rank has begun
 
-CHAIN = {
+SETTINGS = {
     # From a chain, every node receives each byte once and sends it once, whatever their number; MPICH's own choice for a few
     # nodes is a binomial tree, in which rank 0 sends log2(n) times. These are the names for Ibcast; Bcast has others.
     "MPIR_CVAR_IBCAST_INTRA_ALGORITHM": "tsp_tree",
     "MPIR_CVAR_IBCAST_TREE_TYPE": "kary",
     "MPIR_CVAR_IBCAST_TREE_KVAL": "1",
     "MPIR_CVAR_IBCAST_TREE_PIPELINE_CHUNK_SIZE": str(4 << 20),
+    # Over plain TCP, UCX hands over 8 KiB at a time, and a rank that sleeps between looks moves one such piece per look.
+    "UCX_TCP_TX_SEG_SIZE": "1m",
+    "UCX_TCP_RX_SEG_SIZE": "1m",
 }
+BETWEEN_HOSTS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "^shm"}
+"""For ranks of one host that are to talk as if they were on two."""
 PASSED_ON = ("UCX_", "FI_", "MPIR_CVAR_", "MPIEXEC_PORT_RANGE", "LD_LIBRARY_PATH", "PATH", "HOME", "TMPDIR", "LANG")
 
 
@@ -93,12 +99,14 @@ def environment() -> dict[str, str]:
 class Head:
     """One mpiexec and its launch lines, one for each of ``ranks``, in rank order. `close` ends the job."""
 
-    def __init__(self, ranks: int, address: str, start_seconds: float = START_SECONDS) -> None:
-        """``address``: under which the nodes reach this one."""
+    def __init__(self, ranks: int, address: str, settings: Mapping[str, str] | None = None) -> None:
+        """``address``: under which the nodes reach this one; ``settings``: of the ranks, beside the usual ones."""
         arguments = [find().mpiexec, "-launcher", "manual", "-localhost", address]
         arguments += ["-hosts", ",".join(f"rank{number}" for number in range(ranks)), "-genvnone", "-wdir", "/"]
-        for name, value in CHAIN.items():
+        for name, value in SETTINGS.items():
             arguments += ["-genv", name, os.environ.get(name, value)]
+        for name, value in (settings or {}).items():
+            arguments += ["-genv", name, value]
         arguments += ["-n", str(ranks), sys.executable, "-I", str(Path(rank.__file__).resolve())]
         self._said: deque[str] = deque(maxlen=20)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -114,7 +122,7 @@ class Head:
         self._reader = threading.Thread(target=self._read, name="mpiexec", daemon=True)
         self._reader.start()
         try:
-            self.launches = self._collect(ranks, time.monotonic() + start_seconds)
+            self.launches = self._collect(ranks, time.monotonic() + START_SECONDS)
         except MpiFailed:
             self.close()
             raise

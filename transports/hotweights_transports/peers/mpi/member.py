@@ -13,16 +13,48 @@ import os
 import socket
 import subprocess
 import time
-from typing import Self
+from pathlib import Path
+from typing import Final, Self
 
 from hotweights_transports.peers.mpi import rank
-from hotweights_transports.peers.mpi.hydra import END_SECONDS, MpiFailed, environment
+from hotweights_transports.peers.mpi.hydra import END_SECONDS, START_SECONDS, MpiFailed, environment
+
+LEFTOVERS: Final = ("dev/shm/mpich_shm_*", "tmp/hydra_hwloc_xmlfile_*")
+LEFTOVER_SECONDS: Final = 5 * START_SECONDS
+
+
+def sweep() -> None:
+    """Remove what ranks of ours left that were killed while MPI began: a megabyte each in ``/dev/shm``, which has 64 in a container, and
+    the map of the host that every mpiexec writes. Files of others, of living ranks and young ones stay."""
+    old = [path for pattern in LEFTOVERS for path in Path("/").glob(pattern) if _is_old_and_ours(path)]
+    mapped = set() if not old else _mapped()
+    for path in old:
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
+
+
+def _is_old_and_ours(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except OSError:  # somebody else was quicker
+        return False
+    return found.st_uid == os.getuid() and found.st_mtime < time.time() - LEFTOVER_SECONDS
+
+
+def _mapped() -> set[str]:
+    """Files that some process maps."""
+    names: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it ended, or is another user's, who cannot have mapped what is ours alone
+            names.update(line.rpartition(" ")[2] for line in maps.read_text().splitlines())
+    return names
 
 
 class Member:
     """One rank and its ring. One thread posts and another may wait for completions."""
 
     def __init__(self, arguments: list[str], slots: int, slot_nbytes: int) -> None:
+        sweep()
         page = mmap.PAGESIZE
         self.slots = slots
         self.slot_nbytes = -(-max(1, slot_nbytes) // page) * page
