@@ -83,6 +83,10 @@ class Switch:
             return
         self._known[None] = Questions(questions.prompts, questions.lengths, [item["tokens"] for item in answers])
 
+    async def freeze(self) -> None:
+        """Before the port opens: make later collections of garbage short."""
+        await self._quietly("freeze")
+
     def keep(self, token: int) -> bool:
         if token < self.token:
             return False

@@ -16,6 +16,7 @@ import gc
 import logging
 import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ from hotweights.adapters.vllm.shadow import Pace, Shadow, Unsupported
 from hotweights.adapters.vllm.suit import Suit
 from hotweights_transports.handoff import wire
 
+SWITCH_SECONDS = 0.00005
 logger = logging.getLogger("vllm.hotweights.engine")
 
 
@@ -143,7 +145,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         while True:
             work = self._work.get()
             try:
-                work()
+                with _giving_way():
+                    work()
             except Exception:  # this thread has to live on; whatever it was, the model that serves is untouched
                 logger.exception("Unexpected error while preparing")
 
@@ -236,8 +239,16 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             "settle": self._settle,
             "repair": self._repair,
             "describe": self._describe,
+            "freeze": self._freeze,
         }
         return commands[name](argument)
+
+    def _freeze(self, _: Any) -> dict[str, Any]:
+        """At boot: what the process has by now is never garbage. Else every `_tidy` would walk through all of it, and hold the
+        interpreter for half a second while requests run. vLLM does the same in its other processes, and in GPU workers."""
+        gc.collect()
+        gc.freeze()
+        return {"ok": True, "rank": self._rank}
 
     def _describe(self, _: Any) -> dict[str, Any]:
         return {
@@ -353,6 +364,18 @@ _MASTER = (
     "the weights of this engine are managed by Hotweights: change the WeightRollout, "
     "or set another --weight-transfer-config and opt the pod out"
 )
+
+
+@contextlib.contextmanager
+def _giving_way() -> Iterator[None]:
+    """While this thread works, the one that serves waits for the interpreter after each of its operations on tensors: 5 ms by default. 200 small
+    products took 6 ms alone, 810 ms beside a busy thread, and 47 ms with this."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(usual)
 
 
 def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:

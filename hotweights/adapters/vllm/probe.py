@@ -17,7 +17,9 @@ from typing import Any
 DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)), (97, 3, 61, 14))
 """What golden tokens are recorded for, and what an engine is asked at boot: so the first commit's batch is none that it never saw,
 for which libraries would look for kernels inside the pause."""
-DEFAULT_LENGTH = 2  # prefill and decode run other kernels; each token is a step in the pause, a further prompt costs nearly nothing
+DEFAULT_LENGTH = (
+    2  # prefill and decode run other kernels; each token is a step in the pause, a further prompt costs nearly nothing
+)
 SECONDS = 30.0
 _PREFIX = "hotweights-probe-"
 _numbers = itertools.count()

@@ -64,6 +64,7 @@ class Server:
         """The boot barrier: returns when this process may open its port."""
         atexit.register(self._last_word)
         await self.switch.remember_boot()
+        await self.switch.freeze()
         self._link.start()
         seconds = self._settings.boot_timeout_seconds
         logger.info("Boot barrier: waiting for the agent to say which version to serve")
