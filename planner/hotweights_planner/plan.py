@@ -90,10 +90,12 @@ class PlanBucket:
         """Everything in its place."""
         placed: list[Item] = []
         offset = 0
+        new = tuple.__new__  # as in `Manifest.first_chunks`
         for piece in self.pieces:
+            nbytes = piece.nbytes
             chunk, chunk_offset = (piece, 0) if isinstance(piece, Chunk) else (piece.chunk, piece.chunk_offset)
-            placed.append(Item(chunk, offset, chunk_offset, piece.nbytes))
-            offset += piece.nbytes
+            placed.append(new(Item, (chunk, offset, chunk_offset, nbytes)))
+            offset += nbytes
         return tuple(placed)
 
     @property
@@ -230,7 +232,7 @@ def build(
         bucket_nbytes=bucket_nbytes,
         removed=tuple(tensor.name for tensor in base.tensors if tensor.name not in names) if base else (),
         buckets=_packed(
-            delta(following, present).missing,
+            following.first_chunks(delta(following, present).missing),
             bucket_nbytes,
             consumers_by_digest(following, group_map) if group_map else {},
         ),
@@ -279,14 +281,17 @@ def _parts(chunks: Iterable[Chunk], bucket_nbytes: int) -> Iterator[Chunk | Item
 def _bucket_text(bucket: PlanBucket, tensors: Mapping[str, Tensor], source: str) -> str:
     consumers = f'"consumer_ranks":{dumps(bucket.consumers)},' if bucket.consumers is not None else ""
     items: list[str] = []
-    tensor, key, rest = None, "", ""
+    tensor, file, key, rest, uri = None, None, "", "", ""
     for chunk, offset, chunk_offset, nbytes in bucket.items:
         if tensor is None or tensor.name != chunk.tensor:
             tensor = tensors[chunk.tensor]
             name = dumps(tensor.name)
             key = f'"key":{name[:-1]}:'
-            rest = f'"shape":{dumps(tensor.shape)},"shard_rank":0,"tensor":{name},"tensor_offset":'
-            uri = f',"uri":{dumps(source.rstrip("/") + "/" + quote(tensor.file))}}}'
+            shape = ",".join(map(str, tensor.shape))
+            rest = f'"shape":[{shape}],"shard_rank":0,"tensor":{name},"tensor_offset":'
+            if file != tensor.file:
+                file = tensor.file
+                uri = f',"uri":{dumps(source.rstrip("/") + "/" + quote(file))}}}'
         part, suffix = "", ""
         if nbytes != chunk.nbytes:
             part, suffix = f'"chunk_nbytes":{chunk.nbytes},"chunk_offset":{chunk_offset},', f"+{chunk_offset}"

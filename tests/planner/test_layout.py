@@ -54,7 +54,10 @@ def check(manifest: Manifest, layout: Layout[Hashable], present: dict[str, Place
     distinct = {chunk.blake3 for chunk in manifest.chunks()}
     assert set(layout.places) == distinct
     assert set(layout.missing) == distinct - present.keys()
-    assert [chunk.blake3 for chunk in delta(manifest, present).missing] == list(layout.missing)
+    found = delta(manifest, present)
+    assert found.missing == layout.missing
+    assert found.missing_nbytes == sum(chunk.nbytes for chunk in manifest.first_chunks(layout.missing))
+    assert found.reused_nbytes == manifest.nbytes - found.missing_nbytes
     for digest in distinct & present.keys():
         index, offset, _ = layout.places[digest]
         assert (layout.slabs[index], offset) == (present[digest].slab, present[digest].offset)
