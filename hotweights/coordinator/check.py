@@ -7,6 +7,7 @@ what it writes is one line of JSON and, after a plan, the manifest that is in it
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -112,6 +113,7 @@ async def _run(kind: str, given: IO[bytes], made: IO[bytes]) -> tuple[int | None
 def main() -> None:
     """The process beside, which lets the server go first."""
     os.nice(10)
+    gc.disable()  # it would look again and again for cycles in a million objects that have none, and the process ends anyway
     content = sys.stdin.buffer.read()
     rest = b""
     try:
