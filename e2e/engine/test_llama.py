@@ -1,4 +1,7 @@
-"""One engine through everything that can happen to it, in the order of a bad day. The tests share it: the last ones leave it dead."""
+"""One engine through everything that can happen to it, in the order of a bad day. The tests share it: the last one leaves it dead.
+
+The first two begin with what was booted; each of the others says which version it begins with, so any of them can be run alone.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,18 @@ def engine(start: Callable[..., Engine], models: list[Path]) -> Engine:
     return start(models[0]).ready()
 
 
+@pytest.fixture
+def from_v0(engine: Engine, versions: list[Image]) -> None:
+    """The engine serves v0, whatever was served before; no pause if it did already."""
+    engine.agent.swap(versions[0])
+
+
+@pytest.fixture
+def from_v1(engine: Engine, versions: list[Image]) -> None:
+    """The engine serves v1, whatever was served before; no pause if it did already."""
+    engine.agent.swap(versions[1])
+
+
 def test_the_port_opens_after_keep(engine: Engine, models: list[Path]) -> None:
     server = next(hello for hello in engine.agent.hellos if hello.role == "server")
     rank = next(hello for hello in engine.agent.hellos if hello.role == "rank")
@@ -56,6 +71,7 @@ def test_hot_equals_cold_there_and_back(
         report(request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_what_is_active_already_is_committed_again_without_a_pause(engine: Engine, versions: list[Image]) -> None:
     for token in (engine.agent.token, None):
         answer = engine.agent.commit(versions[1].digest, token)
@@ -64,6 +80,7 @@ def test_what_is_active_already_is_committed_again_without_a_pause(engine: Engin
     assert isinstance(engine.agent.prepare(versions[1])[0], wire.Prepared)
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_an_old_token_is_refused(engine: Engine, versions: list[Image]) -> None:
     answer = engine.agent.commit(versions[0].digest, 0)
     assert isinstance(answer, wire.CommitFailed)
@@ -73,6 +90,7 @@ def test_an_old_token_is_refused(engine: Engine, versions: list[Image]) -> None:
     assert late.reason == "StaleToken"
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_what_is_not_prepared_is_refused_without_a_pause(engine: Engine, models: list[Path]) -> None:
     answer = engine.agent.commit("sha256:unheard-of")
     assert isinstance(answer, wire.CommitFailed)
@@ -91,6 +109,7 @@ def _retyped(tensors: list[images.Tensor]) -> images.Tensor:
     return images.Tensor(tensor.name, "I32", tensor.shape, tensor.data)
 
 
+@pytest.mark.usefixtures("from_v1")
 @pytest.mark.parametrize(
     ("change", "reason", "name"),
     [
@@ -123,6 +142,7 @@ def test_what_does_not_fit_is_rejected_by_name(
     assert_serves(engine, models[1])
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_an_unsealed_slab_is_rejected(engine: Engine, versions: list[Image]) -> None:
     open_slab = images.sealed(b"\0" * 4096, seals=0)
     (answer,) = engine.agent.prepare(Image(versions[0].digest, {}, [versions[0].fds[0], open_slab]))
@@ -130,6 +150,7 @@ def test_an_unsealed_slab_is_rejected(engine: Engine, versions: list[Image]) -> 
     assert answer.reason == "MapFailed"
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_what_is_ready_stays_ready_whatever_else_is_asked(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
@@ -138,9 +159,9 @@ def test_what_is_ready_stays_ready_whatever_else_is_asked(
     assert isinstance(engine.agent.prepare(versions[0])[0], wire.Prepared)
     assert isinstance(engine.agent.commit(versions[0].digest), wire.Committed)
     assert_serves(engine, models[0])
-    engine.agent.swap(versions[1])
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_a_released_version_is_forgotten(engine: Engine, versions: list[Image]) -> None:
     engine.agent.prepare(versions[0])
     assert isinstance(engine.agent.release(versions[0].digest)[0], wire.Released)
@@ -149,12 +170,14 @@ def test_a_released_version_is_forgotten(engine: Engine, versions: list[Image]) 
     assert answer.reason == "NotPrepared"
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_bfloat16_checkpoint_in_a_float32_engine(engine: Engine) -> None:
     model = checkpoint("llama", 2, dtype="bfloat16")
     assert engine.agent.swap(version(model, "v2")).probe == "Golden"
     assert_serves(engine, model)
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_users_notice_nothing_but_a_short_wait(
     engine: Engine, versions: list[Image], models: list[Path], request: pytest.FixtureRequest
 ) -> None:
@@ -176,6 +199,7 @@ def test_users_notice_nothing_but_a_short_wait(
     assert_serves(engine, models[1])
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: list[Image], models: list[Path]) -> None:
     with Traffic([engine.vllm.address], streams=1, max_tokens=40) as traffic:
         time.sleep(1)
@@ -191,6 +215,7 @@ def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: l
     assert_serves(engine, models[0])
 
 
+@pytest.mark.usefixtures("from_v0")
 def test_abort_ends_requests_and_serves_on(engine: Engine, versions: list[Image], models: list[Path]) -> None:
     engine.agent.prepare(versions[1])
     with Traffic([engine.vllm.address], streams=1, max_tokens=200):
@@ -205,6 +230,7 @@ def _repaired(engine: Engine) -> None:
     assert states[-1].state == "Serving"
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_a_failed_copy_is_repaired_before_anybody_is_served(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
@@ -229,6 +255,7 @@ def test_a_failed_copy_is_repaired_before_anybody_is_served(
     assert_serves(engine, models[0])
 
 
+@pytest.mark.usefixtures("from_v0")
 def test_wrong_answers_inside_the_pause_are_never_served(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
@@ -243,10 +270,10 @@ def test_wrong_answers_inside_the_pause_are_never_served(
     assert_serves(engine, models[0])
 
 
+@pytest.mark.usefixtures("from_v0")
 def test_a_copy_beyond_its_deadline_is_dirty_and_repaired(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
-    engine.agent.swap(versions[0])
     engine.agent.prepare(versions[1])
     engine.order.write_text("slow")
     answer = engine.agent.commit(versions[1].digest, deadline_seconds=2.0)
@@ -257,6 +284,7 @@ def test_a_copy_beyond_its_deadline_is_dirty_and_repaired(
     assert_serves(engine, models[0])
 
 
+@pytest.mark.usefixtures("from_v0")
 def test_a_commit_ends_by_itself_when_the_agent_goes(engine: Engine, versions: list[Image], models: list[Path]) -> None:
     engine.agent.prepare(versions[1])
     engine.order.write_text("slow")
@@ -272,6 +300,7 @@ def test_a_commit_ends_by_itself_when_the_agent_goes(engine: Engine, versions: l
     assert (hello.state, hello.digest, hello.commit_token) == ("Serving", versions[1].digest, engine.agent.token)
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_memory_is_flat_over_twenty_swaps(
     engine: Engine, versions: list[Image], models: list[Path], request: pytest.FixtureRequest
 ) -> None:
@@ -288,8 +317,8 @@ def test_memory_is_flat_over_twenty_swaps(
     assert_serves(engine, models[1])
 
 
+@pytest.mark.usefixtures("from_v1")
 def test_a_killed_worker_ends_the_container_with_an_error(engine: Engine, versions: list[Image]) -> None:
-    engine.agent.swap(versions[1])
     engine.agent.prepare(versions[0])
     engine.order.write_text("kill")
     try:
