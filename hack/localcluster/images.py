@@ -22,6 +22,7 @@ BASE_IMAGE = "localhost/hotweights-base:1"
 _BASE_PACKAGES = "python3,python3-venv,ca-certificates"
 _BUILD_TIMEOUT_SECONDS = 1800.0
 _LOCK_TIMEOUT_SECONDS = 3600.0
+_KEY_NDIGITS = 12
 
 
 def folder() -> Path:
@@ -42,7 +43,7 @@ def pause() -> Path:
 
 def base() -> Path:
     """The archive of the base image: Debian with Python and nothing else. Made once."""
-    key = hashlib.sha256(f"{hostsetup.DEBIAN_SUITE} {_BASE_PACKAGES}".encode()).hexdigest()[:12]
+    key = hashlib.sha256(f"{hostsetup.DEBIAN_SUITE} {_BASE_PACKAGES}".encode()).hexdigest()[:_KEY_NDIGITS]
     path = folder() / f"hotweights-base-{key}.tar"
     if path.exists():
         return path
@@ -73,8 +74,8 @@ def build(
     if path.exists():
         return path
     words = ["--build-arg", f"BASE={BASE_IMAGE}"]
-    for name, value in {**hostsetup.proxies(), **(arguments or {})}.items():
-        words += ["--build-arg", f"{name}={value}"]
+    for argument, value in {**hostsetup.proxies(), **(arguments or {})}.items():
+        words += ["--build-arg", f"{argument}={value}"]
     with paths.locked(folder() / "lock", "building an image", _LOCK_TIMEOUT_SECONDS), step(f"building {tag}"):
         _buildah("rm", "--all")  # a failed or killed build leaves its container
         if not _stored(BASE_IMAGE):  # buildah's storage was cleared, the archives were not
@@ -87,7 +88,7 @@ def build(
             *("--tag", tag, "--file", dockerfile or context / "Dockerfile"),
             context,
         )
-        for old in folder().glob(f"{name}-*.tar"):
+        for old in folder().glob(f"{name}-{'[0-9a-f]' * _KEY_NDIGITS}.tar"):  # and no tag's that only begins alike
             old.unlink()
         _export(tag, path)
         _buildah("rmi", "--prune")  # this storage shares nothing between images: old ones are whole copies
@@ -103,7 +104,7 @@ def _key(inputs: Sequence[Path], arguments: Mapping[str, str]) -> str:
             if "__pycache__" not in file.parts:
                 state.update(f"{file.relative_to(given.parent)} {file.stat().st_mode:o}\n".encode())
                 state.update(hashlib.sha256(file.read_bytes()).digest())
-    return state.hexdigest()[:12]
+    return state.hexdigest()[:_KEY_NDIGITS]
 
 
 def _make_base(path: Path) -> None:
