@@ -67,14 +67,4 @@ running=$!
 wait "$running" || fail "a rank failed; see what it said above"
 running=
 
-for ((rank = 0; rank < ranks; rank++)); do
-    cat "$folder/rank.$rank"
-done
-digests=$(sed -n 's/^rank [0-9]*: image *//p' "$folder"/rank.*)
-rates=$(sed -n 's/^rank [0-9]*: Staged .*(\([0-9.]*\) GB\/s).*/\1/p' "$folder"/rank.*)
-[ "$(wc -l <<<"$digests")" -eq "$ranks" ] || fail "not every rank has an image"
-if [ "$(sort -u <<<"$digests" | wc -l)" -ne 1 ]; then
-    echo "images equal: False"
-    exit 1
-fi
-echo "images equal: True ($ranks ranks, each verified; $(sort -n <<<"$rates" | head -n 1) GB/s at the slowest)"
+"$(dirname -- "$0")/compare_ranks.sh" "$folder" "$ranks"

@@ -64,14 +64,4 @@ for _ in "${ranks[@]}"; do
 done
 ranks=()
 
-for ((rank = 0; rank < WORLD_SIZE; rank++)); do
-    cat "$folder/rank.$rank"
-done
-digests=$(sed -n 's/^rank [0-9]*: image *//p' "$folder"/rank.*)
-rates=$(sed -n 's/^rank [0-9]*: Staged .*(\([0-9.]*\) GB\/s).*/\1/p' "$folder"/rank.*)
-[ "$(wc -l <<<"$digests")" -eq "$WORLD_SIZE" ] || fail "not every rank has an image"
-if [ "$(sort -u <<<"$digests" | wc -l)" -ne 1 ]; then
-    echo "images equal: False"
-    exit 1
-fi
-echo "images equal: True ($WORLD_SIZE ranks, each verified; $(sort -n <<<"$rates" | head -n 1) GB/s at the slowest)"
+"$(dirname -- "$0")/compare_ranks.sh" "$folder" "$WORLD_SIZE"
