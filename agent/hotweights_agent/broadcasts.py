@@ -23,9 +23,11 @@ from hotweights_transports.errors import Cancelled, TransferError
 from hotweights_transports.image import ImageBuilder
 from hotweights_transports.peers.base import Authenticate, PeerError, PeerMissing, PeerUnreachable
 from hotweights_transports.peers.mpi.broadcast import receive, send
-from hotweights_transports.peers.mpi.group import Follow, Lead, Patience, Terms
+from hotweights_transports.peers.mpi.follow import Follow
+from hotweights_transports.peers.mpi.group import Patience, Terms
 from hotweights_transports.peers.mpi.hydra import MpiUnavailable, availability
 from hotweights_transports.peers.mpi.invitation import Groups, Invitation, accept
+from hotweights_transports.peers.mpi.lead import Lead
 from hotweights_transports.peers.registry import transport_for
 from hotweights_transports.reader import Limits
 from hotweights_transports.sources.base import Source

@@ -29,8 +29,10 @@ from hotweights_transports.peers.base import (
     ServerLimits,
     Want,
 )
-from hotweights_transports.peers.mpi.group import Follow, Lead, Patience, Terms
+from hotweights_transports.peers.mpi.follow import Follow
+from hotweights_transports.peers.mpi.group import Patience, Terms
 from hotweights_transports.peers.mpi.hydra import BETWEEN_HOSTS, MpiFailed, availability
+from hotweights_transports.peers.mpi.lead import Lead
 from hotweights_transports.peers.registry import resolution, transport_for
 from hotweights_transports.slab import sealed_memfd
 

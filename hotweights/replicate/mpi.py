@@ -23,8 +23,10 @@ from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Chunk
 from hotweights_transports.peers.base import ClientLimits, PeerServer, Want
 from hotweights_transports.peers.mpi.broadcast import receive, send
-from hotweights_transports.peers.mpi.group import Follow, Lead, Patience, Terms
+from hotweights_transports.peers.mpi.follow import Follow
+from hotweights_transports.peers.mpi.group import Patience, Terms
 from hotweights_transports.peers.mpi.hydra import MpiUnavailable, availability
+from hotweights_transports.peers.mpi.lead import Lead
 from hotweights_transports.peers.registry import transport_for
 from hotweights_transports.peers.tcp import address as addresses
 

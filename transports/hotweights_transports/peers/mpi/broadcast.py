@@ -19,8 +19,9 @@ from hotweights_planner.manifest import Chunk
 from hotweights_planner.plan import Item, PlanBucket
 from hotweights_transports.errors import ChecksumMismatch
 from hotweights_transports.image import ImageBuilder
-from hotweights_transports.peers.mpi.group import Follow, Lead
+from hotweights_transports.peers.mpi.follow import Follow
 from hotweights_transports.peers.mpi.hydra import MpiFailed
+from hotweights_transports.peers.mpi.lead import Lead
 from hotweights_transports.peers.mpi.member import Member
 from hotweights_transports.reader import Limits, read_chunks
 from hotweights_transports.sources.base import Source
