@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -27,7 +28,7 @@ def with_mpi(environment: Environment) -> Iterator[None]:
     install(environment)
 
 
-def nodes(environment: Environment) -> dict[str, dict[str, object]]:
+def nodes(environment: Environment) -> dict[str, dict[str, Any]]:
     """What every agent says, by node."""
     items = environment.kubectl.get("nodeweights", "--namespace", SYSTEM)["items"]
     return {item["metadata"]["name"]: item.get("status", {}) for item in items}
