@@ -23,7 +23,6 @@ from typing import Any
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
@@ -65,7 +64,8 @@ def _post(url: str, body: dict[str, Any]) -> None:
 
 def copied(nbytes: int) -> float:
     """Seconds that a copy of so many bytes takes, with all pages there."""
-    source, target = np.ones(nbytes, np.uint8), np.zeros(nbytes, np.uint8)
+    source, target = bytes(nbytes), bytearray(nbytes)
+    target[:] = source
     began = time.monotonic()
     target[:] = source
     return time.monotonic() - began
