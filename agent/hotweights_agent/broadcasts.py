@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
@@ -57,6 +58,26 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """What a broadcast is to bring, and where to."""
+
+    job: Collective
+    plan: Plan
+    builder: ImageBuilder
+    source: Callable[[], Source]
+    """Opened by the head alone."""
+    cancel: threading.Event
+    arrived: Callable[[int], None]
+    """Hears of each chunk's bytes, from any thread."""
+
+    def terms(self, secret: bytes) -> Terms:
+        """What all members must have in common."""
+        about = f"{self.plan.manifest.digest} over {self.plan.base_digest or 'nothing'}"
+        largest = max(bucket.nbytes for bucket in self.plan.buckets)
+        return Terms(len(self.job.members), about, WINDOW, largest, secret)
+
+
+@dataclass(frozen=True, slots=True)
 class Brought:
     """What became of a broadcast on this node."""
 
@@ -76,69 +97,50 @@ class Broadcasts:
         self._means = means
         self._patience = Patience(join_seconds=patience_seconds, stall_seconds=STALL_SECONDS)
 
-    def bring(
-        self,
-        job: Collective,
-        plan: Plan,
-        builder: ImageBuilder,
-        source: Callable[[], Source],
-        cancel: threading.Event,
-        arrived: Callable[[int], None],
-    ) -> Brought:
-        """Take part in ``job``. ``arrived`` hears of each chunk's bytes, from any thread. Raises `Cancelled` only."""
-        if not plan.buckets or self._means.node not in job.members:
+    def bring(self, part: Part) -> Brought:
+        """Take part. Raises `Cancelled` only."""
+        members = part.job.members
+        if not part.plan.buckets or self._means.node not in members:
             return Brought(0, "")
-        counted = _Counted(arrived)
+        rank = members.index(self._means.node)
+        counted = _Counted(part.arrived)
         try:
             found = availability()
             if not found.works:
                 raise MpiUnavailable(f"MPI does not work here: {found.because}")
-            lost = self._take_part(job, plan, builder, source, cancel, counted)
+            lost = self._follow(part, counted, rank) if rank else self._lead(part, counted)
         except (TransferError, PeerError, OSError) as error:
             lost = str(error)
-        if cancel.is_set():
+        if part.cancel.is_set():
             raise Cancelled("cancelled during a broadcast")
-        how = f"by a broadcast to {len(job.members)} nodes, for which {job.members[0]} read the source"
+        how = f"by a broadcast to {len(members)} nodes, for which {members[0]} read the source"
         if lost:
-            log.warning("the broadcast of %s was lost: %s", plan.version, lost)
-            how = f"pulled, for the broadcast was lost: {lost}"
-        scheme = urlsplit(plan.source).scheme if self._means.node == job.members[0] else "mpi"
-        return Brought(counted.nbytes, how, scheme)
+            log.warning("the broadcast of %s was lost: %s", part.plan.version, lost)
+            how = f"each node for itself, for the broadcast was lost: {lost}"
+        return Brought(counted.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme)
 
-    def _take_part(
-        self,
-        job: Collective,
-        plan: Plan,
-        builder: ImageBuilder,
-        source: Callable[[], Source],
-        cancel: threading.Event,
-        counted: _Counted,
-    ) -> str:
-        rank = job.members.index(self._means.node)
-        largest = max(bucket.nbytes for bucket in plan.buckets)
-        about = f"{plan.manifest.digest} over {plan.base_digest or 'nothing'}"
-        with contextlib.ExitStack() as stack:
-            if rank == 0:
-                terms = Terms(len(job.members), about, WINDOW, largest, Groups.new_secret())
-                lead = Lead(self._means.host, 0, terms, 0, self._patience)
-                stack.callback(lead.close)
-                stack.enter_context(_ended_by(cancel, lead))
-                self._means.groups.open(job.name, job.members, lead.port, terms.secret)
-                stack.callback(self._means.groups.close, job.name)
+    def _lead(self, part: Part, counted: _Counted) -> str:
+        """Why not all of it went to all, or ''."""
+        terms = part.terms(Groups.new_secret())
+        with closing(Lead(self._means.host, 0, terms, 0, self._patience)) as lead, _ended_by(part.cancel, lead):
+            self._means.groups.open(part.job.name, part.job.members, lead.port, terms.secret)
+            try:
                 lead.gather()
-                self._means.groups.close(job.name)  # who comes now comes too late
-                with source() as opened:
-                    limits = Limits(cancel)
-                    return send(lead, plan.buckets, opened, builder, counted, STALL_SECONDS, limits)
-            host, invitation = self._invited(job, cancel)
-            if invitation.over:
-                return "the others began without this node"
-            terms = Terms(len(job.members), about, WINDOW, largest, invitation.secret)
-            follow = Follow(rank, host, invitation.port, terms, 0, self._patience)
-            stack.callback(follow.close)
-            stack.enter_context(_ended_by(cancel, follow))
+            finally:
+                self._means.groups.close(part.job.name)  # who comes now comes too late
+            with part.source() as source:
+                return send(lead, part.plan.buckets, source, part.builder, counted, STALL_SECONDS, Limits(part.cancel))
+
+    def _follow(self, part: Part, counted: _Counted, rank: int) -> str:
+        """Why not all of it came, or ''."""
+        host, invitation = self._invited(part.job, part.cancel)
+        if invitation.over:
+            return "the others began without this node"
+        terms = part.terms(invitation.secret)
+        follow = Follow(rank, host, invitation.port, terms, 0, self._patience)
+        with closing(follow), _ended_by(part.cancel, follow):
             follow.gather()
-            return receive(follow, plan.buckets, builder, counted, STALL_SECONDS)
+            return receive(follow, part.plan.buckets, part.builder, counted, STALL_SECONDS)
 
     def _invited(self, job: Collective, cancel: threading.Event) -> tuple[str, Invitation]:
         """Asks until the head leads the group; that may be a moment later."""

@@ -15,9 +15,10 @@ import threading
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from urllib.parse import quote
 
-from hotweights_agent.broadcasts import BUCKET_NBYTES, Broadcasts, Brought
+from hotweights_agent.broadcasts import BUCKET_NBYTES, Broadcasts, Brought, Part
 from hotweights_agent.fetch import ChunkSource, Fetch, FetchFailed, OriginSource, PeerSource, Persistence, Progress
 from hotweights_agent.manifests import ManifestCache
 from hotweights_agent.messages import Message, ResolveDone, StageDone, StageFailed, StageProgressed
@@ -161,16 +162,17 @@ class Stager:
     ) -> Brought:
         """What comes to all at once. What does not is fetched afterwards."""
         job = item.collective
-        base = self._kept.get(job.base) if job is not None and job.base else None
         if job is None or self._broadcasts is None:
             return Brought(0, "")
+        base = self._kept.get(job.base) if job.base else None
         if job.base and base is None:
-            return Brought(0, f"pulled, for {job.base}, on which the broadcast builds, is not known here any more")
+            return Brought(
+                0, f"each node for itself: {job.base}, on which the broadcast builds, is not known here any more"
+            )
         plan = build(manifest, base, quote(item.uri, safe="/:%"), BUCKET_NBYTES, renamed=True)
         came = _Sum(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
-        return self._broadcasts.bring(
-            job, plan, staging.builder, lambda: self._sources.open(item.uri, item.namespace), cancel, came
-        )
+        source = partial(self._sources.open, item.uri, item.namespace)
+        return self._broadcasts.bring(Part(job, plan, staging.builder, source, cancel, came))
 
     def _sources_of(self, item: StageItem, peers: list[PeerClient], manifest: Manifest) -> list[ChunkSource]:
         """In the order in which they are asked. Several parents are donors: each gives a stripe."""

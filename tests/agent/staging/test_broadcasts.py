@@ -173,7 +173,7 @@ async def test_without_one_of_them_the_others_pull(stack: ExitStack, tmp_path: P
     for name in ("a", "b"):
         done = ended[name]
         assert isinstance(done, StageDone), done
-        assert "pulled, for the broadcast was lost: rank 2 did not come" in done.how
+        assert "each node for itself, for the broadcast was lost: rank 2 did not come" in done.how
     assert fleet.nodes["b"].fetched["tcp"] == manifest.nbytes
     late = (await fleet.stage(manifest, "c"))["c"]
     assert isinstance(late, StageDone)
