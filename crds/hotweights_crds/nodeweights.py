@@ -6,7 +6,7 @@ under a field manager of its own, so that two rollouts on a node never lose each
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -15,6 +15,8 @@ from hotweights_crds.conditions import Condition
 from hotweights_crds.structural import atomic, list_map
 
 UNASSIGNED = "unassigned"
+
+NodeName = Annotated[str, Field(max_length=253)]
 
 StagePhase = Literal["Waiting", "Fetching", "Staged", "Failed"]
 EnginePhase = Literal[
@@ -45,7 +47,7 @@ class Collective(Model):
 
     name: str = Field(description="Names the job.", max_length=128)
     head: str = Field(description="mpi://address:port of the first member's agent.", max_length=256)
-    members: list[str] = Field(
+    members: list[NodeName] = Field(
         description="Names of the nodes in the order of their ranks; the first one reads the source.",
         min_length=2,
         max_length=64,
