@@ -28,6 +28,7 @@ from rich.table import Table
 
 from e2e.engine import images
 from e2e.engine.conftest import Engine
+from e2e.engine.launch import VLLM
 from e2e.harness.traffic import Traffic
 from hotweights_transports.handoff import wire
 from localvllm import build, models
@@ -82,12 +83,13 @@ def measure(layers: int, hidden: int, rounds: int, *, idle: bool) -> dict[str, A
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         mine = Engine(paths[0], Path(folder) / "ours", **THREADS)
         stack.callback(mine.stop)
-        plain = Engine(paths[0], Path(folder) / "own", None, **THREADS, HOTWEIGHTS_SOCKET="", VLLM_SERVER_DEV_MODE="1")
+        without = {**THREADS, "HOTWEIGHTS_SOCKET": "", "VLLM_SERVER_DEV_MODE": "1"}
+        plain = VLLM(paths[0], Path(folder) / "own", Path(folder) / "nobody", environment=without)
         stack.callback(plain.stop)
         mine.ready()
-        plain.vllm.ready()
+        plain.ready()
         if not idle:
-            stack.enter_context(Traffic([mine.vllm.address, plain.vllm.address]))
+            stack.enter_context(Traffic([mine.vllm.address, plain.address]))
         for number in range(rounds + 1):  # the first is for the caches of both
             version = (number + 1) % 2
             began = time.monotonic()
@@ -98,7 +100,7 @@ def measure(layers: int, hidden: int, rounds: int, *, idle: bool) -> dict[str, A
                 raise SystemExit(f"the commit failed: {answer}")
             ours.append(answer.pause_seconds)
             time.sleep(SETTLE_SECONDS)
-            own.append(theirs(plain.vllm.url, paths[version]))
+            own.append(theirs(plain.url, paths[version]))
             time.sleep(SETTLE_SECONDS)
     floor = [copied(nbytes) for _ in range(5)]
     return {
