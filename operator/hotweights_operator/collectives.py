@@ -61,11 +61,6 @@ def is_over(item: StageItem, having: Collection[str]) -> bool:
 def _collective(digest: str, members: Sequence[NodeState], bases: Sequence[str]) -> Collective:
     names = [state.name for state in members]
     lives = " ".join(state.status.boot_id for state in members)
-    base = next((known for known in bases if all(_holds(state, known) for state in members)), "")
+    base = next((known for known in bases if all(state.holds(known) for state in members)), "")
     name = hashlib.sha256(f"{digest} {' '.join(names)} {lives}".encode()).hexdigest()[:32]
     return Collective(name=name, head=transports.offer(members[0], "mpi").endpoint, members=names, base=base)
-
-
-def _holds(state: NodeState, digest: str) -> bool:
-    staged = state.staged(digest)
-    return staged is not None and staged.phase == "Staged"

@@ -83,6 +83,11 @@ class NodeState:
         """What the agent says of a version."""
         return next((version for version in self.status.staged if version.digest == digest), None)
 
+    def holds(self, digest: str) -> bool:
+        """Whether the agent says that it has the whole version."""
+        staged = self.staged(digest)
+        return staged is not None and staged.phase == "Staged"
+
     def assignments(self, pod_uid: str) -> list[PodAssignment]:
         """All assignments of a pod, the one that counts (that with the highest token) first."""
         found = [pod for entry in self.spec.rollouts for pod in entry.pods if pod.uid == pod_uid]

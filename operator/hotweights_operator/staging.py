@@ -38,7 +38,7 @@ def _items(rollout: Rollout, digest: str, nodes: Iterable[str], observed: Observ
         return {node: item for node, item in present.items() if item is not None}
     serving = _serving(observed)
     followers = [node for node in present if node in serving]
-    donors = frozenset(n for n in followers if _holds(observed.states[n], digest))
+    donors = frozenset(n for n in followers if observed.states[n].holds(digest))
     kept = {
         node: item
         for node, item in present.items()
@@ -90,17 +90,12 @@ def remembered(namespace: str, digest: str, states: Iterable[NodeState]) -> Stag
 
 def holding(nodes: Iterable[str], digest: str, observed: Observed) -> list[str]:
     """Of these nodes, those that hold the version completely, as an agent that is alive says."""
-    return [n for n in nodes if observed.follows(n) and _holds(observed.states[n], digest)]
+    return [n for n in nodes if observed.follows(n) and observed.states[n].holds(digest)]
 
 
 def is_local(nodes: Sequence[str], previous: VersionStatus, observed: Observed) -> bool:
     """Whether going back to the previous version needs no network."""
     return len(holding(nodes, previous.digest, observed)) == len(nodes)
-
-
-def _holds(state: NodeState, digest: str) -> bool:
-    staged = state.staged(digest)
-    return staged is not None and staged.phase == "Staged"
 
 
 def _item(state: NodeState, rollout_uid: str, digest: str) -> StageItem | None:
