@@ -137,6 +137,9 @@ def commit(
 
 def abort(
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; workers and events carry it.")] = "operator abort",
+    attempt: Annotated[
+        int | None, typer.Option("--token", metavar="N", help="The attempt's token (default: the one that is open).")
+    ] = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -145,7 +148,8 @@ def abort(
 ) -> None:
     """Give the open update up; what is served stays."""
     with _client(endpoint, token_file, curve, timeout) as client:
-        result = client.call("abort", reason=reason).result
+        token = client.call("status").result["token"] if attempt is None else attempt
+        result = client.call("abort", reason=reason, token=token).result
     _show(result, as_json, f"{result['version']} is aborted (token {result['token']})")
 
 

@@ -62,7 +62,7 @@ def handle(durable: Durable, presence: Presence, request: m.Request, about: Abou
             after = state.commit(durable, request.version, request.token, now)
             return _changed(durable, after, _attempt_result(after))
         case m.Abort():
-            after = state.abort(durable, request.reason, now)
+            after = state.abort(durable, request.reason, now, request.token)
             return _changed(durable, after, _attempt_result(after))
         case m.GetPlan():
             return _get_plan(durable, request.digest)

@@ -243,7 +243,10 @@ class AsyncClient:
         if not await watched.ready(zmq.POLLOUT, connect_until - time.monotonic()):
             return None
         call_id, frames = self._course.frames(method, args, binary)
-        watched.socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)
+        try:
+            watched.socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)
+        except zmq.Again:  # as above
+            return None
         while (left := until - time.monotonic()) > 0:
             if await watched.ready(zmq.POLLIN, min(left, LOOK_SECONDS)):
                 answer = parse_answer(watched.socket.recv_multipart(zmq.NOBLOCK))

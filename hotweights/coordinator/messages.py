@@ -130,6 +130,7 @@ class Commit(Request):
 class Abort(Request):
     method = "abort"
     reason: Text = "by an operator"
+    token: Token | None = None
 
 
 class AppliedCall(Request):

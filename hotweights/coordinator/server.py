@@ -369,7 +369,8 @@ class Server:
                 for waiting in batch:
                     self._refuse(waiting, _unavailable(error))
                 return
-            self._durable = durable
+            # A lease that went and came back meanwhile: somebody else may have written since, so it is read again.
+            self._durable = durable if self._lease.fence == lease.fence else None
         self._publish(events)
         for answer in answers:
             answer()

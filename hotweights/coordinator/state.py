@@ -237,11 +237,14 @@ def commit(durable: Durable, version: str, token: int | None, now: float) -> Dur
             return _committed(durable, attempt, now)
 
 
-def abort(durable: Durable, reason: str, now: float) -> Durable:
-    """Give an open attempt up; what is current stays."""
+def abort(durable: Durable, reason: str, now: float, token: int | None = None) -> Durable:
+    """Give an open attempt up; what is current stays. With a token, only that one: asked again, it ends no later attempt."""
     attempt = durable.attempt
     if attempt is None:
         raise CallRefused("NothingBegun", "there is nothing to abort: no attempt was begun")
+    ended = attempt.token - 1 if attempt.phase == "aborted" else attempt.token
+    if token not in (None, attempt.token, ended):
+        raise _stale(token, attempt)
     if attempt.phase == "committed":
         what = f"{attempt.plan.version} is committed, which is final"
         raise CallRefused("AlreadyCommitted", f"{what}; submit the old version's plan and begin it to go back")
@@ -313,7 +316,7 @@ def _busy(attempt: Attempt) -> CallRefused:
     return CallRefused("Busy", f"{what}; wait for it, or end it with `hotweights abort`")
 
 
-def _stale(token: int, attempt: Attempt) -> CallRefused:
+def _stale(token: int | None, attempt: Attempt) -> CallRefused:
     return CallRefused("StaleToken", f"token {token} does not count; {attempt.plan.version} has token {attempt.token}")
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import pytest
 import zmq
 
-from hotweights.coordinator.client import AsyncClient, Client, Subscriber
+from hotweights.coordinator.client import AsyncClient, Client, Subscriber, _Watched
 from hotweights.coordinator.messages import CallRefused, CoordinatorUnreachable, request_frames
 from tests.hotweights.coordinator.running import running
 
@@ -141,6 +141,28 @@ def test_may_be_shared_by_threads() -> None:
             thread.join()
         assert not failed
         assert len(client.call("status").result["workers"]) == 4
+
+
+async def test_goes_on_where_the_connection_goes_just_before_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seldom, so the moment is made: whoever would lead is gone when the socket has just said that it can send."""
+    ready = _Watched.ready
+    with running() as there, somebody([]) as ends:
+        gone = zmq.Context()
+        router = gone.socket(zmq.ROUTER)
+        router.linger = 0
+        endpoint = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
+
+        async def and_then_it_is_gone(watched: _Watched, flag: int, seconds: float) -> bool:
+            can = await ready(watched, flag, seconds)
+            if not router.closed:
+                router.close()
+                gone.term()
+                await asyncio.sleep(0.2)
+            return can
+
+        monkeypatch.setattr(_Watched, "ready", and_then_it_is_gone)
+        async with AsyncClient([endpoint, ends, there.endpoint], "", timeout_seconds=3.0) as client:
+            assert (await client.call("status")).result["state"] == "idle"
 
 
 async def test_many_clients_in_a_loop() -> None:

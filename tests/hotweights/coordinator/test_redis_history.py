@@ -48,6 +48,16 @@ def test_several_decisions_may_be_one_write() -> None:
     assert found(written=together) == ""
 
 
+def test_prepared_by_all_and_given_up_may_be_one_write() -> None:
+    """The last precommit waited for its turn together with an abort, or with the look that finds the deadline passed."""
+    begun = Written(1, "begun", "v1", precommits=frozenset({"w1"}))
+    told = Told(1.2, 1.3, "w2", True, 1, "precommitted")
+    assert found([told], SAID, [begun, Written(2, "aborted", "v1", precommits=BOTH)]) == ""
+    assert found([told], SAID, [begun, Written(1, "committed", "v1", 1, "v1", BOTH)]) == ""
+    assert "1 is precommitted, which was never written" in found([told], SAID, [begun])
+    assert "1 was called precommitted before w2 had" in found([told], SAID[:1], [begun, Written(2, "aborted", "v1")])
+
+
 def test_a_follower_may_know_of_a_commit_before_its_leader_does() -> None:
     early = Told(1.8, 1.9, "follower", False, 1, "committed", "v1", 1, "v1")
     late = Told(1.95, 1.96, "w1", True, 1, "precommitted", "v1", 0)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import math
 import random
+import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zmq
 
-from hotweights.coordinator import auth
+from hotweights.coordinator import auth, state
 from hotweights.coordinator.backend import Fenced, Lease, Unavailable
 from hotweights.coordinator.client import Client, Subscriber
 from hotweights.coordinator.memory import MemoryBackend
@@ -334,6 +339,71 @@ def test_what_was_not_written_did_not_happen(error: Exception, wrote: bool) -> N
         client.timeout_seconds = 10.0
         assert client.call("status").result["state"] == ("committed" if wrote else "precommitted")
         assert client.call("commit", version="v1", token=token).result["state"] == "committed"
+
+
+class Slow(MemoryBackend):
+    """Writes take as long as the test likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.renew_seconds = 0.05
+        self.fence = 1
+        self.arrived, self.go_on = threading.Event(), threading.Event()
+        self.load_seconds = 0.0
+        self.go_on.set()
+
+    async def lead(self, instance_id: str, endpoint: str) -> Lease:
+        return Lease(mine=True, fence=self.fence, leader=endpoint, until=math.inf)
+
+    async def load(self) -> Durable | None:
+        await asyncio.sleep(self.load_seconds)
+        return await super().load()
+
+    async def store(self, durable: Durable, lease: Lease) -> None:
+        await super().store(durable, lease)
+        self.arrived.set()
+        await asyncio.to_thread(self.go_on.wait)
+
+
+def test_calls_of_one_write_are_answered_in_their_order() -> None:
+    """So somebody may hear of a state that was never alone in the store, but never of one that did not come about."""
+    backend = Slow()
+    with running(backend) as coordinator, coordinator.client() as client:
+        token = begun(client)
+        client.call("register", worker_id="a")
+        with coordinator.client() as other, coordinator.client() as third, ThreadPoolExecutor(3) as pool:
+            backend.arrived.clear()
+            backend.go_on.clear()
+            first = pool.submit(client.call, "register", worker_id="a", host="moved")
+            assert backend.arrived.wait(10.0)
+            prepared = pool.submit(other.call, "precommit", worker_id="a", token=token)
+            time.sleep(0.1)  # both wait for their turn, one behind the other
+            given_up = pool.submit(third.call, "abort", token=token)
+            time.sleep(0.1)
+            backend.go_on.set()
+            assert first.result().result["state"] == "begun"
+            assert prepared.result().result == {"state": "precommitted", "token": token}
+            assert given_up.result().result["state"] == "aborted"
+        assert client.call("status").result["state"] == "aborted"
+
+
+def test_a_lease_that_went_and_came_back_during_a_write_is_read_for_before_anybody_is_answered() -> None:
+    backend = Slow()
+    with running(backend) as coordinator, coordinator.client() as client, coordinator.client() as other:
+        begun(client)
+        backend.arrived.clear()
+        backend.go_on.clear()
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(client.call, "register", worker_id="a")
+            assert backend.arrived.wait(10.0)
+            others = backend._durable
+            assert others is not None
+            backend._durable = state.abort(others, "decided by somebody else", 0.0)
+            backend.load_seconds, backend.fence = 0.3, 3
+            time.sleep(0.2)  # it has seen its new lease
+            backend.go_on.set()
+            assert first.result().result["state"] == "begun", "it was written"
+            assert other.call("status").result["state"] == "aborted"
 
 
 class Follower(MemoryBackend):

@@ -172,11 +172,18 @@ class Coordinator(RuleBasedStateMachine):
             assert model.phase == "committed" or model.ready & set(model.workers), "committed what nobody could serve"
             model.phase, model.current = "committed", version
 
-    @rule()
-    def abort(self) -> None:
+    @rule(offset=st.sampled_from((None, 0, -1, -2)))
+    def abort(self, offset: int | None) -> None:
         model = self.model
-        expected = {"idle": "NothingBegun", "committed": "AlreadyCommitted"}.get(model.phase, "")
-        if self.does(expected, "abort", "because", self.now) and model.open:
+        counts = (None, 0, -1) if model.phase == "aborted" else (None, 0)  # an abort took the next token
+        if model.phase == "idle":
+            expected = "NothingBegun"
+        elif offset not in counts:
+            expected = "StaleToken"
+        else:
+            expected = "AlreadyCommitted" if model.phase == "committed" else ""
+        token = None if offset is None else model.token + offset
+        if self.does(expected, "abort", "because", self.now, token) and model.open:
             model.end()
 
     @rule(worker=st.sampled_from(WORKERS), offset=st.sampled_from((None, 0, -1)))

@@ -157,7 +157,7 @@ class Operator(Actor):
         else:
             return
         if random.random() < 0.25:
-            answer = await self._ask("abort", reason="to see what happens")
+            answer = await self._ask("abort", reason="to see what happens", token=answer[1]["token"])
         else:
             answer = await self._ask("commit", version=version, token=answer[1]["token"])
         if answer is not None:

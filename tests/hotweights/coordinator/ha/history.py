@@ -96,6 +96,8 @@ def _unwritten(told: Sequence[Told], ledger: Sequence[Written]) -> Iterator[str]
     currents = {(one.current, one.current_version) for one in ledger} | {(0, "")}
     versions = {(one.token, one.version) for one in ledger} | currents
     for before, after in pairwise(ledger):  # several decisions may have been one write
+        if before.phase == "begun" and (after.token, after.phase) != (before.token, "begun"):
+            states.add((before.token, "precommitted"))
         for token in range(before.token + 1, after.token):
             states |= {(token, "begun"), (token, "aborted")}
             versions |= {(token, before.version), (token, after.version)}
@@ -109,22 +111,23 @@ def _unwritten(told: Sequence[Told], ledger: Sequence[Written]) -> Iterator[str]
 
 
 def _premature(told: Sequence[Told], said: Sequence[Said], workers: Collection[str]) -> Iterator[str]:
-    """A commit is heard of only when every worker has spoken for it."""
+    """That all have prepared, and a commit, are heard of only when every worker has spoken for it."""
     spoken: dict[tuple[str, int], float] = {}
     for one in said:
         key = one.worker, one.token
         spoken[key] = min(one.began, spoken.get(key, one.began))
-    for token, heard in _first_heard(told).items():
+    for (token, phase), heard in _first_heard(told).items():
         for worker in workers:
             if spoken.get((worker, token), float("inf")) > heard:
-                yield f"{token} was called committed before {worker} had precommitted it"
+                yield f"{token} was called {phase} before {worker} had precommitted it"
 
 
-def _first_heard(told: Sequence[Told]) -> dict[int, float]:
-    heard: dict[int, float] = {}
+def _first_heard(told: Sequence[Told]) -> dict[tuple[int, str], float]:
+    heard: dict[tuple[int, str], float] = {}
     for one in told:
-        for token in {one.current or 0, one.token if one.phase == "committed" else 0} - {0}:
-            heard[token] = min(one.ended, heard.get(token, one.ended))
+        for key in {(one.current or 0, "committed"), (one.token, one.phase)}:
+            if key[0] and key[1] in ("precommitted", "committed"):
+                heard[key] = min(one.ended, heard.get(key, one.ended))
     return heard
 
 

@@ -49,6 +49,7 @@ class RedisServer:
             "--appendonly": "yes",
             "--appendfsync": "always",
             "--save": "",
+            "--auto-aof-rewrite-percentage": "0",  # the ledger is read from all that was ever written
             "--daemonize": "no",
         }
         words = [word for pair in settings.items() for word in pair]
