@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -198,7 +199,7 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
         submitted, submitted_at = time.perf_counter(), time.time()
         operator.call("submit_plan", binary=plan, timeout_seconds=CALL_SECONDS * 4)
         submit_seconds = time.perf_counter() - submitted
-        begun = time.perf_counter()
+        begun, begun_at = time.perf_counter(), time.time()
         operator.call("begin", version="v1", timeout_seconds=CALL_SECONDS)
         while (state := operator.call("status", timeout_seconds=CALL_SECONDS).result["state"]) == "begun":
             if time.perf_counter() - begun > LIMIT_SECONDS:
@@ -225,7 +226,17 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
         for child in children:
             child.join()
         calls = [seconds for method, seconds, _ in latencies if method != "register"]
-        quiet = [seconds for method, seconds, at in latencies if method != "register" and at < submitted_at]
+        spans = {
+            "alone": (0.0, submitted_at),
+            "beside_a_submit": (submitted_at, begun_at),
+            "while_all_precommit": (begun_at, committed_at),
+            "from_the_commit_on": (committed_at, math.inf),
+        }
+        within_spans = {
+            f"{name}_p99_ms": 1000
+            * percentile([s for m, s, at in latencies if m != "register" and since <= at < until], 0.99)
+            for name, (since, until) in spans.items()
+        }
         missing = sum(1 for at in reached if at is None)
         return {
             "workers": share * options.processes,
@@ -239,8 +250,7 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
             "p50_ms": 1000 * percentile(calls, 0.5),
             "p99_ms": 1000 * percentile(calls, 0.99),
             "max_ms": 1000 * max(calls),
-            "heartbeats_alone_p50_ms": 1000 * percentile(quiet, 0.5),
-            "heartbeats_alone_p99_ms": 1000 * percentile(quiet, 0.99),
+            **within_spans,
             "within_50_ms_of_arrival": within(metrics_port, 0.05),
             "submit_seconds": submit_seconds,
             "begin_to_precommitted_seconds": precommit_seconds,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -96,6 +97,9 @@ async def _serve(settings: Any, backend_name: str, redis_url: str, as_json: bool
         server.close()
         await backend.close()
         raise
+    # What is loaded by now is never garbage; looking through all of it would stop a busy coordinator for tens of milliseconds.
+    gc.collect()
+    gc.freeze()
     guarded = " and ".join(filter(None, ["token" if settings.token else "", "curve" if settings.curve else ""]))
     shown = {
         "endpoint": server.sockets.endpoint,

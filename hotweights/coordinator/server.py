@@ -9,7 +9,6 @@ the whole of "no false commits, no lost commits" on this side; the other half is
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -27,12 +26,14 @@ from hotweights.coordinator.messages import (
     CallRefused,
     CoordinatorError,
     GetPlan,
+    Precommit,
     Request,
     SetCurrentManifest,
     SubmitPlan,
     answer_frame,
     call_id_of,
     error_frame,
+    json_bytes,
     parse_call,
     parse_request,
 )
@@ -260,6 +261,8 @@ class Server:
             if len(frames[1]) > MAX_BINARY_NBYTES:
                 raise CallRefused("TooLarge", f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most")
             self._spawn(self._checked(waiting, request, frames[1]))
+        elif isinstance(request, Precommit):  # a thousand come at once, and each nearly always changes something
+            self._wait(waiting)
         else:
             self._try(waiting, self._durable)
 
@@ -270,8 +273,11 @@ class Server:
             self._publish(outcome.events)
             self._answer(waiting, outcome)
         else:
-            self._waiting.append(waiting)
-            self._wake.set()
+            self._wait(waiting)
+
+    def _wait(self, waiting: _Waiting) -> None:
+        self._waiting.append(waiting)
+        self._wake.set()
 
     async def _checked(self, waiting: _Waiting, request: Request, frame: zmq.Frame) -> None:
         """A plan or a manifest: look at it, keep it, then decide about it."""
@@ -458,7 +464,7 @@ class Server:
 
     def _publish(self, events: tuple[Event, ...] | list[Event]) -> None:
         for event in events:
-            self.sockets.publish(event.topic.encode(), json.dumps(asdict(event), separators=(",", ":")).encode())
+            self.sockets.publish(event.topic.encode(), json_bytes(event))
             self.metrics.events.labels(event.topic).inc()
 
     def _show(self) -> None:

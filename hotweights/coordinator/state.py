@@ -339,7 +339,7 @@ def _settled(durable: Durable, now: float) -> Durable:
     if attempt is None or not attempt.is_open:
         return durable
     if attempt.phase == "begun":
-        if not durable.workers or any(name not in attempt.precommits for name in durable.workers):
+        if not durable.workers or len(attempt.precommits) < len(durable.workers):  # nobody else can precommit
             return durable
         attempt = replace(attempt, phase="precommitted")
         durable = replace(durable, attempt=attempt)

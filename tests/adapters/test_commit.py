@@ -26,6 +26,10 @@ class Replica:
         self.tokens = [3, 4]
         self.probes = GOLDEN
 
+    @property
+    def resumed(self) -> bool:
+        return not {"open", "resume"}.isdisjoint(self.steps)
+
     async def _step(self, name: str) -> None:
         self.steps.append(name)
         failure = self.fail.get(name)
@@ -49,6 +53,15 @@ class Replica:
 
     async def label(self, version: str) -> None:
         await self._step("label")
+
+    async def switch(
+        self, digest: str, prompts: list[list[int]], lengths: list[int]
+    ) -> tuple[list[dict[str, Any]], float]:
+        await self._step("install")
+        return await self.probe(prompts, lengths), 0.001
+
+    async def open(self, version: str) -> None:
+        await self._step("open")
 
     async def probe(self, prompts: list[list[int]], lengths: list[int]) -> list[dict[str, Any]]:
         await self._step("probe")
@@ -78,7 +91,7 @@ async def test_a_commit_goes_in_this_order() -> None:
     answer = await engine.commit()
     assert isinstance(answer, wire.Committed)
     assert answer.probe == "Golden"
-    assert engine.replica.steps == ["check", "pause Keep", "install", "probe", "label", "resume", "settle"]
+    assert engine.replica.steps == ["check", "pause Keep", "install", "probe", "open", "settle"]
     assert (engine.switch.digest, engine.switch.token, engine.switch.dirty, engine.switch.torn) == (
         "new",
         1,
@@ -169,7 +182,7 @@ async def test_a_failure_after_the_copy_began_is_dirty_and_never_resumed(fail: d
     engine = Engine(**fail)
     answer = await engine.commit(deadline_seconds=0.02)
     assert (answer.reason, answer.dirty) == (reason, True)
-    assert "resume" not in engine.replica.steps
+    assert not engine.replica.resumed
     assert (engine.switch.digest, engine.switch.state) == (None, "Dirty")
     assert [state.state for state in engine.told] == ["Dirty"]
     assert (await engine.commit(token=9)).reason == "EngineDirty"
@@ -203,7 +216,7 @@ async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken
     await engine.switch.repair()
     assert len(ended) == 1
     assert engine.switch.dirty
-    assert "resume" not in engine.replica.steps
+    assert not engine.replica.resumed
 
 
 async def test_a_repair_that_answers_otherwise_than_before_ends_the_process(ended: list[str]) -> None:
@@ -215,10 +228,10 @@ async def test_a_repair_that_answers_otherwise_than_before_ends_the_process(ende
     engine.replica.tokens = [9, 9]
     await engine.switch.repair()
     assert len(ended) == 1
-    assert "resume" not in engine.replica.steps
+    assert not engine.replica.resumed
 
 
-@pytest.mark.parametrize("step", ["check", "pause Keep", "install", "probe", "resume"])
+@pytest.mark.parametrize("step", ["check", "pause Keep", "install", "probe", "open"])
 async def test_a_dead_engine_ends_the_process(ended: list[str], step: str) -> None:
     engine = Engine(**{step: EngineDead("gone")})
     with pytest.raises(EngineDead):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from vllm.v1.engine.core_client import InprocClient
@@ -50,9 +50,8 @@ class SyncReplica(Replica):
     async def label(self, version: str) -> None:
         await self._ask(self._core.set_weight_version, version)
 
-    async def probe(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
-        questions = [list(prompt) for prompt in prompts]
-        return list(await self._ask(self._utility, plugin.CORE_METHOD, questions, list(lengths)))
+    async def _core_does(self, method: str, *args: Any) -> Any:
+        return await self._ask(self._utility, method, *args)
 
     async def _rpc(self, command: str, argument: Any) -> list[dict[str, Any]]:
         return list(await self._ask(self._core.collective_rpc, plugin.WORKER_METHOD, None, (command, argument), {}))

@@ -153,7 +153,7 @@ class Switch:
             tokens = await asyncio.wait_for(self._switch(frame, questions, timings), max(left, 0.001))
             self.torn = False
             with _timed(timings, "resume"):  # the weights are right by now: this has a limit of its own
-                await asyncio.wait_for(self._open(frame.digest), RESUME_SECONDS)
+                await asyncio.wait_for(self.replica.open(frame.digest), RESUME_SECONDS)
         except EngineDead:
             raise
         except TimeoutError:
@@ -199,25 +199,13 @@ class Switch:
 
     async def _switch(self, frame: wire.Commit, questions: Questions, timings: dict[str, float]) -> list[list[int]]:
         """What only the pause may see: the copy, and the probe's tokens."""
-        with _timed(timings, "copy"):
-            await self.replica.ranks("install", frame.digest)
         with _timed(timings, "probe"):
-            return await self._ask(questions)
-
-    async def _open(self, digest: str) -> None:
-        await self.replica.label(digest)
-        await self.replica.resume()
+            answers, copy_seconds = await self.replica.switch(frame.digest, questions.prompts, questions.lengths)
+        timings |= {"copy": round(copy_seconds, 6), "probe": round(timings["probe"] - copy_seconds, 6)}
+        return _tokens(answers, questions)
 
     async def _ask(self, questions: Questions) -> list[list[int]]:
-        answers = await self.replica.probe(questions.prompts, questions.lengths)
-        tokens = [list(answer["tokens"]) for answer in answers]
-        if any(answer["nan"] for answer in answers):
-            raise CommitError("ProbeMismatch", "the probe ran into NaN")
-        for number, expected in enumerate(questions.tokens or ()):
-            if tokens[number] != expected:
-                message = f"probe {number} answered {tokens[number][:16]}, expected {expected[:16]}"
-                raise CommitError("ProbeMismatch", message)
-        return tokens
+        return _tokens(await self.replica.probe(questions.prompts, questions.lengths), questions)
 
     async def _became_dirty(self, frame: wire.Commit, reason: str, message: str) -> wire.Frame:
         self._before, self.dirty, self.state = self.state, True, "Dirty"
@@ -267,6 +255,18 @@ class Switch:
 
     def _committed(self, frame: wire.Commit, pause_seconds: float, timings: dict[str, float]) -> wire.Committed:
         return wire.Committed(frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed)
+
+
+def _tokens(answers: list[dict[str, Any]], questions: Questions) -> list[list[int]]:
+    """The probe's tokens, if they are the right ones. Raises `CommitError`."""
+    tokens = [list(answer["tokens"]) for answer in answers]
+    if any(answer["nan"] for answer in answers):
+        raise CommitError("ProbeMismatch", "the probe ran into NaN")
+    for number, expected in enumerate(questions.tokens or ()):
+        if tokens[number] != expected:
+            message = f"probe {number} answered {tokens[number][:16]}, expected {expected[:16]}"
+            raise CommitError("ProbeMismatch", message)
+    return tokens
 
 
 def _failed(frame: wire.Commit, reason: str, message: str, *, dirty: bool = False) -> wire.CommitFailed:

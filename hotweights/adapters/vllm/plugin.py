@@ -1,7 +1,8 @@
 """What vLLM's ``vllm.general_plugins`` entry point calls, in the API server, in EngineCore and in every worker.
 
-It makes our weight-transfer engine known, chooses it where the command line chose none, and gives workers and EngineCore one method each,
-through which the API server reaches them (`engine.answer`, `probe.run`). It may run several times in a process, and it must never keep a vLLM from
+It makes our weight-transfer engine known, chooses it where the command line chose none, and gives workers and EngineCore the methods
+through which the API server reaches them. EngineCore's do several steps in one visit, because inside the pause each way there and back
+waits for a core on a busy machine. It may run several times in a process, and it must never keep a vLLM from
 starting: on a version that it does not know it says so and does nothing.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import time
 from typing import Any
 
 from hotweights.adapters.vllm import settings
@@ -16,7 +18,8 @@ from hotweights.adapters.vllm import settings
 BACKEND = "hotweights"
 OLDEST_VLLM = "0.29.0"
 WORKER_METHOD = "hotweights_rank"
-CORE_METHOD = "hotweights_probe"
+SWITCH_METHOD = "hotweights_switch"
+OPEN_METHOD = "hotweights_open"
 logger = logging.getLogger("vllm.hotweights.plugin")
 
 
@@ -42,8 +45,9 @@ def activate() -> None:
         Factory.register_engine(BACKEND, "hotweights.adapters.vllm.engine", "Engine")
     if not hasattr(WorkerBase, WORKER_METHOD):
         setattr(WorkerBase, WORKER_METHOD, _ask_rank)
-    if not hasattr(EngineCore, CORE_METHOD):
-        setattr(EngineCore, CORE_METHOD, _probe)
+    if not hasattr(EngineCore, SWITCH_METHOD):
+        setattr(EngineCore, SWITCH_METHOD, _switch)
+        setattr(EngineCore, OPEN_METHOD, _open)
     _choose_backend(EngineArgs)
 
 
@@ -107,7 +111,18 @@ def _ask_rank(worker: Any, command: str, argument: Any = None) -> dict[str, Any]
     return engine.answer(worker, command, argument)
 
 
-def _probe(core: Any, prompts: list[list[int]], lengths: list[int]) -> list[dict[str, Any]]:
+def _switch(core: Any, digest: str | None, prompts: list[list[int]], lengths: list[int]) -> dict[str, Any]:
+    """Copy on every rank (not without a digest), and probe if none said no; paused before and after."""
     from hotweights.adapters.vllm import probe
 
-    return probe.run(core, prompts, lengths)
+    began = time.monotonic()
+    ranks = [] if digest is None else core.collective_rpc(WORKER_METHOD, args=("install", digest))
+    copy_seconds = time.monotonic() - began
+    answers = probe.run(core, prompts, lengths) if all(rank["ok"] for rank in ranks) else []
+    return {"ranks": ranks, "copySeconds": copy_seconds, "answers": answers}
+
+
+def _open(core: Any, version: str) -> None:
+    """What is confirmed gets its name, and is served."""
+    core.set_weight_version(version)
+    core.resume_scheduler()

@@ -25,11 +25,7 @@ class Replica:
 
     async def ranks(self, command: str, argument: Any = None) -> list[dict[str, Any]]:
         """Every rank's answer. Raises `RankError` with the first no, after all have answered."""
-        answers = await self._rpc(command, argument)
-        for answer in answers:
-            if not answer["ok"]:
-                raise RankError(answer["reason"], f"rank {answer['rank']}: {answer['message']}")
-        return answers
+        return _agreed(await self._rpc(command, argument))
 
     async def _rpc(self, command: str, argument: Any) -> list[dict[str, Any]]:
         return list(await _alive(self._client.collective_rpc(plugin.WORKER_METHOD, args=(command, argument))))
@@ -48,6 +44,10 @@ class Replica:
     async def resume(self) -> None:
         await _alive(self._client.resume_generation())
 
+    async def open(self, version: str) -> None:
+        """`label` and `resume` in one visit."""
+        await self._core_does(plugin.OPEN_METHOD, version)
+
     async def forget_caches(self) -> None:
         await _alive(self._client.reset_prefix_cache(reset_running_requests=True))
         await _alive(self._client.reset_encoder_cache())
@@ -56,10 +56,28 @@ class Replica:
         """What vLLM itself reports as its weights' version."""
         await _alive(self._client.update_weight_version(version))
 
+    async def switch(
+        self, digest: str, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> tuple[list[dict[str, Any]], float]:
+        """Copy a version on every rank and probe, in one visit: the probe's answers, and the copy's seconds. Raises `RankError`."""
+        done = await self._core_does(plugin.SWITCH_METHOD, digest, [list(prompt) for prompt in prompts], list(lengths))
+        _agreed(done["ranks"])
+        return list(done["answers"]), float(done["copySeconds"])
+
     async def probe(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
-        questions = [list(prompt) for prompt in prompts]
-        core = self._client.engine_core
-        return list(await _alive(core.call_utility_async(plugin.CORE_METHOD, questions, list(lengths))))
+        """What the model answers as it is."""
+        done = await self._core_does(plugin.SWITCH_METHOD, None, [list(prompt) for prompt in prompts], list(lengths))
+        return list(done["answers"])
+
+    async def _core_does(self, method: str, *args: Any) -> Any:
+        return await _alive(self._client.engine_core.call_utility_async(method, *args))
+
+
+def _agreed(answers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for answer in answers:
+        if not answer["ok"]:
+            raise RankError(answer["reason"], f"rank {answer['rank']}: {answer['message']}")
+    return answers
 
 
 async def _alive(call: Awaitable[T]) -> T:

@@ -230,6 +230,12 @@ class Coordinator(RuleBasedStateMachine):
             assert self.durable.waiting_for, "nobody is waited for, and it is not precommitted"
 
     @invariant()
+    def only_who_is_registered_has_prepared(self) -> None:
+        attempt = self.durable.attempt
+        if attempt is not None and attempt.is_open:
+            assert attempt.precommits <= self.durable.workers.keys()
+
+    @invariant()
     def committed_stays_committed(self) -> None:
         attempt, current = self.durable.attempt, self.durable.current
         if attempt is not None and attempt.phase == "committed":
