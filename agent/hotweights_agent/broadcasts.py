@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
+from hotweights_agent.tally import Tally
 from hotweights_crds.nodeweights import Collective
 from hotweights_planner.manifest import Chunk
 from hotweights_planner.plan import Plan
@@ -67,8 +68,12 @@ class Part:
     source: Callable[[], Source]
     """Opened by the head alone."""
     cancel: threading.Event
-    arrived: Callable[[int], None]
-    """Hears of each chunk's bytes, from any thread."""
+    came: Tally
+    """Of nothing else."""
+
+    def kept(self, chunk: Chunk) -> None:
+        """One more of it is here and verified."""
+        self.came.add(chunk.nbytes)
 
     def terms(self, secret: bytes) -> Terms:
         """What all members must have in common."""
@@ -103,12 +108,11 @@ class Broadcasts:
         if not part.plan.buckets or self._means.node not in members:
             return Brought(0, "")
         rank = members.index(self._means.node)
-        counted = _Counted(part.arrived)
         try:
             found = availability()
             if not found.works:
                 raise MpiUnavailable(f"MPI does not work here: {found.because}")
-            lost = self._follow(part, counted, rank) if rank else self._lead(part, counted)
+            lost = self._follow(part, rank) if rank else self._lead(part)
         except (TransferError, PeerError, OSError) as error:
             lost = str(error)
         if part.cancel.is_set():
@@ -117,9 +121,9 @@ class Broadcasts:
         if lost:
             log.warning("the broadcast of %s was lost: %s", part.plan.version, lost)
             how = f"each node for itself, for the broadcast was lost: {lost}"
-        return Brought(counted.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme)
+        return Brought(part.came.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme)
 
-    def _lead(self, part: Part, counted: _Counted) -> str:
+    def _lead(self, part: Part) -> str:
         """Why not all of it went to all, or ''."""
         terms = part.terms(Groups.new_secret())
         with closing(Lead(self._means.host, 0, terms, 0, self._patience)) as lead, _ended_by(part.cancel, lead):
@@ -129,9 +133,11 @@ class Broadcasts:
             finally:
                 self._means.groups.close(part.job.name)  # who comes now comes too late
             with part.source() as source:
-                return send(lead, part.plan.buckets, source, part.builder, counted, STALL_SECONDS, Limits(part.cancel))
+                return send(
+                    lead, part.plan.buckets, source, part.builder, part.kept, STALL_SECONDS, Limits(part.cancel)
+                )
 
-    def _follow(self, part: Part, counted: _Counted, rank: int) -> str:
+    def _follow(self, part: Part, rank: int) -> str:
         """Why not all of it came, or ''."""
         host, invitation = self._invited(part.job, part.cancel)
         if invitation.over:
@@ -140,7 +146,7 @@ class Broadcasts:
         follow = Follow(rank, host, invitation.port, terms, 0, self._patience)
         with closing(follow), _ended_by(part.cancel, follow):
             follow.gather()
-            return receive(follow, part.plan.buckets, part.builder, counted, STALL_SECONDS)
+            return receive(follow, part.plan.buckets, part.builder, part.kept, STALL_SECONDS)
 
     def _invited(self, job: Collective, cancel: threading.Event) -> tuple[str, Invitation]:
         """Asks until the head leads the group; that may be a moment later."""
@@ -156,20 +162,6 @@ class Broadcasts:
                         raise
                 if cancel.wait(AGAIN_SECONDS):
                     raise Cancelled("cancelled while it waited for an invitation")
-
-
-class _Counted:
-    """Bytes that came, as `broadcast.Kept` wants to tell them."""
-
-    def __init__(self, arrived: Callable[[int], None]) -> None:
-        self._arrived = arrived
-        self._lock = threading.Lock()
-        self.nbytes = 0
-
-    def __call__(self, chunk: Chunk) -> None:
-        with self._lock:
-            self.nbytes += chunk.nbytes
-        self._arrived(chunk.nbytes)
 
 
 @contextlib.contextmanager

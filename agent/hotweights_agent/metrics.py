@@ -129,6 +129,9 @@ def _bounded(reason: str) -> str:
     return reason if reason in _REASONS else "Other"
 
 
+CLOSE_SECONDS = 0.1  # how long an idle server may take to notice that it is to end
+
+
 class Endpoints:
     """Serves /metrics, /healthz and /readyz from construction until `close`."""
 
@@ -167,7 +170,9 @@ class Endpoints:
         self._server = ThreadingHTTPServer((host, port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
-        self._thread = threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(CLOSE_SECONDS,), name="metrics", daemon=True
+        )
         self._thread.start()
 
     def close(self) -> None:

@@ -25,6 +25,7 @@ from hotweights_agent.messages import Message, ResolveDone, StageDone, StageFail
 from hotweights_agent.settings import StagingSettings
 from hotweights_agent.store import Staging, Store
 from hotweights_agent.stripes import StripedSource
+from hotweights_agent.tally import Tally
 from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
@@ -40,7 +41,6 @@ log = logging.getLogger(__name__)
 
 MANIFEST_AGAIN_SECONDS = 0.5
 JOBS_AT_ONCE = 32
-PROGRESS_SECONDS = 0.5
 
 
 class DigestDiffers(TransferError):
@@ -170,7 +170,7 @@ class Stager:
                 0, f"each node for itself: {job.base}, on which the broadcast builds, is not known here any more"
             )
         plan = build(manifest, base, quote(item.uri, safe="/:%"), BUCKET_NBYTES, renamed=True)
-        came = _Sum(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
+        came = Tally(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
         source = partial(self._sources.open, item.uri, item.namespace)
         return self._broadcasts.bring(Part(job, plan, staging.builder, source, cancel, came))
 
@@ -257,26 +257,6 @@ class Stager:
 
     def _tell_from_thread(self, message: Message) -> None:
         asyncio.run_coroutine_threadsafe(_as_coroutine(self._tell(message)), self._loop)
-
-
-class _Sum:
-    """Adds up what comes from many threads, and tells of it now and then."""
-
-    def __init__(self, tell: Callable[[int], None]) -> None:
-        self._tell = tell
-        self._lock = threading.Lock()
-        self._nbytes = 0
-        self._told_at = time.monotonic()
-
-    def __call__(self, nbytes: int) -> None:
-        with self._lock:
-            self._nbytes += nbytes
-            now = time.monotonic()
-            if now - self._told_at < PROGRESS_SECONDS:
-                return
-            self._told_at = now
-            came = self._nbytes
-        self._tell(came)
 
 
 async def _as_coroutine(awaitable: Awaitable[None]) -> None:

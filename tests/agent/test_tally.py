@@ -1,0 +1,29 @@
+"""Bytes that come from many threads."""
+
+from __future__ import annotations
+
+import threading
+
+from hotweights_agent import tally
+from hotweights_agent.tally import Tally
+
+
+def test_nothing_is_lost_between_threads_and_little_is_told() -> None:
+    told: list[int] = []
+    count = Tally(told.append)
+    threads = [threading.Thread(target=lambda: [count.add(3) for _ in range(1000)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert count.nbytes == 24_000
+    assert len(told) < 100
+
+
+def test_it_tells_the_sum() -> None:
+    told: list[int] = []
+    count = Tally(told.append)
+    count._told_at -= tally.TELL_SECONDS
+    count.add(5)
+    count.add(2)
+    assert told == [5]
