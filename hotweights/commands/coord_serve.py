@@ -60,7 +60,7 @@ def serve(
     Example: hotweights coord-serve --endpoint tcp://127.0.0.1:5555
     """
     from hotweights.coordinator import auth
-    from hotweights.coordinator.server import ServeSettings
+    from hotweights.coordinator.settings import ServeSettings
 
     logging.basicConfig(
         level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hotweights.coordinator.messages import METHODS, CoordinatorError
+from hotweights.coordinator.presence import Presence
+from hotweights.coordinator.state import Durable
 from hotweights_agent.metrics import Endpoints
 
 PORT_VARIABLE = "HOTWEIGHTS_COORD_METRICS_PORT"
@@ -51,6 +53,19 @@ class Metrics:
             registry=r,
         )
         self._children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
+
+    def show(self, durable: Durable | None, presence: Presence) -> None:
+        """What is a state rather than an event. ``durable`` None: this coordinator decides nothing."""
+        self.leader.set(1 if durable is not None else 0)
+        durable = durable or Durable()
+        self.workers.set(len(durable.workers))
+        self.precommits.set(len(durable.attempt.precommits) if durable.attempt else 0)
+        self.have.set(sum(len(presence.have_of(name)) for name in durable.workers))
+        self.applied.set(len(presence.have_applied(durable)))
+        self.token.set(durable.token)
+        self.plan_bytes.set(durable.plan.nbytes if durable.plan else 0)
+        for phase in PHASES:
+            self.state.labels(phase).set(1 if phase == durable.phase else 0)
 
     def answered(self, method: str, result: str, seconds: float) -> None:
         """Count one call."""

@@ -12,33 +12,31 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict
 
 import zmq
 
 from hotweights.coordinator import address, auth, calls, check, state
+from hotweights.coordinator.answers import Answers, Decide, Waiting, unavailable
 from hotweights.coordinator.backend import Backend, BackendError, Fenced, Lease
+from hotweights.coordinator.blobs import Blobs
 from hotweights.coordinator.calls import About, Outcome
 from hotweights.coordinator.messages import (
     MAX_BINARY_NBYTES,
     Call,
     CallRefused,
     CoordinatorError,
-    GetPlan,
     Precommit,
     Request,
     SetCurrentManifest,
     SubmitPlan,
-    answer_frame,
     call_id_of,
-    error_frame,
-    json_bytes,
     parse_call,
     parse_request,
 )
-from hotweights.coordinator.metrics import DEFAULT_PORT, PHASES, Metrics, serve
+from hotweights.coordinator.metrics import Metrics, serve
 from hotweights.coordinator.presence import Presence
+from hotweights.coordinator.settings import ServeSettings
 from hotweights.coordinator.sockets import Sender, Sockets
 from hotweights.coordinator.state import Durable, Event
 
@@ -50,41 +48,6 @@ MOST_AT_ONCE = 200  # decisions of one write: a thousand would keep heartbeats w
 MOST_CHECKS = 2  # plans and manifests that are looked at at the same time
 
 _NOBODY = Lease(mine=False, fence=0, leader="", until=0.0)
-
-Decide = Callable[[Durable], Outcome]
-
-
-@dataclass(frozen=True, slots=True)
-class ServeSettings:
-    """How a coordinator serves."""
-
-    endpoint: str = address.DEFAULT_ENDPOINT
-    events_endpoint: str = ""
-    """Empty: the next port."""
-    advertise: str = ""
-    """How others reach it; empty: as ``endpoint`` says."""
-    instance_id: str = "coordinator"
-    token: str = ""
-    """Empty: nobody is asked for one."""
-    curve: Path | None = None
-    """Folder of keys; None: the sockets are plain."""
-    metrics_port: int = DEFAULT_PORT
-    """0: any."""
-    worker_ttl_seconds: float = 15.0
-    """How long a worker may be silent."""
-    origin_readers: int = 1
-    """How many workers read the source at the same time."""
-
-
-@dataclass(slots=True)
-class _Waiting:
-    """A call, from its arrival to its answer. ``to`` None: the server's own."""
-
-    to: Sender | None
-    call_id: int | None
-    method: str
-    arrived: float
-    decide: Decide
 
 
 class Server:
@@ -108,16 +71,17 @@ class Server:
         self._backend = backend
         self._lease = _NOBODY
         self._durable: Durable | None = None  # as it is written; None: has to be read
+        self._blobs = Blobs(backend)
+        self._answers = Answers(self.sockets, self.metrics, self._blobs)
         self._presence = self._new_presence()
         self._read: tuple[float, Durable] | None = None
-        self._waiting: list[_Waiting] = []
+        self._waiting: list[Waiting] = []
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._shown_at = 0.0
         self._writing = asyncio.Lock()
         self._reading = asyncio.Lock()
         self._checking = asyncio.Semaphore(MOST_CHECKS)
-        self._blobs: dict[str, bytes] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._epoch = time.time() - time.monotonic()
         self._started_at = self._now()
@@ -154,6 +118,7 @@ class Server:
         finally:
             for task in (*loops, stopped, *self._tasks):
                 task.cancel()
+            self._answers.close()
             await asyncio.gather(*loops, stopped, *self._tasks, return_exceptions=True)
             await self._close()
 
@@ -217,13 +182,10 @@ class Server:
             if took_over:
                 self._presence = self._new_presence()
                 self._presence.led(durable.workers, self._now())
-                self._publish(durable.events[-1:])
+                self._answers.publish(durable.events[-1:])
                 log.info("%s leads with fence %d", self.settings.instance_id, lease.fence)
-            self._keep(durable)
+            self._blobs.keep(durable.blobs)
             self._durable = durable
-
-    def _keep(self, durable: Durable) -> None:
-        self._blobs = {digest: blob for digest, blob in self._blobs.items() if digest in durable.blobs}
 
     # calls
 
@@ -237,10 +199,10 @@ class Server:
             call = parse_call(body)
             auth.check_token(self.settings.token, call.secret)
             request = parse_request(call, has_binary=len(frames) == 2)
-            self._asked(_Waiting(to, call.call_id, call.method, arrived, self._decision(request)), request, frames)
+            self._asked(Waiting(to, call.call_id, call.method, arrived, self._decision(request)), request, frames)
         except CallRefused as error:
             call_id = call.call_id if call else call_id_of(body)
-            self._refuse(_Waiting(to, call_id, call.method if call else "", arrived, _nothing), error)
+            self._answers.refuse(Waiting(to, call_id, call.method if call else "", arrived, _nothing), error)
 
     def _decision(self, request: Request) -> Decide:
         return lambda durable: calls.handle(durable, self._presence, request, self._about(), self._now())
@@ -250,7 +212,7 @@ class Server:
         events = self.sockets.events_endpoint
         return About(self.settings.instance_id, self._backend.name, leader, self.leads, events, self._started_at)
 
-    def _asked(self, waiting: _Waiting, request: Request, frames: list[zmq.Frame]) -> None:
+    def _asked(self, waiting: Waiting, request: Request, frames: list[zmq.Frame]) -> None:
         if not self.leads and request.reads:
             self._spawn(self._answer_as_follower(waiting))
         elif not self.leads:
@@ -266,20 +228,20 @@ class Server:
         else:
             self._try(waiting, self._durable)
 
-    def _try(self, waiting: _Waiting, durable: Durable) -> None:
+    def _try(self, waiting: Waiting, durable: Durable) -> None:
         """Answer what changes nothing; the rest waits for its turn. Raises `CallRefused`."""
         outcome = waiting.decide(durable)
         if outcome.durable is durable:
-            self._publish(outcome.events)
-            self._answer(waiting, outcome)
+            self._answers.publish(outcome.events)
+            self._answers.answer(waiting, outcome)
         else:
             self._wait(waiting)
 
-    def _wait(self, waiting: _Waiting) -> None:
+    def _wait(self, waiting: Waiting) -> None:
         self._waiting.append(waiting)
         self._wake.set()
 
-    async def _checked(self, waiting: _Waiting, request: Request, frame: zmq.Frame) -> None:
+    async def _checked(self, waiting: Waiting, request: Request, frame: zmq.Frame) -> None:
         """A plan or a manifest: look at it, keep it, then decide about it."""
         try:
             async with self._checking:
@@ -302,24 +264,22 @@ class Server:
                 raise self._not_leader()
             if waiting.decide(self._durable).durable is not self._durable:
                 async with self._writing:  # or a blob of this name may be dropped just now
-                    for digest, blob in blobs.items():
-                        await self._backend.put_blob(digest, blob)
-                        self._blobs[digest] = blob
+                    await self._blobs.put(blobs)
             if self._durable is None:
                 raise self._not_leader()
             self._try(waiting, self._durable)
         except BackendError as error:
-            self._refuse(waiting, _unavailable(error))
+            self._answers.refuse(waiting, unavailable(error))
         except CallRefused as error:
-            self._refuse(waiting, error)
+            self._answers.refuse(waiting, error)
 
-    async def _answer_as_follower(self, waiting: _Waiting) -> None:
+    async def _answer_as_follower(self, waiting: Waiting) -> None:
         try:
-            self._answer(waiting, waiting.decide(await self._look_up()))
+            self._answers.answer(waiting, waiting.decide(await self._look_up()))
         except BackendError as error:
-            self._refuse(waiting, _unavailable(error))
+            self._answers.refuse(waiting, unavailable(error))
         except CallRefused as error:
-            self._refuse(waiting, error)
+            self._answers.refuse(waiting, error)
 
     async def _look_up(self) -> Durable:
         """What is written, as a follower tells it."""
@@ -328,7 +288,7 @@ class Server:
                 async with self._writing:
                     found = await self._backend.load()
                 self._read = (time.monotonic(), found or Durable())
-                self._keep(self._read[1])
+                self._blobs.keep(self._read[1].blobs)
             return self._read[1]
 
     def _not_leader(self) -> CallRefused:
@@ -349,11 +309,11 @@ class Server:
                 self._wake.set()
                 await asyncio.sleep(0)  # heartbeats in between
 
-    async def _decide_all(self, batch: list[_Waiting]) -> None:
+    async def _decide_all(self, batch: list[Waiting]) -> None:
         lease, before = self._lease, self._durable
         if not self.leads or before is None:
             for waiting in batch:
-                self._refuse(waiting, self._not_leader())
+                self._answers.refuse(waiting, self._not_leader())
             return
         durable = before
         answers: list[Callable[[], None]] = []
@@ -362,27 +322,27 @@ class Server:
             try:
                 outcome = waiting.decide(durable)
             except CallRefused as error:
-                answers.append(lambda waiting=waiting, error=error: self._refuse(waiting, error))  # type: ignore[misc]
+                answers.append(lambda waiting=waiting, error=error: self._answers.refuse(waiting, error))  # type: ignore[misc]
                 continue
             durable = outcome.durable
             events.extend(outcome.events)
-            answers.append(lambda waiting=waiting, outcome=outcome: self._answer(waiting, outcome))  # type: ignore[misc]
+            answers.append(lambda waiting=waiting, outcome=outcome: self._answers.answer(waiting, outcome))  # type: ignore[misc]
         if durable is not before:
             try:
                 await self._store(durable, lease)
             except BackendError as error:
                 self._lost(error)
                 for waiting in batch:
-                    self._refuse(waiting, _unavailable(error))
+                    self._answers.refuse(waiting, unavailable(error))
                 return
             # A lease that went and came back meanwhile: somebody else may have written since, so it is read again.
             self._durable = durable if self._lease.fence == lease.fence else None
-        self._publish(events)
+        self._answers.publish(events)
         for answer in answers:
             answer()
         if time.monotonic() - self._shown_at > SHOW_SECONDS:
             self._show()
-        await self._forget(before.blobs - durable.blobs, lease)
+        await self._blobs.forget(before.blobs - durable.blobs, lease)
 
     async def _store(self, durable: Durable, lease: Lease) -> None:
         try:
@@ -400,14 +360,6 @@ class Server:
             self._lease = _NOBODY
         self._hurry.set()
 
-    async def _forget(self, digests: frozenset[str], lease: Lease) -> None:
-        for digest in digests:
-            self._blobs.pop(digest, None)
-            try:
-                await self._backend.drop_blob(digest, lease)
-            except BackendError as error:
-                log.warning("%s is kept for nothing: %s", digest, error)
-
     # time
 
     async def _look(self) -> None:
@@ -417,7 +369,7 @@ class Server:
             durable = self._durable
             if self.leads and durable is not None:
                 try:
-                    self._try(_Waiting(None, None, "look", time.monotonic(), self._after_a_look), durable)
+                    self._try(Waiting(None, None, "look", time.monotonic(), self._after_a_look), durable)
                 except CallRefused as error:
                     log.warning("%s", error)
             self._show()
@@ -427,60 +379,9 @@ class Server:
         silent = self._presence.silent(durable.workers, now, self._look_seconds)
         return calls.changed(durable, state.expire(state.drop(durable, silent, now), now), {})
 
-    # answers
-
-    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
-        if waiting.to is None:
-            return
-        if outcome.blob and outcome.blob not in self._blobs:
-            self._spawn(self._answer_with_blob(waiting, outcome))
-            return
-        frames = [answer_frame(waiting.call_id, outcome.result)]
-        if outcome.blob:
-            frames.append(self._blobs[outcome.blob])
-        self.sockets.answer(waiting.to, frames)
-        self.metrics.answered(waiting.method, "ok", time.monotonic() - waiting.arrived)
-
-    async def _answer_with_blob(self, waiting: _Waiting, outcome: Outcome) -> None:
-        """Read it from the backend first; the next one that asks finds it here."""
-        try:
-            async with self._reading:
-                blob = self._blobs.get(outcome.blob) or await self._backend.get_blob(outcome.blob)
-            if blob is None:
-                what = "plan" if waiting.method == GetPlan.method else "manifest"
-                raise CallRefused("NoPlan" if what == "plan" else "NoManifest", f"the {what} {outcome.blob} is gone")
-        except BackendError as error:
-            self._refuse(waiting, _unavailable(error))
-        except CallRefused as error:
-            self._refuse(waiting, error)
-        else:
-            self._blobs[outcome.blob] = blob
-            self._answer(waiting, outcome)
-
-    def _refuse(self, waiting: _Waiting, error: CallRefused) -> None:
-        if waiting.to is not None:
-            self.sockets.answer(waiting.to, [error_frame(waiting.call_id, error)])
-            self.metrics.answered(waiting.method, error.reason, time.monotonic() - waiting.arrived)
-
-    def _publish(self, events: tuple[Event, ...] | list[Event]) -> None:
-        for event in events:
-            self.sockets.publish(event.topic.encode(), json_bytes(event))
-            self.metrics.events.labels(event.topic).inc()
-
     def _show(self) -> None:
-        """What is a state rather than an event, for Prometheus."""
         self._shown_at = time.monotonic()
-        durable, metrics = self._durable if self.leads else None, self.metrics
-        metrics.leader.set(1 if durable is not None else 0)
-        durable = durable or Durable()
-        metrics.workers.set(len(durable.workers))
-        metrics.precommits.set(len(durable.attempt.precommits) if durable.attempt else 0)
-        metrics.have.set(sum(len(self._presence.have_of(name)) for name in durable.workers))
-        metrics.applied.set(len(self._presence.have_applied(durable)))
-        metrics.token.set(durable.token)
-        metrics.plan_bytes.set(durable.plan.nbytes if durable.plan else 0)
-        for phase in PHASES:
-            metrics.state.labels(phase).set(1 if phase == durable.phase else 0)
+        self.metrics.show(self._durable if self.leads else None, self._presence)
 
     def _spawn(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -490,7 +391,3 @@ class Server:
 
 def _nothing(durable: Durable) -> Outcome:
     return Outcome(durable, {})
-
-
-def _unavailable(error: BackendError) -> CallRefused:
-    return CallRefused(error.reason, f"{error}; ask again")

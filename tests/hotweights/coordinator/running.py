@@ -13,7 +13,8 @@ from typing import Any
 from hotweights.coordinator.backend import Backend
 from hotweights.coordinator.client import Client
 from hotweights.coordinator.memory import MemoryBackend
-from hotweights.coordinator.server import Server, ServeSettings
+from hotweights.coordinator.server import Server
+from hotweights.coordinator.settings import ServeSettings
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import Manifest, build
 from hotweights_planner.plan import Plan

@@ -22,7 +22,8 @@ from hotweights.coordinator.backend import Fenced, Lease, Unavailable
 from hotweights.coordinator.client import Client, Subscriber
 from hotweights.coordinator.memory import MemoryBackend
 from hotweights.coordinator.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
-from hotweights.coordinator.server import Server, ServeSettings
+from hotweights.coordinator.server import Server
+from hotweights.coordinator.settings import ServeSettings
 from hotweights.coordinator.state import Durable
 from tests.hotweights.coordinator.running import Coordinator, begun, manifest, plan, running
 
