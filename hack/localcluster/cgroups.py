@@ -53,6 +53,15 @@ def limit_cpus(relative: str, cpus: set[int]) -> None:
                 (Path(folder) / "cpuset.cpus").write_text(",".join(map(str, sorted(cpus))))
 
 
+def weigh(relative: str, shares: int) -> None:
+    """What a cgroup gets of a core that others want too, in version 1's unit: a process that is in no group has 1024."""
+    weight = max(1, round(shares * 10000 / 262144))  # version 2's, as the kubelet and systemd convert
+    for root in hierarchies():
+        for name, value in (("cpu.shares", shares), ("cpu.weight", weight)):
+            if (root / relative / name).exists():
+                (root / relative / name).write_text(str(value))
+
+
 def share_of(cpus: set[int], index: int, nodes: int) -> set[int]:
     """The cores of one of so many nodes; all of them where there are fewer than nodes."""
     own = {cpu for place, cpu in enumerate(sorted(cpus)) if place % nodes == index}

@@ -199,3 +199,14 @@ def test_an_ordinary_machine_needs_no_pip_config() -> None:
 def test_every_node_has_its_own_cores_where_there_are_enough() -> None:
     assert [cgroups.share_of({0, 1, 2, 3}, index, 2) for index in range(2)] == [{0, 2}, {1, 3}]
     assert cgroups.share_of({5}, 1, 2) == {5}
+
+
+def test_what_a_cgroup_weighs_is_said_in_either_versions_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for version, file in (("v1", "cpu.shares"), ("v2", "cpu.weight"), ("another controller's", "tasks")):
+        folder = tmp_path / version / "c"
+        folder.mkdir(parents=True)
+        (folder / file).write_text("")
+    monkeypatch.setattr(cgroups, "hierarchies", lambda: sorted(tmp_path.iterdir()))
+    cgroups.weigh("c", 2 * 8192)
+    found = {file.name: file.read_text() for file in tmp_path.rglob("c/*")}
+    assert found == {"cpu.shares": "16384", "cpu.weight": "625", "tasks": ""}
