@@ -11,7 +11,12 @@ from hotweights_agent.tally import Tally
 def test_nothing_is_lost_between_threads_and_little_is_told() -> None:
     told: list[int] = []
     count = Tally(told.append)
-    threads = [threading.Thread(target=lambda: [count.add(3) for _ in range(1000)]) for _ in range(8)]
+
+    def work() -> None:
+        for _ in range(1000):
+            count.add(3)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
