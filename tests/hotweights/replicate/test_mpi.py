@@ -7,12 +7,11 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from hotweights_planner.plan import Plan, build
 from hotweights_transports.peers.mpi.hydra import find
 from hotweights_transports.resolve import publish
 from hotweights_transports.sources.file import open_folder
+from tests.ports import free_ports
 
 PROGRAM = Path(__file__).with_name("mpi_rank.py")
 DEMO = Path(__file__).parents[3] / "scripts/run_mpi_broadcast_demo.sh"
@@ -62,8 +62,7 @@ def plan_file(plan: Plan, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
-        return int(sock.getsockname()[1])
+    return free_ports()[0]
 
 
 class Rank:

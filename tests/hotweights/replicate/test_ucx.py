@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 from typing import Self
 
@@ -27,6 +25,7 @@ from hotweights_transports.image import Image, ImageBuilder
 from hotweights_transports.resolve import publish
 from hotweights_transports.sources.base import Source
 from hotweights_transports.sources.file import FileOpener, Root
+from tests.ports import free_ports
 
 TENSORS = 12
 TENSOR_NBYTES = 1_000_000
@@ -57,9 +56,8 @@ def plan(folder: Path, opener: Callable[[], Source]) -> Plan:
 
 @pytest.fixture
 def port() -> int:
-    """Free, and with a few free ones behind it as far as one can know."""
-    with closing(socket.create_server(("127.0.0.1", 0))) as sock:
-        return int(sock.getsockname()[1])
+    """Free, and with a few free ones behind it: one for each rank."""
+    return free_ports(4)[0]
 
 
 def no_source() -> Source:
@@ -108,8 +106,12 @@ def test_every_rank_has_every_byte(
     ranks = [
         Rank(plan, World(size, rank, "127.0.0.1", port), opener if rank == 0 else no_source) for rank in range(size)
     ]
-    for rank, measured in zip(ranks, [start(rank) for rank in reversed(ranks)][::-1], strict=True):
-        found = measured.result(30)
+    moving = [start(rank) for rank in reversed(ranks)][::-1]
+    assert [one.exception(30) for one in moving] == [
+        None
+    ] * size  # all of them: one that fails leaves the others waiting
+    for rank, measured in zip(ranks, moving, strict=True):
+        found = measured.result()
         assert found.transport == "ucx"
         assert found.nbytes == rank.told == plan.manifest.nbytes
     first, *others = [rank.content() for rank in ranks]

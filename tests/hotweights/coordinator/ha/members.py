@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from tests.hotweights.coordinator.ha.redis_server import free_ports
+from tests.ports import free_ports
 
 _END_SECONDS = 30.0
 _PROGRAM = Path(sys.executable).parent / "hotweights"

@@ -9,16 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from tests.ports import free_ports
+
 _START_SECONDS = 30.0
-
-
-def free_ports(count: int = 1) -> list[int]:
-    """Ports that nobody listens at, all different."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class RedisServer:
