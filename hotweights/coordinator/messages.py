@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -274,7 +274,7 @@ def json_bytes(value: Any) -> bytes:
     try:
         return to_json(value)
     except ValueError:
-        return json.dumps(value, separators=(",", ":")).encode()
+        return json.dumps(value, separators=(",", ":"), default=asdict).encode()
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,12 +7,14 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import pytest
 import zmq
 
 from hotweights.coordinator.client import AsyncClient, Client, Subscriber, _Watched
-from hotweights.coordinator.messages import CallRefused, CoordinatorUnreachable, request_frames
+from hotweights.coordinator.messages import CallRefused, CoordinatorUnreachable, json_bytes, json_value, request_frames
+from hotweights.coordinator.state import Event
 from tests.hotweights.coordinator.running import running
 
 NOWHERE = "tcp://127.0.0.1:1"
@@ -173,6 +175,12 @@ async def test_many_clients_in_a_loop() -> None:
         for client in clients:
             await client.close()
         assert len(status["workers"]) == 20
+
+
+def test_what_is_not_unicode_is_said_all_the_same() -> None:
+    for value in ({"reason": "a path of half a surrogate: \udcff"}, Event(1.0, "leader", "coordinator \udcff leads")):
+        expected = asdict(value) if isinstance(value, Event) else value
+        assert json_value(json_bytes(value)) == expected
 
 
 def test_refuses_what_is_too_large_before_it_is_sent() -> None:
