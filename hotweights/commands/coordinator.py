@@ -24,6 +24,9 @@ POLL_SECONDS = 0.2
 
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.05, help="Seconds to wait for an answer.")]
 Version = Annotated[str, typer.Option("--version", metavar="V", help="Name of the version.")]
+OpenAttempt = Annotated[
+    int | None, typer.Option("--token", metavar="N", help="The attempt's token (default: the one that is open).")
+]
 
 
 class CommandFailed(TransferError):
@@ -100,9 +103,7 @@ def begin(
 
 def precommit(
     worker_id: Annotated[str, typer.Option(metavar="ID", help="The worker that has prepared the version.")],
-    attempt: Annotated[
-        int | None, typer.Option("--token", metavar="N", help="The attempt's token (default: the one that is open).")
-    ] = None,
+    attempt: OpenAttempt = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -111,7 +112,7 @@ def precommit(
 ) -> None:
     """Say for a worker that it could commit at once. Workers do it by themselves."""
     with _client(endpoint, token_file, curve, timeout) as client:
-        token = client.call("status").result["token"] if attempt is None else attempt
+        token = _open_attempt(client) if attempt is None else attempt
         result = client.call("precommit", worker_id=worker_id, token=token).result
     _show(result, as_json, f"{worker_id} has precommitted token {token}: {result['state']}")
 
@@ -137,9 +138,7 @@ def commit(
 
 def abort(
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; workers and events carry it.")] = "operator abort",
-    attempt: Annotated[
-        int | None, typer.Option("--token", metavar="N", help="The attempt's token (default: the one that is open).")
-    ] = None,
+    attempt: OpenAttempt = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -148,7 +147,7 @@ def abort(
 ) -> None:
     """Give the open update up; what is served stays."""
     with _client(endpoint, token_file, curve, timeout) as client:
-        token = client.call("status").result["token"] if attempt is None else attempt
+        token = _open_attempt(client) if attempt is None else attempt
         result = client.call("abort", reason=reason, token=token).result
     _show(result, as_json, f"{result['version']} is aborted (token {result['token']})")
 
@@ -241,6 +240,12 @@ def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to w
 
     auth.write_keys(folder)
     print(f"Wrote keys to {folder}: coord-serve --curve {folder}; give clients server.key and client.key_secret")
+
+
+def _open_attempt(client: Any) -> int:
+    """The token that holds now: asked again with it, a call is about no later attempt."""
+    token: int = client.call("status").result["token"]
+    return token
 
 
 def _client(endpoint: str, token_file: Path | None, curve: Path | None, timeout: float) -> Any:

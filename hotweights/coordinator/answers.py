@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
 from hotweights.coordinator.backend import BackendError
@@ -37,9 +36,11 @@ def unavailable(error: BackendError) -> CallRefused:
 class Answers:
     """One coordinator's voice. Calls come on the loop's thread and return at once."""
 
-    def __init__(self, sockets: Sockets, metrics: Metrics, blobs: Blobs) -> None:
-        self._sockets, self._metrics, self._blobs = sockets, metrics, blobs
-        self._reading: set[asyncio.Task[None]] = set()
+    def __init__(
+        self, sockets: Sockets, metrics: Metrics, blobs: Blobs, spawn: Callable[[Awaitable[None]], None]
+    ) -> None:
+        """``spawn`` runs what has to wait, and ends it with the server."""
+        self._sockets, self._metrics, self._blobs, self._spawn = sockets, metrics, blobs, spawn
 
     def answer(self, waiting: Waiting, outcome: Outcome) -> None:
         """Its result, with the blob that goes with it: from the backend where that is not at hand."""
@@ -49,9 +50,7 @@ class Answers:
         if outcome.blob:
             blob = self._blobs.at_hand(outcome.blob)
             if blob is None:
-                task = asyncio.ensure_future(self._answer_later(waiting, outcome))
-                self._reading.add(task)
-                task.add_done_callback(self._reading.discard)
+                self._spawn(self._answer_later(waiting, outcome))
                 return
             frames.append(blob)
         self._sockets.answer(waiting.to, frames)
@@ -81,8 +80,3 @@ class Answers:
         for event in events:
             self._sockets.publish(event.topic.encode(), json_bytes(event))
             self._metrics.events.labels(event.topic).inc()
-
-    def close(self) -> None:
-        """Nobody waits for a blob any more."""
-        for task in self._reading:
-            task.cancel()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 
 import zmq
@@ -72,7 +72,7 @@ class Server:
         self._lease = _NOBODY
         self._durable: Durable | None = None  # as it is written; None: has to be read
         self._blobs = Blobs(backend)
-        self._answers = Answers(self.sockets, self.metrics, self._blobs)
+        self._answers = Answers(self.sockets, self.metrics, self._blobs, self._spawn)
         self._presence = self._new_presence()
         self._read: tuple[float, Durable] | None = None
         self._waiting: list[Waiting] = []
@@ -118,7 +118,6 @@ class Server:
         finally:
             for task in (*loops, stopped, *self._tasks):
                 task.cancel()
-            self._answers.close()
             await asyncio.gather(*loops, stopped, *self._tasks, return_exceptions=True)
             await self._close()
 
@@ -383,8 +382,8 @@ class Server:
         self._shown_at = time.monotonic()
         self.metrics.show(self._durable if self.leads else None, self._presence)
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.ensure_future(work)  # type: ignore[call-overload]
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -243,7 +243,7 @@ def abort(durable: Durable, reason: str, now: float, token: int | None = None) -
     if attempt is None:
         raise CallRefused("NothingBegun", "there is nothing to abort: no attempt was begun")
     ended = attempt.token - 1 if attempt.phase == "aborted" else attempt.token
-    if token not in (None, attempt.token, ended):
+    if token is not None and token not in (attempt.token, ended):
         raise _stale(token, attempt)
     if attempt.phase == "committed":
         what = f"{attempt.plan.version} is committed, which is final"
@@ -316,7 +316,7 @@ def _busy(attempt: Attempt) -> CallRefused:
     return CallRefused("Busy", f"{what}; wait for it, or end it with `hotweights abort`")
 
 
-def _stale(token: int | None, attempt: Attempt) -> CallRefused:
+def _stale(token: int, attempt: Attempt) -> CallRefused:
     return CallRefused("StaleToken", f"token {token} does not count; {attempt.plan.version} has token {attempt.token}")
 
 
