@@ -24,10 +24,6 @@ CONTAINERD, KUBELET, KUBE_PROXY = "containerd", "kubelet", "kube-proxy"
 _CONTAINERD_WITHIN_SECONDS = 60.0
 _READY_WITHIN_SECONDS = 120.0
 _IMPORT_TIMEOUT_SECONDS = 600.0
-# On a machine of its own a node's pods weigh 1024 for every core against all of the system together. Here they would weigh, all in one
-# group, as much as one process of this machine, and come after the control plane and whoever asks them: pauses of 24 commits under load
-# went up to 305 ms, with this up to 83 ms. With four times as much the control plane starves, and a rollout takes twice as long.
-_SHARES_PER_NODE = 2048
 
 
 class Node:
@@ -40,7 +36,6 @@ class Node:
         self._slot = slot
         self._state = control_plane.state / self.name
         self._daemons: Daemons = control_plane.daemons
-        self._nodes = nodes
         self._cgroup = f"{cgroups.name_of(slot.cluster)}/{self.name}"
         # A node has its cores to itself, as a machine has: engines spin while they serve, and would starve one another.
         self._cpus = cgroups.share_of(os.sched_getaffinity(0), index, nodes)
@@ -59,7 +54,6 @@ class Node:
         """Start what does not run yet. Needs the node's network; returns once containerd takes images."""
         self._configure()
         cgroups.create(f"{self._cgroup}/daemons")
-        cgroups.weigh(cgroups.name_of(self._slot.cluster), _SHARES_PER_NODE * self._nodes)
         if not succeeds([*self.enter(), "true"]):
             mounts.create(self._slot.cluster, self.name, self._state)
         self.start_containerd()
