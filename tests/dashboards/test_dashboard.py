@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,15 +18,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from e2e.harness.prometheus import panels, prometheus
+from tests.ports import free_ports
 
 DASHBOARD = Path(__file__).parents[2] / "dashboards" / "hotweights.json"
 PATIENCE_SECONDS = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def hotweights(*arguments: object, folder: Path, environment: dict[str, str]) -> str:
@@ -53,7 +47,7 @@ def service(*arguments: str, folder: Path, environment: dict[str, str]) -> Itera
 
 @pytest.mark.timeout(180)
 def test_every_query_is_answered(tmp_path: Path) -> None:
-    coordinator, coordinator_metrics, worker_metrics = free_port(), free_port(), free_port()
+    coordinator, coordinator_metrics, worker_metrics, events = free_ports(4)
     environment = os.environ | {
         "HOTWEIGHTS_COORD": f"tcp://127.0.0.1:{coordinator}",
         "HOTWEIGHTS_COORD_METRICS_PORT": str(coordinator_metrics),
@@ -66,7 +60,7 @@ def test_every_query_is_answered(tmp_path: Path) -> None:
     with ExitStack() as stack:
         enter = stack.enter_context
         endpoint = f"tcp://127.0.0.1:{coordinator}"
-        pub = f"tcp://127.0.0.1:{free_port()}"
+        pub = f"tcp://127.0.0.1:{events}"
         enter(
             service(
                 "coord-serve", "--endpoint", endpoint, "--pub-endpoint", pub, folder=tmp_path, environment=environment

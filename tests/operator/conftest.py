@@ -7,7 +7,6 @@ import contextlib
 import itertools
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -36,6 +35,7 @@ from hotweights_kube import (
 from hotweights_kube.resources import NAMESPACES, Resource
 from localcluster import binaries
 from localcluster.controlplane import ControlPlane
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 Body = dict[str, Any]
@@ -210,7 +210,7 @@ class Scene:
         self.process: subprocess.Popen[bytes] | None = None
         self.tasks: list[asyncio.Task[None]] = []
         self.ready: dict[str, bool] = {}
-        self.health_port = _free_port()
+        self.health_port = free_ports()[0]
         self.troubles: list[str] = []
         self._prefix = f"n{number}"
 
@@ -401,9 +401,3 @@ async def eventually(
             pass
         await asyncio.sleep(0.1)
     raise AssertionError(f"not within {seconds:.0f} s: {what}\n{details()}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

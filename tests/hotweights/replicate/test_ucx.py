@@ -107,9 +107,8 @@ def test_every_rank_has_every_byte(
         Rank(plan, World(size, rank, "127.0.0.1", port), opener if rank == 0 else no_source) for rank in range(size)
     ]
     moving = [start(rank) for rank in reversed(ranks)][::-1]
-    assert [one.exception(30) for one in moving] == [
-        None
-    ] * size  # all of them: one that fails leaves the others waiting
+    failures = [one.exception(30) for one in moving]  # of all: one that fails leaves the others waiting
+    assert failures == [None] * size
     for rank, measured in zip(ranks, moving, strict=True):
         found = measured.result()
         assert found.transport == "ucx"
