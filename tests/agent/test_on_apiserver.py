@@ -227,6 +227,11 @@ class Operator:
         spec = {"rollouts": [rollout], "resolve": resolve or []}
         await self.admin.merge_patch(NODE_WEIGHTS, self.node, {"spec": spec}, namespace=NAMESPACE)
 
+    async def forget(self) -> None:
+        """Empty the node's status: what an earlier test's agent wrote last says nothing of the one that starts now."""
+        patch: Body = {"status": None}
+        await self.admin.merge_patch(NODE_WEIGHTS, self.node, patch, namespace=NAMESPACE, subresource="status")
+
     async def status(self) -> Body:
         body = await self.admin.get(NODE_WEIGHTS, self.node, NAMESPACE)
         return dict(body.get("status") or {})
@@ -287,6 +292,7 @@ async def eventually(look: Callable[[], Any], seconds: float = 40.0) -> Any:
 @pytest.fixture
 async def a(cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str]) -> AsyncIterator[Operator]:
     operator = Operator(cluster, admin, checkpoints, digests, NODES[0])
+    await operator.forget()
     yield operator
     await operator.write([], [])
 
@@ -294,6 +300,7 @@ async def a(cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, 
 @pytest.fixture
 async def b(cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str]) -> AsyncIterator[Operator]:
     operator = Operator(cluster, admin, checkpoints, digests, NODES[1])
+    await operator.forget()
     yield operator
     await operator.write([], [])
 
