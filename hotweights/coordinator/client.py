@@ -35,6 +35,7 @@ ENDPOINT_VARIABLE = "HOTWEIGHTS_COORD"
 LOOK_SECONDS = 0.1  # how often it is seen that a connection is gone
 AGAIN_SECONDS = 0.1  # between two tries while nobody leads
 CONNECT_SECONDS = 1.0  # for a connection, where there is another endpoint to try
+GONE_SECONDS = 0.1  # for one that gave no answer last time: its socket goes on connecting while the others are asked
 
 _RETRIED = frozenset(["NotLeader", "BackendUnavailable"])
 
@@ -59,6 +60,7 @@ class _Course:
         self.endpoints = address.split(given if isinstance(given, str) else list(given))
         self.secret = os.environ.get(auth.TOKEN_VARIABLE, "") if token is None else token
         self.at = self.endpoints[0]
+        self._gone: set[str] = set()
         self._ids = itertools.count(1)
 
     def frames(self, method: str, args: Mapping[str, Any], binary: bytes | None) -> tuple[int, list[Any]]:
@@ -66,7 +68,9 @@ class _Course:
         return call_id, request_frames(call_id, method, args, self.secret, binary)
 
     def follow(self, refused: CallRefused | None) -> None:
-        """To the leader where one is named, else to the next endpoint."""
+        """To the leader where one is named, else to the next endpoint; None: there was no answer."""
+        if refused is None:
+            self._gone.add(self.at)
         if refused is not None and refused.reason == "BackendUnavailable":
             return
         if refused is not None and refused.leader and refused.leader != self.at:
@@ -77,6 +81,7 @@ class _Course:
 
     def accepted(self, answer: Answer) -> Reply | None:
         """What the caller gets; None: it has to be asked again. Raises the refusals that are final."""
+        self._gone.discard(self.at)
         if answer.error is None:
             return Reply(answer.result, answer.binary)
         if answer.error.reason not in _RETRIED:
@@ -85,6 +90,9 @@ class _Course:
 
     @property
     def connect_seconds(self) -> float:
+        """A leader that was killed is named by its followers until its lease is over: waiting for it is in vain."""
+        if self.at in self._gone and len(self.endpoints) > 1:
+            return GONE_SECONDS
         return CONNECT_SECONDS if len(self.endpoints) > 1 or self.at not in self.endpoints else float("inf")
 
     def try_until(self, until: float, seconds: float) -> float:

@@ -12,8 +12,23 @@ from dataclasses import asdict
 import pytest
 import zmq
 
-from hotweights.coordinator.client import AsyncClient, Client, Subscriber, _Watched
-from hotweights.coordinator.messages import CallRefused, CoordinatorUnreachable, json_bytes, json_value, request_frames
+from hotweights.coordinator.client import (
+    CONNECT_SECONDS,
+    GONE_SECONDS,
+    AsyncClient,
+    Client,
+    Subscriber,
+    _Course,
+    _Watched,
+)
+from hotweights.coordinator.messages import (
+    Answer,
+    CallRefused,
+    CoordinatorUnreachable,
+    json_bytes,
+    json_value,
+    request_frames,
+)
 from hotweights.coordinator.state import Event
 from tests.hotweights.coordinator.running import running
 
@@ -47,6 +62,18 @@ def somebody(answers: list[dict[str, object] | None]) -> Iterator[str]:
         thread.join()
         router.close()
         context.term()
+
+
+def test_does_not_wait_for_the_leader_that_just_went() -> None:
+    course = _Course("tcp://127.0.0.1:1,tcp://127.0.0.1:2,tcp://127.0.0.1:3", "")
+    first = course.at
+    assert course.connect_seconds == CONNECT_SECONDS
+    course.follow(None)
+    assert (course.at, course.connect_seconds) == ("tcp://127.0.0.1:2", CONNECT_SECONDS)
+    course.follow(CallRefused("NotLeader", "ask the leader", first))
+    assert (course.at, course.connect_seconds) == (first, GONE_SECONDS)
+    course.accepted(Answer(1, {}, None, None))
+    assert course.connect_seconds == CONNECT_SECONDS
 
 
 def test_gives_up_in_time_and_says_what_to_do() -> None:
