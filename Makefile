@@ -26,7 +26,7 @@ e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real c
 	@$(BIN)/python -m localcluster preflight
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
-	$(BIN)/pytest e2e/engine tests/seeds/test_vllm_integration.py
+	$(BIN)/pytest -n 2 --dist loadgroup e2e/engine tests/seeds/test_vllm_integration.py
 	$(BIN)/pytest e2e/cluster
 
 check: $(READY) ## Format, lint, types, import contracts, generated files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,9 +57,9 @@ print("planned")
 
 
 def python(code: str, folder: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", AS_ON_A_MAC + code], cwd=folder, capture_output=True, text=True, timeout=60, check=False
-    )
+    words = [sys.executable, "-c", AS_ON_A_MAC + code]
+    environment = os.environ | {"HOTWEIGHTS_HOME": str(folder / "home")}  # or it knows what this host has committed
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 

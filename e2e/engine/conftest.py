@@ -32,31 +32,38 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") -> Path:
     folder = build.cache() / "models" / f"{arch}-{seed}-{shards}-{dtype}"
-    models.make_models([models.Model(folder, arch, seed, shards, dtype)])
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with build.locked(folder.with_name(f"{folder.name}.lock"), f"the checkpoint {folder.name}"):
+        models.make_models([models.Model(folder, arch, seed, shards, dtype)])
     return folder
 
 
 def golden(model: Path) -> list[dict[str, Any]]:
     """The version's probes, from a cold load (recorded once)."""
     record = model.with_name(f"{model.name}.golden.json")
-    if not record.exists():
-        plugin = bundle.write(build.cache() / "plugin-under-test")
-        command = [str(localvllm.python()), "-m", "hotweights.adapters.vllm.golden", str(model), "--dtype", "float32"]
-        command += ["--tokens", str(TOKENS), "--prompts", json.dumps([list(prompt) for prompt in PROMPTS])]
-        variables = {
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_CI_ENV": "1",
-            "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": str(plugin),
-        }
-        result = subprocess.run(
-            command, env={**os.environ, **variables}, cwd=model.parent, check=False, capture_output=True, text=True
-        )
-        if result.returncode:
-            raise RuntimeError(result.stderr[-4000:])
-        record.write_text(result.stdout)
+    with build.locked(model.with_name(f"{model.name}.lock"), f"the golden tokens of {model.name}"):
+        if not record.exists():
+            record.write_text(_cold_load(model))
     recorded: list[dict[str, Any]] = json.loads(record.read_text())
     return recorded
+
+
+def _cold_load(model: Path) -> str:
+    plugin = bundle.write(build.cache() / "plugin-under-test")
+    command = [str(localvllm.python()), "-m", "hotweights.adapters.vllm.golden", str(model), "--dtype", "float32"]
+    command += ["--tokens", str(TOKENS), "--prompts", json.dumps([list(prompt) for prompt in PROMPTS])]
+    variables = {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_CI_ENV": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(plugin),
+    }
+    result = subprocess.run(
+        command, env={**os.environ, **variables}, cwd=model.parent, check=False, capture_output=True, text=True
+    )
+    if result.returncode:
+        raise RuntimeError(result.stderr[-4000:])
+    return result.stdout
 
 
 class Engine:
@@ -128,7 +135,14 @@ def assert_serves(engine: Engine, model: Path) -> None:
 
 
 def report(request: pytest.FixtureRequest, text: str) -> None:
-    """A figure worth reading, also when tests pass."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    if reporter is not None:
-        reporter.write_line(f"  {request.node.name}: {text}")
+    """A figure worth reading, also when tests pass: printed at the end."""
+    request.node.user_properties.append(("figure", text))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tests may have run in other processes: what they report travels with their outcome."""
+    passed = [outcome for outcome in terminalreporter.getreports("passed") if outcome.when == "call"]
+    for outcome in passed:
+        for name, text in outcome.user_properties:
+            if name == "figure":
+                terminalreporter.write_line(f"{outcome.nodeid.rpartition('::')[2]}: {text}")

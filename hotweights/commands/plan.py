@@ -34,10 +34,11 @@ COORDINATOR_SECONDS = 10.0
 
 
 class Previous(NamedTuple):
-    """What the plan starts from; ``published`` None: from nothing."""
+    """What the plan starts from; ``published`` None: from nothing, and ``why``."""
 
     published: Published | None
     where: str
+    why: str = "has no tensors"
 
 
 def plan(
@@ -84,11 +85,12 @@ def plan(
         raise typer.BadParameter(f"the folder {output.parent} does not exist; make it first", param_hint="--output")
     published = read_published(following)
     uri = source or published.source or _folder_of(following, published.manifest)
-    previous = _previous(prev, coord_endpoint, token_file, curve)
+    named = _named_previous(prev, coord_endpoint, token_file, curve)
+    previous = _hosts_previous(published) if named is None else named
     base = previous.published.manifest if previous.published else None
     free = free_memory() if auto else None
     bucket_nbytes = suggested_bucket_nbytes(alpha, free) if free else bucket_mb << 20
-    renamed = previous.published is not None and all(map(_named_after_folder, (previous.published, published)))
+    renamed = previous.published is not None and _are_not_told_apart(previous.published, published)
     made = plans.build(published.manifest, base, uri, bucket_nbytes, _group_map(group_map), renamed)
     report = None if no_verify and not strict else verify(made, base)
     if report is not None:
@@ -109,17 +111,25 @@ def home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "hotweights")
 
 
-def _previous(prev: Path | None, endpoint: str, token_file: Path | None, curve: Path | None) -> Previous:
+def _named_previous(prev: Path | None, endpoint: str, token_file: Path | None, curve: Path | None) -> Previous | None:
     if prev is not None:
         return Previous(_published_or_nothing(read_text(prev), str(prev)), str(prev))
     if endpoint:
         where = f"the coordinator at {endpoint}"
         text = _coordinators_manifest(endpoint, token_file, curve)
         return Previous(_published_or_nothing(text, where) if text else None, where)
+    return None
+
+
+def _hosts_previous(published: Published) -> Previous:
+    """What this host committed last, where that is of the same model: nobody named it."""
     current = home() / CURRENT_MANIFEST
-    if current.exists():
-        return Previous(_published_or_nothing(read_text(current), str(current)), str(current))
-    return Previous(None, "")
+    if not current.exists():
+        return Previous(None, "")
+    found = _published_or_nothing(read_text(current), str(current))
+    if found is None or found.manifest.model == published.manifest.model or _are_not_told_apart(found, published):
+        return Previous(found, str(current))
+    return Previous(None, str(current), f"is of another model, {found.manifest.model}")
 
 
 def _published_or_nothing(text: bytes, where: str) -> Published | None:
@@ -166,6 +176,10 @@ def _named_after_folder(published: Published) -> bool:
     return folder == published.manifest.model
 
 
+def _are_not_told_apart(one: Published, other: Published) -> bool:
+    return _named_after_folder(one) and _named_after_folder(other)
+
+
 def _group_map(path: Path | None) -> GroupMap | None:
     if path is None:
         return None
@@ -194,7 +208,7 @@ def _from(made: Plan, previous: Previous) -> str:
     if previous.published is not None:
         return f"from {made.base_version} ({previous.where})"
     return (
-        f"from nothing ({previous.where} has no tensors)" if previous.where else "from nothing (no previous manifest)"
+        f"from nothing ({previous.where} {previous.why})" if previous.where else "from nothing (no previous manifest)"
     )
 
 

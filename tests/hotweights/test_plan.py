@@ -127,6 +127,20 @@ def test_what_this_host_committed_last_is_the_previous_version(run: Run, here: P
     assert f"from v0 ({home / 'current_manifest.json'})" in done.stdout
 
 
+def test_what_this_host_committed_last_may_be_of_another_model(run: Run, here: Path) -> None:
+    home = here.parent / "home"
+    home.mkdir()
+    other = run(
+        "publish", "--checkpoint", "./ckpt_a", "--model", "other", "--version", "v0", "--output", "m_other.json"
+    )
+    assert other.returncode == 0
+    (home / "current_manifest.json").write_bytes(read_published(here / "m_other.json").manifest.canonical)
+    done = run("plan", "--next", "m_next.json")
+    assert done.returncode == 0
+    assert f"from nothing ({home / 'current_manifest.json'} is of another model, other)" in done.stdout
+    failed(run("plan", "--prev", "m_other.json", "--next", "m_next.json"), "another model")
+
+
 def test_the_coordinators_current_manifest_is_the_previous_version(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
