@@ -20,13 +20,13 @@ demo: $(READY) ## From kubectl apply to new weights in running vLLM pods, on a r
 test: $(READY) ## All tests that need no vLLM: unit, simulated rollouts, and against a real API server
 	@$(BIN)/python -m localcluster preflight --tests
 	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) > /dev/null
-	$(BIN)/pytest tests -m 'not vllm'
+	$(BIN)/pytest -n 2 tests -m 'not vllm'
 
 e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real cluster
 	@$(BIN)/python -m localcluster preflight
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
-	$(BIN)/pytest -n 2 --dist loadgroup e2e/engine tests/seeds/test_vllm_integration.py
+	$(BIN)/pytest -n 2 e2e/engine tests/seeds/test_vllm_integration.py
 	$(BIN)/pytest e2e/cluster
 
 check: $(READY) ## Format, lint, types, import contracts, generated files

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -17,6 +16,7 @@ from typing import Any
 
 import localvllm
 from hotweights.adapters.vllm import bundle
+from tests.ports import free_ports
 
 MODEL_NAME = "m"
 PROMPTS = ((1, 2, 3, 4, 5, 6, 7, 8), tuple(range(30, 70)), (200, 100, 50, 25, 12, 6, 3, 1, 9, 9, 9))
@@ -40,7 +40,7 @@ class VLLM:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         plugin = bundle.write(folder / "plugin")
-        self.port = free_port()
+        (self.port,) = free_ports()
         self.address = f"127.0.0.1:{self.port}"
         self.url = f"http://{self.address}"
         self.log = folder / "vllm.log"
@@ -148,9 +148,3 @@ def descendants(pid: int) -> list[int]:
     for child in children:
         found += [child, *descendants(child)]
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])

@@ -18,12 +18,12 @@ from typing import Any
 import localvllm
 from e2e.engine import images
 from e2e.engine.images import Tensor
-from e2e.engine.launch import free_port
 from hotweights.coordinator.client import Client
 from hotweights.coordinator.messages import CoordinatorError
 from hotweights_planner import plan as plans
 from hotweights_transports.resolve import publish
 from hotweights_transports.sources.file import open_folder
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).with_name("inside")
@@ -110,10 +110,11 @@ class Coordinator(Operator):
     """With a `hotweights coord-serve` of its own."""
 
     def __init__(self) -> None:
-        super().__init__(f"tcp://127.0.0.1:{free_port()}")
+        port, _events, metrics = free_ports(3)
+        super().__init__(f"tcp://127.0.0.1:{port}")
         command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", self.endpoint]
-        port = str(free_port())
-        self.process = subprocess.Popen(command, env={**os.environ, "HOTWEIGHTS_COORD_METRICS_PORT": port}, cwd=ROOT)
+        variables = {**os.environ, "HOTWEIGHTS_COORD_METRICS_PORT": str(metrics)}
+        self.process = subprocess.Popen(command, env=variables, cwd=ROOT)
         try:
             self.until(lambda: self.status() is not None, 180.0)
         except TimeoutError:

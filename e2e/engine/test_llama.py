@@ -19,8 +19,6 @@ from e2e.engine.images import Image
 from e2e.harness.traffic import Traffic
 from hotweights_transports.handoff import wire
 
-pytestmark = pytest.mark.xdist_group("llama")
-
 
 @pytest.fixture(scope="module")
 def models() -> list[Path]:

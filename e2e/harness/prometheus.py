@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.ports import free_ports
 
 PATIENCE_SECONDS = 60.0
 
@@ -63,9 +64,7 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
     config = folder / "prometheus.yaml"
     job = {"job_name": "hotweights", "scrape_interval": "1s", "static_configs": [{"targets": list(targets)}]}
     config.write_text(yaml.safe_dump({"scrape_configs": [job]}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports()[0]}"
     command = [
         program,
         f"--config.file={config}",

@@ -3,7 +3,7 @@
 No registry and no download page is needed: the Go module proxy (or a vendored copy) is the only source,
 and go.sum says what it may deliver. A binary's folder carries a key over everything that went into it:
 its module's go.mod and go.sum and the flags. So a changed pin builds beside the old binary, and an
-unchanged one costs a stat. A build writes into a temporary folder that is renamed when it is whole.
+unchanged one costs a stat. A build writes into a temporary folder; what is whole is renamed to its place.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,7 +82,13 @@ NODE = ("kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr")
 
 def ensure(names: Iterable[str]) -> dict[str, Path]:
     """The paths of these programs, built first where the cache does not have them."""
-    return {name: _ensure(name) for name in names}
+    programs = {name: _program(name) for name in names}
+    batches: dict[tuple[str, ...], list[str]] = {}
+    for name in sorted(name for name, program in programs.items() if not program.exists()):
+        batches.setdefault((BINARIES[name].module, *_flags(BINARIES[name])), []).append(name)
+    for batch in batches.values():
+        _build_missing({name: programs[name] for name in batch})
+    return programs
 
 
 def version_of(binary: Binary, modules: Path = paths.HACK / "modules") -> str:
@@ -110,39 +117,74 @@ def key_of(binary: Binary, modules: Path = paths.HACK / "modules") -> str:
 
 
 def _build_arguments(binary: Binary, version: str) -> list[str]:
+    return [*_flags(binary, version), binary.package]
+
+
+def _flags(binary: Binary, version: str = "") -> list[str]:
     tags = [f"-tags={binary.tags}"] if binary.tags else []
-    return ["-trimpath", "-buildvcs=false", "-mod=readonly", *tags, "-ldflags", binary.ldflags(version), binary.package]
+    linked = binary.ldflags(version or version_of(binary))
+    return ["-trimpath", "-buildvcs=false", "-mod=readonly", *tags, "-ldflags", linked]
 
 
-def _ensure(name: str) -> Path:
+def _program(name: str) -> Path:
     binary = BINARIES.get(name)
     if binary is None:
         raise ClusterError(f"There is no binary {name!r}; there are {', '.join(BINARIES)}.")
-    version = version_of(binary)
-    folder = paths.cache() / "bin" / f"{name}-{version}-{key_of(binary)}"
-    program = folder / name
-    if program.exists():
-        return program
-    with paths.locked(paths.cache() / "locks" / folder.name, f"building {name}", _BUILD_TIMEOUT_SECONDS):
-        if not program.exists():
-            with step(f"building {name} {version} (once; minutes on a small machine)"):
-                _build(name, binary, version, folder)
-    return program
+    return paths.cache() / "bin" / f"{name}-{version_of(binary)}-{key_of(binary)}" / name
 
 
-def _build(name: str, binary: Binary, version: str, folder: Path) -> None:
+def _build_missing(programs: dict[str, Path]) -> None:
+    """Programs of one module and with the same flags: what they share is compiled once, and one links while another compiles."""
+    with ExitStack() as stack:
+        for name, program in programs.items():
+            lock = paths.cache() / "locks" / program.parent.name
+            stack.enter_context(paths.locked(lock, f"building {name}", _BUILD_TIMEOUT_SECONDS))
+        missing = {name: program for name, program in programs.items() if not program.exists()}
+        if missing:
+            version = version_of(BINARIES[next(iter(missing))])
+            with step(f"building {', '.join(missing)} {version} (once; minutes on a small machine)"):
+                _build(missing)
+
+
+def _build(programs: dict[str, Path]) -> None:
     if shutil.which("go") is None:
-        raise ClusterError(f"Building {name} needs Go (https://go.dev/doc/install): put `go` on PATH, then try again.")
-    for left in folder.parent.glob(f"{folder.name}.unfinished-*"):
-        shutil.rmtree(left)
+        raise ClusterError(
+            f"Building {', '.join(programs)} needs Go (https://go.dev/doc/install): put `go` on PATH, then try again."
+        )
+    binaries = [BINARIES[name] for name in programs]
     # Named for the process: a compiler that outlived a killed run must not write into the next one's folder.
-    unfinished = folder.with_name(f"{folder.name}.unfinished-{os.getpid()}")
-    unfinished.mkdir(parents=True)
+    built = paths.cache() / "bin" / f"unfinished-{os.getpid()}"
+    for left in built.parent.glob("unfinished-*"):
+        if not _is_running(left.name.rpartition("-")[2]):
+            shutil.rmtree(left)
+    built.mkdir(parents=True)
     run(
-        ["go", "build", "-o", unfinished / name, *_build_arguments(binary, version)],
-        cwd=paths.HACK / "modules" / binary.module,
-        environment={"CGO_ENABLED": "0", "GOWORK": "off", "GOFLAGS": os.environ.get("GOFLAGS", "")},
+        ["go", "build", "-o", f"{built}/", *_flags(binaries[0]), *(binary.package for binary in binaries)],
+        cwd=paths.HACK / "modules" / binaries[0].module,
+        environment={
+            "CGO_ENABLED": "0",
+            "GOWORK": "off",
+            "GOFLAGS": os.environ.get("GOFLAGS", ""),
+            "GOGC": "400",  # of the compiler: a sixth of its time, for some memory
+        },
         timeout_seconds=_BUILD_TIMEOUT_SECONDS,
         hint="Is the Go module proxy reachable (`go env GOPROXY`)? What was built is kept: run it again.",
     )
-    unfinished.rename(folder)
+    for name, program in programs.items():
+        unfinished = built / f"of-{name}"
+        unfinished.mkdir()
+        (built / _go_names(BINARIES[name])).rename(unfinished / name)
+        unfinished.rename(program.parent)
+    shutil.rmtree(built)
+
+
+def _go_names(binary: Binary) -> str:
+    """The file that `go build` writes for a package: its folder's name, a major version's left out."""
+    if binary.package == ".":
+        return binary.module
+    *_, above, last = binary.package.split("/")
+    return above if re.fullmatch(r"v\d+", last) else last
+
+
+def _is_running(pid: str) -> bool:
+    return Path("/proc", pid).exists()

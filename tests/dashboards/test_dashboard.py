@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy
 import pytest
@@ -45,14 +46,21 @@ def service(*arguments: str, folder: Path, environment: dict[str, str]) -> Itera
         assert process.wait(20) == 0, (folder / f"{arguments[0]}.log").read_text()
 
 
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short one: a unix socket lies below it, whose path may have 107 bytes."""
+    with TemporaryDirectory(prefix="hw") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.timeout(180)
-def test_every_query_is_answered(tmp_path: Path) -> None:
+def test_every_query_is_answered(tmp_path: Path, home: Path) -> None:
     coordinator, coordinator_metrics, worker_metrics, events = free_ports(4)
     environment = os.environ | {
         "HOTWEIGHTS_COORD": f"tcp://127.0.0.1:{coordinator}",
         "HOTWEIGHTS_COORD_METRICS_PORT": str(coordinator_metrics),
         "HOTWEIGHTS_METRICS_PORT": str(worker_metrics),
-        "HOME": str(tmp_path),
+        "HOME": str(home),
     }
     (tmp_path / "next").mkdir()
     save_file({"weight": numpy.ones((64, 64), numpy.float32)}, tmp_path / "next" / "model.safetensors")

@@ -1,0 +1,22 @@
+"""What may run beside what, where two tests run at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+SEEDS = "tests/seeds/"
+
+
+class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """A file's tests stay in one process. So do those with the ports that a document names."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        return SEEDS if path.startswith(SEEDS) else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    return _ByFile(config, log)
