@@ -18,9 +18,11 @@ from e2e.engine.images import Image
 from e2e.engine.launch import PROMPTS, TOKENS, VLLM
 from hotweights.adapters.vllm import bundle
 from hotweights_transports.handoff import wire
+from localcluster import paths
 from localvllm import build, models
 
 SABOTAGE = Path(__file__).with_name("sabotage")
+MAKE_SECONDS = 600.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,8 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") -> Path:
     folder = build.cache() / "models" / f"{arch}-{seed}-{shards}-{dtype}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with build.locked(folder.with_name(f"{folder.name}.lock"), f"the checkpoint {folder.name}"):
+    with paths.locked(folder.with_name(f"{folder.name}.lock"), f"writing {folder.name}", MAKE_SECONDS):
         models.make_models([models.Model(folder, arch, seed, shards, dtype)])
     return folder
 
@@ -41,9 +42,9 @@ def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") ->
 def golden(model: Path) -> list[dict[str, Any]]:
     """The version's probes, from a cold load (recorded once)."""
     record = model.with_name(f"{model.name}.golden.json")
-    with build.locked(model.with_name(f"{model.name}.lock"), f"the golden tokens of {model.name}"):
+    with paths.locked(model.with_name(f"{model.name}.lock"), f"the golden tokens of {model.name}", MAKE_SECONDS):
         if not record.exists():
-            record.write_text(_cold_load(model))
+            paths.write_atomically(record, _cold_load(model))
     recorded: list[dict[str, Any]] = json.loads(record.read_text())
     return recorded
 

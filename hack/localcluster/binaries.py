@@ -84,8 +84,11 @@ def ensure(names: Iterable[str]) -> dict[str, Path]:
     """The paths of these programs, built first where the cache does not have them."""
     programs = {name: _program(name) for name in names}
     batches: dict[tuple[str, ...], list[str]] = {}
-    for name in sorted(name for name, program in programs.items() if not program.exists()):
-        batches.setdefault((BINARIES[name].module, *_flags(BINARIES[name])), []).append(name)
+    for name in sorted(
+        name for name, program in programs.items() if not program.exists()
+    ):  # two runs lock in one order
+        binary = BINARIES[name]
+        batches.setdefault((binary.module, *_flags(binary, version_of(binary))), []).append(name)
     for batch in batches.values():
         _build_missing({name: programs[name] for name in batch})
     return programs
@@ -109,21 +112,16 @@ def key_of(binary: Binary, modules: Path = paths.HACK / "modules") -> str:
     for part in (
         (folder / "go.mod").read_bytes(),
         (folder / "go.sum").read_bytes(),
-        " ".join(_build_arguments(binary, version_of(binary, modules))).encode(),
+        " ".join([*_flags(binary, version_of(binary, modules)), binary.package]).encode(),
     ):
         digest.update(len(part).to_bytes(8, "big"))
         digest.update(part)
     return digest.hexdigest()[:_KEY_NDIGITS]
 
 
-def _build_arguments(binary: Binary, version: str) -> list[str]:
-    return [*_flags(binary, version), binary.package]
-
-
-def _flags(binary: Binary, version: str = "") -> list[str]:
+def _flags(binary: Binary, version: str) -> list[str]:
     tags = [f"-tags={binary.tags}"] if binary.tags else []
-    linked = binary.ldflags(version or version_of(binary))
-    return ["-trimpath", "-buildvcs=false", "-mod=readonly", *tags, "-ldflags", linked]
+    return ["-trimpath", "-buildvcs=false", "-mod=readonly", *tags, "-ldflags", binary.ldflags(version)]
 
 
 def _program(name: str) -> Path:
@@ -143,23 +141,24 @@ def _build_missing(programs: dict[str, Path]) -> None:
         if missing:
             version = version_of(BINARIES[next(iter(missing))])
             with step(f"building {', '.join(missing)} {version} (once; minutes on a small machine)"):
-                _build(missing)
+                _build(missing, version)
 
 
-def _build(programs: dict[str, Path]) -> None:
+def _build(programs: dict[str, Path], version: str) -> None:
+    """Build what this process holds the locks of."""
     if shutil.which("go") is None:
         raise ClusterError(
             f"Building {', '.join(programs)} needs Go (https://go.dev/doc/install): put `go` on PATH, then try again."
         )
     binaries = [BINARIES[name] for name in programs]
+    first = next(iter(programs.values())).parent
+    for left in first.parent.glob(f"{first.name}.unfinished-*"):
+        shutil.rmtree(left)
     # Named for the process: a compiler that outlived a killed run must not write into the next one's folder.
-    built = paths.cache() / "bin" / f"unfinished-{os.getpid()}"
-    for left in built.parent.glob("unfinished-*"):
-        if not _is_running(left.name.rpartition("-")[2]):
-            shutil.rmtree(left)
+    built = first.with_name(f"{first.name}.unfinished-{os.getpid()}")
     built.mkdir(parents=True)
     run(
-        ["go", "build", "-o", f"{built}/", *_flags(binaries[0]), *(binary.package for binary in binaries)],
+        ["go", "build", "-o", f"{built}/", *_flags(binaries[0], version), *(binary.package for binary in binaries)],
         cwd=paths.HACK / "modules" / binaries[0].module,
         environment={
             "CGO_ENABLED": "0",
@@ -184,7 +183,3 @@ def _go_names(binary: Binary) -> str:
         return binary.module
     *_, above, last = binary.package.split("/")
     return above if re.fullmatch(r"v\d+", last) else last
-
-
-def _is_running(pid: str) -> bool:
-    return Path("/proc", pid).exists()

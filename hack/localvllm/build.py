@@ -53,7 +53,7 @@ def ensure() -> Path:
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    with locked(place.with_suffix(".lock"), "another build of the same environment"):
+    with _locked(place.with_suffix(".lock")):
         if not place.is_dir():
             # We hold the lock: whatever lies there is of a build that was interrupted.
             for rest in place.parent.glob(f"{place.name}.building-*"):
@@ -108,13 +108,12 @@ def _run(command: list[str], what: str) -> None:
 
 
 @contextmanager
-def locked(path: Path, what: str) -> Iterator[None]:
-    """For one process at a time; it says that it waits for ``what``."""
+def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _say(f"waiting for {what}")
+            _say("waiting for another build of the same environment")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -85,8 +85,7 @@ def plan(
         raise typer.BadParameter(f"the folder {output.parent} does not exist; make it first", param_hint="--output")
     published = read_published(following)
     uri = source or published.source or _folder_of(following, published.manifest)
-    named = _named_previous(prev, coord_endpoint, token_file, curve)
-    previous = _hosts_previous(published) if named is None else named
+    previous = _named_previous(prev, coord_endpoint, token_file, curve) or _hosts_previous(published)
     base = previous.published.manifest if previous.published else None
     free = free_memory() if auto else None
     bucket_nbytes = suggested_bucket_nbytes(alpha, free) if free else bucket_mb << 20
