@@ -169,7 +169,7 @@ async def test_a_restarted_node_answers_from_its_disk(folder: Path, tmp_path: Pa
     first = Node(folder, tmp_path)
     await first.start()
     await first.assign([v1], pod(v1, 1))
-    await until(lambda: bool(first.memory.pods))
+    await until((folder / "pods.json").exists)
     await first.close()
     second = Node(folder, tmp_path)
     await second.start()

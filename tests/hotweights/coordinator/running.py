@@ -19,6 +19,7 @@ from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import Manifest, build
 from hotweights_planner.plan import Plan
 from hotweights_planner.plan import build as build_plan
+from tests.ports import free_ports
 
 START_SECONDS = 20.0
 
@@ -72,6 +73,12 @@ def running(backend: Backend | None = None, **settings: Any) -> Iterator[Coordin
     finally:
         found.loop.call_soon_threadsafe(stop.set)
         thread.join()
+
+
+def lasting_endpoint() -> str:
+    """For one that comes back to where it was. Of the ports that the system deals out, another process may have the next one, that of
+    the events, or get either while nobody listens."""
+    return f"tcp://127.0.0.1:{free_ports(2)[0]}"
 
 
 def manifest(version: str = "v1", tensors: int = 1, model: str = "m") -> Manifest:

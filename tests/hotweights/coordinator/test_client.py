@@ -30,7 +30,7 @@ from hotweights.coordinator.messages import (
     request_frames,
 )
 from hotweights.coordinator.state import Event
-from tests.hotweights.coordinator.running import running
+from tests.hotweights.coordinator.running import lasting_endpoint, running
 
 NOWHERE = "tcp://127.0.0.1:1"
 
@@ -143,8 +143,8 @@ def test_is_not_stuck_after_an_answer_that_came_too_late() -> None:
 
 
 def test_waits_for_one_that_starts_again() -> None:
-    with running() as first:
-        endpoint = first.endpoint
+    endpoint = lasting_endpoint()
+    with running(endpoint=endpoint) as first:
         client = first.client()
         assert client.call("status").result["state"] == "idle"
     with running(endpoint=endpoint), client:

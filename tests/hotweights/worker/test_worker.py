@@ -14,7 +14,7 @@ from hotweights.worker.service import WorkerError
 from hotweights.worker.sync import Pace
 from hotweights_transports.handoff import wire
 from tests.agent.fake_engine import until
-from tests.hotweights.coordinator.running import running
+from tests.hotweights.coordinator.running import lasting_endpoint, running
 from tests.hotweights.worker.conftest import PACE, SECONDS, Group, Worker
 
 
@@ -131,8 +131,9 @@ async def test_a_plan_outside_the_roots_is_refused_with_the_remedy(group: Group,
 
 
 async def test_a_coordinator_that_forgot_everything_takes_nothing_from_engines(folder: Path, group: Group) -> None:
+    endpoint = lasting_endpoint()
     with ExitStack() as first:
-        theirs = Group(first.enter_context(running()), folder, group.sources)
+        theirs = Group(first.enter_context(running(endpoint=endpoint)), folder, group.sources)
         worker = await theirs.worker("w1", pace=replace(PACE, call_seconds=0.5))
         engine = worker.engine()
         engine.state = "Serving"
@@ -140,7 +141,7 @@ async def test_a_coordinator_that_forgot_everything_takes_nothing_from_engines(f
         theirs.version("v1", 1.0)
         await theirs.rolled_out("v1", 1)
         await asyncio.to_thread(first.close)
-    with running(endpoint=theirs.coordinator.endpoint, events_endpoint=theirs.coordinator.events_endpoint):
+    with running(endpoint=endpoint):
         await theirs.reaches(lambda status: status["workers"] == ["w1"])
         assert len(engine.commits) == 1
         theirs.version("v2", 2.0)
