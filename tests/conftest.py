@@ -9,6 +9,12 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 SEEDS = "tests/seeds/"
+SLOWEST = (
+    SEEDS,
+    "tests/operator/",
+    "tests/agent/test_on_apiserver.py",
+    "tests/hotweights/coordinator/test_redis_ha.py",
+)
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
@@ -20,7 +26,13 @@ class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
+    config.option.loadscopereorder = False  # files with many tests first, which here are the quick ones
     return _ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that nothing waits for it alone at the end."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))
 
 
 def pytest_configure() -> None:
