@@ -1,6 +1,6 @@
 """One rank of the engine: takes versions from the agent while it serves, and switches when the API server says so.
 
-Two sides meet here. The agent speaks over the link: `prepare` and `release` run on a thread of their own, slowly, and touch nothing that
+Two sides meet here. The agent speaks over the link: what it orders (`orders`) is done on a thread of its own, slowly, and touches nothing that
 serves. The API server speaks through vLLM's collective RPC (`answer`): on the worker's main thread, between two steps of the model. Those
 answers never raise. An exception on one rank would leave the other ranks' answers in vLLM's queues, and every later call would read
 the answer to the one before it.
@@ -14,9 +14,6 @@ import contextlib
 import ctypes
 import gc
 import logging
-import os
-import queue
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,11 +30,12 @@ from vllm.distributed.weight_transfer.base import (
 
 from hotweights.adapters.vllm import PLUGIN_VERSION, link, probe, reload, settings
 from hotweights.adapters.vllm.image import Image, ImageError
-from hotweights.adapters.vllm.shadow import Pace, Shadow, Unsupported
+from hotweights.adapters.vllm.orders import Orders
+from hotweights.adapters.vllm.pace import Pace
+from hotweights.adapters.vllm.shadow import Shadow, Unsupported
 from hotweights.adapters.vllm.suit import Suit
 from hotweights_transports.handoff import wire
 
-SWITCH_SECONDS = 0.00005
 logger = logging.getLogger("vllm.hotweights.engine")
 
 
@@ -78,16 +76,15 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         self._ready: str | None = None  # what the shadow holds
         self._pinned: str | None = None  # between a commit's check and its copy nothing may change
         self._call_off = threading.Event()
-        self._wanted_gone = ""
         self._lock = threading.RLock()  # the shadow and the fields above
-        self._partial: dict[int, tuple[wire.Prepare, list[int]]] = {}
-        self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._orders = Orders(self._prepare, self._release)
         self._shadow = self._build_shadow()
         # A skeleton of its own: asking what fits must not disturb a version that is ready to be committed.
         self._suit = Suit(vllm_config, self._build_shadow() if self._shadow is not None else None)
         if self._settings.socket:
-            threading.Thread(target=self._prepare_forever, name="hotweights-prepare", daemon=True).start()
-            link.Link(self._settings.socket, self._hello, self._handle, closed=self._forget_partial).start()
+            self._orders.later(_take_one_core)
+            self._orders.start()
+            link.Link(self._settings.socket, self._hello, self._orders.handle, closed=self._orders.forget).start()
 
     def _build_shadow(self) -> Shadow | None:
         try:
@@ -110,46 +107,6 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             state="Serving",
         )
 
-    def _handle(self, connection: link.Connection, frame: wire.Frame, fds: list[int]) -> None:
-        """On the link's thread: sort, and hand on."""
-        if isinstance(frame, wire.Prepare):
-            self._partial[frame.id] = (frame, fds)
-            self._gathered(connection, frame.id)
-        elif isinstance(frame, wire.MoreSlabs) and frame.id in self._partial:
-            self._partial[frame.id][1].extend(fds)
-            self._gathered(connection, frame.id)
-        else:
-            for fd in fds:
-                os.close(fd)
-            if isinstance(frame, wire.Release):
-                self._wanted_gone = frame.digest  # stops the preparing of just this one
-                self._work.put(lambda: self._release(connection, frame))
-
-    def _gathered(self, connection: link.Connection, request: int) -> None:
-        frame, fds = self._partial[request]
-        if len(fds) < 1 + frame.slabs:
-            return
-        del self._partial[request]
-        self._wanted_gone = ""
-        self._work.put(lambda: self._prepare(connection, frame, fds))
-
-    def _forget_partial(self, connection: link.Connection) -> None:
-        for _, fds in self._partial.values():
-            for fd in fds:
-                os.close(fd)
-        self._partial.clear()
-
-    def _prepare_forever(self) -> None:
-        with contextlib.suppress(RuntimeError):
-            torch.set_num_threads(1)  # of this thread: the others' cores are for serving
-        while True:
-            work = self._work.get()
-            try:
-                with _giving_way():
-                    work()
-            except Exception:  # this thread has to live on; whatever it was, the model that serves is untouched
-                logger.exception("Unexpected error while preparing")
-
     def _prepare(self, connection: link.Connection, frame: wire.Prepare, fds: list[int]) -> None:
         began = time.monotonic()
         try:
@@ -163,9 +120,6 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             seconds = time.monotonic() - began
             logger.info("Prepared %s in %.2f s, %.1f MB", frame.digest[:19], seconds, nbytes / 1e6)
             connection.send(wire.Prepared(id=frame.id, digest=frame.digest, seconds=seconds, nbytes=nbytes))
-        finally:
-            for fd in fds:
-                os.close(fd)
 
     def _take(self, digest: str, fds: list[int]) -> int:
         try:
@@ -185,7 +139,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             pace = Pace(self._settings.prepare_share)
 
             def breathe() -> None:
-                if self._call_off.is_set() or self._wanted_gone == digest:
+                if self._call_off.is_set() or self._orders.released == digest:
                     raise Abandoned(digest)
                 pace()
 
@@ -301,7 +255,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                     self._shadow.clear()
             self._tidy()
 
-        self._work.put(settle)
+        self._orders.later(settle)
         return {"ok": True, "rank": self._rank}
 
     def _repair(self, digest: str | None) -> dict[str, Any]:
@@ -366,16 +320,10 @@ _MASTER = (
 )
 
 
-@contextlib.contextmanager
-def _giving_way() -> Iterator[None]:
-    """While this thread works, the one that serves waits for the interpreter after each of its operations on tensors: 5 ms by default. 200 small
-    products took 6 ms alone, 810 ms beside a busy thread, and 47 ms with this."""
-    usual = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(usual)
+def _take_one_core() -> None:
+    """Of this thread: the other cores are for serving."""
+    with contextlib.suppress(RuntimeError):
+        torch.set_num_threads(1)
 
 
 def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class Link(threading.Thread):
             sock.connect(self._path)
             wire.send(sock, self._hello())
             answer, fds = wire.recv(sock)
-            _close_all(fds)
+            close_all(fds)
             if isinstance(answer, wire.Refused):
                 raise wire.WireError(f"the agent refused: {answer.reason}: {answer.message}")
             if not isinstance(answer, wire.Welcome):
@@ -137,7 +137,7 @@ class Link(threading.Thread):
                 logger.warning("The agent sent what this plugin does not understand: %s", error)
                 continue
             if isinstance(frame, wire.Ping):
-                _close_all(fds)
+                close_all(fds)
                 connection.send(wire.Pong(id=frame.id))
             else:
                 self._on_frame(connection, frame, fds)
@@ -160,6 +160,7 @@ def read_token(path: str | None) -> str:
         return ""
 
 
-def _close_all(fds: list[int]) -> None:
+def close_all(fds: list[int]) -> None:
+    """Of a frame that nobody wants, or that was dealt with."""
     for fd in fds:
         os.close(fd)

@@ -12,11 +12,8 @@ tensor, a function or a plain value. Anything else could refer back to the shado
 from __future__ import annotations
 
 import copy
-import sys
-import time
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,11 +27,11 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 
 from hotweights.adapters.vllm.fit import Spec, Trace
 from hotweights.adapters.vllm.image import TORCH_NAMES
+from hotweights.adapters.vllm.pace import giving_way
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
 _PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size, types.FunctionType)
 _INTERNAL = ("_parameters", "_buffers", "_modules")
-_SWITCH_SECONDS = 0.0005
 
 
 class Unsupported(Exception):
@@ -95,7 +92,7 @@ class Shadow:
         """Load and finish a version; ``pause`` is called between small steps and may sleep or raise. Gives bytes to copy."""
         self.clear()
         try:
-            with set_current_vllm_config(self._config), _fair_switching():
+            with set_current_vllm_config(self._config), giving_way():
                 self._materialize()
                 self._model.load_weights(_between(tensors, pause))
                 before = {name: _attributes(module) for name, module in self._modules}
@@ -325,28 +322,3 @@ def _skeleton(vllm_config: Any) -> torch.nn.Module:
     with set_default_torch_dtype(vllm_config.model_config.dtype), torch.device("meta"):
         model: torch.nn.Module = initialize_model(config, model_config=vllm_config.model_config)
     return model
-
-
-@contextmanager
-def _fair_switching() -> Iterator[None]:
-    """Hand the interpreter's lock over sooner: every operator of a serving step takes it back, and waits this long each time."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(_SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
-
-
-class Pace:
-    """Works a share of the time and rests the other, so that serving keeps the processors."""
-
-    def __init__(self, share: float) -> None:
-        self._share = min(max(share, 0.05), 1.0)
-        self._since = time.monotonic()
-
-    def __call__(self) -> None:
-        worked = time.monotonic() - self._since
-        if self._share < 1.0:
-            time.sleep(min(worked * (1.0 / self._share - 1.0), 1.0))
-        self._since = time.monotonic()
