@@ -33,6 +33,7 @@ from hotweights_agent.report import engine_status, marks
 from hotweights_agent.resolving import Resolving
 from hotweights_agent.steering import Bounds, Situation, count, satisfied, steer
 from hotweights_agent.word import Word
+from hotweights_crds.base import human_size
 from hotweights_crds.nodeweights import (
     Capacity,
     Endpoint,
@@ -115,7 +116,8 @@ class Session:
             case messages.StageFailed():
                 self.holdings.failed(message, now.seconds)
             case messages.CapacityChanged():
-                self._capacity = Capacity(memory_bytes=message.memory_bytes, free_bytes=message.free_bytes)
+                free = message.free_bytes
+                self._capacity = Capacity(memory_bytes=message.memory_bytes, free_bytes=free, free=human_size(free))
             case messages.ResolveDone():
                 self._resolving.done(message, now.seconds)
             case messages.Connected():

@@ -20,6 +20,16 @@ DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 LABEL_VALUE_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 
+def human_size(nbytes: int) -> str:
+    """12.3GiB and the like."""
+    size = float(nbytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if round(size, 1) < 1024:
+            return f"{size:.0f}{unit}" if unit == "B" else f"{size:.1f}{unit}"
+        size /= 1024
+    return f"{size:.1f}TiB"
+
+
 def camel(name: str) -> str:
     """``manifest_digest`` → ``manifestDigest``; the acronyms of Kubernetes stay whole (``pod_uid`` → ``podUID``)."""
     text = to_camel(name)

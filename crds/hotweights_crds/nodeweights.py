@@ -197,6 +197,7 @@ class Capacity(Model):
 
     memory_bytes: int = Field(default=0, description="What the agent may use.")
     free_bytes: int = Field(default=0, description="What is left of it.")
+    free: str = Field(default="", description="The same for people.", max_length=16)
 
 
 class NodeWeightsStatus(Model):

@@ -88,7 +88,7 @@ NODE_WEIGHTS = Kind(
     status=NodeWeightsStatus,
     columns=(
         ("Engines", "string", ".status.summary", 0),
-        ("Free", "integer", ".status.capacity.freeBytes", 0),
+        ("Free", "string", ".status.capacity.free", 0),
         ("Ready", "string", f"{_READY}.status", 0),
         ("Age", "date", ".metadata.creationTimestamp", 0),
         ("Endpoint", "string", ".status.endpoint", 1),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
+from hotweights_crds.base import human_size
 from hotweights_crds.conditions import Condition, upsert
 from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
 from hotweights_crds.weightversion import WeightVersionStatus
@@ -41,16 +42,6 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
 def asks(state: NodeState, uid: str) -> bool:
     """Whether the node is asked to read this version's source."""
     return any(item.uid == uid for item in state.spec.resolve)
-
-
-def human_size(nbytes: int) -> str:
-    """12.3GiB and the like."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f}{unit}" if unit == "B" else f"{size:.1f}{unit}"
-        size /= 1024
-    return f"{size:.1f}TiB"
 
 
 def _reader(version: Version, asked: list[str], observed: Observed) -> str | None:

@@ -10,7 +10,14 @@ from hotweights_agent import steering
 from hotweights_agent.engine import Engine
 from hotweights_agent.phases import MOVES, IllegalMove, Phase, move
 from hotweights_agent.session import Self, Session
-from hotweights_crds.nodeweights import EngineStatus, NodeWeightsSpec, PodAssignment, ResolvedVersion, ResolveItem
+from hotweights_crds.nodeweights import (
+    Capacity,
+    EngineStatus,
+    NodeWeightsSpec,
+    PodAssignment,
+    ResolvedVersion,
+    ResolveItem,
+)
 from hotweights_transports.handoff import wire
 from tests.agent.world import World, digest, item
 
@@ -358,6 +365,12 @@ def test_sources_are_read_once_and_failures_that_may_pass_again() -> None:
     assert len([e for e in world.log if isinstance(e, fx.Resolve)]) == 2
     assert world.status is not None
     assert world.status.resolved[0].digest == digest(1)
+
+
+def test_it_reports_the_memory_that_is_left_for_programs_and_for_people(serving: World) -> None:
+    serving.tell(msg.CapacityChanged(8 * 2**30, 5 * 2**30 + 2**29))
+    assert serving.status is not None
+    assert serving.status.capacity == Capacity(memory_bytes=8 * 2**30, free_bytes=5 * 2**30 + 2**29, free="5.5GiB")
 
 
 def test_doing_a_step_twice_changes_nothing(serving: World) -> None:
