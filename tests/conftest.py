@@ -6,6 +6,7 @@ import signal
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
 SEEDS = "tests/seeds/"
@@ -15,6 +16,10 @@ SLOWEST = (
     "tests/agent/test_on_apiserver.py",
     "tests/hotweights/coordinator/test_redis_ha.py",
 )
+
+# Other work on the machine must not fail a test: by default hypothesis has an example end within 0.2 s.
+settings.register_profile("hotweights", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("hotweights")
 
 
 class _ByFile(LoadScopeScheduling):  # type: ignore[misc]

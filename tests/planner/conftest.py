@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from hypothesis import settings
 
-settings.register_profile("hotweights", deadline=None, max_examples=50)
-settings.load_profile("hotweights")
+settings.register_profile("planner", parent=settings.get_profile("hotweights"), max_examples=50)
+settings.load_profile("planner")
