@@ -180,7 +180,7 @@ async def test_a_process_that_takes_nothing_is_let_go(served: Served) -> None:
     process.close()
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     datagrams=st.lists(
         st.one_of(

@@ -62,7 +62,7 @@ def test_a_file_that_was_half_written_is_not_seen(tmp_path: Path) -> None:
     assert read(tmp_path / "pods.json").pods == (remembered("a"),)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.one_of(
         st.binary(max_size=200),

@@ -153,6 +153,4 @@ class Node(RuleBasedStateMachine):
 
 
 TestNode = Node.TestCase
-TestNode.settings = settings(
-    max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestNode.settings = settings(max_examples=30, stateful_step_count=25, suppress_health_check=list(HealthCheck))

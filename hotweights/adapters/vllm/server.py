@@ -11,7 +11,6 @@ import asyncio
 import atexit
 import dataclasses
 import logging
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -110,8 +109,7 @@ class Server:
         )
 
     def _handle(self, connection: link.Connection, frame: wire.Frame, fds: list[int]) -> None:
-        for fd in fds:
-            os.close(fd)
+        link.close_all(fds)
         self._loop.call_soon_threadsafe(self._dispatch, connection, frame)
 
     # --- on the event loop ------------------------------------------------------------------------------------------

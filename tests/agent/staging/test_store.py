@@ -247,4 +247,4 @@ class Accounts(RuleBasedStateMachine):
 def test_the_account_is_right_whatever_happens(checkpoint: NewCheckpoint) -> None:
     versions = [checkpoint(f"v{number}", seeds) for number, seeds in enumerate(SEEDS)]
     machine = cast(type[RuleBasedStateMachine], lambda: Accounts(versions))  # any factory does; its type says class
-    run_state_machine_as_test(machine, settings=settings(max_examples=15, stateful_step_count=20, deadline=None))
+    run_state_machine_as_test(machine, settings=settings(max_examples=15, stateful_step_count=20))

@@ -255,6 +255,6 @@ class Coordinator(RuleBasedStateMachine):
 
 
 Coordinator.TestCase.settings = settings(
-    max_examples=100, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=100, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow]
 )
 TestCoordinator = Coordinator.TestCase

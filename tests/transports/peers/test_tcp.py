@@ -136,7 +136,7 @@ def test_a_review_that_fails_says_try_again(node: Node, connect: Connect) -> Non
         connect(server.address).fetch_manifest(next(iter(node.manifests)))
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=100), st.booleans())
 def test_garbage_ends_that_connection_only(node: Node, fuzzed: PeerServer, garbage: bytes, known: bool) -> None:
     with closing(dial(fuzzed)) as sock:
@@ -266,7 +266,7 @@ def test_an_answer_that_nobody_asked_for(
         connect(address, ClientLimits(streams=1)).fetch_chunks(digest, [want], node.deliver)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=100))
 def test_any_answer_is_an_error_and_no_chunk(
     impostor: Callable[[Script], str], node: Node, digest: str, answer: bytes

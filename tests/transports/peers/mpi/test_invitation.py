@@ -126,7 +126,7 @@ WORDS = st.recursive(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     st.binary(max_size=200)
     | st.dictionaries(st.sampled_from(["port", "secret", "token", "over"]), WORDS).map(lambda d: json.dumps(d).encode())
