@@ -84,9 +84,8 @@ def ensure(names: Iterable[str]) -> dict[str, Path]:
     """The paths of these programs, built first where the cache does not have them."""
     programs = {name: _program(name) for name in names}
     batches: dict[tuple[str, ...], list[str]] = {}
-    for name in sorted(
-        name for name, program in programs.items() if not program.exists()
-    ):  # two runs lock in one order
+    missing = [name for name, program in programs.items() if not program.exists()]
+    for name in sorted(missing):  # two runs lock in one order
         binary = BINARIES[name]
         batches.setdefault((binary.module, *_flags(binary, version_of(binary))), []).append(name)
     for batch in batches.values():
