@@ -16,6 +16,16 @@ from hotweights_crds.structural import atomic, list_map
 
 UNASSIGNED = "unassigned"
 
+MAX_ROLLOUTS = 128
+"""Entries in ``spec.rollouts``. Whoever writes a bounded list cuts it and says so; the API server refuses a longer one."""
+MAX_STAGE = 16
+MAX_PODS = 512
+MAX_RESOLVE = 64
+MAX_STAGED = 256
+MAX_ENGINES = 512
+MAX_TOKEN = 2**63 - 1
+"""What an API server takes as an integer."""
+
 NodeName = Annotated[str, Field(max_length=253)]
 
 StagePhase = Literal["Waiting", "Fetching", "Staged", "Failed"]
@@ -92,7 +102,21 @@ class PodAssignment(Model):
     uid: str = Field(description="The pod's UID.", max_length=63)
     name: str = Field(description="The pod's name.", max_length=253)
     namespace: str = Field(description="The pod's namespace.", max_length=63)
-    token: int = Field(default=0, description="Grows with every change; an agent refuses a lower one.")
+    token: int = Field(
+        default=0, description="Grows with every change; an agent refuses a lower one.", ge=0, le=MAX_TOKEN
+    )
+    revision: int = Field(
+        default=0,
+        description="The rollout's revision that this is of: what an engine gave up is tried again in another one.",
+        ge=0,
+        le=MAX_TOKEN,
+    )
+    restarts: int = Field(
+        default=0,
+        description="How often the engine's container had restarted when this was written: more since then speak against it.",
+        ge=0,
+        le=MAX_TOKEN,
+    )
     digest: str = Field(
         default="", description="The version to serve; empty: keep what the engine booted.", max_length=71
     )
@@ -110,12 +134,12 @@ class RolloutAssignment(Model):
     namespace: str = Field(default="", description="The rollout's namespace.", max_length=63)
     name: str = Field(default="", description="The rollout's name.", max_length=253)
     stage: list[StageItem] = Field(
-        default_factory=list, description="Versions to hold.", max_length=16, json_schema_extra=list_map("digest")
+        default_factory=list, description="Versions to hold.", max_length=MAX_STAGE, json_schema_extra=list_map("digest")
     )
     pods: list[PodAssignment] = Field(
         default_factory=list,
         description="What each pod is to serve.",
-        max_length=256,
+        max_length=MAX_PODS,
         json_schema_extra=list_map("uid"),
     )
 
@@ -143,10 +167,10 @@ class NodeWeightsSpec(Model):
         max_length=253,
     )
     rollouts: list[RolloutAssignment] = Field(
-        default_factory=list, description="What each rollout wants.", max_length=64, json_schema_extra=list_map("uid")
+        default_factory=list, description="What each rollout wants.", max_length=MAX_ROLLOUTS, json_schema_extra=list_map("uid")
     )
     resolve: list[ResolveItem] = Field(
-        default_factory=list, description="Sources to read.", max_length=64, json_schema_extra=list_map("uid")
+        default_factory=list, description="Sources to read.", max_length=MAX_RESOLVE, json_schema_extra=list_map("uid")
     )
 
 
@@ -164,6 +188,18 @@ class StagedVersion(Model):
     message: str = Field(default="", description="How it came, or what went wrong and what to do.", max_length=512)
 
 
+class GivenUp(Model):
+    """A version that an engine was asked to take and will not be asked again in the same revision."""
+
+    digest: str = Field(description="The version.", max_length=71)
+    revision: int = Field(default=0, description="The revision of the assignment that it failed for.", ge=0)
+    token: int = Field(default=0, description="The token of that assignment.", ge=0)
+    step: Literal["Prepare", "Commit"] = Field(description="Where it failed.")
+    booting: bool = Field(default=False, description="Whether the engine was still to open its port.")
+    reason: str = Field(default="", description="One CamelCase word.", max_length=64)
+    message: str = Field(default="", description="What happened and what to do.", max_length=512)
+
+
 class EngineStatus(Model):
     """One engine on this node. ``digest`` is only ever what it confirmed in its current life, with the probe passed."""
 
@@ -176,6 +212,10 @@ class EngineStatus(Model):
     token: int = Field(default=0, description="The assignment's token that this answers.")
     confirmed_at: str = Field(default="", description="When it confirmed (RFC 3339, this node's clock).", max_length=32)
     pause_seconds: float = Field(default=0.0, description="How long its last commit paused it.")
+    failed: GivenUp | None = Field(
+        default=None,
+        description="The version that it gave up last in its present life; absent once it serves or has prepared that one.",
+    )
     reason: str = Field(default="", description="One CamelCase word when it refused or failed.", max_length=64)
     message: str = Field(default="", description="What happened and what to do.", max_length=512)
 
@@ -217,15 +257,18 @@ class NodeWeightsStatus(Model):
     )
     capacity: Capacity = Field(default_factory=Capacity, description="Memory for versions.")
     staged: list[StagedVersion] = Field(
-        default_factory=list, description="Versions on this node.", max_length=64, json_schema_extra=list_map("digest")
+        default_factory=list, description="Versions on this node.", max_length=MAX_STAGED, json_schema_extra=list_map("digest")
     )
     engines: list[EngineStatus] = Field(
-        default_factory=list, description="Engines on this node.", max_length=256, json_schema_extra=list_map("podUID")
+        default_factory=list, description="Engines on this node.", max_length=MAX_ENGINES, json_schema_extra=list_map("podUID")
     )
     resolved: list[ResolvedVersion] = Field(
-        default_factory=list, description="What reading sources gave.", max_length=64, json_schema_extra=list_map("uid")
+        default_factory=list, description="What reading sources gave.", max_length=MAX_RESOLVE, json_schema_extra=list_map("uid")
     )
     summary: str = Field(default="", description="engines on their assigned version/engines.", max_length=32)
+    left_out: str = Field(
+        default="", description="What did not fit into the lists above and is not in them.", max_length=256
+    )
     conditions: list[Condition] = Field(
         default_factory=list, description="Ready: the agent follows.", max_length=8, json_schema_extra=list_map("type")
     )

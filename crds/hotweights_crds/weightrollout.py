@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from hotweights_crds.base import Model
 from hotweights_crds.conditions import Condition
@@ -16,6 +16,7 @@ from hotweights_crds.structural import IntOrPercent, atomic, cel, list_map
 
 MAX_FAILURES = 20
 MAX_HISTORY = 10
+MAX_HELD = 4
 
 Transport = Literal["Auto", "TCP", "UCX", "MPI"]
 Phase = Literal["Pending", "Resolving", "Staging", "Activating", "Paused", "Complete", "Stalled", "Aborted"]
@@ -29,10 +30,26 @@ class VersionRef(Model):
     name: str = Field(description="Name of the WeightVersion; it may be created later.", min_length=1, max_length=253)
 
 
+_SHOWN = "'hotweights.dev/version', 'hotweights.dev/digest'"
+_SHOWN_MESSAGE = "hotweights.dev/version and hotweights.dev/digest change with what a pod serves: select by other labels"
+
+
 class Requirement(Model):
     """One expression of a label selector."""
 
-    key: str = Field(description="Label key.", min_length=1, max_length=317)
+    model_config = ConfigDict(
+        json_schema_extra=cel(
+            "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0",
+            "In and NotIn need values, Exists and DoesNotExist take none",
+        )
+    )
+
+    key: str = Field(
+        description="Label key.",
+        min_length=1,
+        max_length=317,
+        json_schema_extra=cel(f"!(self in [{_SHOWN}])", _SHOWN_MESSAGE),
+    )
     operator: Operator = Field(description="In, NotIn, Exists or DoesNotExist.")
     values: list[LabelValue] = Field(
         default_factory=list, description="Values for In and NotIn.", max_length=32, json_schema_extra=atomic()
@@ -43,7 +60,9 @@ class LabelSelector(Model):
     """As in meta/v1: all of it must match."""
 
     match_labels: dict[str, LabelValue] = Field(
-        default_factory=dict, description="Labels that a pod must have.", json_schema_extra={"maxProperties": 32}
+        default_factory=dict,
+        description="Labels that a pod must have.",
+        json_schema_extra={"maxProperties": 32, **cel(f"!self.exists(key, key in [{_SHOWN}])", _SHOWN_MESSAGE)},
     )
     match_expressions: list[Requirement] = Field(
         default_factory=list,
@@ -130,7 +149,7 @@ class FailurePolicy(Model):
     )
     action: Literal["Pause", "Abort"] = Field(
         default="Pause",
-        description="Pause: no further pod is activated until the spec changes. Abort: the revision is given up; every pod keeps what it serves.",
+        description="Pause: no further pod is activated until the version or the policy changes, or a retry is asked for. Abort: the revision is given up; every pod keeps what it serves.",
     )
 
 
@@ -166,7 +185,13 @@ class WeightRolloutSpec(Model):
         ge=1,
         le=86400,
     )
-    paused: bool = Field(default=False, description="True: nothing further is staged or activated.")
+    min_ready_seconds: int = Field(
+        default=0,
+        description="How long a pod that changed must be Ready before it counts as available and the next one changes.",
+        ge=0,
+        le=86400,
+    )
+    paused: bool = Field(default=False, description="True: nothing further is staged, prepared or activated.")
 
 
 class VersionStatus(Model):
@@ -203,10 +228,21 @@ class ByteCounts(Model):
     done: int = Field(default=0, description="Bytes staged and verified.")
 
 
+class HighWater(Model):
+    """The furthest that a revision has come: going back and forth below it is no progress."""
+
+    nodes: int = Field(default=0, description="Nodes that held the version.")
+    nbytes: int = Field(default=0, description="Bytes that were staged.")
+    prepared: int = Field(default=0, description="Pods that had prepared or served it.")
+    updated: int = Field(default=0, description="Pods that served it.")
+    ready: int = Field(default=0, description="Pods that served it and were Ready.")
+
+
 class Failure(Model):
     """One pod or node that does not follow."""
 
     pod: str = Field(default="", description="Name of the pod.", max_length=253)
+    pod_uid: str = Field(default="", description="Its UID: a new pod of the same name has failed nothing.", max_length=63)
     node: str = Field(default="", description="Name of the node.", max_length=253)
     reason: str = Field(default="", description="One CamelCase word.", max_length=64)
     message: str = Field(default="", description="What happened and what to do.", max_length=512)
@@ -232,10 +268,29 @@ class WeightRolloutStatus(Model):
     revision_started_at: str = Field(default="", description="When this revision began (RFC 3339).", max_length=32)
     last_progress_at: str = Field(default="", description="When it last made progress (RFC 3339).", max_length=32)
     aborted_revision: int = Field(default=0, description="The last revision that was given up.")
+    prepared_revision: int = Field(
+        default=0,
+        description="The last revision that every pod which could had prepared: from then on each pod waits for itself only.",
+    )
+    most_failed: int = Field(default=0, description="The most pods that had failed in this revision at one time.")
+    retried: str = Field(
+        default="", description="The value of the annotation hotweights.dev/retry that was answered last.", max_length=128
+    )
+    high_water: HighWater = Field(default_factory=HighWater, description="The furthest that this revision has come.")
     target: VersionStatus = Field(default_factory=VersionStatus, description="The version being rolled out, or served.")
+    stable: VersionStatus = Field(
+        default_factory=VersionStatus,
+        description="What was complete last. It stays staged, and new pods and repairs get it while the rollout holds.",
+    )
     previous: VersionStatus = Field(
         default_factory=VersionStatus,
-        description="The version before; it stays staged until the new one is complete, and for the rollback.",
+        description="What was complete before the target, and stays staged for the rollback; empty: nothing was.",
+    )
+    held: list[VersionStatus] = Field(
+        default_factory=list,
+        description="What else stays staged on every node.",
+        max_length=MAX_HELD,
+        json_schema_extra=atomic(),
     )
     pods: Counts = Field(default_factory=Counts, description="Pods by what they serve.")
     nodes: NodeCounts = Field(default_factory=NodeCounts, description="Nodes by what they hold.")

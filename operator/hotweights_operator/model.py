@@ -18,6 +18,8 @@ from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_operator.selectors import selects
 
 INJECT_LABEL = "hotweights.dev/inject"
+DIGEST_LABEL = "hotweights.dev/digest"
+GATE = "hotweights.dev/weights"
 
 SETTLED_PHASES = frozenset({"Serving", "Preparing", "Prepared"})
 """Phases in which an engine answers requests with the digest that it reports."""
@@ -40,9 +42,20 @@ class Pod:
     labels: Mapping[str, str] = field(default_factory=dict)
     ready: bool = False
     was_ready: bool = False  # it is Ready, or it was at some time of its life
+    ready_since: datetime | None = None  # when the kubelet last changed that; by its node's clock, in whole seconds
+    gate: bool = False  # its agent says that it serves what it is assigned
+    gate_since: datetime | None = None  # when the agent last changed that; by the same clock
     engine_started_at: datetime | None = None  # the last start among the containers with an engine; by its node's clock
+    restarts: int = 0  # of the containers with an engine
+    last_run_seconds: float | None = None  # how long the one that ended last had run; None: none has ended
+    oom_killed: bool = False  # by the kernel, for the memory that it took: how that one ended
     terminating: bool = False
     finished: bool = False
+
+    @property
+    def digest_label(self) -> str:
+        """The version that it shows: 16 hexadecimal digits, written together with the gate; empty: none."""
+        return self.labels.get(DIGEST_LABEL, "")
 
     @property
     def live(self) -> bool:

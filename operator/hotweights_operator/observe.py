@@ -16,7 +16,7 @@ from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_kube.resources import Body, name_of
 from hotweights_operator import times
-from hotweights_operator.model import Node, NodeState, Pod, Rollout, Version
+from hotweights_operator.model import GATE, Node, NodeState, Pod, Rollout, Version
 
 SOCKET_VARIABLE = "HOTWEIGHTS_SOCKET"
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -98,17 +98,24 @@ def node(body: Body) -> Node:
 def pod(body: Body) -> Pod:
     """An opted-in pod."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
-    started_at = _engine_started_at(spec, status)
-    ready = is_ready(body)
+    engines = _engine_statuses(spec, status)
+    ready, gate = _condition(status, "Ready") or {}, _condition(status, GATE) or {}
+    ended = _last_ended(engines)
     return Pod(
         uid=metadata["uid"],
         name=metadata["name"],
         namespace=metadata["namespace"],
         node=spec.get("nodeName", ""),
         labels=dict(metadata.get("labels") or {}),
-        ready=ready,
-        was_ready=ready or _was_ready(status),
-        engine_started_at=started_at,
+        ready=ready.get("status") == "True",
+        was_ready=ready.get("status") == "True" or _was_ready(status),
+        ready_since=times.parse(ready.get("lastTransitionTime")),
+        gate=gate.get("status") == "True",
+        gate_since=times.parse(gate.get("lastTransitionTime")),
+        engine_started_at=_engine_started_at(engines),
+        restarts=sum(container.get("restartCount", 0) for container in engines),
+        last_run_seconds=_run_seconds(ended),
+        oom_killed=ended.get("reason") == "OOMKilled",
         terminating="deletionTimestamp" in metadata,
         finished=status.get("phase") in ("Succeeded", "Failed"),
     )
@@ -138,17 +145,37 @@ def _was_ready(status: Body) -> bool:
     return bool(started) and lost_at is not None and lost_at > max(started)
 
 
-def _engine_started_at(spec: Body, status: Body) -> datetime | None:
-    """The last start among the containers that run an engine; None while one of them does not run."""
+def _engine_statuses(spec: Body, status: Body) -> list[Body]:
+    """The statuses of the containers that run an engine; of all, where the injection's variable is in none."""
     engines = {
         container["name"]
         for container in spec.get("containers") or ()
         if any(variable.get("name") == SOCKET_VARIABLE for variable in container.get("env") or ())
     }
-    statuses = [s for s in status.get("containerStatuses") or () if not engines or s.get("name") in engines]
-    starts = [_started_at(container) for container in statuses]
+    return [s for s in status.get("containerStatuses") or () if not engines or s.get("name") in engines]
+
+
+def _engine_started_at(engines: list[Body]) -> datetime | None:
+    """The last start among them; None while one of them does not run."""
+    starts = [_started_at(container) for container in engines]
     known = [start for start in starts if start is not None]
     return max(known) if known and len(known) == len(starts) else None
+
+
+def _last_ended(engines: list[Body]) -> Body:
+    """How the one that ended last has ended: now, or before it was started again."""
+    ends: list[Body] = [
+        ended
+        for container in engines
+        for when in ("state", "lastState")
+        if (ended := (container.get(when) or {}).get("terminated"))
+    ]
+    return max(ends, key=lambda ended: str(ended.get("finishedAt", "")), default={})
+
+
+def _run_seconds(ended: Body) -> float | None:
+    started, finished = times.parse(ended.get("startedAt")), times.parse(ended.get("finishedAt"))
+    return max(0.0, (finished - started).total_seconds()) if started and finished else None
 
 
 def _started_at(container: Body) -> datetime | None:
