@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -103,17 +104,37 @@ class Api:
         return await self._ask("GET", resource.path(namespace, name))
 
     async def list(self, resource: Resource, selection: Selection | None = None, *, page_size: int = 500) -> Listing:
-        """All selected objects, page by page. Items carry their kind, which the API server leaves out in lists."""
-        selection = selection or Selection()
+        """All selected objects at once. What may be thousands of objects is read by `pages`."""
         items: list[Body] = []
+        version = ""
+        async with aclosing(self.pages(resource, selection, page_size=page_size)) as pages:
+            async for page in pages:
+                items += page.items
+                version = page.resource_version
+        return Listing(items, version)
+
+    async def pages(
+        self, resource: Resource, selection: Selection | None = None, *, page_size: int = 100
+    ) -> AsyncGenerator[Listing, None]:
+        """All selected objects, a page at a time; the next one is asked for when this one has been dealt with.
+
+        All pages show the same moment. Items carry their kind, which the API server leaves out in lists. Raises `Expired` when
+        the caller took so long that the API server has forgotten that moment.
+        """
+        selection = selection or Selection()
         query = {**selection.query(), "limit": str(page_size)}
-        while True:
+        more = True
+        while more:
             page = await self._ask("GET", resource.path(selection.namespace), query)
-            items += [{"apiVersion": resource.api_version, "kind": resource.kind, **item} for item in page["items"]]
             metadata = page.get("metadata", {})
-            if not metadata.get("continue"):
-                return Listing(items, str(metadata.get("resourceVersion", "")))
-            query["continue"] = metadata["continue"]
+            kind = {"apiVersion": resource.api_version, "kind": resource.kind}
+            items = [{**kind, **item} for item in page.get("items") or ()]
+            listing = Listing(items, str(metadata.get("resourceVersion", "")))
+            query["continue"] = metadata.get("continue") or ""
+            more = bool(query["continue"])
+            del page, items  # nothing of it is kept here while the next one is fetched
+            yield listing
+            del listing
 
     async def create(self, resource: Resource, body: Body, *, manager: str = "hotweights") -> Body:
         """Create the object; its namespace is the body's. Raises `AlreadyExists`."""
@@ -178,7 +199,7 @@ class Api:
 
     async def stream(
         self, resource: Resource, selection: Selection, query: Mapping[str, str], *, silence_seconds: float
-    ) -> AsyncIterator[Body]:
+    ) -> AsyncGenerator[Body, None]:
         """The lines of one watch request as they come. `Unavailable` after ``silence_seconds`` without a byte."""
         path = resource.path(selection.namespace)
         parameters = {**selection.query(), **query, "watch": "true"}
@@ -221,7 +242,12 @@ class Api:
             raise errors.Unavailable(f"{request}: {self.url} is away: {_said(error)}. It is tried again") from error
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise errors.from_response(request, response.status, content, response.headers)
-        answer: Body = json.loads(content)
+        try:
+            answer: Body = json.loads(content)
+        except ValueError as error:
+            raise errors.Unavailable(
+                f"{request}: {self.url} answered something else than JSON, is it an API server? It is tried again"
+            ) from error
         return answer
 
     async def _send(

@@ -17,9 +17,15 @@ Callers decide by type, people by the message, which names the object and says w
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
+
+MAX_RETRY_AFTER_SECONDS = 60.0
+"""A server, or something before it, that asks for more patience than this is asked again all the same."""
 
 
 class KubeError(Exception):
@@ -66,6 +72,11 @@ class Unavailable(KubeError):
         self.retry_after_seconds = retry_after_seconds
 
 
+def wait_seconds(error: BaseException) -> float | None:
+    """How long the API server asked to be left alone, when it said so together with this error."""
+    return error.retry_after_seconds if isinstance(error, Unavailable) else None
+
+
 _INVALID = {
     HTTPStatus.BAD_REQUEST,
     HTTPStatus.METHOD_NOT_ALLOWED,
@@ -94,7 +105,7 @@ def from_response(request: str, status: int, content: bytes, headers: Mapping[st
         return Forbidden(f"{message}. Grant it in RBAC, or see which admission policy said no")
     if status in _INVALID:
         return Invalid(message)
-    return Unavailable(f"{message}. It is tried again", _retry_after(headers))
+    return Unavailable(f"{message}. It is tried again", _retry_after(headers, said))
 
 
 def _status(content: bytes) -> dict[str, Any]:
@@ -106,6 +117,21 @@ def _status(content: bytes) -> dict[str, Any]:
     return body if isinstance(body, dict) else {}
 
 
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    value = headers.get("Retry-After", "")
-    return float(value) if value.isdigit() else None
+def _retry_after(headers: Mapping[str, str], said: Mapping[str, Any]) -> float | None:
+    """Seconds, as a number or as the date when it may be tried again, in the header or (errors in a watch have none) the Status."""
+    value = str(headers.get("Retry-After") or (said.get("details") or {}).get("retryAfterSeconds") or "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = _seconds_until(value)
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS) if math.isfinite(seconds) else None
+
+
+def _seconds_until(date: str) -> float:
+    """How far off an HTTP date is; not a number if it is none."""
+    try:
+        moment = parsedate_to_datetime(date)
+    except ValueError:
+        return math.nan
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (aware - datetime.now(UTC)).total_seconds()

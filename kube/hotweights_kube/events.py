@@ -7,7 +7,9 @@ is decided by them: one that cannot be written is logged and forgotten.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -70,56 +72,79 @@ class EventWriter(Protocol):
 
 @dataclass(slots=True)
 class _Said:
-    name: str
+    """What was said of one notice. The lock has whoever writes it, so that it is written as one event."""
+
     namespace: str
-    count: int
     last: datetime
+    name: str = ""  # of the event; empty: it is not written
+    count: int = 0
+    written: int = 0  # the count that the event shows
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
 @dataclass(slots=True)
 class Recorder:
-    """Writes notices as events of one controller."""
+    """Writes notices as events of one controller. Each costs the same, however many were said before."""
 
     api: EventWriter
     controller: str  # hotweights.dev/operator
     instance: str  # the pod's name
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-    _said: dict[Notice, _Said] = field(default_factory=dict)
+    _said: OrderedDict[Notice, _Said] = field(default_factory=OrderedDict)  # the one that was said last is last
+    _of_object: Counter[Reference] = field(default_factory=Counter)
+    _serial: int = 0
 
     async def record(self, notice: Notice) -> None:
         """Say it, or count it. Raises nothing that the API server may answer."""
         now = self.now()
-        self._said = {key: said for key, said in self._said.items() if now - said.last < WINDOW}
+        self._forget_before(now - WINDOW)
         said = self._said.get(notice)
-        try:
-            if said is not None and await self._count(said, now):
+        if said is None:
+            if self._of_object[notice.regarding] >= MAX_PER_OBJECT:
                 return
-            if sum(1 for key in self._said if key.regarding == notice.regarding) < MAX_PER_OBJECT:
-                await self._create(notice, now)
+            self._of_object[notice.regarding] += 1
+            said = self._said[notice] = _Said(notice.regarding.namespace or "default", now)
+        said.count, said.last = said.count + 1, now
+        self._said.move_to_end(notice)
+        try:
+            async with said.lock:
+                await self._write(notice, said)
         except errors.KubeError as error:
             log.warning("the event %s of %s was not written: %s", notice.reason, notice.regarding.name, error)
 
-    async def _count(self, said: _Said, now: datetime) -> bool:
-        """Raise the count of an event that was written; False if it is gone."""
-        said.count += 1
-        said.last = now
-        series = {"count": said.count, "lastObservedTime": micro_time(now)}
-        try:
-            await self.api.merge_patch(EVENTS, said.name, {"series": series}, namespace=said.namespace)
-        except errors.NotFound:
-            return False
-        return True
+    def _forget_before(self, moment: datetime) -> None:
+        while self._said:
+            notice, said = next(iter(self._said.items()))
+            if said.last > moment:
+                return
+            del self._said[notice]
+            self._of_object[notice.regarding] -= 1
+            if not self._of_object[notice.regarding]:
+                del self._of_object[notice.regarding]
 
-    async def _create(self, notice: Notice, now: datetime) -> None:
-        namespace = notice.regarding.namespace or "default"
-        name = f"{notice.regarding.name[:200]}.{int(now.timestamp() * 1e6):x}.{len(self._said):x}"
+    async def _write(self, notice: Notice, said: _Said) -> None:
+        """Bring the event to the count, which others may have raised meanwhile and may have written already."""
+        count, last = said.count, said.last
+        if said.name and said.written < count:
+            series = {"count": count, "lastObservedTime": micro_time(last)}
+            try:
+                await self.api.merge_patch(EVENTS, said.name, {"series": series}, namespace=said.namespace)
+            except errors.NotFound:  # events do not live long
+                said.name, said.count = "", said.count - count + 1
+        if not said.name:
+            said.name, count = await self._create(notice, said.namespace, last), 1
+        said.written = count
+
+    async def _create(self, notice: Notice, namespace: str, moment: datetime) -> str:
+        self._serial += 1
+        name = f"{notice.regarding.name[:200]}.{int(moment.timestamp() * 1e6):x}.{self._serial:x}"
         await self.api.create(
             EVENTS,
             {
                 "apiVersion": EVENTS.api_version,
                 "kind": EVENTS.kind,
                 "metadata": {"name": name, "namespace": namespace},
-                "eventTime": micro_time(now),
+                "eventTime": micro_time(moment),
                 "regarding": notice.regarding.to_dict(),
                 "reason": notice.reason,
                 "note": notice.note[:MAX_NOTE],
@@ -129,7 +154,7 @@ class Recorder:
                 "reportingInstance": self.instance[:128],
             },
         )
-        self._said[notice] = _Said(name, namespace, 1, now)
+        return name
 
 
 def micro_time(moment: datetime) -> str:

@@ -1,17 +1,21 @@
 """List and watch, for as long as it takes: what changes reaches the caller, whatever happens to the connection.
 
 A generator that never ends by itself: it lists, says ``SYNCED``, watches from there, and starts again where it left off when the
-connection breaks, or from a new list when the API server has forgotten that point. Objects that vanished unseen meanwhile come
-as ``DELETED`` with their last known metadata. Bookmarks keep the point fresh, and a connection without even those is taken for
-dead. It refuses to know what the objects mean; a consumer that is slow slows only its own watch.
+connection breaks, or from a new list when the API server has forgotten that point. A list is told page by page, so that a large
+one never stands in memory at once. Objects that vanished unseen come as ``DELETED`` at the end of a list, with the list's
+resourceVersion: that they are gone is as new as the list, and newer than whatever was known of them. Bookmarks keep the point
+fresh, and a connection without even those is taken for dead. It refuses to know what the objects mean; a consumer that is slow
+slows only its own watch.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -23,27 +27,35 @@ log = logging.getLogger(__name__)
 
 ChangeType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED"]
 
+_Name = tuple[str, str]  # namespace and name: one object at a time has it
+_Known = dict[_Name, tuple[str, str]]  # UID and resourceVersion, to tell of a deletion that happens unseen
+
 
 class Watched(Protocol):
     """What a watch needs of the API."""
 
-    async def list(self, resource: Resource, selection: Selection | None = None, *, page_size: int = 500) -> Listing:
-        """All selected objects."""
+    def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
+        """All selected objects, a page at a time."""
         ...
 
     def stream(
         self, resource: Resource, selection: Selection, query: Any, *, silence_seconds: float
-    ) -> AsyncIterator[Body]:
+    ) -> AsyncGenerator[Body, None]:
         """The events of one request."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to one object; ``SYNCED`` (without an object) when everything that exists has been told."""
+    """What happened to one object; ``SYNCED`` when everything that exists has been told.
+
+    ``SYNCED`` has the list's resourceVersion in its body, and in ``listed`` the metadata of all that was in the list: whatever else
+    somebody knows of, and is not newer, does not exist.
+    """
 
     type: ChangeType
     body: Body = field(default_factory=dict)
+    listed: tuple[Body, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,32 +86,38 @@ async def watch(
     *,
     pace: Pace | None = None,
     on_trouble: Callable[[errors.KubeError], None] = _log_trouble,
+    on_heard: Callable[[], None] = lambda: None,
     draw: Callable[[], float] = random.random,
 ) -> AsyncGenerator[Change, None]:
-    """Every change of the selected objects, from a first full list on, without end. Close it with ``aclosing``."""
+    """Every change of the selected objects, from a first full list on, without end. Close it with ``aclosing``.
+
+    ``on_heard`` is called whenever the API server says anything, if only a bookmark.
+    """
     selection, pace = selection or Selection(), pace or Pace()
-    known: dict[str, Body] = {}
+    known: _Known = {}
     version = ""
     failures = 0
     while True:
         try:
             if not version:
-                listing = await api.list(resource, selection)
-                for change in _difference(known, listing.items, resource):
-                    yield change
-                version = listing.resource_version
-                yield Change("SYNCED")
+                async with aclosing(_list(api, resource, selection, known, on_heard)) as changes:
+                    async for change in changes:
+                        if change.type == "SYNCED":
+                            version = version_of(change.body)
+                        yield change
             query = {
                 "resourceVersion": version,
                 "allowWatchBookmarks": "true",
                 "timeoutSeconds": str(round(_between(pace.watch_seconds, draw()))),
             }
             heard = False
-            async for event in api.stream(resource, selection, query, silence_seconds=pace.silence_seconds):
-                told, version = _read(event, known, resource)
-                heard, failures = True, 0
-                if told is not None:
-                    yield told
+            async with aclosing(api.stream(resource, selection, query, silence_seconds=pace.silence_seconds)) as events:
+                async for event in events:
+                    told, version = _read(event, known, resource)
+                    heard, failures = True, 0
+                    on_heard()
+                    if told is not None:
+                        yield told
             if not heard:  # a server that ends every watch at once must not be asked in a tight loop
                 await asyncio.sleep(pace.wait_seconds(1, draw))
         except errors.Expired:
@@ -109,45 +127,65 @@ async def watch(
         except errors.KubeError as error:
             failures += 1
             on_trouble(error)
-            hinted = error.retry_after_seconds if isinstance(error, errors.Unavailable) else None
-            await asyncio.sleep(min(hinted or pace.wait_seconds(failures, draw), 30.0))
+            await asyncio.sleep(max(errors.wait_seconds(error) or 0.0, pace.wait_seconds(failures, draw)))
 
 
-def _read(event: Body, known: dict[str, Body], resource: Resource) -> tuple[Change | None, str]:
+async def _list(
+    api: Watched, resource: Resource, selection: Selection, known: _Known, on_heard: Callable[[], None]
+) -> AsyncGenerator[Change, None]:
+    """Everything that is there, then what is not any more, then ``SYNCED``. What was told stays in ``known`` if it breaks off."""
+    present: set[_Name] = set()
+    version = ""
+    async with aclosing(api.pages(resource, selection)) as pages:
+        async for page in pages:
+            on_heard()
+            version = page.resource_version
+            for body in page.items:
+                name, uid = _name(body), _uid(body)
+                before = known.get(name)
+                if before is not None and before[0] != uid:  # its name was given to another one
+                    yield Change("DELETED", _trace(resource, name, *before))
+                known[name] = (uid, version_of(body))
+                present.add(name)
+                yield Change("ADDED" if before is None or before[0] != uid else "MODIFIED", body)
+            del page  # the next one takes as much memory again
+    for name in [name for name in known if name not in present]:
+        yield Change("DELETED", _trace(resource, name, known.pop(name)[0], version))
+    listed = tuple(_trace(resource, name, *last) for name, last in known.items())
+    yield Change("SYNCED", {"metadata": {"resourceVersion": version}}, listed)
+
+
+def _read(event: Body, known: _Known, resource: Resource) -> tuple[Change | None, str]:
     """The change in one event of a watch, and the version from which to go on."""
     kind, body = event.get("type"), event.get("object", {})
     match kind:
         case "BOOKMARK":
             return None, version_of(body)
         case "ADDED" | "MODIFIED":
-            known[_key(body)] = _trace(body, resource)
+            known[_name(body)] = (_uid(body), version_of(body))
             return Change(kind, body), version_of(body)
         case "DELETED":
-            known.pop(_key(body), None)
+            known.pop(_name(body), None)
             return Change("DELETED", body), version_of(body)
         case _:
             code = int(body.get("code") or 500)
-            raise errors.from_response(f"watch {resource.plural}", code, str(body.get("message", "")).encode(), {})
+            raise errors.from_response(f"watch {resource.plural}", code, json.dumps(body).encode(), {})
 
 
-def _difference(known: dict[str, Body], items: list[Body], resource: Resource) -> list[Change]:
-    """What a new list tells: everything that is there, and what is not any more."""
-    present = {_key(item): item for item in items}
-    gone = [Change("DELETED", body) for key, body in known.items() if key not in present]
-    told: list[Change] = [Change("MODIFIED" if key in known else "ADDED", item) for key, item in present.items()]
-    known.clear()
-    known.update({key: _trace(item, resource) for key, item in present.items()})
-    return gone + told
+def _name(body: Body) -> _Name:
+    metadata = body.get("metadata", {})
+    return str(metadata.get("namespace", "")), str(metadata.get("name", ""))
 
 
-def _key(body: Body) -> str:
+def _uid(body: Body) -> str:
     return str(body.get("metadata", {}).get("uid", ""))
 
 
-def _trace(body: Body, resource: Resource) -> Body:
-    """What is kept of an object, to tell of its deletion if that happens unseen."""
-    kept = ("name", "namespace", "uid", "resourceVersion", "labels")
-    metadata = {key: value for key, value in body.get("metadata", {}).items() if key in kept}
+def _trace(resource: Resource, name: _Name, uid: str, version: str) -> Body:
+    """What is left of an object that is not here any more."""
+    metadata = {"name": name[1], "uid": uid, "resourceVersion": version}
+    if name[0]:
+        metadata["namespace"] = name[0]
     return {"apiVersion": resource.api_version, "kind": resource.kind, "metadata": metadata}
 
 

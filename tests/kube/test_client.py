@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +33,15 @@ class Server:
         self.body: dict[str, Any] = {}
         self.headers: dict[str, str] = {}
         self.pages: list[dict[str, Any]] = []
+        self.text = ""
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         headers = {key: request.headers.get(key, "") for key in ("Content-Type", "Authorization")}
         self.requests.append((request.method, request.path_qs, headers, json.loads(text) if text else None))
         await asyncio.sleep(self.delay_seconds)
+        if self.text:
+            return web.Response(text=self.text, status=self.status)
         body = self.pages.pop(0) if self.pages else self.body
         return web.json_response(body, status=self.status, headers=self.headers)
 
@@ -136,6 +141,58 @@ async def test_each_answer_has_its_exception(
     assert "/api/v1/namespaces/d/pods/p" in str(caught.value)
     if isinstance(caught.value, errors.Unavailable):
         assert caught.value.retry_after_seconds == 3
+
+
+async def test_the_next_page_is_asked_for_when_the_first_was_dealt_with(api: Api, server: Server) -> None:
+    server.pages = [
+        {"items": [{"metadata": {"name": "a"}}], "metadata": {"continue": "next", "resourceVersion": "5"}},
+        {"items": None, "metadata": {"resourceVersion": "5"}},
+    ]
+    asked = [
+        (len(server.requests), [item["metadata"]["name"] for item in page.items], page.resource_version)
+        async for page in api.pages(PODS, page_size=1)
+    ]
+    assert asked == [(1, ["a"], "5"), (2, [], "5")]
+    assert "limit=1" in server.requests[0][1]
+
+
+async def test_something_else_than_json_is_unavailable(api: Api, server: Server) -> None:
+    server.text = "<html>a proxy</html>"
+    with pytest.raises(errors.Unavailable, match="something else than JSON"):
+        await api.get(PODS, "p", "d")
+
+
+def in_seconds(seconds: float) -> str:
+    return format_datetime(datetime.now(UTC) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "least", "most"),
+    [
+        ("3", 3, 3),
+        ("0.5", 0.5, 0.5),
+        ("-1", 0, 0),
+        ("86400", 60, 60),
+        (in_seconds(20), 10, 20),
+        (in_seconds(-20), 0, 0),
+        (in_seconds(1e6), 60, 60),
+    ],
+)
+def test_how_long_to_wait_is_read_however_it_is_said_and_bounded(value: str, least: float, most: float) -> None:
+    wait = errors.wait_seconds(errors.from_response("GET /", 429, b"{}", {"Retry-After": value}))
+    assert wait is not None
+    assert least <= wait <= most
+
+
+@pytest.mark.parametrize("value", ["", "soon", "nan", "inf", "Fri, 99 Nov 2026 10:00:00 GMT"])
+def test_no_wait_is_read_from_nonsense(value: str) -> None:
+    assert errors.wait_seconds(errors.from_response("GET /", 503, b"{}", {"Retry-After": value})) is None
+
+
+def test_a_status_says_how_long_to_wait_where_there_are_no_headers() -> None:
+    said = json.dumps({"message": "slow down", "details": {"retryAfterSeconds": 7}}).encode()
+    assert errors.wait_seconds(errors.from_response("watch pods", 429, said, {})) == 7
+    assert errors.wait_seconds(errors.from_response("watch pods", 409, said, {})) is None
 
 
 async def test_no_answer_in_time_is_unavailable(api: Api, server: Server) -> None:
