@@ -30,6 +30,11 @@ def human_size(nbytes: int) -> str:
     return f"{size:.1f}TiB"
 
 
+def digest_label(digest: str) -> str:
+    """The 16 hexadecimal digits that fit into the label hotweights.dev/digest; empty for no digest."""
+    return digest.removeprefix("sha256:")[:16]
+
+
 def camel(name: str) -> str:
     """``manifest_digest`` → ``manifestDigest``; the acronyms of Kubernetes stay whole (``pod_uid`` → ``podUID``)."""
     text = to_camel(name)

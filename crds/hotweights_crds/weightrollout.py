@@ -231,6 +231,7 @@ class ByteCounts(Model):
 class HighWater(Model):
     """The furthest that a revision has come: going back and forth below it is no progress."""
 
+    desired: int = Field(default=0, description="Pods that were selected.")
     nodes: int = Field(default=0, description="Nodes that held the version.")
     nbytes: int = Field(default=0, description="Bytes that were staged.")
     prepared: int = Field(default=0, description="Pods that had prepared or served it.")

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,7 +13,8 @@ from hotweights_kube.client import Api
 from hotweights_kube.errors import NotConfigured
 from hotweights_kube.events import Recorder
 from hotweights_operator import handlers, metrics
-from hotweights_operator.cache import Cache, Kind
+from hotweights_operator.cache import Cache
+from hotweights_operator.feed import Feed
 from hotweights_operator.keys import Key
 from hotweights_operator.perform import Performer
 from hotweights_operator.queue import WorkQueue
@@ -56,30 +56,35 @@ async def run(settings: Settings) -> None:
 async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callable[[], None]) -> None:
     cache, queue = Cache(), WorkQueue[Key](settings.pace_seconds)
     recorder = Recorder(api, "hotweights.dev/operator", settings.instance)
-    performer = Performer(api, cache, recorder, settings.namespace, settings.writes)
+    performer = Performer(api, cache, recorder, settings.namespace)
     meter = metrics.Metrics(cache, lambda: pulse())
     reconciler = Reconciler(cache, queue, performer, meter)
-    feed = handlers.Feed(reconciler, settings)
-    synced = {source.kind: asyncio.Event() for source in feed.by_us}
+    feed = Feed(reconciler, settings)
 
     def pulse() -> metrics.Pulse:
-        ready = feed.indexed.is_set() and all(event.is_set() for event in synced.values())
-        return metrics.Pulse(time.monotonic() - feed.heard_at, queue.depth, queue.oldest_seconds, ready)
+        ages = feed.ages()
+        return metrics.Pulse(
+            min(ages.values()),
+            queue.depth,
+            queue.oldest_seconds,
+            feed.complete.is_set(),
+            ages=ages,
+            unlisted=feed.unlisted(),
+            malformed=feed.malformed(),
+        )
 
-    def wrote(kind: Kind, key: str) -> None:
-        reconciler.changed(kind, key, None)
-
-    performer.wrote = wrote
+    performer.wrote = reconciler.changed
     runners = await metrics.serve(
         meter,
         pulse,
         metrics_port=settings.metrics_port,
         health_port=settings.health_port,
         stuck_seconds=settings.stuck_seconds,
+        stale_seconds=settings.stale_seconds,
     )
     tasks: set[asyncio.Task[Any]] = {
         asyncio.create_task(stop.wait(), name="stop"),
-        asyncio.create_task(_serve(settings, api, feed, synced, listen), name="serve"),
+        asyncio.create_task(_serve(settings, api, feed, reconciler, listen), name="serve"),
     }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -97,22 +102,24 @@ async def _serve(
     settings: Settings,
     api: Api,
     feed: handlers.Feed,
-    synced: dict[Kind, asyncio.Event],
+    reconciler: Reconciler,
     listen: Callable[[], None],
 ) -> None:
     """Everything that runs, in the order in which it may start. A part that fails takes the process with it."""
     await handlers.wait_for_resources(api, settings)
     async with asyncio.TaskGroup() as group:
-        for source in feed.by_us:
-            group.create_task(feed.follow(api, source, synced[source.kind]), name=f"watch-{source.kind}")
-        for event in synced.values():
-            await event.wait()
+        for source in feed.sources:
+            for namespace in () if source.by_kopf else source.namespaces:
+                group.create_task(feed.follow(api, source, namespace), name=f"watch-{source.kind}-{namespace or 'all'}")
+        group.create_task(feed.relist(api), name="relist")
+        await feed.complete.wait()
         log.info("serving %s by %s", ", ".join(settings.watched) or "all namespaces", api.url)
         group.create_task(handlers.run_kopf(feed, listen), name="kopf")
-        await feed.indexed.wait()
         for number in range(settings.workers):
-            group.create_task(feed.reconciler.work(), name=f"worker-{number}")
-        group.create_task(feed.resync(api), name="resync")
+            group.create_task(reconciler.work(), name=f"worker-{number}")
+        for number in range(settings.writes):
+            group.create_task(reconciler.write(), name=f"writer-{number}")
+        group.create_task(feed.look_again(), name="look-again")
 
 
 if __name__ == "__main__":

@@ -1,36 +1,46 @@
-"""What every pod is to serve, now.
+"""What every pod is to serve, and to prepare, now.
 
-Before any pod of a revision changes, every pod that can must have prepared the version: what does not fit is refused while
-everything serves on. Then the budget decides how many change at once. A pod that is new (it has never been of service, or its
-engine boots and asks) takes nothing from anybody: it is given the rollout's version at once and boots into it; while the rollout
-holds still, it is given the version that was last complete. What every other pod has, it keeps.
+Engines prepare in waves, so that a version whose preparing does harm harms few. Before the first pod changes, every pod that can
+must have prepared: what does not fit is refused while everything serves on. That gate is passed once in a revision; from then on
+each pod waits for itself only. Then the budget decides how many change at once.
+
+What every other pod has, it keeps, with three exceptions, looked for in every pass and under every hold: a pod that boots is given
+what the rollout wants now, or what is stable while it holds; a pod that gave up what it is told, or is told what nobody wants any
+more, is told what it serves; and one that broke in the middle of a switch is given what is stable to repair itself with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
 
 from hotweights_crds.nodeweights import PodAssignment
-from hotweights_crds.weightrollout import VersionStatus, WeightRolloutSpec
-from hotweights_operator import budget
+from hotweights_crds.weightrollout import WeightRolloutSpec
+from hotweights_operator import budget, failures
 from hotweights_operator.failures import Failures
-from hotweights_operator.model import SETTLED_PHASES
+from hotweights_operator.holds import Rule
+from hotweights_operator.model import SETTLED_PHASES, STILL_SERVING_PHASES
 from hotweights_operator.targets import Target
-
-_REVERTIBLE = frozenset({"Refused", "Failed", "Dirty"})
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
     """What the rollout is at."""
 
-    target: VersionStatus
-    fallback: VersionStatus  # for new pods while the rollout holds still: what was last complete
-    prepares: Literal["All", "Kept", "None"]  # which engines prepare the target: all, those that do, none
-    activates: bool  # may pods change to it
-    gives_up: bool  # are pods that failed set back to what they serve
+    revision: int
+    target: str  # digest
+    stable: str  # digest of what was complete last; empty: what the engines booted
+    rule: Rule
+    passed: bool  # everybody who could had prepared at some time of this revision
+    knows_all: (
+        bool  # a step to what is stable: it needs neither waves nor the gate, because it served everywhere before
+    )
+
+    @property
+    def activates(self) -> bool:
+        """Whether pods may change to the target, and new ones boot into it."""
+        return self.rule.activates and bool(self.target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,121 +50,197 @@ class Choice:
     digests: Mapping[str, str]  # pod UID → digest; pods about which nothing is known are left out
     prepares: Mapping[str, str]
     activated: frozenset[str]
+    passes: bool  # the gate is passed, in this pass or an earlier one
+    again_in_seconds: float | None  # when pods that are of service will have been so for long enough
 
 
-def choose(spec: WeightRolloutSpec, course: Course, targets: Sequence[Target], failures: Failures) -> Choice:
+def choose(
+    spec: WeightRolloutSpec, course: Course, targets: Sequence[Target], found: Failures, now: datetime
+) -> Choice:
     """Decide for all pods."""
+    failed = found.failed
     digests: dict[str, str] = {}
     for target in targets:
-        digest = _kept(target, course)
+        digest = _kept(target, course, target.pod.uid in failed)
         if digest is not None:
             digests[target.pod.uid] = digest
-    if course.gives_up:
-        digests.update(_set_back(targets, course, failures))
-    activated = _activate(spec, course, targets, failures) if course.activates else []
-    digests.update(dict.fromkeys(activated, course.target.digest))
-    prepares = {t.pod.uid: found for t in targets if (found := _prepare(t, digests.get(t.pod.uid), course))}
-    return Choice(digests, prepares, frozenset(activated))
+    passes = course.passed or course.knows_all
+    again: float | None = None
+    activated: list[Target] = []
+    if course.activates:
+        passes = passes or not any(_is_waited_for(t, course.target, failed) for t in targets)
+        if passes:
+            activated, again = _activate(spec, course, targets, failed, digests, now)
+    digests.update({target.pod.uid: course.target for target in activated})
+    preparing = _prepare(spec, course, targets, failed, digests)
+    prepares = dict.fromkeys(preparing, course.target)
+    return Choice(digests, prepares, frozenset(t.pod.uid for t in activated), passes, again)
 
 
-def _prepare(target: Target, digest: str | None, course: Course) -> str:
-    """What the pod is to prepare beside what it serves."""
-    match course.prepares:
-        case "None":
-            wanted = ""
-        case "Kept":
-            wanted = target.assigned.prepare if target.assigned else ""
-        case "All":
-            wanted = course.target.digest
-    return wanted if digest is not None and wanted != digest else ""
+# -- what a pod keeps, or is given because it has nothing ----------------------------------------------------------------
 
 
-def _kept(target: Target, course: Course) -> str | None:
-    """What the pod has, or is given because it has nothing. None while that cannot be known."""
-    engine = target.engine
-    if target.assigned is not None and not _is_adrift(target):
-        return target.assigned.digest
-    if engine is not None and engine.phase in SETTLED_PHASES:
+def _kept(target: Target, course: Course, has_failed: bool) -> str | None:
+    """None while that cannot be known."""
+    engine, order = target.engine, target.assigned
+    if target.booting:
+        return _booted_into(target, course, has_failed)
+    if order is None:
+        if engine is not None and engine.phase in SETTLED_PHASES:
+            return engine.digest
+        return None
+    if engine is None:
+        return order.digest
+    if engine.phase == "Dirty":
+        return course.stable if has_failed or order.digest not in (course.target, course.stable) else order.digest
+    given_up = target.gave_up_its_order or (has_failed and order.digest == course.target)
+    unwanted = order.digest not in (course.target, target.proved) or _cannot_come(target, order.digest)
+    if target.outstanding and (given_up or unwanted) and engine.phase in STILL_SERVING_PHASES:
         return engine.digest
-    if not target.pod.was_ready or (engine is not None and engine.phase == "Booting"):
-        return course.target.digest if course.activates else course.fallback.digest
-    return None
+    return order.digest
 
 
-def _is_adrift(target: Target) -> bool:
-    """Whether the pod's order is of no use: it has not been of service yet, or it boots into what cannot come any more."""
-    engine, assigned = target.engine, target.assigned
-    if engine is not None and engine.phase not in ("Booting", "Disconnected"):
+def _booted_into(target: Target, course: Course, has_failed: bool) -> str:
+    """What a pod is given that is about to open its port: the first of what comes into question that its node holds."""
+    order = target.assigned
+    told = [order.digest] if order is not None else []
+    if order is not None and _is_on_its_way(target, course):
+        candidates = [*told, course.target, course.stable]
+    elif course.activates:
+        candidates = [course.target, *told, course.stable]
+    elif course.rule.gives_up or not target.pod.was_ready:
+        candidates = [course.stable, *told]
+    else:
+        candidates = [*told, course.stable]
+    if not course.activates and course.target != course.stable and (course.rule.gives_up or not target.pod.was_ready):
+        candidates = [digest for digest in candidates if digest != course.target]
+    possible = [d for d in dict.fromkeys(candidates) if not _has_given_up(target, d, course, has_failed)]
+    here = (d for d in possible if not d or (target.state is not None and target.state.holds(d)))
+    return next(here, next(iter(possible), course.stable))
+
+
+def _is_on_its_way(target: Target, course: Course) -> bool:
+    """Whether a pod goes on with what it is told: it was told so in this revision and has not started again since; or it started
+    again when it was to prepare the target, which would then be the first thing it meets."""
+    order, engine = target.assigned, target.engine
+    if order is None or order.revision != course.revision:
         return False
-    if not target.pod.was_ready:
+    if course.rule.gives_up and order.digest == course.target:
+        return False
+    if order.digest == course.stable and not target.pod.was_ready and course.activates and engine is None:
+        return False
+    if target.crashes == 0:
+        return not _cannot_come(target, order.digest)
+    return order.prepare == course.target and target.crashes < failures.PREPARE_CRASHES
+
+
+def _has_given_up(target: Target, digest: str, course: Course, has_failed: bool) -> bool:
+    if has_failed and digest == course.target:
         return True
-    if engine is None or engine.phase != "Booting" or assigned is None or not assigned.digest or target.state is None:
+    told = target.assigned
+    if target.gave_up_its_order and told is not None and digest == told.digest:
+        return True
+    return bool(digest) and digest != course.stable and _cannot_come(target, digest)
+
+
+def _cannot_come(target: Target, digest: str) -> bool:
+    """Whether a version is not to be had on the pod's node: staging it failed, or it is told so and nobody knows its source."""
+    if not digest or target.state is None or not target.follows:
         return False
-    staged = target.state.staged(assigned.digest)
-    listed = any(item.digest == assigned.digest for entry in target.state.spec.rollouts for item in entry.stage)
-    return not listed or (staged is not None and staged.phase == "Failed")
+    staged = target.state.staged(digest)
+    if staged is not None:
+        return staged.phase == "Failed"
+    return target.told == digest and digest not in target.state.listed
 
 
-def _set_back(targets: Sequence[Target], course: Course, failures: Failures) -> dict[str, str]:
-    """Pods that could not change: what they serve, so that they are Ready again, or what repairs them."""
-    back: dict[str, str] = {}
-    for target in targets:
-        engine = target.engine
-        if engine is None or target.pod.uid not in failures.failed or not target.outstanding:
-            continue
-        if target.assigned is None or target.assigned.digest != course.target.digest:
-            continue
-        if engine.phase in _REVERTIBLE:
-            back[target.pod.uid] = course.fallback.digest if engine.phase == "Dirty" else engine.digest
-    return back
+# -- who prepares ------------------------------------------------------------------------------------------------------
 
 
-def _activate(spec: WeightRolloutSpec, course: Course, targets: Sequence[Target], failures: Failures) -> list[str]:
-    """UIDs of the pods that change now."""
-    digest = course.target.digest
-    waiting = [t for t in targets if _must_prepare(t, digest, failures)]
-    if waiting:
-        return []
-    candidates = [t for t in targets if _can_change(t, digest, failures)]
-    candidates.sort(key=lambda t: (not t.unavailable, t.pod.node, t.pod.name, t.pod.uid))
-    room = budget.limit(spec.strategy, len(targets)) - budget.unavailable(targets)
-    chosen: list[str] = []
-    for target in candidates:
-        cost = 0 if target.unavailable else 1
-        if cost <= room:
-            chosen.append(target.pod.uid)
-            room -= cost
-    return chosen
+def _prepare(
+    spec: WeightRolloutSpec,
+    course: Course,
+    targets: Sequence[Target],
+    failed: Mapping[str, object],
+    digests: Mapping[str, str],
+) -> set[str]:
+    """UIDs of the pods that are to have the target at hand."""
+    digest = course.target
+    if not digest or course.rule.prepares == "None":
+        return set()
+    able = [t for t in targets if t.pod.uid in digests and digests[t.pod.uid] != digest and t.pod.uid not in failed]
+    ready = {t.pod.uid for t in able if t.prepared(digest)}
+    if course.rule.prepares == "Prepared":
+        return ready
+    asked = [t for t in able if t.pod.uid not in ready and _is_asked(t, digest)]
+    others = [t for t in able if t.pod.uid not in ready and not _is_asked(t, digest) and not _is_in_a_loop(t)]
+    if course.knows_all:
+        room = len(others)
+    else:
+        done = len(ready) + sum(1 for t in targets if t.serves(digest))
+        busy = sum(1 for t in asked if t.connected)
+        room = max(budget.limit(spec.strategy, len(targets)), done) - busy
+    return ready | {t.pod.uid for t in asked} | {t.pod.uid for t in others[: max(0, room)]}
 
 
-def _must_prepare(target: Target, digest: str, failures: Failures) -> bool:
+def _is_asked(target: Target, digest: str) -> bool:
+    return target.assigned is not None and target.assigned.prepare == digest
+
+
+def _is_in_a_loop(target: Target) -> bool:
+    """Whether it ends so soon that it would be blamed on what it prepares. It takes the target when it boots."""
+    return target.crashes >= failures.PREPARE_CRASHES and not target.available
+
+
+# -- who changes -------------------------------------------------------------------------------------------------------
+
+
+def _is_waited_for(target: Target, digest: str, failed: Mapping[str, object]) -> bool:
     """Whether nobody may change before this pod has prepared (or refused)."""
     engine = target.engine
-    if engine is None or not target.connected or engine.phase in ("Booting", "Committing"):
+    if engine is None or not target.connected or target.booting or engine.phase == "Committing":
         return False
-    if target.pod.uid in failures.failed or target.serves(digest) or target.prepared(digest):
+    if target.pod.uid in failed or target.serves(digest) or target.prepared(digest) or _is_in_a_loop(target):
         return False
     return target.assigned is None or target.assigned.digest != digest
 
 
-def _can_change(target: Target, digest: str, failures: Failures) -> bool:
+def _activate(
+    spec: WeightRolloutSpec,
+    course: Course,
+    targets: Sequence[Target],
+    failed: Mapping[str, object],
+    digests: Mapping[str, str],
+    now: datetime,
+) -> tuple[list[Target], float | None]:
+    """The pods that change now; and when more may, though nothing happens."""
+    candidates = [t for t in targets if t.pod.uid not in failed and _can_change(t, course.target, digests)]
+    if not candidates:
+        return [], None
+    counts = budget.tally(targets, spec.min_ready_seconds, now)
+    candidates.sort(key=lambda t: (t.available, t.pod.node, t.pod.name, t.pod.uid))
+    chosen = budget.choose(candidates, counts, spec.strategy, len(targets), spec.min_ready_seconds, now)
+    return chosen, counts.again_in_seconds if len(chosen) < len(candidates) else None
+
+
+def _can_change(target: Target, digest: str, digests: Mapping[str, str]) -> bool:
     """Whether this pod could change at once."""
-    staged = target.state.staged(digest) if target.state else None
     return (
         target.assigned is not None
         and target.assigned.digest != digest
+        and digests.get(target.pod.uid) != digest
         and target.prepared(digest)
-        and staged is not None
-        and staged.phase == "Staged"
-        and target.pod.uid not in failures.failed
+        and target.state is not None
+        and target.state.holds(digest)
     )
 
 
-def assignment(target: Target, digest: str, prepare: str, spec: WeightRolloutSpec, version: str) -> PodAssignment:
-    """As it goes into the node's spec, with the token that it has."""
+def assignment(
+    target: Target, digest: str, prepare: str, spec: WeightRolloutSpec, version: str, revision: int
+) -> PodAssignment:
+    """As it goes into the node's spec; `tokens` gives it its token."""
     return PodAssignment(
-        token=target.assigned.token if target.assigned else 0,
         uid=target.pod.uid,
+        revision=revision,
         name=target.pod.name,
         namespace=target.pod.namespace,
         digest=digest,

@@ -1,11 +1,34 @@
-"""How many more pods may become unavailable. Arithmetic only."""
+"""How many pods may be of no service at once, as a Service and a Deployment count them. Arithmetic only.
+
+Every live pod counts: one that is new, one that starts again, one that was told to change and does not show yet that it did. Only a
+pod that has been of no service for so long, or ends as often as it starts, that waiting for it would stop everybody is left out; it
+is named among the failures.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from hotweights_crds.weightrollout import Strategy
 from hotweights_operator.targets import Target
+
+GIVEN_UP_SECONDS = 300.0
+"""Of no service for so long, by our own clock: nobody waits for it any more."""
+
+CRASHES = 3
+"""So many short runs since a pod was told what it is told: it is in a loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Pods by whether they are of service."""
+
+    available: int
+    unavailable: int
+    left_out: int
+    again_in_seconds: float | None  # when this may come out differently though nothing happened
 
 
 def limit(strategy: Strategy, desired: int) -> int:
@@ -18,6 +41,56 @@ def limit(strategy: Strategy, desired: int) -> int:
     return max(1, value)
 
 
-def unavailable(targets: Iterable[Target]) -> int:
-    """How many are of no service now, or will not be until they have done what they were told."""
-    return sum(1 for target in targets if target.unavailable)
+def is_left_out(target: Target, now: datetime) -> bool:
+    """Whether a pod that is of no service is not waited for any more."""
+    if target.crashes >= CRASHES:
+        return True
+    since = target.seen.unready_since
+    return since is not None and now >= since + timedelta(seconds=GIVEN_UP_SECONDS)
+
+
+def tally(targets: Iterable[Target], min_ready_seconds: float, now: datetime) -> Tally:
+    """Count them."""
+    available = unavailable = left_out = 0
+    waits: list[float] = []
+    for target in targets:
+        if target.available:
+            wait = target.wait_seconds(min_ready_seconds, now)
+            if wait <= 0:
+                available += 1
+            else:
+                unavailable += 1
+                waits.append(wait)
+        elif is_left_out(target, now):
+            left_out += 1
+        else:
+            unavailable += 1
+            if target.seen.unready_since is not None:
+                passed = (now - target.seen.unready_since).total_seconds()
+                waits.append(max(0.0, GIVEN_UP_SECONDS - passed))
+    return Tally(available, unavailable, left_out, min(waits, default=None))
+
+
+def choose(
+    candidates: Sequence[Target],
+    counts: Tally,
+    strategy: Strategy,
+    desired: int,
+    min_ready_seconds: float,
+    now: datetime,
+) -> list[Target]:
+    """The candidates that may change now. One that is of no service costs nothing; the last one that is never goes, unless it is
+    the only pod that is waited for or the strategy lets all go at once."""
+    most = limit(strategy, desired)
+    room = most - counts.unavailable
+    spare = counts.available if most >= desired or counts.available + counts.unavailable == 1 else counts.available - 1
+    chosen: list[Target] = []
+    for target in candidates:
+        if target.available_for(min_ready_seconds, now):
+            if room < 1 or spare < 1:
+                continue
+            room, spare = room - 1, spare - 1
+        elif target.available and room < 1:
+            continue  # it is of service already, though not for long enough: it costs nothing more, but only within the budget
+        chosen.append(target)
+    return chosen

@@ -1,39 +1,38 @@
 """The latest that is known of every object, whichever way it came: by a watch, by a list, or as the answer to our own write.
 
 An older state never replaces a newer one, so the operator reads its own writes at once, whatever the watch is still to bring.
-The cache holds frozen values and hands out `Observed`, which stays as it was when the cache goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from datetime import UTC, datetime
+from typing import Any
 
-from hotweights_operator.model import Observed
+from hotweights_operator.model import Agent
+from hotweights_operator.observed import KINDS, Kind, Observed
 
-Kind = Literal["rollout", "version", "node", "agent", "state", "pod"]
-KINDS: tuple[Kind, ...] = ("rollout", "version", "node", "agent", "state", "pod")
+__all__ = ["KINDS", "Agent", "Cache", "Kind"]
 
 _MAX_TOMBSTONES = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Agent:
-    """An agent's pod."""
-
-    uid: str
-    node: str
-    ready: bool
+def _now() -> datetime:
+    return datetime.now(UTC)
 
 
 @dataclass(slots=True)
 class Cache:
     """Objects by kind and key: the UID for pods (names come again), namespace/name or name for the rest."""
 
+    clock: Callable[[], datetime] = _now
     _values: dict[Kind, dict[str, tuple[int, Any]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     _tombstones: dict[tuple[Kind, str], int] = field(default_factory=dict)
-    _observed: Observed | None = None
+    _observed: Observed = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._observed = Observed(clock=self.clock)
 
     def put(self, kind: Kind, key: str, version: int, value: Any) -> bool:
         """Remember this state, unless a newer one is known. Whether anything changed."""
@@ -44,7 +43,9 @@ class Cache:
             return False
         self._values[kind][key] = (version, value)
         if known is None or known[1] != value:
-            self._observed = None
+            if known is not None and getattr(known[1], "uid", "") != getattr(value, "uid", ""):
+                self._observed.drop(kind, key, known[1])
+            self._observed.put(kind, key, value)
         return True
 
     def drop(self, kind: Kind, key: str, version: int) -> bool:
@@ -55,8 +56,11 @@ class Cache:
         self._tombstones[(kind, key)] = version
         while len(self._tombstones) > _MAX_TOMBSTONES:
             del self._tombstones[next(iter(self._tombstones))]
-        self._observed = None
-        return self._values[kind].pop(key, None) is not None
+        if known is None:
+            return False
+        del self._values[kind][key]
+        self._observed.drop(kind, key, known[1])
+        return True
 
     def keep_only(self, kind: Kind, keys: Iterable[str], version: int) -> list[str]:
         """Forget what a complete list of this version does not have; what was forgotten."""
@@ -82,16 +86,4 @@ class Cache:
 
     def observed(self) -> Observed:
         """All of it, as decisions look at it."""
-        if self._observed is None:
-            agents: dict[str, bool] = {}
-            for agent in self.values("agent"):
-                agents[agent.node] = agents.get(agent.node, False) or agent.ready
-            self._observed = Observed(
-                rollouts=tuple(self.values("rollout")),
-                versions=tuple(self.values("version")),
-                nodes={node.name: node for node in self.values("node")},
-                agents=agents,
-                states={state.name: state for state in self.values("state")},
-                pods=tuple(self.values("pod")),
-            )
         return self._observed

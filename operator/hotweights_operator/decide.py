@@ -1,56 +1,72 @@
 """``decide(rollout, observed, now)``: the one next step of a rollout, from what is observed and from nothing else.
 
-It is pure: no clock, no API, no memory. What cannot be seen in the fleet (the revision, when it last progressed, whether it was
-given up or paused for its failures) stands in the status and is written before it is acted on: the pass that begins a revision
-does nothing else. Everything a pass does may be lost or done twice; the next pass sees what is there and goes on. The order:
-which revision, which pods, what they say, may the rollout act (`Hold`), what each pod is to serve, what to report.
+It is pure: no clock, no API, no memory. What cannot be seen in the fleet (the revision, what is stable, who failed, whether the
+revision was given up, how far it had come) stands in the status, which is written before anything of the same pass is acted on
+(`loop`). Everything a pass does may be lost or done twice; the next pass sees what is there and goes on. The order: which revision,
+which pods, what they say, may the rollout act (`holds`), what each pod is to serve, what to report.
 """
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from hotweights_crds.conditions import find, is_true
-from hotweights_crds.weightrollout import VersionStatus, WeightRolloutStatus
-from hotweights_operator import activation, entries, failures, news, revision, summary, targets, times
-from hotweights_operator.actions import Assign, RolloutDecision
+from hotweights_crds.conditions import find
+from hotweights_crds.weightrollout import WeightRolloutStatus
+from hotweights_operator import activation, entries, failures, news, revision, summary
+from hotweights_operator.actions import RolloutDecision
 from hotweights_operator.activation import Course
-from hotweights_operator.failures import Failures
-from hotweights_operator.model import Observed, Rollout, Version
-from hotweights_operator.summary import Hold, View
+from hotweights_operator.holds import Hold
+from hotweights_operator.model import Pod, Rollout, Version
+from hotweights_operator.observed import Observed
+from hotweights_operator.summary import View
 from hotweights_operator.versions import is_failure
 
 
-def decide(rollout: Rollout, observed: Observed, now: datetime) -> RolloutDecision:
-    """One step."""
+def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: datetime | None = None) -> RolloutDecision:
+    """One step. ``started_at``: since when this process decides; a deadline never passes on another process's clock."""
     version = observed.version(rollout.namespace, rollout.spec.version_ref.name)
-    usable = version is not None and version.usable
-    base = revision.revised(rollout.status, version, now) if version and usable else rollout.status
-    begins = base.revision != rollout.status.revision
-    own = targets.gather(rollout, observed)
-    found = failures.find(own, base.target.digest)
-    hold = _hold(rollout, base, version, observed, found, len(own))
-    view = View(rollout, base, tuple(own), found, hold, version, observed)
+    usable = version is not None and version.usable and not rollout.terminating
+    base = revision.revised(rollout, version, now) if version and usable else rollout.status
+    own = observed.targets_of(rollout.uid)
+    refused = {node: why for (uid, node), why in observed.refusals.items() if uid == rollout.uid}
+    found = failures.find(own, base, refused, entries.without_room(rollout, own))
+    base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
+    hold = _hold(rollout, base, version, observed, len(own))
+    course = Course(
+        revision=base.revision,
+        target=base.target.digest,
+        stable=revision.stable(base).digest,
+        rule=hold.rule,
+        passed=base.revision > 0 and base.prepared_revision == base.revision,
+        knows_all=bool(base.target.digest) and base.target.digest == revision.stable(base).digest,
+    )
+    choice = activation.choose(rollout.spec, course, own, found, now)
+    if choice.passes and course.activates and own:
+        base = base.model_copy(update={"prepared_revision": base.revision})
+    view = View(rollout, base, tuple(own), found, hold, version, observed, started_at)
     status = summary.describe(view, now)
-    actions: tuple[Assign, ...] = () if begins else _actions(view)
+    stages = hold.kind in ("", "NoTargets")
+    actions = entries.writes(rollout, base, own, choice, observed, stages=stages)
+    waits = (
+        choice.again_in_seconds,
+        summary.deadline_in_seconds(view, status, now),
+        summary.settles_in_seconds(view, now),
+    )
     return RolloutDecision(
-        actions=actions,
+        actions=tuple(actions),
         status=status,
         events=news.events(rollout, status, view),
-        again_in_seconds=0.0 if begins else _again(view, status, now),
+        again_in_seconds=min((wait for wait in waits if wait is not None), default=None),
     )
 
 
 def _hold(
-    rollout: Rollout,
-    base: WeightRolloutStatus,
-    version: Version | None,
-    observed: Observed,
-    found: Failures,
-    desired: int,
+    rollout: Rollout, base: WeightRolloutStatus, version: Version | None, observed: Observed, desired: int
 ) -> Hold:
     """Why the rollout may not act, if it may not; the gravest reason first."""
-    if clash := targets.conflicts(rollout, observed):
+    if rollout.terminating:
+        return Hold("Terminating", "it is being deleted; its pods keep what they serve")
+    if clash := conflicts(rollout, observed):
         pod, owner = clash[0]
         return Hold(
             "TargetConflict",
@@ -67,48 +83,27 @@ def _hold(
         text = f"WeightVersion {version.name}: {message}"
         return Hold("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
     if base.revision and base.aborted_revision == base.revision:
-        return Hold("Aborted", "")
-    if len(found.failed) > rollout.spec.failure_policy.max_failed:
-        return Hold("Aborted" if rollout.spec.failure_policy.action == "Abort" else "TooManyFailures", "")
-    if _is_paused_for_failures(rollout) and base.revision == rollout.status.revision:
-        return Hold("TooManyFailures", "")
+        return Hold("Aborted")
+    policy = rollout.spec.failure_policy
+    if base.most_failed > policy.max_failed and not revision.is_completed(base):
+        return Hold("Aborted" if policy.action == "Abort" else "TooManyFailures")
     if rollout.spec.paused:
-        return Hold("Paused", "")
-    return Hold("NoTargets", "") if not desired else Hold("", "")
+        return Hold("Paused")
+    return Hold("" if desired else "NoTargets")
 
 
-def _is_paused_for_failures(rollout: Rollout) -> bool:
-    """Paused for its failures at this very generation: a change of the spec is what lets it go on."""
-    paused = find(rollout.status.conditions, "Paused")
-    return (
-        paused is not None
-        and paused.status == "True"
-        and paused.reason == "TooManyFailures"
-        and paused.observed_generation == rollout.generation
-    )
-
-
-def _actions(view: View) -> tuple[Assign, ...]:
-    rollout, base = view.rollout, view.base
-    goes = view.hold.kind in ("", "NoTargets")
-    course = Course(
-        target=base.target,
-        fallback=revision.last_complete(base),
-        prepares="All" if goes else "None" if view.hold.gives_up else "Kept",
-        activates=goes and bool(base.target.digest),
-        gives_up=view.hold.gives_up,
-    )
-    choice = activation.choose(rollout.spec, course, view.targets, view.failures)
-    held: tuple[VersionStatus, ...] = (base.target, base.previous)
-    return tuple(entries.writes(rollout, view.targets, choice, held, view.observed, stages=goes))
-
-
-def _again(view: View, status: WeightRolloutStatus, now: datetime) -> float | None:
-    """When the progress deadline passes, if it runs."""
-    if is_true(status.conditions, "Ready") or not summary.deadline_runs(view.hold):
-        return None
-    since = times.parse(status.last_progress_at)
-    if since is None:
-        return None
-    left = since + timedelta(seconds=view.rollout.spec.progress_deadline_seconds) - now
-    return left.total_seconds() + 1.0 if left > timedelta(0) else None
+def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:
+    """Pods that the rollout selects and an older one owns."""
+    older = []
+    for other in observed.rollouts_in(rollout.namespace):
+        if other.uid == rollout.uid:
+            break
+        older.append(other)
+    if not older:
+        return []
+    found = []
+    for pod in observed.pods_in(rollout.namespace):
+        owner = observed.owner(pod.uid)
+        if pod.live and owner is not None and owner.uid != rollout.uid and observed.selects(rollout, pod):
+            found.append((pod, owner))
+    return found

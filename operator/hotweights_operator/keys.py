@@ -1,45 +1,52 @@
-"""Which decisions an event may change. Too many cost a little work, one too few would lose a wake-up; so these are generous."""
+"""Which decisions an event may change. Too many cost a little work, one too few would lose a wake-up.
+
+What an event wakes does not grow with the cluster: a node wakes the rollouts with pods or entries on it, a pod the rollouts that
+select it, a version the rollouts that name it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from hotweights_operator.cache import Agent, Kind
-from hotweights_operator.model import Node, NodeState, Observed, Pod, Rollout, Version
+from hotweights_operator.model import Agent, Node, NodeState, Pod, Rollout, Version
+from hotweights_operator.observed import Kind, Observed
 
 Key = tuple[Literal["rollout", "version", "node"], str]
 """What is decided about: a rollout or version by namespace/name, a node by name."""
 
 
-def affected(kind: Kind, value: Any, observed: Observed) -> set[Key]:
-    """The decisions that may come out differently now that this object has come, changed or gone."""
+def affected(kind: Kind, old: Any, new: Any, observed: Observed) -> set[Key]:
+    """The decisions that may come out differently now that an object is no longer ``old`` (None: it is new) but ``new`` (None: gone)."""
+    value = new if new is not None else old
     match value:
         case Rollout():
-            return {rollout_key(value), *_rollouts(value.namespace, observed), *_rollout_nodes(value, observed)}
+            return _by_rollout(old, new, observed)
         case Version():
-            nodes: set[Key] = {
-                ("node", name)
-                for name, state in observed.states.items()
-                if any(item.uid == value.uid for item in state.spec.resolve)
-            }
-            return {version_key(value), *_rollouts(value.namespace, observed), *nodes}
+            return _by_version(old, new, observed)
         case Pod():
-            return {("node", value.node), *_rollouts(value.namespace, observed)}
-        case Node() | NodeState():
+            found: set[Key] = set()
+            for pod in (old, new):
+                if pod is not None:
+                    found |= {rollout_key(rollout) for rollout in observed.selecting(pod)}
+                    found |= {("node", pod.node)} if pod.node else set()
+            return found
+        case NodeState():
+            return _by_state(old, new, observed)
+        case Node():
             return _around(value.name, observed)
         case Agent():
-            return _around(value.node, observed)
+            return {key for agent in (old, new) if agent is not None for key in _around(agent.node, observed)}
         case _:
             raise TypeError(f"{kind} has no keys: teach keys.affected about {type(value).__name__}")
 
 
 def everything(observed: Observed) -> set[Key]:
     """All decisions there are."""
-    nodes = {*observed.nodes, *observed.states, *observed.pods_by_node} - {""}
+    nodes = {*observed.nodes, *observed.states, *(pod.node for pod in observed.pods.values())} - {""}
     return {
-        *map(rollout_key, observed.rollouts),
-        *map(version_key, observed.versions),
+        *map(rollout_key, observed.rollouts.values()),
+        *map(version_key, observed.versions.values()),
         *(("node", name) for name in nodes),
     }
 
@@ -54,27 +61,64 @@ def version_key(version: Version) -> Key:
     return ("version", f"{version.namespace}/{version.name}")
 
 
-def _rollouts(namespace: str, observed: Observed) -> Iterable[Key]:
-    return (rollout_key(rollout) for rollout in observed.rollouts if rollout.namespace == namespace)
+def _by_rollout(old: Rollout | None, new: Rollout | None, observed: Observed) -> set[Key]:
+    """Itself; when it comes, goes or begins to go, also whoever may gain or lose pods by that."""
+    value = new or old
+    if value is None:
+        return set()
+    if old is not None and new is not None and (old.uid, old.terminating) == (new.uid, new.terminating):
+        return {rollout_key(new)}
+    found: set[Key] = {rollout_key(value), *map(rollout_key, observed.rollouts_in(value.namespace))}
+    populated = {pod.node for pod in observed.pods_in(value.namespace)} - {""}
+    uids = {rollout.uid for rollout in (old, new) if rollout is not None}
+    entered = {node for uid in uids for node in observed.entered(uid)}
+    return found | {("node", node) for node in populated | entered}
 
 
-def _rollout_nodes(rollout: Rollout, observed: Observed) -> set[Key]:
-    entered = {
-        name for name, state in observed.states.items() if any(e.uid == rollout.uid for e in state.spec.rollouts)
-    }
-    populated = {pod.node for pod in observed.pods if pod.namespace == rollout.namespace}
-    return {("node", name) for name in entered | populated if name}
+def _by_version(old: Version | None, new: Version | None, observed: Observed) -> set[Key]:
+    found: set[Key] = set()
+    for version in (old, new):
+        if version is None:
+            continue
+        found |= {version_key(version), *(("node", name) for name in observed.asked(version.uid))}
+        digest = version.status.digest
+        for rollout in observed.rollouts_in(version.namespace):
+            status = rollout.status
+            known = {status.target.digest, status.stable.digest, status.previous.digest}
+            if rollout.spec.version_ref.name == version.name or (digest and digest in known):
+                found.add(rollout_key(rollout))
+    return found
+
+
+def _by_state(old: NodeState | None, new: NodeState | None, observed: Observed) -> set[Key]:
+    state = new or old
+    if state is None:
+        return set()
+    found: set[Key] = {("node", state.name), *_with_pods_or_entries(state.name, observed)}
+    uids = {item.uid for known in (old, new) if known is not None for item in known.spec.resolve}
+    found |= {version_key(observed.versions[uid]) for uid in uids if uid in observed.versions}
+    spoke = bool(old and old.status.boot_id), bool(new and new.status.boot_id)
+    if spoke[0] != spoke[1]:
+        found |= _unresolved(observed)
+    if old is not None and new is not None and len(old.spec.resolve) > len(new.spec.resolve):
+        found |= _unresolved(observed)  # there is room again
+    return found
 
 
 def _around(node: str, observed: Observed) -> set[Key]:
-    """What depends on one node: itself, the rollouts with pods or entries there, and versions that wait for a reader."""
+    """What depends on whether a node and its agent are there."""
+    if not node:
+        return set()
+    return {("node", node), *_with_pods_or_entries(node, observed), *_unresolved(observed)}
+
+
+def _with_pods_or_entries(node: str, observed: Observed) -> set[Key]:
     state = observed.states.get(node)
-    namespaces = {pod.namespace for pod in observed.pods_by_node.get(node, ())}
-    uids = {entry.uid for entry in state.spec.rollouts} if state else set()
-    found: set[Key] = {("node", node)}
-    found |= {rollout_key(r) for r in observed.rollouts if r.namespace in namespaces or r.uid in uids}
-    found |= {version_key(v) for v in observed.versions if not v.status.digest}
-    if state is not None:
-        asked = {item.uid for item in state.spec.resolve}
-        found |= {version_key(v) for v in observed.versions if v.uid in asked}
-    return found
+    owners = (observed.owner(pod.uid) for pod in observed.pods_on(node))
+    entered = (observed.rollouts.get(entry.uid) for entry in state.spec.rollouts) if state else ()
+    found: Iterable[Rollout | None] = (*owners, *entered)
+    return {rollout_key(rollout) for rollout in found if rollout is not None}
+
+
+def _unresolved(observed: Observed) -> set[Key]:
+    return {version_key(version) for version in observed.unresolved.values()}

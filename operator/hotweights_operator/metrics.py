@@ -7,7 +7,7 @@ objects that are gone. Health is the truth about the loop: it fails when a decis
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -92,7 +92,7 @@ class Metrics:
             f"{_ROLLOUT}_duration_seconds", "From the beginning of a revision to its end, by how it ended.", ["outcome"],
             buckets=_ROLLOUT_BUCKETS, registry=self.registry,
         )  # fmt: skip
-        self._actions = Counter(f"{_PREFIX}_actions", "Writes decided, by kind.", ["action"], registry=self.registry)
+        self._actions = Counter(f"{_PREFIX}_actions", "Writes done, by kind.", ["action"], registry=self.registry)
         build = Gauge(f"{_PREFIX}_build_info", "Version of the operator.", ["version"], registry=self.registry)
         build.labels(version("hotweights")).set(1)
         for name, text, read in (
@@ -112,10 +112,9 @@ class Metrics:
         """A revision of a rollout ended."""
         self._rollouts.labels(outcome).observe(max(0.0, seconds))
 
-    def acted(self, actions: Sequence[Action]) -> None:
-        """These writes were decided."""
-        for action in actions:
-            self._actions.labels(type(action).__name__).inc()
+    def acted(self, action: Action) -> None:
+        """This was written."""
+        self._actions.labels(type(action).__name__).inc()
 
     def text(self) -> bytes:
         """As Prometheus reads it."""

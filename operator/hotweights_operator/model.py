@@ -6,20 +6,27 @@ difference. They know no API, no clock and no policy.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 
 from hotweights_crds.conditions import is_true
-from hotweights_crds.nodeweights import EngineStatus, NodeWeightsSpec, NodeWeightsStatus, PodAssignment, StagedVersion
+from hotweights_crds.nodeweights import (
+    EngineStatus,
+    NodeWeightsSpec,
+    NodeWeightsStatus,
+    PodAssignment,
+    RolloutAssignment,
+    StagedVersion,
+)
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
-from hotweights_operator.selectors import selects
 
 INJECT_LABEL = "hotweights.dev/inject"
 DIGEST_LABEL = "hotweights.dev/digest"
 GATE = "hotweights.dev/weights"
+RETRY_ANNOTATION = "hotweights.dev/retry"
 
 SETTLED_PHASES = frozenset({"Serving", "Preparing", "Prepared"})
 """Phases in which an engine answers requests with the digest that it reports."""
@@ -74,8 +81,17 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
+class Agent:
+    """An agent's pod."""
+
+    uid: str
+    node: str
+    ready: bool
+
+
+@dataclass(frozen=True)
 class NodeState:
-    """A NodeWeights: what its node is to do, and what its agent says that it does."""
+    """A NodeWeights: what its node is to do, and what its agent says that it does. Look-ups are made once, when first asked for."""
 
     name: str
     generation: int = 0
@@ -90,25 +106,55 @@ class NodeState:
 
     def engine(self, pod_uid: str) -> EngineStatus | None:
         """What the agent says of a pod's engine."""
-        return next((engine for engine in self.status.engines if engine.pod_uid == pod_uid), None)
+        return self._engines.get(pod_uid)
 
     def staged(self, digest: str) -> StagedVersion | None:
         """What the agent says of a version."""
-        return next((version for version in self.status.staged if version.digest == digest), None)
+        return self._staged.get(digest)
 
     def holds(self, digest: str) -> bool:
         """Whether the agent says that it has the whole version."""
-        staged = self.staged(digest)
+        staged = self._staged.get(digest)
         return staged is not None and staged.phase == "Staged"
+
+    def entry(self, uid: str) -> RolloutAssignment | None:
+        """What a rollout (or `unassigned`) wants of this node, as it stands."""
+        return self._entries.get(uid)
 
     def assignments(self, pod_uid: str) -> list[PodAssignment]:
         """All assignments of a pod, the one that counts (that with the highest token) first."""
-        found = [pod for entry in self.spec.rollouts for pod in entry.pods if pod.uid == pod_uid]
-        return sorted(found, key=lambda pod: -pod.token)
+        return self._assignments.get(pod_uid, [])
 
     def assigned(self, pod_uid: str) -> PodAssignment | None:
         """The assignment that counts."""
         return next(iter(self.assignments(pod_uid)), None)
+
+    @cached_property
+    def listed(self) -> frozenset[str]:
+        """Digests that the node is told to hold."""
+        return frozenset(item.digest for entry in self.spec.rollouts for item in entry.stage)
+
+    @cached_property
+    def _engines(self) -> dict[str, EngineStatus]:
+        return {engine.pod_uid: engine for engine in self.status.engines}
+
+    @cached_property
+    def _staged(self) -> dict[str, StagedVersion]:
+        return {version.digest: version for version in self.status.staged}
+
+    @cached_property
+    def _entries(self) -> dict[str, RolloutAssignment]:
+        return {entry.uid: entry for entry in self.spec.rollouts}
+
+    @cached_property
+    def _assignments(self) -> dict[str, list[PodAssignment]]:
+        found: dict[str, list[PodAssignment]] = {}
+        for entry in self.spec.rollouts:
+            for pod in entry.pods:
+                found.setdefault(pod.uid, []).append(pod)
+        for several in found.values():
+            several.sort(key=lambda pod: -pod.token)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,53 +188,13 @@ class Rollout:
     created_at: str
     spec: WeightRolloutSpec
     status: WeightRolloutStatus = field(default_factory=WeightRolloutStatus)
+    retry: str = ""  # the annotation hotweights.dev/retry: another value asks for another try
     terminating: bool = False
 
     @property
     def age_key(self) -> tuple[str, str]:
         """Sorts the older of two rollouts first."""
         return (self.created_at, self.uid)
-
-
-@dataclass(frozen=True)
-class Observed:
-    """All that is seen at one time. It may be older than the truth; writes are fenced for that reason."""
-
-    rollouts: Sequence[Rollout] = ()
-    versions: Sequence[Version] = ()
-    nodes: Mapping[str, Node] = field(default_factory=dict)
-    agents: Mapping[str, bool] = field(default_factory=dict)  # node → whether its agent's pod is Ready
-    states: Mapping[str, NodeState] = field(default_factory=dict)
-    pods: Sequence[Pod] = ()
-
-    @cached_property
-    def pods_by_node(self) -> Mapping[str, Sequence[Pod]]:
-        """The opted-in pods of each node."""
-        found: dict[str, list[Pod]] = {}
-        for pod in self.pods:
-            found.setdefault(pod.node, []).append(pod)
-        return found
-
-    @cached_property
-    def pods_by_uid(self) -> Mapping[str, Pod]:
-        """The opted-in pods by UID."""
-        return {pod.uid: pod for pod in self.pods}
-
-    @cached_property
-    def claims(self) -> Mapping[str, Rollout]:
-        """Pod UID → the rollout that it belongs to: the oldest one that selects it."""
-        return _claims(self.rollouts, self.pods)
-
-    def follows(self, node: str) -> bool:
-        """Whether the node is Ready and its agent is Ready and has spoken: only then its word counts."""
-        known, state = self.nodes.get(node), self.states.get(node)
-        has_spoken = state is not None and bool(state.status.boot_id)
-        return known is not None and known.ready and self.agents.get(node, False) and has_spoken
-
-    def version(self, namespace: str, name: str) -> Version | None:
-        """A WeightVersion by name, unless it is being deleted."""
-        found = (v for v in self.versions if (v.namespace, v.name) == (namespace, name) and not v.terminating)
-        return next(found, None)
 
 
 def confirmed(
@@ -209,18 +215,3 @@ def confirmed(
         and pod.engine_started_at is not None
         and confirmed_at >= pod.engine_started_at + START_GRANULARITY
     )
-
-
-def _claims(rollouts: Sequence[Rollout], pods: Iterable[Pod]) -> dict[str, Rollout]:
-    """Pod UID → the rollout that it belongs to."""
-    by_namespace: dict[str, list[Rollout]] = {}
-    for rollout in sorted(rollouts, key=lambda r: r.age_key):
-        if not rollout.terminating:
-            by_namespace.setdefault(rollout.namespace, []).append(rollout)
-    found: dict[str, Rollout] = {}
-    for pod in pods:
-        for rollout in by_namespace.get(pod.namespace, ()):
-            if selects(rollout.spec.target.selector, pod.labels):
-                found[pod.uid] = rollout
-                break
-    return found

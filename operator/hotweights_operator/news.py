@@ -7,6 +7,7 @@ a status that could not be written is no news.
 from __future__ import annotations
 
 from hotweights_crds.weightrollout import WeightRolloutStatus
+from hotweights_operator import revision
 from hotweights_operator.actions import About, Event
 from hotweights_operator.model import Rollout
 from hotweights_operator.summary import View
@@ -20,7 +21,8 @@ def events(rollout: Rollout, status: WeightRolloutStatus, view: View) -> tuple[E
     about = About("WeightRollout", rollout.namespace, rollout.name, rollout.uid)
     found: list[Event] = []
     if status.revision != old.revision:
-        rollback = " (a rollback)" if status.target.digest == old.previous.digest != "" else ""
+        known = {revision.stable(old).digest, old.previous.digest} - {"", old.target.digest}
+        rollback = " (a rollback)" if status.target.digest in known else ""
         found.append(Event(about, "RevisionStarted", f"Revision {status.revision}: {status.target.version}{rollback}"))
     old_reason = next((c.reason for c in old.conditions if c.type == "Progressing"), "")
     new_reason = next((c.reason for c in status.conditions if c.type == "Progressing"), "")

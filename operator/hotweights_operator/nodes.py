@@ -8,65 +8,62 @@ by having seen it go. So there are no finalizers.
 
 from __future__ import annotations
 
-from hotweights_crds.nodeweights import UNASSIGNED, PodAssignment, RolloutAssignment
-from hotweights_operator import entries, staging, tokens
+from hotweights_crds.nodeweights import MAX_PODS, MAX_STAGE, UNASSIGNED, PodAssignment, RolloutAssignment
+from hotweights_operator import budget, entries, staging, tokens
 from hotweights_operator.actions import Action, AskResolve, Assign, CreateNodeWeights, NodeDecision
-from hotweights_operator.model import SETTLED_PHASES, NodeState, Observed, Pod
-from hotweights_operator.targets import gather_one
-
-_REFUSED = frozenset({"Refused", "Failed"})
+from hotweights_operator.model import SETTLED_PHASES, NodeState, Pod
+from hotweights_operator.observed import Observed
 
 
 def decide(name: str, observed: Observed) -> NodeDecision:
     """One step for one node."""
     node, state = observed.nodes.get(name), observed.states.get(name)
     if state is None:
-        needed = name in observed.agents or any(pod.live for pod in observed.pods_by_node.get(name, ()))
+        needed = observed.has_agent(name) or any(pod.live for pod in observed.pods_on(name))
         create = (CreateNodeWeights(name, node.uid),) if node is not None and needed else ()
         return NodeDecision(actions=create)
     wanted = _unassigned(state, observed)
     actions: list[Action] = []
-    if not entries.same(wanted, entries.current(state, UNASSIGNED)):
+    if not entries.same(wanted, state.entry(UNASSIGNED)):
         actions.append(Assign(name, state.resource_version, UNASSIGNED, wanted))
-    known = {rollout.uid for rollout in observed.rollouts} | {UNASSIGNED}
     actions += [
         Assign(name, state.resource_version, entry.uid, None)
         for entry in state.spec.rollouts
-        if entry.uid not in known and _is_empty(entry, state, observed)
+        if entry.uid != UNASSIGNED and entry.uid not in observed.rollouts and _is_empty(entry, state, observed)
     ]
-    versions = {version.uid for version in observed.versions}
     actions += [
         AskResolve(name, state.resource_version, item.uid, None)
         for item in state.spec.resolve
-        if item.uid not in versions
+        if item.uid not in observed.versions
     ]
     return NodeDecision(actions=tuple(actions[:1]), again_in_seconds=0.0 if len(actions) > 1 else None)
 
 
 def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | None:
-    """The entry for pods without a rollout."""
-    pods = [
-        assigned
-        for pod in sorted(observed.pods_by_node.get(state.name, ()), key=lambda pod: pod.uid)
-        if not pod.finished and (assigned := _assigned(pod, state, observed)) is not None
-    ]
+    """The entry for pods without a rollout; those that stand in it go first, and there are no more than it has room for."""
+    current = state.entry(UNASSIGNED)
+    there = {pod.uid for pod in current.pods} if current else set()
+    own = sorted(observed.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid))
+    assigned = (_assigned(pod, state, observed) for pod in own if not pod.finished)
+    pods = sorted([found for found in assigned if found is not None][:MAX_PODS], key=lambda pod: pod.uid)
     if not pods:
         return None
     digests = dict.fromkeys((pod.namespace, pod.digest) for pod in pods if pod.digest)
     found = {digest: staging.remembered(namespace, digest, [state]) for namespace, digest in digests}
-    current = entries.current(state, UNASSIGNED)
     kept = {item.digest: item for item in current.stage} if current else {}
-    stage = [kept.get(digest, item) for digest, item in found.items() if item is not None]
+    stage = [kept.get(digest, item) for digest, item in found.items() if item is not None][:MAX_STAGE]
     return RolloutAssignment(uid=UNASSIGNED, stage=stage, pods=pods)
 
 
 def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment | None:
-    current = entries.current(state, UNASSIGNED)
+    current = state.entry(UNASSIGNED)
     own = next((p for p in current.pods if p.uid == pod.uid), None) if current else None
-    if pod.uid in observed.claims:  # its rollout takes it over; until then it stands here
+    if observed.owner(pod.uid) is not None:  # its rollout takes it over; until then it stands here
         return own if own is not None and not entries.taken_over(state, own, UNASSIGNED) else None
     known = state.assigned(pod.uid)
-    digest = _kept_digest(pod, state, observed)
+    digest = _kept_digest(pod, observed)
+    if known is not None and own == known and own.digest == digest:
+        return own
     plain = PodAssignment(
         uid=pod.uid,
         name=pod.name,
@@ -74,39 +71,32 @@ def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment |
         digest=digest,
         version=_version_name(state, digest, known),
     )
-    if known is not None and own == known and own.digest == digest:
-        return own
-    return tokens.following(state, pod.uid, plain, UNASSIGNED)
+    return tokens.following(state, pod.restarts, plain, UNASSIGNED)
 
 
-def _kept_digest(pod: Pod, state: NodeState, observed: Observed) -> str:
-    """What a pod without a rollout goes on serving."""
-    target = gather_one(pod, observed)
-    current = entries.current(state, UNASSIGNED)
-    own = next((p for p in current.pods if p.uid == pod.uid), None) if current else None
+def _kept_digest(pod: Pod, observed: Observed) -> str:
+    """What a pod without a rollout goes on serving: what it was told, unless it gave that up; then what it serves."""
+    target = observed.target(pod.uid)
     known, engine = target.assigned, target.engine
-    if own is not None and own == known:
-        return own.digest
     if known is None:
         return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else ""
-    if engine is not None and engine.phase in _REFUSED and target.answered:
-        return engine.digest  # it did not do what it was told, and serves on
+    # An engine that boots serves nothing yet: if it gave up what it is told, what its image brings is left.
+    given_up = target.gave_up_its_order or target.crashes >= budget.CRASHES
+    if engine is not None and target.outstanding and given_up:
+        return engine.digest
     return known.digest  # what it was told is what it serves, or will in a moment
 
 
 def _version_name(state: NodeState, digest: str, known: PodAssignment | None) -> str:
-    if not digest:
-        return ""
-    if known is not None and known.digest == digest:
+    if digest and known is not None and known.digest == digest:
         return known.version
-    names = (item.version for entry in state.spec.rollouts for item in entry.stage if item.digest == digest)
-    return next(names, "")
+    return entries.known_name(state, digest)
 
 
 def _is_empty(entry: RolloutAssignment, state: NodeState, observed: Observed) -> bool:
     """Whether every pod of a deleted rollout's entry is gone or has found its place in another one."""
     for pod in entry.pods:
-        known = observed.pods_by_uid.get(pod.uid)
+        known = observed.pods.get(pod.uid)
         here = known is not None and not known.finished and known.node == state.name
         if here and not entries.taken_over(state, pod, entry.uid):
             return False

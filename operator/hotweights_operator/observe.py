@@ -16,7 +16,7 @@ from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_kube.resources import Body, name_of
 from hotweights_operator import times
-from hotweights_operator.model import GATE, Node, NodeState, Pod, Rollout, Version
+from hotweights_operator.model import GATE, RETRY_ANNOTATION, Node, NodeState, Pod, Rollout, Version
 
 SOCKET_VARIABLE = "HOTWEIGHTS_SOCKET"
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -43,6 +43,7 @@ def rollout(body: Body) -> Rollout:
         created_at=metadata.get("creationTimestamp", ""),
         spec=spec,
         status=status,
+        retry=str((metadata.get("annotations") or {}).get(RETRY_ANNOTATION, ""))[:128],
         terminating="deletionTimestamp" in metadata,
     )
 

@@ -1,16 +1,15 @@
 """The only module that writes to the API server.
 
 Each action is one server-side apply, fenced by the resourceVersion that it was decided on; what comes back goes into the cache,
-so that the next decision sees it. A refused write does not stop the others: whoever asked looks again. Status is written after
-all actions succeeded, and events go out after what they tell of was written.
+so that the next decision sees it. In which order, and what becomes of a refusal, is the loop's. Events go out after what they tell
+of was written.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol, assert_never
 
 from hotweights_crds.base import API_VERSION
@@ -67,29 +66,28 @@ class Performer:
     cache: Cache
     recorder: Recorder
     namespace: str  # of the installation
-    writes: int = 32
-    wrote: Callable[[Kind, str], None] = lambda kind, key: None  # told after the cache has it
-    _gate: asyncio.Semaphore = field(init=False)
+    wrote: Callable[[Kind, str, Any], None] = lambda kind, key, old: (
+        None
+    )  # told after the cache has it, with what was there
 
-    def __post_init__(self) -> None:
-        self._gate = asyncio.Semaphore(self.writes)
-
-    async def act(self, actions: Sequence[Action]) -> list[errors.KubeError]:
-        """Do all of it; what could not be done."""
-        results = await asyncio.gather(*(self._one(action) for action in actions))
-        return [error for error in results if error is not None]
+    async def act(self, action: Action) -> None:
+        """One server-side apply. Raises `KubeError`; after a conflict what is there has been read again."""
+        try:
+            body = await self._do(action)
+        except (errors.Conflict, errors.NotFound):
+            await self._refetch(action.node)
+            raise
+        self._keep("state", action.node, body, observe.node_state(body))
+        if isinstance(action, Assign):
+            await self.tell(action.events)
 
     async def write_rollout(self, rollout: Rollout, status: WeightRolloutStatus) -> None:
-        """Replace the status, if it says anything new. Raises `Conflict` when it was decided on the past."""
-        if status == rollout.status:
-            return
+        """Replace the status. Raises `Conflict` when it was decided on the past."""
         body = await self._patch_status(WEIGHT_ROLLOUTS, "rollout", rollout, status)
         self._keep("rollout", f"{rollout.namespace}/{rollout.name}", body, observe.rollout(body))
 
     async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
         """The same for a WeightVersion."""
-        if status == version.status:
-            return
         body = await self._patch_status(WEIGHT_VERSIONS, "version", version, status)
         self._keep("version", f"{version.namespace}/{version.name}", body, observe.version(body))
 
@@ -101,20 +99,6 @@ class Performer:
             regarding = Reference(version, about.kind, about.name, about.uid, about.namespace)
             type_: Literal["Normal", "Warning"] = "Warning" if event.warning else "Normal"
             await self.recorder.record(Notice(regarding, event.reason, event.message, type_))
-
-    async def _one(self, action: Action) -> errors.KubeError | None:
-        async with self._gate:
-            try:
-                body = await self._do(action)
-            except (errors.Conflict, errors.NotFound) as error:
-                await self._refetch(action.node)
-                return error
-            except errors.KubeError as error:
-                return error
-        self._keep("state", action.node, body, observe.node_state(body))
-        if isinstance(action, Assign):
-            await self.tell(action.events)
-        return None
 
     async def _do(self, action: Action) -> Body:
         match action:
@@ -187,10 +171,12 @@ class Performer:
             self._keep(kind, key, body, observe.rollout(body) if kind == "rollout" else observe.version(body))
 
     def _keep(self, kind: Kind, key: str, body: Body, value: Any) -> None:
+        old = self.cache.get(kind, key)
         if self.cache.put(kind, key, int(body["metadata"]["resourceVersion"]), value):
-            self.wrote(kind, key)
+            self.wrote(kind, key, old)
 
     def _forget(self, kind: Kind, key: str) -> None:
         """It is gone; that it is a later state than what is known is all that is known."""
+        old = self.cache.get(kind, key)
         if self.cache.drop(kind, key, self.cache.version_of(kind, key)):
-            self.wrote(kind, key)
+            self.wrote(kind, key, old)

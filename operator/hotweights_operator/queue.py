@@ -15,6 +15,8 @@ from typing import Generic, TypeVar
 K = TypeVar("K", bound=Hashable)
 
 _MAX_BACKOFF_SECONDS = 30.0
+_BUSY_SHARE = 4.0
+"""One key may keep the processor busy for a fifth of the time."""
 
 
 @dataclass(slots=True)
@@ -34,7 +36,6 @@ class WorkQueue(Generic[K]):
     _working: set[K] = field(default_factory=set)
     _again: set[K] = field(default_factory=set)  # added while worked on
     _waiting: dict[K, _Waiting] = field(default_factory=dict)
-    _began: dict[K, float] = field(default_factory=dict)
     _next: dict[K, float] = field(default_factory=dict)  # when a key's pace allows it again
     _failures: dict[K, int] = field(default_factory=dict)
     _filled: asyncio.Event = field(default_factory=asyncio.Event)
@@ -78,30 +79,29 @@ class WorkQueue(Generic[K]):
         key = self._ready.popleft()
         self._since.pop(key, None)
         self._working.add(key)
-        self._began[key] = asyncio.get_running_loop().time()
         return key
 
-    def done(self, key: K) -> None:
-        """It worked."""
+    def done(self, key: K, busy_seconds: float = 0.0) -> None:
+        """It worked, and kept the processor busy for so long."""
         self._failures.pop(key, None)
-        self._finish(key)
+        self._finish(key, busy_seconds)
 
-    def failed(self, key: K) -> float:
-        """It did not: again, after a wait that doubles each time. The wait."""
+    def failed(self, key: K, at_least_seconds: float = 0.0) -> float:
+        """It did not: again, after a wait that doubles each time, and that the API server may have asked to be longer. The wait."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        wait = float(min(_MAX_BACKOFF_SECONDS, self.first_backoff_seconds * 2 ** min(count - 1, 16)))
+        doubled = float(min(_MAX_BACKOFF_SECONDS, self.first_backoff_seconds * 2 ** min(count - 1, 16)))
+        wait = max(doubled, at_least_seconds)
         self._again.discard(key)
         self._finish(key)
         self.add(key, wait)
         return wait
 
-    def _finish(self, key: K) -> None:
+    def _finish(self, key: K, busy_seconds: float = 0.0) -> None:
+        """What is costly comes less often, because others want their turn: by the time that it kept the processor busy, not by the
+        time that it waited for somebody."""
         self._working.discard(key)
         now = asyncio.get_running_loop().time()
-        took = now - self._began.pop(key, now)
-        self._next[key] = now + max(
-            self.pace_seconds, 2 * took
-        )  # what is costly comes less often: others want their turn
+        self._next[key] = now + max(self.pace_seconds, _BUSY_SHARE * busy_seconds)
         if len(self._next) > 100_000:
             self._next.clear()  # paces of objects long gone
         if key in self._again:

@@ -1,22 +1,20 @@
-"""One key at a time: observe, decide, perform, say when to look again. The only place where the clock is read."""
+"""Around the loop: the queue that says which key is next, workers for decisions and for writes, and the clock. Nothing is decided here."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from hotweights_kube import errors
-from hotweights_operator import decide as rollouts
-from hotweights_operator import keys, nodes, revision, versions
+from hotweights_operator import keys
 from hotweights_operator.actions import Action
 from hotweights_operator.cache import Cache, Kind
 from hotweights_operator.keys import Key
-from hotweights_operator.perform import Performer
+from hotweights_operator.loop import Loop, Port
 from hotweights_operator.queue import WorkQueue
 from hotweights_operator.revision import Outcome
 
@@ -34,27 +32,31 @@ class Meter(Protocol):
         """A revision of a rollout ended."""
         ...
 
-    def acted(self, actions: Sequence[Action]) -> None:
-        """These writes were decided."""
+    def acted(self, action: Action) -> None:
+        """This was written."""
         ...
 
 
 @dataclass(slots=True)
 class Reconciler:
-    """The loop around the decisions."""
+    """Takes keys from the queue and drives the loop with them."""
 
     cache: Cache
     queue: WorkQueue[Key]
-    performer: Performer
+    port: Port
     meter: Meter
+    loop: Loop = field(init=False)
+    _to_write: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def changed(self, kind: Kind, key: str, old: object) -> None:
+    def __post_init__(self) -> None:
+        self.loop = Loop(
+            self.cache, self.port, self.meter, self.queue.add, started_at=datetime.now(UTC), filled=self._to_write.set
+        )
+
+    def changed(self, kind: Kind, key: str, old: Any) -> None:
         """An object is new, different or gone in the cache: what depends on it is looked at."""
-        observed = self.cache.observed()
-        for value in (old, self.cache.get(kind, key)):
-            if value is not None:
-                for affected in keys.affected(kind, value, observed):
-                    self.queue.add(affected)
+        for affected in keys.affected(kind, old, self.cache.get(kind, key), self.cache.observed()):
+            self.queue.add(affected)
 
     def everything(self) -> None:
         """Look at all there is."""
@@ -62,22 +64,32 @@ class Reconciler:
             self.queue.add(key)
 
     async def work(self) -> None:
-        """Take keys and work on them, for ever."""
+        """Take keys and decide about them, for ever."""
         while True:
             key = await self.queue.get()
-            started = time.monotonic()
-            result = await self._guarded(key)
+            started, busy = time.monotonic(), time.thread_time()
+            result = await self._guarded(key, busy)
             self.meter.reconciled(key[0], result, time.monotonic() - started)
 
-    async def _guarded(self, key: Key) -> str:
+    async def write(self) -> None:
+        """Write what was decided, one after the other, for ever."""
+        while True:
+            if not await self.loop.write_one(datetime.now(UTC)):
+                self._to_write.clear()
+                await self._to_write.wait()
+            elif len(self.loop.outbox):
+                self._to_write.set()  # a node that was being written to is free again
+
+    async def _guarded(self, key: Key, busy: float) -> str:
         try:
-            again = await self.reconcile(key, datetime.now(UTC))
+            await self.loop.reconcile(key, datetime.now(UTC))
         except errors.Conflict as error:
             log.debug("%s %s: %s", *key, error)
             self.queue.failed(key)
             return "conflict"
         except errors.KubeError as error:
-            log.warning("%s %s: %s. Next try in %.1f s", *key, error, self.queue.failed(key))
+            wait = self.queue.failed(key, errors.wait_seconds(error) or 0.0)
+            log.warning("%s %s: %s. Next try in %.1f s", *key, error, wait)
             return "error"
         except asyncio.CancelledError:
             raise
@@ -85,55 +97,5 @@ class Reconciler:
             log.exception("%s %s: a defect of the operator; please report it", *key)
             self.queue.failed(key)
             return "defect"
-        self.queue.done(key)
-        if again is not None:
-            self.queue.add(key, again)
+        self.queue.done(key, time.thread_time() - busy)
         return "ok"
-
-    async def reconcile(self, key: Key, now: datetime) -> float | None:
-        """One step. When to look again; raises what the API server refused first."""
-        kind, name = key
-        match kind:
-            case "node":
-                return await self._node(name)
-            case "version":
-                return await self._version(name, now)
-            case "rollout":
-                return await self._rollout(name, now)
-
-    async def _node(self, name: str) -> float | None:
-        decision = nodes.decide(name, self.cache.observed())
-        await self._act(decision.actions)
-        return decision.again_in_seconds
-
-    async def _version(self, name: str, now: datetime) -> float | None:
-        version = self.cache.get("version", name)
-        if version is None:
-            return None
-        decision = versions.decide(version, self.cache.observed(), now)
-        await self._act(decision.actions)
-        if decision.status is not None:
-            await self.performer.write_version(version, decision.status)
-        await self.performer.tell(decision.events)
-        return decision.again_in_seconds
-
-    async def _rollout(self, name: str, now: datetime) -> float | None:
-        rollout = self.cache.get("rollout", name)
-        if rollout is None:
-            return None
-        decision = rollouts.decide(rollout, self.cache.observed(), now)
-        await self._act(decision.actions)
-        if decision.status is not None:
-            await self.performer.write_rollout(rollout, decision.status)
-            for outcome, seconds in revision.ended(rollout.status, decision.status, now):
-                self.meter.ended(outcome, seconds)
-        await self.performer.tell(decision.events)
-        return decision.again_in_seconds
-
-    async def _act(self, actions: Sequence[Action]) -> None:
-        if not actions:
-            return
-        self.meter.acted(actions)
-        refused = await self.performer.act(actions)
-        if refused:
-            raise refused[0]

@@ -1,9 +1,11 @@
 """Which revision a rollout is at: what `status` must remember because it cannot be seen in the fleet.
 
-A revision begins when the version's digest changes, by a new versionRef, by an old one (that is a rollback), or because a
-WeightVersion was made anew under its name. It ends Complete, Superseded or Aborted, and the end goes into the history; a
-revision that was complete once stays so in the history, whatever happens to pods later. What was last complete is *previous*:
-it stays staged, and it is what new pods get while the rollout holds still.
+A revision begins when the version's digest changes, by a new versionRef, by an old one (that is a rollback), because a
+WeightVersion was made anew under its name, or when a retry of the same digest is asked for. It ends Complete, Superseded or Aborted,
+and the end goes into the history; a revision that was complete once stays so in the history, whatever happens to pods later.
+
+*Stable* is what was complete last, and only that: it stays staged, and new pods and repairs get it while the rollout holds. What else
+stays staged, so that one can go where one came from without the network, is *held*.
 """
 
 from __future__ import annotations
@@ -14,12 +16,13 @@ from typing import Literal
 from hotweights_crds.weightrollout import (
     MAX_HISTORY,
     Counts,
+    HighWater,
     HistoryEntry,
     VersionStatus,
     WeightRolloutStatus,
 )
 from hotweights_operator import times
-from hotweights_operator.model import Version
+from hotweights_operator.model import Rollout, Version
 
 Outcome = Literal["Complete", "Superseded", "Aborted"]
 
@@ -35,17 +38,28 @@ def is_completed(status: WeightRolloutStatus) -> bool:
     return newest is not None and newest.revision == status.revision and newest.outcome == "Complete"
 
 
-def last_complete(status: WeightRolloutStatus) -> VersionStatus:
+def stable(status: WeightRolloutStatus) -> VersionStatus:
     """The version that the whole fleet served last; empty: what the engines booted."""
+    if status.stable.digest:
+        return status.stable
+    # Written by a release before 0.2, which had one field for both: what was complete last, and what one could go back to.
     return status.target if is_completed(status) else status.previous
 
 
-def revised(status: WeightRolloutStatus, version: Version, now: datetime) -> WeightRolloutStatus:
-    """The status with this version as its target. Unchanged, but for names, when the digest is the same."""
-    target = describe(version)
-    if status.revision and status.target.digest == target.digest:
-        return status.model_copy(update={"target": target})
+def kept(status: WeightRolloutStatus) -> list[VersionStatus]:
+    """What every node is to hold, without repetition."""
+    found = {v.digest: v for v in (status.target, stable(status), *status.held) if v.digest}
+    return list(found.values())
+
+
+def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutStatus:
+    """The status with this version as its target. Unchanged, but for names, when the digest is the same and no retry is asked for."""
+    status, target = rollout.status, describe(version)
+    retries = bool(rollout.retry) and rollout.retry != status.retried
+    if status.revision and status.target.digest == target.digest and (not retries or is_completed(status)):
+        return status.model_copy(update={"target": target, "retried": rollout.retry or status.retried})
     moment = times.show(now)
+    was_stable = stable(status)
     aborted = bool(status.revision) and status.aborted_revision == status.revision
     history = status.history
     if status.revision and not is_completed(status):
@@ -56,8 +70,13 @@ def revised(status: WeightRolloutStatus, version: Version, now: datetime) -> Wei
             "revision_started_at": moment,
             "last_progress_at": moment,
             "target": target,
-            "previous": _previous(status, target),
+            "stable": was_stable,
+            "previous": _previous(status, was_stable, target),
+            "held": _held(status, was_stable, target),
             "history": history,
+            "most_failed": 0,
+            "retried": rollout.retry or status.retried,
+            "high_water": HighWater(),
             "pods": Counts(),
             "failures": [],
             "failures_total": 0,
@@ -66,10 +85,20 @@ def revised(status: WeightRolloutStatus, version: Version, now: datetime) -> Wei
 
 
 def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus:
-    """The status with the current revision's end in its history, once."""
-    if is_completed(status):
+    """The status with the current revision's end in its history, once, and its target as what is stable."""
+    if is_completed(status) and status.stable.digest == status.target.digest:
         return status
-    return status.model_copy(update={"history": _entered(status, "Complete", times.show(now))})
+    history = status.history if is_completed(status) else _entered(status, "Complete", times.show(now))
+    was = stable(status)
+    changed = was.digest not in ("", status.target.digest)
+    return status.model_copy(
+        update={
+            "history": history,
+            "stable": status.target,
+            "previous": was if changed else status.previous,
+            "held": [was] if changed else status.held,
+        }
+    )
 
 
 def ended(old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime) -> list[tuple[Outcome, float]]:
@@ -86,10 +115,18 @@ def ended(old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime) -> 
     return [(outcome, (end - start).total_seconds()) for outcome, start, end in spans if start and end]
 
 
-def _previous(status: WeightRolloutStatus, target: VersionStatus) -> VersionStatus:
-    """What to keep beside the new target: what was complete last, or, when that comes back, what it is to replace."""
-    complete = last_complete(status)
-    return status.target if complete.digest == target.digest else complete
+def _previous(status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus) -> VersionStatus:
+    """What was complete before the target; empty when nothing else was."""
+    if was_stable.digest != target.digest:
+        return was_stable
+    return status.previous if status.previous.digest != target.digest else VersionStatus()
+
+
+def _held(status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus) -> list[VersionStatus]:
+    """Beside the target and what is stable: when one goes back to what is stable, that from which one comes."""
+    if was_stable.digest != target.digest:
+        return []
+    return [v for v in (status.target, *status.held) if v.digest not in ("", target.digest)][:1]
 
 
 def _entered(status: WeightRolloutStatus, outcome: Outcome, moment: str) -> list[HistoryEntry]:

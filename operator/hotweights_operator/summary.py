@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Literal
 
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import (
@@ -16,39 +15,17 @@ from hotweights_crds.weightrollout import (
     ByteCounts,
     Counts,
     Failure,
+    HighWater,
     NodeCounts,
     Phase,
     WeightRolloutStatus,
 )
 from hotweights_operator import budget, conditions, revision, staging, times, transports
-from hotweights_operator.failures import Failures
-from hotweights_operator.model import Observed, Rollout, Version
+from hotweights_operator.failures import MISSING_REASONS, Failures
+from hotweights_operator.holds import Hold
+from hotweights_operator.model import Rollout, Version
+from hotweights_operator.observed import Observed
 from hotweights_operator.targets import Target
-
-HoldKind = Literal[
-    "", "TargetConflict", "NotFound", "VersionFailed", "Resolving", "Aborted", "TooManyFailures", "Paused", "NoTargets"
-]
-
-MISSING_REASONS = frozenset({"NotScheduled", "NodeNotReady", "AgentMissing", "EngineNotConnected"})
-
-
-@dataclass(frozen=True, slots=True)
-class Hold:
-    """Why a rollout starts nothing; the empty kind: it acts."""
-
-    kind: HoldKind
-    message: str
-    reason: str = ""
-
-    @property
-    def gives_up(self) -> bool:
-        """Whether pods that failed are set back to what they serve."""
-        return self.kind in ("Aborted", "TooManyFailures")
-
-    @property
-    def waits_for_version(self) -> bool:
-        """Whether there is no version to roll out yet."""
-        return self.kind in ("NotFound", "VersionFailed", "Resolving")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +39,7 @@ class View:
     hold: Hold
     version: Version | None
     observed: Observed
+    started_at: datetime | None = None  # since when this process decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +52,48 @@ class Outcome:
     stalled: bool = False
 
 
-def deadline_runs(hold: Hold) -> bool:
-    """Whether lack of progress counts: not while somebody holds the rollout, nor when there is nothing to do."""
-    return hold.kind in ("", "NotFound", "Resolving")
+def deadline_in_seconds(view: View, status: WeightRolloutStatus, now: datetime) -> float | None:
+    """When the progress deadline passes, if it runs."""
+    if is_true(status.conditions, "Ready") or not view.hold.rule.deadline_runs:
+        return None
+    left = _deadline(view, status, now) - now
+    return left.total_seconds() + 1.0 if left > timedelta(0) else None
+
+
+def settles_in_seconds(view: View, now: datetime) -> float | None:
+    """When the next pod that serves the version will have been of service for long enough to count."""
+    digest, seconds = view.base.target.digest, view.rollout.spec.min_ready_seconds
+    waits = (t.wait_seconds(seconds, now) for t in view.targets if t.serves(digest) and t.available)
+    return min((wait for wait in waits if wait > 0), default=None)
+
+
+def is_progress(old: WeightRolloutStatus, new: WeightRolloutStatus) -> bool:
+    """Whether two statuses differ only in how many bytes were staged, and in the sentences that say so: nothing is lost if that is
+    written a little later."""
+    return _without_bytes(old) == _without_bytes(new)
+
+
+def _without_bytes(status: WeightRolloutStatus) -> WeightRolloutStatus:
+    high = status.high_water.model_copy(update={"nbytes": 0})
+    conditions_ = [condition.model_copy(update={"message": ""}) for condition in status.conditions]
+    update = {"nbytes": ByteCounts(), "staged_percent": "", "message": "", "last_progress_at": "", "high_water": high}
+    return status.model_copy(update={**update, "conditions": conditions_})
+
+
+def _deadline(view: View, status: WeightRolloutStatus, now: datetime) -> datetime:
+    """When the progress deadline passes. ``last_progress_at`` may be another process's word, by another clock: it counts from when
+    this one began to decide at the earliest, and from now at the latest."""
+    since = min(times.parse(status.last_progress_at) or now, now)
+    if view.started_at is not None:
+        since = max(since, view.started_at)
+    return since + timedelta(seconds=view.rollout.spec.progress_deadline_seconds)
 
 
 def describe(view: View, now: datetime) -> WeightRolloutStatus:
     """The whole status."""
     base = view.base
-    counted = base.model_copy(update=_counts(view))
+    counted = base.model_copy(update=_counts(view, now))
+    counted = counted.model_copy(update={"high_water": _high_water(base, counted)})
     is_complete = _is_complete(view, counted)
     if is_complete:
         counted = revision.completed(counted, now)
@@ -98,8 +109,8 @@ def describe(view: View, now: datetime) -> WeightRolloutStatus:
         is_complete=is_complete,
         is_stalled=outcome.stalled,
         paused_reason=_paused_reason(view, is_complete=is_complete),
-        version_reason="" if not view.hold.waits_for_version else view.hold.reason or view.hold.kind,
-        version_message=view.hold.message if view.hold.waits_for_version else f"digest {base.target.digest}",
+        version_reason=(view.hold.reason or view.hold.kind) if view.hold.rule.waits_for_version else "",
+        version_message=view.hold.message if view.hold.rule.waits_for_version else f"digest {base.target.digest}",
         targets_reason="TargetConflict" if view.hold.kind == "TargetConflict" else "" if view.targets else "NoTargets",
         targets_message=view.hold.message or outcome.message
         if view.hold.kind == "TargetConflict" or not view.targets
@@ -129,30 +140,37 @@ def _transport(view: View) -> str:
     return f" ({text})" if text else ""
 
 
-def _counts(view: View) -> dict[str, object]:
-    digest = view.base.target.digest
-    targets = view.targets
-    updated = [t for t in targets if t.serves(digest)]
+def _counts(view: View, now: datetime) -> dict[str, object]:
+    digest, targets, previous = view.base.target.digest, view.targets, view.base.previous
+    # What was complete stays so though this process has not watched its pods for long enough yet.
+    seconds = 0 if revision.is_completed(view.base) else view.rollout.spec.min_ready_seconds
+    settled = revision.is_completed(view.base)
+    prepared = updated = ready = available = 0
+    for target in targets:
+        available += target.available
+        if target.serves(digest):
+            updated += 1
+            ready += target.available if settled else target.available_for(seconds, now)
+        elif target.prepared(digest):
+            prepared += 1
     nodes = sorted({t.pod.node for t in targets if t.pod.node})
     staged = staging.holding(nodes, digest, view.observed) if digest else []
-    named = _failures(view)
-    failed = sum(1 for failure in named if failure.reason not in MISSING_REASONS)
     nbytes = _bytes(view, nodes, digest)
     percent = 100 * nbytes.done // nbytes.total if nbytes.total else 0
-    previous = view.base.previous
     local = bool(nodes) and bool(previous.digest) and staging.is_local(nodes, previous, view.observed)
+    named = _named(view)
     return {
         "pods": Counts(
             desired=len(targets),
-            prepared=sum(1 for t in targets if t.serves(digest) or (digest and t.prepared(digest))),
-            updated=len(updated),
-            ready=sum(1 for t in updated if t.pod.ready),
-            available=sum(1 for t in targets if t.pod.ready and not t.unavailable),
-            failed=failed,
+            prepared=prepared + updated,
+            updated=updated,
+            ready=ready,
+            available=available,
+            failed=len(view.failures.failed),
         ),
         "nodes": NodeCounts(desired=len(nodes), staged=len(staged), summary=f"{len(staged)}/{len(nodes)}"),
         "nbytes": nbytes,
-        "progress": f"{len(updated)}/{len(targets)}",
+        "progress": f"{updated}/{len(targets)}",
         "staged_percent": f"{percent}%" if nbytes.total else "",
         "rollback": "" if not previous.digest else "Local" if local else "NotLocal",
         "failures": named[:MAX_FAILURES],
@@ -160,19 +178,25 @@ def _counts(view: View) -> dict[str, object]:
     }
 
 
-def _failures(view: View) -> list[Failure]:
-    """What keeps pods back now, and, while the rollout was given up for it, what kept them back then."""
-    now = view.failures.all
-    if not view.hold.gives_up or view.base.revision != view.rollout.status.revision:
-        return now
-    named = {failure.pod for failure in view.failures.failed.values()}
-    waiting = {t.pod.name for t in view.targets if not t.serves(view.base.target.digest)}
-    then = [
-        failure
-        for failure in view.rollout.status.failures
-        if failure.reason not in MISSING_REASONS and failure.pod in waiting - named
-    ]
-    return [*view.failures.failed.values(), *then, *view.failures.missing.values()]
+def _named(view: View) -> list[Failure]:
+    """What keeps pods back; and for as long as the version is given up, why it was, though nothing of it can be seen any more."""
+    found = view.failures
+    if found.failed or not view.hold.rule.gives_up:
+        return found.all
+    then = [failure for failure in view.base.failures if failure.reason not in MISSING_REASONS]
+    return [*then, *found.missing.values()]
+
+
+def _high_water(base: WeightRolloutStatus, now: WeightRolloutStatus) -> HighWater:
+    old = base.high_water
+    return HighWater(
+        desired=max(old.desired, now.pods.desired),
+        nodes=max(old.nodes, now.nodes.staged),
+        nbytes=max(old.nbytes, now.nbytes.done),
+        prepared=max(old.prepared, now.pods.prepared),
+        updated=max(old.updated, now.pods.updated),
+        ready=max(old.ready, now.pods.ready),
+    )
 
 
 def _bytes(view: View, nodes: list[str], digest: str) -> ByteCounts:
@@ -188,8 +212,12 @@ def _bytes(view: View, nodes: list[str], digest: str) -> ByteCounts:
 
 def _is_complete(view: View, status: WeightRolloutStatus) -> bool:
     pods = status.pods
-    held = view.hold.waits_for_version or view.hold.kind in ("Aborted", "TargetConflict")
-    return not held and pods.desired > 0 and pods.updated == pods.desired and pods.ready == pods.desired
+    return (
+        view.hold.rule.may_be_complete
+        and pods.desired > 0
+        and pods.updated == pods.desired
+        and pods.ready == pods.desired
+    )
 
 
 def _is_available(view: View, status: WeightRolloutStatus) -> bool:
@@ -204,20 +232,8 @@ def _progressed(view: View, status: WeightRolloutStatus, *, is_complete: bool) -
         return True
     was_held = is_true(old.conditions, "Paused") and view.hold.kind not in ("Paused", "TooManyFailures")
     was_complete = is_true(old.conditions, "Ready") and not is_complete
-    was_waiting = not is_true(old.conditions, "VersionResolved") and not view.hold.waits_for_version
-    wants_other = view.hold.waits_for_version and is_true(old.conditions, "VersionResolved")
-    return (
-        was_held
-        or was_complete
-        or was_waiting
-        or wants_other
-        or status.pods.desired > old.pods.desired
-        or status.pods.updated > old.pods.updated
-        or status.pods.ready > old.pods.ready
-        or status.pods.prepared > old.pods.prepared
-        or status.nodes.staged > old.nodes.staged
-        or status.nbytes.done > old.nbytes.done
-    )
+    waits, waited = view.hold.rule.waits_for_version, not is_true(old.conditions, "VersionResolved")
+    return was_held or was_complete or waits != waited or status.high_water != old.high_water
 
 
 def _outcome(view: View, status: WeightRolloutStatus, now: datetime, *, is_complete: bool) -> Outcome:
@@ -225,6 +241,8 @@ def _outcome(view: View, status: WeightRolloutStatus, now: datetime, *, is_compl
     version = status.target.version
     counts = f"{status.pods.updated} of {status.pods.desired} pods serve {version}"
     match hold.kind:
+        case "Terminating":
+            return Outcome("Pending", hold.kind, hold.message)
         case "TargetConflict":
             return Outcome("Stalled", hold.kind, hold.message, stalled=True)
         case "VersionFailed":
@@ -242,7 +260,7 @@ def _outcome(view: View, status: WeightRolloutStatus, now: datetime, *, is_compl
         case _ if is_complete:
             return Outcome("Complete", "Complete", f"all {status.pods.desired} pods serve {version}")
         case "TooManyFailures":
-            message = f"{counts}; nothing further is activated until the spec changes{_tell(first)}"
+            message = f"{counts}; nothing further is activated: {_RESUME}{_tell(first)}"
             return Outcome("Stalled", _why(first), message, stalled=True)
         case "Paused":
             return Outcome("Paused", "Paused", f"paused by spec.paused; {counts}")
@@ -252,7 +270,7 @@ def _outcome(view: View, status: WeightRolloutStatus, now: datetime, *, is_compl
 
 def _working(view: View, status: WeightRolloutStatus, now: datetime, counts: str) -> Outcome:
     first = next(iter(status.failures), None)
-    if view.hold.waits_for_version:
+    if view.hold.rule.waits_for_version:
         doing = Outcome("Pending" if view.hold.kind == "NotFound" else "Resolving", view.hold.kind, view.hold.message)
     elif status.nodes.staged < status.nodes.desired and status.pods.updated < status.pods.desired:
         text = f"{status.nodes.summary} nodes hold {status.target.version}"
@@ -264,9 +282,8 @@ def _working(view: View, status: WeightRolloutStatus, now: datetime, counts: str
         doing = Outcome("Activating", "Activating", f"{counts}, {status.pods.ready} of them are Ready{_tell(first)}")
     if _only_failed_remain(view):
         return Outcome("Stalled", _why(first), f"{counts}; the others failed{_tell(first)}", stalled=True)
-    since = times.parse(status.last_progress_at)
     seconds = view.rollout.spec.progress_deadline_seconds
-    if since is not None and deadline_runs(view.hold) and now >= since + timedelta(seconds=seconds):
+    if view.hold.rule.deadline_runs and now >= _deadline(view, status, now):
         message = f"no progress for {seconds} s: {doing.message}"
         return Outcome("Stalled", "ProgressDeadlineExceeded", message, stalled=True)
     return doing
@@ -277,6 +294,11 @@ def _only_failed_remain(view: View) -> bool:
     digest = view.base.target.digest
     open_ = [t for t in view.targets if not t.serves(digest)]
     return bool(open_) and all(t.pod.uid in view.failures.failed for t in open_)
+
+
+_RESUME = (
+    "change the version, or raise failurePolicy.maxFailed, or set the annotation hotweights.dev/retry to a new value"
+)
 
 
 def _why(failure: Failure | None) -> str:

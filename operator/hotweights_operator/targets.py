@@ -1,26 +1,49 @@
-"""Which pods a rollout selects, to whom a pod belongs, and all that is known about each.
+"""All that is known about one pod of a rollout, as one frozen value.
 
-A pod belongs to the oldest rollout that selects it, whatever comes later. A younger rollout that selects it too is in conflict
-and holds still: it would be wrong half of the time to guess what was meant. This knows selectors and evidence, no strategy.
+What the pod object shows and what its node's agent says come by different watches, so neither is taken for the other: a version
+is served by the engine's word alone, and a pod is of service by the pod object's alone. This knows evidence, no strategy.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 
+from hotweights_crds.base import digest_label
 from hotweights_crds.nodeweights import EngineStatus, PodAssignment
 from hotweights_operator import times
-from hotweights_operator.model import STILL_SERVING_PHASES, Node, NodeState, Observed, Pod, Rollout, confirmed
-from hotweights_operator.selectors import selects
+from hotweights_operator.model import (
+    SETTLED_PHASES,
+    START_GRANULARITY,
+    STILL_SERVING_PHASES,
+    Node,
+    NodeState,
+    Pod,
+    confirmed,
+)
 
 CONNECTED_PHASES = frozenset(
     {"Booting", "Serving", "Preparing", "Prepared", "Committing", "Refused", "Failed", "Dirty"}
 )
 
+LOOP_SECONDS = 600.0
+"""A container that ran for longer before it ended is not in a loop; the kubelet forgets its back-off then, too."""
+
+SETTLE_SECONDS = 2.0
+"""How long the kubelet may take to see that a gate has changed twice, and then to say Ready=False after all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Since when this process has seen a pod as it is. By our own clock: nodes' clocks differ from it and from each other."""
+
+    shown_since: datetime  # Ready, the gate and the digest's label all as they are
+    unready_since: datetime | None = None  # not Ready; None: it is
+
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A selected pod, and what its node's agent says of it. ``engine`` is None unless that word counts now."""
+    """A pod, and what its node's agent says of it. ``engine`` is None unless that word counts now."""
 
     pod: Pod
     node: Node | None
@@ -29,72 +52,111 @@ class Target:
     assigned: PodAssignment | None
     follows: bool  # its node's agent is there and speaks
     answered: bool  # the agent has seen the spec as it stands
+    seen: Seen
+    proved: str  # the digest that its engine has proved to serve; empty: none, or what it booted
+    outstanding: bool  # it was told to serve something and has not proved that it does
+    crashes: int  # how often its container ended soon after it started, since it was told what it is told
 
     @property
     def connected(self) -> bool:
         """Whether its engine talks to the agent."""
         return self.engine is not None and self.engine.phase in CONNECTED_PHASES
 
+    @property
+    def told(self) -> str:
+        """The digest that it is to serve; empty: whatever it booted, or nobody has said."""
+        return self.assigned.digest if self.assigned else ""
+
+    @property
+    def booting(self) -> bool:
+        """Whether what comes next is that it opens its port: it asks what to serve, or has never been of service, or starts again."""
+        if self.engine is not None and self.engine.phase == "Booting":
+            return True
+        if self.engine is not None and self.engine.phase == "Refused" and self.engine.failed is not None:
+            return self.engine.failed.booting and not self.engine.confirmed_at
+        if self.engine is not None and self.engine.phase != "Disconnected":
+            return False
+        return not self.pod.was_ready or self.crashes > 0
+
     def serves(self, digest: str) -> bool:
         """Whether its engine has proved that it serves this digest."""
-        confirmed_at = times.parse(self.engine.confirmed_at) if self.engine else None
-        return confirmed(self.pod, self.engine, digest, confirmed_at)
-
-    @property
-    def outstanding(self) -> bool:
-        """Whether it was told to serve something and has not proved that it does; what it refuses beside is no matter.
-
-        What an agent said last still counts here when it is gone: without one, an engine changes only by restarting.
-        """
-        if self.assigned is None or not self.assigned.digest:
-            return False
-        said = self.state.engine(self.pod.uid) if self.state else None
-        confirmed_at = times.parse(said.confirmed_at) if said else None
-        return not confirmed(self.pod, said, self.assigned.digest, confirmed_at, STILL_SERVING_PHASES)
-
-    @property
-    def unavailable(self) -> bool:
-        """Whether it is of no service now, for whatever reason. One that never was takes nothing from anybody."""
-        return self.pod.was_ready and (not self.pod.ready or self.outstanding)
+        return bool(digest) and self.proved == digest
 
     def prepared(self, digest: str) -> bool:
         """Whether a commit of this digest would be only a pause."""
-        return self.engine is not None and self.engine.prepared == digest
+        return self.engine is not None and bool(digest) and self.engine.prepared == digest
+
+    def gave_up(self, digest: str, revision: int) -> bool:
+        """Whether the engine was asked to take this version in this revision, and will not be asked again."""
+        failed = self.engine.failed if self.engine else None
+        return failed is not None and failed.digest == digest and failed.revision == revision
+
+    @property
+    def gave_up_its_order(self) -> bool:
+        """Whether what it is told is what it gave up."""
+        failed, told = self.engine.failed if self.engine else None, self.assigned
+        return (
+            failed is not None
+            and told is not None
+            and (failed.digest, failed.token, failed.revision) == (told.digest, told.token, told.revision)
+        )
+
+    @property
+    def available(self) -> bool:
+        """Whether the pod object shows that it is of service with what it is told: Ready, and the gate and label of that version,
+        which its agent writes in one go. An engine's word reaches us before the kubelet's."""
+        if not self.pod.ready or self.outstanding:
+            return False
+        return not self.told or (self.pod.gate and self.pod.digest_label == digest_label(self.told))
+
+    def available_for(self, seconds: float, now: datetime) -> bool:
+        """The same, for so long, and the kubelet has had its time to see what the agent wrote to the gate."""
+        return self.available and self.wait_seconds(seconds, now) <= 0
+
+    def wait_seconds(self, seconds: float, now: datetime) -> float:
+        """How long until one that is available has been so for ``seconds`` and the kubelet has seen its gate."""
+        pod, since = self.pod, self.seen.shown_since
+        kubelet_saw = pod.gate_since is None or (pod.ready_since is not None and pod.ready_since >= pod.gate_since)
+        settles_at = since if kubelet_saw else since + timedelta(seconds=SETTLE_SECONDS)
+        ready_at = min(since, pod.ready_since or since) + timedelta(seconds=seconds)
+        return max((settles_at - now).total_seconds(), (ready_at - now).total_seconds(), 0.0)
+
+    def clock_was_set_back(self) -> bool:
+        """Whether its engine confirmed what it is told at a time before its container started: by the node's own clock."""
+        engine, started_at = self.engine, self.pod.engine_started_at
+        confirmed_at = times.parse(engine.confirmed_at) if engine else None
+        if engine is None or confirmed_at is None or started_at is None or not self.outstanding:
+            return False
+        return engine.digest == self.told and confirmed_at < started_at + START_GRANULARITY
 
 
-def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:
-    """Pods that the rollout selects and an older one owns."""
-    return [
-        (pod, owner)
-        for pod in observed.pods
-        if pod.namespace == rollout.namespace
-        and pod.live
-        and selects(rollout.spec.target.selector, pod.labels)
-        and (owner := observed.claims[pod.uid]).uid != rollout.uid
-    ]
-
-
-def gather(rollout: Rollout, observed: Observed) -> list[Target]:
-    """The rollout's own live pods, by node and name."""
-    own = [pod for pod in observed.pods if pod.live and _owner(pod, observed) == rollout.uid]
-    return [gather_one(pod, observed) for pod in sorted(own, key=lambda pod: (pod.node, pod.name, pod.uid))]
-
-
-def gather_one(pod: Pod, observed: Observed) -> Target:
+def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, follows: bool) -> Target:
     """A pod with what is known about it."""
-    state = observed.states.get(pod.node)
-    follows = observed.follows(pod.node)
+    said = state.engine(pod.uid) if state else None
+    assigned = state.assigned(pod.uid) if state else None
+    confirmed_at = times.parse(said.confirmed_at) if said else None
+    engine = said if follows else None
+    proved = said.digest if said and follows and confirmed(pod, said, said.digest, confirmed_at, SETTLED_PHASES) else ""
+    # Without an agent an engine changes only by restarting, so what it confirmed still counts against what it was told.
+    told = assigned.digest if assigned else ""
+    outstanding = bool(told) and not confirmed(pod, said, told, confirmed_at, STILL_SERVING_PHASES)
     return Target(
         pod=pod,
-        node=observed.nodes.get(pod.node),
+        node=node,
         state=state,
-        engine=state.engine(pod.uid) if state and follows else None,
-        assigned=state.assigned(pod.uid) if state else None,
+        engine=engine,
+        assigned=assigned,
         follows=follows,
         answered=state is not None and follows and state.current,
+        seen=seen,
+        proved=proved,
+        outstanding=outstanding,
+        crashes=_crashes(pod, assigned),
     )
 
 
-def _owner(pod: Pod, observed: Observed) -> str:
-    owner = observed.claims.get(pod.uid)
-    return owner.uid if owner else ""
+def _crashes(pod: Pod, assigned: PodAssignment | None) -> int:
+    ran = pod.last_run_seconds
+    if ran is None or ran >= LOOP_SECONDS:
+        return 0
+    return max(0, pod.restarts - (assigned.restarts if assigned else 0))

@@ -2,21 +2,24 @@
 
 A token must be higher than any that stands anywhere for that pod: in other rollouts' entries on the node, and in what the agent
 answered last, which is all that is left if the object was lost. What does not change keeps its token, so that writing the same
-thing twice is no new order.
+thing twice is no new order. Beside it stands how often the pod's container had restarted: restarts after an order speak against it.
 """
 
 from __future__ import annotations
 
-from hotweights_crds.nodeweights import PodAssignment
+from hotweights_crds.nodeweights import MAX_TOKEN, PodAssignment
 from hotweights_operator.model import NodeState
 
 
-def following(state: NodeState, pod_uid: str, wanted: PodAssignment, owner_uid: str) -> PodAssignment:
-    """The assignment with the token that it needs, as an entry of the rollout ``owner_uid``."""
-    current = state.assigned(pod_uid)
-    engine = state.engine(pod_uid)
+def following(state: NodeState, restarts: int, wanted: PodAssignment, owner_uid: str) -> PodAssignment:
+    """The assignment with the token that it needs, as an entry of the rollout ``owner_uid``; ``restarts`` are the pod's now."""
+    uid = wanted.uid
+    current, engine, entry = state.assigned(uid), state.engine(uid), state.entry(owner_uid)
     highest = max(current.token if current else 0, engine.token if engine else 0)
-    own = next((p for e in state.spec.rollouts if e.uid == owner_uid for p in e.pods if p.uid == pod_uid), None)
-    unchanged = own is not None and own.digest == wanted.digest and own.token >= highest and own.token > 0
-    token = own.token if unchanged and own else highest + 1
-    return wanted if token == wanted.token else wanted.model_copy(update={"token": token})
+    own = next((pod for pod in entry.pods if pod.uid == uid), None) if entry else None
+    same = own is not None and own.digest == wanted.digest and own.token >= highest and own.token > 0
+    token = own.token if same and own else min(highest + 1, MAX_TOKEN)
+    # Withdrawing what was to be prepared is no order that a pod could fail.
+    goes_on = same and own is not None and (own.prepare == wanted.prepare or not wanted.prepare)
+    counted = own.restarts if goes_on and own else restarts
+    return wanted.model_copy(update={"token": token, "restarts": counted})

@@ -11,22 +11,31 @@ from datetime import datetime
 
 from hotweights_crds.base import human_size
 from hotweights_crds.conditions import Condition, upsert
-from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
+from hotweights_crds.nodeweights import MAX_RESOLVE, ResolvedVersion, ResolveItem
 from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_operator import times
 from hotweights_operator.actions import About, AskResolve, Event, VersionDecision
-from hotweights_operator.model import NodeState, Observed, Version
+from hotweights_operator.model import NodeState, Version
+from hotweights_operator.observed import Observed
+
+MAX_RESOLVE_OF_NAMESPACE = MAX_RESOLVE // 4
 
 
 def decide(version: Version, observed: Observed, now: datetime) -> VersionDecision:
     """One step for one version."""
-    asked = sorted(name for name, state in observed.states.items() if asks(state, version.uid))
+    asked = observed.asked(version.uid)
     if version.status.digest:
         return VersionDecision(
             actions=_take_back(version, asked, observed),
             status=_status(version, now, "True", "Resolved", f"its digest is {version.status.digest}"),
         )
     reader = _reader(version, asked, observed)
+    if reader is None and any(observed.follows(name) for name in observed.states):
+        message = (
+            f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of this namespace: delete the"
+            " WeightVersions whose sources cannot be read"
+        )
+        return VersionDecision(status=_status(version, now, "False", "WaitsForAgent", message))
     if reader is None:
         message = "no node has a ready agent that could read the source: see the agents' DaemonSet"
         return VersionDecision(status=_status(version, now, "False", "NoAgent", message))
@@ -39,20 +48,20 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
     return _failed(version, answer, reader, now)
 
 
-def asks(state: NodeState, uid: str) -> bool:
-    """Whether the node is asked to read this version's source."""
-    return any(item.uid == uid for item in state.spec.resolve)
-
-
 def _reader(version: Version, asked: list[str], observed: Observed) -> str | None:
-    """The node that was asked, as long as its agent lives; else one of the living ones, spread by UID."""
+    """The node that was asked, as long as its agent lives; else one of the living ones that have room, spread by UID."""
     alive = [name for name in asked if observed.follows(name)]
     if alive:
         return alive[0]
     ready = sorted(name for name in observed.states if observed.follows(name))
-    if not ready:
-        return None
-    return ready[int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready)]
+    first = int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready) if ready else 0
+    return next((name for name in [*ready[first:], *ready[:first]] if _has_room(observed.states[name], version)), None)
+
+
+def _has_room(state: NodeState, version: Version) -> bool:
+    """Whether a node may be asked for one more; no namespace takes all of it with sources that cannot be read."""
+    own = sum(1 for item in state.spec.resolve if item.namespace == version.namespace)
+    return len(state.spec.resolve) < MAX_RESOLVE and own < MAX_RESOLVE_OF_NAMESPACE
 
 
 def _ask(version: Version, reader: str, asked: list[str], observed: Observed) -> tuple[AskResolve, ...]:
@@ -110,7 +119,7 @@ def _failed(version: Version, answer: ResolvedVersion, reader: str, now: datetim
     return VersionDecision(status=status, events=_events(version, reason, message, warning=True))
 
 
-_WAITING = frozenset({"Resolving", "NoAgent", "Resolved"})
+_WAITING = frozenset({"Resolving", "NoAgent", "WaitsForAgent", "Resolved"})
 
 
 def is_failure(reason: str) -> bool:

@@ -1,24 +1,32 @@
-"""The operator's loop in memory: a stale view that watches bring up to date, keys, decisions, writes, and the checks after each.
+"""An operator process in memory: a stale view that watches bring up to date, and the very loop that runs in production.
 
-It is the queue and `perform` in another coat, around the very same decisions, cache and keys.
+What differs is the port: writes go to the API server in memory, and any of them may be refused, or be the last before the process
+ends. Every decision and every write is checked.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from typing import Any
 
 from hotweights_crds.conditions import is_true
 from hotweights_crds.nodeweights import UNASSIGNED
+from hotweights_crds.weightrollout import WeightRolloutStatus
+from hotweights_crds.weightversion import WeightVersionStatus
+from hotweights_kube.errors import Conflict, Invalid, KubeError
 from hotweights_operator import decide as rollouts
 from hotweights_operator import keys as keys_
-from hotweights_operator import nodes, versions
-from hotweights_operator.actions import Action, Assign, RolloutDecision
+from hotweights_operator.actions import Action, Assign, Event, RolloutDecision
 from hotweights_operator.cache import KINDS, Cache, Kind
 from hotweights_operator.keys import Key
-from hotweights_operator.model import Observed, Rollout
+from hotweights_operator.loop import Loop
+from hotweights_operator.model import NodeState, Rollout, Version
+from hotweights_operator.observed import Observed
+from hotweights_operator.revision import Outcome
+from hotweights_operator.sim import api as server
 from hotweights_operator.sim import invariants
 from hotweights_operator.sim.api import Api, Refused
 from hotweights_operator.sim.fleet import Fleet
@@ -26,20 +34,32 @@ from hotweights_operator.sim.fleet import Fleet
 Tell = Callable[[str], None]
 
 
+class Ended(Exception):
+    """The process was killed in the middle of what it did."""
+
+
 @dataclass(slots=True)
 class Operator:
-    """One operator process."""
+    """One operator process. It is its loop's port and meter."""
 
     api: Api
     fleet: Fleet
     draw: random.Random
-    tell: Tell
+    tell_story: Tell
     conflicts: float = 0.0  # share of writes that the API server refuses for no reason of ours
-    cache: Cache = field(default_factory=Cache)
+    cache: Cache = field(init=False)
+    loop: Loop = field(init=False)
     cursors: dict[Kind, int] = field(default_factory=dict)
     dirty: set[Key] = field(default_factory=set)
     timers: dict[Key, datetime] = field(default_factory=dict)
     last_complete: dict[str, str] = field(default_factory=dict)  # rollout UID → digest; the checker's own memory
+    ends_after: int = -1  # so many more writes; negative: it lives
+    now: datetime = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.now = self.fleet.now
+        self.cache = Cache(clock=lambda: self.now)
+        self.loop = Loop(self.cache, self, self, self._wake, started_at=self.now)
 
     def start(self) -> None:
         """List everything."""
@@ -51,6 +71,7 @@ class Operator:
 
     def watch(self, *, everything: bool = False) -> None:
         """Read on in each log: some of what happened, or all of it."""
+        self.now = self.fleet.now
         for kind in KINDS:
             log = self.api.log[kind]
             behind = len(log) - self.cursors[kind]
@@ -61,77 +82,85 @@ class Operator:
 
     @property
     def is_behind(self) -> bool:
-        """Whether there is something that it has not read."""
-        return any(self.cursors[kind] < len(self.api.log[kind]) for kind in KINDS)
+        """Whether there is something that it has not read, or not written."""
+        return any(self.cursors[kind] < len(self.api.log[kind]) for kind in KINDS) or len(self.loop.outbox) > 0
 
     def work(self, now: datetime, limit: int) -> None:
-        """Decide about some of what may have changed."""
+        """Decide about some of what may have changed, and write some of what was decided. Raises `Ended`."""
+        self.now = now
         due = {key for key, moment in self.timers.items() if now >= moment}
         for key in due:
             del self.timers[key]
         self.dirty |= due
         for key in self.draw.sample(sorted(self.dirty), min(limit, len(self.dirty))):
-            self.dirty.discard(key)
             self.reconcile(key, now)
+        for _ in range(self.draw.randint(0, 2 * limit)):
+            if not self.write(now):
+                break
 
     def reconcile(self, key: Key, now: datetime) -> None:
-        """One decision, checked and performed."""
-        actions = self.decide(key, now)
-        self.perform(key, actions)
+        """One pass of one key."""
+        self.dirty.discard(key)
+        try:
+            _run(self.loop.reconcile(key, now))
+        except KubeError:
+            self.dirty.add(key)
 
-    def decide(self, key: Key, now: datetime) -> tuple[Action, ...]:
-        """The decision and its status write; the actions are left to be performed, now or too late."""
-        view, (kind, name) = self.cache.observed(), key
-        if kind == "node":
-            found = nodes.decide(name, view)
-            self._again(key, found.again_in_seconds, now)
-            return found.actions
-        if kind == "version":
-            version = self.cache.get("version", name)
-            if version is None:
-                return ()
-            answer = versions.decide(version, view, now)
-            if answer.status is not None and answer.status != version.status:
-                self._write("version", name, replace(version, status=answer.status), int(version.resource_version))
-            return answer.actions
-        rollout = self.cache.get("rollout", name)
-        return self._decide_rollout(key, rollout, view, now) if rollout is not None else ()
+    def write(self, now: datetime) -> bool:
+        """One of the writes that wait."""
+        return bool(_run(self.loop.write_one(now)))
 
-    def perform(self, key: Key, actions: tuple[Action, ...]) -> None:
-        """Write; what is refused is looked at again."""
-        for action in actions:
-            before = self.api.get("state", action.node)
-            try:
-                if self.draw.random() < self.conflicts:
-                    raise Refused(action.node)
-                self.api.perform(action)
-            except Refused:
-                self.dirty.add(key)
-                self._refetch(action.node)
-                continue
-            after = self.api.get("state", action.node)
-            live = [pod.uid for pod in self.fleet.pods() if not pod.finished]
-            invariants.tokens_grow(before, after, live)
-            if isinstance(action, Assign):
-                self._check_write(action, before)
-            self._note("state", action.node, self.api.version_of("state", action.node), after)
+    # -- the port ------------------------------------------------------------------------------------------------------
 
-    def _decide_rollout(self, key: Key, rollout: Rollout, view: Observed, now: datetime) -> tuple[Action, ...]:
-        decision = rollouts.decide(rollout, view, now)
-        if self.draw.random() < 0.1 and decision != rollouts.decide(rollout, view, now):
+    async def write_rollout(self, rollout: Rollout, status: WeightRolloutStatus) -> None:
+        """A rollout's status. What it says is checked before it can be refused."""
+        view = self.cache.observed()
+        decision = rollouts.decide(rollout, view, self.now, self.loop.started_at)
+        if decision.status != status:
             raise invariants.Violated("twice is once", "the same view gave two decisions")
         self._check(rollout, view, decision)
-        self._again(key, decision.again_in_seconds, now)
-        status = decision.status
-        if status is not None and status != rollout.status:
-            if status.phase != rollout.status.phase or status.revision != rollout.status.revision:
-                self.tell(f"{key[1]}: {status.phase}: {status.message}")
-            changed = replace(rollout, status=status)
-            if not self._write("rollout", key[1], changed, int(rollout.resource_version)):
-                return ()
-        if status is not None and is_true(status.conditions, "Ready"):
+        name = f"{rollout.namespace}/{rollout.name}"
+        if status.phase != rollout.status.phase or status.revision != rollout.status.revision:
+            self.tell_story(f"{name}: {status.phase}: {status.message}")
+        self._write("rollout", name, replace(rollout, status=status), int(rollout.resource_version))
+        if is_true(status.conditions, "Ready"):
             self.last_complete[rollout.uid] = status.target.digest
-        return decision.actions
+
+    async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
+        """A version's status."""
+        name = f"{version.namespace}/{version.name}"
+        self._write("version", name, replace(version, status=status), int(version.resource_version))
+
+    async def act(self, action: Action) -> None:
+        """One write to a node's object."""
+        before: NodeState | None = self.api.get("state", action.node)
+        self._count()
+        try:
+            if self.draw.random() < self.conflicts:
+                raise Refused(action.node)
+            self.api.perform(action)
+        except server.Invalid as error:
+            raise Invalid(str(error)) from error
+        except Refused as error:
+            self._refetch(action.node)
+            raise Conflict(str(error)) from error
+        after: NodeState = self.api.get("state", action.node)
+        live = [pod.uid for pod in self.fleet.pods() if not pod.finished]
+        invariants.tokens_grow(before, after, live)
+        if isinstance(action, Assign) and before is not None:
+            self._check_write(action, before)
+        self._note("state", action.node, self.api.version_of("state", action.node), after)
+
+    async def tell(self, events: Sequence[Event]) -> None:
+        """Nobody listens."""
+
+    def ended(self, outcome: Outcome, seconds: float) -> None:
+        """Nobody counts."""
+
+    def acted(self, action: Action) -> None:
+        """Nobody counts."""
+
+    # -- checks --------------------------------------------------------------------------------------------------------
 
     def _check(self, rollout: Rollout, view: Observed, decision: RolloutDecision) -> None:
         target = decision.status.target.digest if decision.status else ""
@@ -142,30 +171,40 @@ class Operator:
         invariants.says_why(decision)
         for action in decision.actions:
             if isinstance(action, Assign):
-                entries = view.states[action.node].spec.rollouts
-                before = next((entry for entry in entries if entry.uid == action.uid), None)
                 complete = self.last_complete.get(rollout.uid, "")
-                busy = target != complete
-                invariants.keeps_what_pods_need(before, action.entry, complete, in_progress=busy)
+                invariants.keeps_what_pods_need(
+                    view.states[action.node].entry(action.uid),
+                    action.entry,
+                    complete,
+                    in_progress=target != complete,
+                )
 
-    def _check_write(self, action: Assign, before: object) -> None:
-        from hotweights_operator.model import NodeState
-
-        if action.uid == UNASSIGNED and isinstance(before, NodeState):
+    def _check_write(self, action: Assign, before: NodeState) -> None:
+        if action.uid == UNASSIGNED:
             served = {uid: e.digest for uid, e in self.fleet.engines.items() if e.phase == "Serving"}
             invariants.orphans_keep(before, action.entry, served)
 
-    def _write(self, kind: Kind, name: str, value: object, resource_version: int) -> bool:
+    # -- writes and watches --------------------------------------------------------------------------------------------
+
+    def _count(self) -> None:
+        """Perhaps this was the last one. Raises `Ended`."""
+        if self.ends_after == 0:
+            raise Ended
+        self.ends_after -= 1 if self.ends_after > 0 else 0
+
+    def _write(self, kind: Kind, name: str, value: object, resource_version: int) -> None:
         """A status, fenced by what it was decided on."""
+        self._count()
         known = self.api.objects[kind].get(name)
         if known is None or known[0] != resource_version or self.draw.random() < self.conflicts:
-            self.dirty.add(("rollout" if kind == "rollout" else "version", name))
             if known is not None:
                 self._note(kind, name, *known)
-            return False
-        self.api.put(kind, name, value)
+            raise Conflict(name)
+        try:
+            self.api.put(kind, name, value)
+        except server.Invalid as error:
+            raise Invalid(str(error)) from error
         self._note(kind, name, *self.api.objects[kind][name])
-        return True
 
     def _refetch(self, node: str) -> None:
         known = self.api.objects["state"].get(node)
@@ -177,10 +216,20 @@ class Operator:
         old = self.cache.get(kind, key)
         changed = self.cache.drop(kind, key, version) if value is None else self.cache.put(kind, key, version, value)
         if changed:
-            for state in (old, value):
-                if state is not None:
-                    self.dirty |= keys_.affected(kind, state, self.cache.observed())
+            self.dirty |= keys_.affected(kind, old, self.cache.get(kind, key), self.cache.observed())
 
-    def _again(self, key: Key, seconds: float | None, now: datetime) -> None:
-        if seconds is not None:
-            self.timers[key] = now + timedelta(seconds=seconds)
+    def _wake(self, key: Key, seconds: float) -> None:
+        if seconds <= 0:
+            self.dirty.add(key)
+            return
+        moment = self.now + timedelta(seconds=seconds)
+        self.timers[key] = min(moment, self.timers.get(key, moment))
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine gives that waits for nobody."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    raise RuntimeError("the port of a simulation waits for nobody")

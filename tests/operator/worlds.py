@@ -1,0 +1,161 @@
+"""Small worlds for the tests of decisions: an old and a new version, nodes that hold both, pods whose engines serve the old one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from hotweights_crds.base import digest_label
+from hotweights_crds.nodeweights import (
+    EngineStatus,
+    GivenUp,
+    NodeWeightsStatus,
+    PodAssignment,
+    RolloutAssignment,
+    StagedVersion,
+    StageItem,
+)
+from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
+from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
+from hotweights_operator.actions import Assign, RolloutDecision
+from hotweights_operator.model import DIGEST_LABEL, Node, NodeState, Pod, Rollout, Version
+from hotweights_operator.observed import Observed
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+OLD, NEW, OTHER = "sha256:old", "sha256:new", "sha256:other"
+CONFIRMED = "2026-01-01T11:00:00Z"
+REVISION = 2
+Fields = dict[str, Any]
+
+AT_NEW: Fields = {
+    "revision": REVISION,
+    "target": {"name": "new", "version": "new", "digest": NEW},
+    "stable": {"name": "old", "version": "old", "digest": OLD},
+    "previous": {"name": "old", "version": "old", "digest": OLD},
+    "lastProgressAt": "2026-01-01T11:59:00Z",
+}
+"""The status of a rollout from the old version, which was complete, to the new one."""
+
+
+def version(name: str, digest: str, namespace: str = "models") -> Version:
+    """A WeightVersion; resolved if it has a digest."""
+    spec = WeightVersionSpec.from_dict({"model": "m", "version": name, "source": {"uri": f"file:///{name}"}})
+    ready = {"type": "Ready", "status": "True", "reason": "Resolved", "lastTransitionTime": "x"}
+    status = WeightVersionStatus.from_dict({"digest": digest, "conditions": [ready] if digest else []})
+    return Version(f"uid-{namespace}-{name}", name, namespace, 1, "1", spec, status)
+
+
+def rollout(status: Fields | None = None, **spec: Any) -> Rollout:
+    """A WeightRollout to the new version."""
+    full = {"versionRef": {"name": "new"}, "target": {"selector": {"matchLabels": {"app": "llm"}}}, **spec}
+    known = WeightRolloutStatus.from_dict(status or {})
+    return Rollout("r", "llm", "models", 3, "1", "2026", WeightRolloutSpec.from_dict(full), known)
+
+
+def pod(number: int, node: str = "n0", shows: str = OLD, **more: Any) -> Pod:
+    """A pod that has been Ready for long, and shows a version."""
+    labels = {"app": "llm", DIGEST_LABEL: digest_label(shows)}
+    long_ago = datetime(2026, 1, 1, 10, tzinfo=UTC)
+    return replace(
+        Pod(
+            f"p{number}",
+            f"p{number}",
+            "models",
+            node,
+            labels,
+            ready=True,
+            was_ready=True,
+            gate=True,
+            engine_started_at=long_ago,
+        ),
+        **more,
+    )
+
+
+def engine(number: int, digest: str = OLD, **more: Any) -> EngineStatus:
+    """An engine that serves a version."""
+    fields = {"pod_uid": f"p{number}", "phase": "Serving", "digest": digest, "confirmed_at": CONFIRMED, "token": 1}
+    return EngineStatus(**{**fields, **more})
+
+
+def gave_up(digest: str = NEW, revision: int = REVISION, token: int = 1, **more: Any) -> GivenUp:
+    """What an engine says of a version that it failed to take."""
+    fields = {"step": "Commit", "reason": "ProbeMismatch", "message": "the golden tokens differ", **more}
+    return GivenUp(digest=digest, revision=revision, token=token, **fields)
+
+
+def prepared(count: int, digest: str = NEW, **more: Any) -> list[EngineStatus]:
+    """Engines that have a version at hand."""
+    return [engine(number, phase="Prepared", prepared=digest, **more) for number in range(count)]
+
+
+def order(uid: str, digest: str, **more: Any) -> PodAssignment:
+    """What a pod is told."""
+    fields = {"name": uid, "namespace": "models", "token": 1, "revision": REVISION, "prepare": NEW, **more}
+    return PodAssignment(uid=uid, digest=digest, **fields)
+
+
+def state(
+    node: str,
+    engines: Sequence[EngineStatus] = (),
+    told: Mapping[str, str | PodAssignment] | None = None,
+    entry: str = "r",
+    staged: Sequence[StagedVersion] | None = None,
+    listed: Sequence[str] = (OLD, NEW),
+) -> NodeState:
+    """A node that holds both versions, with what its pods are told."""
+    held = [StagedVersion(digest=d, phase="Staged", bytes_done=1, bytes_total=1) for d in listed]
+    items = [StageItem(digest=d, namespace="models", uri="file:///x") for d in listed]
+    orders = [given if isinstance(given, PodAssignment) else order(uid, given) for uid, given in (told or {}).items()]
+    entries = [RolloutAssignment(uid=entry, namespace="models", name="llm", stage=items, pods=orders)] if told else []
+    spec = NodeState("x").spec.model_copy(update={"rollouts": entries})
+    status = NodeWeightsStatus(
+        observed_generation=5,
+        boot_id="b",
+        endpoint=f"tcp://{node}:1",
+        staged=list(staged if staged is not None else held),
+        engines=list(engines),
+    )
+    return NodeState(node, 5, "50", spec, status)
+
+
+def world(pods: Sequence[Pod], states: Sequence[NodeState], **more: Any) -> Observed:
+    """All of it; seen as it is since an hour ago."""
+    names = {p.node for p in pods if p.node} | {s.name for s in states}
+    fields: Fields = {
+        "rollouts": [rollout()],
+        "versions": [version("old", OLD), version("new", NEW)],
+        "nodes": {name: Node(name, f"uid-{name}") for name in names},
+        "agents": dict.fromkeys(names, True),
+        "states": {s.name: s for s in states},
+        "pods": pods,
+        "clock": lambda: datetime(2026, 1, 1, 11, tzinfo=UTC),
+    }
+    return Observed(**{**fields, **more})
+
+
+def orders(decision: RolloutDecision) -> dict[str, PodAssignment]:
+    """What the pods are told by all writes of a decision, by UID."""
+    return {
+        given.uid: given
+        for action in decision.actions
+        if isinstance(action, Assign) and action.entry
+        for given in action.entry.pods
+    }
+
+
+def told(decision: RolloutDecision) -> dict[str, str]:
+    """Pod → digest, over all writes."""
+    return {uid: given.digest for uid, given in orders(decision).items()}
+
+
+def told_to_change(decision: RolloutDecision, digest: str = NEW) -> set[str]:
+    """Pods that are given another order than before, for this version."""
+    return {uid for uid, given in orders(decision).items() if given.digest == digest and given.token > 1}
+
+
+def asked_to_prepare(decision: RolloutDecision, digest: str = NEW) -> set[str]:
+    """Pods that are to have it at hand."""
+    return {uid for uid, given in orders(decision).items() if given.prepare == digest}
