@@ -147,7 +147,7 @@ def test_a_token_is_read_anew_and_may_be_absent(tmp_path: Path) -> None:
 frames = st.sampled_from([wire.Hello, wire.Prepare, wire.Commit, wire.Committed, wire.State, wire.Keep, wire.Ping])
 
 
-@given(frames, st.integers(), st.text(max_size=20))
+@given(frames, st.integers(0, wire.MAX_NUMBER), st.text(max_size=20))
 def test_frames_survive_the_wire(kind: type[wire.Frame], number: int, text: str) -> None:
     values = {"id": number, "digest": text, "commit_token": number, "state": text, "token": text}
     frame = kind(**{key: value for key, value in values.items() if key in kind.__dataclass_fields__})

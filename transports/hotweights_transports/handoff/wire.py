@@ -3,7 +3,8 @@
 One frame is one JSON object in one ``SOCK_SEQPACKET`` datagram, with file descriptors beside it where it hands memory over.
 This module runs inside vLLM, in images that we do not build, beside agents older or newer than itself: so it imports the
 standard library alone, an unknown field is ignored, a missing one takes its default, and an unknown ``op`` is a `WireError`
-that the receiver answers instead of dying of it. What the frames mean, and in which order they come, is told in
+that the receiver answers instead of dying of it. So is a number that cannot be meant: counts, ids and tokens are 0 to
+`MAX_NUMBER`, and what is measured is finite, so that nobody behind the receiver has to doubt them. What the frames mean, and in which order they come, is told in
 ``docs/design/001-contracts.md``.
 """
 
@@ -19,6 +20,9 @@ from typing import Any, ClassVar
 PROTOCOLS = (1,)
 MAX_FRAME_BYTES = 64 * 1024
 MAX_FDS_PER_FRAME = 250  # the kernel's SCM_MAX_FD is 253
+MAX_NUMBER = (
+    2**53 - 1
+)  # what every JSON reader takes exactly; an API server takes more, but others must be able to count on from it
 TOKEN_AUDIENCE = "hotweights-agent"
 
 
@@ -261,9 +265,9 @@ def _fits(value: object, annotation: str) -> bool:
     if annotation == "bool":
         return isinstance(value, bool)
     if annotation == "int":
-        return isinstance(value, int) and not isinstance(value, bool)
-    if annotation == "float":
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
+    if annotation == "float":  # NaN is not between anything
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
     if annotation == "str":
         return isinstance(value, str)
     if annotation.startswith("list[int]"):
