@@ -25,12 +25,7 @@ def affected(kind: Kind, old: Any, new: Any, observed: Observed) -> set[Key]:
         case Version():
             return _by_version(old, new, observed)
         case Pod():
-            found: set[Key] = set()
-            for pod in (old, new):
-                if pod is not None:
-                    found |= {rollout_key(rollout) for rollout in observed.selecting(pod)}
-                    found |= {("node", pod.node)} if pod.node else set()
-            return found
+            return {key for pod in (old, new) if pod is not None for key in _by_pod(pod, observed)}
         case NodeState():
             return _by_state(old, new, observed)
         case Node():
@@ -75,6 +70,15 @@ def _by_rollout(old: Rollout | None, new: Rollout | None, observed: Observed) ->
     return found | {("node", node) for node in populated | entered}
 
 
+def _by_pod(pod: Pod, observed: Observed) -> set[Key]:
+    """The rollouts that select it, and those in whose entries it still stands."""
+    state = observed.states.get(pod.node)
+    entered = (observed.rollouts.get(uid) for uid in state.entered(pod.uid)) if state else ()
+    known = (*observed.selecting(pod), *entered)
+    found: set[Key] = {rollout_key(rollout) for rollout in known if rollout is not None}
+    return found | ({("node", pod.node)} if pod.node else set())
+
+
 def _by_version(old: Version | None, new: Version | None, observed: Observed) -> set[Key]:
     found: set[Key] = set()
     for version in (old, new):
@@ -95,6 +99,9 @@ def _by_state(old: NodeState | None, new: NodeState | None, observed: Observed) 
     if state is None:
         return set()
     found: set[Key] = {("node", state.name), *_with_pods_or_entries(state.name, observed)}
+    if old is not None:
+        left = (observed.rollouts.get(entry.uid) for entry in old.spec.rollouts)
+        found |= {rollout_key(rollout) for rollout in left if rollout is not None}
     uids = {item.uid for known in (old, new) if known is not None for item in known.spec.resolve}
     found |= {version_key(observed.versions[uid]) for uid in uids if uid in observed.versions}
     spoke = bool(old and old.status.boot_id), bool(new and new.status.boot_id)

@@ -129,6 +129,10 @@ class NodeState:
         """The assignment that counts."""
         return next(iter(self.assignments(pod_uid)), None)
 
+    def entered(self, pod_uid: str) -> list[str]:
+        """UIDs of the rollouts in whose entries a pod stands."""
+        return self._entered.get(pod_uid, [])
+
     @cached_property
     def listed(self) -> frozenset[str]:
         """Digests that the node is told to hold."""
@@ -145,6 +149,14 @@ class NodeState:
     @cached_property
     def _entries(self) -> dict[str, RolloutAssignment]:
         return {entry.uid: entry for entry in self.spec.rollouts}
+
+    @cached_property
+    def _entered(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for entry in self.spec.rollouts:
+            for pod in entry.pods:
+                found.setdefault(pod.uid, []).append(entry.uid)
+        return found
 
     @cached_property
     def _assignments(self) -> dict[str, list[PodAssignment]]:

@@ -1,15 +1,24 @@
-"""What Prometheus is told of the ends of rollouts."""
+"""What Prometheus is told of the ends of rollouts, and when /healthz and /readyz say no."""
 
 from __future__ import annotations
 
+import asyncio
+import dataclasses
+import json
+import urllib.error
+import urllib.request
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
 
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_operator import revision
 from hotweights_operator.cache import Cache
-from hotweights_operator.metrics import Metrics, Pulse
+from hotweights_operator.metrics import Metrics, Pulse, health, readiness, serve
 from hotweights_operator.model import Version
+from tests.ports import free_ports
 
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = BEGAN + timedelta(seconds=40)
@@ -54,3 +63,59 @@ def test_the_ends_are_told_by_outcome() -> None:
     assert 'hotweights_rollout_duration_seconds_bucket{le="5.0",outcome="Complete"} 1.0' in text
     assert 'hotweights_rollout_duration_seconds_bucket{le="180.0",outcome="Aborted"} 0.0' in text
     assert 'hotweights_rollout_duration_seconds_sum{outcome="Aborted"} 400.0' in text
+
+
+WELL = Pulse(1.0, 3, 0.5, True, ages={"rollout": 10.0, "pod": 40.0}, malformed={"rollout": 0, "state": 0})
+
+
+@pytest.mark.parametrize(
+    ("change", "alive", "ready"),
+    [
+        pytest.param({}, 200, 200, id="all is well"),
+        pytest.param({"queue_oldest_seconds": 121.0}, 503, 200, id="a decision waits"),
+        pytest.param({"synced": False, "unlisted": ["pod"]}, 200, 503, id="not listed yet"),
+        pytest.param({"ages": {"rollout": 10.0, "pod": 151.0}}, 200, 503, id="deaf for pods"),
+        pytest.param({"malformed": {"rollout": 2, "state": 0}}, 200, 200, id="what cannot be read is no fault of ours"),
+    ],
+)
+def test_a_restart_is_asked_for_only_where_it_helps(change: dict[str, Any], alive: int, ready: int) -> None:
+    pulse = dataclasses.replace(WELL, **change)
+    assert health(pulse, 120.0)[0] == alive
+    assert readiness(pulse, 150.0, LATER)[0] == ready
+
+
+def test_readiness_names_what_is_missing_and_since_when() -> None:
+    pulse = dataclasses.replace(WELL, synced=False, unlisted=["state"], ages={"rollout": 1.0, "pod": 160.0})
+    _, body = readiness(pulse, 150.0, datetime(2026, 1, 1, 12, 10, tzinfo=UTC))
+    assert body == {"ready": False, "unlisted": ["state"], "stale": {"pod": "2026-01-01T12:07:20+00:00"}}
+
+
+def test_what_cannot_be_read_is_counted() -> None:
+    pulse = dataclasses.replace(WELL, malformed={"rollout": 2, "state": 0})
+    assert health(pulse, 120.0)[1]["malformedObjects"] == {"rollout": 2}
+    text = Metrics(Cache(), lambda: pulse).text().decode()
+    assert 'hotweights_operator_malformed_objects{kind="rollout"} 2.0' in text
+    assert 'hotweights_operator_malformed_objects{kind="state"} 0.0' in text
+    assert 'hotweights_operator_watch_age_seconds{kind="pod"} 40.0' in text
+
+
+async def test_both_ports_answer() -> None:
+    ports = free_ports(2)
+    told = {"metrics_port": ports[0], "health_port": ports[1], "stuck_seconds": 120.0, "stale_seconds": 30.0}
+    runners = await serve(Metrics(Cache(), lambda: WELL), lambda: WELL, **told)  # type: ignore[arg-type]
+
+    def ask(port: int, path: str) -> tuple[int, bytes]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=1) as answer:
+                return answer.status, answer.read()
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.read()
+
+    for port in ports:
+        assert (await asyncio.to_thread(ask, port, "/healthz"))[0] == 200
+        code, text = await asyncio.to_thread(ask, port, "/readyz")
+        assert (code, list(json.loads(text)["stale"])) == (503, ["pod"])
+        assert b"hotweights_operator_watch_age_seconds" in (await asyncio.to_thread(ask, port, "/metrics"))[1]
+    for runner in runners:
+        await runner.cleanup()

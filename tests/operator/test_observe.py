@@ -94,13 +94,6 @@ def test_the_cache_never_goes_back_in_time() -> None:
     assert cache.put("node", "a", 8, Node("a", "again"))
 
 
-def test_what_was_handed_out_stays_as_it_was() -> None:
-    cache = Cache()
-    before = cache.observed()
-    cache.put("pod", "u", 1, Pod("u", "p", "n"))
-    assert (len(before.pods), len(cache.observed().pods)) == (0, 1)
-
-
 def test_a_full_list_tells_what_vanished() -> None:
     cache = Cache()
     for name, version in (("a", 1), ("b", 2), ("new", 9)):

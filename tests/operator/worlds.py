@@ -34,6 +34,7 @@ AT_NEW: Fields = {
     "target": {"name": "new", "version": "new", "digest": NEW},
     "stable": {"name": "old", "version": "old", "digest": OLD},
     "previous": {"name": "old", "version": "old", "digest": OLD},
+    "revisionStartedAt": "2026-01-01T11:58:00Z",
     "lastProgressAt": "2026-01-01T11:59:00Z",
 }
 """The status of a rollout from the old version, which was complete, to the new one."""
@@ -107,7 +108,10 @@ def state(
 ) -> NodeState:
     """A node that holds both versions, with what its pods are told."""
     held = [StagedVersion(digest=d, phase="Staged", bytes_done=1, bytes_total=1) for d in listed]
-    items = [StageItem(digest=d, namespace="models", uri="file:///x") for d in listed]
+    names = {d: d.removeprefix("sha256:") for d in listed}
+    items = [
+        StageItem(digest=d, namespace="models", model="m", version=names[d], uri=f"file:///{names[d]}") for d in listed
+    ]
     orders = [given if isinstance(given, PodAssignment) else order(uid, given) for uid, given in (told or {}).items()]
     entries = [RolloutAssignment(uid=entry, namespace="models", name="llm", stage=items, pods=orders)] if told else []
     spec = NodeState("x").spec.model_copy(update={"rollouts": entries})
