@@ -101,7 +101,7 @@ async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callab
 async def _serve(
     settings: Settings,
     api: Api,
-    feed: handlers.Feed,
+    feed: Feed,
     reconciler: Reconciler,
     listen: Callable[[], None],
 ) -> None:

@@ -1,15 +1,19 @@
 """Metrics and health over HTTP.
 
 What is a state is read from the cache when it is scraped, so metrics say what the status says and nothing is left over from
-objects that are gone. Health is the truth about the loop: it fails when a decision has been waiting for too long.
+objects that are gone. /healthz says whether a restart would help: it fails when the loop does not run (then nobody answers) or a
+decision has been waiting for too long. /readyz says whether the operator sees: it fails until everything was listed, and while
+nothing is heard of some kind. No Service leads to the operator, so nothing depends on that but ``helm --wait`` and people.
 """
 
 from __future__ import annotations
 
 from collections import Counter as Tally
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
+from typing import Any
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -17,7 +21,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from hotweights_operator.actions import Action
-from hotweights_operator.cache import Cache
+from hotweights_operator.cache import Cache, Kind
 from hotweights_operator.model import Rollout
 from hotweights_operator.revision import Outcome
 
@@ -29,12 +33,19 @@ _ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)  #
 
 @dataclass(frozen=True, slots=True)
 class Pulse:
-    """How the loop is, as `Health` asks for it."""
+    """How the loop is and what it hears."""
 
     heard_seconds: float
     queue_depth: int
     queue_oldest_seconds: float
     synced: bool
+    ages: Mapping[Kind, float] = field(default_factory=dict)  # since when nothing was heard of a kind
+    unlisted: Sequence[Kind] = ()  # not listed yet
+    malformed: Mapping[Kind, int] = field(default_factory=dict)  # objects that do not fit this release
+
+    def stale(self, stale_seconds: float) -> dict[Kind, float]:
+        """The kinds of which nothing was heard for so long."""
+        return {kind: age for kind, age in self.ages.items() if age > stale_seconds}
 
 
 class Rollouts(Collector):
@@ -48,7 +59,9 @@ class Rollouts(Collector):
         labels = ["namespace", "name"]
         rollouts: list[Rollout] = self._cache.values("rollout")
         info = GaugeMetricFamily(
-            f"{_ROLLOUT}_info", "Version and phase of a rollout.", labels=[*labels, "version", "previous", "phase"]
+            f"{_ROLLOUT}_info",
+            "The version that a rollout wants (its pods may still serve another one), the one before it, and the phase.",
+            labels=[*labels, "version", "previous", "phase"],
         )
         condition = GaugeMetricFamily(
             f"{_ROLLOUT}_condition", "1 where a condition is True.", labels=[*labels, "type", "reason"]
@@ -74,6 +87,30 @@ class Rollouts(Collector):
         for (namespace, name, reason), count in reasons.items():
             failures.add_metric([namespace, name, reason], count)
         return [info, condition, pods, nodes, nbytes, failures]
+
+
+class Watches(Collector):
+    """What is heard of each kind, and what of it cannot be understood."""
+
+    def __init__(self, pulse: Callable[[], Pulse]) -> None:
+        self._pulse = pulse
+
+    def collect(self) -> Iterable[Metric]:
+        """One family per figure."""
+        pulse = self._pulse()
+        ages = GaugeMetricFamily(
+            f"{_PREFIX}_watch_age_seconds", "Since something was heard of a kind, if only a bookmark.", labels=["kind"]
+        )
+        malformed = GaugeMetricFamily(
+            f"{_PREFIX}_malformed_objects",
+            "Objects that do not fit this release's schema, and about which nothing is decided.",
+            labels=["kind"],
+        )
+        for kind, age in pulse.ages.items():
+            ages.add_metric([kind], age)
+        for kind, count in pulse.malformed.items():
+            malformed.add_metric([kind], count)
+        return [ages, malformed]
 
 
 class Metrics:
@@ -102,6 +139,7 @@ class Metrics:
         ):
             Gauge(f"{_PREFIX}_{name}", text, registry=self.registry).set_function(read)
         self.registry.register(Rollouts(cache))
+        self.registry.register(Watches(pulse))
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
         """One key was worked on."""
@@ -121,28 +159,56 @@ class Metrics:
         return generate_latest(self.registry)
 
 
+def health(pulse: Pulse, stuck_seconds: float) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of /healthz."""
+    body = {
+        "lastEventAgeSeconds": round(pulse.heard_seconds, 1),
+        "queueDepth": pulse.queue_depth,
+        "queueOldestSeconds": round(pulse.queue_oldest_seconds, 1),
+        "synced": pulse.synced,
+        "malformedObjects": {kind: count for kind, count in pulse.malformed.items() if count},
+    }
+    return 503 if pulse.queue_oldest_seconds > stuck_seconds else 200, body
+
+
+def readiness(pulse: Pulse, stale_seconds: float, now: datetime) -> tuple[int, dict[str, Any]]:
+    """HTTP status and body of /readyz, which names what is not heard, and since when."""
+    stale = pulse.stale(stale_seconds)
+    ready = pulse.synced and not stale
+    body = {
+        "ready": ready,
+        "unlisted": list(pulse.unlisted),
+        "stale": {kind: (now - timedelta(seconds=age)).isoformat(timespec="seconds") for kind, age in stale.items()},
+    }
+    return 200 if ready else 503, body
+
+
 async def serve(
-    metrics: Metrics, pulse: Callable[[], Pulse], *, metrics_port: int, health_port: int, stuck_seconds: float
+    metrics: Metrics,
+    pulse: Callable[[], Pulse],
+    *,
+    metrics_port: int,
+    health_port: int,
+    stuck_seconds: float,
+    stale_seconds: float,
 ) -> list[web.AppRunner]:
-    """Serve /metrics and /healthz, each on its port, both on either; a port of 0 is not served."""
+    """Serve /metrics, /healthz and /readyz on both ports; a port of 0 is not served."""
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=metrics.text(), content_type="text/plain", charset="utf-8")
 
-    async def health(_: web.Request) -> web.Response:
-        found = pulse()
-        body = {
-            "lastEventAgeSeconds": round(found.heard_seconds, 1),
-            "queueDepth": found.queue_depth,
-            "queueOldestSeconds": round(found.queue_oldest_seconds, 1),
-            "synced": found.synced,
-        }
-        return web.json_response(body, status=503 if found.queue_oldest_seconds > stuck_seconds else 200)
+    async def healthz(_: web.Request) -> web.Response:
+        status, body = health(pulse(), stuck_seconds)
+        return web.json_response(body, status=status)
+
+    async def readyz(_: web.Request) -> web.Response:
+        status, body = readiness(pulse(), stale_seconds, datetime.now(UTC))
+        return web.json_response(body, status=status)
 
     runners = []
     for port in sorted({metrics_port, health_port} - {0}):
         application = web.Application()
-        application.add_routes([web.get("/metrics", show), web.get("/healthz", health)])
+        application.add_routes([web.get("/metrics", show), web.get("/healthz", healthz), web.get("/readyz", readyz)])
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, None, port).start()

@@ -25,7 +25,7 @@ class Settings:
     metrics_port: int
     """Serves /metrics; 0: not at all."""
     health_port: int
-    """Serves /healthz; 0: not at all."""
+    """Serves /healthz and /readyz; 0: not at all."""
     log_level: str
     """debug, info, warning or error."""
     pace_seconds: float = 0.2
@@ -34,10 +34,14 @@ class Settings:
     """Decisions under way at a time; they mostly wait for the API server."""
     writes: int = 32
     """Writes to the API server at a time."""
+    relist_seconds: float = 60.0
+    """How often WeightRollouts and WeightVersions are listed: kopf does not say what vanished unseen, nor that it hears."""
     resync_seconds: float = 600.0
-    """How often everything is listed anew, should a watch have lost something."""
+    """How often everything is decided anew, should a wake-up have been lost."""
     stuck_seconds: float = 120.0
     """/healthz fails when a decision has been waiting for so long."""
+    stale_seconds: float = 150.0
+    """/readyz fails when nothing was heard of some kind for so long: bookmarks come every minute, lists too."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:

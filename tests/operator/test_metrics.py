@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from hotweights_crds.weightrollout import WeightRolloutStatus
+from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_operator import revision
 from hotweights_operator.cache import Cache
 from hotweights_operator.metrics import Metrics, Pulse, health, readiness, serve
-from hotweights_operator.model import Version
+from hotweights_operator.model import Rollout, Version
 from tests.ports import free_ports
 
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -30,9 +30,17 @@ def version(name: str) -> Version:
     return Version(f"uid-{name}", name, "models", 1, "1", spec, status)
 
 
+def revised(status: WeightRolloutStatus, name: str, now: datetime) -> WeightRolloutStatus:
+    """The status when the rollout is to go on to this version."""
+    spec = WeightRolloutSpec.from_dict(
+        {"versionRef": {"name": name}, "target": {"selector": {"matchLabels": {"app": "llm"}}}}
+    )
+    return revision.revised(Rollout("u", "r", "models", 1, "1", "", spec, status), version(name), now)
+
+
 def begun() -> WeightRolloutStatus:
     """A revision that began."""
-    return revision.revised(WeightRolloutStatus(), version("v1"), BEGAN)
+    return revised(WeightRolloutStatus(), "v1", BEGAN)
 
 
 def test_a_revision_ends_once() -> None:
@@ -40,17 +48,17 @@ def test_a_revision_ends_once() -> None:
     assert revision.ended(begun(), done, LATER) == [("Complete", 40.0)]
     again = revision.completed(done, LATER)
     assert revision.ended(done, again, LATER) == []
-    assert revision.ended(done, revision.revised(done, version("v2"), LATER), LATER) == []
+    assert revision.ended(done, revised(done, "v2", LATER), LATER) == []
 
 
 def test_a_newer_version_supersedes() -> None:
-    assert revision.ended(begun(), revision.revised(begun(), version("v2"), LATER), LATER) == [("Superseded", 40.0)]
+    assert revision.ended(begun(), revised(begun(), "v2", LATER), LATER) == [("Superseded", 40.0)]
 
 
 def test_an_abort_counts_when_it_happens_and_not_when_it_is_followed() -> None:
     aborted = begun().model_copy(update={"aborted_revision": 1})
     assert revision.ended(begun(), aborted, LATER) == [("Aborted", 40.0)]
-    followed = revision.revised(aborted, version("v2"), LATER + timedelta(hours=1))
+    followed = revised(aborted, "v2", LATER + timedelta(hours=1))
     assert followed.history[0].outcome == "Aborted"
     assert revision.ended(aborted, followed, LATER + timedelta(hours=1)) == []
 
