@@ -23,8 +23,8 @@ MAX_PODS = 512
 MAX_RESOLVE = 64
 MAX_STAGED = 256
 MAX_ENGINES = 512
-MAX_TOKEN = 2**63 - 1
-"""What an API server takes as an integer."""
+MAX_TOKEN = 2**53 - 1
+"""What every reader of JSON takes as an integer."""
 
 NodeName = Annotated[str, Field(max_length=253)]
 

@@ -7,20 +7,22 @@ each pod waits for itself only. Then the budget decides how many change at once.
 What every other pod has, it keeps, with three exceptions, looked for in every pass and under every hold: a pod that boots is given
 what the rollout wants now, or what is stable while it holds; a pod that gave up what it is told, or is told what nobody wants any
 more, is told what it serves; and one that broke in the middle of a switch is given what is stable to repair itself with.
+
+What can be said of one node's pods alone (`Stance`) is remembered for as long as nothing there changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_crds.weightrollout import WeightRolloutSpec
 from hotweights_operator import budget, failures
-from hotweights_operator.failures import Failures
 from hotweights_operator.holds import Rule
 from hotweights_operator.model import SETTLED_PHASES, STILL_SERVING_PHASES
+from hotweights_operator.shares import Share
 from hotweights_operator.targets import Target
 
 
@@ -33,48 +35,100 @@ class Course:
     stable: str  # digest of what was complete last; empty: what the engines booted
     rule: Rule
     passed: bool  # everybody who could had prepared at some time of this revision
-    knows_all: (
-        bool  # a step to what is stable: it needs neither waves nor the gate, because it served everywhere before
-    )
 
     @property
     def activates(self) -> bool:
         """Whether pods may change to the target, and new ones boot into it."""
         return self.rule.activates and bool(self.target)
 
+    @property
+    def is_back(self) -> bool:
+        """Whether it goes to what is stable. That served everywhere before, so it needs neither waves nor the gate."""
+        return bool(self.target) and self.target == self.stable
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stance:
+    """What one node's pods keep or are given, and what could be asked of them beyond that."""
+
+    digests: Mapping[str, str]  # pod UID → digest; pods about which nothing is known are left out
+    prepares: frozenset[str]  # UIDs of those that have the target at hand, or were asked to
+    is_waited_for: bool  # nobody may change before some pod here has prepared
+    busy: int  # engines that prepare the target
+    idle: tuple[Target, ...]  # that could be asked to
+    candidates: tuple[Target, ...]  # that could change at once
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What every pod is to serve and to prepare, and which of them are told to change just now."""
+    """What every pod is to serve and to prepare, and which of them are told something new just now."""
 
-    digests: Mapping[str, str]  # pod UID → digest; pods about which nothing is known are left out
-    prepares: Mapping[str, str]
+    target: str
+    stances: Mapping[str, Stance]  # by node
     activated: frozenset[str]
+    asked: frozenset[str]
+    nodes: frozenset[str]  # of those two
     passes: bool  # the gate is passed, in this pass or an earlier one
-    again_in_seconds: float | None  # when pods that are of service will have been so for long enough
+    again_in_seconds: float | None  # when more may change though nothing happens
+
+    def told(self, target: Target) -> tuple[str, str] | None:
+        """What a pod is to serve and to prepare; None while that cannot be known."""
+        uid, stance = target.pod.uid, self.stances[target.pod.node]
+        if uid in self.activated:
+            return self.target, ""
+        digest = stance.digests.get(uid)
+        if digest is None:
+            return None
+        return digest, self.target if uid in stance.prepares or uid in self.asked else ""
 
 
 def choose(
-    spec: WeightRolloutSpec, course: Course, targets: Sequence[Target], found: Failures, now: datetime
+    spec: WeightRolloutSpec, course: Course, shares: Sequence[Share], stances: Mapping[str, Stance], now: datetime
 ) -> Choice:
     """Decide for all pods."""
-    failed = found.failed
-    digests: dict[str, str] = {}
-    for target in targets:
-        digest = _kept(target, course, target.pod.uid in failed)
-        if digest is not None:
-            digests[target.pod.uid] = digest
-    passes = course.passed or course.knows_all
+    desired = sum(len(share.targets) for share in shares)
+    passes = course.passed or course.is_back
     again: float | None = None
     activated: list[Target] = []
     if course.activates:
-        passes = passes or not any(_is_waited_for(t, course.target, failed) for t in targets)
-        if passes:
-            activated, again = _activate(spec, course, targets, failed, digests, now)
-    digests.update({target.pod.uid: course.target for target in activated})
-    preparing = _prepare(spec, course, targets, failed, digests)
-    prepares = dict.fromkeys(preparing, course.target)
-    return Choice(digests, prepares, frozenset(t.pod.uid for t in activated), passes, again)
+        passes = passes or not any(stance.is_waited_for for stance in stances.values())
+        candidates = [target for stance in stances.values() for target in stance.candidates]
+        if passes and candidates:
+            activated, again = _activate(spec, candidates, shares, desired, now)
+    asked = _ask(spec, course, shares, stances, desired)
+    return Choice(
+        target=course.target,
+        stances=stances,
+        activated=frozenset(t.pod.uid for t in activated),
+        asked=frozenset(t.pod.uid for t in asked),
+        nodes=frozenset(t.pod.node for t in (*activated, *asked)),
+        passes=passes,
+        again_in_seconds=again,
+    )
+
+
+def stance(share: Share, course: Course, failed: Collection[str]) -> Stance:
+    """What can be said of one node's pods; ``failed`` are UIDs of those that have failed in this revision."""
+    digest = course.target
+    digests = {t.pod.uid: kept for t in share.targets if (kept := _kept(t, course, t.pod.uid in failed)) is not None}
+    able = [t for t in share.targets if t.pod.uid not in failed and digests.get(t.pod.uid, digest) != digest]
+    ready = [t for t in able if t.prepared(digest)]
+    others = [t for t in able if not t.prepared(digest)]
+    everybody = course.rule.prepares == "All" and bool(digest)
+    asked = [t for t in others if _is_asked(t, digest)] if everybody else []
+    idle = [t for t in others if t.connected and not _is_asked(t, digest) and not _is_in_a_loop(t)]
+    unreachable = {uid for uid, failure in share.missing.items() if failure.reason in failures.UNREACHABLE_REASONS}
+    prepares = [] if course.rule.prepares == "None" else [*ready, *asked]
+    return Stance(
+        digests=digests,
+        prepares=frozenset(t.pod.uid for t in prepares),
+        is_waited_for=any(
+            _is_waited_for(t, digest) for t in share.targets if t.pod.uid not in failed and t.pod.uid not in unreachable
+        ),
+        busy=sum(1 for t in asked if t.connected),
+        idle=tuple(idle) if everybody else (),
+        candidates=tuple(t for t in ready if _can_change(t, digest)),
+    )
 
 
 # -- what a pod keeps, or is given because it has nothing ----------------------------------------------------------------
@@ -86,9 +140,7 @@ def _kept(target: Target, course: Course, has_failed: bool) -> str | None:
     if target.booting:
         return _booted_into(target, course, has_failed)
     if order is None:
-        if engine is not None and engine.phase in SETTLED_PHASES:
-            return engine.digest
-        return None
+        return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else None
     if engine is None:
         return order.digest
     if engine.phase == "Dirty":
@@ -104,15 +156,16 @@ def _booted_into(target: Target, course: Course, has_failed: bool) -> str:
     """What a pod is given that is about to open its port: the first of what comes into question that its node holds."""
     order = target.assigned
     told = [order.digest] if order is not None else []
-    if order is not None and _is_on_its_way(target, course):
+    holds_back = not course.activates and (course.rule.gives_up or not target.pod.was_ready)
+    if _is_on_its_way(target, course):
         candidates = [*told, course.target, course.stable]
     elif course.activates:
         candidates = [course.target, *told, course.stable]
-    elif course.rule.gives_up or not target.pod.was_ready:
+    elif holds_back:
         candidates = [course.stable, *told]
     else:
         candidates = [*told, course.stable]
-    if not course.activates and course.target != course.stable and (course.rule.gives_up or not target.pod.was_ready):
+    if holds_back and not course.is_back:
         candidates = [digest for digest in candidates if digest != course.target]
     possible = [d for d in dict.fromkeys(candidates) if not _has_given_up(target, d, course, has_failed)]
     here = (d for d in possible if not d or (target.state is not None and target.state.holds(d)))
@@ -121,13 +174,9 @@ def _booted_into(target: Target, course: Course, has_failed: bool) -> str:
 
 def _is_on_its_way(target: Target, course: Course) -> bool:
     """Whether a pod goes on with what it is told: it was told so in this revision and has not started again since; or it started
-    again when it was to prepare the target, which would then be the first thing it meets."""
-    order, engine = target.assigned, target.engine
+    again when it was to prepare the target, which would then be the first thing that it meets."""
+    order = target.assigned
     if order is None or order.revision != course.revision:
-        return False
-    if course.rule.gives_up and order.digest == course.target:
-        return False
-    if order.digest == course.stable and not target.pod.was_ready and course.activates and engine is None:
         return False
     if target.crashes == 0:
         return not _cannot_come(target, order.digest)
@@ -137,10 +186,9 @@ def _is_on_its_way(target: Target, course: Course) -> bool:
 def _has_given_up(target: Target, digest: str, course: Course, has_failed: bool) -> bool:
     if has_failed and digest == course.target:
         return True
-    told = target.assigned
-    if target.gave_up_its_order and told is not None and digest == told.digest:
+    if target.gave_up_its_order and digest == target.told:
         return True
-    return bool(digest) and digest != course.stable and _cannot_come(target, digest)
+    return digest != course.stable and _cannot_come(target, digest)
 
 
 def _cannot_come(target: Target, digest: str) -> bool:
@@ -156,30 +204,17 @@ def _cannot_come(target: Target, digest: str) -> bool:
 # -- who prepares ------------------------------------------------------------------------------------------------------
 
 
-def _prepare(
-    spec: WeightRolloutSpec,
-    course: Course,
-    targets: Sequence[Target],
-    failed: Mapping[str, object],
-    digests: Mapping[str, str],
-) -> set[str]:
-    """UIDs of the pods that are to have the target at hand."""
-    digest = course.target
-    if not digest or course.rule.prepares == "None":
-        return set()
-    able = [t for t in targets if t.pod.uid in digests and digests[t.pod.uid] != digest and t.pod.uid not in failed]
-    ready = {t.pod.uid for t in able if t.prepared(digest)}
-    if course.rule.prepares == "Prepared":
-        return ready
-    asked = [t for t in able if t.pod.uid not in ready and _is_asked(t, digest)]
-    others = [t for t in able if t.pod.uid not in ready and not _is_asked(t, digest) and not _is_in_a_loop(t)]
-    if course.knows_all:
-        room = len(others)
-    else:
-        done = len(ready) + sum(1 for t in targets if t.serves(digest))
-        busy = sum(1 for t in asked if t.connected)
-        room = max(budget.limit(spec.strategy, len(targets)), done) - busy
-    return ready | {t.pod.uid for t in asked} | {t.pod.uid for t in others[: max(0, room)]}
+def _ask(
+    spec: WeightRolloutSpec, course: Course, shares: Sequence[Share], stances: Mapping[str, Stance], desired: int
+) -> list[Target]:
+    """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have done it well."""
+    idle = [target for stance in stances.values() for target in stance.idle]
+    if course.is_back or not idle:
+        return idle
+    done = sum(share.prepared for share in shares)
+    busy = sum(stance.busy for stance in stances.values())
+    room = max(budget.limit(spec.strategy, desired), done) - busy
+    return idle[: max(0, room)]
 
 
 def _is_asked(target: Target, digest: str) -> bool:
@@ -187,51 +222,37 @@ def _is_asked(target: Target, digest: str) -> bool:
 
 
 def _is_in_a_loop(target: Target) -> bool:
-    """Whether it ends so soon that it would be blamed on what it prepares. It takes the target when it boots."""
+    """Whether it ends so soon that this would be blamed on what it prepares. It takes the target when it boots."""
     return target.crashes >= failures.PREPARE_CRASHES and not target.available
 
 
 # -- who changes -------------------------------------------------------------------------------------------------------
 
 
-def _is_waited_for(target: Target, digest: str, failed: Mapping[str, object]) -> bool:
+def _is_waited_for(target: Target, digest: str) -> bool:
     """Whether nobody may change before this pod has prepared (or refused)."""
     engine = target.engine
     if engine is None or not target.connected or target.booting or engine.phase == "Committing":
         return False
-    if target.pod.uid in failed or target.serves(digest) or target.prepared(digest) or _is_in_a_loop(target):
+    if target.serves(digest) or target.prepared(digest) or _is_in_a_loop(target):
         return False
     return target.assigned is None or target.assigned.digest != digest
 
 
 def _activate(
-    spec: WeightRolloutSpec,
-    course: Course,
-    targets: Sequence[Target],
-    failed: Mapping[str, object],
-    digests: Mapping[str, str],
-    now: datetime,
+    spec: WeightRolloutSpec, candidates: Sequence[Target], shares: Sequence[Share], desired: int, now: datetime
 ) -> tuple[list[Target], float | None]:
-    """The pods that change now; and when more may, though nothing happens."""
-    candidates = [t for t in targets if t.pod.uid not in failed and _can_change(t, course.target, digests)]
-    if not candidates:
-        return [], None
-    counts = budget.tally(targets, spec.min_ready_seconds, now)
-    candidates.sort(key=lambda t: (t.available, t.pod.node, t.pod.name, t.pod.uid))
-    chosen = budget.choose(candidates, counts, spec.strategy, len(targets), spec.min_ready_seconds, now)
+    """The pods that change now; and when more may, though nothing happens. Those that are of no service go first."""
+    counts = budget.tally(shares, spec.min_ready_seconds, now)
+    ordered = sorted(candidates, key=lambda t: (t.available, t.pod.node, t.pod.name, t.pod.uid))
+    chosen = budget.choose(ordered, counts, spec.strategy, desired, spec.min_ready_seconds, now)
     return chosen, counts.again_in_seconds if len(chosen) < len(candidates) else None
 
 
-def _can_change(target: Target, digest: str, digests: Mapping[str, str]) -> bool:
-    """Whether this pod could change at once."""
-    return (
-        target.assigned is not None
-        and target.assigned.digest != digest
-        and digests.get(target.pod.uid) != digest
-        and target.prepared(digest)
-        and target.state is not None
-        and target.state.holds(digest)
-    )
+def _can_change(target: Target, digest: str) -> bool:
+    """Whether this pod, which has the target at hand, could change at once."""
+    order, state = target.assigned, target.state
+    return order is not None and order.digest != digest and state is not None and state.holds(digest)
 
 
 def assignment(

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from hotweights_crds.weightrollout import Strategy
+from hotweights_operator import failures
+from hotweights_operator.shares import Share
 from hotweights_operator.targets import Target
 
 GIVEN_UP_SECONDS = 300.0
 """Of no service for so long, by our own clock: nobody waits for it any more."""
-
-CRASHES = 3
-"""So many short runs since a pod was told what it is told: it is in a loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +42,30 @@ def limit(strategy: Strategy, desired: int) -> int:
 
 def is_left_out(target: Target, now: datetime) -> bool:
     """Whether a pod that is of no service is not waited for any more."""
-    if target.crashes >= CRASHES:
+    if target.crashes >= failures.CRASHES:
         return True
     since = target.seen.unready_since
     return since is not None and now >= since + timedelta(seconds=GIVEN_UP_SECONDS)
 
 
-def tally(targets: Iterable[Target], min_ready_seconds: float, now: datetime) -> Tally:
+def tally(shares: Iterable[Share], min_ready_seconds: float, now: datetime) -> Tally:
     """Count them."""
     available = unavailable = left_out = 0
     waits: list[float] = []
-    for target in targets:
-        if target.available:
-            wait = target.wait_seconds(min_ready_seconds, now)
-            if wait <= 0:
-                available += 1
-            else:
-                unavailable += 1
-                waits.append(wait)
-        elif is_left_out(target, now):
-            left_out += 1
-        else:
+    for share in shares:
+        available += len(share.available)
+        if now < share.settles_at:
+            early = [wait for t in share.available if (wait := t.wait_seconds(min_ready_seconds, now)) > 0]
+            available -= len(early)
+            unavailable += len(early)
+            waits += early
+        for target in share.unavailable:
+            if is_left_out(target, now):
+                left_out += 1
+                continue
             unavailable += 1
             if target.seen.unready_since is not None:
-                passed = (now - target.seen.unready_since).total_seconds()
-                waits.append(max(0.0, GIVEN_UP_SECONDS - passed))
+                waits.append(GIVEN_UP_SECONDS - (now - target.seen.unready_since).total_seconds())
     return Tally(available, unavailable, left_out, min(waits, default=None))
 
 

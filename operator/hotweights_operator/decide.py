@@ -8,16 +8,19 @@ which pods, what they say, may the rollout act (`holds`), what each pod is to se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 from hotweights_crds.conditions import find
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator import activation, entries, failures, news, revision, summary
 from hotweights_operator.actions import RolloutDecision
-from hotweights_operator.activation import Course
+from hotweights_operator.activation import Course, Stance
+from hotweights_operator.failures import Failures
 from hotweights_operator.holds import Hold
 from hotweights_operator.model import Pod, Rollout, Version
 from hotweights_operator.observed import Observed
+from hotweights_operator.shares import Question, Share
 from hotweights_operator.summary import View
 from hotweights_operator.versions import is_failure
 
@@ -27,30 +30,31 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
     version = observed.version(rollout.namespace, rollout.spec.version_ref.name)
     usable = version is not None and version.usable and not rollout.terminating
     base = revision.revised(rollout, version, now) if version and usable else rollout.status
-    own = observed.targets_of(rollout.uid)
-    refused = {node: why for (uid, node), why in observed.refusals.items() if uid == rollout.uid}
-    found = failures.find(own, base, refused, entries.without_room(rollout, own))
+    question = Question(base.target.digest, base.revision, base.previous.digest, rollout.spec.min_ready_seconds)
+    question = observed.intern("question", rollout.uid, question)
+    shares = [observed.share(rollout.uid, node, question) for node in observed.nodes_of(rollout.uid)]
+    found = _failures(base, shares, observed)
     base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
-    hold = _hold(rollout, base, version, observed, len(own))
+    hold = _hold(rollout, base, version, observed, bool(shares))
     course = Course(
         revision=base.revision,
         target=base.target.digest,
         stable=revision.stable(base).digest,
         rule=hold.rule,
         passed=base.revision > 0 and base.prepared_revision == base.revision,
-        knows_all=bool(base.target.digest) and base.target.digest == revision.stable(base).digest,
     )
-    choice = activation.choose(rollout.spec, course, own, found, now)
-    if choice.passes and course.activates and own:
+    course = observed.intern("course", rollout.uid, course)
+    stances = {share.node: _stance(rollout, share, course, found, observed) for share in shares}
+    choice = activation.choose(rollout.spec, course, shares, stances, now)
+    if choice.passes and course.activates and shares:
         base = base.model_copy(update={"prepared_revision": base.revision})
-    view = View(rollout, base, tuple(own), found, hold, version, observed, started_at)
+    view = View(rollout, base, question, tuple(shares), found, hold, version, observed, started_at)
     status = summary.describe(view, now)
-    stages = hold.kind in ("", "NoTargets")
-    actions = entries.writes(rollout, base, own, choice, observed, stages=stages)
+    actions = entries.writes(rollout, base, choice, observed, stages=hold.rule.activates)
     waits = (
         choice.again_in_seconds,
         summary.deadline_in_seconds(view, status, now),
-        summary.settles_in_seconds(view, now),
+        summary.settles_in_seconds(view, status, now),
     )
     return RolloutDecision(
         actions=tuple(actions),
@@ -60,8 +64,31 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
     )
 
 
+def _failures(base: WeightRolloutStatus, shares: Sequence[Share], observed: Observed) -> Failures:
+    """All pods that do not follow: those of the nodes, and those that failed earlier in this revision, as the status remembers."""
+    failed = {uid: failure for share in shares if share.failed for uid, failure in share.failed.items()}
+    missing = {uid: failure for share in shares if share.missing for uid, failure in share.missing.items()}
+    for uid, failure in failures.remembered(base.failures).items():
+        pod = observed.pods.get(uid)
+        if pod is not None and pod.live and uid not in failed and not observed.target(uid).serves(base.target.digest):
+            failed[uid] = failure
+            missing.pop(uid, None)
+    return Failures(failed, missing)
+
+
+def _stance(rollout: Rollout, share: Share, course: Course, found: Failures, observed: Observed) -> Stance:
+    """One node's stance; the one that is remembered, if nothing that it was made from has changed."""
+    failed = frozenset(t.pod.uid for t in share.targets if t.pod.uid in found.failed) if found.failed else frozenset()
+    known = observed.remembered.setdefault(share.node, {})
+    then: tuple[Share, Course, frozenset[str], Stance] | None = known.get(("stance", rollout.uid))
+    if then is None or then[0] is not share or then[1] is not course or then[2] != failed:
+        then = (share, course, failed, activation.stance(share, course, failed))
+        known["stance", rollout.uid] = then
+    return then[3]
+
+
 def _hold(
-    rollout: Rollout, base: WeightRolloutStatus, version: Version | None, observed: Observed, desired: int
+    rollout: Rollout, base: WeightRolloutStatus, version: Version | None, observed: Observed, has_targets: bool
 ) -> Hold:
     """Why the rollout may not act, if it may not; the gravest reason first."""
     if rollout.terminating:
@@ -89,7 +116,7 @@ def _hold(
         return Hold("Aborted" if policy.action == "Abort" else "TooManyFailures")
     if rollout.spec.paused:
         return Hold("Paused")
-    return Hold("" if desired else "NoTargets")
+    return Hold("" if has_targets else "NoTargets")
 
 
 def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:

@@ -9,60 +9,30 @@ Of a thousand nodes one has changed: the others, found to be as they should be f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from hotweights_crds.nodeweights import MAX_PODS, MAX_STAGE, NodeWeightsSpec, PodAssignment, RolloutAssignment
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator import activation, revision, staging, tokens
+from hotweights_operator import activation, failures, revision, staging, tokens
 from hotweights_operator.actions import About, Assign, Event
 from hotweights_operator.activation import Choice
 from hotweights_operator.model import NodeState, Rollout
 from hotweights_operator.observed import Observed
-from hotweights_operator.targets import Target
-
-
-class Settled(NamedTuple):
-    """From what a node's entry was found to be as it should be. Compared by identity: the values are frozen."""
-
-    state: NodeState
-    targets: tuple[Target, ...]
-    told: tuple[tuple[str | None, str | None], ...]
-    common: tuple[Any, ...]
-
-    def is_same(self, other: Settled) -> bool:
-        """Whether the very same values are there again."""
-        return (
-            self.state is other.state
-            and self.common is other.common
-            and self.told == other.told
-            and len(self.targets) == len(other.targets)
-            and all(left is right for left, right in zip(self.targets, other.targets, strict=True))
-        )
 
 
 def writes(
-    rollout: Rollout,
-    base: WeightRolloutStatus,
-    targets: Sequence[Target],
-    choice: Choice,
-    observed: Observed,
-    *,
-    stages: bool,
+    rollout: Rollout, base: WeightRolloutStatus, choice: Choice, observed: Observed, *, stages: bool
 ) -> list[Assign]:
     """The entries that differ from what they should be. Unless ``stages``, nothing is staged that is not staged yet, but for what
     single pods need."""
-    here: dict[str, list[Target]] = {}
-    for target in targets:
-        if target.state is not None:
-            here.setdefault(target.pod.node, []).append(target)
-    common = _common(rollout, base, observed, stages=stages)
-    facts = {
-        node: _facts(observed, node, here.get(node, ()), choice, common) for node in _nodes(rollout, here, observed)
-    }
-    open_ = [node for node, now in facts.items() if not _is_settled(observed, rollout, node, now)]
     held = [version.digest for version in revision.kept(base)]
-    pods = {node: _pods(rollout, base, observed.states[node], here.get(node, ()), choice, observed) for node in open_}
+    common = (rollout.spec, base.revision, tuple(revision.kept(base)), stages)
+    common = observed.intern("entries", rollout.uid, (*common, observed.peers_epoch, observed.versions_epoch))
+    pods: dict[str, list[PodAssignment]] = {}
+    for node in _nodes(rollout, choice, observed):
+        if node in choice.nodes or not _is_settled(rollout, node, choice, common, observed):
+            pods[node] = _pods(rollout, base, observed.states[node], choice, observed)
     wanted = {
         node: _digests(observed.states[node].entry(rollout.uid), found, held, stages=stages)
         for node, found in pods.items()
@@ -79,24 +49,13 @@ def writes(
             if found
             else None
         )
-        if same(entry, state.entry(rollout.uid)):
-            observed.settled[rollout.uid, node] = facts[node]
-        else:
+        if not same(entry, state.entry(rollout.uid)):
             actions.append(Assign(node, state.resource_version, rollout.uid, entry, _events(found, choice)))
+        elif node in choice.stances and node not in choice.nodes and len(found) == len(choice.stances[node].digests):
+            # (With a pod that is no target any more it never is: that one may have to go at any time.)
+            settled = (choice.stances.get(node), common)
+            observed.remembered.setdefault(node, {})["entry", rollout.uid] = settled
     return actions
-
-
-def without_room(rollout: Rollout, targets: Sequence[Target]) -> list[str]:
-    """UIDs of pods that their node's entry has no room for."""
-    if len(targets) <= MAX_PODS:
-        return []
-    count: dict[str, int] = {}
-    found: list[str] = []
-    for target in _first_those_listed(rollout, targets):
-        count[target.pod.node] = count.get(target.pod.node, 0) + 1
-        if target.pod.node and count[target.pod.node] > MAX_PODS:
-            found.append(target.pod.uid)
-    return found
 
 
 def same(left: RolloutAssignment | None, right: RolloutAssignment | None) -> bool:
@@ -114,72 +73,33 @@ def taken_over(state: NodeState, pod: PodAssignment, uid: str) -> bool:
     return any(other.token > pod.token for other in others(state.spec, pod.uid, uid))
 
 
-def _common(rollout: Rollout, base: WeightRolloutStatus, observed: Observed, *, stages: bool) -> tuple[Any, ...]:
-    """What all entries of the rollout depend on, as the very same tuple for as long as it is equal."""
-    new = (
-        rollout.spec,
-        base.revision,
-        tuple(revision.kept(base)),
-        stages,
-        observed.peers_epoch,
-        observed.versions_epoch,
-    )
-    old = observed.commons.get(rollout.uid)
-    if old != new:
-        observed.commons[rollout.uid] = new
-        return new
-    return old
+def _is_settled(rollout: Rollout, node: str, choice: Choice, common: tuple[Any, ...], observed: Observed) -> bool:
+    """Whether the node's entry was found to be as it should be, from the very same values as now."""
+    known = observed.remembered.get(node, {}).get(("entry", rollout.uid))
+    return known is not None and known[0] is choice.stances.get(node) and known[1] is common
 
 
-def _facts(
-    observed: Observed, node: str, targets: Sequence[Target], choice: Choice, common: tuple[Any, ...]
-) -> Settled:
-    told = tuple((choice.digests.get(t.pod.uid), choice.prepares.get(t.pod.uid)) for t in targets)
-    return Settled(observed.states[node], tuple(targets), told, common)
-
-
-def _is_settled(observed: Observed, rollout: Rollout, node: str, now: Settled) -> bool:
-    then = observed.settled.get((rollout.uid, node))
-    if then is None or not then.is_same(now):
-        return False
-    # Pods that are no targets any more come and go unseen by the rest.
-    return len(now.targets) == len((now.state.entry(rollout.uid) or RolloutAssignment(uid=rollout.uid)).pods)
-
-
-def _nodes(rollout: Rollout, here: Mapping[str, Sequence[Target]], observed: Observed) -> list[str]:
+def _nodes(rollout: Rollout, choice: Choice, observed: Observed) -> list[str]:
     """Nodes with pods of the rollout, and nodes with an entry that is left over."""
-    return sorted({*here, *observed.entered(rollout.uid)})
-
-
-def _first_those_listed(rollout: Rollout, targets: Iterable[Target]) -> list[Target]:
-    """Those that stand in the entry already keep their place."""
-
-    def is_new(target: Target) -> bool:
-        entry = target.state.entry(rollout.uid) if target.state else None
-        return entry is None or all(pod.uid != target.pod.uid for pod in entry.pods)
-
-    return sorted(targets, key=is_new)
+    left = [node for node in observed.entered(rollout.uid) if node not in choice.stances]
+    return [*(node for node in choice.stances if node in observed.states), *sorted(left)]
 
 
 def _pods(
-    rollout: Rollout,
-    base: WeightRolloutStatus,
-    state: NodeState,
-    targets: Sequence[Target],
-    choice: Choice,
-    observed: Observed,
+    rollout: Rollout, base: WeightRolloutStatus, state: NodeState, choice: Choice, observed: Observed
 ) -> list[PodAssignment]:
     """The pods of one node's entry, at most as many as it has room for."""
+    targets = observed.targets_on(rollout.uid, state.name)
+    without_room = failures.without_room(rollout.uid, targets)
     found: list[PodAssignment] = []
-    for target in _first_those_listed(rollout, targets) if len(targets) > MAX_PODS else targets:
-        uid = target.pod.uid
-        if uid in choice.digests:
-            digest = choice.digests[uid]
-            name = _version_name(rollout, base, state, digest, observed) if digest else ""
-            plain = activation.assignment(
-                target, digest, choice.prepares.get(uid, ""), rollout.spec, name, base.revision
-            )
-            found.append(tokens.following(state, target.pod.restarts, plain, rollout.uid))
+    for target in targets:
+        told = choice.told(target)
+        if told is None or target.pod.uid in without_room:
+            continue
+        digest, prepare = told
+        name = _version_name(rollout, base, state, digest, observed) if digest else ""
+        plain = activation.assignment(target, digest, prepare, rollout.spec, name, base.revision)
+        found.append(tokens.following(state, target.pod.restarts, plain, rollout.uid))
     listed = {pod.uid for pod in found}
     entry = state.entry(rollout.uid)
     left = [pod for pod in entry.pods if pod.uid not in listed] if entry else []

@@ -10,13 +10,16 @@ room. What failed on a node (staging) is not remembered: its agent goes on tryin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hotweights_crds.weightrollout import Failure, WeightRolloutStatus
-from hotweights_operator import budget
-from hotweights_operator.observed import Refusal
+from hotweights_crds.nodeweights import MAX_PODS
+from hotweights_crds.weightrollout import Failure
+from hotweights_operator.model import Refusal
 from hotweights_operator.targets import Target
+
+CRASHES = 3
+"""So many short runs since a pod was told a version speak against the version: it is in a loop."""
 
 PREPARE_CRASHES = 2
 """So many short runs since a pod was asked to prepare a version speak against the version. One may be chance."""
@@ -32,15 +35,19 @@ MISSING_REASONS = frozenset(
         "TooManyPods",
     }
 )
+
+UNREACHABLE_REASONS = frozenset({"WriteRefused", "TooManyPods"})
+"""What such a pod is to do cannot be told to it."""
+
 _MAX_MESSAGE = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """The pods that do not follow, by UID, in the order of the targets."""
+    """The pods that do not follow, by UID."""
 
-    failed: dict[str, Failure]
-    missing: dict[str, Failure]
+    failed: Mapping[str, Failure]
+    missing: Mapping[str, Failure]
 
     @property
     def all(self) -> list[Failure]:
@@ -48,30 +55,23 @@ class Failures:
         return [*self.failed.values(), *self.missing.values()]
 
 
-def find(
-    targets: Sequence[Target], base: WeightRolloutStatus, refused: Mapping[str, Refusal], left_out: Iterable[str] = ()
-) -> Failures:
-    """What keeps pods from serving the target. Pods that serve it are not looked at.
-
-    ``refused`` are nodes that could not be written to, ``left_out`` UIDs of pods that do not fit into their node's object.
-    """
-    digest, revision = base.target.digest, base.revision
-    known = {f.pod_uid: f for f in base.failures if f.pod_uid and f.reason not in MISSING_REASONS}
-    without_room = frozenset(left_out)
-    failed: dict[str, Failure] = {}
-    missing: dict[str, Failure] = {}
-    for target in targets:
-        if target.serves(digest):
-            continue
-        uid = target.pod.uid
-        if failure := _failed(target, digest, revision) or known.get(uid):
-            failed[uid] = failure
-        elif failure := _missing(target, refused.get(target.pod.node), without_room):
-            missing[uid] = failure
-    return Failures(failed, missing)
+def remembered(failures: Iterable[Failure]) -> dict[str, Failure]:
+    """By pod UID: of those that the status names, the ones that go on to hold in this revision."""
+    return {f.pod_uid: f for f in failures if f.pod_uid and f.reason not in MISSING_REASONS}
 
 
-def _failed(target: Target, digest: str, revision: int) -> Failure | None:
+def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]:
+    """UIDs of one node's pods that the rollout's entry there has no room for; those that stand in it keep their place."""
+    if len(targets) <= MAX_PODS:
+        return ()
+    entry = targets[0].state.entry(rollout_uid) if targets[0].state else None
+    listed = {pod.uid for pod in entry.pods} if entry else set()
+    ordered = sorted(targets, key=lambda target: target.pod.uid not in listed)
+    return {target.pod.uid for target in ordered[MAX_PODS:]}
+
+
+def of_version(target: Target, digest: str, revision: int) -> Failure | None:
+    """What speaks against this version on a pod that does not serve it."""
     if not digest:
         return None
     staged = target.state.staged(digest) if target.state and target.follows else None
@@ -88,7 +88,7 @@ def _crashed(target: Target, digest: str, revision: int) -> Failure | None:
     order, ran = target.assigned, target.pod.last_run_seconds or 0.0
     if order is None or order.revision != revision or not target.crashes:
         return None
-    if order.digest == digest and target.crashes >= budget.CRASHES:
+    if order.digest == digest and target.crashes >= CRASHES:
         text = f"its container ended {target.crashes} times since it was told this version, last after {ran:.0f} s: see its log"
         return _failure(target, "CrashLooping", text)
     if order.prepare == digest and (target.crashes >= PREPARE_CRASHES or target.pod.oom_killed):
@@ -100,13 +100,14 @@ def _crashed(target: Target, digest: str, revision: int) -> Failure | None:
     return None
 
 
-def _missing(target: Target, refused: Refusal | None, without_room: frozenset[str]) -> Failure | None:
+def of_circumstance(target: Target, refused: Refusal | None, *, has_room: bool) -> Failure | None:
+    """What keeps a pod back that says nothing about the version."""
     node = target.pod.node
     if not node:
         return _failure(target, "NotScheduled", "the pod has no node yet")
     if refused is not None:
         return _failure(target, "WriteRefused", f"what node {node} is to do cannot be written: {refused.message}")
-    if target.pod.uid in without_room:
+    if not has_room:
         return _failure(target, "TooManyPods", f"node {node} has more pods of this rollout than its object holds")
     if target.node is None or not target.node.ready:
         return _failure(target, "NodeNotReady", f"node {node} is not Ready or gone; its pods are not touched")

@@ -27,8 +27,7 @@ from hotweights_operator import nodes, revision, summary, versions
 from hotweights_operator.actions import Action, Event
 from hotweights_operator.cache import Cache
 from hotweights_operator.keys import Key
-from hotweights_operator.model import Rollout, Version
-from hotweights_operator.observed import Refusal
+from hotweights_operator.model import Refusal, Rollout, Version
 from hotweights_operator.outbox import Outbox, Write
 from hotweights_operator.revision import Outcome
 

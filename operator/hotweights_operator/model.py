@@ -209,6 +209,14 @@ class Rollout:
         return (self.created_at, self.uid)
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why the API server did not take what was to be written for a rollout to a node."""
+
+    reason: str
+    message: str
+
+
 def confirmed(
     pod: Pod,
     engine: EngineStatus | None,

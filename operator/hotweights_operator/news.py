@@ -9,7 +9,7 @@ from __future__ import annotations
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator import revision
 from hotweights_operator.actions import About, Event
-from hotweights_operator.model import Rollout
+from hotweights_operator.model import Pod, Rollout
 from hotweights_operator.summary import View
 
 _WARNINGS = frozenset({"Stalled", "Aborted"})
@@ -30,10 +30,15 @@ def events(rollout: Rollout, status: WeightRolloutStatus, view: View) -> tuple[E
         warning = status.phase in _WARNINGS
         found.append(Event(about, new_reason if warning else status.phase, status.message, warning))
     told = {(failure.pod, failure.reason) for failure in old.failures}
-    pods = {target.pod.name: target.pod for target in view.targets}
     for failure in status.failures:
-        pod = pods.get(failure.pod)
-        if pod is not None and (failure.pod, failure.reason) not in told:
+        if (failure.pod, failure.reason) in told:
+            continue
+        pod = view.observed.pods.get(failure.pod_uid) or _named(failure.pod, view)
+        if pod is not None:
             on_pod = About("Pod", pod.namespace, pod.name, pod.uid)
             found.append(Event(on_pod, failure.reason, failure.message, warning=True))
     return tuple(found)
+
+
+def _named(name: str, view: View) -> Pod | None:
+    return next((t.pod for share in view.shares for t in share.targets if t.pod.name == name), None)

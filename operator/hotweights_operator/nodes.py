@@ -9,7 +9,7 @@ by having seen it go. So there are no finalizers.
 from __future__ import annotations
 
 from hotweights_crds.nodeweights import MAX_PODS, MAX_STAGE, UNASSIGNED, PodAssignment, RolloutAssignment
-from hotweights_operator import budget, entries, staging, tokens
+from hotweights_operator import entries, failures, staging, tokens
 from hotweights_operator.actions import Action, AskResolve, Assign, CreateNodeWeights, NodeDecision
 from hotweights_operator.model import SETTLED_PHASES, NodeState, Pod
 from hotweights_operator.observed import Observed
@@ -81,7 +81,7 @@ def _kept_digest(pod: Pod, observed: Observed) -> str:
     if known is None:
         return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else ""
     # An engine that boots serves nothing yet: if it gave up what it is told, what its image brings is left.
-    given_up = target.gave_up_its_order or target.crashes >= budget.CRASHES
+    given_up = target.gave_up_its_order or target.crashes >= failures.CRASHES
     if engine is not None and target.outstanding and given_up:
         return engine.digest
     return known.digest  # what it was told is what it serves, or will in a moment

@@ -7,25 +7,17 @@ than the truth; writes are fenced for that reason. Decisions only read it, and r
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from hotweights_operator import targets
-from hotweights_operator.model import Agent, Node, NodeState, Pod, Rollout, Version
+from hotweights_operator import shares, targets
+from hotweights_operator.model import Agent, Node, NodeState, Pod, Refusal, Rollout, Version
 from hotweights_operator.selectors import selects
+from hotweights_operator.shares import Question, Share
 from hotweights_operator.targets import Seen, Target
 
 Kind = Literal["rollout", "version", "node", "agent", "state", "pod"]
 KINDS: tuple[Kind, ...] = ("rollout", "version", "node", "agent", "state", "pod")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why the API server did not take what was to be written for a rollout to a node."""
-
-    reason: str
-    message: str
 
 
 def _now() -> datetime:
@@ -60,10 +52,11 @@ class Observed:
         """Grows whenever another agent might be asked for a version, or can no longer be."""
         self.versions_epoch = 0
         """Grows with every change of a WeightVersion."""
-        self.settled: dict[tuple[str, str], Any] = {}
-        """(rollout UID, node) → from what `entries` found the node's entry to be as it should be."""
-        self.commons: dict[str, tuple[Any, ...]] = {}
-        """By rollout UID: what all its entries depended on then."""
+        self.remembered: dict[str, dict[tuple[str, str], Any]] = {}
+        """Node → (what, rollout UID) → what decisions found out about it, for as long as nothing on the node changes."""
+        self.interned: dict[tuple[str, str], Any] = {}
+        """(what, rollout UID) → an equal value of an earlier pass, so that sameness is a matter of identity."""
+        self._follows: dict[str, bool] = {}
         self._peers: tuple[int, frozenset[str]] = (-1, frozenset())
         self._agents: dict[str, dict[str, Agent]] = {}  # node → UID → agent
         self._rollouts_in: dict[str, list[Rollout]] = {}  # namespace → the oldest first, without those being deleted
@@ -75,7 +68,7 @@ class Observed:
         self._pods_in: dict[str, dict[str, Pod]] = {}
         self._owner: dict[str, str] = {}  # pod UID → rollout UID
         self._members: dict[str, set[str]] = {}  # rollout UID → pod UIDs
-        self._ordered: dict[str, list[str]] = {}  # rollout UID → its live pods' UIDs in order
+        self._ordered: dict[str, dict[str, list[str]]] = {}  # rollout UID → node → its live pods' UIDs, all in order
         self._entered: dict[str, set[str]] = {}  # rollout UID → nodes with an entry of it
         self._asked: dict[str, set[str]] = {}  # version UID → nodes that are asked to read it
         self._targets: dict[str, Target] = {}
@@ -97,10 +90,13 @@ class Observed:
 
     def follows(self, node: str) -> bool:
         """Whether the node is Ready and its agent is Ready and has spoken: only then its word counts."""
-        known, state = self.nodes.get(node), self.states.get(node)
-        if known is None or not known.ready or state is None or not state.status.boot_id:
-            return False
-        return any(agent.ready for agent in self._agents.get(node, {}).values())
+        found = self._follows.get(node)
+        if found is None:
+            known, state = self.nodes.get(node), self.states.get(node)
+            speaks = known is not None and known.ready and state is not None and bool(state.status.boot_id)
+            found = speaks and any(agent.ready for agent in self._agents.get(node, {}).values())
+            self._follows[node] = found
+        return found
 
     def has_agent(self, node: str) -> bool:
         """Whether an agent's pod is on the node, Ready or not."""
@@ -163,14 +159,44 @@ class Observed:
             )
         return found
 
+    def nodes_of(self, rollout_uid: str) -> Collection[str]:
+        """The nodes of a rollout's live pods, in order; the empty name for those that have none yet."""
+        return self._pods_by_node(rollout_uid).keys()
+
     def targets_of(self, rollout_uid: str) -> list[Target]:
         """A rollout's live pods, by node and name."""
+        return [self.target(uid) for uids in self._pods_by_node(rollout_uid).values() for uid in uids]
+
+    def targets_on(self, rollout_uid: str, node: str) -> list[Target]:
+        """Those of one node, by name."""
+        return [self.target(uid) for uid in self._pods_by_node(rollout_uid).get(node, ())]
+
+    def share(self, rollout_uid: str, node: str, question: Question) -> Share:
+        """What a rollout's pods on one node are at."""
+        refusal = self.refusals.get((rollout_uid, node))
+        known = self.remembered.setdefault(node, {})
+        found: tuple[Question, Refusal | None, Share] | None = known.get(("share", rollout_uid))
+        if found is None or found[0] is not question or found[1] != refusal:
+            own = tuple(self.target(uid) for uid in self._pods_by_node(rollout_uid)[node])
+            found = (question, refusal, shares.build(rollout_uid, node, own, self.states.get(node), question, refusal))
+            known["share", rollout_uid] = found
+        return found[2]
+
+    def intern(self, what: str, rollout_uid: str, value: Any) -> Any:
+        """The value, or one of an earlier pass that is equal to it."""
+        known = self.interned.get((what, rollout_uid))
+        if known != value:
+            self.interned[what, rollout_uid] = known = value
+        return known
+
+    def _pods_by_node(self, rollout_uid: str) -> dict[str, list[str]]:
         ordered = self._ordered.get(rollout_uid)
         if ordered is None:
             own = [self.pods[uid] for uid in self._members.get(rollout_uid, ())]
-            live = sorted((pod for pod in own if pod.live), key=lambda pod: (pod.node, pod.name, pod.uid))
-            ordered = self._ordered[rollout_uid] = [pod.uid for pod in live]
-        return [self.target(uid) for uid in ordered]
+            ordered = self._ordered[rollout_uid] = {}
+            for pod in sorted((pod for pod in own if pod.live), key=lambda pod: (pod.node, pod.name, pod.uid)):
+                ordered.setdefault(pod.node, []).append(pod.uid)
+        return ordered
 
     def entered(self, rollout_uid: str) -> Collection[str]:
         """Nodes with an entry of a rollout."""
@@ -224,6 +250,8 @@ class Observed:
         """What was put together about the node's pods is put together anew."""
         for uid in self._pods_on.get(node, ()):
             self._targets.pop(uid, None)
+        self.remembered.pop(node, None)
+        self._follows.pop(node, None)
         if peers:
             self.peers_epoch += 1
 
@@ -288,10 +316,10 @@ class Observed:
     def _drop_rollout(self, value: Rollout) -> None:
         self.rollouts.pop(value.uid, None)
         self._list_rollouts(value.namespace, claims=True)
-        self.commons.pop(value.uid, None)
-        for remembered in (self.refusals, self.settled):
-            for node in [node for uid, node in remembered if uid == value.uid]:
-                del remembered[value.uid, node]
+        for node in [node for uid, node in self.refusals if uid == value.uid]:
+            del self.refusals[value.uid, node]
+        for what, uid in [known for known in self.interned if known[1] == value.uid]:
+            del self.interned[what, uid]
 
     def _list_rollouts(self, namespace: str, *, claims: bool) -> None:
         """The namespace's rollouts anew, and, if that may have changed, to whom its pods belong."""
@@ -309,6 +337,8 @@ class Observed:
         if before == after and not moved:
             return
         self._owner.pop(uid, None)
+        if pod is not None:
+            self.remembered.pop(pod.node, None)
         if before:
             self._members[before].discard(uid)
             self._ordered.pop(before, None)
@@ -321,7 +351,9 @@ class Observed:
         old = self.pods.get(value.uid)
         if old is not None and old.node != value.node:
             self._pods_on[old.node].pop(value.uid, None)
+            self.remembered.pop(old.node, None)
         self.pods[value.uid] = value
+        self.remembered.pop(value.node, None)
         self._pods_on.setdefault(value.node, {})[value.uid] = value
         self._pods_in.setdefault(value.namespace, {})[value.uid] = value
         self._targets.pop(value.uid, None)
@@ -341,6 +373,7 @@ class Observed:
 
     def _drop_pod(self, value: Pod) -> None:
         self.pods.pop(value.uid, None)
+        self.remembered.pop(value.node, None)
         for index, key in ((self._pods_on, value.node), (self._pods_in, value.namespace)):
             index.get(key, {}).pop(value.uid, None)
             if not index.get(key, {"": None}):

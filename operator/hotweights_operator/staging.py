@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from hotweights_crds.nodeweights import Peer, StageItem
-from hotweights_crds.weightrollout import VersionStatus, WeightRolloutStatus
+from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator import collectives, revision, transports
 from hotweights_operator.model import NodeState, Rollout
 from hotweights_operator.observed import Observed
@@ -91,16 +91,6 @@ def remembered(namespace: str, digest: str, states: Iterable[NodeState]) -> Stag
     """The item as it stands in some node's spec, without its route."""
     item = next((item for state in states if (item := _told(state, namespace, digest)) is not None), None)
     return item.model_copy(update={"parents": [], "fallbacks": [], "collective": None}) if item else None
-
-
-def holding(nodes: Iterable[str], digest: str, observed: Observed) -> list[str]:
-    """Of these nodes, those that hold the version completely, as an agent that is alive says."""
-    return [n for n in nodes if observed.follows(n) and observed.states[n].holds(digest)]
-
-
-def is_local(nodes: Sequence[str], previous: VersionStatus, observed: Observed) -> bool:
-    """Whether going back to the previous version needs no network."""
-    return len(holding(nodes, previous.digest, observed)) == len(nodes)
 
 
 def _told(state: NodeState, namespace: str, digest: str) -> StageItem | None:

@@ -6,8 +6,9 @@ whatever the size of the fleet. The phase and the message are for people; progra
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import (
@@ -20,12 +21,14 @@ from hotweights_crds.weightrollout import (
     Phase,
     WeightRolloutStatus,
 )
-from hotweights_operator import budget, conditions, revision, staging, times, transports
+from hotweights_operator import budget, conditions, revision, times, transports
 from hotweights_operator.failures import MISSING_REASONS, Failures
 from hotweights_operator.holds import Hold
 from hotweights_operator.model import Rollout, Version
 from hotweights_operator.observed import Observed
-from hotweights_operator.targets import Target
+from hotweights_operator.shares import Question, Share
+
+_FAR = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,8 @@ class View:
 
     rollout: Rollout
     base: WeightRolloutStatus  # the old status at the right revision
-    targets: tuple[Target, ...]
+    question: Question
+    shares: tuple[Share, ...]
     failures: Failures
     hold: Hold
     version: Version | None
@@ -60,10 +64,12 @@ def deadline_in_seconds(view: View, status: WeightRolloutStatus, now: datetime) 
     return left.total_seconds() + 1.0 if left > timedelta(0) else None
 
 
-def settles_in_seconds(view: View, now: datetime) -> float | None:
+def settles_in_seconds(view: View, status: WeightRolloutStatus, now: datetime) -> float | None:
     """When the next pod that serves the version will have been of service for long enough to count."""
-    digest, seconds = view.base.target.digest, view.rollout.spec.min_ready_seconds
-    waits = (t.wait_seconds(seconds, now) for t in view.targets if t.serves(digest) and t.available)
+    if status.pods.ready == status.pods.updated:
+        return None
+    seconds = view.question.min_ready_seconds
+    waits = (t.wait_seconds(seconds, now) for share in view.shares if now < share.settles_at for t in share.available)
     return min((wait for wait in waits if wait > 0), default=None)
 
 
@@ -111,10 +117,10 @@ def describe(view: View, now: datetime) -> WeightRolloutStatus:
         paused_reason=_paused_reason(view, is_complete=is_complete),
         version_reason=(view.hold.reason or view.hold.kind) if view.hold.rule.waits_for_version else "",
         version_message=view.hold.message if view.hold.rule.waits_for_version else f"digest {base.target.digest}",
-        targets_reason="TargetConflict" if view.hold.kind == "TargetConflict" else "" if view.targets else "NoTargets",
+        targets_reason="TargetConflict" if view.hold.kind == "TargetConflict" else "" if view.shares else "NoTargets",
         targets_message=view.hold.message or outcome.message
-        if view.hold.kind == "TargetConflict" or not view.targets
-        else f"{len(view.targets)} pods on {counted.nodes.desired} nodes",
+        if view.hold.kind == "TargetConflict" or not view.shares
+        else f"{counted.pods.desired} pods on {counted.nodes.desired} nodes",
         is_staged=counted.nodes.desired > 0 and counted.nodes.staged == counted.nodes.desired,
         staged_text=counted.nodes.summary,
         transport_text=_transport(view),
@@ -132,45 +138,41 @@ def describe(view: View, now: datetime) -> WeightRolloutStatus:
 
 
 def _transport(view: View) -> str:
-    nodes = sorted({target.pod.node for target in view.targets} & set(view.observed.states))
-    text = transports.describe(
-        view.rollout.spec.staging.transport,
-        [view.observed.states[node] for node in nodes if view.observed.follows(node)],
-    )
-    return f" ({text})" if text else ""
+    """What came of the choice of a transport; it changes only when the nodes, or what they serve, do."""
+    asked, seen = view.rollout.spec.staging.transport, view.observed
+    facts = (asked, seen.peers_epoch, tuple(share.node for share in view.shares))
+    known: tuple[object, str] | None = seen.interned.get(("transport", view.rollout.uid))
+    if known is None or known[0] != facts:
+        states = [seen.states[share.node] for share in view.shares if seen.follows(share.node)]
+        known = (facts, transports.describe(asked, states))
+        seen.interned["transport", view.rollout.uid] = known
+    return f" ({known[1]})" if known[1] else ""
 
 
 def _counts(view: View, now: datetime) -> dict[str, object]:
-    digest, targets, previous = view.base.target.digest, view.targets, view.base.previous
+    shares, previous = view.shares, view.base.previous
     # What was complete stays so though this process has not watched its pods for long enough yet.
-    seconds = 0 if revision.is_completed(view.base) else view.rollout.spec.min_ready_seconds
-    settled = revision.is_completed(view.base)
-    prepared = updated = ready = available = 0
-    for target in targets:
-        available += target.available
-        if target.serves(digest):
-            updated += 1
-            ready += target.available if settled else target.available_for(seconds, now)
-        elif target.prepared(digest):
-            prepared += 1
-    nodes = sorted({t.pod.node for t in targets if t.pod.node})
-    staged = staging.holding(nodes, digest, view.observed) if digest else []
-    nbytes = _bytes(view, nodes, digest)
+    moment = _FAR if revision.is_completed(view.base) else now
+    desired = sum(len(share.targets) for share in shares)
+    updated = sum(share.updated for share in shares)
+    nodes = [share for share in shares if share.node]
+    holding = sum(share.holds for share in nodes)
+    nbytes = _bytes(view, nodes)
     percent = 100 * nbytes.done // nbytes.total if nbytes.total else 0
-    local = bool(nodes) and bool(previous.digest) and staging.is_local(nodes, previous, view.observed)
+    local = bool(nodes) and bool(previous.digest) and all(share.holds_previous for share in nodes)
     named = _named(view)
     return {
         "pods": Counts(
-            desired=len(targets),
-            prepared=prepared + updated,
+            desired=desired,
+            prepared=sum(share.prepared for share in shares),
             updated=updated,
-            ready=ready,
-            available=available,
+            ready=sum(share.ready(view.question, moment) for share in shares if share.updated),
+            available=sum(len(share.available) for share in shares),
             failed=len(view.failures.failed),
         ),
-        "nodes": NodeCounts(desired=len(nodes), staged=len(staged), summary=f"{len(staged)}/{len(nodes)}"),
+        "nodes": NodeCounts(desired=len(nodes), staged=holding, summary=f"{holding}/{len(nodes)}"),
         "nbytes": nbytes,
-        "progress": f"{updated}/{len(targets)}",
+        "progress": f"{updated}/{desired}",
         "staged_percent": f"{percent}%" if nbytes.total else "",
         "rollback": "" if not previous.digest else "Local" if local else "NotLocal",
         "failures": named[:MAX_FAILURES],
@@ -199,15 +201,10 @@ def _high_water(base: WeightRolloutStatus, now: WeightRolloutStatus) -> HighWate
     )
 
 
-def _bytes(view: View, nodes: list[str], digest: str) -> ByteCounts:
+def _bytes(view: View, nodes: Sequence[Share]) -> ByteCounts:
     each = view.version.status.nbytes if view.version else 0
-    total = done = 0
-    for node in nodes:
-        state = view.observed.states.get(node)
-        staged = state.staged(digest) if state and view.observed.follows(node) else None
-        total += max(each, staged.bytes_total if staged else 0)
-        done += staged.bytes_done if staged else 0
-    return ByteCounts(total=total, done=min(done, total))
+    total = sum(max(each, share.bytes_total) for share in nodes)
+    return ByteCounts(total=total, done=min(sum(share.bytes_done for share in nodes), total))
 
 
 def _is_complete(view: View, status: WeightRolloutStatus) -> bool:
@@ -291,9 +288,8 @@ def _working(view: View, status: WeightRolloutStatus, now: datetime, counts: str
 
 def _only_failed_remain(view: View) -> bool:
     """Whether every pod either serves the version or failed to."""
-    digest = view.base.target.digest
-    open_ = [t for t in view.targets if not t.serves(digest)]
-    return bool(open_) and all(t.pod.uid in view.failures.failed for t in open_)
+    rest = sum(len(share.targets) - share.updated for share in view.shares)
+    return rest > 0 and rest == len(view.failures.failed)
 
 
 _RESUME = (

@@ -76,7 +76,7 @@ class Target:
             return self.engine.failed.booting and not self.engine.confirmed_at
         if self.engine is not None and self.engine.phase != "Disconnected":
             return False
-        return not self.pod.was_ready or self.crashes > 0
+        return not self.pod.was_ready or (self.crashes > 0 and not self.pod.ready)
 
     def serves(self, digest: str) -> bool:
         """Whether its engine has proved that it serves this digest."""
@@ -116,9 +116,10 @@ class Target:
     def wait_seconds(self, seconds: float, now: datetime) -> float:
         """How long until one that is available has been so for ``seconds`` and the kubelet has seen its gate."""
         pod, since = self.pod, self.seen.shown_since
+        told = [moment for moment in (pod.ready_since, pod.gate_since) if moment is not None]
         kubelet_saw = pod.gate_since is None or (pod.ready_since is not None and pod.ready_since >= pod.gate_since)
         settles_at = since if kubelet_saw else since + timedelta(seconds=SETTLE_SECONDS)
-        ready_at = min(since, pod.ready_since or since) + timedelta(seconds=seconds)
+        ready_at = min(since, max(told, default=since)) + timedelta(seconds=seconds)
         return max((settles_at - now).total_seconds(), (ready_at - now).total_seconds(), 0.0)
 
     def clock_was_set_back(self) -> bool:

@@ -35,8 +35,10 @@ def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
         first = next(state for state in nodes if state not in have)
         reason = offer(first, scheme).message or "its agent does not serve it"
         return f"over {asked} between {len(have)} of {len(nodes)} nodes, else over TCP; {first.name}: {reason}"
-    measured = next((state for state in nodes if len(_rates(state)) > 1), None)
-    if asked == "TCP" or measured is None:
+    if asked == "TCP":
+        return ""
+    measured = next((state for state in nodes if len(state.status.endpoints) > 1 and len(_rates(state)) > 1), None)
+    if measured is None:
         return ""
     takers = [(scheme, sum(_takes(asked, state, scheme) for state in nodes)) for scheme in ("ucx", "mpi")]
     roads = ", ".join(f"over {scheme.upper()} between {n} of {len(nodes)} nodes" for scheme, n in takers if n)

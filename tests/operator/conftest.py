@@ -18,6 +18,7 @@ import pytest
 import pytest_asyncio
 import yaml
 
+from hotweights_crds.base import digest_label
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_crds.weightrollout import WeightRolloutStatus
@@ -93,6 +94,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.phase, self.digest, self.prepared, self.token, self.confirmed_at = "Serving", "", "", 0, ""
+        self.refused, self.revision = "", 0
 
 
 class FakeNode:
@@ -176,17 +178,18 @@ class FakeNode:
         goal = order.digest if order.digest not in ("", engine.digest) else order.prepare
         engine.phase = "Serving"
         if goal and goal in self.refuses and goal != engine.digest:
-            engine.phase = "Refused"
+            engine.phase, engine.refused, engine.revision = "Refused", goal, order.revision
         elif goal in staged and engine.prepared != goal:
             engine.phase, engine.prepared = "Prepared", goal
         elif goal and goal == order.digest and goal in staged:
             later = datetime.now(UTC) + timedelta(seconds=1)
             engine.digest, engine.confirmed_at = goal, later.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-        await self.scene.set_ready(order.name, order.digest in ("", engine.digest))
+        await self.scene.set_ready(order.name, order.digest in ("", engine.digest), engine.digest)
 
     def _report(self, uid: str) -> Body:
         engine = self.engines[uid]
-        refused = {"reason": "ShapeMismatch", "message": "lm_head.weight is (2, 3), the model has (2, 4)"}
+        refused: Body = {"reason": "ShapeMismatch", "message": "lm_head.weight is (2, 3), the model has (2, 4)"}
+        refused["failed"] = {"step": "Prepare", "digest": engine.refused, "revision": engine.revision, **refused}
         return {
             "podUID": uid,
             "phase": engine.phase,
@@ -209,7 +212,7 @@ class Scene:
         self.nodes: dict[str, FakeNode] = {}
         self.process: subprocess.Popen[bytes] | None = None
         self.tasks: list[asyncio.Task[None]] = []
-        self.ready: dict[str, bool] = {}
+        self.shown: dict[str, tuple[bool, str]] = {}
         self.health_port = free_ports()[0]
         self.troubles: list[str] = []
         self._prefix = f"n{number}"
@@ -272,14 +275,18 @@ class Scene:
         self.nodes[f"{self._prefix}-{node}"].engines[body["metadata"]["uid"]] = Engine()
         return body
 
-    async def set_ready(self, pod: str, ready: bool) -> None:
-        """What a kubelet would say, when it changes."""
-        if self.ready.get(pod, True) != ready:
-            condition = {"type": "Ready", "status": "True" if ready else "False"}
-            await self.api.merge_patch(
-                PODS, pod, {"status": {"conditions": [condition]}}, namespace=self.namespace, subresource="status"
-            )
-            self.ready[pod] = ready
+    async def set_ready(self, pod: str, ready: bool, digest: str) -> None:
+        """What an agent and a kubelet would say, when it changes: labels and gate, and then Ready."""
+        if self.shown.get(pod) == (ready, digest):
+            return
+        labels = {"hotweights.dev/digest": digest_label(digest) or None}
+        await self.api.merge_patch(PODS, pod, {"metadata": {"labels": labels}}, namespace=self.namespace)
+        status = "True" if ready else "False"
+        conditions = [{"type": type_, "status": status} for type_ in ("hotweights.dev/weights", "Ready")]
+        await self.api.merge_patch(
+            PODS, pod, {"status": {"conditions": conditions}}, namespace=self.namespace, subresource="status"
+        )
+        self.shown[pod] = (ready, digest)
 
     async def version(self, name: str) -> None:
         """A WeightVersion."""

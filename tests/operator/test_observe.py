@@ -10,7 +10,7 @@ import pytest
 from hotweights_crds.nodeweights import EngineStatus
 from hotweights_operator import observe
 from hotweights_operator.cache import Cache
-from hotweights_operator.model import Node, Pod, confirmed
+from hotweights_operator.model import Node, confirmed
 
 Body = dict[str, Any]
 

@@ -17,7 +17,8 @@ from hotweights_crds.nodeweights import (
 )
 from hotweights_crds.weightrollout import Transport, VersionStatus, WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
-from hotweights_operator.model import Node, NodeState, Observed, Rollout, Version
+from hotweights_operator.model import Node, NodeState, Rollout, Version
+from hotweights_operator.observed import Observed
 from hotweights_operator.staging import stage_items
 from hotweights_operator.transports import choose, describe, speaks
 
@@ -115,7 +116,7 @@ def items(transport: Transport, states: list[NodeState], readers: int = 1) -> di
         "staging": {"transport": transport, "originReaders": readers},
     }
     rollout = Rollout("r", "llm", "models", 1, "1", "2026", WeightRolloutSpec.from_dict(spec))
-    rollout = dataclasses.replace(rollout, status=WeightRolloutStatus(previous=VersionStatus(digest=OLD)))
+    rollout = dataclasses.replace(rollout, status=WeightRolloutStatus(stable=VersionStatus(digest=OLD)))
     source = {"model": "m", "version": "v", "source": {"uri": "file:///v"}}
     version = Version(
         "u", "v", "models", 1, "1", WeightVersionSpec.from_dict(source), WeightVersionStatus(digest=DIGEST)
@@ -127,7 +128,7 @@ def items(transport: Transport, states: list[NodeState], readers: int = 1) -> di
         agents={state.name: True for state in states},
         states={state.name: state for state in states},
     )
-    found = stage_items(rollout, {state.name: [DIGEST] for state in states}, observed)
+    found = stage_items(rollout, rollout.status, {state.name: [DIGEST] for state in states}, observed)
     return {node: item for node, (item,) in found.items()}
 
 

@@ -13,7 +13,7 @@ from hotweights_crds.weightrollout import VersionStatus, WeightRolloutStatus
 from hotweights_operator import revision
 from hotweights_operator.actions import RolloutDecision
 from hotweights_operator.decide import decide
-from hotweights_operator.model import Rollout
+from hotweights_operator.model import Refusal, Rollout
 from tests.operator.worlds import (
     AT_NEW,
     NEW,
@@ -371,6 +371,31 @@ def test_that_the_gate_was_passed_is_remembered_with_the_first_change() -> None:
     assert (told_to_change(decision), status_of(decision).prepared_revision) == ({"p0"}, 2)
 
 
+def test_only_engines_that_are_there_are_asked_to_prepare() -> None:
+    pods = [pod(0), pod(1, "n1")]
+    states = [state(f"n{n}", [engine(n)], {f"p{n}": order(f"p{n}", OLD, prepare="")}) for n in (0, 1)]
+    seen = world(pods, states, agents={"n0": False, "n1": True})
+    assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW)) == {"p1"}
+
+
+def test_nobody_waits_for_a_pod_that_cannot_be_told_anything() -> None:
+    states = [state("n0", prepared(1), {"p0": OLD}), state("n1", [engine(1)], {"p1": order("p1", OLD, prepare="")})]
+    seen = world([pod(0), pod(1, "n1")], states)
+    assert told_to_change(decide(rollout(AT_NEW), seen, NOW)) == set()
+    seen.refusals["r", "n1"] = Refusal("Invalid", "too many items")
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    assert told_to_change(decision) == {"p0"}
+    assert [(f.node, f.reason) for f in status_of(decision).failures] == [("n1", "WriteRefused")]
+
+
+def test_a_pod_that_is_ready_does_not_boot_though_its_agent_is_away() -> None:
+    once = pod(0, restarts=1, last_run_seconds=9.0)
+    states = [state("n0", [engine(0)], {"p0": order("p0", OLD, prepare="", revision=1)})]
+    seen = world([once], states, agents={"n0": False})
+    for spec in ({}, {"paused": True}):
+        assert told(decide(rollout(AT_NEW, **spec), seen, NOW)).get("p0", OLD) == OLD  # type: ignore[arg-type]
+
+
 # -- a budget in the truth (F12, F13) ------------------------------------------------------------------------------------
 
 
@@ -419,6 +444,10 @@ def test_a_pod_must_be_ready_for_as_long_as_the_spec_says() -> None:
     assert told_to_change(decide(slow, seen, NOW)) == set()
     assert decide(slow, seen, NOW).again_in_seconds == pytest.approx(10.0)
     assert told_to_change(decide(slow, seen, NOW + timedelta(seconds=10))) == {"p1"}
+    # The kubelet never saw the gate False: Ready is as old as ever.
+    pods = [changed(0, gate_since=since, ready_since=NOW - timedelta(hours=1)), pod(1)]
+    seen = world(pods, [state("n0", engines, {"p0": NEW, "p1": OLD})], clock=lambda: since)  # type: ignore[arg-type]
+    assert told_to_change(decide(slow, seen, NOW)) == set()
 
 
 def test_pods_that_are_being_replaced_count_as_a_deployment_counts_them() -> None:
