@@ -184,24 +184,24 @@ async def test_an_apply_that_was_decided_on_the_past_is_refused(scene: Any, api:
     await asyncio.sleep(0.5)  # whatever it is writing
     performer = Performer(api, Cache(), Recorder(api, "test", "test"), scene.system)
     uid = (await api.get(NODES, node))["metadata"]["uid"]
-    assert await performer.act([CreateNodeWeights(node, uid)]) == []
+    await performer.act(CreateNodeWeights(node, uid))
     seen = performer.cache.get("state", node).resource_version
 
     def entry(uid: str, token: int) -> RolloutAssignment:
         return RolloutAssignment(uid=uid, pods=[PodAssignment(uid="p", name="p", namespace="n", token=token)])
 
-    assert await performer.act([Assign(node, seen, "a", entry("a", 2))]) == []
-    refused = await performer.act([Assign(node, seen, "a", entry("a", 1))])
-    assert [type(error) for error in refused] == [Conflict]
+    await performer.act(Assign(node, seen, "a", entry("a", 2)))
+    with pytest.raises(Conflict):
+        await performer.act(Assign(node, seen, "a", entry("a", 1)))
     assert (await entries(scene, node))["a"].pods[0].token == 2
 
     current = performer.cache.get("state", node).resource_version
-    assert await performer.act([Assign(node, current, "b", entry("b", 1))]) == []
+    await performer.act(Assign(node, current, "b", entry("b", 1)))
     current = performer.cache.get("state", node).resource_version
-    assert await performer.act([Assign(node, current, "a", None)]) == []
+    await performer.act(Assign(node, current, "a", None))
     assert set(await entries(scene, node)) == {"b"}
     current = performer.cache.get("state", node).resource_version
-    assert await performer.act([Assign(node, current, "b", None)]) == []
+    await performer.act(Assign(node, current, "b", None))
     body = await api.get(NODE_WEIGHTS, node, scene.system)
     assert body["metadata"]["ownerReferences"][0]["name"] == node
 
