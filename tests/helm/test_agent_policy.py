@@ -119,7 +119,8 @@ async def test_it_marks_its_own_pods_in_one_write_and_takes_the_marks_away(agent
 
 
 async def test_it_marks_by_merge_patch_too(agent: Api) -> None:
-    conditions = (await agent.get(PODS, "vllm-node-a", "default"))["status"]["conditions"]
+    (pod,) = (await agent.list(PODS, Selection("default", field_selector="metadata.name=vllm-node-a"))).items
+    conditions = pod["status"]["conditions"]
     others = [condition for condition in conditions if condition["type"] != GATE["type"]]
     patch = {"metadata": {"labels": MARKS}, "status": {"conditions": [*others, GATE]}}
     await agent.merge_patch(PODS, "vllm-node-a", patch, namespace="default", subresource="status")

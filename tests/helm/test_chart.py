@@ -66,19 +66,29 @@ def test_pods_are_confined(helm: Helm, component: str) -> None:
     assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
 
 
+def verbs(**of: str) -> set[tuple[str, str]]:
+    """``nodeweights_status="patch"`` and the like as rights."""
+    return {(name.replace("_", "/"), verb) for name, words in of.items() for verb in words.split()}
+
+
 def test_the_agents_rights_are_these_and_no_others(helm: Helm) -> None:
-    read = {(resource, verb) for resource in ("pods", "nodeweights") for verb in ("get", "list", "watch")}
-    writes = {("pods/status", "patch"), ("nodeweights/status", "patch"), ("tokenreviews", "create")}
+    read = verbs(pods="list watch", nodeweights="get list watch")
+    writes = verbs(pods_status="patch", nodeweights_status="patch", tokenreviews="create")
     assert rights(helm.template(), "agent") == read | writes
 
 
-def test_the_operator_writes_no_pods_and_reads_no_secrets(helm: Helm) -> None:
-    granted = rights(helm.template(), "operator")
-    assert {verb for resource, verb in granted if resource in ("pods", "nodes")} == {"get", "list", "watch"}
-    assert {resource for resource, _ in granted} == {
-        *("weightversions", "weightrollouts", "weightversions/status", "weightrollouts/status"),
-        *("nodeweights", "pods", "nodes", "events"),
-    }
+def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
+    read = verbs(
+        pods="list watch", nodes="list watch", weightversions="get list watch", weightrollouts="get list watch"
+    )
+    writes = verbs(weightversions_status="patch", weightrollouts_status="patch", events="create patch")
+    assert rights(helm.template(), "operator") == read | writes | verbs(nodeweights="get list watch create patch")
+
+
+def test_a_restart_is_asked_of_liveness_and_sight_of_readiness(helm: Helm) -> None:
+    (operator,) = pod_spec(helm.template(), "operator")["containers"]
+    paths = {name: operator[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
+    assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
 
 
 def test_one_operator_at_a_time(helm: Helm) -> None:
