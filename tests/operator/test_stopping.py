@@ -1,15 +1,18 @@
-"""SIGTERM ends the operator's process by itself, also when its rights went before it, as `helm uninstall` does, and when nobody answers."""
+"""SIGTERM ends the operator's process by itself, also when its rights went before it, as `helm uninstall` does, and when nobody answers.
+
+Nothing else ends it: what an API server refuses today it may grant tomorrow.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import signal
 import time
 import urllib.request
 from typing import Any
 
 import pytest
+import yaml
 
 from localcluster.controlplane import ControlPlane
 
@@ -19,12 +22,12 @@ GRACE_SECONDS = 10.0  # a pod has 30, and then nobody asks any more
 
 
 async def serving(scene: Any) -> None:
-    """Wait until the operator follows everything."""
+    """Wait until the operator follows everything, if only there is nothing to follow."""
 
     def ask() -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{scene.health_port}/healthz", timeout=5) as answer:
-                return bool(json.loads(answer.read())["synced"])
+            with urllib.request.urlopen(f"http://127.0.0.1:{scene.health_port}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
         except OSError:
             return False
 
@@ -85,3 +88,19 @@ async def test_it_ends_while_nobody_answers(scene: Any, control_plane: ControlPl
         await ends(scene)
     finally:
         await asyncio.to_thread(control_plane.start_apiserver)
+
+
+async def test_it_goes_on_when_it_has_its_rights_again(scene: Any, control_plane: ControlPlane) -> None:
+    await scene.set_up(1)
+    granted = [body for body in yaml.safe_load_all(await scene.grant()) if body["kind"] != "ServiceAccount"]
+    rights = yaml.dump_all(granted)
+    scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
+    await serving(scene)
+    await asyncio.to_thread(lambda: scene.kubectl("delete", "-f", "-", text=rights))
+    await scene.version("v0")
+    await heard(scene, "forbidden")
+    await asyncio.to_thread(lambda: scene.kubectl("apply", "-f", "-", text=rights))
+    await scene.engine_pod(0)
+    scene.kubectl.apply(scene.rollout("v0"))
+    await scene.reaches("TargetsFound", seconds=60)
+    assert scene.process.poll() is None
