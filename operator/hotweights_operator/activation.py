@@ -53,7 +53,7 @@ class Stance:
 
     digests: Mapping[str, str]  # pod UID → digest; pods about which nothing is known are left out
     prepares: frozenset[str]  # UIDs of those that have the target at hand, or were asked to
-    is_waited_for: bool  # nobody may change before some pod here has prepared
+    waited_for: tuple[Target, ...]  # nobody may change before these have prepared, or refused
     busy: int  # engines that prepare the target
     idle: tuple[Target, ...]  # that could be asked to
     candidates: tuple[Target, ...]  # that could change at once
@@ -91,11 +91,11 @@ def choose(
     again: float | None = None
     activated: list[Target] = []
     if course.activates:
-        passes = passes or not any(stance.is_waited_for for stance in stances.values())
+        passes = passes or all(t.calm_seconds(now) for stance in stances.values() for t in stance.waited_for)
         candidates = [target for stance in stances.values() for target in stance.candidates]
         if passes and candidates:
             activated, again = _activate(spec, candidates, shares, desired, now)
-    asked = _ask(spec, course, shares, stances, desired)
+    asked, later = _ask(spec, course, shares, stances, desired, now)
     return Choice(
         target=course.target,
         stances=stances,
@@ -103,7 +103,7 @@ def choose(
         asked=frozenset(t.pod.uid for t in asked),
         nodes=frozenset(t.pod.node for t in (*activated, *asked)),
         passes=passes,
-        again_in_seconds=again,
+        again_in_seconds=min((wait for wait in (again, later) if wait is not None), default=None),
     )
 
 
@@ -116,14 +116,16 @@ def stance(share: Share, course: Course, failed: Collection[str]) -> Stance:
     others = [t for t in able if not t.prepared(digest)]
     everybody = course.rule.prepares == "All" and bool(digest)
     asked = [t for t in others if _is_asked(t, digest)] if everybody else []
-    idle = [t for t in others if t.connected and not _is_asked(t, digest) and not _is_in_a_loop(t)]
+    idle = [t for t in others if t.connected and not _is_asked(t, digest)]
     unreachable = {uid for uid, failure in share.missing.items() if failure.reason in failures.UNREACHABLE_REASONS}
     prepares = [] if course.rule.prepares == "None" else [*ready, *asked]
     return Stance(
         digests=digests,
         prepares=frozenset(t.pod.uid for t in prepares),
-        is_waited_for=any(
-            _is_waited_for(t, digest) for t in share.targets if t.pod.uid not in failed and t.pod.uid not in unreachable
+        waited_for=tuple(
+            t
+            for t in share.targets
+            if t.pod.uid not in failed and t.pod.uid not in unreachable and _is_waited_for(t, digest)
         ),
         busy=sum(1 for t in asked if t.connected),
         idle=tuple(idle) if everybody else (),
@@ -180,7 +182,7 @@ def _is_on_its_way(target: Target, course: Course) -> bool:
         return False
     if target.crashes == 0:
         return not _cannot_come(target, order.digest)
-    return order.prepare == course.target and target.crashes < failures.PREPARE_CRASHES
+    return order.prepare == course.target and not course.is_back and target.crashes < failures.PREPARE_CRASHES
 
 
 def _has_given_up(target: Target, digest: str, course: Course, has_failed: bool) -> bool:
@@ -205,25 +207,29 @@ def _cannot_come(target: Target, digest: str) -> bool:
 
 
 def _ask(
-    spec: WeightRolloutSpec, course: Course, shares: Sequence[Share], stances: Mapping[str, Stance], desired: int
-) -> list[Target]:
-    """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have done it well."""
+    spec: WeightRolloutSpec,
+    course: Course,
+    shares: Sequence[Share],
+    stances: Mapping[str, Stance],
+    desired: int,
+    now: datetime,
+) -> tuple[list[Target], float | None]:
+    """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have done it well; and when more may
+    be, though nothing happens. One that ends by itself is left alone, or it would be blamed on what it prepares: it takes the target
+    when it boots."""
     idle = [target for stance in stances.values() for target in stance.idle]
     if course.is_back or not idle:
-        return idle
+        return idle, None
+    waits = [wait for t in idle if (wait := t.calm_seconds(now)) > 0]
+    calm = [t for t in idle if not t.calm_seconds(now)]
     done = sum(share.prepared for share in shares)
     busy = sum(stance.busy for stance in stances.values())
     room = max(budget.limit(spec.strategy, desired), done) - busy
-    return idle[: max(0, room)]
+    return calm[: max(0, room)], min(waits, default=None)
 
 
 def _is_asked(target: Target, digest: str) -> bool:
     return target.assigned is not None and target.assigned.prepare == digest
-
-
-def _is_in_a_loop(target: Target) -> bool:
-    """Whether it ends so soon that this would be blamed on what it prepares. It takes the target when it boots."""
-    return target.crashes >= failures.PREPARE_CRASHES and not target.available
 
 
 # -- who changes -------------------------------------------------------------------------------------------------------
@@ -234,7 +240,7 @@ def _is_waited_for(target: Target, digest: str) -> bool:
     engine = target.engine
     if engine is None or not target.connected or target.booting or engine.phase == "Committing":
         return False
-    if target.serves(digest) or target.prepared(digest) or _is_in_a_loop(target):
+    if target.serves(digest) or target.prepared(digest):
         return False
     return target.assigned is None or target.assigned.digest != digest
 

@@ -30,7 +30,13 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
     version = observed.version(rollout.namespace, rollout.spec.version_ref.name)
     usable = version is not None and version.usable and not rollout.terminating
     base = revision.revised(rollout, version, now) if version and usable else rollout.status
-    question = Question(base.target.digest, base.revision, base.previous.digest, rollout.spec.min_ready_seconds)
+    question = Question(
+        digest=base.target.digest,
+        revision=base.revision,
+        is_back=base.target.digest == revision.stable(base).digest,
+        previous=base.previous.digest,
+        min_ready_seconds=rollout.spec.min_ready_seconds,
+    )
     question = observed.intern("question", rollout.uid, question)
     shares = [observed.share(rollout.uid, node, question) for node in observed.nodes_of(rollout.uid)]
     found = _failures(base, shares, observed)

@@ -70,8 +70,9 @@ def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]
     return {target.pod.uid for target in ordered[MAX_PODS:]}
 
 
-def of_version(target: Target, digest: str, revision: int) -> Failure | None:
-    """What speaks against this version on a pod that does not serve it."""
+def of_version(target: Target, digest: str, revision: int, *, is_back: bool) -> Failure | None:
+    """What speaks against this version on a pod that does not serve it. ``is_back``: it served everywhere before, so what ends while
+    it prepares that ends of what it serves."""
     if not digest:
         return None
     staged = target.state.staged(digest) if target.state and target.follows else None
@@ -80,10 +81,10 @@ def of_version(target: Target, digest: str, revision: int) -> Failure | None:
     if target.gave_up(digest, revision) and target.engine is not None and target.engine.failed is not None:
         said = target.engine.failed
         return _failure(target, said.reason or f"{said.step}Failed", said.message)
-    return _crashed(target, digest, revision)
+    return _crashed(target, digest, revision, is_back=is_back)
 
 
-def _crashed(target: Target, digest: str, revision: int) -> Failure | None:
+def _crashed(target: Target, digest: str, revision: int, *, is_back: bool) -> Failure | None:
     """Whether its container ends again and again since it was told this version, or asked to prepare it."""
     order, ran = target.assigned, target.pod.last_run_seconds or 0.0
     if order is None or order.revision != revision or not target.crashes:
@@ -91,7 +92,7 @@ def _crashed(target: Target, digest: str, revision: int) -> Failure | None:
     if order.digest == digest and target.crashes >= CRASHES:
         text = f"its container ended {target.crashes} times since it was told this version, last after {ran:.0f} s: see its log"
         return _failure(target, "CrashLooping", text)
-    if order.prepare == digest and (target.crashes >= PREPARE_CRASHES or target.pod.oom_killed):
+    if order.prepare == digest and not is_back and (target.crashes >= PREPARE_CRASHES or target.pod.oom_killed):
         if target.pod.oom_killed:
             text = "the kernel killed its container for its memory while it was asked to prepare this version: raise its memory limit"
             return _failure(target, "OutOfMemory", text)

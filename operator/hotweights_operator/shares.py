@@ -24,6 +24,7 @@ class Question:
 
     digest: str  # the target; empty: there is none yet
     revision: int
+    is_back: bool  # to what was complete last
     previous: str  # the digest that one could go back to
     min_ready_seconds: float
 
@@ -72,7 +73,7 @@ def build(
     for target in targets:
         if target.serves(digest):
             continue
-        if failure := failures.of_version(target, digest, question.revision):
+        if failure := failures.of_version(target, digest, question.revision, is_back=question.is_back):
             failed[target.pod.uid] = failure
         elif failure := failures.of_circumstance(target, refusal, has_room=target.pod.uid not in without_room):
             missing[target.pod.uid] = failure

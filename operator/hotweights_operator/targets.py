@@ -7,7 +7,7 @@ is served by the engine's word alone, and a pod is of service by the pod object'
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from hotweights_crds.base import digest_label
 from hotweights_crds.nodeweights import EngineStatus, PodAssignment
@@ -28,6 +28,9 @@ CONNECTED_PHASES = frozenset(
 
 LOOP_SECONDS = 600.0
 """A container that ran for longer before it ended is not in a loop; the kubelet forgets its back-off then, too."""
+
+CALM_SECONDS = 60.0
+"""A container that ended soon after it started must be of service for so long before more is asked of it than to serve."""
 
 SETTLE_SECONDS = 2.0
 """How long the kubelet may take to see that a gate has changed twice, and then to say Ready=False after all."""
@@ -70,13 +73,15 @@ class Target:
     @property
     def booting(self) -> bool:
         """Whether what comes next is that it opens its port: it asks what to serve, or has never been of service, or starts again."""
+        if self.pod.ready:  # and what its agent says is of a moment before
+            return False
         if self.engine is not None and self.engine.phase == "Booting":
             return True
         if self.engine is not None and self.engine.phase == "Refused" and self.engine.failed is not None:
             return self.engine.failed.booting and not self.engine.confirmed_at
         if self.engine is not None and self.engine.phase != "Disconnected":
             return False
-        return not self.pod.was_ready or (self.crashes > 0 and not self.pod.ready)
+        return not self.pod.was_ready or self.crashes > 0
 
     def serves(self, digest: str) -> bool:
         """Whether its engine has proved that it serves this digest."""
@@ -114,13 +119,19 @@ class Target:
         return self.available and self.wait_seconds(seconds, now) <= 0
 
     def wait_seconds(self, seconds: float, now: datetime) -> float:
-        """How long until one that is available has been so for ``seconds`` and the kubelet has seen its gate."""
-        pod, since = self.pod, self.seen.shown_since
-        told = [moment for moment in (pod.ready_since, pod.gate_since) if moment is not None]
+        """How long until one that is available has been so for ``seconds`` and the kubelet has seen its gate. By our own clock."""
+        pod = self.pod
         kubelet_saw = pod.gate_since is None or (pod.ready_since is not None and pod.ready_since >= pod.gate_since)
-        settles_at = since if kubelet_saw else since + timedelta(seconds=SETTLE_SECONDS)
-        ready_at = min(since, max(told, default=since)) + timedelta(seconds=seconds)
-        return max((settles_at - now).total_seconds(), (ready_at - now).total_seconds(), 0.0)
+        needed = seconds if kubelet_saw else max(seconds, SETTLE_SECONDS)
+        return max(0.0, needed - (now - self.seen.shown_since).total_seconds())
+
+    def calm_seconds(self, now: datetime) -> float:
+        """How long until one whose container ended soon after it started has been of service for long enough; 0: it is well."""
+        ran = self.pod.last_run_seconds
+        if ran is None or ran >= LOOP_SECONDS or not self.pod.restarts:
+            return 0.0
+        passed = (now - self.seen.shown_since).total_seconds() if self.available else 0.0
+        return max(0.0, CALM_SECONDS - passed)
 
     def clock_was_set_back(self) -> bool:
         """Whether its engine confirmed what it is told at a time before its container started: by the node's own clock."""

@@ -313,6 +313,26 @@ def test_a_pod_goes_back_to_what_it_holds_rather_than_wait_for_what_it_does_not(
     assert told(decide(rollout(AT_NEW), seen, NOW))["p0"] == OLD
 
 
+def test_what_loops_by_itself_is_not_asked_to_prepare_until_it_is_calm_and_nobody_waits_for_it() -> None:
+    young = pod(0, restarts=3, last_run_seconds=20.0)
+    idle = order("p0", OLD, prepare="", revision=1, restarts=3)
+    engines = [engine(0), *prepared(2)[1:]]
+    seen = world([young, pod(1)], [state("n0", engines, {"p0": idle, "p1": OLD})], clock=lambda: NOW)
+    running = rollout(AT_NEW)
+    decision = decide(running, seen, NOW + timedelta(seconds=20))
+    assert (asked_to_prepare(decision), told_to_change(decision)) == (set(), {"p1"})
+    assert decision.again_in_seconds == pytest.approx(40.0)
+    assert "p0" in asked_to_prepare(decide(running, seen, NOW + timedelta(seconds=60)))
+
+
+def test_what_ends_while_it_prepares_the_stable_version_is_not_blamed_on_that() -> None:
+    back = rollout(BACK, versionRef={"name": "old"})
+    asked = order("p0", NEW, prepare=OLD, revision=3)
+    seen = world([looping(0, 2)], [state("n0", [engine(0, "", phase="Booting")], {"p0": asked})])
+    decision = decide(back, seen, NOW)
+    assert (status_of(decision).pods.failed, told(decision)["p0"]) == (0, OLD)
+
+
 # -- preparing has a budget, and the gate is passed once (F5, F6) --------------------------------------------------------
 
 

@@ -1,20 +1,18 @@
-"""What must hold after every step, each with a name, computed anew from the facts and not by the code that is checked.
+"""What must hold of every decision, for what the operator saw, each with a name, computed anew and not by the code that is checked.
 
-Where something is compared with what the operator could know, it is compared with its view; where only the truth counts, with
-the truth. A violation stops the simulation.
+What came of it, for those who use the pods, is judged in `judge`. A violation stops the simulation.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Collection, Iterator, Sequence
 
 from hotweights_crds.conditions import find, is_true
-from hotweights_crds.nodeweights import EngineStatus, RolloutAssignment
-from hotweights_crds.weightrollout import MAX_FAILURES, MAX_HISTORY
+from hotweights_crds.nodeweights import EngineStatus, PodAssignment, RolloutAssignment
+from hotweights_crds.weightrollout import MAX_FAILURES, MAX_HISTORY, WeightRolloutStatus
 from hotweights_operator.actions import Action, Assign, RolloutDecision
-from hotweights_operator.model import NodeState, Observed, Pod, Rollout
+from hotweights_operator.model import NodeState, Pod, Rollout
+from hotweights_operator.observed import Observed
 from hotweights_operator.selectors import selects
 from hotweights_operator.sim.fleet import Confirmation
 
@@ -27,50 +25,8 @@ class Violated(Exception):
         self.name = name
 
 
-def _own(rollout: Rollout, view: Observed) -> list[Pod]:
-    """The rollout's live pods, by the rule in words: the oldest rollout that selects a pod owns it."""
-    found = []
-    for pod in view.pods:
-        fits = [
-            r for r in view.rollouts if r.namespace == pod.namespace and selects(r.spec.target.selector, pod.labels)
-        ]
-        if pod.live and fits and min(fits, key=lambda r: (r.created_at, r.uid)).uid == rollout.uid:
-            found.append(pod)
-    return found
-
-
-def _engine(pod: Pod, view: Observed) -> EngineStatus | None:
-    state = view.states.get(pod.node)
-    return next((e for e in state.status.engines if e.pod_uid == pod.uid), None) if state else None
-
-
-def _alive(node: str, view: Observed) -> bool:
-    return node in view.nodes and view.nodes[node].ready and view.agents.get(node, False)
-
-
-def _assigned(state: NodeState | None, uid: str) -> tuple[int, str] | None:
-    orders = [(p.token, p.digest) for e in (state.spec.rollouts if state else ()) for p in e.pods if p.uid == uid]
-    return max(orders) if orders else None
-
-
-def zero_false_commits(
-    rollout: Rollout, view: Observed, decision: RolloutDecision, truth: Sequence[Confirmation]
-) -> None:
-    """No pod is reported on a version that its engine did not confirm after its container's last start."""
-    if decision.status is None:
-        return
-    digest = decision.status.target.digest
-    proved = 0
-    for pod in _own(rollout, view):
-        since, engine = pod.engine_started_at, _engine(pod, view)
-        if since is None or engine is None or not _alive(pod.node, view) or engine.digest != digest:
-            continue
-        proved += any(u == pod.uid and d == digest and at >= since for u, d, at in truth)
-    if decision.status.pods.updated > proved:
-        raise Violated("zero false commits", f"{decision.status.pods.updated} pods reported, {proved} proved")
-
-
-def _limit(rollout: Rollout, desired: int) -> int:
+def limit_of(rollout: Rollout, desired: int) -> int:
+    """How many pods may be of no service at once."""
     strategy = rollout.spec.strategy
     if strategy.type == "AllAtOnce":
         return desired
@@ -78,124 +34,69 @@ def _limit(rollout: Rollout, desired: int) -> int:
     return max(1, desired * int(value[:-1]) // 100) if isinstance(value, str) else value
 
 
-def _confirmed_life(pod: Pod, engine: EngineStatus | None) -> bool:
-    """Whether what the engine confirmed was confirmed in this life."""
-    if engine is None or not engine.confirmed_at or pod.engine_started_at is None:
-        return False
-    return datetime.fromisoformat(engine.confirmed_at) >= pod.engine_started_at + timedelta(seconds=1)
-
-
-def _is_out(pod: Pod, view: Observed) -> bool:
-    """Whether a pod that was of service is not, as far as the view tells."""
-    order = _assigned(view.states.get(pod.node), pod.uid)
-    engine = _engine(pod, view)  # also what an agent that is gone said last: without one an engine only restarts
-    settled = engine is not None and engine.phase in ("Serving", "Preparing", "Prepared", "Refused", "Failed")
-    serves = settled and engine is not None and order is not None and engine.digest == order[1]
-    outstanding = order is not None and order[1] != "" and not (serves and _confirmed_life(pod, engine))
-    return pod.was_ready and (not pod.ready or outstanding)
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """A pod that an action tells to serve something else."""
-
-    pod: Pod
-    state: NodeState
-    digest: str
-
-
-def changes(rollout: Rollout, view: Observed, actions: Sequence[Action]) -> list[Changed]:
-    """Pods that served something and are told to serve the target now."""
-    found = []
-    for action in actions:
-        if not isinstance(action, Assign) or action.entry is None:
-            continue
-        state = view.states[action.node]
-        for order in action.entry.pods:
-            before, pod = _assigned(state, order.uid), view.pods_by_uid.get(order.uid)
-            if pod is None or before is None or before[1] == order.digest or not order.digest:
-                continue
-            if not _boots(pod, view):
-                found.append(Changed(pod, state, order.digest))
-    return found
-
-
-def _boots(pod: Pod, view: Observed) -> bool:
-    """Whether the pod has not been of service yet, or waits to be told what to boot into."""
-    engine = _engine(pod, view) if _alive(pod.node, view) else None
-    idle = engine is None or engine.phase in ("Booting", "Disconnected")
-    return idle and (not pod.was_ready or (engine is not None and engine.phase == "Booting"))
-
-
-def within_budget(rollout: Rollout, view: Observed, actions: Sequence[Action], target: str) -> None:
-    """No more pods become unavailable than the strategy allows."""
-    own = _own(rollout, view)
-    out = {pod.uid for pod in own if _is_out(pod, view)}
-    new = {c.pod.uid for c in changes(rollout, view, actions) if c.digest == target} - out
-    new = {uid for uid in new if view.pods_by_uid[uid].was_ready}
-    limit = _limit(rollout, len(own))
-    if new and len(out) + len(new) > limit:
-        raise Violated("within budget", f"{len(out)} out, {len(new)} more told to change, {limit} allowed")
-
-
-def holds_still(rollout: Rollout, view: Observed, actions: Sequence[Action], decision: RolloutDecision) -> None:
-    """A paused or aborted rollout, and one beyond its failure policy, starts no activation."""
-    status = decision.status
-    if status is None:
+def zero_false_commits(
+    rollout: Rollout, view: Observed, decision: RolloutDecision, truth: Collection[Confirmation]
+) -> None:
+    """No pod is reported on a version that its engine did not confirm in its container's present life."""
+    if decision.status is None:
         return
-    paused = rollout.spec.paused or is_true(status.conditions, "Paused")
+    digest = decision.status.target.digest
+    proved = 0
+    for pod in _own(rollout, view):
+        engine = _engine(pod, view)
+        if engine is not None and _alive(pod.node, view) and engine.digest == digest:
+            proved += (pod.uid, digest, pod.restarts) in truth
+    if decision.status.pods.updated > proved:
+        raise Violated("zero false commits", f"{decision.status.pods.updated} pods reported, {proved} proved")
+
+
+def holds_still(rollout: Rollout, view: Observed, decision: RolloutDecision) -> None:
+    """While a rollout is paused or given up, no pod that serves is told to change, and new pods get what is stable."""
+    status = decision.status
+    if status is None or not status.target.digest:
+        return
     aborted = status.revision > 0 and status.aborted_revision == status.revision
-    too_many = status.pods.failed > rollout.spec.failure_policy.max_failed and not is_true(status.conditions, "Ready")
-    if not (paused or aborted or too_many):
+    if not (rollout.spec.paused or is_true(status.conditions, "Paused") or aborted):
         return
     target = status.target.digest
-    if not target:
+    if target == status.stable.digest or _was_complete(status):
         return
-    if any(change.digest == target for change in changes(rollout, view, actions) if not _repairs(change, view)):
-        raise Violated("holds still", "a pod was told to change")
-    complete = any(entry.revision == status.revision and entry.outcome == "Complete" for entry in status.history)
-    if complete:
+    for _, order, before in told(view, decision.actions):
+        pod, engine = view.pods.get(order.uid), _engine_of(order.uid, view)
+        if order.digest != target or (before is not None and before.digest == target):
+            continue
+        if engine is not None and (engine.digest == target or engine.phase == "Dirty"):
+            continue
+        if pod is None or pod.live:
+            raise Violated("holds still", f"{order.uid} was told to serve the version that is held back")
+
+
+def all_prepare_first(rollout: Rollout, view: Observed, decision: RolloutDecision) -> None:
+    """Before the first pod of a revision changes, every pod that can has prepared (or refused) the version."""
+    status = decision.status
+    if status is None or rollout.status.prepared_revision == status.revision:
         return
-    for action in actions:
-        for order in action.entry.pods if isinstance(action, Assign) and action.entry else ():
-            before, pod = _assigned(view.states[action.node], order.uid), view.pods_by_uid.get(order.uid)
-            is_new = before is None or (pod is not None and not pod.was_ready and before[1] != target)
-            if is_new and order.digest == target and (pod is None or pod.live):
-                engine = _engine(view.pods_by_uid[order.uid], view) if order.uid in view.pods_by_uid else None
-                if engine is None or engine.digest != target:
-                    raise Violated("holds still", f"the new pod {order.uid} was given the version that is held back")
-
-
-def _repairs(change: Changed, view: Observed) -> bool:
-    """Whether the pod is set back to what it serves."""
-    engine = _engine(change.pod, view)
-    return engine is not None and (engine.digest == change.digest or engine.phase == "Dirty")
-
-
-def only_what_is_ready(rollout: Rollout, view: Observed, actions: Sequence[Action], target: str) -> None:
-    """A pod changes only to what its node holds completely and its engine has prepared, after all others prepared it too."""
-    changed = [c for c in changes(rollout, view, actions) if c.digest == target and not _repairs(c, view)]
-    for change in changed:
-        staged = change.state.staged(change.digest)
-        engine = change.state.engine(change.pod.uid)
-        if staged is None or staged.phase != "Staged":
-            raise Violated("only what is staged", change.pod.uid)
-        if engine is None or engine.prepared != change.digest:
-            raise Violated("only what is prepared", change.pod.uid)
+    target = status.target.digest
+    if target == status.stable.digest:
+        return
+    changed = [order for _, order, before in told(view, decision.actions) if _changes(order, before, target, view)]
     if not changed:
         return
+    excused = {failure.pod_uid for failure in status.failures} | {failure.pod for failure in status.failures}
     for pod in _own(rollout, view):
-        engine, order = _engine(pod, view), _assigned(view.states.get(pod.node), pod.uid)
-        able = engine is not None and _alive(pod.node, view) and engine.phase in ("Serving", "Preparing")
+        engine, state = _engine(pod, view), view.states.get(pod.node)
         if (
-            able
-            and engine is not None
-            and target not in (engine.digest, engine.prepared)
-            and (not order or order[1] != target)
+            engine is None
+            or state is None
+            or not _alive(pod.node, view)
+            or engine.phase not in ("Serving", "Preparing")
         ):
-            staged = view.states[pod.node].staged(target)
-            if staged is None or staged.phase != "Failed":
-                raise Violated("all prepare first", f"{pod.uid} had not prepared")
+            continue
+        before = state.assigned(pod.uid)
+        if target in (engine.digest, engine.prepared, before.digest if before else "") or pod.restarts >= 2:
+            continue
+        if pod.uid not in excused and pod.name not in excused:
+            raise Violated("all prepare first", f"{pod.uid} had not prepared when {changed[0].uid} was told to change")
 
 
 def tokens_grow(before: NodeState | None, after: NodeState, live: Collection[str]) -> None:
@@ -216,7 +117,7 @@ def keeps_what_pods_need(
         return
     was, now = {item.digest for item in before.stage}, {item.digest for item in after.stage}
     if in_progress and last_complete in was - now:
-        raise Violated("the previous version stays staged", last_complete)
+        raise Violated("the stable version stays staged", last_complete)
     for pod in after.pods:
         if pod.digest in was - now:
             raise Violated("what a pod serves stays staged", pod.digest)
@@ -245,4 +146,57 @@ def says_why(decision: RolloutDecision) -> None:
     if ready.status != "True" and not any(others):
         raise Violated("says why", "neither Ready nor Reconciling, Paused or Stalled")
     if len(status.failures) > MAX_FAILURES or len(status.history) > MAX_HISTORY or len(status.conditions) > 12:
-        raise Violated("bounded status", "too long")
+        raise Violated("bounded", "the status is too long")
+
+
+def told(view: Observed, actions: Sequence[Action]) -> Iterator[tuple[NodeState, PodAssignment, PodAssignment | None]]:
+    """What each pod is told by these actions, and what it was told before."""
+    for action in actions:
+        if isinstance(action, Assign) and action.entry is not None:
+            state = view.states[action.node]
+            for order in action.entry.pods:
+                yield state, order, state.assigned(order.uid)
+
+
+def _changes(order: PodAssignment, before: PodAssignment | None, target: str, view: Observed) -> bool:
+    """Whether a pod that serves something else is told to serve the target."""
+    engine = _engine_of(order.uid, view)
+    if order.digest != target or before is None or before.digest == target or engine is None:
+        return False
+    boots = engine.phase in ("Booting", "Disconnected") or (engine.failed is not None and engine.failed.booting)
+    return not boots and engine.digest != target
+
+
+def _was_complete(status: WeightRolloutStatus) -> bool:
+    return any(entry.revision == status.revision and entry.outcome == "Complete" for entry in status.history)
+
+
+def _own(rollout: Rollout, view: Observed) -> list[Pod]:
+    """The rollout's live pods, by the rule in words: the oldest rollout that selects a pod owns it."""
+    found = []
+    rivals = [r for r in view.rollouts.values() if r.namespace == rollout.namespace and not r.terminating]
+    for pod in view.pods.values():
+        if pod.live and pod.namespace == rollout.namespace:
+            fits = [r for r in rivals if selects(r.spec.target.selector, pod.labels)]
+            if fits and min(fits, key=lambda r: (r.created_at, r.uid)).uid == rollout.uid:
+                found.append(pod)
+    return found
+
+
+def _engine(pod: Pod, view: Observed) -> EngineStatus | None:
+    state = view.states.get(pod.node)
+    return next((e for e in state.status.engines if e.pod_uid == pod.uid), None) if state else None
+
+
+def _engine_of(uid: str, view: Observed) -> EngineStatus | None:
+    pod = view.pods.get(uid)
+    return _engine(pod, view) if pod is not None else None
+
+
+def _alive(node: str, view: Observed) -> bool:
+    return view.follows(node)
+
+
+def _assigned(state: NodeState | None, uid: str) -> tuple[int, str] | None:
+    orders = [(p.token, p.digest) for e in (state.spec.rollouts if state else ()) for p in e.pods if p.uid == uid]
+    return max(orders) if orders else None

@@ -137,6 +137,7 @@ class Operator:
         self._count()
         try:
             if self.draw.random() < self.conflicts:
+                self.api.counts["write is refused"] += 1
                 raise Refused(action.node)
             self.api.perform(action)
         except server.Invalid as error:
@@ -165,9 +166,8 @@ class Operator:
     def _check(self, rollout: Rollout, view: Observed, decision: RolloutDecision) -> None:
         target = decision.status.target.digest if decision.status else ""
         invariants.zero_false_commits(rollout, view, decision, self.fleet.confirmations)
-        invariants.within_budget(rollout, view, decision.actions, target)
-        invariants.holds_still(rollout, view, decision.actions, decision)
-        invariants.only_what_is_ready(rollout, view, decision.actions, target)
+        invariants.holds_still(rollout, view, decision)
+        invariants.all_prepare_first(rollout, view, decision)
         invariants.says_why(decision)
         for action in decision.actions:
             if isinstance(action, Assign):
@@ -189,6 +189,7 @@ class Operator:
     def _count(self) -> None:
         """Perhaps this was the last one. Raises `Ended`."""
         if self.ends_after == 0:
+            self.api.counts["operator ends between two writes"] += 1
             raise Ended
         self.ends_after -= 1 if self.ends_after > 0 else 0
 
@@ -199,6 +200,7 @@ class Operator:
         if known is None or known[0] != resource_version or self.draw.random() < self.conflicts:
             if known is not None:
                 self._note(kind, name, *known)
+            self.api.counts["status is lost"] += kind == "rollout"
             raise Conflict(name)
         try:
             self.api.put(kind, name, value)
