@@ -116,8 +116,7 @@ def stance(share: Share, course: Course, failed: Collection[str]) -> Stance:
     others = [t for t in able if not t.prepared(digest)]
     everybody = course.rule.prepares == "All" and bool(digest)
     asked = [t for t in others if _is_asked(t, digest)] if everybody else []
-    idle = [t for t in others if t.connected and not _is_asked(t, digest)]
-    unreachable = {uid for uid, failure in share.missing.items() if failure.reason in failures.UNREACHABLE_REASONS}
+    idle = [t for t in others if t.connected and not _is_asked(t, digest) and t.pod.uid not in share.unreachable]
     prepares = [] if course.rule.prepares == "None" else [*ready, *asked]
     return Stance(
         digests=digests,
@@ -125,11 +124,11 @@ def stance(share: Share, course: Course, failed: Collection[str]) -> Stance:
         waited_for=tuple(
             t
             for t in share.targets
-            if t.pod.uid not in failed and t.pod.uid not in unreachable and _is_waited_for(t, digest)
+            if t.pod.uid not in failed and t.pod.uid not in share.unreachable and _is_waited_for(t, digest)
         ),
         busy=sum(1 for t in asked if t.connected),
         idle=tuple(idle) if everybody else (),
-        candidates=tuple(t for t in ready if _can_change(t, digest)),
+        candidates=tuple(t for t in ready if t.pod.uid not in share.unreachable and _can_change(t, digest)),
     )
 
 

@@ -36,9 +36,6 @@ MISSING_REASONS = frozenset(
     }
 )
 
-UNREACHABLE_REASONS = frozenset({"WriteRefused", "TooManyPods"})
-"""What such a pod is to do cannot be told to it."""
-
 _MAX_MESSAGE = 512
 
 

@@ -14,8 +14,8 @@ What one node refuses concerns that node: it is named in the rollout's next stat
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
@@ -128,7 +128,9 @@ class Loop:
         rollout: Rollout | None = self.cache.get("rollout", key[1])
         if rollout is None:
             return None
+        self._try_again(key, rollout, now)
         decision = rollouts.decide(rollout, self.cache.observed(), now, self.started_at)
+        self._forget_refusals(rollout, {action.node for action in decision.actions})
         waits = [decision.again_in_seconds]
         status = decision.status
         if status is not None and status != rollout.status:
@@ -136,6 +138,22 @@ class Loop:
         self._let_out(key, decision.actions, now, (rollout.uid, rollout.generation))
         await self.port.tell(decision.events)
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _try_again(self, key: Key, rollout: Rollout, now: datetime) -> None:
+        """Nodes that refused for long enough ago count as those that can be written to."""
+        refusals = self.cache.observed().refusals
+        for (uid, node), refusal in list(refusals.items()):
+            trouble = self._troubles.get((key, node))
+            if uid == rollout.uid and (trouble is None or now >= trouble.again_at):
+                refusals[uid, node] = replace(refusal, is_due=True)
+
+    def _forget_refusals(self, rollout: Rollout, nodes: Collection[str]) -> None:
+        """Where nothing is to be written any more, nothing can be refused."""
+        refusals = self.cache.observed().refusals
+        for (uid, node), refusal in list(refusals.items()):
+            if uid == rollout.uid and refusal.is_due and node not in nodes:
+                del refusals[uid, node]
+                self.wake(("rollout", f"{rollout.namespace}/{rollout.name}"), 0.0)
 
     async def _write_status(self, rollout: Rollout, status: WeightRolloutStatus, now: datetime) -> float | None:
         """Write it, or say in how many seconds it is time to, if it tells of nothing but progress."""
@@ -216,5 +234,6 @@ class Loop:
         if write.epoch[0]:
             refusal = Refusal(type(error).__name__, str(error)[:400])
             self.cache.observed().refusals[write.epoch[0], write.action.node] = refusal
+            self.wake(write.key, wait)
             return 0.0  # the status is to say so at once; the write itself waits
         return wait

@@ -215,6 +215,7 @@ class Refusal:
 
     reason: str
     message: str
+    is_due: bool = False  # it is time to try again
 
 
 def confirmed(

@@ -37,6 +37,7 @@ class Share:
     targets: tuple[Target, ...]
     failed: Mapping[str, Failure]  # by pod UID
     missing: Mapping[str, Failure]
+    unreachable: frozenset[str]  # UIDs of pods to which nothing can be told now
     prepared: int  # pods that have the target at hand, or serve it
     updated: int  # pods that serve it
     available: tuple[Target, ...]  # of service with what they are told, though perhaps not for long enough
@@ -85,6 +86,9 @@ def build(
         targets=targets,
         failed=failed,
         missing=missing,
+        unreachable=frozenset(t.pod.uid for t in targets)
+        if refusal and not refusal.is_due
+        else frozenset(without_room),
         prepared=sum(1 for t in targets if t.serves(digest) or t.prepared(digest)),
         updated=sum(1 for t in targets if t.serves(digest)),
         available=available,

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hotweights_kube import errors
 from hotweights_kube.client import Listing, Selection
@@ -424,3 +426,105 @@ async def test_kopf_that_ends_is_begun_anew_and_takes_nobody_with_it(
     await asyncio.gather(kopf, return_exceptions=True)
     ours.cancel()
     assert "kopf ended and is begun anew" in caplog.text
+
+
+class Store:
+    """NodeWeights with a history, as an API server has them."""
+
+    def __init__(self) -> None:
+        self.version, self.born = 0, 0
+        self.objects: dict[str, Body] = {}
+        self.history: list[tuple[int, Body]] = []
+        self.compacted = 0
+        self.moved = asyncio.Condition()
+        self.cuts = 0
+
+    def write(self, name: str) -> Body:
+        """Create or change it."""
+        self.version += 1
+        known = self.objects.get(name)
+        self.born += known is None
+        uid = known["metadata"]["uid"] if known else f"uid-{self.born}"
+        body = node_weights(name, self.version)
+        body["metadata"]["uid"] = uid
+        self.objects[name] = body
+        self.history.append((self.version, {"type": "MODIFIED" if known else "ADDED", "object": body}))
+        return body
+
+    def delete(self, name: str) -> None:
+        """If it is there."""
+        body = self.objects.pop(name, None)
+        if body is not None:
+            self.version += 1
+            last = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}}
+            self.history.append((self.version, {"type": "DELETED", "object": last}))
+
+    async def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
+        found, version = list(self.objects.values()), str(self.version)
+        for body in found:
+            yield Listing([body], version)
+            await asyncio.sleep(0)  # writes come in between pages, and the list does not show them
+        if not found:
+            yield Listing([], version)
+
+    async def stream(
+        self, resource: Resource, selection: Selection, query: Any, *, silence_seconds: float
+    ) -> AsyncGenerator[Body, None]:
+        seen, cuts = int(query["resourceVersion"]), self.cuts
+        while self.cuts == cuts:
+            if seen < self.compacted:
+                yield {"type": "ERROR", "object": {"code": 410, "message": "too old"}}
+            due = [(version, event) for version, event in self.history if version > seen]
+            if not due:
+                async with self.moved:
+                    await self.moved.wait()
+                continue
+            seen, event = due[0]
+            yield event
+
+    async def tell(self) -> None:
+        """Let whoever watches go on."""
+        async with self.moved:
+            self.moved.notify_all()
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+
+STEPS = st.one_of(
+    *(st.tuples(st.just(step), st.sampled_from("abc")) for step in ("write", "own write", "delete")),
+    *(st.tuples(st.just(step), st.just("")) for step in ("cut", "forget", "tell")),
+)
+
+
+@given(st.lists(STEPS, max_size=25))
+def test_whatever_happens_unseen_the_cache_ends_with_what_there_is(steps: list[tuple[str, str]]) -> None:
+    asyncio.run(_live_through(steps))
+
+
+async def _live_through(steps: list[tuple[str, str]]) -> None:
+    store, decider = Store(), Decider()
+    feed = Feed(decider, settings(), pace=Pace(backoff_seconds=(0.0, 0.0)))
+    states = source(feed, "state")
+    task = asyncio.create_task(feed.follow(store, states, feed.settings.namespace))
+    for step, name in steps:
+        match step:
+            case "write":
+                store.write(name)
+            case "own write":
+                body = store.write(name)
+                decider.cache.put("state", name, store.version, node_state(body))
+            case "delete":
+                store.delete(name)
+            case "cut":
+                store.cuts += 1
+            case "forget":  # the past, and whoever still wants to hear of it lists
+                store.compacted, store.history, store.cuts = store.version + 1, [], store.cuts + 1
+                store.version += 1
+            case "tell":
+                await store.tell()
+    wanted = {name: int(body["metadata"]["resourceVersion"]) for name, body in store.objects.items()}
+    async with asyncio.timeout(2):
+        while {state.name: int(state.resource_version) for state in decider.cache.values("state")} != wanted:
+            await store.tell()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

@@ -254,6 +254,20 @@ def test_a_node_that_refuses_is_named_and_holds_up_nobody() -> None:
     assert (s.told(1)[0], s.status.failures) == (NEW, [])
 
 
+def test_a_refusal_of_what_is_not_wanted_any_more_is_forgotten() -> None:
+    s = ready_to_change(1)
+    s.port.refuse["n0"] = Invalid("no")
+    s.pass_()
+    s.write_all()
+    known: Rollout = s.cache.get("rollout", "models/llm")
+    paused = known.spec.model_copy(update={"paused": True})
+    s.port.put("rollout", "models/llm", replace(known, spec=paused, generation=known.generation + 1))
+    for _ in range(3):
+        s.pass_()
+        s.now += timedelta(seconds=1)
+    assert s.status.failures == []
+
+
 def test_a_node_that_goes_on_refusing_is_asked_ever_more_rarely() -> None:
     s = ready_to_change(1)
     s.port.refuse["n0"] = Invalid("no")

@@ -408,6 +408,17 @@ def test_nobody_waits_for_a_pod_that_cannot_be_told_anything() -> None:
     assert [(f.node, f.reason) for f in status_of(decision).failures] == [("n1", "WriteRefused")]
 
 
+def test_a_node_that_refuses_takes_nobody_s_turn() -> None:
+    idle = {n: order(f"p{n}", OLD, prepare="") for n in (0, 1)}
+    states = [state(f"n{n}", [engine(n)], {f"p{n}": idle[n]}) for n in (0, 1)]
+    seen = world([pod(0), pod(1, "n1")], states)
+    assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW)) == {"p0"}
+    seen.refusals["r", "n0"] = Refusal("Invalid", "too many items")
+    assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW)) == {"p1"}
+    seen.refusals["r", "n0"] = Refusal("Invalid", "too many items", is_due=True)
+    assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW)) == {"p0"}
+
+
 def test_a_pod_that_is_ready_does_not_boot_though_its_agent_is_away() -> None:
     once = pod(0, restarts=1, last_run_seconds=9.0)
     states = [state("n0", [engine(0)], {"p0": order("p0", OLD, prepare="", revision=1)})]
