@@ -94,7 +94,8 @@ def prepared(count: int, digest: str = NEW, **more: Any) -> list[EngineStatus]:
 
 def order(uid: str, digest: str, **more: Any) -> PodAssignment:
     """What a pod is told."""
-    fields = {"name": uid, "namespace": "models", "token": 1, "revision": REVISION, "prepare": NEW, **more}
+    named = {"name": uid, "namespace": "models", "version": digest.removeprefix("sha256:")}
+    fields = {**named, "token": 1, "revision": REVISION, "prepare": NEW, **more}
     return PodAssignment(uid=uid, digest=digest, **fields)
 
 
