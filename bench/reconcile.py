@@ -38,6 +38,7 @@ from hotweights_kube.resources import NODE_WEIGHTS, Body
 LIMIT_SECONDS = 300.0
 QUIET_SECONDS = 1.0
 TICK_SECONDS = 0.005
+LOOK_SECONDS = 0.02
 ROUNDS = 200
 ROUNDS_SECONDS = 20.0
 TOLD_BEFORE_PAUSE = 32
@@ -88,44 +89,41 @@ async def world(nodes: int, pods: int) -> AsyncIterator[tuple[Server, Fleet, Ope
     figures = {"operator_mib": resident_mib() - before}
     began = time.monotonic()
     operator.start()
+    await reaches(server, "WeightVersion", "v1", "Ready")
+    await reaches(server, "WeightRollout", "llm", "Ready")
     quiet = await at_rest(server, operator)
-    resolved = server.objects["WeightVersion"]["v1"]["status"].get("digest")
-    if not resolved or status(server)["phase"] != "Complete":
-        raise SystemExit(f"the fleet was not complete on v0 at rest: {status(server)}")
     yield server, fleet, operator, {**figures, "start_seconds": quiet - began}
     await operator.stop()
 
 
 async def at_rest(server: Server, operator: Operator) -> float:
-    """Wait until nothing is asked any more; since when that is so."""
-    asked, since = -1, time.monotonic()
+    """Wait until nothing is asked any more, however often one looks; since when that is so."""
+    asked, since, looks = -1, time.monotonic(), 0
     until = since + LIMIT_SECONDS
-    while time.monotonic() < since + QUIET_SECONDS:
+    while looks * LOOK_SECONDS < QUIET_SECONDS:
         if time.monotonic() > until:
             raise SystemExit(f"the operator still writes after {LIMIT_SECONDS:.0f} s: {dict(server.requests)}")
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(LOOK_SECONDS)
+        looks += 1
         now = server.requests.total() + operator.depth
         if now != asked:
-            asked, since = now, time.monotonic()
+            asked, since, looks = now, time.monotonic(), 0
     return since
 
 
-def status(server: Server) -> Body:
-    """The rollout's."""
-    return {"phase": "", **server.objects["WeightRollout"]["llm"]["status"]}
-
-
-async def reaches(server: Server, condition: str) -> float:
+async def reaches(server: Server, kind: str, name: str, condition: str) -> float:
     """Wait until the status says so of the spec as it stands; the event loop's time then."""
     loop = asyncio.get_running_loop()
     until = loop.time() + LIMIT_SECONDS
+    status: Body = {}
     while loop.time() < until:
-        rollout = server.objects["WeightRollout"]["llm"]
-        current = status(server)["observedGeneration"] == rollout["metadata"]["generation"]
-        if current and any(c["type"] == condition and c["status"] == "True" for c in status(server)["conditions"]):
+        body = server.objects[kind][name]
+        status, generation = body["status"], body["metadata"]["generation"]
+        found = (c for c in status.get("conditions", ()) if c["type"] == condition and c["status"] == "True")
+        if status.get("observedGeneration") == generation and any(found):
             return loop.time()
-        await asyncio.sleep(0.01)
-    raise SystemExit(f"not {condition} after {LIMIT_SECONDS:.0f} s: {status(server)}")
+        await asyncio.sleep(LOOK_SECONDS)
+    raise SystemExit(f"{kind} {name} is not {condition} after {LIMIT_SECONDS:.0f} s: {status}")
 
 
 async def small_steps(nodes: int, pods: int) -> Figures:
@@ -153,7 +151,7 @@ async def all_at_once(nodes: int, pods: int) -> Figures:
     async with world(nodes, pods) as (server, fleet, _, figures):
         use, began = Use(server), asyncio.get_running_loop().time()
         fleet.edit(versionRef={"name": "v1"})
-        complete = await reaches(server, "Ready")
+        complete = await reaches(server, "WeightRollout", "llm", "Ready")
         used = use.end(nodes)
         prepared, told, served = (fleet.moments[what, DIGESTS["v1"]] for what in ("prepared", "told", "served"))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -211,7 +209,7 @@ async def pause(nodes: int, pods: int) -> Figures:
         fleet.noted = noted
         fleet.begin(tell, operator.by_kopf)
         fleet.edit(versionRef={"name": "v1"})
-        said_at = await reaches(server, "Paused")
+        said_at = await reaches(server, "WeightRollout", "llm", "Paused")
         await at_rest(server, operator)
         told = fleet.counts["told", v1]
     return {
