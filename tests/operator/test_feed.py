@@ -50,14 +50,14 @@ class Cluster:
     def __init__(self) -> None:
         self.objects: dict[str, list[Body]] = {}  # by plural
         self.version = 100
-        self.error: errors.KubeError | None = None
+        self.refused = {""}  # plurals that cannot be listed
         self.lists = 0
         self.cut = asyncio.Event()
 
     async def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
         self.lists += 1
-        if self.error:
-            raise self.error
+        if resource.plural in self.refused:
+            raise errors.Forbidden("not yet")
         namespace = selection.namespace if selection else None
         found = [
             body
@@ -115,11 +115,16 @@ class Running:
     """A feed with all its tasks."""
 
     def __init__(self, cluster: Cluster, told: Settings) -> None:
-        self.cluster, self.decider = cluster, Decider()
+        self.cluster, self.decider, self.now = cluster, Decider(), 0.0
         self.cache = self.decider.cache
-        self.feed = Feed(self.decider, told, pace=QUICK)
+        self.feed = Feed(self.decider, told, pace=QUICK, clock=lambda: self.now)
 
     async def __aenter__(self) -> Running:
+        self.start()
+        await until(self.feed.complete.is_set)
+        return self
+
+    def start(self) -> None:
         follows = [
             self.feed.follow(self.cluster, source, namespace)
             for source in self.feed.sources
@@ -127,8 +132,6 @@ class Running:
             for namespace in source.namespaces
         ]
         self.tasks = [asyncio.create_task(part) for part in (*follows, self.feed.relist(self.cluster))]
-        await until(self.feed.complete.is_set)
-        return self
 
     async def __aexit__(self, *_: object) -> None:
         for task in self.tasks:
@@ -204,25 +207,29 @@ async def test_what_we_wrote_after_the_list_stays() -> None:
         assert running.keys("state") == {"new"}
 
 
-async def test_nothing_is_decided_before_everything_was_listed() -> None:
+ALL = {"weightrollouts", "weightversions", "pods", "nodes", "nodeweights"}
+
+
+@pytest.mark.parametrize("last", sorted(ALL))
+async def test_nothing_is_decided_before_everything_was_listed(last: str) -> None:
     cluster = Cluster()
-    cluster.error = errors.Forbidden("not yet")
-    decider = Decider()
-    feed = Feed(decider, settings(relist_seconds=0.001), pace=QUICK)
-    tasks = [asyncio.create_task(feed.relist(cluster))]
-    tasks += [
-        asyncio.create_task(feed.follow(cluster, s, n)) for s in feed.sources if not s.by_kopf for n in s.namespaces
-    ]
-    await until(lambda: cluster.lists > 30)
+    cluster.refused, cluster.objects["weightrollouts"] = ALL, [rollout()]
+    running = Running(cluster, settings(relist_seconds=0.001))
+    feed, decider, running.now = running.feed, running.decider, 100.0
+    running.start()
+    await until(lambda: cluster.lists > 12)
     assert feed.unlisted() == ["agent", "node", "pod", "rollout", "state", "version"]
-    feed.note(source(feed, "rollout"), rollout())  # kopf may be faster
-    assert (decider.told, decider.all) == ([], 0)
-    cluster.error, cluster.objects["weightrollouts"] = None, [rollout()]
+    assert set(feed.ages().values()) == {100.0}, "a refusal is no word of anything"
+    cluster.refused = {last}
+    await until(lambda: len(feed.unlisted()) <= 2)
+    await until(lambda: cluster.lists > 40)
+    feed.note(source(feed, "rollout"), rollout(version=7))  # kopf may be faster
+    assert (decider.told, decider.all, feed.complete.is_set()) == ([], 0, False)
+    cluster.refused = set()
     await until(feed.complete.is_set)
     assert decider.all == 1
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    assert set(feed.ages().values()) == {0.0}
+    await running.__aexit__()
 
 
 def feed_of(*watched: str) -> tuple[Feed, Decider]:
