@@ -92,7 +92,7 @@ class Loop:
     filled: Callable[[], None] = lambda: None  # told when something is to be written
     _awaited: set[Key] = field(default_factory=set)  # to be decided about as soon as their writes have landed
     _troubles: dict[tuple[Key, str], _Trouble] = field(default_factory=dict)
-    _written_at: dict[str, datetime] = field(default_factory=dict)  # rollout UID → when its status was written last
+    _written_at: dict[Key, datetime] = field(default_factory=dict)  # when a rollout's status was written last
 
     async def reconcile(self, key: Key, now: datetime) -> None:
         """One pass of one key. Raises `KubeError` when a status was refused: then nothing else of the pass has happened."""
@@ -127,14 +127,17 @@ class Loop:
     async def _rollout(self, key: Key, now: datetime) -> float | None:
         rollout: Rollout | None = self.cache.get("rollout", key[1])
         if rollout is None:
+            self._written_at.pop(key, None)
+            for place in [place for place in self._troubles if place[0] == key]:
+                del self._troubles[place]
             return None
         self._try_again(key, rollout, now)
         decision = rollouts.decide(rollout, self.cache.observed(), now, self.started_at)
-        self._forget_refusals(rollout, {action.node for action in decision.actions})
+        self._forget_refusals(key, rollout, {action.node for action in decision.actions})
         waits = [decision.again_in_seconds]
         status = decision.status
         if status is not None and status != rollout.status:
-            waits.append(await self._write_status(rollout, status, now))
+            waits.append(await self._write_status(key, rollout, status, now))
         self._let_out(key, decision.actions, now, (rollout.uid, rollout.generation))
         await self.port.tell(decision.events)
         return min((wait for wait in waits if wait is not None), default=None)
@@ -147,22 +150,25 @@ class Loop:
             if uid == rollout.uid and (trouble is None or now >= trouble.again_at):
                 refusals[uid, node] = replace(refusal, is_due=True)
 
-    def _forget_refusals(self, rollout: Rollout, nodes: Collection[str]) -> None:
+    def _forget_refusals(self, key: Key, rollout: Rollout, nodes: Collection[str]) -> None:
         """Where nothing is to be written any more, nothing can be refused."""
         refusals = self.cache.observed().refusals
         for (uid, node), refusal in list(refusals.items()):
             if uid == rollout.uid and refusal.is_due and node not in nodes:
                 del refusals[uid, node]
-                self.wake(("rollout", f"{rollout.namespace}/{rollout.name}"), 0.0)
+                self._troubles.pop((key, node), None)
+                self.wake(key, 0.0)
 
-    async def _write_status(self, rollout: Rollout, status: WeightRolloutStatus, now: datetime) -> float | None:
+    async def _write_status(
+        self, key: Key, rollout: Rollout, status: WeightRolloutStatus, now: datetime
+    ) -> float | None:
         """Write it, or say in how many seconds it is time to, if it tells of nothing but progress."""
-        last = self._written_at.get(rollout.uid)
+        last = self._written_at.get(key)
         wait = 0.0 if last is None else PROGRESS_SECONDS - (now - last).total_seconds()
         if wait > 0 and summary.is_progress(rollout.status, status):
             return wait
         await self.port.write_rollout(rollout, status)
-        self._written_at[rollout.uid] = now
+        self._written_at[key] = now
         for outcome, seconds in revision.ended(rollout.status, status, now):
             self.meter.ended(outcome, seconds)
         return None

@@ -49,7 +49,8 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
     if not pods:
         return None
     digests = dict.fromkeys((pod.namespace, pod.digest) for pod in pods if pod.digest)
-    found = {digest: staging.remembered(namespace, digest, [state]) for namespace, digest in digests}
+    # With the route that it had: else, after an upgrade of the agents, every node would read the source at once.
+    found = {digest: staging.told(state, namespace, digest) for namespace, digest in digests}
     kept = {item.digest: item for item in current.stage} if current else {}
     stage = [kept.get(digest, item) for digest, item in found.items() if item is not None][:MAX_STAGE]
     return RolloutAssignment(uid=UNASSIGNED, stage=stage, pods=pods)

@@ -89,11 +89,12 @@ def describe(rollout: Rollout, digest: str, observed: Observed) -> StageItem | N
 
 def remembered(namespace: str, digest: str, states: Iterable[NodeState]) -> StageItem | None:
     """The item as it stands in some node's spec, without its route."""
-    item = next((item for state in states if (item := _told(state, namespace, digest)) is not None), None)
+    item = next((item for state in states if (item := told(state, namespace, digest)) is not None), None)
     return item.model_copy(update={"parents": [], "fallbacks": [], "collective": None}) if item else None
 
 
-def _told(state: NodeState, namespace: str, digest: str) -> StageItem | None:
+def told(state: NodeState, namespace: str, digest: str) -> StageItem | None:
+    """The item as any entry of the node has it, with its route."""
     if digest not in state.listed:
         return None
     items = (item for entry in state.spec.rollouts for item in entry.stage)

@@ -77,7 +77,7 @@ class Target:
             return False
         if self.engine is not None and self.engine.phase == "Booting":
             return True
-        if self.engine is not None and self.engine.phase == "Refused" and self.engine.failed is not None:
+        if self.engine is not None and self.engine.phase in ("Refused", "Failed") and self.engine.failed is not None:
             return self.engine.failed.booting and not self.engine.confirmed_at
         if self.engine is not None and self.engine.phase != "Disconnected":
             return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from hotweights_crds.conditions import find
-from hotweights_crds.nodeweights import MAX_PODS, MAX_RESOLVE, MAX_STAGE, UNASSIGNED, PodAssignment, ResolveItem
+from hotweights_crds.nodeweights import MAX_PODS, MAX_RESOLVE, MAX_STAGE, UNASSIGNED, Peer, PodAssignment, ResolveItem
 from hotweights_operator import nodes, versions
 from hotweights_operator.actions import Action, AskResolve, Assign, CreateNodeWeights
 from tests.operator.worlds import NEW, NOW, OLD, engine, gave_up, order, pod, rollout, state, version, world
@@ -58,6 +58,18 @@ def test_what_is_left_of_a_deleted_rollout_goes_when_its_pods_have_found_their_p
     both = known.spec.model_copy(update={"rollouts": [*known.spec.rollouts, first[0].entry]})
     after = replace(known, spec=both)
     assert nodes.decide("n0", world([pod(0)], [after], rollouts=[])).actions == (Assign("n0", "50", "gone", None),)
+
+
+def test_what_an_orphan_needs_stays_staged_with_the_route_that_it_had() -> None:
+    known = state("n0", [engine(0, OLD)], {"p0": OLD}, "gone")
+    (entry,) = known.spec.rollouts
+    routed = entry.stage[0].model_copy(update={"parents": [Peer(node="n1", endpoint="tcp://n1:1")]})
+    entry = entry.model_copy(update={"stage": [routed, *entry.stage[1:]]})
+    known = replace(known, spec=known.spec.model_copy(update={"rollouts": [entry]}))
+    (action,) = nodes.decide("n0", world([pod(0)], [known], rollouts=[])).actions
+    assert isinstance(action, Assign)
+    assert action.entry is not None
+    assert [(item.digest, [peer.node for peer in item.parents]) for item in action.entry.stage] == [(OLD, ["n1"])]
 
 
 def test_the_entry_of_a_rollout_that_is_being_deleted_stays_until_it_is_gone() -> None:
