@@ -20,6 +20,7 @@ from hotweights_operator.failures import Failures
 from hotweights_operator.holds import Hold
 from hotweights_operator.model import Pod, Rollout, Version
 from hotweights_operator.observed import Observed
+from hotweights_operator.selectors import selects
 from hotweights_operator.shares import Question, Share
 from hotweights_operator.summary import View
 from hotweights_operator.versions import is_failure
@@ -27,7 +28,7 @@ from hotweights_operator.versions import is_failure
 
 def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: datetime | None = None) -> RolloutDecision:
     """One step. ``started_at``: since when this process decides; a deadline never passes on another process's clock."""
-    version = observed.version(rollout.namespace, rollout.spec.version_ref.name)
+    version = observed.catalog.named(rollout.namespace, rollout.spec.version_ref.name)
     usable = version is not None and version.usable and not rollout.terminating
     base = revision.revised(rollout, version, now) if version and usable else rollout.status
     question = Question(
@@ -128,15 +129,20 @@ def _hold(
 def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:
     """Pods that the rollout selects and an older one owns."""
     older = []
-    for other in observed.rollouts_in(rollout.namespace):
+    for other in observed.claims.rollouts_in(rollout.namespace):
         if other.uid == rollout.uid:
             break
         older.append(other)
     if not older:
         return []
     found = []
-    for pod in observed.pods_in(rollout.namespace):
-        owner = observed.owner(pod.uid)
-        if pod.live and owner is not None and owner.uid != rollout.uid and observed.selects(rollout, pod):
+    for pod in observed.claims.pods_in(rollout.namespace):
+        owner = observed.claims.owner(pod.uid)
+        if (
+            pod.live
+            and owner is not None
+            and owner.uid != rollout.uid
+            and selects(rollout.spec.target.selector, pod.labels)
+        ):
             found.append((pod, owner))
     return found

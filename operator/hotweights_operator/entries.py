@@ -28,7 +28,7 @@ def writes(
     single pods need."""
     held = [version.digest for version in revision.kept(base)]
     common = (rollout.spec, base.revision, tuple(revision.kept(base)), stages)
-    common = observed.intern("entries", rollout.uid, (*common, observed.peers_epoch, observed.versions_epoch))
+    common = observed.intern("entries", rollout.uid, (*common, observed.peers_epoch, observed.catalog.epoch))
     pods: dict[str, list[PodAssignment]] = {}
     for node in _nodes(rollout, choice, observed):
         if node in choice.nodes or not _is_settled(rollout, node, choice, common, observed):
@@ -112,7 +112,7 @@ def _stays(rollout: Rollout, state: NodeState, pod: PodAssignment, observed: Obs
     known = observed.pods.get(pod.uid)
     if known is None or known.finished or known.node != state.name:
         return False
-    owner = observed.owner(pod.uid)
+    owner = observed.claims.owner(pod.uid)
     return (owner is not None and owner.uid == rollout.uid) or not taken_over(state, pod, rollout.uid)
 
 
@@ -131,7 +131,7 @@ def _version_name(
 ) -> str:
     """A version's name: as the rollout has it, as a WeightVersion of its namespace has it, or as the node has it."""
     own = (v.version for v in (base.target, base.stable, base.previous, *base.held) if v.digest == digest)
-    version = observed.version_of_digest(rollout.namespace, digest)
+    version = observed.catalog.of_digest(rollout.namespace, digest)
     return next(own, "") or (version.spec.version if version else "") or known_name(state, digest)
 
 

@@ -19,7 +19,7 @@ def decide(name: str, observed: Observed) -> NodeDecision:
     """One step for one node."""
     node, state = observed.nodes.get(name), observed.states.get(name)
     if state is None:
-        needed = observed.has_agent(name) or any(pod.live for pod in observed.pods_on(name))
+        needed = observed.has_agent(name) or any(pod.live for pod in observed.claims.pods_on(name))
         create = (CreateNodeWeights(name, node.uid),) if node is not None and needed else ()
         return NodeDecision(actions=create)
     wanted = _unassigned(state, observed)
@@ -43,7 +43,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
     """The entry for pods without a rollout; those that stand in it go first, and there are no more than it has room for."""
     current = state.entry(UNASSIGNED)
     there = {pod.uid for pod in current.pods} if current else set()
-    own = sorted(observed.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid))
+    own = sorted(observed.claims.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid))
     assigned = (_assigned(pod, state, observed) for pod in own if not pod.finished)
     pods = sorted([found for found in assigned if found is not None][:MAX_PODS], key=lambda pod: pod.uid)
     if not pods:
@@ -59,7 +59,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
 def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment | None:
     current = state.entry(UNASSIGNED)
     own = next((p for p in current.pods if p.uid == pod.uid), None) if current else None
-    if observed.owner(pod.uid) is not None:  # its rollout takes it over; until then it stands here
+    if observed.claims.owner(pod.uid) is not None:  # its rollout takes it over; until then it stands here
         return own if own is not None and not entries.taken_over(state, own, UNASSIGNED) else None
     known = state.assigned(pod.uid)
     digest = _kept_digest(pod, observed)

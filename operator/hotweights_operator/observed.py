@@ -1,7 +1,8 @@
 """All that is seen at one time, with the ways through it that decisions and wake-ups need.
 
-It is kept up to date object by object (`put`, `drop`), so that what one event costs does not grow with the cluster. It may be older
-than the truth; writes are fenced for that reason. Decisions only read it, and run between two events, never during one.
+It is kept up to date object by object (`put`, `drop`), so that what one event costs does not grow with the cluster; and what
+decisions found out about a node's pods is remembered until something on that node changes. It may be older than the truth; writes
+are fenced for that reason. Decisions only read it, and run between two events, never during one.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from hotweights_operator import shares, targets
+from hotweights_operator.catalog import Catalog
+from hotweights_operator.claims import Claims
 from hotweights_operator.model import Agent, Node, NodeState, Pod, Refusal, Rollout, Version
-from hotweights_operator.selectors import selects
 from hotweights_operator.shares import Question, Share
 from hotweights_operator.targets import Seen, Target
 
@@ -38,20 +40,14 @@ class Observed:
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._clock = clock
-        self.rollouts: dict[str, Rollout] = {}
-        """By UID."""
-        self.versions: dict[str, Version] = {}
-        """By UID."""
         self.nodes: dict[str, Node] = {}
         self.states: dict[str, NodeState] = {}
-        self.pods: dict[str, Pod] = {}
-        """The opted-in pods, by UID."""
+        self.claims = Claims(self._forget)
+        self.catalog = Catalog()
         self.refusals: dict[tuple[str, str], Refusal] = {}
         """(rollout UID, node) → what the API server said last to a write for it."""
         self.peers_epoch = 0
         """Grows whenever another agent might be asked for a version, or can no longer be."""
-        self.versions_epoch = 0
-        """Grows with every change of a WeightVersion."""
         self.remembered: dict[str, dict[tuple[str, str], Any]] = {}
         """Node → (what, rollout UID) → what decisions found out about it, for as long as nothing on the node changes."""
         self.interned: dict[tuple[str, str], Any] = {}
@@ -59,16 +55,6 @@ class Observed:
         self._follows: dict[str, bool] = {}
         self._peers: tuple[int, frozenset[str]] = (-1, frozenset())
         self._agents: dict[str, dict[str, Agent]] = {}  # node → UID → agent
-        self._rollouts_in: dict[str, list[Rollout]] = {}  # namespace → the oldest first, without those being deleted
-        self._versions_by_name: dict[tuple[str, str], dict[str, Version]] = {}
-        self._versions_by_digest: dict[tuple[str, str], dict[str, Version]] = {}
-        self.unresolved: dict[str, Version] = {}
-        """Versions without a digest, by UID."""
-        self._pods_on: dict[str, dict[str, Pod]] = {}
-        self._pods_in: dict[str, dict[str, Pod]] = {}
-        self._owner: dict[str, str] = {}  # pod UID → rollout UID
-        self._members: dict[str, set[str]] = {}  # rollout UID → pod UIDs
-        self._ordered: dict[str, dict[str, list[str]]] = {}  # rollout UID → node → its live pods' UIDs, all in order
         self._entered: dict[str, set[str]] = {}  # rollout UID → nodes with an entry of it
         self._asked: dict[str, set[str]] = {}  # version UID → nodes that are asked to read it
         self._targets: dict[str, Target] = {}
@@ -87,6 +73,21 @@ class Observed:
             self.put("pod", pod.uid, pod)
 
     # -- what decisions ask --------------------------------------------------------------------------------------------
+
+    @property
+    def rollouts(self) -> Mapping[str, Rollout]:
+        """By UID."""
+        return self.claims.rollouts
+
+    @property
+    def pods(self) -> Mapping[str, Pod]:
+        """The opted-in pods, by UID."""
+        return self.claims.pods
+
+    @property
+    def versions(self) -> Mapping[str, Version]:
+        """By UID."""
+        return self.catalog.by_uid
 
     def follows(self, node: str) -> bool:
         """Whether the node is Ready and its agent is Ready and has spoken: only then its word counts."""
@@ -110,66 +111,31 @@ class Observed:
             self._peers = (self.peers_epoch, found)
         return found
 
-    def version(self, namespace: str, name: str) -> Version | None:
-        """A WeightVersion by name, unless it is being deleted."""
-        found = self._versions_by_name.get((namespace, name), {})
-        return next((v for v in found.values() if not v.terminating), None)
+    def entered(self, rollout_uid: str) -> Collection[str]:
+        """Nodes with an entry of a rollout."""
+        return self._entered.get(rollout_uid, ())
 
-    def version_of_digest(self, namespace: str, digest: str) -> Version | None:
-        """Any WeightVersion of the namespace with this digest."""
-        return next(iter(self._versions_by_digest.get((namespace, digest), {}).values()), None)
-
-    def rollouts_in(self, namespace: str) -> list[Rollout]:
-        """The namespace's rollouts, the oldest first, without those being deleted."""
-        return self._rollouts_in.get(namespace, [])
-
-    def pods_on(self, node: str) -> Collection[Pod]:
-        """The opted-in pods of a node; of no node yet, for the empty name."""
-        return self._pods_on.get(node, {}).values()
-
-    def pods_in(self, namespace: str) -> Collection[Pod]:
-        """The opted-in pods of a namespace."""
-        return self._pods_in.get(namespace, {}).values()
-
-    def owner(self, pod_uid: str) -> Rollout | None:
-        """The rollout that a pod belongs to: the oldest one that selects it, whatever comes later."""
-        uid = self._owner.get(pod_uid)
-        return self.rollouts.get(uid) if uid else None
-
-    def selecting(self, pod: Pod) -> list[Rollout]:
-        """All rollouts that select a pod; the first one owns it."""
-        return [r for r in self.rollouts_in(pod.namespace) if selects(r.spec.target.selector, pod.labels)]
-
-    @staticmethod
-    def selects(rollout: Rollout, pod: Pod) -> bool:
-        """Whether a rollout's selector matches a pod of its namespace."""
-        return rollout.namespace == pod.namespace and selects(rollout.spec.target.selector, pod.labels)
+    def asked(self, version_uid: str) -> list[str]:
+        """Nodes that are asked to read a version's source."""
+        return sorted(self._asked.get(version_uid, ()))
 
     def target(self, pod_uid: str) -> Target:
         """A pod with what is known about it."""
         found = self._targets.get(pod_uid)
         if found is None:
             pod = self.pods[pod_uid]
-            found = self._targets[pod_uid] = targets.build(
-                pod,
-                self.nodes.get(pod.node),
-                self.states.get(pod.node),
-                self._seen[pod_uid],
-                follows=self.follows(pod.node),
-            )
+            node, state = self.nodes.get(pod.node), self.states.get(pod.node)
+            found = targets.build(pod, node, state, self._seen[pod_uid], follows=self.follows(pod.node))
+            self._targets[pod_uid] = found
         return found
 
     def nodes_of(self, rollout_uid: str) -> Collection[str]:
         """The nodes of a rollout's live pods, in order; the empty name for those that have none yet."""
-        return self._pods_by_node(rollout_uid).keys()
-
-    def targets_of(self, rollout_uid: str) -> list[Target]:
-        """A rollout's live pods, by node and name."""
-        return [self.target(uid) for uids in self._pods_by_node(rollout_uid).values() for uid in uids]
+        return self.claims.pods_by_node(rollout_uid).keys()
 
     def targets_on(self, rollout_uid: str, node: str) -> list[Target]:
-        """Those of one node, by name."""
-        return [self.target(uid) for uid in self._pods_by_node(rollout_uid).get(node, ())]
+        """A rollout's live pods on a node, by name."""
+        return [self.target(uid) for uid in self.claims.pods_by_node(rollout_uid).get(node, ())]
 
     def share(self, rollout_uid: str, node: str, question: Question) -> Share:
         """What a rollout's pods on one node are at."""
@@ -177,7 +143,7 @@ class Observed:
         known = self.remembered.setdefault(node, {})
         found: tuple[Question, Refusal | None, Share] | None = known.get(("share", rollout_uid))
         if found is None or found[0] is not question or found[1] != refusal:
-            own = tuple(self.target(uid) for uid in self._pods_by_node(rollout_uid)[node])
+            own = tuple(self.targets_on(rollout_uid, node))
             found = (question, refusal, shares.build(rollout_uid, node, own, self.states.get(node), question, refusal))
             known["share", rollout_uid] = found
         return found[2]
@@ -189,32 +155,15 @@ class Observed:
             self.interned[what, rollout_uid] = known = value
         return known
 
-    def _pods_by_node(self, rollout_uid: str) -> dict[str, list[str]]:
-        ordered = self._ordered.get(rollout_uid)
-        if ordered is None:
-            own = [self.pods[uid] for uid in self._members.get(rollout_uid, ())]
-            ordered = self._ordered[rollout_uid] = {}
-            for pod in sorted((pod for pod in own if pod.live), key=lambda pod: (pod.node, pod.name, pod.uid)):
-                ordered.setdefault(pod.node, []).append(pod.uid)
-        return ordered
-
-    def entered(self, rollout_uid: str) -> Collection[str]:
-        """Nodes with an entry of a rollout."""
-        return self._entered.get(rollout_uid, ())
-
-    def asked(self, version_uid: str) -> list[str]:
-        """Nodes that are asked to read a version's source."""
-        return sorted(self._asked.get(version_uid, ()))
-
     # -- what happens --------------------------------------------------------------------------------------------------
 
     def put(self, kind: Kind, key: str, value: Any) -> None:
         """An object is new or different."""
         match kind:
             case "rollout":
-                self._put_rollout(value)
+                self.claims.put_rollout(value)
             case "version":
-                self._put_version(value)
+                self.catalog.put(value)
             case "node":
                 old = self.nodes.get(value.name)
                 self.nodes[value.name] = value
@@ -224,7 +173,9 @@ class Observed:
             case "state":
                 self._put_state(value)
             case "pod":
-                self._put_pod(value)
+                self._seen[value.uid] = self._seen_now(self.pods.get(value.uid), value)
+                self._targets.pop(value.uid, None)
+                self.claims.put_pod(value)
 
     def drop(self, kind: Kind, key: str, value: Any) -> None:
         """An object, known as ``value``, is gone."""
@@ -232,7 +183,7 @@ class Observed:
             case "rollout":
                 self._drop_rollout(value)
             case "version":
-                self._drop_version(value)
+                self.catalog.drop(value)
             case "node":
                 self.nodes.pop(value.name, None)
                 self._touch(value.name, peers=True)
@@ -244,13 +195,18 @@ class Observed:
                 self._index_state(value.name, value, None)
                 self._touch(value.name, peers=True)
             case "pod":
-                self._drop_pod(value)
+                self._targets.pop(value.uid, None)
+                self._seen.pop(value.uid, None)
+                self.claims.drop_pod(value)
+
+    def _forget(self, node: str) -> None:
+        self.remembered.pop(node, None)
 
     def _touch(self, node: str, *, peers: bool) -> None:
         """What was put together about the node's pods is put together anew."""
-        for uid in self._pods_on.get(node, ()):
-            self._targets.pop(uid, None)
-        self.remembered.pop(node, None)
+        for pod in self.claims.pods_on(node):
+            self._targets.pop(pod.uid, None)
+        self._forget(node)
         self._follows.pop(node, None)
         if peers:
             self.peers_epoch += 1
@@ -282,85 +238,12 @@ class Observed:
             for uid in now - was:
                 index.setdefault(uid, set()).add(name)
 
-    def _put_version(self, value: Version) -> None:
-        old = self.versions.get(value.uid)
-        self.versions_epoch += 1
-        if old is not None:
-            self._drop_version(old)
-        self.versions[value.uid] = value
-        self._versions_by_name.setdefault((value.namespace, value.name), {})[value.uid] = value
-        if value.status.digest:
-            self._versions_by_digest.setdefault((value.namespace, value.status.digest), {})[value.uid] = value
-        else:
-            self.unresolved[value.uid] = value
-
-    def _drop_version(self, value: Version) -> None:
-        self.versions_epoch += 1
-        self.versions.pop(value.uid, None)
-        self.unresolved.pop(value.uid, None)
-        for index, name in (
-            (self._versions_by_name, (value.namespace, value.name)),
-            (self._versions_by_digest, (value.namespace, value.status.digest)),
-        ):
-            index.get(name, {}).pop(value.uid, None)
-            if not index.get(name, {"": None}):
-                del index[name]
-
-    def _put_rollout(self, value: Rollout) -> None:
-        old = self.rollouts.get(value.uid)
-        self.rollouts[value.uid] = value
-        claims = old is None or (old.age_key, old.terminating) != (value.age_key, value.terminating)
-        claims = claims or old is None or old.spec.target != value.spec.target
-        self._list_rollouts(value.namespace, claims=claims)
-
     def _drop_rollout(self, value: Rollout) -> None:
-        self.rollouts.pop(value.uid, None)
-        self._list_rollouts(value.namespace, claims=True)
+        self.claims.drop_rollout(value)
         for node in [node for uid, node in self.refusals if uid == value.uid]:
             del self.refusals[value.uid, node]
         for what, uid in [known for known in self.interned if known[1] == value.uid]:
             del self.interned[what, uid]
-
-    def _list_rollouts(self, namespace: str, *, claims: bool) -> None:
-        """The namespace's rollouts anew, and, if that may have changed, to whom its pods belong."""
-        own = (r for r in self.rollouts.values() if r.namespace == namespace and not r.terminating)
-        self._rollouts_in[namespace] = sorted(own, key=lambda rollout: rollout.age_key)
-        if not claims:
-            return
-        for pod in self.pods_in(namespace):
-            self._claim(pod.uid, pod, moved=False)
-
-    def _claim(self, uid: str, pod: Pod | None, *, moved: bool) -> None:
-        """To whom a pod belongs; None: it is gone. ``moved``: it stands at another place among its owner's pods."""
-        before = self._owner.get(uid, "")
-        after = next((r.uid for r in self.selecting(pod)), "") if pod else ""
-        if before == after and not moved:
-            return
-        self._owner.pop(uid, None)
-        if pod is not None:
-            self.remembered.pop(pod.node, None)
-        if before:
-            self._members[before].discard(uid)
-            self._ordered.pop(before, None)
-        if after:
-            self._owner[uid] = after
-            self._members.setdefault(after, set()).add(uid)
-            self._ordered.pop(after, None)
-
-    def _put_pod(self, value: Pod) -> None:
-        old = self.pods.get(value.uid)
-        if old is not None and old.node != value.node:
-            self._pods_on[old.node].pop(value.uid, None)
-            self.remembered.pop(old.node, None)
-        self.pods[value.uid] = value
-        self.remembered.pop(value.node, None)
-        self._pods_on.setdefault(value.node, {})[value.uid] = value
-        self._pods_in.setdefault(value.namespace, {})[value.uid] = value
-        self._targets.pop(value.uid, None)
-        self._seen[value.uid] = self._seen_now(old, value)
-        moved = old is None or (old.live, old.node, old.name) != (value.live, value.node, value.name)
-        if moved or (old is not None and old.labels != value.labels):
-            self._claim(value.uid, value, moved=moved)
 
     def _seen_now(self, old: Pod | None, new: Pod) -> Seen:
         known, now = self._seen.get(new.uid), self._clock()
@@ -370,17 +253,6 @@ class Observed:
             return Seen(shown_since, None)
         since = known.unready_since if known and known.unready_since else now
         return Seen(shown_since, since)
-
-    def _drop_pod(self, value: Pod) -> None:
-        self.pods.pop(value.uid, None)
-        self.remembered.pop(value.node, None)
-        for index, key in ((self._pods_on, value.node), (self._pods_in, value.namespace)):
-            index.get(key, {}).pop(value.uid, None)
-            if not index.get(key, {"": None}):
-                del index[key]
-        self._targets.pop(value.uid, None)
-        self._seen.pop(value.uid, None)
-        self._claim(value.uid, None, moved=True)
 
 
 def _uids(state: NodeState | None) -> tuple[set[str], set[str]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
 from hotweights_crds.conditions import find
-from hotweights_crds.nodeweights import StagedVersion
+from hotweights_crds.nodeweights import PodAssignment, StagedVersion
 from hotweights_crds.weightrollout import VersionStatus, WeightRolloutStatus
 from hotweights_operator import revision
 from hotweights_operator.actions import RolloutDecision
 from hotweights_operator.decide import decide
-from hotweights_operator.model import Refusal, Rollout
+from hotweights_operator.model import Pod, Refusal, Rollout
+from hotweights_operator.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
     NEW,
@@ -243,7 +245,8 @@ def test_new_pods_get_what_is_stable_while_a_rollback_is_paused() -> None:
 # -- crash loops and refusals at boot (F4) -------------------------------------------------------------------------------
 
 
-def looping(number: int, restarts: int, **more: object) -> object:
+def looping(number: int, restarts: int, **more: Any) -> Pod:
+    """A pod whose container ends soon after it starts."""
     return pod(number, ready=False, gate=False, shows="", restarts=restarts, last_run_seconds=5.0, **more)
 
 
@@ -291,7 +294,7 @@ def test_a_version_refused_at_boot_makes_room_for_the_stable_one() -> None:
 
 def test_a_looping_pod_holds_up_nobody() -> None:
     engines = [engine(0, "", phase="Booting"), *prepared(4)[1:]]
-    orders_ = {"p0": order("p0", OLD, prepare=""), **{f"p{n}": OLD for n in (1, 2, 3)}}
+    orders_: dict[str, str | PodAssignment] = {"p0": order("p0", OLD, prepare=""), **{f"p{n}": OLD for n in (1, 2, 3)}}
     known = {**AT_NEW, "failures": [{"pod": "p0", "podUID": "p0", "reason": "CrashLooping"}], "preparedRevision": 2}
     seen = world([looping(0, 3), *(pod(n) for n in (1, 2, 3))], [state("n0", engines, orders_)])
     assert told_to_change(decide(rollout(known, **LENIENT), seen, NOW)) == {"p1"}
@@ -424,13 +427,13 @@ def test_a_pod_that_is_ready_does_not_boot_though_its_agent_is_away() -> None:
     states = [state("n0", [engine(0)], {"p0": order("p0", OLD, prepare="", revision=1)})]
     seen = world([once], states, agents={"n0": False})
     for spec in ({}, {"paused": True}):
-        assert told(decide(rollout(AT_NEW, **spec), seen, NOW)).get("p0", OLD) == OLD  # type: ignore[arg-type]
+        assert told(decide(rollout(AT_NEW, **spec), seen, NOW)).get("p0", OLD) == OLD
 
 
 # -- a budget in the truth (F12, F13) ------------------------------------------------------------------------------------
 
 
-def changed(number: int, **more: object) -> object:
+def changed(number: int, **more: Any) -> Pod:
     """A pod whose engine has just confirmed the new version."""
     return pod(number, **{"shows": NEW, **more})
 
@@ -459,7 +462,7 @@ def test_the_next_pod_waits_until_the_pod_object_shows_that_the_last_one_is_of_s
     seen = world(
         [changed(0, **shown), pod(1)],
         [state("n0", engines, {"p0": NEW, "p1": OLD})],
-        clock=lambda: NOW,  # type: ignore[list-item]
+        clock=lambda: NOW,
     )
     decision = decide(rollout({**AT_NEW, "preparedRevision": 2}), seen, NOW)
     assert (told_to_change(decision) == {"p1"}) is goes_on
@@ -470,14 +473,14 @@ def test_a_pod_must_be_ready_for_as_long_as_the_spec_says() -> None:
     engines = [engine(0, NEW), *prepared(2)[1:]]
     since = NOW - timedelta(seconds=20)
     pods = [changed(0, gate_since=since, ready_since=since), pod(1, ready_since=NOW - timedelta(hours=1))]
-    seen = world(pods, [state("n0", engines, {"p0": NEW, "p1": OLD})], clock=lambda: since)  # type: ignore[arg-type]
+    seen = world(pods, [state("n0", engines, {"p0": NEW, "p1": OLD})], clock=lambda: since)
     slow = rollout({**AT_NEW, "preparedRevision": 2}, minReadySeconds=30)
     assert told_to_change(decide(slow, seen, NOW)) == set()
     assert decide(slow, seen, NOW).again_in_seconds == pytest.approx(10.0)
     assert told_to_change(decide(slow, seen, NOW + timedelta(seconds=10))) == {"p1"}
     # The kubelet never saw the gate False: Ready is as old as ever.
     pods = [changed(0, gate_since=since, ready_since=NOW - timedelta(hours=1)), pod(1)]
-    seen = world(pods, [state("n0", engines, {"p0": NEW, "p1": OLD})], clock=lambda: since)  # type: ignore[arg-type]
+    seen = world(pods, [state("n0", engines, {"p0": NEW, "p1": OLD})], clock=lambda: since)
     assert told_to_change(decide(slow, seen, NOW)) == set()
 
 
@@ -503,7 +506,7 @@ def test_the_last_pod_that_serves_is_not_switched_unless_all_may_go_at_once() ->
 
 def test_a_pod_that_is_of_no_service_for_five_minutes_is_named_and_left_out() -> None:
     dead = pod(1, ready=False, was_ready=False, gate=False)
-    given = {"p0": OLD, "p1": order("p1", NEW, prepare="")}
+    given: dict[str, str | PodAssignment] = {"p0": OLD, "p1": order("p1", NEW, prepare="")}
     seen = world([pod(0), dead], [state("n0", prepared(1), given)], clock=lambda: NOW)
     running = rollout({**AT_NEW, "preparedRevision": 2})
     first = decide(running, seen, NOW + timedelta(seconds=299))
@@ -517,14 +520,14 @@ def test_a_pod_that_is_of_no_service_for_five_minutes_is_named_and_left_out() ->
 
 
 def test_going_to_and_fro_is_no_progress() -> None:
-    def seen(done: int) -> object:
+    def seen(done: int) -> Observed:
         staged = [StagedVersion(digest=NEW, phase="Fetching", bytes_done=done, bytes_total=100)]
         return world([pod(0)], [state("n0", [engine(0)], {"p0": OLD}, staged=staged)])
 
     running, now = rollout(AT_NEW), NOW
     for step in range(30):
         now += timedelta(seconds=60)
-        running = next_pass(running, decide(running, seen(60 * (step % 2)), now))  # type: ignore[arg-type]
+        running = next_pass(running, decide(running, seen(60 * (step % 2)), now))
     stalled = find(running.status.conditions, "Stalled")
     assert stalled is not None
     assert stalled.reason == "ProgressDeadlineExceeded"
