@@ -66,7 +66,7 @@ async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callab
         return metrics.Pulse(
             min(ages.values()),
             queue.depth,
-            queue.oldest_seconds,
+            max(queue.oldest_seconds, reconciler.stalled_seconds),
             feed.complete.is_set(),
             ages=ages,
             unlisted=feed.unlisted(),

@@ -66,9 +66,8 @@ class Performer:
     cache: Cache
     recorder: Recorder
     namespace: str  # of the installation
-    wrote: Callable[[Kind, str, Any], None] = lambda kind, key, old: (
-        None
-    )  # told after the cache has it, with what was there
+    wrote: Callable[[Kind, str, Any], None] = lambda kind, key, old: None
+    """Told after the cache has it, with what was there."""
 
     async def act(self, action: Action) -> None:
         """One server-side apply. Raises `KubeError`; after a conflict what is there has been read again."""
@@ -77,19 +76,19 @@ class Performer:
         except (errors.Conflict, errors.NotFound):
             await self._refetch(action.node)
             raise
-        self._keep("state", action.node, body, observe.node_state(body))
+        self._keep("state", action.node, body, observe.node_state)
         if isinstance(action, Assign):
             await self.tell(action.events)
 
     async def write_rollout(self, rollout: Rollout, status: WeightRolloutStatus) -> None:
         """Replace the status. Raises `Conflict` when it was decided on the past."""
         body = await self._patch_status(WEIGHT_ROLLOUTS, "rollout", rollout, status)
-        self._keep("rollout", f"{rollout.namespace}/{rollout.name}", body, observe.rollout(body))
+        self._keep("rollout", f"{rollout.namespace}/{rollout.name}", body, observe.rollout)
 
     async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
         """The same for a WeightVersion."""
         body = await self._patch_status(WEIGHT_VERSIONS, "version", version, status)
-        self._keep("version", f"{version.namespace}/{version.name}", body, observe.version(body))
+        self._keep("version", f"{version.namespace}/{version.name}", body, observe.version)
 
     async def tell(self, events: Iterable[Event]) -> None:
         """Say it; nothing depends on whether it is heard."""
@@ -157,7 +156,7 @@ class Performer:
         except errors.KubeError as error:
             log.debug("node %s was not read again: %s", node, error)
         else:
-            self._keep("state", node, body, observe.node_state(body))
+            self._keep("state", node, body, observe.node_state)
 
     async def _refetch_thing(self, resource: Resource, kind: Kind, thing: Rollout | Version) -> None:
         key = f"{thing.namespace}/{thing.name}"
@@ -168,9 +167,15 @@ class Performer:
         except errors.KubeError as error:
             log.debug("%s was not read again: %s", key, error)
         else:
-            self._keep(kind, key, body, observe.rollout(body) if kind == "rollout" else observe.version(body))
+            self._keep(kind, key, body, observe.rollout if kind == "rollout" else observe.version)
 
-    def _keep(self, kind: Kind, key: str, body: Body, value: Any) -> None:
+    def _keep(self, kind: Kind, key: str, body: Body, parse: Callable[[Body], Any]) -> None:
+        """It is so now. What does not fit this release is left to the watch, which counts and names it."""
+        try:
+            value = parse(body)
+        except observe.Malformed as error:
+            log.debug("%s", error)
+            return
         old = self.cache.get(kind, key)
         if self.cache.put(kind, key, int(body["metadata"]["resourceVersion"]), value):
             self.wrote(kind, key, old)

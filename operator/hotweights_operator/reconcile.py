@@ -47,11 +47,17 @@ class Reconciler:
     meter: Meter
     loop: Loop = field(init=False)
     _to_write: asyncio.Event = field(default_factory=asyncio.Event)
+    _written_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
         self.loop = Loop(
-            self.cache, self.port, self.meter, self.queue.add, started_at=datetime.now(UTC), filled=self._to_write.set
+            self.cache, self.port, self.meter, self.queue.add, started_at=datetime.now(UTC), filled=self._fill
         )
+
+    def _fill(self) -> None:
+        if not self._to_write.is_set():
+            self._written_at = time.monotonic()
+        self._to_write.set()
 
     def changed(self, kind: Kind, key: str, old: Any) -> None:
         """An object is new, different or gone in the cache: what depends on it is looked at."""
@@ -74,11 +80,23 @@ class Reconciler:
     async def write(self) -> None:
         """Write what was decided, one after the other, for ever."""
         while True:
-            if not await self.loop.write_one(datetime.now(UTC)):
+            try:
+                wrote = await self.loop.write_one(datetime.now(UTC))
+            except Exception:
+                log.exception("a defect of the operator; please report it")
+                self.meter.reconciled("write", "defect", 0.0)
+                wrote = True
+            self._written_at = time.monotonic()
+            if not wrote:
                 self._to_write.clear()
                 await self._to_write.wait()
             elif len(self.loop.outbox):
                 self._to_write.set()  # a node that was being written to is free again
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long no write has ended though some wait."""
+        return time.monotonic() - self._written_at if len(self.loop.outbox) else 0.0
 
     async def _guarded(self, key: Key, busy: float) -> str:
         try:

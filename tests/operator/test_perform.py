@@ -23,13 +23,14 @@ class Server:
         self.written: list[tuple[str, Body, str]] = []
         self.error: Exception | None = None
         self.there = True
+        self.answer: Body = {}
 
     def _answer(self, verb: str, body: Body, manager: str) -> Body:
         if self.error is not None:
             raise self.error
         self.written.append((verb, body, manager))
         metadata = {**body.get("metadata", {}), "resourceVersion": "9", "uid": "u"}
-        return {"spec": {}, **body, "metadata": metadata}
+        return {"spec": {}, **body, "metadata": metadata, **self.answer}
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Body:
         if not self.there:
@@ -132,3 +133,9 @@ async def test_a_status_is_fenced_and_read_back(server: Server, performer: Perfo
     await performer.write_rollout(rollout, WeightRolloutStatus(phase="Staging"))
     assert server.written[0][0] == "patch status 7"
     assert performer.cache.get("rollout", "models/r").status.phase == "Staging"
+
+
+async def test_an_answer_of_another_release_changes_nothing_that_is_known(server: Server, performer: Performer) -> None:
+    server.answer = {"spec": {"rollouts": "a text"}}
+    await performer.act(ASSIGN)
+    assert performer.cache.get("state", "n").resource_version == "7"
