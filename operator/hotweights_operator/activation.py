@@ -144,6 +144,8 @@ def _kept(target: Target, course: Course, has_failed: bool) -> str | None:
         return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else None
     if engine is None:
         return order.digest
+    if not order.digest and target.proved:
+        return target.proved  # it may keep what it serves: now it is said what that is
     if engine.phase == "Dirty":
         return course.stable if has_failed or order.digest not in (course.target, course.stable) else order.digest
     given_up = target.gave_up_its_order or (has_failed and order.digest == course.target)
@@ -189,7 +191,9 @@ def _has_given_up(target: Target, digest: str, course: Course, has_failed: bool)
         return True
     if target.gave_up_its_order and digest == target.told:
         return True
-    return digest != course.stable and _cannot_come(target, digest)
+    if digest == course.stable:
+        return False
+    return _cannot_come(target, digest) or (digest == target.told and target.crashes >= failures.CRASHES)
 
 
 def _cannot_come(target: Target, digest: str) -> bool:

@@ -92,6 +92,9 @@ class Loop:
     filled: Callable[[], None] = lambda: None  # told when something is to be written
     _awaited: set[Key] = field(default_factory=set)  # to be decided about as soon as their writes have landed
     _troubles: dict[tuple[Key, str], _Trouble] = field(default_factory=dict)
+    _idle: dict[Key, frozenset[str]] = field(
+        default_factory=dict
+    )  # nodes that refused something that is not wanted any more
     _written_at: dict[Key, datetime] = field(default_factory=dict)  # when a rollout's status was written last
 
     async def reconcile(self, key: Key, now: datetime) -> None:
@@ -128,12 +131,13 @@ class Loop:
         rollout: Rollout | None = self.cache.get("rollout", key[1])
         if rollout is None:
             self._written_at.pop(key, None)
+            self._idle.pop(key, None)
             for place in [place for place in self._troubles if place[0] == key]:
                 del self._troubles[place]
             return None
-        self._try_again(key, rollout, now)
+        self._look_at_refusals(key, rollout, now)
         decision = rollouts.decide(rollout, self.cache.observed(), now, self.started_at)
-        self._forget_refusals(key, rollout, {action.node for action in decision.actions})
+        self._note_idle(key, rollout, {action.node for action in decision.actions})
         waits = [decision.again_in_seconds]
         status = decision.status
         if status is not None and status != rollout.status:
@@ -142,22 +146,27 @@ class Loop:
         await self.port.tell(decision.events)
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _try_again(self, key: Key, rollout: Rollout, now: datetime) -> None:
-        """Nodes that refused for long enough ago count as those that can be written to."""
-        refusals = self.cache.observed().refusals
+    def _look_at_refusals(self, key: Key, rollout: Rollout, now: datetime) -> None:
+        """Nodes that refused for long enough ago count as those that can be written to; where nothing is to be written any more,
+        nothing can be refused."""
+        refusals, idle = self.cache.observed().refusals, self._idle.pop(key, frozenset())
         for (uid, node), refusal in list(refusals.items()):
             trouble = self._troubles.get((key, node))
-            if uid == rollout.uid and (trouble is None or now >= trouble.again_at):
-                refusals[uid, node] = replace(refusal, is_due=True)
-
-    def _forget_refusals(self, key: Key, rollout: Rollout, nodes: Collection[str]) -> None:
-        """Where nothing is to be written any more, nothing can be refused."""
-        refusals = self.cache.observed().refusals
-        for (uid, node), refusal in list(refusals.items()):
-            if uid == rollout.uid and refusal.is_due and node not in nodes:
+            if uid != rollout.uid:
+                continue
+            if node in idle:
                 del refusals[uid, node]
                 self._troubles.pop((key, node), None)
-                self.wake(key, 0.0)
+            elif trouble is None or now >= trouble.again_at:
+                refusals[uid, node] = replace(refusal, is_due=True)
+
+    def _note_idle(self, key: Key, rollout: Rollout, nodes: Collection[str]) -> None:
+        """Remember for the next pass which nodes could be written to again and are not to be."""
+        refusals = self.cache.observed().refusals.items()
+        idle = {node for (uid, node), known in refusals if uid == rollout.uid and known.is_due and node not in nodes}
+        if idle:
+            self._idle[key] = frozenset(idle)
+            self.wake(key, 0.0)
 
     async def _write_status(
         self, key: Key, rollout: Rollout, status: WeightRolloutStatus, now: datetime

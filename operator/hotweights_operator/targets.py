@@ -112,7 +112,9 @@ class Target:
         which its agent writes in one go. An engine's word reaches us before the kubelet's."""
         if not self.pod.ready or self.outstanding:
             return False
-        return not self.told or (self.pod.gate and self.pod.digest_label == digest_label(self.told))
+        if self.assigned is None:
+            return True
+        return self.pod.gate and (not self.told or self.pod.digest_label == digest_label(self.told))
 
     def available_for(self, seconds: float, now: datetime) -> bool:
         """The same, for so long, and the kubelet has had its time to see what the agent wrote to the gate."""

@@ -336,6 +336,21 @@ def test_what_ends_while_it_prepares_the_stable_version_is_not_blamed_on_that() 
     assert (status_of(decision).pods.failed, told(decision)["p0"]) == (0, OLD)
 
 
+@pytest.mark.parametrize("spec", [{}, {"paused": True}])
+def test_what_loops_on_a_version_that_never_was_stable_gets_what_is(spec: Fields) -> None:
+    between = order("p0", OTHER, prepare="", revision=1)
+    seen = world([looping(0, 3)], [state("n0", [engine(0, "", phase="Booting")], {"p0": between})])
+    assert told(decide(rollout(AT_NEW, **spec), seen, NOW))["p0"] == (OLD if spec else NEW)
+
+
+def test_a_pod_that_may_keep_what_it_serves_is_told_what_that_is() -> None:
+    """Its commit succeeded a moment before it was set back; else it would be asked to prepare what it serves, for ever."""
+    keeps = order("p0", "", prepare="")
+    seen = world([pod(0, shows=NEW), pod(1)], [state("n0", [engine(0, NEW), engine(1)], {"p0": keeps, "p1": OLD})])
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    assert (told(decision)["p0"], asked_to_prepare(decision)) == (NEW, {"p1"})
+
+
 # -- preparing has a budget, and the gate is passed once (F5, F6) --------------------------------------------------------
 
 
@@ -446,6 +461,7 @@ MOMENT = datetime(2026, 1, 1, 11, 59, 58, tzinfo=UTC)
     [
         ({"shows": OLD}, False),  # the engine's word came before the pod's
         ({"gate": False}, False),
+        ({"gate": False, "told": ""}, False),
         ({"ready": False}, False),
         (
             {"gate_since": MOMENT, "ready_since": MOMENT - timedelta(hours=1)},
@@ -458,10 +474,12 @@ MOMENT = datetime(2026, 1, 1, 11, 59, 58, tzinfo=UTC)
 def test_the_next_pod_waits_until_the_pod_object_shows_that_the_last_one_is_of_service(
     shown: Fields, goes_on: bool
 ) -> None:
+    shown = dict(shown)
     engines = [engine(0, NEW), *prepared(2)[1:]]
+    given: dict[str, str | PodAssignment] = {"p0": shown.pop("told", NEW), "p1": OLD}
     seen = world(
         [changed(0, **shown), pod(1)],
-        [state("n0", engines, {"p0": NEW, "p1": OLD})],
+        [state("n0", engines, given)],
         clock=lambda: NOW,
     )
     decision = decide(rollout({**AT_NEW, "preparedRevision": 2}), seen, NOW)
