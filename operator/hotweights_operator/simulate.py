@@ -1,18 +1,24 @@
 """``python -m hotweights_operator.simulate``: whole rollouts in memory, around the decisions that the operator takes.
 
-``run`` tells the stories of many seeds, with faults and stale reads, and checks the invariants after every step. ``plan -f FILE``
-prints what a WeightRollout would do, step by step, in a cluster without faults: before anybody applies it.
+``run`` tells the stories of many seeds, with faults and stale reads, checks the invariants after every step, and prints how often
+each thing happened; what never happened was not tried. ``plan -f FILE`` prints what a WeightRollout would do, step by step, in a
+cluster without faults: before anybody applies it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import logging
+import os
 import random
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import ValidationError
@@ -20,21 +26,29 @@ from pydantic import ValidationError
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import VersionRef, WeightRolloutSpec
 from hotweights_operator.model import Rollout
+from hotweights_operator.sim import counts, story
+from hotweights_operator.sim.counts import Counts
 from hotweights_operator.sim.invariants import Violated
-from hotweights_operator.sim.run import Simulation, simulate
+from hotweights_operator.sim.run import Simulation
 
 _PLAN_STEPS = 400
-_PLANNED_POD = {"app": "llm"}
+_PLANNED_POD = {"app": "rollout"}
+_SHOWN_VIOLATIONS = 20
+SEEDS_FOR_ALL = 1000
+"""In so many stories everything that has a name happens."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """1 when an invariant was violated, 2 when the input is no WeightRollout."""
+    """1 when an invariant was violated or something never happened, 2 when the input is no WeightRollout."""
     parser = argparse.ArgumentParser(prog="python -m hotweights_operator.simulate", description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="many stories with faults, by seed")
     run.add_argument("--seeds", type=int, default=100, help="how many (default: %(default)s)")
     run.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
-    run.add_argument("--tell", action="store_true", help="print each story")
+    run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
+    run.add_argument("--ignore", action="append", default=[], metavar="NAME", help="go on after this violation")
+    run.add_argument("--json", type=Path, metavar="FILE", help="write the counts and the violations there, too")
+    run.add_argument("--tell", action="store_true", help="print each story, in one process")
     plan = verbs.add_parser("plan", help="what one WeightRollout would do")
     plan.add_argument(
         "-f", "--file", type=Path, required=True, help="YAML with a WeightRollout; other objects are passed over"
@@ -43,24 +57,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     plan.add_argument("--nodes", type=int, default=3, help="nodes that they are on (default: %(default)s)")
     read = parser.parse_args(arguments)
     if read.verb == "run":
-        return _run(range(read.first, read.first + read.seeds), print if read.tell else None)
+        seeds = range(read.first, read.first + read.seeds)
+        return _run(seeds, 1 if read.tell else read.jobs, tuple(read.ignore), read.json, tells=read.tell)
     return _plan(read.file, read.pods, read.nodes)
 
 
-def _run(seeds: range, tell: Callable[[str], None] | None) -> int:
-    ends: Counter[str] = Counter()
-    for seed in seeds:
-        if tell is not None:
-            tell(f"seed {seed}")
-        try:
-            story = simulate(seed, tell) if tell is not None else simulate(seed)
-        except Violated as violation:
-            print(f"violated: {violation}", file=sys.stderr)
-            return 1
-        ends.update(rollout.status.phase for rollout in story.rollouts())
-    told = ", ".join(f"{count} {phase}" for phase, count in ends.most_common())
-    print(f"{len(seeds)} stories, every invariant held: {told}")
-    return 0
+# -- run ---------------------------------------------------------------------------------------------------------------
+
+
+class _Told(NamedTuple):
+    """What came of one seed."""
+
+    seed: int
+    violation: str
+    counts: Counts
+    phases: list[str]
+
+
+def _tell_one(seed: int, ignored: tuple[str, ...] = (), *, tells: bool = False) -> _Told:
+    logging.disable(logging.CRITICAL)  # writes that are refused are the daily bread here
+    sim = Simulation(seed, print, ignored=ignored) if tells else Simulation(seed, ignored=ignored)
+    try:
+        sim.run()
+    except Violated as violation:
+        return _Told(seed, str(violation), sim.api.counts, [])
+    return _Told(seed, "", sim.api.counts, [rollout.status.phase for rollout in sim.rollouts()])
+
+
+def _tell_all(seeds: range, jobs: int, ignored: tuple[str, ...], *, tells: bool) -> Iterator[_Told]:
+    if jobs <= 1:
+        for seed in seeds:
+            if tells:
+                print(f"seed {seed}")
+            yield _tell_one(seed, ignored, tells=tells)
+        return
+    with ExitStack() as stack:
+        pool = stack.enter_context(ProcessPoolExecutor(jobs))
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        yield from pool.map(_tell_one, seeds, [ignored] * len(seeds), chunksize=max(1, min(20, len(seeds) // jobs)))
+
+
+def _run(seeds: range, jobs: int, ignored: tuple[str, ...], file: Path | None, *, tells: bool) -> int:
+    total: Counts = Counter()
+    ends: Counts = Counter()
+    violations: dict[int, str] = {}
+    for told in _tell_all(seeds, jobs, ignored, tells=tells):
+        total.update(told.counts)
+        ends.update(told.phases)
+        if told.violation:
+            violations[told.seed] = told.violation
+    names = counts.expected(story.names())
+    missing = [name for name in names if not total[name]]
+    print(counts.table(total, names))
+    for violation in list(violations.values())[:_SHOWN_VIOLATIONS]:
+        print(f"violated: {violation}", file=sys.stderr)
+    phases = ", ".join(f"{count} {phase}" for phase, count in ends.most_common())
+    held = f"{len(violations)} of them violated an invariant" if violations else "every invariant held"
+    print(f"{len(seeds)} stories, {held}: {phases}")
+    if file is not None:
+        found = {"first": seeds.start, "seeds": len(seeds), "counts": dict(sorted(total.items())), "missing": missing}
+        file.write_text(json.dumps({**found, "violations": violations}, indent=1) + "\n")
+    is_long = len(seeds) >= SEEDS_FOR_ALL and not ignored
+    if missing and is_long:
+        print(f"never happened: {', '.join(missing)}", file=sys.stderr)
+    return 1 if violations or (missing and is_long) else 0
+
+
+# -- plan --------------------------------------------------------------------------------------------------------------
 
 
 def _plan(file: Path, pods: int, nodes: int) -> int:
@@ -86,11 +149,11 @@ def _spec(file: Path) -> WeightRolloutSpec:
 def _tell_plan(spec: WeightRolloutSpec, pods: int, nodes: int) -> int:
     """First everybody serves v0, then comes the version; what happens is printed with its second."""
     plan = Simulation(0, with_faults=False)
-    plan.draw = plan.fleet.draw = plan.operator.draw = random.Random(1)
+    plan.draw = plan.fleet.draw = plan.fleet.kubelets.draw = plan.operator.draw = random.Random(1)
     plan.set_up(spec.model_copy(update={"version_ref": VersionRef(name="v0")}), nodes, pods)
     _until_ready(plan)
     began, seen = plan.now, ""
-    plan.put_rollout("rollout", spec.model_copy(update={"version_ref": VersionRef(name="v1")}))
+    plan.put_rollout(plan.apps[0], spec.model_copy(update={"version_ref": VersionRef(name="v1")}))
     print(f"{pods} pods on {nodes} nodes serve the version before; {spec.version_ref.name} is applied")
     for _ in range(_PLAN_STEPS):
         plan.step(seconds=1.0)
@@ -114,7 +177,7 @@ def _until_ready(plan: Simulation) -> None:
 
 def _line(plan: Simulation, rollout: Rollout) -> str:
     status = rollout.status
-    changing = sorted(pod.name for pod in plan.fleet.pods() if not pod.ready)
+    changing = sorted(f"pod-{pod.name.rpartition('-')[2]}" for pod in plan.fleet.pods() if not pod.ready)
     pods = status.pods
     counts = f"{status.nodes.summary} nodes staged, {pods.prepared} prepared, {pods.updated} of {pods.desired} updated"
     return f"{status.phase:<10} {counts}" + (f", changing: {', '.join(changing)}" if changing else "")

@@ -16,6 +16,8 @@ from hotweights_operator.observed import Observed
 from hotweights_operator.selectors import selects
 from hotweights_operator.sim.fleet import Confirmation
 
+SHORT_RUN_SECONDS = 600.0
+
 
 class Violated(Exception):
     """An invariant does not hold."""
@@ -23,6 +25,7 @@ class Violated(Exception):
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
         self.name = name
+        self.detail = detail
 
 
 def limit_of(rollout: Rollout, desired: int) -> int:
@@ -93,7 +96,11 @@ def all_prepare_first(rollout: Rollout, view: Observed, decision: RolloutDecisio
         ):
             continue
         before = state.assigned(pod.uid)
-        if target in (engine.digest, engine.prepared, before.digest if before else "") or pod.restarts >= 2:
+        ran = pod.last_run_seconds
+        restless = (
+            pod.restarts > 0 and ran is not None and ran < SHORT_RUN_SECONDS
+        )  # it takes the version when it is calm
+        if restless or target in (engine.digest, engine.prepared, before.digest if before else ""):
             continue
         if pod.uid not in excused and pod.name not in excused:
             raise Violated("all prepare first", f"{pod.uid} had not prepared when {changed[0].uid} was told to change")
@@ -160,8 +167,10 @@ def told(view: Observed, actions: Sequence[Action]) -> Iterator[tuple[NodeState,
 
 def _changes(order: PodAssignment, before: PodAssignment | None, target: str, view: Observed) -> bool:
     """Whether a pod that serves something else is told to serve the target."""
-    engine = _engine_of(order.uid, view)
+    engine, pod = _engine_of(order.uid, view), view.pods.get(order.uid)
     if order.digest != target or before is None or before.digest == target or engine is None:
+        return False
+    if pod is None or not pod.ready:
         return False
     boots = engine.phase in ("Booting", "Disconnected") or (engine.failed is not None and engine.failed.booting)
     return not boots and engine.digest != target

@@ -167,7 +167,7 @@ class Simulation:
                 self.come_to_rest()
             self.come_to_a_good_end()
         except Violated as violation:
-            raise Violated(violation.name, f"{violation} (seed {self.seed}, {self.now:%H:%M:%S})") from violation
+            raise Violated(violation.name, f"{violation.detail} (seed {self.seed}, {self.now:%H:%M:%S})") from violation
         return self
 
     def step(self, seconds: float = 0.0) -> None:
@@ -244,8 +244,10 @@ class Simulation:
         """Whether what is stable turned out to be bad for this pod after it was complete: only people can help."""
         rollout = self.rollout_of(app)
         digest = rollout.status.stable.digest if rollout is not None else ""
-        flaw = self.fleet.faults.flaws.get(digest)
-        return flaw is not None and flaw.hits(pod.uid, digest)
+        flaw, agent = self.fleet.faults.flaws.get(digest), self.fleet.agents.get(pod.node)
+        memory = agent.engines.get(pod.uid) if agent is not None else None
+        gave_up = memory is not None and memory.failed is not None and memory.failed.digest == digest
+        return gave_up or (flaw is not None and flaw.hits(pod.uid, digest))
 
     def come_to_a_good_end(self) -> None:
         """A last edit to a version that every engine can take; with a node that cannot be written to for a while, sometimes."""
