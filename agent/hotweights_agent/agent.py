@@ -49,9 +49,9 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
             engines=settings.engines,
             memory_bytes=settings.memory_bytes,
         )
-        sync = _kube(api, settings, node.driver, metrics)
+        sync, status = _kube(api, settings, node.driver, metrics)
         await node.serve(stack)
-        endpoints = Endpoints(settings.metrics_port, metrics.registry, node.stuck, partial(_not_ready, sync))
+        endpoints = Endpoints(settings.metrics_port, metrics.registry, node.stuck, partial(_not_ready, sync, status))
         stack.push_async_callback(asyncio.to_thread, endpoints.close)
         log.info("agent %s of node %s: engines at %s, peers at %s, metrics at port %d",
                  version, settings.node, node.driver.server.path, node.endpoints[0], endpoints.port)  # fmt: skip
@@ -79,8 +79,8 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Plac
     )
 
 
-def _kube(api: Api, settings: Settings, driver: Driver, metrics: Metrics) -> KubeSync:
-    driver.status = StatusWriter(
+def _kube(api: Api, settings: Settings, driver: Driver, metrics: Metrics) -> tuple[KubeSync, StatusWriter]:
+    driver.status = status = StatusWriter(
         patch_status(api, settings.node, settings.namespace),
         time.monotonic,
         utc,
@@ -98,15 +98,16 @@ def _kube(api: Api, settings: Settings, driver: Driver, metrics: Metrics) -> Kub
         resync_seconds=settings.kube.resync_seconds,
         counted=lambda result: metrics.api_writes.labels("pods", result).inc(),
     )
-    return KubeSync(
+    sync = KubeSync(
         api,
         settings.node,
         settings.namespace,
         driver.tell,
-        driver.status,
+        status,
         driver.marks,
         away_seconds=settings.kube.away_seconds,
     )
+    return sync, status
 
 
 def _reviews(api: Api, audience: str, metrics: Metrics) -> Reviews:
@@ -135,5 +136,5 @@ def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _not_ready(sync: KubeSync) -> str:
-    return "" if sync.synced else "the API server has not answered yet"
+def _not_ready(sync: KubeSync, status: StatusWriter) -> str:
+    return status.trouble() if sync.synced else "the API server has not answered yet"

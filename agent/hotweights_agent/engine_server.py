@@ -18,11 +18,13 @@ import socket
 import stat
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from hotweights_agent import seqpacket
 from hotweights_agent.authenticator import AuthenticationUnavailable, Authenticator, Unauthenticated
+from hotweights_agent.engine_limits import Limits, Words
 from hotweights_agent.messages import Connected, Gone, Message, Pod, Said
 from hotweights_transports.handoff import wire
 
@@ -50,24 +52,6 @@ class PinnedImage(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What engines may cost."""
-
-    hello_seconds: float = 10.0
-    """From connecting to the hello, and again for the token's review."""
-    send_seconds: float = 30.0
-    """For the other side to take one frame."""
-    max_connections: int = 1024
-    """Of all processes of all engines."""
-    max_strangers: int = 64
-    """Connections that have not proved who they are."""
-    max_queued_frames: int = 64
-    """To one process."""
-    frames_per_second: int = 200
-    """From one process; beyond that it waits."""
-
-
 class _Refusal(Exception):
     """The process may not enter."""
 
@@ -89,6 +73,7 @@ class _Connection:
     sock: socket.socket
     queue: asyncio.Queue[_Outgoing | None] = field(default_factory=asyncio.Queue)
     pod: Pod | None = None
+    silent: bool = True  # it has not said hello yet
     task: asyncio.Task[None] | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -113,6 +98,7 @@ class EngineServer:
         self._limits = limits or Limits()
         self._numbers = itertools.count(1)
         self._connections: dict[int, _Connection] = {}
+        self._words = Words(self._limits)
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._inode = 0
@@ -202,30 +188,36 @@ class EngineServer:
                 await asyncio.sleep(0.1)
                 continue
             sock.setblocking(False)
-            strangers = sum(1 for c in self._connections.values() if c.pod is None)
-            if len(self._connections) >= self._limits.max_connections or strangers >= self._limits.max_strangers:
+            if len(self._connections) >= self._limits.max_connections or not self._room_for_a_stranger():
                 sock.close()
                 continue
             connection = _Connection(next(self._numbers), sock)
             self._connections[connection.number] = connection
             connection.task = asyncio.create_task(self._converse(connection), name=f"engine {connection.number}")
+            connection.task.add_done_callback(partial(self._over, connection))
+
+    def _room_for_a_stranger(self) -> bool:
+        strangers = [c for c in self._connections.values() if c.pod is None]
+        if len(strangers) < self._limits.max_strangers:
+            return True
+        silent = next((c for c in strangers if c.silent and c.task), None)  # a sound process says hello at once
+        if silent is None or silent.task is None:
+            return False
+        silent.silent = False
+        return silent.task.cancel()
 
     async def _converse(self, connection: _Connection) -> None:
         try:
             hello, protocol, connection.pod = await self._greet(connection)
+            await self._words.turn(connection.pod)
         except wire.ConnectionClosed:
-            self._end(connection)
             return
         except (_Refusal, wire.WireError) as error:
             self._refuse(connection, getattr(error, "reason", "ProtocolUnsupported"), str(error))
-            self._end(connection)
             return
-        except asyncio.CancelledError:
-            self._end(connection)
-            raise
         connection.queue.put_nowait(_Outgoing(wire.Welcome(protocol, self._agent)))
         await self._tell(Connected(connection.number, connection.pod, hello))
-        parts = (self._read(connection), self._write(connection), _wait_for(connection.over))
+        parts = (self._read(connection, connection.pod), self._write(connection), _wait_for(connection.over))
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -245,6 +237,7 @@ class EngineServer:
                 frame = await seqpacket.receive(connection.sock)
         except TimeoutError as error:
             raise _Refusal("ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s") from error
+        connection.silent = False
         if not isinstance(frame, wire.Hello):
             raise _Refusal("ProtocolUnsupported", f"the first frame is a hello, not {frame.op}")
         common = set(frame.protocols) & set(wire.PROTOCOLS)
@@ -257,6 +250,9 @@ class EngineServer:
             raise _Refusal(error.reason, str(error)) from error
         except AuthenticationUnavailable as error:
             raise _Refusal("Busy", f"{error}; connect again") from error
+        most = self._limits.max_pod_connections
+        if sum(1 for other in self._connections.values() if other.pod == pod) >= most:
+            raise _Refusal("TooManyConnections", f"pod {pod.namespace}/{pod.name} has {most} connections already")
         return frame, max(common), pod
 
     def _refuse(self, connection: _Connection, reason: str, message: str) -> None:
@@ -264,11 +260,10 @@ class EngineServer:
         with contextlib.suppress(OSError, wire.WireError):
             wire.send(connection.sock, wire.Refused(reason, message[:1024]))
 
-    async def _read(self, connection: _Connection) -> None:
+    async def _read(self, connection: _Connection, pod: Pod) -> None:
         """Frames, until the connection ends."""
-        loop = asyncio.get_running_loop()
-        window, count = loop.time(), 0
         while True:
+            await self._words.turn(pod)
             try:
                 frame = await seqpacket.receive(connection.sock)
             except wire.ConnectionClosed:
@@ -280,10 +275,6 @@ class EngineServer:
                 self.send(connection.number, wire.Pong(frame.id))
             else:
                 await self._tell(Said(connection.number, frame))
-            count += 1
-            if count >= self._limits.frames_per_second:
-                await asyncio.sleep(max(0.0, window + 1.0 - loop.time()))
-                window, count = loop.time(), 0
 
     async def _write(self, connection: _Connection) -> None:
         """Queued frames, until None."""
@@ -298,6 +289,9 @@ class EngineServer:
             finally:
                 if outgoing.pin is not None:
                     outgoing.pin.release()
+
+    def _over(self, connection: _Connection, _: asyncio.Task[None]) -> None:
+        self._end(connection)  # of one that was cancelled before it began, too
 
     def _end(self, connection: _Connection) -> None:
         self._connections.pop(connection.number, None)

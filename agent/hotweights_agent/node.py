@@ -20,7 +20,8 @@ from pathlib import Path
 from hotweights_agent.authenticator import Authenticator
 from hotweights_agent.broadcasts import Broadcasts, Means
 from hotweights_agent.driver import Driver
-from hotweights_agent.engine_server import EngineServer, Limits
+from hotweights_agent.engine_limits import Limits
+from hotweights_agent.engine_server import EngineServer
 from hotweights_agent.manifests import ManifestCache
 from hotweights_agent.memory import Memory
 from hotweights_agent.messages import Now

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from hotweights_agent.effects import Marks
 from hotweights_agent.messages import Pod
-from hotweights_agent.retry import Pace
+from hotweights_agent.retry import Bucket, Pace
 from hotweights_kube.errors import Conflict, KubeError, NotFound
 from hotweights_kube.resources import Body, newer
 
@@ -26,9 +26,9 @@ VERSION_LABEL = "hotweights.dev/version"
 DIGEST_LABEL = "hotweights.dev/digest"
 MANAGER = "hotweights-agent"
 WRITES_AT_ONCE = 8
-RETRY = Pace(
-    most=2**31, first_seconds=0.2, factor=2.0, longest_seconds=10.0
-)  # by level, for as long as the pod is there
+RETRY = Pace(most=None, first_seconds=0.2, factor=2.0, longest_seconds=10.0)  # for as long as the pod is there
+PER_SECOND = 1.0  # writes to one pod in the long run: an engine that says something else each time is not worth more
+BURST = 20  # and at once; a version's switch takes two
 
 
 @dataclass(slots=True)
@@ -38,6 +38,7 @@ class _Wanted:
     failures: int = 0
     again_at: float = 0.0
     writing: bool = False
+    bucket: Bucket = field(default_factory=lambda: Bucket(PER_SECOND, BURST, 0.0))
 
 
 def shown(body: Body) -> Marks | None:
@@ -113,9 +114,8 @@ class PodMarks:
 
     def want(self, pod: Pod, marks: Marks) -> None:
         """From now on the pod is to show this."""
-        self._wanted[pod.uid] = _Wanted(
-            pod, marks, writing=self._wanted[pod.uid].writing if pod.uid in self._wanted else False
-        )
+        old = self._wanted.get(pod.uid) or _Wanted(pod, marks)
+        self._wanted[pod.uid] = replace(old, pod=pod, marks=marks, failures=0, again_at=0.0)
         self._changed.set()
 
     def forget(self, uid: str) -> None:
@@ -167,9 +167,11 @@ class PodMarks:
         for uid, wanted in self._wanted.items():
             if wanted.writing or not self._differs(uid, wanted):
                 continue
-            if wanted.again_at > now:
-                wait = min(wait, wanted.again_at - now)
+            pause = max(wanted.again_at - now, wanted.bucket.wait_seconds(now))
+            if pause > 0:
+                wait = min(wait, pause)
             elif len(self._writes) < WRITES_AT_ONCE:
+                wanted.bucket.take()
                 wanted.writing = True
                 task = asyncio.create_task(self._write_one(uid, wanted))
                 self._writes.add(task)

@@ -1,6 +1,7 @@
-"""How often a thing is tried, and when again. Pure arithmetic on the caller's clock.
+"""How often a thing is tried, when again, and how fast it may go on. Pure arithmetic on the caller's clock.
 
-Nothing here retries for ever: after ``most`` failures, or past a deadline, a thing has failed until what was asked for changes.
+After ``most`` failures, or past a deadline, a thing has failed until what was asked for changes. Without ``most`` it is tried for
+as long as somebody wants it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 class Pace:
     """Waits between tries: ``first_seconds``, then ``factor`` times longer each time, up to ``longest_seconds``."""
 
-    most: int
+    most: int | None
     first_seconds: float
     factor: float = 4.0
     longest_seconds: float = 60.0
@@ -39,10 +40,33 @@ class Tries:
     def failed(self, now: float, pace: Pace, reason: str, message: str, *, transient: bool = True) -> Tries:
         """One more failure; final if it is not transient or was the last that is allowed."""
         failures = self.failures + 1
-        if not transient or failures >= pace.most:
+        if not transient or (pace.most is not None and failures >= pace.most):
             return Tries(failures, now, True, reason, message)
         return Tries(failures, now + pace.wait_seconds(failures), False, reason, message)
 
     def until(self, deadline: float) -> Tries:
         """The same, given up if the next try would begin after the deadline."""
         return replace(self, given_up=self.given_up or self.again_at > deadline)
+
+
+class Bucket:
+    """A token bucket on the caller's clock."""
+
+    def __init__(self, per_second: float, burst: int, now: float) -> None:
+        self._per_second, self._burst = per_second, burst
+        self._level, self._at = float(burst), now
+
+    def wait_seconds(self, now: float) -> float:
+        """How long until the next token; 0 if there is one."""
+        self._level = min(self._burst, self._level + (now - self._at) * self._per_second)
+        self._at = now
+        return max(0.0, (1.0 - self._level) / self._per_second)
+
+    def is_full(self, now: float) -> bool:
+        """Whether nothing was taken for so long that a new bucket would be the same."""
+        self.wait_seconds(now)
+        return self._level >= self._burst
+
+    def take(self) -> None:
+        """One token less."""
+        self._level -= 1.0

@@ -1,8 +1,9 @@
 """Writes the node's status: what matters at once, progress now and then.
 
-A thousand agents share one API server. A change of phase is written as soon as the last write is through; mere progress only
-after `Pace.progress_share` more or `Pace.progress_seconds`, and never faster than a token bucket allows. Only the newest status
-counts. A write that fails is tried again until it succeeds or something newer is to be written.
+A thousand agents share one API server. A change of phase is written as soon as the last write is through, unless a burst of them
+used up its token bucket, as only an engine that changes its word all the time does; mere progress only after
+`Pace.progress_share` more or `Pace.progress_seconds`, from a bucket of its own. Only the newest status counts. A write that fails is
+tried again until it succeeds or something newer is to be written; `trouble` says when that goes on for too long.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from hotweights_agent.retry import Bucket
 from hotweights_crds.conditions import Condition, upsert
 from hotweights_crds.nodeweights import NodeWeightsStatus
-from hotweights_kube.errors import KubeError, NotFound
+from hotweights_kube.errors import Invalid, KubeError, NotFound, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +35,15 @@ class Pace:
     """Writes of progress, in the long run."""
     burst: int = 5
     """Writes of progress, at once."""
+    urgent_per_second: float = 2.0
+    """Urgent writes, in the long run."""
+    urgent_burst: int = 20
+    """Urgent writes, at once. A version's way to an engine takes about six."""
     retry_seconds: float = 0.5
     """After a failed write; doubles up to `longest_retry_seconds`."""
     longest_retry_seconds: float = 8.0
-
-
-class Bucket:
-    """A token bucket on the caller's clock."""
-
-    def __init__(self, per_second: float, burst: int, now: float) -> None:
-        self._per_second, self._burst = per_second, burst
-        self._level, self._at = float(burst), now
-
-    def wait_seconds(self, now: float) -> float:
-        """How long until the next token; 0 if there is one."""
-        self._level = min(self._burst, self._level + (now - self._at) * self._per_second)
-        self._at = now
-        return max(0.0, (1.0 - self._level) / self._per_second)
-
-    def take(self) -> None:
-        """One token less."""
-        self._level -= 1.0
+    trouble_seconds: float = 60.0
+    """For how long the API server may refuse the status until that is trouble."""
 
 
 def progressed(old: NodeWeightsStatus, new: NodeWeightsStatus) -> float:
@@ -81,6 +71,9 @@ class StatusWriter:
         self._pace = pace or Pace()
         self._counted = counted
         self._bucket = Bucket(self._pace.per_second, self._pace.burst, clock())
+        self._urgent_bucket = Bucket(self._pace.urgent_per_second, self._pace.urgent_burst, clock())
+        self._refused_since: float | None = None
+        self._refusal = ""
         self._new: NodeWeightsStatus | None = None
         self._urgent = False
         self._changed = asyncio.Event()
@@ -101,6 +94,13 @@ class StatusWriter:
             self._urgent = True
             self._changed.set()
 
+    def trouble(self) -> str:
+        """Why others believe an old status; empty: they do not. An API server that is away is not: nobody can read there."""
+        since = self._refused_since
+        if since is None or self._clock() < since + self._pace.trouble_seconds:
+            return ""
+        return f"the status has been refused for {self._clock() - since:.0f} s: {self._refusal}"
+
     async def run(self) -> None:
         """Write, until cancelled."""
         failures = 0
@@ -116,14 +116,14 @@ class StatusWriter:
             try:
                 await self._write(self._body(new))
             except NotFound:
+                self._refused_since = None
                 self._counted("gone")
                 log.info("this node's NodeWeights is not there yet; the operator creates it")
                 self._written = new  # written again when the object is seen
                 continue
             except KubeError as error:
-                self._counted("failed")
+                self._note_failure(error)
                 failures += 1
-                log.warning("the status was not written: %s", error)
                 if self._new is None:
                     self._new = new
                 self._urgent = self._urgent or urgent
@@ -131,17 +131,33 @@ class StatusWriter:
                 wait = self._pace.retry_seconds * 2 ** min(failures - 1, 10)
                 await asyncio.sleep(min(self._pace.longest_retry_seconds, wait))
                 continue
-            failures = 0
+            failures, self._refused_since = 0, None
             self._counted("written")
             self._written, self._written_at = new, self._clock()
 
+    def _note_failure(self, error: KubeError) -> None:
+        if isinstance(error, Invalid):
+            self._counted("refused")
+            log.error(
+                "the API server will never take this status, and others believe the one before; please report it: %s",
+                error,
+            )
+        else:
+            self._counted("failed")
+            log.warning("the status was not written: %s", error)
+        if isinstance(error, Unavailable):
+            return
+        self._refusal = str(error)
+        self._refused_since = self._clock() if self._refused_since is None else self._refused_since
+
     async def _until_due(self) -> None:
-        """Wait while there is nothing but progress, and not enough of it."""
-        while not self._urgent and self._new is not None:
+        """Wait while there is nothing but progress, and not enough of it, or for a bucket."""
+        while self._new is not None:
             self._changed.clear()
-            wait = self.wait_seconds(self._new)
+            bucket = self._urgent_bucket if self._urgent else self._bucket
+            wait = bucket.wait_seconds(self._clock()) if self._urgent else self.wait_seconds(self._new)
             if wait <= 0:
-                self._bucket.take()
+                bucket.take()
                 return
             try:
                 async with asyncio.timeout(wait):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -17,7 +18,8 @@ from hypothesis import strategies as st
 
 from hotweights_agent.auth import EngineAuthenticator, Reviews
 from hotweights_agent.authenticator import AuthenticationUnavailable, Unauthenticated
-from hotweights_agent.engine_server import EngineServer, Limits
+from hotweights_agent.engine_limits import Limits
+from hotweights_agent.engine_server import EngineServer
 from hotweights_agent.messages import Connected, Gone, Message, Pod, Said
 from hotweights_kube.errors import TokenRefused, Unavailable
 from hotweights_kube.tokens import Identity
@@ -25,10 +27,13 @@ from hotweights_transports.handoff import wire
 from tests.agent.fake_engine import Process, until
 
 POD = Pod("uid-1", "ns", "vllm-0")
+OTHER = Pod("uid-2", "tenant", "vllm-0")
 
 
 class Doorman:
     async def authenticate(self, token: str) -> Pod:
+        if token == "other":
+            return OTHER
         if token == "away":
             raise AuthenticationUnavailable("nobody to ask")
         if token != "good":
@@ -61,8 +66,8 @@ class Served:
     async def hear(self, message: Message) -> None:
         self.heard.append(message)
 
-    async def enter(self, **changes: object) -> Process:
-        process = Process(self.server.path, wire.Hello(role="rank", token="good", **changes))  # type: ignore[arg-type]
+    async def enter(self, token: str = "good", **changes: object) -> Process:
+        process = Process(self.server.path, wire.Hello(role="rank", token=token, **changes))  # type: ignore[arg-type]
         assert isinstance(await process.open(), wire.Welcome)
         return process
 
@@ -130,6 +135,64 @@ async def test_silence_ends_after_the_hello_deadline_and_strangers_are_few(serve
         sock.close()
     assert sum(b"no hello within" in answer for answer in answers) <= 4
     (await served.enter()).close()
+
+
+async def test_one_pod_cannot_take_every_connection(folder: Path) -> None:
+    served = Served(folder, Limits(max_connections=12, max_pod_connections=8))
+    await served.server.start()
+    ours = [await served.enter(rank=rank, world_size=16) for rank in range(8)]
+    answer = await refusal(served, wire.Hello(role="rank", token="good", rank=8, world_size=16))
+    assert (answer.reason, answer.message) == ("TooManyConnections", "pod ns/vllm-0 has 8 connections already")
+    others = await served.enter("other")
+    ours.pop().close()
+    await until(lambda: isinstance(served.heard[-1], Gone))
+    ours.append(await served.enter(rank=8, world_size=16))
+    for process in (*ours, others):
+        process.close()
+    await served.server.close()
+
+
+async def test_strangers_that_say_nothing_give_way_to_whoever_says_hello(served: Served) -> None:
+    strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(20)]
+    for sock in strangers:
+        sock.connect(str(served.server.path))
+    began = asyncio.get_running_loop().time()
+    (await served.enter()).close()
+    assert asyncio.get_running_loop().time() - began < 0.2, "sooner than their hello is overdue"
+    for sock in strangers:
+        sock.close()
+
+
+async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_has(folder: Path) -> None:
+    served = Served(folder, Limits(frames_per_second=20))
+    await served.server.start()
+    talkers = [await served.enter(rank=rank, world_size=4) for rank in range(4)]
+    for process in talkers:
+        for number in range(50):
+            with contextlib.suppress(BlockingIOError):
+                wire.send(process.sock, wire.Prepared(number))
+    other = await served.enter("other")
+    wire.send(other.sock, wire.Prepared(7, "sha256:x"))
+    await until(lambda: wire.Prepared(7, "sha256:x") in served.said(), 0.4)
+    assert len(served.said()) < 40
+    for process in (*talkers, other):
+        process.close()
+    await served.server.close()
+
+
+@pytest.mark.parametrize("number", [10**30, -1, 2**53])
+async def test_a_number_that_cannot_be_meant_is_refused_and_never_heard(served: Served, number: int) -> None:
+    process = Process(served.server.path, wire.Hello(role="server", token="good", state="Serving", commit_token=number))
+    answer = await process.open()
+    assert isinstance(answer, wire.Refused)
+    assert "hello.commit_token is no int" in answer.message
+    assert served.heard == []
+    process.close()
+    talking = await served.enter()
+    wire.send(talking.sock, wire.State("Serving", None, number))
+    await until(lambda: isinstance(served.heard[-1], Gone))
+    assert served.said() == []
+    talking.close()
 
 
 @pytest.fixture

@@ -9,10 +9,11 @@ from typing import Any
 
 from hotweights_agent.effects import Marks
 from hotweights_agent.messages import Pod
-from hotweights_agent.pod_marks import GATE, PodMarks, marking, shown
-from hotweights_agent.status_writer import Bucket, Pace, StatusWriter
+from hotweights_agent.pod_marks import BURST, GATE, PodMarks, marking, shown
+from hotweights_agent.retry import Bucket
+from hotweights_agent.status_writer import Pace, StatusWriter
 from hotweights_crds.nodeweights import NodeWeightsStatus, StagedVersion
-from hotweights_kube.errors import Conflict, NotFound, Unavailable
+from hotweights_kube.errors import Conflict, Invalid, NotFound, Unavailable
 from tests.agent.fake_engine import until
 from tests.agent.world import digest
 
@@ -189,3 +190,52 @@ def test_the_transition_time_stays_while_the_status_does() -> None:
     times = [body["status"]["conditions"][0]["lastTransitionTime"] for body in (first, again, other)]
     assert times == ["then", "then", "now"]
     assert other["metadata"] == {"name": "vllm-0", "namespace": "ns", "uid": "uid", "labels": {}}
+
+
+async def test_an_engine_that_changes_its_word_all_the_time_is_written_now_and_then() -> None:
+    written, clock = Written(), Clock()
+    pace = Pace(coalesce_seconds=0.0, urgent_burst=5, urgent_per_second=2.0)
+    writer = StatusWriter(written, clock, lambda: "t", pace)
+    async with running(writer):
+        for number in range(200):
+            writer.offer(status(number), urgent=True)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.02)
+        assert len(written.bodies) == 5
+        clock.now = 0.6
+        writer.offer(status(999), urgent=True)
+        await until(lambda: len(written.bodies) == 6)
+    assert written.bodies[-1]["staged"][0]["bytesDone"] == 999
+
+
+async def test_a_status_that_is_refused_for_long_is_trouble_and_one_that_nobody_takes_is_not() -> None:
+    written, clock, results = Written(), Clock(), list[str]()
+    writer = StatusWriter(written, clock, lambda: "t", PACE, counted=results.append)
+    async with running(writer):
+        written.errors = [Unavailable("away")]
+        writer.offer(status(0), urgent=True)
+        await until(lambda: results == ["failed", "written"])
+        assert writer.trouble() == ""
+        written.errors = [Invalid("token is too large")] * 1000
+        writer.offer(status(1), urgent=True)
+        await until(lambda: results[-1] == "refused")
+        assert writer.trouble() == "", "not yet"
+        clock.now = 61.0
+        assert writer.trouble() == "the status has been refused for 61 s: token is too large"
+        written.errors = []
+        await until(lambda: results[-1] == "written")
+        assert writer.trouble() == ""
+
+
+async def test_a_pod_that_wants_other_marks_all_the_time_is_written_now_and_then() -> None:
+    pods, now = Pods(), Clock()
+    marks = PodMarks(pods.apply, pods.tell, now, lambda: "t")
+    async with running(marks):
+        for number in range(100):
+            marks.want(POD, Marks(True, "Assigned", f"serves v{number}"))
+            await asyncio.sleep(0.001)
+        assert pods.writes == BURST
+        now.now = 1.5
+        marks.want(POD, ASSIGNED)
+        await until(lambda: shown(pods.body()) == ASSIGNED)
+    assert pods.writes == BURST + 1
