@@ -1,23 +1,26 @@
 """Turns the crank: messages into the session, one after the other, and its effects out into the world.
 
 The queue is bounded, so that whoever talks too much waits. Effects are done in their order; those that take time are only begun
-here, and what comes of them returns as a message. A message that the session cannot take (`IllegalMove`, a defect of ours) is
-logged and counted and changes nothing; the node goes on.
+here, and what comes of them returns as a message. Messages that wait together are looked at together, because looking costs more
+than noting. A defect costs the message, the engine or the effect that brought it to light; it is logged and counted, and the node
+goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol, assert_never
 
 from hotweights_agent import effects as fx
+from hotweights_agent.defects import contained
 from hotweights_agent.engine_server import EngineServer
 from hotweights_agent.memory import Memory, MemoryNotWritten
 from hotweights_agent.messages import CapacityChanged, Message, Now, Pod, Recalled, StageFailed, Ticked
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.phases import IllegalMove
 from hotweights_agent.session import Session
 from hotweights_agent.staging import Stager
 from hotweights_agent.store import Pin, Store, UnknownVersion
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.25
 CAPACITY_SECONDS = 5.0
 MAX_WAITING_MESSAGES = 1024
+MESSAGES_AT_ONCE = 64  # noted before they are acted upon
+DEFECT_AGAIN_SECONDS = 60.0  # how often the same defect is logged; it is counted each time
 
 
 class Reporter(Protocol):
@@ -84,6 +89,10 @@ class Driver:
         self._now = now
         self._memory_bytes = memory_bytes
         self._queue: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING_MESSAGES)
+        self._own: deque[Message] = (
+            deque()
+        )  # what we tell the session ourselves; the queue may be full of others' words
+        self._named: dict[tuple[str, str], float] = {}  # defect → when it was logged
         self.turned_at = now().seconds
         self.server: EngineServer
         self.stager: Stager
@@ -100,7 +109,10 @@ class Driver:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick(), name="clock")
             while True:
-                await self._turn(await self._queue.get())
+                messages = [self._own.popleft() if self._own else await self._queue.get()]
+                while len(messages) < MESSAGES_AT_ONCE and not self._queue.empty():
+                    messages.append(self._queue.get_nowait())
+                await self._turn(*messages)
 
     async def _tick(self) -> None:
         capacity_at = 0.0
@@ -113,18 +125,23 @@ class Driver:
             await self.tell(Ticked())
             await asyncio.sleep(TICK_SECONDS)
 
-    async def _turn(self, message: Message) -> None:
+    async def _turn(self, *messages: Message) -> None:
         now = self._now()
-        self._metrics.note(message)
-        try:
-            effects = self._session.handle(message, now)
-        except IllegalMove:
-            self._metrics.defects.inc()
-            log.exception("a defect of the agent: %s was not taken; please report it", type(message).__name__)
-            effects = []
-        for effect in effects:
-            await self._do(effect)
+        for message in messages:
+            self._metrics.note(message)
+        for effect in self._session.handle_all(messages, now):
+            with contained(partial(self._defect, type(effect).__name__)):
+                await self._do(effect)
         self.turned_at = now.seconds
+
+    def _defect(self, where: str, error: Exception) -> None:
+        self._metrics.defects.inc()
+        now, what = self._now().seconds, (where, type(error).__name__)
+        if now >= self._named.get(what, float("-inf")) + DEFECT_AGAIN_SECONDS:
+            self._named[what] = now
+            log.error(
+                "a defect of the agent in %s; please report it. The node goes on without it", where, exc_info=error
+            )
 
     async def _do(self, effect: fx.Effect) -> None:
         match effect:
@@ -138,6 +155,8 @@ class Driver:
                 self._store.release(effect.digest)
             case fx.Resolve():
                 self.stager.resolve(effect.item)
+            case fx.CancelResolve():
+                self.stager.cancel_resolve(effect.uid)
             case fx.SendPrepare():
                 await self._prepare(effect)
             case fx.Send():
@@ -156,6 +175,8 @@ class Driver:
             case fx.Report():
                 self._metrics.show(effect.status)
                 self.status.offer(effect.status, urgent=effect.urgent)
+            case fx.Defect():
+                self._defect(effect.where, effect.error)
             case _:
                 assert_never(effect)
 
@@ -164,7 +185,7 @@ class Driver:
             pin = self._store.image(effect.digest)
         except UnknownVersion as error:
             log.warning("engine connection %d: %s", effect.conn, error)
-            await self._queue.put(StageFailed(effect.digest, "NotStaged", str(error), transient=True))
+            self._own.append(StageFailed(effect.digest, "NotStaged", str(error), transient=True))
             return
         self.server.send_prepare(effect.conn, effect.id, effect.digest, _PinnedImage(pin))
 

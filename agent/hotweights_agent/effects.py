@@ -43,6 +43,13 @@ class Resolve:
 
 
 @dataclass(frozen=True, slots=True)
+class CancelResolve:
+    """Stop reading it; nothing more is heard of it."""
+
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class SendPrepare:
     """Hand a staged version's memory to a rank; the answer must carry this id."""
 
@@ -116,11 +123,21 @@ class Report:
     urgent: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Defect:
+    """Name and count a defect of the agent."""
+
+    where: str
+    """The kind of message or step; never words from outside."""
+    error: Exception
+
+
 Effect = (
     Stage
     | CancelStage
     | ReleaseVersion
     | Resolve
+    | CancelResolve
     | SendPrepare
     | Send
     | Close
@@ -129,4 +146,5 @@ Effect = (
     | MarkPod
     | UnmarkPod
     | Report
+    | Defect
 )

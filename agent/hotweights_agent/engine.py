@@ -7,6 +7,9 @@ refuses to know what the engine ought to do; that is `steering`.
 
 Answers count only when they carry the id of the open question and repeat what was asked; everything else is ignored or, where an
 engine claims another commit than the one asked for, ends the connection.
+
+What was given up (`failed`, and the tries in `efforts`) belongs to a life: it goes when the engine boots, when its last process
+goes, and for a version that it serves after all.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ class Engine:
         self.phase = Phase.DISCONNECTED
         self.servers: dict[int, Server] = {}
         self.ranks: dict[int, Rank] = {}
-        self.efforts = {"prepare": Effort(), "commit": Effort()}
+        self.efforts: dict[tuple[str, str], Effort] = {}  # (prepare | commit, digest) → its tries
+        self.failed: Failure | None = None  # what it gave up last
         self.pause_seconds = 0.0
         self.seen = False  # it was complete, or began to boot, in the agent's present life
         self.unmark_since: float | None = None  # since when a commit waits for the pod's label to go
@@ -43,6 +47,16 @@ class Engine:
     def connected(self) -> bool:
         """Whether any process of it is."""
         return bool(self.servers or self.ranks)
+
+    @property
+    def booting(self) -> bool:
+        """Whether it has answered no request yet in its present life, as far as is known."""
+        return self.leader is None or not self.leader.opened
+
+    @property
+    def conns(self) -> list[int]:
+        """Connections of all its processes."""
+        return [*self.servers, *(rank.conn for rank in self.ranks.values())]
 
     @property
     def world_size(self) -> int:
@@ -106,8 +120,10 @@ class Engine:
         if hello.state == "Booting" and self.servers:
             self._doubt()
         if hello.state == "Booting":
-            self.efforts = {"prepare": Effort(), "commit": Effort()}
-        self.servers[conn] = Server(conn, hello.state, digest, max(0, hello.commit_token), now.utc if digest else "")
+            self._forget_failures()
+        self.servers[conn] = Server(
+            conn, hello.state, digest, hello.commit_token, hello.state != "Booting", now.utc if digest else ""
+        )
         self.seen = self.seen or self.complete or hello.state == "Booting"
         if len(self.servers) == 1:
             self.to({"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[hello.state])
@@ -129,7 +145,21 @@ class Engine:
         else:
             self._drop_rank(conn)
         if not self.connected:
+            self._forget_failures()
             self.to(Phase.DISCONNECTED)
+
+    def _forget_failures(self) -> None:
+        self.efforts, self.failed = {}, None
+
+    def serves_after_all(self) -> None:
+        """What it confirmed was not given up, whatever was thought of it before."""
+        for op in ("prepare", "commit") if self.confirmed else ():
+            self._succeeded(op, self.confirmed)
+
+    def _succeeded(self, op: str, digest: str) -> None:
+        self.efforts.pop((op, digest), None)
+        if self.failed is not None and self.failed.goal.digest == digest:
+            self.failed = None
 
     def _leaderless(self) -> None:
         """The one that confirmed is gone: the next one's own word counts, else the engine boots again."""
@@ -167,7 +197,7 @@ class Engine:
             case wire.Committed() | wire.CommitFailed() if server is not None:
                 return self._commit_answered(server, frame, now)
             case wire.Kept() if server is not None and _answers(frame.id, "keep", server.asked):
-                server.asked, server.state = None, "Serving"
+                server.asked, server.state, server.opened = None, "Serving", True
                 if server is self.leader:
                     self.unmark_since = None
                     if self.phase is Phase.BOOTING:
@@ -188,12 +218,16 @@ class Engine:
         if frame.digest != asked.goal.digest:
             raise ProtocolBroken("ProtocolUnsupported", f"rank {rank.rank} answered for another version than asked")
         rank.asked = None
+        if rank.called_off == asked.id:  # the order to release it is behind the question
+            return None
         if isinstance(frame, wire.Prepared):
             rank.prepared.add(frame.digest)
+            if self.prepared_everywhere(frame.digest):
+                self._succeeded("prepare", frame.digest)
             return None
         rank.rejected[frame.digest] = asked.goal
         message = clip(f"rank {rank.rank}: {frame.message}", 512)
-        return Failure("prepare", asked.goal, reason_or(frame.reason, "Rejected"), message)
+        return Failure("prepare", asked.goal, reason_or(frame.reason, "Rejected"), message, booting=self.booting)
 
     def _commit_answered(self, server: Server, frame: wire.Committed | wire.CommitFailed, now: Now) -> Failure | None:
         asked = server.asked
@@ -202,11 +236,13 @@ class Engine:
         if (frame.digest, frame.commit_token) != (asked.goal.digest, asked.goal.token):
             raise ProtocolBroken("ProtocolUnsupported", "the engine answered another commit than the one asked for")
         dirty = isinstance(frame, wire.CommitFailed) and (frame.dirty or server.state == "Dirty")
+        booting = self.booting
         if server is self.leader:
             self.to(Phase.DIRTY if dirty else Phase.FAILED if isinstance(frame, wire.CommitFailed) else Phase.SERVING)
         server.asked, server.token = None, max(server.token, frame.commit_token)
         if isinstance(frame, wire.Committed):
             server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc
+            server.opened = True
             server.reason = server.message = ""
             self.pause_seconds, self.unmark_since = finite(frame.pause_seconds), None
             return None
@@ -217,7 +253,7 @@ class Engine:
         if reason == "NotPrepared":
             for rank in self.ranks.values():
                 rank.prepared.discard(frame.digest)
-        return Failure("commit", asked.goal, reason, message, dirty)
+        return Failure("commit", asked.goal, reason, message, dirty, booting)
 
     def _state_told(self, server: Server, frame: wire.State, now: Now) -> None:
         """Unasked news. While a commit is open only its own answer says what is served."""
@@ -229,7 +265,7 @@ class Engine:
         committing = server.asked is not None and server.asked.op == "commit"
         if server is self.leader and not committing:
             self._follow(frame.state)
-        server.state = frame.state
+        server.state, server.opened = frame.state, server.opened or frame.state == "Serving"
         server.token = max(server.token, frame.commit_token)
         server.reason = reason_or(frame.reason, "") if frame.state == "Dirty" else ""
         server.message = clip(frame.message, 512) if frame.state == "Dirty" else ""

@@ -46,7 +46,7 @@ class Holding:
         """As it is reported."""
         return StagedVersion(
             digest=self.item.digest,
-            version=self.version or self.item.version,
+            version=clip(self.version or self.item.version, 63),
             phase="Fetching" if self.trying_again else self.phase,
             bytes_done=self.bytes_done,
             bytes_total=self.bytes_total,

@@ -54,7 +54,11 @@ class Metrics:
         self.capacity = Gauge("hotweights_agent_capacity_bytes", "Memory for versions.", ["kind"], registry=r)
         self.reviews = Counter("hotweights_agent_token_reviews", "Token reviews.", ["audience", "result"], registry=r)
         self.api_writes = Counter("hotweights_agent_api_writes", "Writes to the API.", ["object", "result"], registry=r)
-        self.defects = Counter("hotweights_agent_defects", "Messages that the session could not take.", registry=r)
+        self.defects = Counter(
+            "hotweights_agent_defects",
+            "Defects of the agent: what it left out of an exception that nobody expected.",
+            registry=r,
+        )
 
     def note(self, message: Message) -> None:
         """Count what a message tells."""

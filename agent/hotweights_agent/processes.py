@@ -25,6 +25,7 @@ class Goal:
     token: int = 0
     digest: str = ""
     image: int = 0  # of a prepare: which staging of the digest is offered
+    revision: int = 0  # of the rollout
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Failure:
     reason: str
     message: str
     dirty: bool = False  # never tried again: the engine was broken by it
+    booting: bool = False  # the engine had not opened its port yet
 
 
 @dataclass(slots=True)
@@ -69,6 +71,7 @@ class Server:
     state: str  # Booting | Serving | Dirty
     digest: str  # what it confirmed in this life; empty: what it booted
     token: int  # the highest that it has seen
+    opened: bool = False  # it has answered requests in this life
     confirmed_at: str = ""
     asked: Asked | None = None
     reason: str = ""
@@ -79,5 +82,5 @@ class Server:
 class Effort:
     """The tries for one goal; a new goal starts afresh."""
 
-    goal: Goal = field(default_factory=Goal)
+    goal: Goal
     tries: Tries = field(default_factory=Tries)

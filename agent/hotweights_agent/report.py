@@ -10,9 +10,10 @@ from hotweights_agent.effects import Marks
 from hotweights_agent.engine import Engine
 from hotweights_agent.holdings import Holdings
 from hotweights_agent.phases import Phase
-from hotweights_agent.steering import goal_of, satisfied
+from hotweights_agent.processes import Failure, Goal
+from hotweights_agent.steering import given_up, goal_of, order_of, satisfied
 from hotweights_agent.text import clip, short
-from hotweights_crds.nodeweights import EngineStatus, PodAssignment
+from hotweights_crds.nodeweights import EngineStatus, GivenUp, PodAssignment
 
 Said = tuple[str, str]  # reason, message
 
@@ -21,6 +22,7 @@ NOT_CONNECTED: Said = (
     "the plugin in this pod has not connected to the node's agent: it may be starting; else see whether the pod "
     "was created with the label hotweights.dev/inject and what its log says",
 )
+NO_MORE = "not tried again until the assignment, the engine or the version changes"
 
 
 def engine_status(
@@ -39,8 +41,21 @@ def engine_status(
         token=max(wanted.token if wanted else 0, leader.token if leader else 0),
         confirmed_at=leader.confirmed_at if leader and engine.confirmed else "",
         pause_seconds=round(engine.pause_seconds, 6),
+        failed=_given_up(engine.failed) if engine.failed else None,
         reason=clip(reason, 64),
         message=clip(message, 512),
+    )
+
+
+def _given_up(failure: Failure) -> GivenUp:
+    return GivenUp(
+        digest=failure.goal.digest,
+        revision=failure.goal.revision,
+        token=failure.goal.token,
+        step="Prepare" if failure.op == "prepare" else "Commit",
+        booting=failure.booting,
+        reason=clip(failure.reason, 64),
+        message=clip(failure.message, 512),
     )
 
 
@@ -88,8 +103,9 @@ def explain(engine: Engine, wanted: PodAssignment | None, holdings: Holdings, st
         return _stale(stale_token, wanted.token)
     if leader.token > wanted.token and not satisfied(engine, wanted):
         return _stale(wanted.token, leader.token)
-    digest = goal_of(engine, wanted)
-    return _explain_goal(engine, digest, holdings) if digest else ("", "")
+    unserved = wanted.digest if wanted.digest != engine.confirmed else ""
+    digest = unserved or goal_of(engine, wanted, holdings)
+    return _explain_goal(engine, order_of(wanted, digest, holdings), holdings) if digest else ("", "")
 
 
 def _stale(offered: int, known: int) -> Said:
@@ -99,9 +115,12 @@ def _stale(offered: int, known: int) -> Said:
     )
 
 
-def _explain_goal(engine: Engine, digest: str, holdings: Holdings) -> Said:
+def _explain_goal(engine: Engine, goal: Goal, holdings: Holdings) -> Said:
     """Where an engine is on its way to a version."""
-    held = holdings.get(digest)
+    digest = goal.digest
+    over, held = given_up(engine, goal), holdings.get(digest)
+    if over is not None:
+        return over.reason, f"{over.message} ({NO_MORE})"
     if held is None:
         return "NotStaged", f"{short(digest)} is in no stage list of this node, so it cannot be handed over"
     if held.phase == "Failed":
@@ -109,14 +128,9 @@ def _explain_goal(engine: Engine, digest: str, holdings: Holdings) -> Said:
     if held.phase != "Staged":
         done = 100 * held.bytes_done // max(1, held.bytes_total)
         return "Staging", f"{held.item.version or short(digest)} is on its way to this node: {done} %"
-    tries = engine.efforts["commit" if engine.prepared_everywhere(digest) else "prepare"].tries
-    if tries.reason:
-        rest = (
-            "not tried again until the assignment, the engine or the version changes"
-            if tries.given_up
-            else "tried again"
-        )
-        return tries.reason, f"{tries.message} ({rest})"
+    effort = engine.efforts.get(("commit" if engine.prepared_everywhere(digest) else "prepare", digest))
+    if effort is not None and effort.tries.reason:
+        return effort.tries.reason, f"{effort.tries.message} (tried again)"
     if engine.phase is Phase.PREPARED:
         return "", ""
     return engine.phase.value, f"{held.version or short(digest)}: {engine.phase.value.lower()}"

@@ -2,7 +2,8 @@
 
 `Session.handle` takes one thing that happened and gives what is to be done about it, in order. It opens no socket, reads no
 clock and waits for nobody, so that whole lives of a node can be played in a test. It decides by level: every message changes what
-is known, and then everything that is known is looked at again; doing a step twice changes nothing.
+is known, and then everything that is known is looked at again; doing a step twice changes nothing. It never raises: what a defect
+of ours costs is told where it is contained.
 
 Whose word counts for what a pod is to serve is told in `word`; for what an engine serves, only its own.
 """
@@ -10,13 +11,16 @@ Whose word counts for what a pod is to serve is told in `word`; for what an engi
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import assert_never
 
 from hotweights_agent import messages
+from hotweights_agent.defects import contained
 from hotweights_agent.effects import (
     Close,
+    Defect,
     Effect,
     Forget,
     MarkPod,
@@ -28,10 +32,11 @@ from hotweights_agent.effects import (
 from hotweights_agent.engine import Engine
 from hotweights_agent.holdings import Holdings
 from hotweights_agent.messages import Message, Now, Pod
+from hotweights_agent.node_status import Listed, node_status, without_progress
 from hotweights_agent.processes import ProtocolBroken
-from hotweights_agent.report import engine_status, marks
+from hotweights_agent.report import marks
 from hotweights_agent.resolving import Resolving
-from hotweights_agent.steering import Bounds, Situation, count, satisfied, steer
+from hotweights_agent.steering import Bounds, Situation, count, steer
 from hotweights_agent.word import Word
 from hotweights_crds.base import human_size
 from hotweights_crds.nodeweights import (
@@ -40,8 +45,6 @@ from hotweights_crds.nodeweights import (
     NodeWeightsStatus,
     PodAssignment,
 )
-
-_Listed = tuple[Engine, PodAssignment | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +92,45 @@ class Session:
 
     def handle(self, message: Message, now: Now) -> list[Effect]:
         """Everything to do about one message, in this order."""
+        return self.handle_all([message], now)
+
+    def handle_all(self, messages: Sequence[Message], now: Now) -> list[Effect]:
+        """The same for several that came together: each is noted, then everything is looked at once.
+
+        Never raises: a defect costs the message, the engine or the step that it is in, and is among the effects.
+        """
         if self._started_at is None:
             self._started_at = now.seconds
-        effects = self._note(message, now)
-        effects += self._steer_engines(now)
-        effects += self.holdings.steer(self._word.stage(), self._needed(), now.seconds) if self._word.known else []
-        effects += self._resolving.steer(now.seconds)
-        return effects + self._tell(now)
+        effects: list[Effect] = []
+        for message in messages:
+            effects += _safely(partial(self._note, message, now), partial(self._spoilt, message))
+        for uid in list(self._engines):
+            effects += _safely(partial(self._steer_engine, uid, now), partial(self._start_anew, uid, "steering"))
+        effects += _safely(partial(self._steer_holdings, now), partial(_defect, "holdings"))
+        effects += _safely(partial(self._resolving.steer, now.seconds), partial(_defect, "resolving"))
+        return effects + _safely(partial(self._tell, now), partial(_defect, "telling"))
+
+    def _spoilt(self, message: Message, error: Exception) -> list[Effect]:
+        """A message that could not be noted may have left its engine half changed."""
+        where = type(message).__name__
+        match message:
+            case messages.Connected():
+                self._conns[message.conn] = message.pod.uid
+                return self._start_anew(message.pod.uid, where, error)
+            case messages.Said() if message.conn in self._conns:
+                return self._start_anew(self._conns[message.conn], where, error)
+            case _:
+                return _defect(where, error)
+
+    def _start_anew(self, uid: str, where: str, error: Exception) -> list[Effect]:
+        """Forget all about an engine; its processes connect again and say what is so."""
+        if uid in self._engines:
+            self._engines[uid] = Engine(self._engines[uid].pod)
+        conns = [conn for conn, owner in self._conns.items() if owner == uid]
+        for conn in conns:
+            del self._conns[conn]
+        text = "a defect of the agent: connect again, and please report what its log says"
+        return [Defect(where, error), *(Close(conn, "Defect", text) for conn in conns)]
 
     def _note(self, message: Message, now: Now) -> list[Effect]:
         match message:
@@ -134,8 +169,8 @@ class Session:
 
     def _note_assigned(self, message: messages.Assigned) -> list[Effect]:
         new = self._word.assigned(message.spec, message.generation)
-        self._resolving.wanted({item.uid: item for item in message.spec.resolve})
-        return [Remember(new)] if new else []
+        effects = self._resolving.wanted({item.uid: item for item in message.spec.resolve})
+        return [*effects, Remember(new)] if new else effects
 
     def _note_present(self, uids: frozenset[str]) -> list[Effect]:
         connected = {uid for uid, engine in self._engines.items() if engine.connected}
@@ -176,22 +211,26 @@ class Session:
 
     # -- by level ----------------------------------------------------------------------------------------------------
 
-    def _steer_engines(self, now: Now) -> list[Effect]:
-        effects: list[Effect] = []
-        for uid, engine in self._engines.items():
-            at = Situation(
-                self.assignment(uid),
-                self.holdings,
-                self._labels.get(uid, ""),
-                now.seconds,
-                lambda: next(self._ids),
-                self._bounds,
-            )
-            effects += steer(engine, at)
+    def _steer_engine(self, uid: str, now: Now) -> list[Effect]:
+        engine = self._engines[uid]
+        at = Situation(
+            self.assignment(uid),
+            self.holdings,
+            self._labels.get(uid, ""),
+            now.seconds,
+            lambda: next(self._ids),
+            self._bounds,
+        )
+        effects = steer(engine, at)
         for effect in effects:
             if isinstance(effect, Close):
                 self._note_gone(effect.conn)
         return effects
+
+    def _steer_holdings(self, now: Now) -> list[Effect]:
+        if not self._word.known:
+            return []
+        return self.holdings.steer(self._word.stage(), self._needed(), now.seconds)
 
     def _needed(self) -> set[str]:
         """Versions that engines are about to take."""
@@ -199,7 +238,7 @@ class Session:
         leaders = (engine.leader for engine in self.engines)
         return asked | {leader.asked.goal.digest for leader in leaders if leader is not None and leader.asked}
 
-    def _listed(self) -> Iterator[_Listed]:
+    def _listed(self) -> Iterator[Listed]:
         """Engines to tell of: the connected ones, and those that should be."""
         pods = self._word.pods
         for uid, pod in pods.items():
@@ -226,53 +265,56 @@ class Session:
             return effects
         return effects + self._report(listed)
 
-    def _mark_pods(self, listed: Sequence[_Listed]) -> list[Effect]:
+    def _mark_pods(self, listed: Sequence[Listed]) -> list[Effect]:
         effects: list[Effect] = []
         versions = self._word.versions()
         for engine, wanted in listed:
-            new = marks(engine, wanted, self.holdings, versions, self._word.stale.get(engine.pod.uid, 0))
-            if self._shown.get(engine.pod.uid) != new:
-                self._shown[engine.pod.uid] = new
-                effects.append(MarkPod(engine.pod, new))
+            effects += _safely(partial(self._mark_pod, engine, wanted, versions), partial(_defect, "marking"))
         for uid in [uid for uid in self._shown if uid not in self._engines]:
             del self._shown[uid]
             effects.append(UnmarkPod(uid))
         return effects
 
-    def _report(self, listed: Sequence[_Listed]) -> list[Effect]:
-        status = self._status(listed)
-        if status == self._reported:
+    def _mark_pod(self, engine: Engine, wanted: PodAssignment | None, versions: dict[str, str]) -> list[Effect]:
+        new = marks(engine, wanted, self.holdings, versions, self._word.stale.get(engine.pod.uid, 0))
+        if self._shown.get(engine.pod.uid) == new:
             return []
-        urgent = self._reported is None or _without_progress(status) != _without_progress(self._reported)
-        self._reported = status
-        return [Report(status, urgent)]
+        self._shown[engine.pod.uid] = new
+        return [MarkPod(engine.pod, new)]
 
-    def _status(self, listed: Sequence[_Listed]) -> NodeWeightsStatus:
-        """All that the node's object says, but for the conditions, which carry times."""
-        versions = self._word.versions()
-        right = sum(1 for engine, wanted in listed if wanted is not None and satisfied(engine, wanted))
-        return NodeWeightsStatus(
+    def _report(self, listed: Sequence[Listed]) -> list[Effect]:
+        effects: list[Effect] = []
+        me = self._me
+        head = NodeWeightsStatus(
             observed_generation=self._word.generation,
-            boot_id=self._me.boot_id,
-            agent_version=self._me.version,
-            endpoint=self._me.endpoint,
-            endpoints=list(self._me.endpoints),
+            boot_id=me.boot_id,
+            agent_version=me.version,
+            endpoint=me.endpoint,
+            endpoints=list(me.endpoints),
             capacity=self._capacity,
-            staged=self.holdings.status(),
-            engines=[
-                engine_status(engine, wanted, self.holdings, versions, self._word.stale.get(engine.pod.uid, 0))
-                for engine, wanted in listed
-            ],
-            resolved=self._resolving.status(),
-            summary=f"{right}/{len(listed)}",
         )
+        status = node_status(
+            head,
+            listed,
+            self._word,
+            self.holdings,
+            self._resolving,
+            lambda error: effects.append(Defect("reporting", error)),
+        )
+        if status != self._reported:
+            urgent = self._reported is None or without_progress(status) != without_progress(self._reported)
+            self._reported = status
+            effects.append(Report(status, urgent))
+        return effects
 
 
-def _without_progress(status: NodeWeightsStatus) -> NodeWeightsStatus:
-    """What must be written at once: all but how far a fetch is, and the texts that say it."""
-    staged = [s if s.phase != "Fetching" else s.model_copy(update=_NO_PROGRESS) for s in status.staged]
-    engines = [e if e.reason != "Staging" else e.model_copy(update={"message": ""}) for e in status.engines]
-    return status.model_copy(update={"staged": staged, "engines": engines, "capacity": Capacity()})
+def _safely(step: Callable[[], list[Effect]], spoilt: Callable[[Exception], list[Effect]]) -> list[Effect]:
+    """What a step wants done; after a defect in it, what is to be done about that."""
+    effects: list[Effect] = []
+    with contained(lambda error: effects.extend(spoilt(error))):
+        effects.extend(step())
+    return effects
 
 
-_NO_PROGRESS = {"bytes_done": 0, "bytes_total": 0, "bytes_fetched": 0, "seconds": 0.0}
+def _defect(where: str, error: Exception) -> list[Effect]:
+    return [Defect(where, error)]

@@ -22,6 +22,7 @@ from hotweights_agent.broadcasts import BUCKET_NBYTES, Broadcasts, Brought, Part
 from hotweights_agent.fetch import ChunkSource, Fetch, FetchFailed, OriginSource, PeerSource, Persistence, Progress
 from hotweights_agent.manifests import ManifestCache
 from hotweights_agent.messages import Message, ResolveDone, StageDone, StageFailed, StageProgressed
+from hotweights_agent.resolving import AT_ONCE
 from hotweights_agent.settings import StagingSettings
 from hotweights_agent.store import Staging, Store
 from hotweights_agent.stripes import StripedSource
@@ -41,6 +42,9 @@ log = logging.getLogger(__name__)
 
 MANIFEST_AGAIN_SECONDS = 0.5
 JOBS_AT_ONCE = 32
+READERS = 2 * AT_ONCE
+"""Threads of their own for sources that are only read for their manifest, so that these keep no version waiting; twice as many as are
+read at a time, because one that hangs in the kernel cannot be called off."""
 
 
 class DigestDiffers(TransferError):
@@ -50,7 +54,7 @@ class DigestDiffers(TransferError):
 
 
 class Stager:
-    """Does what `Stage`, `CancelStage`, `ReleaseVersion` and `Resolve` ask for."""
+    """Does what `Stage`, `CancelStage`, `Resolve` and `CancelResolve` ask for."""
 
     def __init__(
         self,
@@ -75,9 +79,10 @@ class Stager:
         self._fetched = fetched
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="staging")
-        self._cancels: dict[str, threading.Event] = {}
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="resolving")
+        self._cancels: dict[str, threading.Event] = {}  # of stagings, by digest
+        self._calls_off: dict[str, threading.Event] = {}  # of readings, by UID
         self._jobs: set[asyncio.Task[None]] = set()
-        self._stop = threading.Event()
 
     def stage(self, item: StageItem) -> None:
         """Begin to bring a version here; a message tells how it ends."""
@@ -92,17 +97,24 @@ class Stager:
 
     def resolve(self, item: ResolveItem) -> None:
         """Begin to read a source; a message tells what it holds."""
-        self._start(self._resolve(item))
+        off = self._calls_off[item.uid] = threading.Event()
+        self._start(self._resolve(item, off))
+
+    def cancel_resolve(self, uid: str) -> None:
+        """Stop it; no message follows."""
+        off = self._calls_off.pop(uid, None)
+        if off is not None:
+            off.set()
 
     async def close(self) -> None:
         """Cancel everything and wait for it."""
-        self._stop.set()
-        for cancel in self._cancels.values():
+        for cancel in (*self._cancels.values(), *self._calls_off.values()):
             cancel.set()
         for job in self._jobs:
             job.cancel()
         await asyncio.gather(*self._jobs, return_exceptions=True)
         await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._readers.shutdown)
 
     def _start(self, job: Awaitable[None]) -> None:
         task = asyncio.ensure_future(job)
@@ -229,27 +241,34 @@ class Stager:
             cancel.wait(MANIFEST_AGAIN_SECONDS)
         return None
 
-    async def _resolve(self, item: ResolveItem) -> None:
+    async def _resolve(self, item: ResolveItem, off: threading.Event) -> None:
         try:
-            manifest = await self._loop.run_in_executor(self._threads, self._read_source, item)
+            manifest = await self._loop.run_in_executor(self._readers, self._read_source, item, off)
+            done = ResolveDone(
+                ResolvedVersion(
+                    uid=item.uid,
+                    digest=manifest.digest,
+                    nbytes=manifest.nbytes,
+                    tensors=len(manifest.tensors),
+                    chunks=manifest.chunk_count,
+                )
+            )
         except (TransferError, Refused, OSError) as error:
             failure = _failure(item.digest, error)
             result = ResolvedVersion(uid=item.uid, reason=failure.reason, message=failure.message)
-            await self._tell(ResolveDone(result, failure.transient))
-            return
-        result = ResolvedVersion(
-            uid=item.uid,
-            digest=manifest.digest,
-            nbytes=manifest.nbytes,
-            tensors=len(manifest.tensors),
-            chunks=manifest.chunk_count,
-        )
-        await self._tell(ResolveDone(result))
+            done = ResolveDone(result, failure.transient)
+        finally:
+            if self._calls_off.get(item.uid) is off:
+                del self._calls_off[item.uid]
+        if not off.is_set():
+            await self._tell(done)
 
-    def _read_source(self, item: ResolveItem) -> Manifest:
+    def _read_source(self, item: ResolveItem, off: threading.Event) -> Manifest:
         """In a thread: what a source holds; its content is held against the digest that it must have."""
+        limits = Limits(off)
+        limits.check()
         with self._sources.open(item.uri, item.namespace) as source:
-            manifest = resolve(source, item.model, item.version, limits=Limits(self._stop))
+            manifest = resolve(source, item.model, item.version, limits=limits)
         if item.digest:
             _check_digest(manifest, item.digest, item.uri)
         self._kept.put(manifest)

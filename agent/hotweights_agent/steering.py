@@ -5,18 +5,21 @@ the node holds, and says which frames go out now. The order is always the same: 
 pod's label goes before the switch begins, so that no pod is ever shown on a version that it no longer serves; the leader is told
 to commit once every rank is prepared. A question without an answer by its deadline ends the connection: what the engine then says
 in its next hello is the truth, and nothing is guessed.
+
+What was given up stays so for that very order: the assignment's token and revision, and the version's image. Meanwhile the
+engine makes ready what comes next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hotweights_agent.effects import Close, Effect, Send, SendPrepare
 from hotweights_agent.engine import Engine
 from hotweights_agent.holdings import Holdings
 from hotweights_agent.phases import Phase
-from hotweights_agent.processes import Asked, Failure, Goal, Rank, Server
+from hotweights_agent.processes import Asked, Effort, Failure, Goal, Rank, Server
 from hotweights_agent.retry import Pace, Tries
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import wire
@@ -61,6 +64,7 @@ class Situation:
 
 def steer(engine: Engine, at: Situation) -> list[Effect]:
     """The frames to send now; the engine's facts are brought up to date with them."""
+    engine.serves_after_all()
     effects = _expire(engine, at)
     leader, wanted = engine.leader, at.assignment
     if leader is None or wanted is None or engine.phase is Phase.DIRTY or leader.asked is not None:
@@ -69,12 +73,14 @@ def steer(engine: Engine, at: Situation) -> list[Effect]:
         engine.to(Phase.FAILED)
         return effects
     effects += _release_ports(engine, wanted, at)
-    effects += _forget_old(engine, leader, wanted, at)
-    digest = goal_of(engine, wanted)
+    orders = (wanted.digest, wanted.prepare)
+    engine.efforts = {key: effort for key, effort in engine.efforts.items() if key[1] in orders}
+    digest = goal_of(engine, wanted, at.holdings)
+    effects += _forget_old(engine, {digest or wanted.digest, wanted.prepare, leader.digest}, at)
     if digest:
-        goal = Goal(wanted.token, digest, at.holdings.image(digest))
+        goal = order_of(wanted, digest, at.holdings)
         effects += _prepare(engine, goal, at)
-        _settle(engine, goal, wanted, at)
+        _settle(engine, goal)
     elif leader.asked is None:
         engine.rest()
     if digest and digest == wanted.digest and engine.phase is Phase.PREPARED:
@@ -92,28 +98,57 @@ def satisfied(engine: Engine, wanted: PodAssignment) -> bool:
     return engine.phase is not Phase.COMMITTING and wanted.digest in ("", engine.confirmed)
 
 
-def goal_of(engine: Engine, wanted: PodAssignment) -> str:
-    """The version that it is to be brought to next; empty: there is none."""
-    if wanted.digest and wanted.digest != engine.confirmed:
-        return wanted.digest
-    return wanted.prepare if wanted.prepare != engine.confirmed else ""
+def goal_of(engine: Engine, wanted: PodAssignment, holdings: Holdings) -> str:
+    """The version that it is to be brought to next; empty: there is none. What was given up makes way for what comes next."""
+    following = wanted.prepare if wanted.prepare != engine.confirmed else ""
+    if not wanted.digest or wanted.digest == engine.confirmed:
+        return following
+    makes_way = following != wanted.digest and holdings.staged(following)
+    return following if makes_way and given_up(engine, order_of(wanted, wanted.digest, holdings)) else wanted.digest
+
+
+def order_of(wanted: PodAssignment, digest: str, holdings: Holdings) -> Goal:
+    """What is tried for a version of this assignment."""
+    return Goal(wanted.token, digest, holdings.image(digest), wanted.revision)
 
 
 def tries_for(engine: Engine, op: str, goal: Goal) -> Tries:
     """The tries for this goal; another one starts afresh."""
-    effort = engine.efforts[op]
-    if effort.goal != goal:
-        effort.goal, effort.tries = goal, Tries()
+    effort = engine.efforts.get((op, goal.digest))
+    if effort is None or effort.goal != goal:
+        effort = engine.efforts[op, goal.digest] = Effort(goal)
     return effort.tries
 
 
+def given_up(engine: Engine, goal: Goal) -> Tries | None:
+    """How the tries for this goal ended, if they did; a version that is not here (image 0) is no other than it was."""
+    prepare, commit = engine.efforts.get(("prepare", goal.digest)), engine.efforts.get(("commit", goal.digest))
+    if commit is not None and commit.tries.given_up and commit.goal == _of_commit(goal):
+        return commit.tries
+    if prepare is not None and prepare.tries.given_up:
+        same = replace(goal, image=prepare.goal.image) if not goal.image else goal
+        return prepare.tries if prepare.goal == same else None
+    return None
+
+
+def _of_commit(goal: Goal) -> Goal:
+    return replace(goal, image=0)
+
+
 def count(engine: Engine, failure: Failure, now: float) -> None:
-    """Count a failure. What several ranks say within one wait counts once."""
-    tries = tries_for(engine, failure.op, failure.goal)
-    if tries.may_start(now):
-        pace = PREPARE_PACE if failure.op == "prepare" else COMMIT_PACE
-        transient = failure.reason in TRANSIENT and not failure.dirty
-        engine.efforts[failure.op].tries = tries.failed(now, pace, failure.reason, failure.message, transient=transient)
+    """Count a failure of what is still asked for. What may pass counts once where several ranks say it within one wait."""
+    effort = engine.efforts.get((failure.op, failure.goal.digest))
+    transient = failure.reason in TRANSIENT and not failure.dirty
+    if effort is None or effort.goal != failure.goal or effort.tries.given_up:
+        return
+    if transient and not effort.tries.may_start(now):
+        return
+    pace = PREPARE_PACE if failure.op == "prepare" else COMMIT_PACE
+    effort.tries = effort.tries.failed(now, pace, failure.reason, failure.message, transient=transient)
+    if (
+        effort.tries.given_up and failure.reason != "StaleToken"
+    ):  # that speaks against the order, not against the version
+        engine.failed = failure
 
 
 def _expire(engine: Engine, at: Situation) -> list[Effect]:
@@ -127,8 +162,8 @@ def _expire(engine: Engine, at: Situation) -> list[Effect]:
         reason = f"{asked.op.capitalize()}Timeout"
         text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
         effects.append(Close(process.conn, reason, text))
-        if asked.op in engine.efforts:
-            count(engine, Failure(asked.op, asked.goal, reason, text), at.now)
+        if asked.op != "keep":
+            count(engine, Failure(asked.op, asked.goal, reason, text, booting=engine.booting), at.now)
     return effects
 
 
@@ -146,9 +181,8 @@ def _release_ports(engine: Engine, wanted: PodAssignment, at: Situation) -> list
     return effects
 
 
-def _forget_old(engine: Engine, leader: Server, wanted: PodAssignment, at: Situation) -> list[Effect]:
+def _forget_old(engine: Engine, kept: set[str], at: Situation) -> list[Effect]:
     """Prepared versions that are neither served nor asked for hold memory: ranks may forget them."""
-    kept = {wanted.digest, wanted.prepare, leader.digest}
     effects: list[Effect] = []
     for rank in engine.ranks.values():
         gone = sorted(rank.prepared - kept) if rank.asked is None else []
@@ -171,7 +205,7 @@ def _prepare(engine: Engine, goal: Goal, at: Situation) -> list[Effect]:
     """Hand the version to every rank that lacks it."""
     if not goal.image or not engine.complete:
         return []
-    may_start = tries_for(engine, "prepare", goal).may_start(at.now)
+    may_start = tries_for(engine, "prepare", goal).may_start(at.now) and given_up(engine, goal) is None
     return [effect for rank in engine.ranks.values() for effect in _prepare_rank(rank, goal, may_start, at)]
 
 
@@ -184,18 +218,17 @@ def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: Situation) -> lis
     return [SendPrepare(rank.conn, rank.asked.id, goal.digest)]
 
 
-def _settle(engine: Engine, goal: Goal, wanted: PodAssignment, at: Situation) -> None:
+def _settle(engine: Engine, goal: Goal) -> None:
     """The phase that the facts about the goal amount to; a failure that is tried again is none yet."""
     ranks = engine.ranks.values()
-    prepare = tries_for(engine, "prepare", goal) if goal.image else Tries()
+    over = given_up(engine, goal)
     if engine.prepared_everywhere(goal.digest):
-        given_up = goal.digest == wanted.digest and tries_for(engine, "commit", Goal(goal.token, goal.digest)).given_up
-        engine.to(Phase.FAILED if given_up else Phase.PREPARED)
-    elif any(rank.asked for rank in ranks) or (prepare.reason and not prepare.given_up):
+        engine.to(Phase.FAILED if over else Phase.PREPARED)
+    elif any(rank.asked for rank in ranks) or (not over and goal.image and tries_for(engine, "prepare", goal).reason):
         engine.to(Phase.PREPARING)
     elif any(goal.digest in rank.rejected for rank in ranks):
         engine.to(Phase.REFUSED)
-    elif prepare.given_up:
+    elif over:
         engine.to(Phase.FAILED)
     else:
         engine.rest()
@@ -203,7 +236,7 @@ def _settle(engine: Engine, goal: Goal, wanted: PodAssignment, at: Situation) ->
 
 def _commit(engine: Engine, leader: Server, wanted: PodAssignment, at: Situation) -> list[Effect]:
     """Tell the leader to switch, after the pod's label has gone."""
-    goal = Goal(wanted.token, wanted.digest)
+    goal = _of_commit(order_of(wanted, wanted.digest, at.holdings))
     if not tries_for(engine, "commit", goal).may_start(at.now):
         engine.unmark_since = None
         return []

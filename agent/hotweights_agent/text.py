@@ -11,6 +11,8 @@ _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 
 def clip(text: str, most: int) -> str:
     """At most ``most`` characters, without control characters and lone surrogates; the end is marked when it was cut."""
+    if len(text) <= most and text.isprintable():
+        return text
     printable = "".join(c if c.isprintable() else " " for c in text[: most + 1])
     return printable if len(printable) <= most else printable[: most - 1] + "…"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,8 @@ from safetensors.numpy import save_file
 from hotweights_agent import origins
 from hotweights_agent.driver import Driver
 from hotweights_agent.effects import Marks
-from hotweights_agent.engine_server import EngineServer, Limits
+from hotweights_agent.engine_limits import Limits
+from hotweights_agent.engine_server import EngineServer
 from hotweights_agent.manifests import ManifestCache
 from hotweights_agent.memory import Memory
 from hotweights_agent.messages import ApiAway, Assigned, Message, Now, Pod, ResolveDone, Said, StageDone, StageFailed
@@ -34,6 +36,7 @@ from hotweights_crds.nodeweights import (
     RolloutAssignment,
     StageItem,
 )
+from hotweights_transports.errors import SourceUnavailable
 from hotweights_transports.handoff import wire
 from hotweights_transports.resolve import publish
 from hotweights_transports.sources.file import open_folder
@@ -244,6 +247,31 @@ async def test_sources_are_resolved_with_and_without_a_pin(node: Node, tmp_path:
     assert results["free"].digest == results["right"].digest == item.digest
     assert (results["free"].tensors, results["free"].chunks, results["free"].nbytes) == (2, 2, 64 * 64 * 4 + 32)
     assert (results["wrong"].reason, results["wrong"].digest) == ("DigestMismatch", "")
+
+
+async def test_reading_sources_keeps_no_version_waiting_and_can_be_called_off(node: Node, tmp_path: Path) -> None:
+    """More sources that hang than there are threads of any kind."""
+    v1 = checkpoint(tmp_path, "v1", 1.0)
+    hung = asyncio.Event()
+    stager, loop = node.driver.stager, asyncio.get_running_loop()
+    let_go = threading.Event()
+
+    class Hanging:
+        def open(self, uri: str, namespace: str) -> object:
+            loop.call_soon_threadsafe(hung.set)
+            let_go.wait(5)
+            raise SourceUnavailable("gone", "SourceNotFound")
+
+    real, stager._sources = stager._sources, Hanging()  # type: ignore[assignment]
+    asked = [ResolveItem(uid=f"u{i}", namespace="ns", name="w", model="m", version="v", uri=v1.uri) for i in range(40)]
+    await node.tell(Assigned(NodeWeightsSpec(resolve=asked), 1))
+    await asyncio.wait_for(hung.wait(), 2)
+    stager._sources = real
+    await node.assign([v1])
+    await until(lambda: [type(m) for m in node.ended()] == [StageDone])
+    let_go.set()
+    await asyncio.sleep(0.05)
+    assert [m for m in node.heard if isinstance(m, ResolveDone)] == [], "they were taken back"
 
 
 async def test_an_engine_that_refuses_serves_on(node: Node, tmp_path: Path) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hotweights_agent import roads
+from hotweights_agent.effects import Report
+from hotweights_agent.messages import Assigned, Now
 from hotweights_agent.session import Self, Session
+from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_transports.peers.registry import Availability, resolution
 
 
@@ -45,4 +48,6 @@ def test_where_ucx_does_not_work_the_reason_is_told(monkeypatch: pytest.MonkeyPa
 def test_the_node_object_says_it() -> None:
     endpoints = roads.describe(["tcp://10.0.0.1:7600"], ucx_port=0, mpi=False)
     session = Session(Self("boot", "v", "tcp://10.0.0.1:7600", endpoints))
-    assert tuple(session._status([]).endpoints) == endpoints
+    (report,) = session.handle(Assigned(NodeWeightsSpec(), 1), Now(0.0, "t"))
+    assert isinstance(report, Report)
+    assert tuple(report.status.endpoints) == endpoints

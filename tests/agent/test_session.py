@@ -12,31 +12,12 @@ from hotweights_agent.phases import MOVES, IllegalMove, Phase, move
 from hotweights_agent.session import Self, Session
 from hotweights_crds.nodeweights import (
     Capacity,
-    EngineStatus,
     NodeWeightsSpec,
-    PodAssignment,
     ResolvedVersion,
     ResolveItem,
 )
 from hotweights_transports.handoff import wire
-from tests.agent.world import World, digest, item
-
-
-def pod(uid: str = "a", version: int = 0, token: int = 1, prepare: int = 0) -> PodAssignment:
-    return PodAssignment(
-        uid=uid,
-        name=uid,
-        namespace="ns",
-        token=token,
-        digest=digest(version),
-        version=f"v{version}" if version else "",
-        prepare=digest(prepare),
-    )
-
-
-def engine_of(world: World, uid: str = "a") -> EngineStatus:
-    assert world.status is not None
-    return next(e for e in world.status.engines if e.pod_uid == uid)
+from tests.agent.world import World, digest, engine_of, item, pod
 
 
 @pytest.fixture
@@ -367,6 +348,80 @@ def test_sources_are_read_once_and_failures_that_may_pass_again() -> None:
     assert world.status.resolved[0].digest == digest(1)
 
 
+def source(uid: str) -> ResolveItem:
+    return ResolveItem(uid=uid, namespace="ns", name=uid, model="m", version="v", uri=f"file:///{uid}")
+
+
+def reads(world: World, *uids: str) -> list[str]:
+    """What was begun to read since the last look, after these are asked for."""
+    world.spec = NodeWeightsSpec(resolve=[source(uid) for uid in uids])
+    before = len(world.log)
+    world.sync()
+    return [e.item.uid for e in world.log[before:] if isinstance(e, fx.Resolve)]
+
+
+def unreadable(world: World, uid: str, reason: str = "BadManifest") -> None:
+    world.tell(msg.ResolveDone(ResolvedVersion(uid=uid, reason=reason, message="repair it")))
+
+
+def test_a_source_that_somebody_repairs_needs_nobody_to_say_so(world: World) -> None:
+    reads(world, "w")
+    unreadable(world, "w")
+    tries, at = [], world.now
+    for _ in range(700):
+        before = len(world.log)
+        world.pass_time(10)
+        if [e for e in world.log[before:] if isinstance(e, fx.Resolve)]:
+            tries.append(world.now - at)
+            at = world.now
+            assert world.status is not None
+            assert world.status.resolved[0].reason == "BadManifest", "said until it is known better"
+            unreadable(world, "w")
+    assert tries == [60, 120, 240, 480] + [600] * (len(tries) - 4)
+    assert len(tries) > 12, "for ever"
+    world.pass_time(600)
+    world.tell(msg.ResolveDone(ResolvedVersion(uid="w", digest=digest(1))))
+    assert world.status is not None
+    assert (world.status.resolved[0].digest, world.status.resolved[0].reason) == (digest(1), "")
+
+
+def test_a_reading_that_nobody_asks_for_any_more_is_called_off(world: World) -> None:
+    reads(world, "w")
+    assert reads(world) == []
+    assert [e.uid for e in world.log if isinstance(e, fx.CancelResolve)] == ["w"]
+    unreadable(world, "w")
+    world.pass_time(1000)
+    assert world.status is not None
+    assert world.status.resolved == []
+
+
+def test_a_reading_that_takes_too_long_is_called_off_named_and_tried_again_later(world: World) -> None:
+    reads(world, "w")
+    world.pass_time(1800)
+    assert [e.uid for e in world.log if isinstance(e, fx.CancelResolve)] == ["w"]
+    assert world.status is not None
+    assert world.status.resolved[0].reason == "ResolveTimeout"
+    assert "file:///w was not read within 1800 s" in world.status.resolved[0].message
+    before = len(world.log)
+    world.pass_time(60)
+    assert [type(e) for e in world.log[before:]] == [fx.Resolve]
+
+
+def test_a_few_sources_are_read_at_a_time_and_broken_ones_keep_no_other_waiting(world: World) -> None:
+    assert reads(world, *"abcdef") == list("abcd")
+    for uid in "abcd":
+        unreadable(world, uid)
+    world.pass_time(1000)  # e and f are being read, and two of the broken ones again
+    before = len(world.log)
+    unreadable(world, "e")
+    unreadable(world, "f")
+    assert [e.item.uid for e in world.log[before:] if isinstance(e, fx.Resolve)] == ["c", "d"]
+    assert reads(world, *"abcdefg") == []
+    before = len(world.log)
+    unreadable(world, "a")
+    assert [e.item.uid for e in world.log[before:] if isinstance(e, fx.Resolve)] == ["g"], "it failed least"
+
+
 def test_it_reports_the_memory_that_is_left_for_programs_and_for_people(serving: World) -> None:
     serving.tell(msg.CapacityChanged(8 * 2**30, 5 * 2**30 + 2**29))
     assert serving.status is not None
@@ -408,3 +463,13 @@ def test_moves(old: Phase, new: Phase) -> None:
     else:
         with pytest.raises(IllegalMove):
             move(old, new)
+
+
+def test_a_prepare_that_was_called_off_does_not_count_when_the_version_is_wanted_again(serving: World) -> None:
+    serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
+    serving.finish_stage(digest(2))
+    serving.assign([pod(version=1, token=3)], [item(1), item(2)])
+    serving.assign([pod(version=2, token=4)], [item(1), item(2)])
+    serving.read("a")  # prepared, and the order to release it has not been read yet
+    serving.settle(4)
+    assert engine_of(serving).digest == digest(2)

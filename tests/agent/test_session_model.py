@@ -6,8 +6,10 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from hotweights_agent import effects as fx
 from hotweights_agent.messages import Gone
 from hotweights_crds.nodeweights import PodAssignment
+from hotweights_transports.handoff import wire
 from tests.agent.world import World, digest, item
 
 UIDS = ("a", "b")
@@ -28,6 +30,8 @@ class Node(RuleBasedStateMachine):
         self.tokens = dict.fromkeys(UIDS, 0)
         self.digests = dict.fromkeys(UIDS, 0)
         self.prepares = dict.fromkeys(UIDS, 0)
+        self.revisions = dict.fromkeys(UIDS, 0)
+        self.restarts = dict.fromkeys(UIDS, 0)
         self.listed = {1}
 
     def write(self) -> None:
@@ -38,6 +42,8 @@ class Node(RuleBasedStateMachine):
                 name=uid,
                 namespace="ns",
                 token=self.tokens[uid],
+                revision=self.revisions[uid],
+                restarts=self.restarts[uid],
                 digest=digest(self.digests[uid]),
                 prepare=digest(self.prepares[uid]),
                 version=f"v{self.digests[uid]}",
@@ -50,11 +56,13 @@ class Node(RuleBasedStateMachine):
         uid=st.sampled_from(UIDS),
         version=st.sampled_from((1, 2, 3, 0)),
         prepare=st.sampled_from((0, 2, 3)),
+        revised=st.booleans(),
         rounds=ROUNDS,
     )
-    def assign(self, uid: str, version: int, prepare: int, rounds: int) -> None:
+    def assign(self, uid: str, version: int, prepare: int, revised: bool, rounds: int) -> None:
         self.listed |= {version, prepare} - {0}
         self.tokens[uid] += 1
+        self.revisions[uid] += revised
         self.digests[uid], self.prepares[uid] = version, prepare
         self.write()
         self.world.settle(rounds)
@@ -67,6 +75,19 @@ class Node(RuleBasedStateMachine):
             self.write()
             self.world.settle(rounds)
             self.tokens[uid], self.digests[uid] = kept
+
+    @rule(uid=st.sampled_from(UIDS), what=st.sampled_from(("revision", "revision", "restarts")), rounds=ROUNDS)
+    def only_a_number_changes(self, uid: str, what: str, rounds: int) -> None:
+        """What an engine gave up is tried again in another revision; one that serves what it is told is left alone."""
+        self.write()
+        shown, told = self.world.wanted_marks.get(uid), len(self.world.log)
+        numbers = self.revisions if what == "revision" else self.restarts
+        numbers[uid] += 1
+        self.write()
+        if shown is not None and shown.gate:
+            assert self.world.wanted_marks[uid] == shown
+            assert not [e for e in self.world.log[told:] if isinstance(e, fx.Send) and isinstance(e.frame, wire.Commit)]
+        self.world.settle(rounds)
 
     @initialize(sizes=st.tuples(st.sampled_from((1, 2)), st.sampled_from((1, 2))))
     def containers_start(self, sizes: tuple[int, int]) -> None:

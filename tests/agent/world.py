@@ -13,6 +13,7 @@ from hotweights_agent import messages as msg
 from hotweights_agent.memory import Remembered
 from hotweights_agent.session import Self, Session
 from hotweights_crds.nodeweights import (
+    EngineStatus,
     NodeWeightsSpec,
     NodeWeightsStatus,
     PodAssignment,
@@ -20,6 +21,7 @@ from hotweights_crds.nodeweights import (
     StageItem,
 )
 from hotweights_transports.handoff import wire
+from tests.agent.books import Books
 
 
 def digest(n: int) -> str:
@@ -31,6 +33,13 @@ def item(n: int, **changes: object) -> StageItem:
     """A stage list's entry for the n-th version."""
     fields: dict[str, object] = {"digest": digest(n), "namespace": "ns", "version": f"v{n}", "uri": f"file:///w/v{n}"}
     return StageItem.model_validate(fields | changes)
+
+
+def pod(uid: str = "a", version: int = 0, token: int = 1, prepare: int = 0, **changes: object) -> PodAssignment:
+    """What a pod is to serve and to prepare."""
+    fields: dict[str, object] = {"uid": uid, "name": uid, "namespace": "ns", "token": token, "digest": digest(version)}
+    fields |= {"version": f"v{version}" if version else "", "prepare": digest(prepare)}
+    return PodAssignment.model_validate(fields | changes)
 
 
 @dataclass
@@ -73,6 +82,7 @@ class World:
         self.log: list[fx.Effect] = []
         self.reconnect_seconds = reconnect_seconds
         self.boots = 0
+        self.books = Books()
         self.start_agent()
 
     # -- the agent ---------------------------------------------------------------------------------------------------
@@ -83,7 +93,9 @@ class World:
         self.session = Session(Self(f"boot-{self.boots}"), reconnect_seconds=self.reconnect_seconds)
         self.staged, self.fetching, self.wanted_marks = set(), {}, {}
         self.by_conn = {}
+        self.books.images.clear()
         for engine in self.engines.values():
+            self.books.new_life(engine.uid)  # the agent's memory of it is gone
             engine.server, engine.ranks, engine.prepared = None, {}, {}
             engine.inbox.clear()
         self.tell(msg.Recalled(tuple(self.disk.values())))
@@ -91,7 +103,10 @@ class World:
 
     def tell(self, message: msg.Message) -> list[fx.Effect]:
         """Feed the session and do what it wants."""
+        if isinstance(message, msg.Said):
+            self.books.answered(message.conn, message.frame)
         effects = self.session.handle(message, msg.Now(self.now, f"t{self.now:g}"))
+        self.books.looked(self.session)
         for effect in effects:
             self.perform(effect)
         return effects
@@ -110,13 +125,17 @@ class World:
                 assert effect.digest not in self.fetching, "what is being fetched is cancelled, not released"
             case fx.SendPrepare():
                 assert effect.digest in self.staged, "only what is staged and verified is handed over"
+                self.note_ask(effect.conn, "Prepare", effect.digest)
                 self.send(effect.conn, wire.Prepare(effect.id, effect.digest, 1))
             case fx.Send():
                 if isinstance(effect.frame, wire.Commit):
                     self.check_commit(effect.conn, effect.frame)
                 self.send(effect.conn, effect.frame)
             case fx.Close():
+                self.books.closed(effect)
                 self.lose(effect.conn)
+            case fx.Defect():
+                raise effect.error
             case fx.Remember():
                 self.disk.update({pod.uid: pod for pod in effect.pods})
             case fx.Forget():
@@ -132,14 +151,20 @@ class World:
     def check_commit(self, conn: int, frame: wire.Commit) -> None:
         """A commit goes out only for what is assigned, to an engine whose every rank has it, with no old label showing."""
         engine = self.engines[self.by_conn[conn]]
-        wanted = self.session.assignment(engine.uid)
-        assert wanted is not None
+        wanted = self.note_ask(conn, "Commit", frame.digest)
         assert (wanted.digest, wanted.token) == (frame.digest, frame.commit_token)
         assert set(engine.ranks) == set(range(engine.world_size))
         assert all(frame.digest in engine.prepared.get(rank, set()) for rank in engine.ranks), "not every rank has it"
         remembered = self.disk[engine.uid].assignment
         assert remembered.token == frame.commit_token, "the disk knew before the engine"
         assert frame.commit_token >= self.highest.get(engine.uid, 0), "an older assignment undid a newer one"
+
+    def note_ask(self, conn: int, step: str, name: str) -> PodAssignment:
+        uid = self.by_conn[conn]
+        wanted = self.session.assignment(uid)
+        assert wanted is not None
+        self.books.asked(uid, conn, step, name, wanted)
+        return wanted
 
     def write_marks(self) -> None:
         """What the pod writer does: bring the API server's pods to what is wanted, and say so."""
@@ -175,6 +200,7 @@ class World:
             self.tell(msg.StageFailed(name, reason, "it went wrong", transient))
         else:
             self.staged.add(name)
+            self.books.images[name] += 1
             self.tell(msg.StageDone(name, f"v{name[-1]}", 100, 100, 1.0))
 
     def pass_time(self, seconds: float) -> None:
@@ -207,6 +233,8 @@ class World:
             self.hello(engine, engine.server, "server", 0)
 
     def hello(self, engine: EngineModel, conn: int, role: str, rank: int) -> None:
+        if role == "server" and engine.state == "Booting":
+            self.books.new_life(engine.uid)
         hello = wire.Hello(
             role=role,
             rank=rank,
@@ -240,6 +268,8 @@ class World:
         for rank in [r for r, c in engine.ranks.items() if c == conn]:
             del engine.ranks[rank], engine.prepared[rank]
         engine.inbox = deque((c, f) for c, f in engine.inbox if c != conn)
+        if engine.server is None and not engine.ranks:
+            self.books.new_life(engine.uid)
 
     def send(self, conn: int, frame: wire.Frame) -> None:
         if conn in self.by_conn:
@@ -298,6 +328,7 @@ class World:
 
     def check(self) -> None:
         """Nothing is said of an engine that is not so."""
+        self.books.check(self.session, self.status)
         held = {s.digest for s in self.session.holdings.status() if s.phase == "Staged"}
         assert held == self.staged, "the node holds what the session believes it holds"
         for engine in self.session.engines:
@@ -325,3 +356,9 @@ class World:
             self.write_marks()
             self.pass_time(1.0)
             self.check()
+
+
+def engine_of(world: World, uid: str = "a") -> EngineStatus:
+    """What the node's object says of an engine."""
+    assert world.status is not None
+    return next(e for e in world.status.engines if e.pod_uid == uid)

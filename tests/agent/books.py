@@ -1,0 +1,98 @@
+"""What engines were asked and how it ended, kept beside the session, so that its word on failures can be held against it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from hotweights_agent import effects as fx
+from hotweights_agent.session import Session
+from hotweights_agent.steering import COMMIT_PACE, PREPARE_PACE, TRANSIENT
+from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
+from hotweights_transports.handoff import wire
+
+MOST = {"Prepare": PREPARE_PACE.most, "Commit": COMMIT_PACE.most}
+
+
+class Ask(NamedTuple):
+    """What one engine was asked for, in one of its lives."""
+
+    uid: str
+    life: int
+    step: str
+    digest: str
+    token: int
+    revision: int
+    image: int  # of a prepare: which staging of the digest
+
+
+class Books:
+    """Fed by the world with what truly happens."""
+
+    def __init__(self) -> None:
+        self.lives: dict[str, int] = defaultdict(int)
+        self.images: dict[str, int] = defaultdict(int)
+        self.open: dict[int, Ask] = {}  # by connection
+        self.ended: dict[Ask, list[tuple[str, bool]]] = defaultdict(list)  # (reason, whether it was the last word)
+
+    def new_life(self, uid: str) -> None:
+        self.lives[uid] += 1
+
+    def asked(self, uid: str, conn: int, step: str, digest: str, wanted: PodAssignment) -> None:
+        """A frame goes out: never for what was given up, as long as the order is the same."""
+        image = self.images[digest] if step == "Prepare" else 0
+        ask = Ask(uid, self.lives[uid], step, digest, wanted.token, wanted.revision, image)
+        for other, ends in self.ended.items():
+            same = other[:2] == ask[:2] and other[3:6] == ask[3:6]
+            if same and (other.image == image or other.step == "Commit" or step == "Commit"):
+                assert not any(last for _, last in ends), f"{ask} was given up: {ends}"
+                assert other.step == "Prepare" or len(ends) < (COMMIT_PACE.most or 0), f"{ask} was given up: {ends}"
+        self.open[conn] = ask
+
+    def answered(self, conn: int, frame: wire.Frame) -> None:
+        """An engine's word reaches the agent."""
+        match frame:
+            case wire.Rejected() | wire.CommitFailed() if conn in self.open:
+                dirty = isinstance(frame, wire.CommitFailed) and frame.dirty
+                self.ended[self.open.pop(conn)].append((frame.reason, dirty or frame.reason not in TRANSIENT))
+            case wire.Prepared() | wire.Committed():
+                self.open.pop(conn, None)
+
+    def closed(self, effect: fx.Close) -> None:
+        """The agent has waited long enough."""
+        if effect.conn in self.open and effect.reason.endswith("Timeout"):
+            self.ended[self.open.pop(effect.conn)].append((effect.reason, False))
+
+    def looked(self, session: Session) -> None:
+        """What an engine serves, or has prepared, it did not fail at after all."""
+        for engine in session.engines:
+            for ask in list(self.ended):
+                ready = ask.step == "Prepare" and engine.prepared_everywhere(ask.digest)
+                if ask.uid == engine.pod.uid and (ready or ask.digest == engine.confirmed):
+                    del self.ended[ask]
+
+    def check(self, session: Session, status: NodeWeightsStatus | None) -> None:
+        """A failure that is told did happen, for that order, in this life; and one that happened is told."""
+        for engine in session.engines:
+            failed = engine.failed
+            if failed is None:
+                continue
+            step = failed.op.capitalize()
+            ends = [
+                end
+                for ask, ends in self.ended.items()
+                if (ask.uid, ask.life, ask.step) == (engine.pod.uid, self.lives[engine.pod.uid], step)
+                and (ask.digest, ask.token, ask.revision)
+                == (failed.goal.digest, failed.goal.token, failed.goal.revision)
+                for end in ends
+            ]
+            assert failed.reason in [reason for reason, _ in ends], f"{failed} never happened"
+            assert any(last for _, last in ends) or len(ends) >= (MOST[step] or 0), f"{failed} was not given up: {ends}"
+        for one in status.engines if status else ():
+            if one.failed is not None:
+                assert one.failed.digest != one.digest, "it serves what it is said to have failed at"
+                assert one.failed.step == "Commit" or one.failed.digest != one.prepared, "it has prepared that one"
+            elif one.phase in ("Refused", "Failed", "Dirty"):
+                assert one.reason in ("StaleToken", "EngineDirty"), (
+                    f"{one.phase} without what it failed at: {one.reason}"
+                )
