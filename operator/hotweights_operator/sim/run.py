@@ -247,7 +247,11 @@ class Simulation:
         flaw, agent = self.fleet.faults.flaws.get(digest), self.fleet.agents.get(pod.node)
         memory = agent.engines.get(pod.uid) if agent is not None else None
         gave_up = memory is not None and memory.failed is not None and memory.failed.digest == digest
-        return gave_up or (flaw is not None and flaw.hits(pod.uid, digest))
+        known = {self.digest(app, name.partition("/")[2]) for name in self.api.objects["version"]}
+        forgotten = (
+            bool(digest) and digest not in known
+        )  # its WeightVersion is gone, and perhaps every node that held it
+        return gave_up or forgotten or (flaw is not None and flaw.hits(pod.uid, digest))
 
     def come_to_a_good_end(self) -> None:
         """A last edit to a version that every engine can take; with a node that cannot be written to for a while, sometimes."""
