@@ -11,7 +11,6 @@ import argparse
 import json
 import logging
 import os
-import random
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -148,8 +147,7 @@ def _spec(file: Path) -> WeightRolloutSpec:
 
 def _tell_plan(spec: WeightRolloutSpec, pods: int, nodes: int) -> int:
     """First everybody serves v0, then comes the version; what happens is printed with its second."""
-    plan = Simulation(0, with_faults=False)
-    plan.draw = plan.fleet.draw = plan.fleet.kubelets.draw = plan.operator.draw = random.Random(1)
+    plan = Simulation(1, with_faults=False)
     plan.set_up(spec.model_copy(update={"version_ref": VersionRef(name="v0")}), nodes, pods)
     _until_ready(plan)
     began, seen = plan.now, ""

@@ -14,7 +14,7 @@ from hotweights_operator.actions import Action, Assign, RolloutDecision
 from hotweights_operator.model import NodeState, Pod, Rollout
 from hotweights_operator.observed import Observed
 from hotweights_operator.selectors import selects
-from hotweights_operator.sim.fleet import Confirmation
+from hotweights_operator.sim.agents import Confirmation
 
 SHORT_RUN_SECONDS = 600.0
 
