@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e check format generate cluster-up cluster-down clean
+.PHONY: help demo test e2e e2e-way-back check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -28,6 +28,12 @@ e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real c
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/pytest -n 2 e2e/engine tests/seeds/test_vllm_integration.py
 	$(BIN)/pytest e2e/cluster
+
+e2e-way-back: $(READY) ## The way back from every bad version under every failure policy, on a real cluster (about an hour)
+	@$(BIN)/python -m localcluster preflight
+	@$(BIN)/python -m localcluster binaries > /dev/null
+	@$(BIN)/python -m localvllm ensure > /dev/null
+	HOTWEIGHTS_WAY_BACK=all $(BIN)/pytest e2e/cluster/test_way_back.py
 
 check: $(READY) ## Format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .

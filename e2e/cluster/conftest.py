@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
+from e2e.harness import cold as cold_starts
 from e2e.harness import docs, samples
-from e2e.harness.environment import SAMPLES, Environment, diagnose, provide
+from e2e.harness.environment import ROOT, SAMPLES, Environment, diagnose, provide
 from e2e.harness.reach import reach
+from e2e.harness.story import table
 from e2e.harness.traffic import complete_ids
-from localvllm import models
 
 PROMPT = tuple(range(30, 70))
 TOKENS = 24
+WAY_BACK = pytest.StashKey[list[dict[str, Any]]]()
+"""What `test_way_back` found out: one row for each of its cases."""
 
 
 def pytest_report_header() -> list[str]:
     """What the documents say and nobody tries here."""
     return [f"not run: {block}: {block.not_run}" for block in docs.not_run()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The way back, case by case, also when all is well; and in ``build/way-back.json``."""
+    if rows := config.stash.get(WAY_BACK, []):
+        header = tuple(rows[0])
+        cells = [tuple("-" if value is None else str(value) for value in row.values()) for row in rows]
+        terminalreporter.section("the way back")
+        terminalreporter.write_line(table(tuple(name.upper() for name in header), cells))
+        (ROOT / "build").mkdir(exist_ok=True)
+        (ROOT / "build" / "way-back.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,14 +45,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def cluster_environment() -> Iterator[Environment]:
+def installed() -> Iterator[Environment]:
+    """The cluster with Hotweights on it, and no pods yet."""
     environment = provide()
     try:
-        samples.start_pods(environment)
         yield environment
     finally:
         if environment.cluster is not None:
             environment.cluster.down()
+
+
+@pytest.fixture(scope="session")
+def cluster_environment(installed: Environment) -> Environment:
+    """The same with the sample's two pods."""
+    samples.start_pods(installed)
+    return installed
 
 
 @pytest.fixture
@@ -53,10 +76,9 @@ def environment(cluster_environment: Environment, request: pytest.FixtureRequest
 
 
 @pytest.fixture(scope="session")
-def cold(cluster_environment: Environment) -> dict[str, list[int]]:
+def cold() -> dict[str, list[int]]:
     """What a vLLM answers that is started cold, by version."""
-    folder = cluster_environment.models / "tiny-llama"
-    return {version: models.greedy_text(folder / version, [PROMPT], TOKENS)[0] for version in ("v0", "v1")}
+    return {version: cold_starts.answers(version, PROMPT, TOKENS) for version in ("v0", "v1")}
 
 
 def answers(environment: Environment, selector: str = "app=tiny-llama") -> list[list[int]]:

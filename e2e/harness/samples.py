@@ -43,13 +43,19 @@ def models_volume(environment: Environment) -> str:
     return str(yaml.safe_dump_all([volume, claim]))
 
 
-def start_pods(environment: Environment) -> None:
-    """The sample Deployment, Ready, and its pods on version v0 by a rollout of their own."""
+def make_namespace(environment: Environment) -> None:
+    """The samples' namespace, with nothing in it but the models."""
     kubectl = environment.in_samples
     kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout_seconds=120)
     kubectl("delete", "persistentvolume", f"{NAMESPACE}-models", "--ignore-not-found", "--wait=true")
     kubectl.apply(SAMPLES / "namespace.yaml")
     kubectl("apply", "--filename", "-", stdin=models_volume(environment))
+
+
+def start_pods(environment: Environment) -> None:
+    """The sample Deployment, Ready, and its pods on version v0 by a rollout of their own."""
+    kubectl = environment.in_samples
+    make_namespace(environment)
     kubectl.apply(SAMPLES / "vllm.yaml", SAMPLES / "weightversion-v0.yaml", SAMPLES / "weightrollout-v0.yaml")
     if not injects(environment):
         kubectl("patch", "deployment", "tiny-llama", "--patch-file", str(SAMPLES / "manual-injection.yaml"))

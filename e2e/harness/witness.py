@@ -1,0 +1,182 @@
+"""Who looks whether what is said is true: labels by asking the engines, statuses by what was said before.
+
+A witness that could not look has not seen that all is well. So it counts what it compared, an error of its own is an error, and an
+engine that did not answer is excused only by a container that was started anew, or a pod that is gone.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.client import HTTPException
+from typing import Any
+from urllib.error import HTTPError
+
+from e2e.harness.environment import Environment
+from e2e.harness.fleet import is_ready
+from e2e.harness.kubectl import TimedOut, eventually
+from e2e.harness.reach import reach
+from e2e.harness.tape import Body, Tape
+from e2e.harness.traffic import complete_ids
+
+EVERY_SECONDS = 1.0
+ANSWER_SECONDS = 90.0  # longer than any pause
+EXCUSED_SECONDS = 60.0  # a kubelet may be late to say that a container ended
+LABEL = "hotweights.dev/version"
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A pod that is Ready and says what it serves."""
+
+    name: str
+    uid: str
+    life: str  # the container's id
+    version: str
+    body: Body = field(compare=False)
+
+
+@dataclass
+class Account:
+    """What a witness saw."""
+
+    compared: Counter[str] = field(default_factory=Counter)  # statements that were compared, by version
+    lies: list[str] = field(default_factory=list)
+    unanswered: dict[tuple[str, str], str] = field(default_factory=dict)  # (uid, life) → what happened
+
+
+@contextmanager
+def watch_labels(
+    environment: Environment, selector: str, cold: Mapping[str, list[int]], prompt: Sequence[int], tokens: int
+) -> Iterator[Account]:
+    """Label, answer, label: a pod counts where it said the same before and after the answer. Raises whatever kept it from looking."""
+    account = Account()
+    stop = threading.Event()
+
+    def ask(shown: Shown) -> list[int] | str:
+        try:
+            with reach(environment, [shown.body], 8000) as (address,):
+                return complete_ids(address, prompt, tokens, timeout_seconds=ANSWER_SECONDS)
+        except HTTPError as error:
+            with error:  # it holds the connection
+                return str(error)
+        except (OSError, HTTPException, ValueError, KeyError) as error:
+            return f"{type(error).__name__}: {error}"
+
+    def look(pool: ThreadPoolExecutor) -> None:
+        before = _shown(environment, selector)
+        answers = list(pool.map(ask, before))
+        after = {shown.uid: shown for shown in _shown(environment, selector)}
+        for shown, answer in zip(before, answers, strict=True):
+            if after.get(shown.uid) != shown:
+                continue
+            if isinstance(answer, str):
+                account.unanswered[shown.uid, shown.life] = f"{shown.name}: {answer}"
+                continue
+            account.compared[shown.version] += 1
+            if answer != cold.get(shown.version):
+                others = [version for version, ids in cold.items() if ids == answer]
+                account.lies.append(f"{shown.name} is labelled {shown.version} and answers as {others or answer}")
+
+    def run(pool: ThreadPoolExecutor) -> None:
+        while not stop.wait(EVERY_SECONDS):
+            look(pool)
+
+    with ThreadPoolExecutor(8) as pool:
+        running = pool.submit(run, pool)
+        try:
+            yield account
+        finally:
+            stop.set()
+            running.result(ANSWER_SECONDS + 60)
+            account.lies += _unexcused(environment, selector, account)
+
+
+def _shown(environment: Environment, selector: str) -> list[Shown]:
+    found = []
+    for pod in environment.in_samples.pods(selector):
+        metadata, status = pod["metadata"], pod.get("status", {})
+        version = metadata.get("labels", {}).get(LABEL, "")
+        if version and _condition(status, "Ready").get("status") == "True":
+            life = status["containerStatuses"][0].get("containerID", "")
+            found.append(Shown(metadata["name"], metadata["uid"], life, version, pod))
+    return found
+
+
+def _unexcused(environment: Environment, selector: str, account: Account) -> list[str]:
+    def left() -> list[str]:
+        lives = {(s.uid, s.life) for s in _shown(environment, selector)}
+        return [text for life, text in account.unanswered.items() if life in lives]
+
+    try:
+        eventually("every engine that did not answer was started anew", lambda: not left(), EXCUSED_SECONDS, 2.0)
+    except TimedOut:
+        return [f"is said to serve, and does not: {text}" for text in left()]
+    return []
+
+
+def _condition(status: Body, type_: str) -> Body:
+    return next((c for c in status.get("conditions", []) if c["type"] == type_), {})
+
+
+def false_statements(tape: Tape) -> tuple[int, list[str]]:
+    """What the statuses on a tape said that was not so; and how many statements were compared.
+
+    *stable* and *previous* name only what the rollout called complete at some time before. When it becomes Ready, every pod shows
+    the version, and every engine has confirmed it; as long as it is Ready, none shows or confirms another one.
+    """
+    complete: set[str] = set()
+    pods: dict[str, Body] = {}
+    nodes: dict[str, Body] = {}
+    was_ready, compared = False, 0
+    lies: list[str] = []
+    for said in tape.said:
+        if said.kind == "rollout":
+            status = said.body.get("status", {})
+            if not complete:
+                complete |= _known_complete(status)
+            target, ready = status.get("target", {}), is_ready(said.body, 0)
+            if ready:
+                complete.add(target["name"])
+                count, found = _of_fleet(target, pods, nodes, became=not was_ready)
+                compared, lies = compared + count, lies + found
+            for named in ("stable", "previous"):
+                name = status.get(named, {}).get("name", "")
+                compared += 1
+                if name and name not in complete:
+                    lies.append(f"status.{named} names {name}, complete were only {sorted(complete)}")
+            was_ready = ready
+            continue
+        known = pods if said.kind == "pod" else nodes
+        known[said.name] = said.body
+        if said.gone:
+            del known[said.name]
+    return compared, list(dict.fromkeys(lies))
+
+
+def _known_complete(status: Body) -> set[str]:
+    """What the first status on a tape may name: the tapes before this one have looked at it."""
+    names = {status.get(named, {}).get("name", "") for named in ("stable", "previous")}
+    return names - {""}
+
+
+def _of_fleet(target: Body, pods: dict[str, Body], nodes: dict[str, Body], *, became: bool) -> tuple[int, list[str]]:
+    """What pods and engines say while the rollout says that all serve ``target``."""
+    engines = {e["podUID"]: e for node in nodes.values() for e in node.get("status", {}).get("engines", [])}
+    compared = 0
+    lies: list[str] = []
+    for pod in pods.values():
+        metadata: Any = pod["metadata"]
+        if "deletionTimestamp" in metadata:
+            continue
+        label = metadata.get("labels", {}).get(LABEL, "")
+        digest = engines.get(metadata["uid"], {}).get("digest", "")
+        for shown, wanted in ((label, target["version"]), (digest, target["digest"])):
+            compared += 1
+            if shown != wanted and (shown or became):
+                lies.append(f"Ready with {target['version']}, and {metadata['name']} says {shown or 'nothing'}")
+    return compared, lies
