@@ -68,6 +68,7 @@ class Choice:
     activated: frozenset[str]
     asked: frozenset[str]
     nodes: frozenset[str]  # of those two
+    restarted: int  # pods that are not asked to prepare yet, because their containers ended soon after they started
     passes: bool  # the gate is passed, in this pass or an earlier one
     again_in_seconds: float | None  # when more may change though nothing happens
 
@@ -95,15 +96,16 @@ def choose(
         candidates = [target for stance in stances.values() for target in stance.candidates]
         if passes and candidates:
             activated, again = _activate(spec, candidates, shares, desired, now)
-    asked, later = _ask(spec, course, shares, stances, desired, now)
+    asked, waits = _ask(spec, course, shares, stances, desired, now)
     return Choice(
         target=course.target,
         stances=stances,
         activated=frozenset(t.pod.uid for t in activated),
         asked=frozenset(t.pod.uid for t in asked),
         nodes=frozenset(t.pod.node for t in (*activated, *asked)),
+        restarted=len(waits),
         passes=passes,
-        again_in_seconds=min((wait for wait in (again, later) if wait is not None), default=None),
+        again_in_seconds=min((wait for wait in (again, *waits) if wait is not None), default=None),
     )
 
 
@@ -216,19 +218,19 @@ def _ask(
     stances: Mapping[str, Stance],
     desired: int,
     now: datetime,
-) -> tuple[list[Target], float | None]:
-    """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have done it well; and when more may
-    be, though nothing happens. One that ends by itself is left alone, or it would be blamed on what it prepares: it takes the target
+) -> tuple[list[Target], list[float]]:
+    """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have done it well; and in how many
+    seconds each of those may be that is left alone until then. One that ends by itself is left alone, or it would be blamed on what it prepares: it takes the target
     when it boots."""
     idle = [target for stance in stances.values() for target in stance.idle]
     if course.is_back or not idle:
-        return idle, None
+        return idle, []
     waits = [wait for t in idle if (wait := t.calm_seconds(now)) > 0]
     calm = [t for t in idle if not t.calm_seconds(now)]
     done = sum(share.prepared for share in shares)
     busy = sum(stance.busy for stance in stances.values())
     room = max(budget.limit(spec.strategy, desired), done) - busy
-    return calm[: max(0, room)], min(waits, default=None)
+    return calm[: max(0, room)], waits
 
 
 def _is_asked(target: Target, digest: str) -> bool:

@@ -55,7 +55,7 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
     choice = activation.choose(rollout.spec, course, shares, stances, now)
     if choice.passes and course.activates and shares:
         base = base.model_copy(update={"prepared_revision": base.revision})
-    view = View(rollout, base, question, tuple(shares), found, hold, version, observed, started_at)
+    view = View(rollout, base, question, tuple(shares), found, hold, version, observed, choice.restarted, started_at)
     status = summary.describe(view, now)
     actions = entries.writes(rollout, base, choice, observed, stages=hold.rule.activates)
     waits = (

@@ -248,11 +248,13 @@ class Observed:
     def _seen_now(self, old: Pod | None, new: Pod) -> Seen:
         known, now = self._seen.get(new.uid), self._clock()
         same = old is not None and known is not None and _shown(old) == _shown(new)
+        same_life = old is not None and known is not None and old.restarts == new.restarts
+        served_since = known.served_since if same_life and known else None
         shown_since = known.shown_since if same and known else now
         if new.ready:
-            return Seen(shown_since, None)
+            return Seen(shown_since, None, served_since or now)
         since = known.unready_since if known and known.unready_since else now
-        return Seen(shown_since, since)
+        return Seen(shown_since, since, served_since)
 
 
 def _uids(state: NodeState | None) -> tuple[set[str], set[str]]:

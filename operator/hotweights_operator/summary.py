@@ -43,6 +43,7 @@ class View:
     hold: Hold
     version: Version | None
     observed: Observed
+    restarted: int = 0  # pods that are not asked to prepare yet, because their containers ended soon after they started
     started_at: datetime | None = None  # since when this process decides
 
 
@@ -274,6 +275,8 @@ def _working(view: View, status: WeightRolloutStatus, now: datetime, counts: str
         doing = Outcome("Staging", "Staging", f"{text} ({status.staged_percent or '0%'} of the bytes){_tell(first)}")
     elif status.pods.prepared < status.pods.desired:
         text = f"{status.pods.prepared} of {status.pods.desired} pods have prepared {status.target.version}"
+        if view.restarted:
+            text += f"; {view.restarted} restarted soon after they had started and are asked when they have been Ready for a minute"
         doing = Outcome("Activating", "Preparing", text + _tell(first))
     else:
         doing = Outcome("Activating", "Activating", f"{counts}, {status.pods.ready} of them are Ready{_tell(first)}")

@@ -42,6 +42,7 @@ class Seen:
 
     shown_since: datetime  # Ready, the gate and the digest's label all as they are
     unready_since: datetime | None = None  # not Ready; None: it is
+    served_since: datetime | None = None  # when it was first Ready in this life of its container; None: not yet
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,11 +129,13 @@ class Target:
         return max(0.0, needed - (now - self.seen.shown_since).total_seconds())
 
     def calm_seconds(self, now: datetime) -> float:
-        """How long until one whose container ended soon after it started has been of service for long enough; 0: it is well."""
-        ran = self.pod.last_run_seconds
+        """How long until one whose container ended soon after it started has lived for long enough; 0: it is well."""
+        ran, started_at, served_since = self.pod.last_run_seconds, self.pod.engine_started_at, self.seen.served_since
         if ran is None or ran >= LOOP_SECONDS or not self.pod.restarts:
             return 0.0
-        passed = (now - self.seen.shown_since).total_seconds() if self.available else 0.0
+        if started_at is not None and (now - started_at).total_seconds() >= LOOP_SECONDS:
+            return 0.0  # by whichever clock: this process may have begun to look at it a moment ago
+        passed = (now - served_since).total_seconds() if served_since else 0.0
         return max(0.0, CALM_SECONDS - passed)
 
     def clock_was_set_back(self) -> bool:

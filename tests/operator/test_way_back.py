@@ -317,15 +317,28 @@ def test_a_pod_goes_back_to_what_it_holds_rather_than_wait_for_what_it_does_not(
 
 
 def test_what_loops_by_itself_is_not_asked_to_prepare_until_it_is_calm_and_nobody_waits_for_it() -> None:
-    young = pod(0, restarts=3, last_run_seconds=20.0)
+    young = pod(0, restarts=3, last_run_seconds=20.0, engine_started_at=NOW - timedelta(seconds=60))
     idle = order("p0", OLD, prepare="", revision=1, restarts=3)
-    engines = [engine(0), *prepared(2)[1:]]
+    engines = [engine(0, confirmed_at="2026-01-01T11:59:30Z"), *prepared(2)[1:]]
     seen = world([young, pod(1)], [state("n0", engines, {"p0": idle, "p1": OLD})], clock=lambda: NOW)
     running = rollout(AT_NEW)
     decision = decide(running, seen, NOW + timedelta(seconds=20))
     assert (asked_to_prepare(decision), told_to_change(decision)) == (set(), {"p1"})
     assert decision.again_in_seconds == pytest.approx(40.0)
+    assert "1 restarted" in status_of(decision).message
     assert "p0" in asked_to_prepare(decide(running, seen, NOW + timedelta(seconds=60)))
+
+
+def test_that_a_container_restarted_once_is_forgotten_when_it_has_lived_for_a_minute() -> None:
+    """Whatever the pod shows meanwhile: the commit before took its label away and gave it another one."""
+    clock = [NOW - timedelta(seconds=70)]
+    once = pod(0, shows="", restarts=1, last_run_seconds=97.0, engine_started_at=NOW - timedelta(seconds=80))
+    alive = engine(0, confirmed_at="2026-01-01T11:59:00Z")
+    idle = order("p0", OLD, prepare="", revision=1, restarts=1)
+    seen = world([once], [state("n0", [alive], {"p0": idle})], clock=lambda: clock[0])
+    clock[0] = NOW - timedelta(seconds=1)
+    seen.put("pod", "p0", replace(once, labels=pod(0).labels))
+    assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW)) == {"p0"}
 
 
 def test_what_ends_while_it_prepares_the_stable_version_is_not_blamed_on_that() -> None:
