@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from hotweights_crds.base import digest_label
+from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import (
     EngineStatus,
     GivenUp,
@@ -20,6 +21,7 @@ from hotweights_crds.nodeweights import (
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_operator.actions import Assign, RolloutDecision
+from hotweights_operator.decide import decide
 from hotweights_operator.model import DIGEST_LABEL, Node, NodeState, Pod, Rollout, Version
 from hotweights_operator.observed import Observed
 
@@ -164,3 +166,22 @@ def told_to_change(decision: RolloutDecision, digest: str = NEW) -> set[str]:
 def asked_to_prepare(decision: RolloutDecision, digest: str = NEW) -> set[str]:
     """Pods that are to have it at hand."""
     return {uid for uid, given in orders(decision).items() if given.prepare == digest}
+
+
+def status_after(known: Rollout, seen: Observed, now: datetime = NOW) -> WeightRolloutStatus:
+    """The status that a step writes."""
+    status = decide(known, seen, now).status
+    if status is None:
+        raise LookupError("a decision without a status")
+    return status
+
+
+def after(known: Rollout, seen: Observed, now: datetime = NOW) -> Rollout:
+    """The rollout when that status was written."""
+    return replace(known, status=status_after(known, seen, now))
+
+
+def reason_of(status: WeightRolloutStatus, type_: str) -> str:
+    """Of a condition that is True; empty: it is not."""
+    found = find(status.conditions, type_)
+    return found.reason if found and found.status == "True" else ""
