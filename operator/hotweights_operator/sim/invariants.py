@@ -70,6 +70,8 @@ def holds_still(rollout: Rollout, view: Observed, decision: RolloutDecision) -> 
             continue
         if engine is not None and (engine.digest == target or engine.phase == "Dirty"):
             continue
+        if engine is not None and engine.failed is not None and engine.failed.digest == status.stable.digest:
+            continue  # it boots, and has given up what is stable: nothing else is left
         if pod is None or pod.live:
             raise Violated("holds still", f"{order.uid} was told to serve the version that is held back")
 

@@ -175,7 +175,7 @@ class Judge:
             self.fails("prepares in waves", f"{waiting} prepare {digest} at once, {allowed} allowed")
 
     def _prepares(self, pod: Pod, here: str, digest: str) -> bool:
-        """Whether a pod that serves was asked and has neither done it nor given up; one whose agent went away since is not waited for."""
+        """Whether a pod that serves was asked and has neither done it nor given up; one that went away since is not waited for."""
         view = self.world.operator.cache.observed()
         state: NodeState | None = self.world.api.get("state", pod.node)
         order, said = (state.assigned(pod.uid), state.engine(pod.uid)) if state is not None else (None, None)
@@ -184,6 +184,12 @@ class Judge:
             return False
         if order is None or order.prepare != digest or engine is None or engine.boots or engine.digest == digest:
             return False
+        staged = state.staged(digest) if state is not None else None
+        if staged is not None and staged.phase == "Failed":
+            return False
+        seen = view.states[pod.node].engine(pod.uid) if pod.node in view.states else None
+        if seen is None or seen.phase == "Disconnected":
+            return False  # it ended meanwhile, as far as the operator has heard
         return said is None or said.failed is None or said.failed.digest != digest
 
     # -- statuses ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ class _Course:
     high: tuple[int, ...] = ()
     at: datetime | None = None  # when it last came further
     late_steps: int = 0
+    failed: int = 0  # pods whose engines have given it up
     beyond_steps: int = 0  # for how long the operator has seen more pods fail than the policy allows
 
 
@@ -55,7 +56,8 @@ class Patience:
 
     def is_beyond(self, rollout: Rollout) -> bool:
         """Whether the operator has long seen more engines give the target up in this revision than the policy allows."""
-        return self._course(rollout).beyond_steps >= BEYOND_STEPS
+        course = self._course(rollout)
+        return course.beyond_steps >= BEYOND_STEPS and course.failed > rollout.spec.failure_policy.max_failed
 
     def step(self, rollout: Rollout, *, is_complete: bool) -> None:
         """After every step."""
@@ -91,5 +93,6 @@ class Patience:
             said = state.engine(pod.uid) if state is not None else None
             if said is not None and said.failed is not None and said.digest != target:
                 failed += (said.failed.digest, said.failed.revision) == (target, rollout.status.revision)
+        course.failed = failed
         beyond = failed > rollout.spec.failure_policy.max_failed
         course.beyond_steps = course.beyond_steps + 1 if beyond else 0

@@ -39,7 +39,9 @@ class Service:
         self._world = bench.world
         self._orders: dict[str, Order] = {}  # by pod UID
         self._down_since: dict[str, datetime] = {}
-        self._seen_down: dict[str, int] = {}  # pod UID → for how many steps the operator has seen it not Ready
+        self._seen: dict[
+            str, tuple[bool, int]
+        ] = {}  # pod UID → Ready or not, as the operator sees it, for how many steps
 
     # -- orders --------------------------------------------------------------------------------------------------------
 
@@ -55,7 +57,9 @@ class Service:
         elif self._world.fleet.kubelets.in_service(uid) and not self._world.zombie:
             self._bench.count("told to change")
             seen: Pod | None = self._world.operator.cache.get("pod", uid)
-            if seen is not None and seen.ready:  # else it is of no service, as far as could be seen
+            if (
+                seen is not None and seen.ready and self._seen_as(uid, ready=True)
+            ):  # else it was of no service, when decided
                 self._may_change(rollout, new)
                 self._within_budget(rollout, uid)
             self._orders.setdefault(uid, Order(rollout.uid, new.digest))
@@ -119,7 +123,14 @@ class Service:
         order = self._orders.get(pod.uid)
         if order is not None:
             return not (self._shows(pod, order) and self._has_baked(pod, order)) and not self._seems_back(pod, order)
-        return not self._world.fleet.kubelets.in_service(pod.uid) and self._seen_down.get(pod.uid, 0) >= SEEN_STEPS
+        seen: Pod | None = self._world.operator.cache.get("pod", pod.uid)
+        known = seen is not None and not seen.ready and self._seen_as(pod.uid, ready=False)
+        return known and not self._world.fleet.kubelets.in_service(pod.uid)
+
+    def _seen_as(self, uid: str, *, ready: bool) -> bool:
+        """Whether the operator has seen a pod so for long enough to have decided by it."""
+        then, steps = self._seen.get(uid, (not ready, 0))
+        return then == ready and steps >= SEEN_STEPS
 
     def _shows(self, pod: Pod, order: Order) -> bool:
         """Whether it serves what it was told, and a Service knows."""
@@ -148,6 +159,8 @@ class Service:
         seen: Pod | None = self._world.operator.cache.get("pod", pod.uid)
         if gate_at is None or seen is None or not seen.ready or not _marked(seen, order):
             return False
+        if not order.digest and seen != pod:
+            return True  # set back to what it booted, it shows again what it showed before: an old view tells nothing
         bake, now = self._bake(pod, order), self._world.now
         waited = now >= gate_at + max(bake, timedelta(seconds=KUBELET_SECONDS))
         return waited and (not bake or seen.ready_since is None or now >= seen.ready_since + bake)
@@ -163,7 +176,9 @@ class Service:
             else:
                 self._down_since.setdefault(pod.uid, self._world.now)
             seen: Pod | None = self._world.operator.cache.get("pod", pod.uid)
-            self._seen_down[pod.uid] = 0 if seen is None or seen.ready else self._seen_down.get(pod.uid, 0) + 1
+            if seen is not None:
+                then, steps = self._seen.get(pod.uid, (seen.ready, 0))
+                self._seen[pod.uid] = (seen.ready, steps + 1 if then == seen.ready else 1)
         for uid, order in list(self._orders.items()):
             known: Pod | None = self._world.api.get("pod", uid)
             state: NodeState | None = self._world.api.get("state", known.node) if known is not None else None
