@@ -106,6 +106,10 @@ def test_the_clock_begins_anew_after_a_pause() -> None:
     begins_anew(rollout(AT_NEW, paused=True), IDLE, rollout(AT_NEW))
 
 
+def test_a_pause_has_no_deadline() -> None:
+    assert decide(rollout(AT_NEW, paused=True), IDLE, NOW).again_in_seconds is None
+
+
 def test_the_clock_begins_anew_when_the_version_is_there() -> None:
     waits = world([pod(0)], [state("n0", [engine(0, phase="Preparing")], {"p0": OLD})], versions=[version("new", "")])
     begins_anew(rollout(AT_NEW), waits, rollout(AT_NEW))

@@ -183,6 +183,10 @@ def test_a_version_with_another_digest_than_is_pinned_is_not_rolled_out() -> Non
 
 
 def test_a_rollout_that_is_being_deleted_begins_nothing() -> None:
+    seen = world([pod(0)], [state("n0", [engine(0)], {"p0": order("p0", OLD, prepare="")}, listed=(OLD,))])
+    going = replace(rollout(AT_NEW), terminating=True)
+    seen.put("rollout", "", going)
+    assert decide(going, seen, NOW).actions == ()
     going = replace(rollout(AT_NEW, versionRef={"name": "old"}), terminating=True)
     assert status_after(going, SERVED).revision == 2
 

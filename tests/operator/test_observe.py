@@ -100,3 +100,63 @@ def test_a_full_list_tells_what_vanished() -> None:
         cache.put("node", name, version, Node(name, name))
     assert cache.keep_only("node", ["a"], 5) == ["b"]
     assert set(cache.observed().nodes) == {"a", "new"}
+
+
+def two_engines(**second: Any) -> Body:
+    """A pod of two engines of which the second is as said."""
+    body = pod()
+    body["spec"]["containers"][1]["env"] = [{"name": "HOTWEIGHTS_SOCKET"}]
+    body["status"]["containerStatuses"][1].update(second)
+    return body
+
+
+def test_a_pod_of_two_engines_has_started_with_the_last_of_them() -> None:
+    assert observe.pod(two_engines()).engine_started_at == datetime(2026, 1, 1, 0, 0, 11, tzinfo=UTC)
+    assert observe.pod(two_engines(state={"waiting": {}})).engine_started_at is None
+    assert observe.pod(two_engines(restartCount=4)).restarts == 4
+
+
+def ended(finished: str, reason: str = "Error", seconds: int = 3) -> Body:
+    """How a container ended."""
+    moment = datetime.fromisoformat(finished)
+    started = moment.replace(second=moment.second - seconds).isoformat()
+    return {"terminated": {"startedAt": started, "finishedAt": finished, "reason": reason}}
+
+
+def test_what_counts_is_how_the_last_one_ended() -> None:
+    earlier, later = ended("2026-01-01T00:00:05Z", "OOMKilled"), ended("2026-01-01T00:00:09Z", seconds=4)
+    known = observe.pod(two_engines(lastState=earlier, state=later))
+    assert (known.oom_killed, known.last_run_seconds) == (False, 4.0)
+    known = observe.pod(two_engines(lastState=ended("2026-01-01T00:00:09Z", "OOMKilled")))
+    assert (known.oom_killed, known.last_run_seconds) == (True, 3.0)
+    assert (observe.pod(pod()).oom_killed, observe.pod(pod()).last_run_seconds) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("phase", "live"), [("Running", True), ("Pending", True), ("Failed", False), ("Succeeded", False)]
+)
+def test_a_pod_that_has_ended_is_not_live(phase: str, live: bool) -> None:
+    body = pod()
+    body["status"]["phase"] = phase
+    assert observe.pod(body).live is live
+
+
+def test_the_gate_is_a_condition_of_its_own() -> None:
+    body = pod()
+    assert not observe.pod(body).gate
+    body["status"]["conditions"].append({"type": "hotweights.dev/weights", "status": "True"})
+    assert observe.pod(body).gate
+
+
+METADATA = {"uid": "u", "name": "x", "namespace": "n", "resourceVersion": "7", "generation": 2}
+
+
+def test_rollouts_and_versions_that_are_being_deleted_say_so_and_a_retry_is_read() -> None:
+    going = {**METADATA, "deletionTimestamp": "2026-01-01T00:00:00Z", "annotations": {"hotweights.dev/retry": "2"}}
+    spec = {"versionRef": {"name": "v"}, "target": {"selector": {"matchLabels": {"a": "b"}}}}
+    known = observe.rollout({"metadata": going, "spec": spec})
+    assert (known.terminating, known.retry, known.generation) == (True, "2", 2)
+    assert not observe.rollout({"metadata": METADATA, "spec": spec}).terminating
+    source: Body = {"model": "m", "version": "v", "source": {"uri": "file:///v"}}
+    assert observe.version({"metadata": going, "spec": source}).terminating
+    assert not observe.version({"metadata": METADATA, "spec": source}).terminating

@@ -28,6 +28,7 @@ from tests.operator.worlds import (
     state,
     told,
     told_to_change,
+    version,
     world,
 )
 
@@ -154,6 +155,37 @@ def test_a_version_that_a_node_was_not_told_of_yet_is_no_lost_one() -> None:
     assert told(decide(rollout(AT_NEW), seen, NOW))["p0"] == NEW
 
 
+def test_a_version_that_is_gone_before_it_came_is_not_waited_for() -> None:
+    lost = order("p0", NEW, prepare="")
+    known = state("n0", [engine(0)], {"p0": lost}, staged=holding(OLD), listed=(OLD,))
+    seen = world([pod(0, gate=False)], [known], versions=[version("old", OLD)])
+    assert told(decide(rollout(PASSED), seen, NOW))["p0"] == OLD
+
+
+def test_what_was_refused_at_boot_is_not_told_again_though_it_is_not_the_target() -> None:
+    given = order("p0", OTHER, prepare="")
+    refused = engine(0, "", phase="Refused", confirmed_at="", failed=gave_up(OTHER, step="Prepare", booting=True))
+    known = state("n0", [refused], {"p0": given}, staged=holding(OLD, OTHER), listed=(OLD, OTHER))
+    assert told(decide(rollout(AT_NEW, paused=True), world([restarted(0)], [known]), NOW))["p0"] == OLD
+
+
+def test_a_pod_that_loops_on_what_is_stable_goes_on_with_it_until_the_target_is_there() -> None:
+    given = order("p0", OLD, prepare="", revision=1)
+    for staged, expected in ((holding(OLD, fetching=NEW), OLD), (holding(OLD, NEW), NEW)):
+        seen = world([restarted(0, 4)], [state("n0", [booting()], {"p0": given}, staged=staged)])
+        assert told(decide(rollout(AT_NEW), seen, NOW))["p0"] == expected
+
+
+BACK: Fields = {"revision": 3, "target": {"digest": OLD}, "stable": {"digest": OLD}, "held": [{"digest": NEW}]}
+
+
+@pytest.mark.parametrize(("known", "paused"), [(fresh(0), True), (restarted(0), False)], ids=["new", "ended once"])
+def test_on_the_way_back_a_pod_boots_into_what_is_stable_whatever_it_was_told(known: Pod, paused: bool) -> None:
+    given = order("p0", NEW, prepare=OLD, revision=2 if paused else 3)
+    back = rollout(BACK, versionRef={"name": "old"}, paused=paused)
+    assert told(decide(back, world([known], [state("n0", [booting()], {"p0": given})]), NOW))["p0"] == OLD
+
+
 # -- who prepares --------------------------------------------------------------------------------------------------------
 
 
@@ -202,8 +234,9 @@ def test_what_ended_after_a_day_is_asked_at_once_and_what_is_of_no_service_is_no
         (restarted(1, seconds=7200.0), booting(1), order("p1", OLD, prepare="")),
         (pod(1, ready=False), engine(1, phase="Committing"), order("p1", OTHER, prepare="")),
         (pod(1, gate=False), engine(1), order("p1", NEW, prepare="")),
+        (pod(1), engine(1, phase="Disconnected"), order("p1", OLD, prepare="")),
     ],
-    ids=["it boots", "it is in the middle of another switch", "it was told already"],
+    ids=["it boots", "it is in the middle of another switch", "it was told already", "it is away"],
 )
 def test_nobody_waits_at_the_gate_for_one_that_cannot_prepare_now(other: Pod, its_engine: Any, given: Any) -> None:
     known = state("n0", [*prepared(1), its_engine], {"p0": OLD, "p1": given}, listed=(OLD, NEW, OTHER))

@@ -139,3 +139,33 @@ async def test_an_answer_of_another_release_changes_nothing_that_is_known(server
     server.answer = {"spec": {"rollouts": "a text"}}
     await performer.act(ASSIGN)
     assert performer.cache.get("state", "n").resource_version == "7"
+
+
+async def test_a_status_that_was_decided_on_the_past_is_read_again(server: Server, performer: Performer) -> None:
+    spec = WeightRolloutSpec.from_dict(
+        {"versionRef": {"name": "v"}, "target": {"selector": {"matchLabels": {"a": "b"}}}}
+    )
+    rollout = Rollout("u", "r", "models", 1, "7", "", spec)
+    performer.cache.put("rollout", "models/r", 7, rollout)
+    server.error, server.there = Conflict("changed"), False
+    with pytest.raises(Conflict):
+        await performer.write_rollout(rollout, WeightRolloutStatus(phase="Staging"))
+    assert performer.cache.get("rollout", "models/r") is None
+
+
+async def test_a_request_is_its_version_s_own(server: Server, performer: Performer) -> None:
+    await performer.act(AskResolve("n", "7", "v1", None))
+    assert server.written[0][2] == "hotweights-version-v1"
+
+
+async def test_what_depends_on_our_own_write_hears_of_it(server: Server, performer: Performer) -> None:
+    told: list[tuple[str, str]] = []
+    performer.wrote = lambda kind, key, old: told.append((kind, key))
+    await performer.act(ASSIGN)
+    assert told == [("state", "n")]
+
+
+@pytest.mark.parametrize("warning", [True, False])
+async def test_a_warning_is_one(server: Server, performer: Performer, warning: bool) -> None:
+    await performer.tell([Event(About("Pod", "models", "p", "u"), "ProbeMismatch", "m", warning)])
+    assert server.written[0][1]["type"] == ("Warning" if warning else "Normal")

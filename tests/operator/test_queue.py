@@ -73,3 +73,43 @@ async def test_it_knows_how_long_the_oldest_key_waits() -> None:
     await asyncio.sleep(0.02)
     assert queue.depth == 1
     assert queue.oldest_seconds > 0.01
+
+
+async def test_a_key_whose_time_comes_while_it_is_worked_on_comes_once_and_afterwards() -> None:
+    queue = WorkQueue[str](0.0)
+    queue.add("a")
+    await next_of(queue)
+    queue.add("a", 0.01)
+    await nothing_comes(queue)
+    queue.done("a")
+    assert await next_of(queue) == "a"
+    await nothing_comes(queue)
+
+
+async def test_what_is_added_while_a_key_fails_does_not_shorten_its_wait() -> None:
+    queue = WorkQueue[str](0.0, first_backoff_seconds=0.1)
+    queue.add("a")
+    await next_of(queue)
+    queue.add("a")
+    queue.failed("a")
+    await nothing_comes(queue)
+    assert await next_of(queue) == "a"
+
+
+async def test_a_failure_waits_as_long_as_the_api_server_asks_and_never_for_ever() -> None:
+    queue = WorkQueue[str](0.0, first_backoff_seconds=0.001)
+    queue.add("a")
+    assert queue.failed(await next_of(queue), 0.01) == 0.01
+    assert queue.failed(await next_of(queue)) == 0.002
+    for _ in range(30):
+        wait = queue.failed("a")
+    assert wait == 30.0
+
+
+async def test_what_keeps_the_processor_busy_comes_less_often() -> None:
+    queue = WorkQueue[str](0.0)
+    queue.add("a")
+    queue.done(await next_of(queue), busy_seconds=0.05)
+    queue.add("a")
+    await nothing_comes(queue, 0.15)
+    assert await next_of(queue) == "a"

@@ -10,6 +10,7 @@ from typing import Any
 from hotweights_crds.base import digest_label
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import (
+    UNASSIGNED,
     EngineStatus,
     GivenUp,
     NodeWeightsStatus,
@@ -116,7 +117,8 @@ def state(
         StageItem(digest=d, namespace="models", model="m", version=names[d], uri=f"file:///{names[d]}") for d in listed
     ]
     orders = [given if isinstance(given, PodAssignment) else order(uid, given) for uid, given in (told or {}).items()]
-    entries = [RolloutAssignment(uid=entry, namespace="models", name="llm", stage=items, pods=orders)] if told else []
+    named = {} if entry == UNASSIGNED else {"namespace": "models", "name": "llm"}
+    entries = [RolloutAssignment(uid=entry, **named, stage=items, pods=orders)] if told else []
     spec = NodeState("x").spec.model_copy(update={"rollouts": entries})
     status = NodeWeightsStatus(
         observed_generation=5,
