@@ -178,14 +178,15 @@ def _booted_into(target: Target, course: Course, has_failed: bool) -> str:
 
 
 def _is_on_its_way(target: Target, course: Course) -> bool:
-    """Whether a pod goes on with what it is told: it was told so in this revision and has not started again since; or it started
-    again when it was to prepare the target, which would then be the first thing that it meets."""
+    """Whether a pod goes on with what it is told: it was told so in this revision and has not started again since; or what it serves
+    was well everywhere, and it ended when it was to prepare the target, which would then be the first thing that it meets."""
     order = target.assigned
     if order is None or order.revision != course.revision:
         return False
     if target.crashes == 0:
         return not _cannot_come(target, order.digest)
-    return order.prepare == course.target and not course.is_back and target.crashes < failures.PREPARE_CRASHES
+    was_well = order.digest == course.stable and not course.is_back
+    return was_well and order.prepare == course.target and target.crashes < failures.PREPARE_CRASHES
 
 
 def _has_given_up(target: Target, digest: str, course: Course, has_failed: bool) -> bool:
@@ -253,10 +254,9 @@ def _is_waited_for(target: Target, digest: str) -> bool:
 def _activate(
     spec: WeightRolloutSpec, candidates: Sequence[Target], shares: Sequence[Share], desired: int, now: datetime
 ) -> tuple[list[Target], float | None]:
-    """The pods that change now; and when more may, though nothing happens. Those that are of no service go first."""
+    """The pods that change now, in the order of nodes and names; and when more may, though nothing happens."""
     counts = budget.tally(shares, spec.min_ready_seconds, now)
-    ordered = sorted(candidates, key=lambda t: (t.available, t.pod.node, t.pod.name, t.pod.uid))
-    chosen = budget.choose(ordered, counts, spec.strategy, desired, spec.min_ready_seconds, now)
+    chosen = budget.choose(candidates, counts, spec.strategy, desired, spec.min_ready_seconds, now)
     return chosen, counts.again_in_seconds if len(chosen) < len(candidates) else None
 
 

@@ -88,7 +88,7 @@ def choose(
             if room < 1 or spare < 1:
                 continue
             room, spare = room - 1, spare - 1
-        elif target.available and room < 1:
-            continue  # it is of service already, though not for long enough: it costs nothing more, but only within the budget
+        elif target.is_shown and room < 0:
+            continue  # it is counted already, though requests reach it: it costs nothing more, but only within the budget
         chosen.append(target)
     return chosen

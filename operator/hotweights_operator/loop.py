@@ -120,10 +120,11 @@ class Loop:
         version: Version | None = self.cache.get("version", key[1])
         if version is None:
             return None
+        self._look_at_refusals(key, version.uid, now)
         decision = versions.decide(version, self.cache.observed(), now)
         if decision.status is not None and decision.status != version.status:
             await self.port.write_version(version, decision.status)
-        self._let_out(key, decision.actions, now)
+        self._let_out(key, decision.actions, now, (version.uid, version.generation))
         await self.port.tell(decision.events)
         return decision.again_in_seconds
 
@@ -135,7 +136,7 @@ class Loop:
             for place in [place for place in self._troubles if place[0] == key]:
                 del self._troubles[place]
             return None
-        self._look_at_refusals(key, rollout, now)
+        self._look_at_refusals(key, rollout.uid, now)
         decision = rollouts.decide(rollout, self.cache.observed(), now, self.started_at)
         self._note_idle(key, rollout, {action.node for action in decision.actions})
         waits = [decision.again_in_seconds]
@@ -146,13 +147,13 @@ class Loop:
         await self.port.tell(decision.events)
         return min((wait for wait in waits if wait is not None), default=None)
 
-    def _look_at_refusals(self, key: Key, rollout: Rollout, now: datetime) -> None:
+    def _look_at_refusals(self, key: Key, owner: str, now: datetime) -> None:
         """Nodes that refused for long enough ago count as those that can be written to; where nothing is to be written any more,
         nothing can be refused."""
         refusals, idle = self.cache.observed().refusals, self._idle.pop(key, frozenset())
         for (uid, node), refusal in list(refusals.items()):
             trouble = self._troubles.get((key, node))
-            if uid != rollout.uid:
+            if uid != owner:
                 continue
             if node in idle:
                 del refusals[uid, node]

@@ -45,7 +45,7 @@ class Observed:
         self.claims = Claims(self._forget)
         self.catalog = Catalog()
         self.refusals: dict[tuple[str, str], Refusal] = {}
-        """(rollout UID, node) → what the API server said last to a write for it."""
+        """(UID of a rollout or version, node) → what the API server said last to a write for it."""
         self.peers_epoch = 0
         """Grows whenever another agent might be asked for a version, or can no longer be."""
         self.remembered: dict[str, dict[tuple[str, str], Any]] = {}
@@ -184,6 +184,7 @@ class Observed:
                 self._drop_rollout(value)
             case "version":
                 self.catalog.drop(value)
+                self._drop_refusals(value.uid)
             case "node":
                 self.nodes.pop(value.name, None)
                 self._touch(value.name, peers=True)
@@ -240,10 +241,13 @@ class Observed:
 
     def _drop_rollout(self, value: Rollout) -> None:
         self.claims.drop_rollout(value)
-        for node in [node for uid, node in self.refusals if uid == value.uid]:
-            del self.refusals[value.uid, node]
+        self._drop_refusals(value.uid)
         for what, uid in [known for known in self.interned if known[1] == value.uid]:
             del self.interned[what, uid]
+
+    def _drop_refusals(self, owner: str) -> None:
+        for node in [node for uid, node in self.refusals if uid == owner]:
+            del self.refusals[owner, node]
 
     def _seen_now(self, old: Pod | None, new: Pod) -> Seen:
         known, now = self._seen.get(new.uid), self._clock()

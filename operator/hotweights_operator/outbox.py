@@ -21,7 +21,10 @@ class Write:
 
     key: Key
     action: Action
-    epoch: tuple[str, int] = ("", 0)  # the rollout's UID and generation; its intent is another when these are
+    epoch: tuple[str, int] = (
+        "",
+        0,
+    )  # UID and generation of the object that was decided about: another intent has others
 
 
 class Outbox:

@@ -111,10 +111,14 @@ class Target:
     def available(self) -> bool:
         """Whether the pod object shows that it is of service with what it is told: Ready, and the gate and label of that version,
         which its agent writes in one go. An engine's word reaches us before the kubelet's."""
-        if not self.pod.ready or self.outstanding:
-            return False
-        if self.assigned is None:
-            return True
+        broken = self.engine is not None and self.engine.phase in ("Dirty", "Committing")
+        return self.is_shown and not self.outstanding and not broken
+
+    @property
+    def is_shown(self) -> bool:
+        """The same by the pod object alone: whether requests still reach it."""
+        if not self.pod.ready or self.assigned is None:
+            return self.pod.ready
         return self.pod.gate and (not self.told or self.pod.digest_label == digest_label(self.told))
 
     def available_for(self, seconds: float, now: datetime) -> bool:

@@ -27,7 +27,7 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
     if version.status.digest:
         return VersionDecision(
             actions=_take_back(version, asked, observed),
-            status=_status(version, now, "True", "Resolved", f"its digest is {version.status.digest}"),
+            status=_status(version, now, "True", "Resolved", _found(version.status)),
         )
     reader = _reader(version, asked, observed)
     if reader is None and any(observed.follows(name) for name in observed.states):
@@ -49,13 +49,20 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
 
 
 def _reader(version: Version, asked: list[str], observed: Observed) -> str | None:
-    """The node that was asked, as long as its agent lives; else one of the living ones that have room, spread by UID."""
+    """The node that was asked, as long as its agent lives; else one of the living ones that have room and can be written to, spread
+    by UID."""
     alive = [name for name in asked if observed.follows(name)]
     if alive:
         return alive[0]
     ready = sorted(name for name in observed.states if observed.follows(name))
     first = int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready) if ready else 0
-    return next((name for name in [*ready[first:], *ready[:first]] if _has_room(observed.states[name], version)), None)
+    able = (name for name in [*ready[first:], *ready[:first]] if _has_room(observed.states[name], version))
+    return next((name for name in able if not _has_refused(name, version, observed)), None)
+
+
+def _has_refused(node: str, version: Version, observed: Observed) -> bool:
+    refusal = observed.refusals.get((version.uid, node))
+    return refusal is not None and not refusal.is_due
 
 
 def _has_room(state: NodeState, version: Version) -> bool:
@@ -105,11 +112,15 @@ def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> Versi
             "chunks": answer.chunks,
         }
     )
-    message = f"{answer.tensors} tensors, {human_size(answer.nbytes)}, digest {answer.digest}"
+    message = _found(found)
     return VersionDecision(
         status=_status(version, now, "True", "Resolved", message, found),
         events=_events(version, "Resolved", message, warning=False),
     )
+
+
+def _found(status: WeightVersionStatus) -> str:
+    return f"{status.tensors} tensors, {status.size}, digest {status.digest}"
 
 
 def _failed(version: Version, answer: ResolvedVersion, reader: str, now: datetime) -> VersionDecision:

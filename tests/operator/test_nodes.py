@@ -8,6 +8,7 @@ from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import MAX_PODS, MAX_RESOLVE, MAX_STAGE, UNASSIGNED, Peer, PodAssignment, ResolveItem
 from hotweights_operator import nodes, versions
 from hotweights_operator.actions import Action, AskResolve, Assign, CreateNodeWeights
+from hotweights_operator.model import Refusal
 from tests.operator.worlds import NEW, NOW, OLD, engine, gave_up, order, pod, rollout, state, version, world
 
 
@@ -124,6 +125,14 @@ def test_another_agent_is_asked_when_one_has_as_much_to_read_as_it_may() -> None
         for s in states
     ]
     (second,) = versions.decide(version("v", ""), world([], full), NOW).actions
+    assert second.node != first.node
+
+
+def test_another_agent_is_asked_where_the_request_cannot_be_written() -> None:
+    seen = world([], [state("n0"), state("n1")])
+    (first,) = versions.decide(version("v", ""), seen, NOW).actions
+    seen.refusals["uid-models-v", first.node] = Refusal("Invalid", "no")
+    (second,) = versions.decide(version("v", ""), seen, NOW).actions
     assert second.node != first.node
 
 

@@ -308,6 +308,12 @@ def test_a_container_that_starts_again_once_while_it_prepares_is_not_led_into_th
     assert status_of(decision).pods.failed == 0
 
 
+def test_what_ends_on_a_version_that_never_was_complete_boots_into_the_target_at_once() -> None:
+    between = order("p0", OTHER)
+    seen = world([looping(0, 1)], [state("n0", [engine(0, "", phase="Booting")], {"p0": between})])
+    assert told(decide(rollout(AT_NEW), seen, NOW))["p0"] == NEW
+
+
 def test_a_pod_goes_back_to_what_it_holds_rather_than_wait_for_what_it_does_not() -> None:
     fetching = [StagedVersion(digest=OLD, phase="Staged"), StagedVersion(digest=NEW, phase="Fetching")]
     restarted = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=7200.0)
@@ -475,6 +481,8 @@ MOMENT = datetime(2026, 1, 1, 11, 59, 58, tzinfo=UTC)
         ({"shows": OLD}, False),  # the engine's word came before the pod's
         ({"gate": False}, False),
         ({"gate": False, "told": ""}, False),
+        ({"told": "", "phase": "Dirty"}, False),
+        ({"phase": "Committing"}, False),
         ({"ready": False}, False),
         (
             {"gate_since": MOMENT, "ready_since": MOMENT - timedelta(hours=1)},
@@ -488,7 +496,7 @@ def test_the_next_pod_waits_until_the_pod_object_shows_that_the_last_one_is_of_s
     shown: Fields, goes_on: bool
 ) -> None:
     shown = dict(shown)
-    engines = [engine(0, NEW), *prepared(2)[1:]]
+    engines = [engine(0, NEW, phase=shown.pop("phase", "Serving")), *prepared(2)[1:]]
     given: dict[str, str | PodAssignment] = {"p0": shown.pop("told", NEW), "p1": OLD}
     seen = world(
         [changed(0, **shown), pod(1)],
