@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -433,6 +435,13 @@ async def test_kopf_that_ends_is_begun_anew_and_takes_nobody_with_it(
     await asyncio.gather(kopf, return_exceptions=True)
     ours.cancel()
     assert "kopf ended and is begun anew" in caplog.text
+    rest = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in rest:
+        task.cancel()
+    await asyncio.gather(*rest, return_exceptions=True)
+    for left in gc.get_objects():  # kopf leaves its sessions open when it is ended, and another test would hear of that
+        if type(left) is aiohttp.ClientSession and not left.closed:
+            await left.close()
 
 
 class Store:
