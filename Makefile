@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test e2e e2e-way-back check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -21,6 +21,9 @@ test: $(READY) ## All tests that need no vLLM: unit, simulated rollouts, and aga
 	@$(BIN)/python -m localcluster preflight --tests
 	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) > /dev/null
 	$(BIN)/pytest -n 2 tests -m 'not vllm'
+
+mutants: $(READY) ## What the operator's tests would let pass: each line of a list made wrong in turn (half an hour)
+	$(BIN)/python -m tests.operator.mutants
 
 e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real cluster
 	@$(BIN)/python -m localcluster preflight

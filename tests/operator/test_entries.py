@@ -1,30 +1,20 @@
-"""Entries: no pod ever stands in none, nothing stays that nobody needs, and what a node is to hold, from where."""
+"""Entries: no pod ever stands in none, nothing stays that nobody needs, and what a node is to hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from hotweights_crds.nodeweights import (
-    MAX_PODS,
     MAX_STAGE,
-    UNASSIGNED,
-    Endpoint,
-    Peer,
-    PodAssignment,
-    ResolveItem,
     RolloutAssignment,
-    StagedVersion,
-    StageItem,
 )
-from hotweights_operator import entries, nodes
-from hotweights_operator.actions import AskResolve, Assign, CreateNodeWeights, RolloutDecision
+from hotweights_operator import entries
+from hotweights_operator.actions import Assign, RolloutDecision
 from hotweights_operator.decide import decide
-from hotweights_operator.model import Node, NodeState, Rollout
-from hotweights_operator.observed import Observed
+from hotweights_operator.model import Node, NodeState
 from tests.operator.worlds import (
     AT_NEW,
     NEW,
@@ -33,7 +23,6 @@ from tests.operator.worlds import (
     OTHER,
     Fields,
     engine,
-    gave_up,
     order,
     pod,
     prepared,
@@ -44,12 +33,6 @@ from tests.operator.worlds import (
 )
 
 ELSEWHERE: Fields = {"target": {"selector": {"matchLabels": {"app": "another"}}}}
-DONE: Fields = {
-    **AT_NEW,
-    "stable": AT_NEW["target"],
-    "preparedRevision": 2,
-    "history": [{"revision": 2, "version": "new", "outcome": "Complete"}],
-}
 
 
 def entry_on(decision: RolloutDecision, node: str = "n0") -> RolloutAssignment | None:
@@ -194,196 +177,3 @@ def test_an_order_has_the_name_of_its_version_whoever_knows_it(known: Any) -> No
     entry = entry_on(decide(rollout(AT_NEW), seen, NOW))
     assert entry is not None
     assert entry.pods[0].version == ("third" if len(known) > 1 else "other")
-
-
-# -- from where ----------------------------------------------------------------------------------------------------------
-
-
-def fleet(
-    count: int, holders: Sequence[int] = (), away: Sequence[int] = (), zones: Mapping[int, str] | None = None
-) -> Observed:
-    """Nodes with a pod each that are to get the new version, of which some have it and some have no agent."""
-    states = []
-    for number in range(count):
-        held = [OLD, NEW] if number in holders else [OLD]
-        staged = [StagedVersion(digest=digest, phase="Staged") for digest in held]
-        given = {f"p{number}": order(f"p{number}", OLD, prepare="", revision=1)}
-        states.append(state(f"n{number}", [engine(number)], given, staged=staged, listed=(OLD,)))
-    agents = {f"n{n}": n not in away for n in range(count)}
-    known = {f"n{n}": Node(f"n{n}", f"n{n}", zone=(zones or {}).get(n, "")) for n in range(count)}
-    return world([pod(n, f"n{n}") for n in range(count)], states, nodes=known, agents=agents)
-
-
-def routes(seen: Observed, known: Rollout | None = None) -> dict[str, list[str]]:
-    """Node → its parents for the new version."""
-    found: dict[str, list[str]] = {}
-    for action in decide(known or rollout(AT_NEW), seen, NOW).actions:
-        if isinstance(action, Assign) and action.entry is not None:
-            items = [item for item in action.entry.stage if item.digest == NEW]
-            found |= {
-                node: [peer.node for peer in item.parents] for node, item in zip([action.node], items, strict=False)
-            }
-    return found
-
-
-def written(seen: Observed, node: str, item: StageItem) -> None:
-    """A node's entry as it was written, with this item."""
-    known = seen.states[node]
-    entry = known.spec.rollouts[0]
-    rest = [each for each in entry.stage if each.digest != item.digest]
-    entries_ = [entry.model_copy(update={"stage": [*rest, item]})]
-    seen.put("state", node, replace(known, spec=known.spec.model_copy(update={"rollouts": entries_})))
-
-
-NEW_ITEM = StageItem(digest=NEW, namespace="models", model="m", version="new", uri="file:///new")
-
-
-def test_one_reads_the_source_and_the_others_pull_along() -> None:
-    assert routes(fleet(3)) == {"n0": [], "n1": ["n0"], "n2": ["n1"]}
-
-
-def test_as_many_read_the_source_as_the_spec_says() -> None:
-    found = routes(fleet(4), rollout(AT_NEW, staging={"originReaders": 2}))
-    assert sum(not parents for parents in found.values()) == 2
-
-
-def test_who_has_it_gives_it() -> None:
-    found = routes(fleet(3, holders=[2]))
-    assert found["n2"] == []
-    assert all(found[node] for node in ("n0", "n1"))
-
-
-def test_nobody_is_sent_to_a_node_without_an_agent() -> None:
-    found = routes(fleet(3, away=[1]))
-    assert found == {"n0": [], "n2": ["n0"]}
-
-
-def test_neighbours_pull_from_each_other() -> None:
-    found = routes(fleet(4, zones={0: "a", 1: "b", 2: "a", 3: "b"}))
-    assert found == {"n0": [], "n2": ["n0"], "n1": ["n2"], "n3": ["n1"]}
-
-
-def waiting_for(parent_away: bool, holds: bool) -> Observed:
-    """n1 was told to pull from n0."""
-    seen = fleet(2, holders=[0, 1] if holds else [0], away=[0] if parent_away else [])
-    written(seen, "n1", NEW_ITEM.model_copy(update={"parents": [Peer(node="n0", endpoint="tcp://n0:1")]}))
-    return seen
-
-
-def test_a_route_is_changed_only_when_it_is_needed_and_broken() -> None:
-    quiet = rollout(DONE)
-    assert routes(waiting_for(parent_away=False, holds=False), quiet).get("n1", ["n0"]) == ["n0"]
-    assert routes(waiting_for(parent_away=True, holds=False), quiet)["n1"] == []
-    assert routes(waiting_for(parent_away=True, holds=True), quiet).get("n1", ["n0"]) == ["n0"]
-
-
-def test_a_node_whose_parent_goes_is_led_elsewhere_though_nothing_happened_on_it() -> None:
-    seen, running = fleet(2, holders=[0]), rollout(AT_NEW, paused=True)
-    written(seen, "n0", NEW_ITEM)
-    written(seen, "n1", NEW_ITEM.model_copy(update={"parents": [Peer(node="n0", endpoint="tcp://n0:1")]}))
-    for node in ("n0", "n1"):
-        known = seen.states[node]
-        orders = [given.model_copy(update={"revision": 2}) for given in known.spec.rollouts[0].pods]
-        entry = known.spec.rollouts[0].model_copy(update={"pods": orders, "namespace": "models", "name": "llm"})
-        seen.put("state", node, replace(known, spec=known.spec.model_copy(update={"rollouts": [entry]})))
-    assert decide(running, seen, NOW).actions == ()
-    moved = seen.states["n0"]
-    status = moved.status.model_copy(
-        update={"endpoint": "tcp://n0:2", "endpoints": [Endpoint(scheme="tcp", endpoint="tcp://n0:2")]}
-    )
-    seen.put("state", "n0", replace(moved, status=status))
-    anew = entry_on(decide(running, seen, NOW), "n1")
-    assert anew is not None
-    assert [item.parents[0].endpoint for item in anew.stage if item.parents] == ["tcp://n0:2"]
-
-
-def test_a_version_that_comes_later_is_staged_though_nothing_happened_on_the_node() -> None:
-    known = order("p0", OTHER, prepare="", version="")
-    seen = world([pod(0)], [state("n0", [engine(0, OTHER)], {"p0": known}, listed=(OLD, NEW))])
-    running = rollout(AT_NEW, paused=True)
-    decide(running, seen, NOW)
-    assert decide(running, seen, NOW).actions == ()
-    seen.put("version", "x", version("x", OTHER))
-    assert OTHER in staged_on(decide(running, seen, NOW))
-
-
-# -- pods without a rollout, and what is left over -----------------------------------------------------------------------
-
-
-def unassigned(seen: Observed) -> RolloutAssignment:
-    """The entry that is written for them."""
-    (action,) = nodes.decide("n0", seen).actions
-    if not isinstance(action, Assign) or action.uid != UNASSIGNED or action.entry is None:
-        raise LookupError(f"another action: {action}")
-    return action.entry
-
-
-def test_a_node_has_an_object_if_it_has_an_agent_or_a_pod_that_stays() -> None:
-    create = (CreateNodeWeights("n0", "u"),)
-    node = {"n0": Node("n0", "u")}
-    assert nodes.decide("n0", world([], [], nodes=node, agents={"n0": True})).actions == create
-    assert nodes.decide("n0", world([pod(0)], [], nodes=node, agents={})).actions == create
-    assert nodes.decide("n0", world([pod(0, terminating=True)], [], nodes=node, agents={})).actions == ()
-    assert nodes.decide("n0", world([], [], nodes=node, agents={})).actions == ()
-
-
-def test_an_orphan_s_version_stays_staged() -> None:
-    seen = world([pod(0)], [state("n0", [engine(0)], {"p0": OLD}, "gone")], rollouts=[])
-    assert [item.digest for item in unassigned(seen).stage] == [OLD]
-
-
-def test_an_orphan_that_does_what_it_is_told_is_not_told_anew_for_an_old_failure() -> None:
-    given = order("p0", OLD, prepare="", revision=0, token=1)
-    failed = engine(0, OLD, failed=gave_up(OLD, revision=0, token=1))
-    known = state("n0", [failed], {"p0": given}, UNASSIGNED, listed=(OLD,))
-    assert nodes.decide("n0", world([pod(0)], [known], rollouts=[])).actions == ()
-
-
-@pytest.mark.parametrize("phase", ["Booting", "Committing"])
-def test_a_pod_without_a_rollout_is_not_told_what_its_engine_said_in_the_middle_of_something(phase: str) -> None:
-    seen = world([pod(0)], [state("n0", [engine(0, OTHER, phase=phase)])], rollouts=[])
-    assert unassigned(seen).pods[0].digest == ""
-
-
-def test_a_pod_stands_among_those_without_a_rollout_until_its_rollout_has_written() -> None:
-    given = order("p0", OLD, prepare="", revision=0)
-    known = state("n0", [engine(0)], {"p0": given}, UNASSIGNED, listed=(OLD,))
-    assert nodes.decide("n0", world([pod(0)], [known])).actions == ()
-    taken = both(known, state("n0", told={"p0": order("p0", OLD, token=2)}))
-    assert nodes.decide("n0", world([pod(0)], [taken])).actions == (Assign("n0", "50", UNASSIGNED, None),)
-
-
-def test_a_pod_that_has_ended_stands_nowhere() -> None:
-    assert nodes.decide("n0", world([pod(0, finished=True)], [state("n0")], rollouts=[])).actions == ()
-
-
-@pytest.mark.parametrize("where", [[], [pod(0, "n1")], [pod(0, finished=True)]], ids=["gone", "elsewhere", "ended"])
-def test_a_deleted_rollout_s_entry_goes_with_its_pods(where: Any) -> None:
-    seen = world(where, [state("n0", [], {"p0": OLD}, "gone")], rollouts=[])
-    assert nodes.decide("n0", seen).actions == (Assign("n0", "50", "gone", None),)
-
-
-def test_a_living_rollout_s_entry_is_its_own_to_take_out() -> None:
-    assert nodes.decide("n0", world([], [state("n0", [], {"p0": OLD})])).actions == ()
-
-
-def test_requests_go_with_their_versions_and_one_write_at_a_time() -> None:
-    def item(known: Any) -> ResolveItem:
-        return ResolveItem(uid=known.uid, namespace="models", name=known.name, model="m", version="v", uri="file:///v")
-
-    here, gone = version("here", ""), version("gone", "")
-    known = state("n0", [], {"p0": OLD}, "gone")
-    known = replace(known, spec=known.spec.model_copy(update={"resolve": [item(here), item(gone)]}))
-    seen = world([], [known], rollouts=[], versions=[here])
-    first = nodes.decide("n0", seen)
-    assert (first.actions, first.again_in_seconds) == ((Assign("n0", "50", "gone", None),), 0.0)
-    after = replace(known, spec=known.spec.model_copy(update={"rollouts": []}))
-    second = nodes.decide("n0", world([], [after], rollouts=[], versions=[here]))
-    assert (second.actions, second.again_in_seconds) == ((AskResolve("n0", "50", gone.uid, None),), None)
-
-
-def test_those_who_stand_there_keep_their_place() -> None:
-    numbers = range(100, 100 + MAX_PODS)
-    given: dict[str, str | PodAssignment] = {f"p{n}": order(f"p{n}", "", prepare="", revision=0) for n in numbers}
-    known = state("n0", [], given, UNASSIGNED, listed=())
-    assert nodes.decide("n0", world([pod(0), *(pod(n) for n in numbers)], [known], rollouts=[])).actions == ()

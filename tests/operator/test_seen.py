@@ -138,6 +138,14 @@ def test_a_decision_sees_every_change() -> None:
     assert moves(RUNNING) == ({"p0"}, set())
 
 
+def test_a_pod_is_known_as_it_is_now() -> None:
+    seen = cluster()
+    for known in (pod(0, gate=False), pod(0, ready=False), pod(0, "n1")):
+        seen.target("p0")
+        seen.put("pod", "p0", known)
+        assert seen.target("p0").pod is known
+
+
 def test_what_is_counted_is_counted_for_the_version_of_now() -> None:
     seen = cluster()
     back = rollout({"revision": 3, "target": {"digest": OLD}, "stable": {"digest": OLD}}, versionRef={"name": "old"})

@@ -31,9 +31,13 @@ def main() -> int:
         fitting = [m for m in chosen if m not in dict(misfits)]
         verdicts: list[Verdict] = []
         tried = try_out(fitting, original, asked.jobs, asked.seeds, recorded=asked.recorded, quick=asked.quick)
-        for verdict in tried:
-            verdicts.append(verdict)
-            print(f"{verdict.seconds:5.1f} s  {verdict.summary}", flush=True)
+        try:
+            for verdict in tried:
+                verdicts.append(verdict)
+                print(f"{verdict.seconds:5.1f} s  {verdict.summary}", flush=True)
+        except Misfit as error:
+            print(error, file=sys.stderr)
+            return 2
     equivalent = [v for v in verdicts if v.mutant.equivalent]
     survived = [v for v in verdicts if not v.killed_by and not v.mutant.equivalent]
     count = len(verdicts) - len(equivalent)

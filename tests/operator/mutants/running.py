@@ -38,6 +38,9 @@ _UNSUITABLE = frozenset(
 _SLOWEST = ("test_feed.py", "test_observed.py")
 
 
+_NOTHING = Mutant("nothing", "__init__.py", "", "It is the operator as it is.", '"""', '"""')
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What became of a mutant."""
@@ -85,8 +88,18 @@ def try_out(
     mutants: Sequence[Mutant], original: Path, jobs: int, seeds: int = 0, *, recorded: bool = False, quick: bool = False
 ) -> Iterator[Verdict]:
     """So many at a time: all suitable test files, the recorded killer first (or that one alone, or without the slowest), then so many
-    seeds. Raises `Misfit` where nothing could be tried."""
+    seeds. Raises `Misfit` where nothing could be tried, as when tests fail without any mutant."""
     _warm()
+    if not recorded:
+        for verdict in _try_out([_NOTHING], original, 1, seeds, recorded=False, quick=quick):
+            if verdict.killed_by:
+                raise Misfit(f"the tests fail without any mutant: {verdict.killed_by}")
+    yield from _try_out(mutants, original, jobs, seeds, recorded=recorded, quick=quick)
+
+
+def _try_out(
+    mutants: Sequence[Mutant], original: Path, jobs: int, seeds: int, *, recorded: bool, quick: bool
+) -> Iterator[Verdict]:
     waiting = list(reversed(mutants))
     running: dict[int, _Running] = {}
     while waiting or running:
@@ -129,7 +142,8 @@ def _copy(original: Path, mutant: Mutant) -> tempfile.TemporaryDirectory[str]:
     package = Path(folder.name) / PACKAGE.name
     shutil.copytree(original, package)
     changed = package / mutant.file
-    changed.write_text(mutant.applied(changed.read_text()))
+    if mutant is not _NOTHING:
+        changed.write_text(mutant.applied(changed.read_text()))
     for compiled in (changed.parent / "__pycache__").glob(f"{changed.stem}.*"):
         compiled.unlink()
     return folder
