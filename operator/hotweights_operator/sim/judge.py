@@ -188,8 +188,8 @@ class Judge:
         if staged is not None and staged.phase == "Failed":
             return False
         seen = view.states[pod.node].engine(pod.uid) if pod.node in view.states else None
-        if seen is None or seen.phase == "Disconnected":
-            return False  # it ended meanwhile, as far as the operator has heard
+        if seen is None or seen.phase == "Disconnected" or pod.restarts > order.restarts:
+            return False  # it ended meanwhile, and nobody knows when the operator hears of its return
         return said is None or said.failed is None or said.failed.digest != digest
 
     # -- statuses ------------------------------------------------------------------------------------------------------
