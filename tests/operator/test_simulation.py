@@ -42,10 +42,10 @@ def test_plan_prints_a_rollout_before_it_happens(
     }
     file = tmp_path / "rollout.yaml"
     file.write_text(yaml.dump_all([{"kind": "ConfigMap"}, {"kind": "WeightRollout", "spec": spec}]))
-    assert command.main(["plan", "-f", str(file), "--pods", "4", "--nodes", "2"]) == 0
+    assert command.main(["plan", "-f", str(file), "--pods", "8", "--nodes", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "big-one is applied" in lines[0]
-    assert "4 of 4 updated" in lines[-1]
+    assert "8 of 8 updated" in lines[-1]
     most = max(line.count("pod-") for line in lines)
     assert most > 2 if strategy["type"] == "AllAtOnce" else most in (1, 2)
 
