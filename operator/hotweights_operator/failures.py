@@ -22,7 +22,8 @@ CRASHES = 3
 """So many short runs since a pod was told a version speak against the version: it is in a loop."""
 
 PREPARE_CRASHES = 2
-"""So many short runs since a pod was asked to prepare a version speak against the version. One may be chance."""
+"""So many short runs since a pod was asked to prepare a version speak against the version. One may be chance, or have been before:
+the order was written before that end was seen."""
 
 MISSING_REASONS = frozenset(
     {
@@ -89,7 +90,7 @@ def _crashed(target: Target, digest: str, revision: int, *, is_back: bool) -> Fa
     if order.digest == digest and target.crashes >= CRASHES:
         text = f"its container ended {target.crashes} times since it was told this version, last after {ran:.0f} s: see its log"
         return _failure(target, "CrashLooping", text)
-    if order.prepare == digest and not is_back and (target.crashes >= PREPARE_CRASHES or target.pod.oom_killed):
+    if order.prepare == digest and not is_back and target.crashes >= PREPARE_CRASHES:
         if target.pod.oom_killed:
             text = "the kernel killed its container for its memory while it was asked to prepare this version: raise its memory limit"
             return _failure(target, "OutOfMemory", text)

@@ -252,13 +252,20 @@ class Observed:
     def _seen_now(self, old: Pod | None, new: Pod) -> Seen:
         known, now = self._seen.get(new.uid), self._clock()
         same = old is not None and known is not None and _shown(old) == _shown(new)
-        same_life = old is not None and known is not None and old.restarts == new.restarts
+        same_life = known is not None and (old is None or old.restarts == new.restarts)
         served_since = known.served_since if same_life and known else None
+        before = known.confirmed_before if same_life and known else self._confirmed_at(old)
         shown_since = known.shown_since if same and known else now
         if new.ready:
-            return Seen(shown_since, None, served_since or now)
+            return Seen(shown_since, None, served_since or now, before)
         since = known.unready_since if known and known.unready_since else now
-        return Seen(shown_since, since, served_since)
+        return Seen(shown_since, since, served_since, before)
+
+    def _confirmed_at(self, pod: Pod | None) -> str:
+        """What its engine had confirmed last, and when, as far as it is known."""
+        state = self.states.get(pod.node) if pod else None
+        engine = state.engine(pod.uid) if state and pod else None
+        return engine.confirmed_at if engine else ""
 
 
 def _uids(state: NodeState | None) -> tuple[set[str], set[str]]:

@@ -43,6 +43,9 @@ class Seen:
     shown_since: datetime  # Ready, the gate and the digest's label all as they are
     unready_since: datetime | None = None  # not Ready; None: it is
     served_since: datetime | None = None  # when it was first Ready in this life of its container; None: not yet
+    confirmed_before: str = (
+        ""  # when its engine had confirmed what it served in the life before, as the agent had told it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,9 @@ def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, f
     """A pod with what is known about it."""
     said = state.engine(pod.uid) if state else None
     assigned = state.assigned(pod.uid) if state else None
-    confirmed_at = times.parse(said.confirmed_at) if said else None
+    # A start is shown to be later than what was confirmed before it by the node's clock, unless that was set back in between.
+    is_of_before = said is not None and said.confirmed_at == seen.confirmed_before
+    confirmed_at = times.parse(said.confirmed_at) if said and not is_of_before else None
     engine = said if follows else None
     proved = said.digest if said and follows and confirmed(pod, said, said.digest, confirmed_at, SETTLED_PHASES) else ""
     # Without an agent an engine changes only by restarting, so what it confirmed still counts against what it was told.

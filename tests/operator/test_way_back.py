@@ -402,7 +402,7 @@ def test_a_pause_withdraws_what_is_not_prepared_yet() -> None:
     assert asked_to_prepare(decide(rollout(AT_NEW, paused=True), seen, NOW)) == {"p0"}
 
 
-@pytest.mark.parametrize(("restarts", "oom", "reason"), [(2, False, "CrashedPreparing"), (1, True, "OutOfMemory")])
+@pytest.mark.parametrize(("restarts", "oom", "reason"), [(2, False, "CrashedPreparing"), (2, True, "OutOfMemory")])
 def test_an_engine_that_dies_of_preparing_has_failed(restarts: int, oom: bool, reason: str) -> None:
     dead = pod(0, ready=False, gate=False, restarts=restarts, last_run_seconds=20.0, oom_killed=oom)
     seen = world([dead, pod(1)], [state("n0", [engine(0, "", phase="Booting"), engine(1)], {"p0": OLD, "p1": OLD})])
@@ -597,6 +597,17 @@ def test_a_clock_that_was_set_back_is_named() -> None:
     seen = world([pod(0, shows=NEW, engine_started_at=later)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
     failure = status_of(decide(rollout(AT_NEW), seen, NOW)).failures[0]
     assert (failure.reason, "clock of node n0" in failure.message) == ("ClockSetBack", True)
+
+
+def test_what_an_earlier_life_confirmed_proves_nothing_though_the_clock_was_set_back() -> None:
+    seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
+    assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == 1
+    earlier = datetime(2026, 1, 1, 9, tzinfo=UTC)  # by a clock that went back two hours
+    seen.put("pod", "p0", pod(0, shows=NEW, restarts=1, engine_started_at=earlier))
+    assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == 0
+    again = engine(0, NEW, confirmed_at="2026-01-01T09:30:00Z")
+    seen.put("state", "n0", state("n0", [again], {"p0": NEW}))
+    assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == 1
 
 
 def test_a_rollout_that_is_being_deleted_leaves_its_pods_as_they_are() -> None:
