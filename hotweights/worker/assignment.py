@@ -155,7 +155,7 @@ def standing(status: NodeWeightsStatus, attempt: Version | None, current: Versio
         current is not None and current.digest in have and all(engine.digest == current.digest for engine in engines)
     )
     wanted = attempt or current
-    failure = _failure(status, engines, wanted.digest) if wanted is not None and not ready else None
+    failure = _failure(status, engines, wanted) if wanted is not None and not ready else None
     return Standing(have, ready, applied, failure if attempt or not applied else None, len(engines))
 
 
@@ -172,11 +172,13 @@ def _item(version: Version, route: Route) -> StageItem:
     )
 
 
-def _failure(status: NodeWeightsStatus, engines: Sequence[EngineStatus], digest: str) -> tuple[str, str] | None:
+def _failure(status: NodeWeightsStatus, engines: Sequence[EngineStatus], wanted: Version) -> tuple[str, str] | None:
+    """Why this version will not come by itself; what failed for another one, or for an earlier attempt, says nothing about it."""
     for version in status.staged:
-        if version.digest == digest and version.phase == "Failed":
+        if version.digest == wanted.digest and version.phase == "Failed":
             return version.reason, version.message
     for engine in engines:
-        if engine.phase in ("Refused", "Failed"):
-            return engine.reason or engine.phase, f"engine {engine.pod_uid}: {engine.message}"
+        failed = engine.failed
+        if failed is not None and failed.digest == wanted.digest and failed.token >= wanted.token:
+            return failed.reason or f"{failed.step}Failed", f"engine {engine.pod_uid}: {failed.message}"
     return None

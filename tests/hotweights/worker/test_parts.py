@@ -13,7 +13,7 @@ from hotweights.worker.doors import PeerDoor, TokenDoor, engine_token, peer_secr
 from hotweights.worker.peering import Peering
 from hotweights.worker.roots import may_read, sources
 from hotweights_agent.authenticator import Unauthenticated
-from hotweights_crds.nodeweights import EngineStatus, NodeWeightsStatus, StagedVersion
+from hotweights_crds.nodeweights import EngineStatus, GivenUp, NodeWeightsStatus, StagedVersion
 from hotweights_transports.errors import SourceRefused
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
@@ -79,8 +79,11 @@ def test_applied_means_that_every_engine_confirmed() -> None:
 def test_a_failure_is_told_for_what_is_asked_now() -> None:
     assert standing(staged(OLD, failed=NEW), version(NEW), version(OLD)).failure == ("NoDisk", "it is gone")
     assert standing(staged(OLD, failed=NEW), None, version(OLD)).failure is None
-    refused = staged(NEW).model_copy(update={"engines": [engine(phase="Refused", reason="ShapeMismatch", message="x")]})
-    assert standing(refused, version(NEW), None).failure == ("ShapeMismatch", "engine e: x")
+    gave_up = GivenUp(digest=NEW, token=5, step="Prepare", reason="ShapeMismatch", message="x")
+    refused = staged(NEW).model_copy(update={"engines": [engine(phase="Refused", failed=gave_up)]})
+    assert standing(refused, version(NEW, 5), None).failure == ("ShapeMismatch", "engine e: x")
+    assert standing(refused, version(NEW, 6), None).failure is None, "it is another attempt"
+    assert standing(refused, version(OLD, 6), None).failure is None, "it failed at another version"
 
 
 def members(*names: str, address: str = "10.0.0.{}") -> list[dict[str, Any]]:
