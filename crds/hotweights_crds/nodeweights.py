@@ -134,7 +134,10 @@ class RolloutAssignment(Model):
     namespace: str = Field(default="", description="The rollout's namespace.", max_length=63)
     name: str = Field(default="", description="The rollout's name.", max_length=253)
     stage: list[StageItem] = Field(
-        default_factory=list, description="Versions to hold.", max_length=MAX_STAGE, json_schema_extra=list_map("digest")
+        default_factory=list,
+        description="Versions to hold.",
+        max_length=MAX_STAGE,
+        json_schema_extra=list_map("digest"),
     )
     pods: list[PodAssignment] = Field(
         default_factory=list,
@@ -167,7 +170,10 @@ class NodeWeightsSpec(Model):
         max_length=253,
     )
     rollouts: list[RolloutAssignment] = Field(
-        default_factory=list, description="What each rollout wants.", max_length=MAX_ROLLOUTS, json_schema_extra=list_map("uid")
+        default_factory=list,
+        description="What each rollout wants.",
+        max_length=MAX_ROLLOUTS,
+        json_schema_extra=list_map("uid"),
     )
     resolve: list[ResolveItem] = Field(
         default_factory=list, description="Sources to read.", max_length=MAX_RESOLVE, json_schema_extra=list_map("uid")
@@ -257,13 +263,22 @@ class NodeWeightsStatus(Model):
     )
     capacity: Capacity = Field(default_factory=Capacity, description="Memory for versions.")
     staged: list[StagedVersion] = Field(
-        default_factory=list, description="Versions on this node.", max_length=MAX_STAGED, json_schema_extra=list_map("digest")
+        default_factory=list,
+        description="Versions on this node.",
+        max_length=MAX_STAGED,
+        json_schema_extra=list_map("digest"),
     )
     engines: list[EngineStatus] = Field(
-        default_factory=list, description="Engines on this node.", max_length=MAX_ENGINES, json_schema_extra=list_map("podUID")
+        default_factory=list,
+        description="Engines on this node.",
+        max_length=MAX_ENGINES,
+        json_schema_extra=list_map("podUID"),
     )
     resolved: list[ResolvedVersion] = Field(
-        default_factory=list, description="What reading sources gave.", max_length=MAX_RESOLVE, json_schema_extra=list_map("uid")
+        default_factory=list,
+        description="What reading sources gave.",
+        max_length=MAX_RESOLVE,
+        json_schema_extra=list_map("uid"),
     )
     summary: str = Field(default="", description="engines on their assigned version/engines.", max_length=32)
     left_out: str = Field(

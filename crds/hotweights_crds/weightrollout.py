@@ -31,7 +31,9 @@ class VersionRef(Model):
 
 
 _SHOWN = "'hotweights.dev/version', 'hotweights.dev/digest'"
-_SHOWN_MESSAGE = "hotweights.dev/version and hotweights.dev/digest change with what a pod serves: select by other labels"
+_SHOWN_MESSAGE = (
+    "hotweights.dev/version and hotweights.dev/digest change with what a pod serves: select by other labels"
+)
 
 
 class Requirement(Model):
@@ -243,7 +245,9 @@ class Failure(Model):
     """One pod or node that does not follow."""
 
     pod: str = Field(default="", description="Name of the pod.", max_length=253)
-    pod_uid: str = Field(default="", description="Its UID: a new pod of the same name has failed nothing.", max_length=63)
+    pod_uid: str = Field(
+        default="", description="Its UID: a new pod of the same name has failed nothing.", max_length=63
+    )
     node: str = Field(default="", description="Name of the node.", max_length=253)
     reason: str = Field(default="", description="One CamelCase word.", max_length=64)
     message: str = Field(default="", description="What happened and what to do.", max_length=512)
@@ -275,7 +279,9 @@ class WeightRolloutStatus(Model):
     )
     most_failed: int = Field(default=0, description="The most pods that had failed in this revision at one time.")
     retried: str = Field(
-        default="", description="The value of the annotation hotweights.dev/retry that was answered last.", max_length=128
+        default="",
+        description="The value of the annotation hotweights.dev/retry that was answered last.",
+        max_length=128,
     )
     high_water: HighWater = Field(default_factory=HighWater, description="The furthest that this revision has come.")
     target: VersionStatus = Field(default_factory=VersionStatus, description="The version being rolled out, or served.")
