@@ -15,6 +15,7 @@ from hotweights_operator import entries
 from hotweights_operator.actions import Assign, RolloutDecision
 from hotweights_operator.decide import decide
 from hotweights_operator.model import Node, NodeState
+from hotweights_operator.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
     NEW,
@@ -115,6 +116,45 @@ def test_a_write_is_fenced_by_what_it_was_decided_on_and_tells_of_those_who_chan
     assert [(event.about.name, event.reason) for event in action.events] == [("p0", "WeightsActivating")]
 
 
+SETTLED = {"p0": order("p0", NEW, prepare="")}
+PASSED: Fields = {**AT_NEW, "preparedRevision": 2}
+
+
+def settled() -> Observed:
+    """A node that was found to be as it should be: its pod is about to change."""
+    seen = world([pod(0, gate=False)], [state("n0", [engine(0)], SETTLED)])
+    assert decide(rollout(PASSED, failurePolicy={"maxFailed": 1}), seen, NOW).actions == ()
+    return seen
+
+
+def test_what_was_settled_is_looked_at_when_a_failure_is_remembered() -> None:
+    failed = [{"pod": "p0", "podUID": "p0", "reason": "ProbeMismatch"}]
+    decision = decide(rollout({**PASSED, "failures": failed}, failurePolicy={"maxFailed": 1}), settled(), NOW)
+    entry = entry_on(decision)
+    assert entry is not None
+    assert entry.pods[0].digest == OLD
+
+
+def test_what_was_settled_is_looked_at_when_the_spec_is_another() -> None:
+    how = {"failurePolicy": {"maxFailed": 1}, "activation": {"commitTimeoutSeconds": 99}}
+    entry = entry_on(decide(rollout(PASSED, **how), settled(), NOW))
+    assert entry is not None
+    assert entry.pods[0].commit_timeout_seconds == 99
+
+
+def test_what_was_settled_is_asked_when_its_turn_comes_though_nothing_happened_there() -> None:
+    def node(number: int, prepare: str, **more: Any) -> NodeState:
+        given = {f"p{number}": order(f"p{number}", OLD, prepare=prepare)}
+        return state(f"n{number}", [engine(number, **more)], given)
+
+    seen = world([pod(0), pod(1, "n1")], [node(0, NEW, phase="Preparing"), node(1, "")])
+    assert decide(rollout(AT_NEW), seen, NOW).actions == ()
+    seen.put("state", "n0", node(0, NEW, phase="Prepared", prepared=NEW))
+    entry = entry_on(decide(rollout(AT_NEW), seen, NOW), "n1")
+    assert entry is not None
+    assert entry.pods[0].prepare == NEW
+
+
 # -- what a node holds ---------------------------------------------------------------------------------------------------
 
 BARE = {"p0": order("p0", OLD, prepare="", revision=1)}
@@ -142,6 +182,11 @@ def test_what_single_pods_need_stays_with_what_is_held_everywhere() -> None:
     told_other = order("p0", OTHER, prepare="", revision=1)
     seen = world([pod(0)], [state("n0", [engine(0, OTHER)], {"p0": told_other}, listed=(OTHER,))])
     assert set(staged_on(decide(rollout(AT_NEW), seen, NOW))) == {OLD, NEW, OTHER}
+
+
+def test_what_a_pod_has_prepared_stays_listed_while_paused() -> None:
+    seen = world([pod(0)], [state("n0", prepared(1), {"p0": OLD}, listed=(OLD,))])
+    assert set(staged_on(decide(rollout(AT_NEW, paused=True), seen, NOW))) == {OLD, NEW}
 
 
 def test_what_pods_need_comes_before_what_is_only_kept() -> None:

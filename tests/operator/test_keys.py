@@ -47,6 +47,10 @@ def test_what_an_agent_says_wakes_its_node_and_the_rollouts_there_and_nobody_els
     known = seen.states["n0"]
     status = known.status.model_copy(update={"engines": []})
     assert woken(seen, "state", known, replace(known, status=status)) == {MINE, NODE}
+    seen.put("pod", "p9", pod(9, "n1"))
+    bare = seen.states["n1"]
+    assert woken(seen, "state", bare, replace(bare, resource_version="51")) == {MINE, ("node", "n1")}
+    seen.drop("pod", "p9", pod(9, "n1"))
     other = seen.states["n1"]
     assert woken(seen, "state", other, replace(other, resource_version="51")) == {("node", "n1")}
 
@@ -103,6 +107,7 @@ def test_a_version_wakes_itself_the_rollouts_that_name_it_and_the_nodes_that_rea
     seen.put("state", "n1", asking(seen.states["n1"], "uid-models-new"))
     known = version("new", NEW)
     assert woken(seen, "version", version("new", ""), known) == {VERSION, MINE, THEIRS, ("node", "n1")}
+    assert MINE in woken(seen, "version", None, version("new", "sha256:x"))
     seen.put("state", "n1", asking(seen.states["n1"], LATER.uid))
     assert woken(seen, "version", LATER, None) == {WAITING, ("node", "n1")}
 

@@ -93,6 +93,11 @@ def test_a_deleted_rollout_s_entry_goes_with_its_pods(where: Any) -> None:
     assert nodes.decide("n0", seen).actions == (Assign("n0", "50", "gone", None),)
 
 
+def test_a_deleted_rollout_s_entry_stays_until_its_pod_s_next_one_has_written() -> None:
+    seen = world([pod(0)], [state("n0", [engine(0)], {"p0": OLD}, "gone")])
+    assert nodes.decide("n0", seen).actions == ()
+
+
 def test_a_living_rollout_s_entry_is_its_own_to_take_out() -> None:
     assert nodes.decide("n0", world([], [state("n0", [], {"p0": OLD})])).actions == ()
 

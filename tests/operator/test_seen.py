@@ -138,6 +138,15 @@ def test_a_decision_sees_every_change() -> None:
     assert moves(RUNNING) == ({"p0"}, set())
 
 
+def test_a_pod_that_is_of_service_no_more_is_counted_so_at_once() -> None:
+    seen = cluster()
+    for ready in (True, False, True):
+        seen.put("pod", "p0", pod(0, ready=ready))
+        status = decide(RUNNING, seen, NOW).status
+        assert status is not None
+        assert status.pods.available == ready
+
+
 def test_a_pod_is_known_as_it_is_now() -> None:
     seen = cluster()
     for known in (pod(0, gate=False), pod(0, ready=False), pod(0, "n1")):
