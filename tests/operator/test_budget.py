@@ -51,6 +51,12 @@ def loops(number: int) -> Any:
     return order(f"p{number}", OLD, prepare="", revision=1)
 
 
+def test_a_pod_that_still_looks_well_though_its_engine_starts_again_costs_the_budget() -> None:
+    engines = [engine(0, "", phase="Booting"), *prepared(2)[1:]]
+    seen = world([pod(0, shows=NEW), pod(1)], [state("n0", engines, {"p0": NEW, "p1": OLD})])
+    assert told_to_change(decide(rollout(PASSED), seen, NOW)) == set()
+
+
 def test_a_crash_loop_is_left_out_at_once() -> None:
     engines = [engine(0, "", phase="Booting"), *prepared(3)[1:]]
     given = {"p0": loops(0), "p1": OLD, "p2": OLD}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hotweights_crds.conditions import find, is_true
-from hotweights_crds.nodeweights import MAX_PODS, StagedVersion
+from hotweights_crds.nodeweights import MAX_PODS, GivenUp, StagedVersion
 from hotweights_crds.weightrollout import MAX_HISTORY
 from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_operator import revision
@@ -24,6 +24,7 @@ from tests.operator.worlds import (
     Fields,
     asked_to_prepare,
     engine,
+    gave_up,
     order,
     orders,
     pod,
@@ -66,11 +67,28 @@ def looping(restarts: int, **more: Any) -> Pod:
         (3, order("p0", NEW, prepare="", revision=1)),
         (2, order("p0", OLD, prepare=OTHER)),
         (1, order("p0", OLD)),
+        (3, order("p0", NEW, prepare="", restarts=3)),
     ],
-    ids=["once", "twice", "on what it serves", "of an earlier order", "preparing another", "once while it prepares"],
+    ids=[
+        "once",
+        "twice",
+        "on what it serves",
+        "of an earlier order",
+        "preparing another",
+        "once while it prepares",
+        "before it was told",
+    ],
 )
 def test_ends_that_say_nothing_against_the_version(restarts: int, given: Any) -> None:
     seen = world([looping(restarts)], [state("n0", [engine(0, "", phase="Booting")], {"p0": given})])
+    assert status_after(rollout(AT_NEW), seen).pods.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("serves", "gave"), [(OLD, gave_up(OLD)), (NEW, gave_up())], ids=["of another version", "and took it then"]
+)
+def test_refusals_that_say_nothing_against_the_version(serves: str, gave: GivenUp) -> None:
+    seen = world([pod(0, shows=serves)], [state("n0", [engine(0, serves, failed=gave)], {"p0": serves})])
     assert status_after(rollout(AT_NEW), seen).pods.failed == 0
 
 
@@ -80,8 +98,8 @@ def test_an_agent_that_was_away_is_no_failure_of_the_version() -> None:
 
 
 def test_a_pod_that_serves_the_version_at_last_or_goes_has_not_failed_it() -> None:
-    for known in (pod(0, shows=NEW), pod(0, terminating=True)):
-        seen = world([known, pod(1)], [state("n0", [engine(0, NEW), engine(1)], {"p0": NEW, "p1": OLD})])
+    for known, serves in ((pod(0, shows=NEW), NEW), (pod(0, terminating=True), OLD)):
+        seen = world([known, pod(1)], [state("n0", [engine(0, serves), engine(1)], {"p0": serves, "p1": OLD})])
         assert status_after(rollout(remembered(), **LENIENT), seen).pods.failed == 0
 
 
@@ -241,6 +259,18 @@ def test_a_new_revision_owes_nothing_to_the_one_before() -> None:
     idle = {"p0": order("p0", OLD, prepare="")}
     seen = world([pod(0)], [state("n0", [engine(0)], idle)], versions=[version("other", OTHER)])
     assert asked_to_prepare(decide(known, seen, NOW), OTHER) == {"p0"}
+
+
+def test_what_was_never_complete_is_neither_previous_nor_held() -> None:
+    status = revision.revised(rollout(AT_NEW), version("other", OTHER), NOW)
+    assert (status.previous.digest, [known.digest for known in revision.kept(status)]) == (OLD, [OTHER, OLD])
+
+
+def test_an_end_is_entered_once_also_for_a_status_of_an_earlier_release() -> None:
+    ended = {"revision": 2, "version": "new", "outcome": "Complete"}
+    before = {key: value for key, value in AT_NEW.items() if key != "stable"}
+    status = revision.completed(rollout({**before, "history": [ended]}).status, NOW)
+    assert (len(status.history), status.stable.digest) == (1, NEW)
 
 
 def test_the_history_has_an_end() -> None:

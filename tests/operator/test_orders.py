@@ -103,6 +103,14 @@ def test_a_pod_whose_agent_is_away_keeps_its_order() -> None:
         assert told(decide(rollout(AT_NEW, paused=paused), seen, NOW)).get("p0", NEW) == NEW
 
 
+def test_an_engine_that_refused_to_prepare_is_not_led_elsewhere_though_its_pod_is_not_ready() -> None:
+    refused = engine(0, OTHER, phase="Refused", failed=gave_up(step="Prepare"))
+    given = order("p0", OTHER, prepare="", revision=1)
+    known = state("n0", [refused], {"p0": given}, staged=holding(OLD, OTHER), listed=(OLD, OTHER))
+    decision = decide(rollout({**AT_NEW, "abortedRevision": 2}), world([pod(0, ready=False)], [known]), NOW)
+    assert told(decision).get("p0", OTHER) == OTHER
+
+
 # -- what a pod boots into -----------------------------------------------------------------------------------------------
 
 
@@ -209,14 +217,14 @@ def test_those_that_went_away_while_they_prepared_do_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ran_seconds", "ready", "asked"),
-    [(86400.0, True, {"p0"}), (20.0, True, set()), (20.0, False, set())],
-    ids=["it ran for a day before", "it ran for a moment", "and was of no service since"],
+    ("ran_seconds", "ready", "alive_seconds", "asked"),
+    [(86400.0, True, 300, {"p0"}), (20.0, True, 300, set()), (20.0, False, 300, set()), (20.0, True, 600, {"p0"})],
+    ids=["it ran for a day before", "it ran for a moment", "and was of no service since", "it lives for long"],
 )
 def test_what_ended_after_a_day_is_asked_at_once_and_what_is_of_no_service_is_not_calm(
-    ran_seconds: float, ready: bool, asked: set[str]
+    ran_seconds: float, ready: bool, alive_seconds: float, asked: set[str]
 ) -> None:
-    began = NOW - timedelta(seconds=300)
+    began = NOW - timedelta(seconds=alive_seconds)
     known = pod(0, restarts=3, last_run_seconds=ran_seconds, ready=ready, engine_started_at=began)
     idle = order("p0", OLD, prepare="", revision=1, restarts=3)
     its_engine = engine(0, confirmed_at="2026-01-01T11:56:00Z")

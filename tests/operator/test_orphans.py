@@ -69,6 +69,13 @@ def test_an_orphan_that_does_what_it_is_told_is_not_told_anew_for_an_old_failure
     assert nodes.decide("n0", world([pod(0)], [known], rollouts=[])).actions == ()
 
 
+def test_an_orphan_that_keeps_what_it_boots_goes_on_so_however_often_it_ended() -> None:
+    given = order("p0", "", prepare="", revision=0, version="")
+    known = state("n0", [engine(0, OTHER)], {"p0": given}, UNASSIGNED, listed=())
+    ended = pod(0, restarts=3, last_run_seconds=4.0)
+    assert nodes.decide("n0", world([ended], [known], rollouts=[])).actions == ()
+
+
 @pytest.mark.parametrize("phase", ["Booting", "Committing"])
 def test_a_pod_without_a_rollout_is_not_told_what_its_engine_said_in_the_middle_of_something(phase: str) -> None:
     seen = world([pod(0)], [state("n0", [engine(0, OTHER, phase=phase)])], rollouts=[])

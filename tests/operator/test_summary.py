@@ -99,6 +99,11 @@ def test_an_agent_that_is_away_proves_nothing() -> None:
     assert (status.pods.updated, status.nodes.staged, is_true(status.conditions, "Staged")) == (0, 0, False)
 
 
+def test_a_pod_of_service_without_an_order_needs_no_gate() -> None:
+    seen = world([pod(0, gate=False, shows="")], [state("n0", [engine(0)])])
+    assert status_after(rollout(AT_NEW), seen).pods.available == 1
+
+
 def test_a_node_that_is_still_fetching_holds_nothing() -> None:
     staged = [StagedVersion(digest=OLD, phase="Staged"), StagedVersion(digest=NEW, phase="Fetching", bytes_done=3)]
     seen = world([pod(0), pod(1, "")], [state("n0", [engine(0)], {"p0": OLD}, staged=staged)])
@@ -202,12 +207,14 @@ def test_conditions_tell_when_they_changed_and_of_which_spec_they_are() -> None:
 
 
 def test_a_condition_has_the_words_of_now() -> None:
-    seen = world([pod(0), pod(1)], [state("n0", [*prepared(1), engine(1)], {"p0": OLD, "p1": OLD})])
-    first = after(rollout(AT_NEW), seen, NOW)
-    both = world([pod(0), pod(1)], [state("n0", prepared(2), {"p0": OLD, "p1": OLD})])
-    ready = find(status_after(first, both).conditions, "Ready")
-    assert ready is not None
-    assert "0 of 2 pods serve" in ready.message
+    def seen(ready: int) -> Observed:
+        engines = [*prepared(ready), *(engine(n) for n in range(ready, 3))]
+        return world([pod(n) for n in range(3)], [state("n0", engines, {f"p{n}": OLD for n in range(3)})])
+
+    for known in (status_after(rollout(AT_NEW), seen(2)), status_after(after(rollout(AT_NEW), seen(1)), seen(2))):
+        ready = find(known.conditions, "Ready")
+        assert ready is not None
+        assert ready.message == "2 of 3 pods have prepared new"
 
 
 def test_the_transport_is_that_of_the_nodes_of_now() -> None:

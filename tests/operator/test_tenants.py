@@ -71,6 +71,11 @@ def test_a_source_of_another_namespace_is_not_read_by_its_digest() -> None:
         ),
     )
     item = StageItem(digest=NEW, namespace="team-b", model="m", version="new", uri="file:///secret")
+    served = {"p0": order("p0", NEW, prepare="", revision=1)}
+    bare = state("n0", [engine(0, NEW)], served, listed=(OLD,))
+    with_theirs = [*bare.spec.rollouts, RolloutAssignment(uid="t", namespace="team-b", name="t", stage=[item])]
+    node = replace(bare, spec=bare.spec.model_copy(update={"rollouts": with_theirs}))
+    assert "file:///secret" not in staged_from(decide(rollout(AT_NEW), world([pod(0)], [node], versions=[]), NOW))
     bare = state("n0", [engine(0)], {"p0": order("p0", OLD, prepare="", revision=1)}, listed=(OLD,))
     for known in ([secret], []):
         with_theirs = [*bare.spec.rollouts, RolloutAssignment(uid="t", namespace="team-b", name="t", stage=[item])]

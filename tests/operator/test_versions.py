@@ -12,7 +12,7 @@ from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
 from hotweights_crds.weightversion import WeightVersionSpec
 from hotweights_operator import versions
 from hotweights_operator.actions import AskResolve, VersionDecision
-from hotweights_operator.model import NodeState, Version
+from hotweights_operator.model import NodeState, Refusal, Version
 from tests.operator.worlds import NEW, NOW, OLD, state, version, world
 
 PIN = "sha256:" + "1" * 64
@@ -106,6 +106,14 @@ def test_one_living_agent_is_asked_and_nobody_else_while_it_lives() -> None:
     assert (action.node, action.item is None) == ("n2", False)
     states[3] = asked(states[3])
     assert versions.decide(WAITS, world([], states), NOW).actions == ()
+
+
+@pytest.mark.parametrize(("is_due", "node"), [(False, "n1"), (True, "n0")])
+def test_a_node_that_refuses_the_request_is_asked_again_in_a_while(is_due: bool, node: str) -> None:
+    seen = world([], [state("n0"), state("n1")], agents={"n0": True, "n1": not is_due})
+    seen.refusals[WAITS.uid, "n0"] = Refusal("Invalid", "no", is_due=is_due)
+    (action,) = asks(versions.decide(WAITS, seen, NOW))
+    assert action.node == node
 
 
 def test_sources_are_spread_over_the_agents() -> None:
