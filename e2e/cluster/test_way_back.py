@@ -125,12 +125,13 @@ def _begin(fleet: Fleet, case: Case) -> None:
     """Complete on a good version, under the case's policy, with pods that are not worn out."""
     fleet.sabotage.clear()
     rollout = fleet.rollout()
+    worn = 1 if case.event == "crash-loop" and not IS_QUICK else WORN
     if not is_ready(rollout, rollout["metadata"]["generation"]) or _served(fleet) not in GOOD:
         fleet.renew()
-    elif any(restarts(pod) >= WORN for pod in fleet.kubectl.pods(SELECTOR)):
+    elif any(restarts(pod) >= worn for pod in fleet.kubectl.pods(SELECTOR)):
         fleet.freshen()
-    # A version that dies after five seconds is what minReadySeconds is for: nobody else changes within them.
-    fleet.set_policy(case.max_failed, case.action, min_ready_seconds=6 if case.event == "crash-loop" else 0)
+    # A version whose engines die after five seconds is what minReadySeconds is for: nobody else changes within them.
+    fleet.set_policy(case.max_failed, case.action, min_ready_seconds=8 if case.event == "crash-loop" else 0)
     fleet.until_ready()
 
 
@@ -149,14 +150,12 @@ def _there_and_back(fleet: Fleet, tape: Tape, case: Case, row: dict[str, Any]) -
     row["back_seconds"] = round(ready_at - max(began, could_serve_since(tape, ready_at)), 2)
     row["set_to_ready_seconds"] = round(ready_at - began, 2)
     assert _rollout(tape)["status"]["stable"]["version"] == old
+    assert _charged(tape, generation) == [], "the version gone back to has failed nowhere"
     began = time.monotonic()
     ready_at = _until_ready(tape, fleet.lead_to(following))
     row["next_seconds"] = round(ready_at - began, 2)
     status = _rollout(tape)["status"]
     assert (status["stable"]["version"], status["previous"]["version"]) == (following, old)
-    if case.event == "refused-at-boot" and len(tape.latest("pod")) > 2:
-        fleet.scale(2)
-        tape.until("two pods", lambda t: len(t.latest("pod")) == 2, PATIENCE_SECONDS)
 
 
 # -- the bad days; each ends when it is time to go back -------------------------------------------------------------------
@@ -175,19 +174,20 @@ def _one_pod_fails(fleet: Fleet, tape: Tape, case: Case) -> None:
 
 
 def _refused_at_boot(fleet: Fleet, tape: Tape, case: Case) -> None:
-    """Engines boot while the rollout leads to what does not fit: both, where one refusal ends it; else one, or a third pod's."""
-    pods = tape.latest("pod")
+    """Engines boot while the rollout leads to what does not fit: both where one refusal ends it, else one of two, or a new pod's."""
     if case.max_failed == 1 and case.action == "Abort":
-        fleet.scale(3)
-        tape.until("a third pod on a node", lambda t: sum("nodeName" in p["spec"] for p in t.latest("pod")) == 3, 60)
+        fleet.scale(1)
+        tape.until("one pod", lambda t: len(t.latest("pod")) == 1, PATIENCE_SECONDS)
+        fleet.scale(2)
+        tape.until("a second one on a node", lambda t: sum("nodeName" in p["spec"] for p in t.latest("pod")) == 2, 60)
     else:
-        dying = {pod["metadata"]["name"]: restarts(pod) for pod in (pods if case.max_failed == 0 else pods[:1])}
-        for pod in pods:
-            if pod["metadata"]["name"] in dying:
-                kill_container(fleet.environment, pod, "vllm")
+        dying = tape.latest("pod")[case.max_failed :]
+        for pod in dying:
+            kill_container(fleet.environment, pod, "vllm")
+        lives = {pod["metadata"]["uid"]: restarts(pod) for pod in dying}
         tape.until(
             "they are started again",
-            lambda t: all(restarts(p) > dying.get(p["metadata"]["name"], -1) for p in t.latest("pod")),
+            lambda t: all(restarts(pod) > lives.get(pod["metadata"]["uid"], -1) for pod in t.latest("pod")),
             60,
         )
     generation = fleet.lead_to(MISFIT)
@@ -254,6 +254,15 @@ def _rollout(tape: Tape) -> Body:
 
 def _observed(tape: Tape) -> int:
     return int(_rollout(tape).get("status", {}).get("observedGeneration", 0))
+
+
+def _charged(tape: Tape, generation: int) -> list[str]:
+    """What was said to have failed since this generation was seen."""
+    statuses = [said.body.get("status", {}) for said in tape.said if said.kind == "rollout"]
+    since = [status for status in statuses if status.get("observedGeneration", 0) >= generation]
+    return [
+        status["message"] for status in since if status["pods"]["failed"] or status["phase"] in ("Stalled", "Aborted")
+    ]
 
 
 def _served(fleet: Fleet) -> str:
