@@ -1,15 +1,15 @@
 """How many pods may be of no service at once, as a Service and a Deployment count them. Arithmetic only.
 
 Every live pod counts: one that is new, one that starts again, one that was told to change and does not show yet that it did. Only a
-pod that has been of no service for so long, or ends as often as it starts, that waiting for it would stop everybody is left out; it
-is named among the failures.
+pod that has been of no service for so long, or ends as often as it starts, or is never heard of, that waiting for it would stop
+everybody is left out; it is named among the failures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 from hotweights_crds.weightrollout import Strategy
 from hotweights_operator import failures
@@ -18,6 +18,9 @@ from hotweights_operator.targets import Target
 
 GIVEN_UP_SECONDS = 300.0
 """Of no service for so long, by our own clock: nobody waits for it any more."""
+
+STRANGER_SECONDS = 60.0
+"""The same for one that was never Ready and whose engine is not heard of: it runs without the plugin, or does not run vLLM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,14 @@ def limit(strategy: Strategy, desired: int) -> int:
     return max(1, value)
 
 
-def is_left_out(target: Target, now: datetime) -> bool:
-    """Whether a pod that is of no service is not waited for any more."""
-    if target.crashes >= failures.CRASHES:
-        return True
+def waited_for_seconds(target: Target, now: datetime) -> float:
+    """How long a pod that is of no service is waited for from now on; 0: no longer."""
     since = target.seen.unready_since
-    return since is not None and now >= since + timedelta(seconds=GIVEN_UP_SECONDS)
+    if target.crashes >= failures.CRASHES:
+        return 0.0
+    is_stranger = target.follows and not target.connected and not target.pod.was_ready
+    patience = STRANGER_SECONDS if is_stranger else GIVEN_UP_SECONDS
+    return max(0.0, patience - (now - since).total_seconds()) if since is not None else patience
 
 
 def tally(shares: Iterable[Share], min_ready_seconds: float, now: datetime) -> Tally:
@@ -60,12 +65,12 @@ def tally(shares: Iterable[Share], min_ready_seconds: float, now: datetime) -> T
             unavailable += len(early)
             waits += early
         for target in share.unavailable:
-            if is_left_out(target, now):
+            wait = waited_for_seconds(target, now)
+            if not wait:
                 left_out += 1
                 continue
             unavailable += 1
-            if target.seen.unready_since is not None:
-                waits.append(GIVEN_UP_SECONDS - (now - target.seen.unready_since).total_seconds())
+            waits.append(wait)
     return Tally(available, unavailable, left_out, min(waits, default=None))
 
 

@@ -544,7 +544,7 @@ def test_the_last_pod_that_serves_is_not_switched_unless_all_may_go_at_once() ->
 
 
 def test_a_pod_that_is_of_no_service_for_five_minutes_is_named_and_left_out() -> None:
-    dead = pod(1, ready=False, was_ready=False, gate=False)
+    dead = pod(1, ready=False, gate=False)
     given: dict[str, str | PodAssignment] = {"p0": OLD, "p1": order("p1", NEW, prepare="")}
     seen = world([pod(0), dead], [state("n0", prepared(1), given)], clock=lambda: NOW)
     running = rollout({**AT_NEW, "preparedRevision": 2})
@@ -553,6 +553,18 @@ def test_a_pod_that_is_of_no_service_for_five_minutes_is_named_and_left_out() ->
     assert first.again_in_seconds is not None
     assert first.again_in_seconds <= 1.1
     assert told_to_change(decide(running, seen, NOW + timedelta(seconds=300))) == {"p0"}
+
+
+def test_a_pod_that_runs_no_engine_of_ours_is_left_out_after_a_minute() -> None:
+    stranger = pod(1, ready=False, was_ready=False, gate=False)
+    given: dict[str, str | PodAssignment] = {"p0": OLD, "p1": order("p1", NEW, prepare="")}
+    running = rollout({**AT_NEW, "preparedRevision": 2})
+    seen = world([pod(0), stranger], [state("n0", prepared(1), given)], clock=lambda: NOW)
+    assert told_to_change(decide(running, seen, NOW + timedelta(seconds=59))) == set()
+    assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == {"p0"}
+    starts = [*prepared(1), engine(1, "", phase="Booting", confirmed_at="")]
+    seen = world([pod(0), stranger], [state("n0", starts, given)], clock=lambda: NOW)
+    assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set()
 
 
 # -- deadlines, clocks, ends (F15 and others) ----------------------------------------------------------------------------

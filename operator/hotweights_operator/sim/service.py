@@ -17,6 +17,7 @@ from hotweights_operator.sim.invariants import limit_of
 from hotweights_operator.sim.world import Bench
 
 KUBELET_SECONDS = 2.0
+STRANGER_SECONDS = 60.0
 USELESS_SECONDS = 290.0  # after which a pod may be left out of the budget
 CRASH_LOOP_RESTARTS = 2  # with which it may be, too
 SEEN_STEPS = 6  # within which an operator that is awake has decided anew about what it saw
@@ -115,7 +116,10 @@ class Service:
         since = self._down_since.get(pod.uid)
         if since is None:
             return False
-        useless = self._world.now >= since + timedelta(seconds=USELESS_SECONDS)
+        patience = (
+            USELESS_SECONDS if pod.was_ready else STRANGER_SECONDS
+        )  # an engine that is not heard of may be none of ours
+        useless = self._world.now >= since + timedelta(seconds=patience)
         return useless or pod.restarts >= CRASH_LOOP_RESTARTS
 
     def _is_out(self, pod: Pod) -> bool:
