@@ -24,7 +24,8 @@ def test_every_test_that_is_named_exists() -> None:
 
 
 def test_every_finding_is_shown_or_open() -> None:
-    rows = [line for line in PAGE.splitlines() if line.startswith("| ") and "what was wrong" not in line]
+    findings, _, _ = PAGE.partition("## Whole rollouts in memory")
+    rows = [line for line in findings.splitlines() if line.startswith("| ") and "what was wrong" not in line]
     assert len(rows) >= 36
     assert {f"F{n}" for n in range(1, 21)} <= {row.split("|")[1].strip() for row in rows}
     for row in rows:
