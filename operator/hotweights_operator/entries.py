@@ -26,8 +26,9 @@ def writes(
 ) -> list[Assign]:
     """The entries that differ from what they should be. Unless ``stages``, nothing is staged that is not staged yet, but for what
     single pods need."""
-    held = [version.digest for version in revision.kept(base)]
-    common = (rollout.spec, base.revision, tuple(revision.kept(base)), stages)
+    kept = revision.kept(base)
+    held = [version.digest for version in kept]
+    common = (rollout.spec, base.revision, tuple(kept), stages)
     common = observed.intern("entries", rollout.uid, (*common, observed.peers_epoch, observed.catalog.epoch))
     pods: dict[str, list[PodAssignment]] = {}
     for node in _nodes(rollout, choice, observed):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from hotweights_crds.nodeweights import EngineStatus, NodeWeightsStatus, StagedVersion
+from hotweights_crds.nodeweights import NodeWeightsStatus, StagedVersion
 from hotweights_operator import summary
 from hotweights_operator.actions import Event
 from hotweights_operator.decide import decide
@@ -16,6 +15,7 @@ from hotweights_operator.model import NodeState, Rollout
 from hotweights_operator.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
+    DONE,
     NEW,
     NOW,
     OLD,
@@ -27,6 +27,7 @@ from tests.operator.worlds import (
     pod,
     reason_of,
     rollout,
+    served,
     state,
     status_after,
     version,
@@ -34,18 +35,7 @@ from tests.operator.worlds import (
 )
 
 LENIENT: Fields = {"failurePolicy": {"maxFailed": 9}}
-DONE: Fields = {
-    **AT_NEW,
-    "stable": AT_NEW["target"],
-    "history": [{"revision": 2, "version": "new", "outcome": "Complete"}],
-}
 HOUR = timedelta(hours=1)
-
-
-def served(*engines: EngineStatus, **more: Any) -> Observed:
-    """Pods that are told the new version and show it, with these engines."""
-    pods = [pod(n, shows=NEW, **more) for n in range(len(engines))]
-    return world(pods, [state("n0", engines, {f"p{n}": NEW for n in range(len(engines))})])
 
 
 # -- deadlines -----------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import pytest
 
@@ -17,6 +16,7 @@ from hotweights_operator.model import Rollout
 from hotweights_operator.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
+    DONE,
     NEW,
     NOW,
     OLD,
@@ -29,6 +29,7 @@ from tests.operator.worlds import (
     prepared,
     reason_of,
     rollout,
+    served,
     state,
     status_after,
     version,
@@ -36,18 +37,7 @@ from tests.operator.worlds import (
 )
 
 LENIENT: Fields = {"failurePolicy": {"maxFailed": 9}}
-DONE: Fields = {
-    **AT_NEW,
-    "stable": AT_NEW["target"],
-    "history": [{"revision": 2, "version": "new", "outcome": "Complete"}],
-}
 HOUR = timedelta(hours=1)
-
-
-def served(*engines: EngineStatus, **more: Any) -> Observed:
-    """Pods that are told the new version and show it, with these engines."""
-    pods = [pod(n, shows=NEW, **more) for n in range(len(engines))]
-    return world(pods, [state("n0", engines, {f"p{n}": NEW for n in range(len(engines))})])
 
 
 # -- counts --------------------------------------------------------------------------------------------------------------

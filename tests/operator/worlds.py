@@ -42,6 +42,13 @@ AT_NEW: Fields = {
 }
 """The status of a rollout from the old version, which was complete, to the new one."""
 
+DONE: Fields = {
+    **AT_NEW,
+    "stable": AT_NEW["target"],
+    "history": [{"revision": 2, "version": "new", "outcome": "Complete"}],
+}
+"""The status of that rollout when it is complete."""
+
 
 def version(name: str, digest: str, namespace: str = "models") -> Version:
     """A WeightVersion; resolved if it has a digest."""
@@ -143,6 +150,12 @@ def world(pods: Sequence[Pod], states: Sequence[NodeState], **more: Any) -> Obse
         "clock": lambda: datetime(2026, 1, 1, 11, tzinfo=UTC),
     }
     return Observed(**{**fields, **more})
+
+
+def served(*engines: EngineStatus, **more: Any) -> Observed:
+    """Pods that are told the new version and show it, with these engines."""
+    pods = [pod(n, shows=NEW, **more) for n in range(len(engines))]
+    return world(pods, [state("n0", engines, {f"p{n}": NEW for n in range(len(engines))})])
 
 
 def orders(decision: RolloutDecision) -> dict[str, PodAssignment]:
