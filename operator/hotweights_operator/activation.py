@@ -221,8 +221,8 @@ def _ask(
     now: datetime,
 ) -> tuple[list[Target], list[float]]:
     """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have done it well; and in how many
-    seconds each of those may be that is left alone until then. One that ends by itself is left alone, or it would be blamed on what it prepares: it takes the target
-    when it boots."""
+    seconds each of those may be that is left alone until then. One that ends by itself is left alone, or it would be blamed on what
+    it prepares: it takes the target when it boots."""
     idle = [target for stance in stances.values() for target in stance.idle]
     if course.is_back or not idle:
         return idle, []

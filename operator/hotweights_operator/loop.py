@@ -92,9 +92,7 @@ class Loop:
     filled: Callable[[], None] = lambda: None  # told when something is to be written
     _awaited: set[Key] = field(default_factory=set)  # to be decided about as soon as their writes have landed
     _troubles: dict[tuple[Key, str], _Trouble] = field(default_factory=dict)
-    _idle: dict[Key, frozenset[str]] = field(
-        default_factory=dict
-    )  # nodes that refused something that is not wanted any more
+    _idle: dict[Key, frozenset[str]] = field(default_factory=dict)  # nodes that refused what is not wanted any more
     _written_at: dict[Key, datetime] = field(default_factory=dict)  # when a rollout's status was written last
 
     async def reconcile(self, key: Key, now: datetime) -> None:
@@ -119,6 +117,7 @@ class Loop:
     async def _version(self, key: Key, now: datetime) -> float | None:
         version: Version | None = self.cache.get("version", key[1])
         if version is None:
+            self._forget(key)
             return None
         self._look_at_refusals(key, version.uid, now)
         decision = versions.decide(version, self.cache.observed(), now)
@@ -131,10 +130,7 @@ class Loop:
     async def _rollout(self, key: Key, now: datetime) -> float | None:
         rollout: Rollout | None = self.cache.get("rollout", key[1])
         if rollout is None:
-            self._written_at.pop(key, None)
-            self._idle.pop(key, None)
-            for place in [place for place in self._troubles if place[0] == key]:
-                del self._troubles[place]
+            self._forget(key)
             return None
         self._look_at_refusals(key, rollout.uid, now)
         decision = rollouts.decide(rollout, self.cache.observed(), now, self.started_at)
@@ -146,6 +142,13 @@ class Loop:
         self._let_out(key, decision.actions, now, (rollout.uid, rollout.generation))
         await self.port.tell(decision.events)
         return min((wait for wait in waits if wait is not None), default=None)
+
+    def _forget(self, key: Key) -> None:
+        """Nothing is remembered of an object that is gone."""
+        self._written_at.pop(key, None)
+        self._idle.pop(key, None)
+        for place in [place for place in self._troubles if place[0] == key]:
+            del self._troubles[place]
 
     def _look_at_refusals(self, key: Key, owner: str, now: datetime) -> None:
         """Nodes that refused for long enough ago count as those that can be written to; where nothing is to be written any more,
