@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,6 +41,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that nothing waits for it alone at the end."""
     items.sort(key=lambda item: not item.nodeid.startswith(SLOWEST))
+
+
+@pytest.fixture(autouse=True)
+def _leaves_the_process_as_it_was() -> Iterator[None]:
+    """What a test changes for the whole process would fail another one, and only in the order of that day."""
+    before = (logging.root.manager.disable, Path.cwd())
+    yield
+    assert (logging.root.manager.disable, Path.cwd()) == before
 
 
 def pytest_configure() -> None:

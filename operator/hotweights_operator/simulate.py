@@ -74,12 +74,15 @@ class _Told(NamedTuple):
 
 
 def _tell_one(seed: int, ignored: tuple[str, ...] = (), *, tells: bool = False) -> _Told:
-    logging.disable(logging.CRITICAL)  # writes that are refused are the daily bread here
     sim = Simulation(seed, print, ignored=ignored) if tells else Simulation(seed, ignored=ignored)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)  # writes that are refused are the daily bread here
     try:
         sim.run()
     except Violated as violation:
         return _Told(seed, str(violation), sim.api.counts, [])
+    finally:
+        logging.disable(disabled)
     return _Told(seed, "", sim.api.counts, [rollout.status.phase for rollout in sim.rollouts()])
 
 
