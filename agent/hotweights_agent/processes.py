@@ -25,7 +25,8 @@ class Goal:
     token: int = 0
     digest: str = ""
     image: int = 0  # of a prepare: which staging of the digest is offered
-    revision: int = 0  # of the rollout
+    rollout: str = ""  # its UID
+    revision: int = 0  # of that rollout
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ def engine_status(
 def _given_up(failure: Failure) -> GivenUp:
     return GivenUp(
         digest=failure.goal.digest,
+        rollout=failure.goal.rollout,
         revision=failure.goal.revision,
         token=failure.goal.token,
         step="Prepare" if failure.op == "prepare" else "Commit",

@@ -6,7 +6,7 @@ pod's label goes before the switch begins, so that no pod is ever shown on a ver
 to commit once every rank is prepared. A question without an answer by its deadline ends the connection: what the engine then says
 in its next hello is the truth, and nothing is guessed.
 
-What was given up stays so for that very order: the assignment's token and revision, and the version's image. Meanwhile the
+What was given up stays so for that very order: the assignment's token, rollout and revision, and the version's image. Meanwhile the
 engine makes ready what comes next.
 """
 
@@ -109,7 +109,7 @@ def goal_of(engine: Engine, wanted: PodAssignment, holdings: Holdings) -> str:
 
 def order_of(wanted: PodAssignment, digest: str, holdings: Holdings) -> Goal:
     """What is tried for a version of this assignment."""
-    return Goal(wanted.token, digest, holdings.image(digest), wanted.revision)
+    return Goal(wanted.token, digest, holdings.image(digest), wanted.rollout, wanted.revision)
 
 
 def tries_for(engine: Engine, op: str, goal: Goal) -> Tries:

@@ -105,9 +105,14 @@ class PodAssignment(Model):
     token: int = Field(
         default=0, description="Grows with every change; an agent refuses a lower one.", ge=0, le=MAX_TOKEN
     )
+    rollout: str = Field(
+        default="",
+        description="UID of the rollout that this is of; empty: of none, or said by a release before 0.2.",
+        max_length=63,
+    )
     revision: int = Field(
         default=0,
-        description="The rollout's revision that this is of: what an engine gave up is tried again in another one.",
+        description="Its revision that this is of: what an engine gave up is tried again in another one.",
         ge=0,
         le=MAX_TOKEN,
     )
@@ -195,9 +200,12 @@ class StagedVersion(Model):
 
 
 class GivenUp(Model):
-    """A version that an engine was asked to take and will not be asked again in the same revision."""
+    """A version that an engine was asked to take and will not be asked again in the same revision of the same rollout."""
 
     digest: str = Field(description="The version.", max_length=71)
+    rollout: str = Field(
+        default="", description="UID of the rollout of the assignment that it failed for.", max_length=63
+    )
     revision: int = Field(default=0, description="The revision of the assignment that it failed for.", ge=0)
     token: int = Field(default=0, description="The token of that assignment.", ge=0)
     step: Literal["Prepare", "Commit"] = Field(description="Where it failed.")

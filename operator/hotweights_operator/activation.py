@@ -21,7 +21,7 @@ from hotweights_crds.nodeweights import PodAssignment
 from hotweights_crds.weightrollout import WeightRolloutSpec
 from hotweights_operator import budget, failures
 from hotweights_operator.holds import Rule
-from hotweights_operator.model import SETTLED_PHASES, STILL_SERVING_PHASES
+from hotweights_operator.model import SETTLED_PHASES, STILL_SERVING_PHASES, Rollout
 from hotweights_operator.shares import Share
 from hotweights_operator.targets import Target
 
@@ -30,6 +30,7 @@ from hotweights_operator.targets import Target
 class Course:
     """What the rollout is at."""
 
+    rollout: str  # UID
     revision: int
     target: str  # digest
     stable: str  # digest of what was complete last; empty: what the engines booted
@@ -161,11 +162,12 @@ def _booted_into(target: Target, course: Course, has_failed: bool) -> str:
     """What a pod is given that is about to open its port: the first of what comes into question that its node holds."""
     order = target.assigned
     told = [order.digest] if order is not None else []
+    wanted = [course.target] if course.activates else []
     holds_back = not course.activates and (course.rule.gives_up or not target.pod.was_ready)
     if _is_on_its_way(target, course):
-        candidates = [*told, course.target, course.stable]
+        candidates = [*told, *wanted, course.stable]
     elif course.activates:
-        candidates = [course.target, *told, course.stable]
+        candidates = [*wanted, *told, course.stable]
     elif holds_back:
         candidates = [course.stable, *told]
     else:
@@ -181,7 +183,7 @@ def _is_on_its_way(target: Target, course: Course) -> bool:
     """Whether a pod goes on with what it is told: it was told so in this revision and has not started again since; or what it serves
     was well everywhere, and it ended when it was to prepare the target, which would then be the first thing that it meets."""
     order = target.assigned
-    if order is None or order.revision != course.revision:
+    if order is None or not target.was_told_in(course.rollout, course.revision):
         return False
     if target.crashes == 0:
         return not _cannot_come(target, order.digest)
@@ -267,11 +269,13 @@ def _can_change(target: Target, digest: str) -> bool:
 
 
 def assignment(
-    target: Target, digest: str, prepare: str, spec: WeightRolloutSpec, version: str, revision: int
+    target: Target, digest: str, prepare: str, rollout: Rollout, version: str, revision: int
 ) -> PodAssignment:
     """As it goes into the node's spec; `tokens` gives it its token."""
+    spec = rollout.spec
     return PodAssignment(
         uid=target.pod.uid,
+        rollout=rollout.uid,
         revision=revision,
         name=target.pod.name,
         namespace=target.pod.namespace,

@@ -44,6 +44,7 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
     base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
     hold = _hold(rollout, base, version, observed, bool(shares))
     course = Course(
+        rollout=rollout.uid,
         revision=base.revision,
         target=base.target.digest,
         stable=revision.stable(base).digest,

@@ -99,7 +99,7 @@ def _pods(
             continue
         digest, prepare = told
         name = _version_name(rollout, base, state, digest, observed) if digest else ""
-        plain = activation.assignment(target, digest, prepare, rollout.spec, name, base.revision)
+        plain = activation.assignment(target, digest, prepare, rollout, name, base.revision)
         found.append(tokens.following(state, target.pod.restarts, plain, rollout.uid))
     listed = {pod.uid for pod in found}
     entry = state.entry(rollout.uid)

@@ -68,24 +68,24 @@ def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]
     return {target.pod.uid for target in ordered[MAX_PODS:]}
 
 
-def of_version(target: Target, digest: str, revision: int, *, is_back: bool) -> Failure | None:
-    """What speaks against this version on a pod that does not serve it. ``is_back``: it served everywhere before, so what ends while
+def of_version(target: Target, digest: str, rollout_uid: str, revision: int, *, is_back: bool) -> Failure | None:
+    """What speaks against this version on a pod that does not serve it, in this revision. ``is_back``: it served everywhere before, so what ends while
     it prepares that ends of what it serves."""
     if not digest:
         return None
     staged = target.state.staged(digest) if target.state and target.follows else None
     if staged is not None and staged.phase == "Failed":
         return _failure(target, staged.reason or "StagingFailed", staged.message, uid="")
-    if target.gave_up(digest, revision) and target.engine is not None and target.engine.failed is not None:
-        said = target.engine.failed
+    said = target.failed
+    if said is not None and target.gave_up(digest, rollout_uid, revision):
         return _failure(target, said.reason or f"{said.step}Failed", said.message)
-    return _crashed(target, digest, revision, is_back=is_back)
+    return _crashed(target, digest, is_back=is_back) if target.was_told_in(rollout_uid, revision) else None
 
 
-def _crashed(target: Target, digest: str, revision: int, *, is_back: bool) -> Failure | None:
+def _crashed(target: Target, digest: str, *, is_back: bool) -> Failure | None:
     """Whether its container ends again and again since it was told this version, or asked to prepare it."""
     order, ran = target.assigned, target.pod.last_run_seconds or 0.0
-    if order is None or order.revision != revision or not target.crashes:
+    if order is None or not target.crashes:
         return None
     if order.digest == digest and target.crashes >= CRASHES:
         text = f"its container ended {target.crashes} times since it was told this version, last after {ran:.0f} s: see its log"

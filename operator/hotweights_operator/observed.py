@@ -255,11 +255,13 @@ class Observed:
         same_life = known is not None and (old is None or old.restarts == new.restarts)
         served_since = known.served_since if same_life and known else None
         before = known.confirmed_before if same_life and known else self._confirmed_at(old)
+        unmarked = not new.gate or (same_life and known is not None and known.unmarked)
+        answered = _answered_gate(known, old, new)
         shown_since = known.shown_since if same and known else now
         if new.ready:
-            return Seen(shown_since, None, served_since or now, before)
+            return Seen(shown_since, None, served_since or now, before, answered, unmarked)
         since = known.unready_since if known and known.unready_since else now
-        return Seen(shown_since, since, served_since, before)
+        return Seen(shown_since, since, served_since, before, answered, unmarked)
 
     def _confirmed_at(self, pod: Pod | None) -> str:
         """What its engine had confirmed last, and when, as far as it is known."""
@@ -273,6 +275,13 @@ def _uids(state: NodeState | None) -> tuple[set[str], set[str]]:
     if state is None:
         return set(), set()
     return {entry.uid for entry in state.spec.rollouts}, {item.uid for item in state.spec.resolve}
+
+
+def _answered_gate(known: Seen | None, old: Pod | None, new: Pod) -> bool:
+    """Whether a pod was seen to become Ready with the gate that it has."""
+    if known is None or old is None or not (old.gate and new.gate and new.ready) or old.gate_since != new.gate_since:
+        return False
+    return known.answered_gate or not old.ready
 
 
 def _shown(pod: Pod) -> tuple[bool, bool, str, int]:

@@ -74,7 +74,7 @@ def build(
     for target in targets:
         if target.serves(digest):
             continue
-        if failure := failures.of_version(target, digest, question.revision, is_back=question.is_back):
+        if failure := failures.of_version(target, digest, rollout_uid, question.revision, is_back=question.is_back):
             failed[target.pod.uid] = failure
         elif failure := failures.of_circumstance(target, refusal, has_room=target.pod.uid not in without_room):
             missing[target.pod.uid] = failure

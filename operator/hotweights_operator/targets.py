@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hotweights_crds.base import digest_label
-from hotweights_crds.nodeweights import EngineStatus, PodAssignment
+from hotweights_crds.nodeweights import EngineStatus, GivenUp, PodAssignment
 from hotweights_operator import times
 from hotweights_operator.model import (
     SETTLED_PHASES,
@@ -43,9 +43,9 @@ class Seen:
     shown_since: datetime  # Ready, the gate and the digest's label all as they are
     unready_since: datetime | None = None  # not Ready; None: it is
     served_since: datetime | None = None  # when it was first Ready in this life of its container; None: not yet
-    confirmed_before: str = (
-        ""  # when its engine had confirmed what it served in the life before, as the agent had told it
-    )
+    confirmed_before: str = ""  # what stood there as confirmed when its container was first seen to live anew
+    answered_gate: bool = False  # it became Ready with the gate that it has, so its kubelet has seen that
+    unmarked: bool = False  # since then its pod has been seen without the gate, which its agent takes off at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,7 @@ class Target:
     node: Node | None
     state: NodeState | None
     engine: EngineStatus | None
+    failed: GivenUp | None  # what its engine gave up last: that stays so though the agent who wrote it is gone
     assigned: PodAssignment | None
     follows: bool  # its node's agent is there and speaks
     answered: bool  # the agent has seen the spec as it stands
@@ -95,15 +96,23 @@ class Target:
         """Whether a commit of this digest would be only a pause."""
         return self.engine is not None and bool(digest) and self.engine.prepared == digest
 
-    def gave_up(self, digest: str, revision: int) -> bool:
-        """Whether the engine was asked to take this version in this revision, and will not be asked again."""
-        failed = self.engine.failed if self.engine else None
-        return failed is not None and failed.digest == digest and failed.revision == revision
+    def gave_up(self, digest: str, rollout_uid: str, revision: int) -> bool:
+        """Whether the engine was asked to take this version in this revision, and will not be asked again. A rollout that was made
+        anew counts its revisions from one again, and a pod may come from another one."""
+        failed = self.failed
+        if failed is None or failed.rollout not in ("", rollout_uid):
+            return False
+        return (failed.digest, failed.revision) == (digest, revision)
+
+    def was_told_in(self, rollout_uid: str, revision: int) -> bool:
+        """Whether what it is told now was said in this revision of this rollout."""
+        order = self.assigned
+        return order is not None and order.rollout in ("", rollout_uid) and order.revision == revision
 
     @property
     def gave_up_its_order(self) -> bool:
         """Whether what it is told is what it gave up."""
-        failed, told = self.engine.failed if self.engine else None, self.assigned
+        failed, told = self.failed, self.assigned
         return (
             failed is not None
             and told is not None
@@ -130,8 +139,7 @@ class Target:
 
     def wait_seconds(self, seconds: float, now: datetime) -> float:
         """How long until one that is available has been so for ``seconds`` and the kubelet has seen its gate. By our own clock."""
-        pod = self.pod
-        kubelet_saw = pod.gate_since is None or (pod.ready_since is not None and pod.ready_since >= pod.gate_since)
+        kubelet_saw = self.pod.gate_since is None or self.seen.answered_gate
         needed = seconds if kubelet_saw else max(seconds, SETTLE_SECONDS)
         return max(0.0, needed - (now - self.seen.shown_since).total_seconds())
 
@@ -158,8 +166,11 @@ def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, f
     """A pod with what is known about it."""
     said = state.engine(pod.uid) if state else None
     assigned = state.assigned(pod.uid) if state else None
-    # A start is shown to be later than what was confirmed before it by the node's clock, unless that was set back in between.
-    is_of_before = said is not None and said.confirmed_at == seen.confirmed_before
+    # A start is shown to be later than what was confirmed before it by the node's clock, unless that was set back in between. What
+    # stood there when the start was seen may also be the first word of the new life, if that came sooner. The pod's own marks tell.
+    is_of_before = (
+        said is not None and said.confirmed_at == seen.confirmed_before and not _is_marked_anew(pod, said, seen)
+    )
     confirmed_at = times.parse(said.confirmed_at) if said and not is_of_before else None
     engine = said if follows else None
     proved = said.digest if said and follows and confirmed(pod, said, said.digest, confirmed_at, SETTLED_PHASES) else ""
@@ -171,6 +182,7 @@ def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, f
         node=node,
         state=state,
         engine=engine,
+        failed=said.failed if said else None,
         assigned=assigned,
         follows=follows,
         answered=state is not None and follows and state.current,
@@ -179,6 +191,11 @@ def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, f
         outstanding=outstanding,
         crashes=_crashes(pod, assigned),
     )
+
+
+def _is_marked_anew(pod: Pod, said: EngineStatus, seen: Seen) -> bool:
+    """Whether the agent has taken the pod's marks off and put them on again in this life: both stand in one object, in their order."""
+    return seen.unmarked and pod.gate and pod.digest_label == digest_label(said.digest)
 
 
 def _crashes(pod: Pod, assigned: PodAssignment | None) -> int:

@@ -31,11 +31,7 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
         )
     reader = _reader(version, asked, observed)
     if reader is None and any(observed.follows(name) for name in observed.states):
-        message = (
-            f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of this namespace: delete the"
-            " WeightVersions whose sources cannot be read"
-        )
-        return VersionDecision(status=_status(version, now, "False", "WaitsForAgent", message))
+        return VersionDecision(status=_status(version, now, "False", "WaitsForAgent", _why_nobody(version, observed)))
     if reader is None:
         message = "no node has a ready agent that could read the source: see the agents' DaemonSet"
         return VersionDecision(status=_status(version, now, "False", "NoAgent", message))
@@ -58,6 +54,18 @@ def _reader(version: Version, asked: list[str], observed: Observed) -> str | Non
     first = int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready) if ready else 0
     able = (name for name in [*ready[first:], *ready[:first]] if _has_room(observed.states[name], version))
     return next((name for name in able if not _has_refused(name, version, observed)), None)
+
+
+def _why_nobody(version: Version, observed: Observed) -> str:
+    """Why none of the agents that live can be asked."""
+    alive = (name for name in sorted(observed.states) if observed.follows(name))
+    refusing = next((name for name in alive if _has_refused(name, version, observed)), None)
+    if refusing is not None:
+        return f"what node {refusing} is to read cannot be written: {observed.refusals[version.uid, refusing].message}"
+    return (
+        f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of this namespace: delete the"
+        " WeightVersions whose sources cannot be read"
+    )
 
 
 def _has_refused(node: str, version: Version, observed: Observed) -> bool:

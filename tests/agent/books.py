@@ -22,7 +22,7 @@ class Ask(NamedTuple):
     step: str
     digest: str
     token: int
-    revision: int
+    revision: tuple[str, int]  # and of which rollout
     image: int  # of a prepare: which staging of the digest
 
 
@@ -41,7 +41,7 @@ class Books:
     def asked(self, uid: str, conn: int, step: str, digest: str, wanted: PodAssignment) -> None:
         """A frame goes out: never for what was given up, as long as the order is the same."""
         image = self.images[digest] if step == "Prepare" else 0
-        ask = Ask(uid, self.lives[uid], step, digest, wanted.token, wanted.revision, image)
+        ask = Ask(uid, self.lives[uid], step, digest, wanted.token, (wanted.rollout, wanted.revision), image)
         for other, ends in self.ended.items():
             same = other[:2] == ask[:2] and other[3:6] == ask[3:6]
             if same and (other.image == image or other.step == "Commit" or step == "Commit"):
@@ -82,8 +82,8 @@ class Books:
                 end
                 for ask, ends in self.ended.items()
                 if (ask.uid, ask.life, ask.step) == (engine.pod.uid, self.lives[engine.pod.uid], step)
-                and (ask.digest, ask.token, ask.revision)
-                == (failed.goal.digest, failed.goal.token, failed.goal.revision)
+                and (ask.digest, ask.token) == (failed.goal.digest, failed.goal.token)
+                and ask.revision == (failed.goal.rollout, failed.goal.revision)
                 for end in ends
             ]
             assert failed.reason in [reason for reason, _ in ends], f"{failed} never happened"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from hotweights_agent import effects as fx
@@ -30,12 +32,12 @@ def asked(world: World, version: int) -> int:
     return (commits + prepares).count(digest(version))
 
 
-def test_a_prepare_that_was_refused_names_version_revision_and_token(serving: World) -> None:
+def test_a_prepare_that_was_refused_names_what_it_was_for(serving: World) -> None:
     serving.engines["a"].rejects = {digest(2)}
-    serving.assign([pod(version=1, token=2, prepare=2, revision=7)], ITEMS)
+    serving.assign([pod(version=1, token=2, prepare=2, rollout="r", revision=7)], ITEMS)
     serving.settle(3)
     assert engine_of(serving).failed == GivenUp(
-        digest=digest(2), revision=7, token=2, step="Prepare", reason="ShapeMismatch", message="rank 0: no"
+        digest=digest(2), rollout="r", revision=7, token=2, step="Prepare", reason="ShapeMismatch", message="rank 0: no"
     )
 
 
@@ -138,7 +140,10 @@ def test_another_life_failed_at_nothing_yet(serving: World, how: str) -> None:
 
 
 @pytest.mark.parametrize("fault", ["ProbeMismatch", "rejects"])
-def test_what_was_given_up_is_tried_again_in_another_revision_of_the_same_token(serving: World, fault: str) -> None:
+@pytest.mark.parametrize("another", [{"revision": 2}, {"revision": 1, "rollout": "made anew"}])
+def test_what_was_given_up_is_tried_again_in_another_revision_of_the_same_token(
+    serving: World, fault: str, another: dict[str, Any]
+) -> None:
     engine = serving.engines["a"]
     engine.fails, engine.rejects = (["ProbeMismatch"], set()) if fault != "rejects" else ([], {digest(2)})
     serving.assign([pod(version=2, token=2, revision=1)], ITEMS)
@@ -148,7 +153,7 @@ def test_what_was_given_up_is_tried_again_in_another_revision_of_the_same_token(
     serving.settle(30)
     assert asked(serving, 2) == tries, "restarts mean nothing here"
     engine.rejects = set()
-    serving.assign([pod(version=2, token=2, revision=2)], ITEMS)
+    serving.assign([pod(version=2, token=2, **another)], ITEMS)
     serving.settle(4)
     assert engine_of(serving).digest == digest(2)
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from hotweights_crds.conditions import find, is_true
-from hotweights_crds.nodeweights import MAX_PODS, GivenUp, StagedVersion
+from hotweights_crds.nodeweights import MAX_PODS, EngineStatus, GivenUp, PodAssignment, StagedVersion
 from hotweights_crds.weightrollout import MAX_HISTORY
 from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_operator import revision
@@ -90,6 +90,33 @@ def test_ends_that_say_nothing_against_the_version(restarts: int, given: Any) ->
 def test_refusals_that_say_nothing_against_the_version(serves: str, gave: GivenUp) -> None:
     seen = world([pod(0, shows=serves)], [state("n0", [engine(0, serves, failed=gave)], {"p0": serves})])
     assert status_after(rollout(AT_NEW), seen).pods.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("engines", "given"),
+    [
+        ([engine(0, failed=gave_up(rollout="made-before"))], order("p0", OLD)),
+        ([engine(0, "", phase="Booting")], order("p0", NEW, prepare="", rollout="made-before")),
+    ],
+    ids=["gave up", "loops"],
+)
+def test_what_failed_in_another_rollout_s_revision_of_the_same_number_is_no_failure_of_this_one(
+    engines: list[EngineStatus], given: PodAssignment
+) -> None:
+    shown = pod(0) if engines[0].digest else looping(4)
+    seen = world([shown], [state("n0", engines, {"p0": given})])
+    assert status_after(rollout(AT_NEW), seen).pods.failed == 0
+    own = [
+        e.model_copy(update={"failed": e.failed.model_copy(update={"rollout": "r"})}) if e.failed else e
+        for e in engines
+    ]
+    seen = world([shown], [state("n0", own, {"p0": given.model_copy(update={"rollout": "r"})})])
+    assert status_after(rollout(AT_NEW), seen).pods.failed == 1
+
+
+def test_what_an_engine_gave_up_stays_so_when_its_agent_is_gone() -> None:
+    seen = world([pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": OLD})], agents={"n0": False})
+    assert reasons(rollout(AT_NEW, **LENIENT), seen) == [("p0", "ProbeMismatch")]
 
 
 def test_an_agent_that_was_away_is_no_failure_of_the_version() -> None:

@@ -116,6 +116,18 @@ def test_a_node_that_refuses_the_request_is_asked_again_in_a_while(is_due: bool,
     assert action.node == node
 
 
+def test_that_the_only_agent_s_object_refuses_is_said() -> None:
+    seen = world([], [state("n0"), state("n1")], agents={"n0": True, "n1": False})
+    seen.refusals[WAITS.uid, "n0"] = Refusal("Invalid", "a webhook says no")
+    status = versions.decide(WAITS, seen, NOW).status
+    resolved = find(status.conditions, "Resolved") if status else None
+    assert resolved is not None
+    assert (resolved.reason, resolved.message) == (
+        "WaitsForAgent",
+        "what node n0 is to read cannot be written: a webhook says no",
+    )
+
+
 def test_sources_are_spread_over_the_agents() -> None:
     seen = world([], [state(f"n{n}") for n in range(4)])
     nodes = set()

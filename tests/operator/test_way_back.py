@@ -314,6 +314,14 @@ def test_what_ends_on_a_version_that_never_was_complete_boots_into_the_target_at
     assert told(decide(rollout(AT_NEW), seen, NOW))["p0"] == NEW
 
 
+@pytest.mark.parametrize("held", [True, False])
+def test_what_is_held_back_is_not_booted_into_though_it_is_all_that_is_here(held: bool) -> None:
+    fetching = [StagedVersion(digest=OLD, phase="Fetching"), StagedVersion(digest=NEW, phase="Staged")]
+    once = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=30.0)
+    seen = world([once], [state("n0", [engine(0, "", phase="Booting")], {"p0": order("p0", OLD)}, staged=fetching)])
+    assert told(decide(rollout(AT_NEW, paused=held), seen, NOW)).get("p0", OLD) == (OLD if held else NEW)
+
+
 def test_a_pod_goes_back_to_what_it_holds_rather_than_wait_for_what_it_does_not() -> None:
     fetching = [StagedVersion(digest=OLD, phase="Staged"), StagedVersion(digest=NEW, phase="Fetching")]
     restarted = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=7200.0)
@@ -488,7 +496,7 @@ MOMENT = datetime(2026, 1, 1, 11, 59, 58, tzinfo=UTC)
             {"gate_since": MOMENT, "ready_since": MOMENT - timedelta(hours=1)},
             False,
         ),  # the kubelet has yet to see the gate
-        ({"gate_since": MOMENT, "ready_since": MOMENT}, True),
+        ({"gate_since": MOMENT, "ready_since": MOMENT}, False),  # by a clock that may have been changed in between
         ({}, True),
     ],
 )
@@ -506,6 +514,25 @@ def test_the_next_pod_waits_until_the_pod_object_shows_that_the_last_one_is_of_s
     decision = decide(rollout({**AT_NEW, "preparedRevision": 2}), seen, NOW)
     assert (told_to_change(decision) == {"p1"}) is goes_on
     assert goes_on or not shown.get("gate_since") or decision.again_in_seconds == pytest.approx(2.0)
+
+
+def test_a_pod_that_was_seen_to_become_ready_with_its_gate_is_waited_for_no_more() -> None:
+    engines = [engine(0, NEW), *prepared(2)[1:]]
+    shown: Fields = {"gate_since": MOMENT, "ready_since": MOMENT - timedelta(hours=1)}
+    seen = world(
+        [changed(0, ready=False, **shown), pod(1)],
+        [state("n0", engines, {"p0": NEW, "p1": OLD})],
+        clock=lambda: NOW,
+    )
+    running = rollout({**AT_NEW, "preparedRevision": 2})
+    assert told_to_change(decide(running, seen, NOW)) == set()
+    seen.put("pod", "p0", changed(0, **shown))
+    assert told_to_change(decide(running, seen, NOW)) == {"p1"}
+    seen.put("pod", "p0", changed(0, gate=False, ready=False, **shown))
+    seen.put(
+        "pod", "p0", changed(0, gate_since=NOW)
+    )  # another gate, and the kubelet's word may still be of the one before
+    assert told_to_change(decide(running, seen, NOW)) == set()
 
 
 def test_a_pod_must_be_ready_for_as_long_as_the_spec_says() -> None:
@@ -620,6 +647,22 @@ def test_what_an_earlier_life_confirmed_proves_nothing_though_the_clock_was_set_
     again = engine(0, NEW, confirmed_at="2026-01-01T09:30:00Z")
     seen.put("state", "n0", state("n0", [again], {"p0": NEW}))
     assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == 1
+
+
+def test_what_a_new_life_confirmed_before_its_start_was_seen_counts_once_the_pod_is_marked_anew() -> None:
+    seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
+    # The agent's word of the new life comes first, then the pod's.
+    again = engine(0, NEW, confirmed_at="2026-01-01T11:40:00Z")
+    seen.put("state", "n0", state("n0", [again], {"p0": NEW}))
+    lives: Fields = {"restarts": 1, "engine_started_at": datetime(2026, 1, 1, 11, 39, tzinfo=UTC)}
+    for shown, updated in (
+        (pod(0, shows=NEW, ready=False, **lives), 0),
+        (pod(0, shows="", ready=False, gate=False, **lives), 0),
+        (pod(0, shows=OLD, **lives), 0),
+        (pod(0, shows=NEW, **lives), 1),
+    ):
+        seen.put("pod", "p0", shown)
+        assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == updated
 
 
 def test_a_rollout_that_is_being_deleted_leaves_its_pods_as_they_are() -> None:

@@ -105,7 +105,7 @@ def prepared(count: int, digest: str = NEW, **more: Any) -> list[EngineStatus]:
 def order(uid: str, digest: str, **more: Any) -> PodAssignment:
     """What a pod is told."""
     named = {"name": uid, "namespace": "models", "version": digest.removeprefix("sha256:")}
-    fields = {**named, "token": 1, "revision": REVISION, "prepare": NEW, **more}
+    fields = {**named, "token": 1, "rollout": "r", "revision": REVISION, "prepare": NEW, **more}
     return PodAssignment(uid=uid, digest=digest, **fields)
 
 

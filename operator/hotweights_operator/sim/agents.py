@@ -46,7 +46,7 @@ class AgentProcess:
 
     def goal(self, digest: str, wanted: PodAssignment) -> Goal:
         """What is tried for a version of an assignment."""
-        return (wanted.token, wanted.revision, self.images.get(digest, 0))
+        return (wanted.token, (wanted.rollout, wanted.revision), self.images.get(digest, 0))
 
     def aim(self, engine: Engine, wanted: PodAssignment, memory: Memory) -> str:
         """The version that it is to be brought to next. What was given up makes way for what comes next."""

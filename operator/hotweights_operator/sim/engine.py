@@ -49,7 +49,7 @@ class Engine:
         return bool(self.preparing or self.committing)
 
 
-Goal = tuple[int, int, int]  # token, revision, image
+Goal = tuple[int, tuple[str, int], int]  # token; rollout and its revision; image
 
 
 @dataclass(slots=True)
@@ -73,7 +73,7 @@ class Memory:
 
     def effort(self, op: Op, digest: str, goal: Goal) -> Effort:
         """The tries for this goal; another one starts afresh. A commit does not ask which image it was prepared from."""
-        goal = goal if op == "Prepare" else (*goal[:2], 0)
+        goal = goal if op == "Prepare" else (goal[0], goal[1], 0)
         found = self.efforts.get((op, digest))
         if found is None or found.goal != goal:
             found = self.efforts[op, digest] = Effort(goal)
@@ -96,9 +96,10 @@ class Memory:
             effort.again_at = now + timedelta(seconds=_WAITS_SECONDS[effort.failures - 1])
             return effort
         effort.given_up = True
-        token, revision, _ = effort.goal
+        token, (rollout, revision), _ = effort.goal
         self.failed = GivenUp(
             digest=digest,
+            rollout=rollout,
             revision=revision,
             token=token,
             step=op,

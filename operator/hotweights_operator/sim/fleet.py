@@ -72,6 +72,7 @@ class Fleet:
     def start_agent(self, node: str) -> None:
         """Its pod becomes Ready once it has written its first status; engines tell it what they serve."""
         self._boots += 1
+        self.api.put("agent", node, Agent(f"agent-{node}", node, False))
         self.agents[node] = AgentProcess(self._boots)
         for uid, engine in self.engines.items():
             if self.api.get("pod", uid).node == node:

@@ -60,6 +60,7 @@ class Judge:
         self._note_prepared()
         self.service.step()
         for rollout in self.bench.rollouts():
+            self._note_done(rollout, rollout.status.target.digest)
             self.patience.step(rollout, is_complete=rollout.status.target.digest == self._ledger(rollout).last_complete)
 
     def fails(self, name: str, detail: str) -> None:
@@ -162,9 +163,7 @@ class Judge:
         self._note_prepared()
         if digest in self._prepared.get(new.uid, ()):
             return
-        own = self.bench.own(rollout)
-        done = {pod.uid for pod in own if digest in self._prepared.get(pod.uid, ())}
-        ledger.most_prepared = max(ledger.most_prepared, len(done))
+        own, done = self.bench.own(rollout), self._note_done(rollout, digest)
         if done:
             self.bench.count("prepares in waves")
         if digest in (rollout.status.stable.digest, ledger.last_complete):
@@ -173,6 +172,14 @@ class Judge:
         allowed = max(limit_of(rollout, len(own)), ledger.most_prepared)
         if len(waiting) > allowed:
             self.fails("prepares in waves", f"{waiting} prepare {digest} at once, {allowed} allowed")
+
+    def _note_done(self, rollout: Rollout, digest: str) -> set[str]:
+        """The pods that have prepared a version, with those that go by now as long as the operator takes them for living."""
+        pods = [*self.bench.own(rollout), *self.bench.seen(rollout)]
+        done = {pod.uid for pod in pods if digest in self._prepared.get(pod.uid, ())}
+        ledger = self._ledger(rollout)
+        ledger.most_prepared = max(ledger.most_prepared, len(done))
+        return done
 
     def _prepares(self, pod: Pod, here: str, digest: str) -> bool:
         """Whether a pod that serves was asked and has neither done it nor given up; one that went away since is not waited for."""

@@ -68,14 +68,15 @@ class Patience:
         return self._courses.setdefault(rollout.uid, _Course())
 
     def _watch_deadline(self, rollout: Rollout, course: _Course) -> None:
-        """A rollout that does not get further says so in time, whatever goes to and fro meanwhile."""
+        """A rollout that does not get further says so in time, whatever goes to and fro meanwhile. A process counts from its own start
+        at the earliest, since what another one wrote is by another clock."""
         conditions = rollout.status.conditions
         held = any(is_true(conditions, kind) for kind in ("Ready", "Paused", "Stalled"))
         if held or course.at is None or not is_true(conditions, "VersionResolved") or not rollout.status.pods.desired:
             course.late_steps = 0
             return
         seconds = rollout.spec.progress_deadline_seconds + DEADLINE_SLACK_SECONDS
-        if self._world.now > course.at + timedelta(seconds=seconds):
+        if self._world.now > max(course.at, self._world.operator.loop.started_at) + timedelta(seconds=seconds):
             course.late_steps += 1
             if course.late_steps > LATE_STEPS:
                 self._bench.fails(

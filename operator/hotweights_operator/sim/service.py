@@ -104,7 +104,7 @@ class Service:
             return
         own = self._bench.own(rollout)
         counted = [pod for pod in own if pod.uid == uid or not self._may_be_left_out(pod)]
-        limit = max(limit_of(rollout, len(own)), limit_of(rollout, self._bench.seen_pods(rollout)))
+        limit = max(limit_of(rollout, len(own)), limit_of(rollout, len(self._bench.seen(rollout))))
         out = sorted(pod.uid for pod in counted if pod.uid != uid and self._is_out(pod))
         if len(out) + 1 >= len(counted) > limit:
             self._bench.fails("nobody switches the last one that serves", f"{uid}, while {out} are of no service")

@@ -68,11 +68,11 @@ class Bench:
                     found.append(pod)
         return found
 
-    def seen_pods(self, rollout: Rollout) -> int:
-        """How many live pods the operator sees of a rollout."""
+    def seen(self, rollout: Rollout) -> list[Pod]:
+        """A rollout's live pods, as the operator sees them."""
         view = self.world.operator.cache.observed()
         owned = (pod for pod in view.claims.pods_in(rollout.namespace) if pod.live)
-        return sum(1 for pod in owned if (owner := view.claims.owner(pod.uid)) is not None and owner.uid == rollout.uid)
+        return [pod for pod in owned if (owner := view.claims.owner(pod.uid)) is not None and owner.uid == rollout.uid]
 
     def serves(self, uid: str) -> set[str]:
         """What a pod serves, in truth and as its agent said last; empty text: what it booted."""
