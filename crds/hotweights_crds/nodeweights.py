@@ -122,6 +122,12 @@ class PodAssignment(Model):
         ge=0,
         le=MAX_TOKEN,
     )
+    ended_preparing: int = Field(
+        default=0,
+        description="How often that container ended in this revision while it was asked to prepare: twice speaks against the version.",
+        ge=0,
+        le=MAX_TOKEN,
+    )
     digest: str = Field(
         default="", description="The version to serve; empty: keep what the engine booted.", max_length=71
     )

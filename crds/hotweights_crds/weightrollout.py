@@ -277,6 +277,10 @@ class WeightRolloutStatus(Model):
         default=0,
         description="The last revision that every pod which could had prepared: from then on each pod waits for itself only.",
     )
+    goes_back: bool = Field(
+        default=False,
+        description="This revision goes to a version that was complete last or before that: all pods prepare it at once.",
+    )
     most_failed: int = Field(default=0, description="The most pods that had failed in this revision at one time.")
     retried: str = Field(
         default="",

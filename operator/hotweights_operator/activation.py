@@ -34,6 +34,7 @@ class Course:
     revision: int
     target: str  # digest
     stable: str  # digest of what was complete last; empty: what the engines booted
+    is_back: bool  # to what was complete before
     rule: Rule
     passed: bool  # everybody who could had prepared at some time of this revision
 
@@ -41,11 +42,6 @@ class Course:
     def activates(self) -> bool:
         """Whether pods may change to the target, and new ones boot into it."""
         return self.rule.activates and bool(self.target)
-
-    @property
-    def is_back(self) -> bool:
-        """Whether it goes to what is stable. That served everywhere before, so it needs neither waves nor the gate."""
-        return bool(self.target) and self.target == self.stable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -118,8 +114,8 @@ def stance(share: Share, course: Course, failed: Collection[str]) -> Stance:
     ready = [t for t in able if t.prepared(digest)]
     others = [t for t in able if not t.prepared(digest)]
     everybody = course.rule.prepares == "All" and bool(digest)
-    asked = [t for t in others if _is_asked(t, digest)] if everybody else []
-    idle = [t for t in others if t.connected and not _is_asked(t, digest) and t.pod.uid not in share.unreachable]
+    asked = [t for t in others if _is_asked(t, course)] if everybody else []
+    idle = [t for t in others if t.connected and not _is_asked(t, course) and t.pod.uid not in share.unreachable]
     prepares = [] if course.rule.prepares == "None" else [*ready, *asked]
     return Stance(
         digests=digests,
@@ -172,7 +168,7 @@ def _booted_into(target: Target, course: Course, has_failed: bool) -> str:
         candidates = [course.stable, *told]
     else:
         candidates = [*told, course.stable]
-    if holds_back and not course.is_back:
+    if holds_back and course.target != course.stable:
         candidates = [digest for digest in candidates if digest != course.target]
     possible = [d for d in dict.fromkeys(candidates) if not _has_given_up(target, d, course, has_failed)]
     here = (d for d in possible if not d or (target.state is not None and target.state.holds(d)))
@@ -181,7 +177,7 @@ def _booted_into(target: Target, course: Course, has_failed: bool) -> str:
 
 def _is_on_its_way(target: Target, course: Course) -> bool:
     """Whether a pod goes on with what it is told: it was told so in this revision and has not started again since; or what it serves
-    was well everywhere, and it ended when it was to prepare the target, which would then be the first thing that it meets."""
+    was well everywhere, and it ended while it was to prepare the target, which would then be the first thing that it meets."""
     order = target.assigned
     if order is None or not target.was_told_in(course.rollout, course.revision):
         return False
@@ -236,8 +232,10 @@ def _ask(
     return calm[: max(0, room)], waits
 
 
-def _is_asked(target: Target, digest: str) -> bool:
-    return target.assigned is not None and target.assigned.prepare == digest
+def _is_asked(target: Target, course: Course) -> bool:
+    """Whether it was asked to prepare, and did not end since: then it is left alone until it is calm."""
+    order = target.assigned
+    return order is not None and order.prepare == course.target and (course.is_back or not target.crashes)
 
 
 # -- who changes -------------------------------------------------------------------------------------------------------
@@ -285,4 +283,5 @@ def assignment(
         mode=spec.activation.mode,
         drain_timeout_seconds=spec.activation.drain_timeout_seconds,
         commit_timeout_seconds=spec.activation.commit_timeout_seconds,
+        ended_preparing=failures.ends_preparing(target, rollout.uid, revision),
     )

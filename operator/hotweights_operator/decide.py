@@ -34,7 +34,7 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
     question = Question(
         digest=base.target.digest,
         revision=base.revision,
-        is_back=base.target.digest == revision.stable(base).digest,
+        is_back=revision.goes_back(base),
         previous=base.previous.digest,
         min_ready_seconds=rollout.spec.min_ready_seconds,
     )
@@ -48,6 +48,7 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
         revision=base.revision,
         target=base.target.digest,
         stable=revision.stable(base).digest,
+        is_back=question.is_back,
         rule=hold.rule,
         passed=base.revision > 0 and base.prepared_revision == base.revision,
     )

@@ -22,8 +22,9 @@ CRASHES = 3
 """So many short runs since a pod was told a version speak against the version: it is in a loop."""
 
 PREPARE_CRASHES = 2
-"""So many short runs since a pod was asked to prepare a version speak against the version. One may be chance, or have been before:
-the order was written before that end was seen."""
+"""So many short runs while a pod was asked to prepare a version speak against the version. One may be chance, or have been before:
+the order was written before that end was seen. After it the pod is left alone until it is calm, so that one that ends by itself does
+so unasked the next time."""
 
 MISSING_REASONS = frozenset(
     {
@@ -79,22 +80,30 @@ def of_version(target: Target, digest: str, rollout_uid: str, revision: int, *, 
     said = target.failed
     if said is not None and target.gave_up(digest, rollout_uid, revision):
         return _failure(target, said.reason or f"{said.step}Failed", said.message)
-    return _crashed(target, digest, is_back=is_back) if target.was_told_in(rollout_uid, revision) else None
-
-
-def _crashed(target: Target, digest: str, *, is_back: bool) -> Failure | None:
-    """Whether its container ends again and again since it was told this version, or asked to prepare it."""
-    order, ran = target.assigned, target.pod.last_run_seconds or 0.0
-    if order is None or not target.crashes:
+    if not target.was_told_in(rollout_uid, revision):
         return None
-    if order.digest == digest and target.crashes >= CRASHES:
+    return _crashed(target, digest, 0 if is_back else ends_preparing(target, rollout_uid, revision))
+
+
+def ends_preparing(target: Target, rollout_uid: str, revision: int) -> int:
+    """How often a pod's container ended in this revision while it was asked to prepare."""
+    order = target.assigned
+    if order is None or not target.was_told_in(rollout_uid, revision):
+        return 0
+    return order.ended_preparing + (target.crashes if order.prepare else 0)
+
+
+def _crashed(target: Target, digest: str, ended_preparing: int) -> Failure | None:
+    """Whether its container ends again and again since it was told this version, or while it is asked to prepare it."""
+    ran = target.pod.last_run_seconds or 0.0
+    if target.told == digest and target.crashes >= CRASHES:
         text = f"its container ended {target.crashes} times since it was told this version, last after {ran:.0f} s: see its log"
         return _failure(target, "CrashLooping", text)
-    if order.prepare == digest and not is_back and target.crashes >= PREPARE_CRASHES:
+    if ended_preparing >= PREPARE_CRASHES:
         if target.pod.oom_killed:
             text = "the kernel killed its container for its memory while it was asked to prepare this version: raise its memory limit"
             return _failure(target, "OutOfMemory", text)
-        text = f"its container ended {target.crashes} times while it was asked to prepare this version: see its log"
+        text = f"its container ended {ended_preparing} times while it was asked to prepare this version: see its log"
         return _failure(target, "CrashedPreparing", text)
     return None
 

@@ -46,6 +46,11 @@ def stable(status: WeightRolloutStatus) -> VersionStatus:
     return status.target if is_completed(status) else status.previous
 
 
+def goes_back(status: WeightRolloutStatus) -> bool:
+    """Whether the revision leads to a version that was complete before. That served everywhere, so it needs neither waves nor the gate."""
+    return bool(status.target.digest) and (status.goes_back or status.target.digest == stable(status).digest)
+
+
 def kept(status: WeightRolloutStatus) -> list[VersionStatus]:
     """What every node is to hold, without repetition."""
     found = {v.digest: v for v in (status.target, stable(status), *status.held) if v.digest}
@@ -72,6 +77,7 @@ def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutS
             "target": target,
             "stable": was_stable,
             "previous": _previous(status, was_stable, target),
+            "goes_back": target.digest in (was_stable.digest, status.previous.digest),
             "held": _held(status, was_stable, target),
             "history": history,
             "most_failed": 0,

@@ -24,7 +24,7 @@ class Question:
 
     digest: str  # the target; empty: there is none yet
     revision: int
-    is_back: bool  # to what was complete last
+    is_back: bool  # to what was complete before
     previous: str  # the digest that one could go back to
     min_ready_seconds: float
 

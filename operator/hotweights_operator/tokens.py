@@ -19,7 +19,8 @@ def following(state: NodeState, restarts: int, wanted: PodAssignment, owner_uid:
     own = next((pod for pod in entry.pods if pod.uid == uid), None) if entry else None
     same = own is not None and own.digest == wanted.digest and own.token >= highest and own.token > 0
     token = own.token if same and own else min(highest + 1, MAX_TOKEN)
-    # Withdrawing what was to be prepared is no order that a pod could fail.
+    # Withdrawing what was to be prepared is no order that a pod could fail; but what ended meanwhile has been counted.
     goes_on = same and own is not None and (own.prepare == wanted.prepare or not wanted.prepare)
+    goes_on = goes_on and own is not None and own.ended_preparing >= wanted.ended_preparing
     counted = own.restarts if goes_on and own else restarts
     return wanted.model_copy(update={"token": token, "restarts": counted})

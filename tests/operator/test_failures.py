@@ -65,7 +65,7 @@ def looping(restarts: int, **more: Any) -> Pod:
         (2, order("p0", NEW, prepare="")),
         (3, order("p0", OLD, prepare="")),
         (3, order("p0", NEW, prepare="", revision=1)),
-        (2, order("p0", OLD, prepare=OTHER)),
+        (2, order("p0", OLD, prepare=OTHER, revision=1)),
         (1, order("p0", OLD)),
         (3, order("p0", NEW, prepare="", restarts=3)),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -23,9 +24,9 @@ def node(own: PodAssignment | None, other: PodAssignment | None = None, said: En
     return replace(known, spec=known.spec.model_copy(update={"rollouts": entries}))
 
 
-def following(known: NodeState, digest: str, restarts: int = 0, prepare: str = "") -> PodAssignment:
+def following(known: NodeState, digest: str, restarts: int = 0, prepare: str = "", **more: Any) -> PodAssignment:
     """What is written for this digest."""
-    return tokens.following(known, restarts, order("p0", digest, token=0, prepare=prepare), "r")
+    return tokens.following(known, restarts, order("p0", digest, token=0, prepare=prepare, **more), "r")
 
 
 def test_what_does_not_change_keeps_its_token() -> None:
@@ -57,6 +58,8 @@ def test_restarts_count_from_an_order_until_the_next_one() -> None:
     assert following(asked, OLD, 5, NEW).restarts == 2, "it is the same"
     assert following(asked, OLD, 5, "").restarts == 2, "taking back what was to be prepared is no order"
     assert following(asked, NEW, 5).restarts == 5
+    ended = following(asked, OLD, 5, "", ended_preparing=1)
+    assert (ended.restarts, ended.token) == (5, 7), "what ended meanwhile is counted, and counted once"
     idle = node(order("p0", OLD, token=7, prepare="", restarts=2))
     assert following(idle, OLD, 5, NEW).restarts == 5, "what ended before says nothing about what it is asked now"
 

@@ -18,6 +18,7 @@ from hotweights_operator.model import Pod, Refusal, Rollout
 from hotweights_operator.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
+    DONE,
     NEW,
     NOW,
     OLD,
@@ -404,6 +405,26 @@ def test_back_to_what_is_stable_all_prepare_at_once_and_nobody_waits_for_the_oth
     assert asked_to_prepare(decision, OLD) == {"p1", "p2", "p3"}
 
 
+@pytest.mark.parametrize(("goes_to", "at_once"), [("old", True), ("another", False)])
+def test_back_to_what_was_complete_before_all_prepare_at_once_too(goes_to: str, at_once: bool) -> None:
+    """The new version is complete: going back to the one before it is a way back, though that is not what is stable."""
+    versions = [version("old", OLD), version("new", NEW), version("another", OTHER)]
+    digest = {"old": OLD, "another": OTHER}[goes_to]
+    pods = [pod(n, shows=NEW) for n in range(3)]
+    engines = [engine(n, NEW) for n in range(3)]
+    given = {f"p{n}": order(f"p{n}", NEW, prepare="") for n in range(3)}
+    back = rollout(DONE, versionRef={"name": goes_to})
+    seen = world(pods, [state("n0", engines, given, listed=(OLD, NEW, OTHER))], versions=versions)
+    decision = decide(back, seen, NOW)
+    assert asked_to_prepare(decision, digest) == ({"p0", "p1", "p2"} if at_once else {"p0"})
+    assert status_of(decision).goes_back is at_once
+    going = replace(back, status=status_of(decision))
+    ready = [engine(0, NEW, phase="Prepared", prepared=digest), *engines[1:]]
+    asked = {f"p{n}": order(f"p{n}", NEW, prepare=digest, revision=3) for n in range(3)}
+    seen = world(pods, [state("n0", ready, asked, listed=(OLD, NEW, OTHER))], versions=versions)
+    assert told_to_change(decide(going, seen, NOW), digest) == ({"p0"} if at_once else set())
+
+
 def test_a_pause_withdraws_what_is_not_prepared_yet() -> None:
     engines = [*prepared(1), engine(1, phase="Preparing")]
     seen = world([pod(0), pod(1)], [state("n0", engines, {"p0": OLD, "p1": OLD})])
@@ -418,6 +439,44 @@ def test_an_engine_that_dies_of_preparing_has_failed(restarts: int, oom: bool, r
     assert [f.reason for f in status_of(decision).failures] == [reason]
     assert asked_to_prepare(decision) == set()
     assert told(decision)["p0"] == OLD
+
+
+def test_a_pod_that_ended_while_it_prepared_is_left_alone_until_it_is_calm_and_the_end_is_remembered() -> None:
+    once = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=20.0, engine_started_at=NOW)
+    idle = order("p1", OLD, prepare="")
+    seen = world(
+        [once, pod(1)],
+        [state("n0", [engine(0, "", phase="Booting"), engine(1)], {"p0": OLD, "p1": idle})],
+        clock=lambda: NOW,
+    )
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    left = orders(decision)["p0"]
+    assert (left.digest, left.prepare, left.ended_preparing, left.restarts) == (OLD, "", 1, 1)
+    assert (asked_to_prepare(decision), status_of(decision).pods.failed) == ({"p1"}, 0)
+    # It serves again: asked when it is calm, and not before.
+    serving = engine(0, confirmed_at="2026-01-01T12:00:10Z")
+    given = {"p0": left, "p1": order("p1", OLD)}
+    calm = replace(once, ready=True, gate=True, labels=pod(0).labels)
+    seen = world([calm, pod(1)], [state("n0", [serving, *prepared(2)[1:]], given)], clock=lambda: NOW)
+    assert "p0" not in asked_to_prepare(decide(rollout(AT_NEW), seen, NOW + timedelta(seconds=59)))
+    again = orders(decide(rollout(AT_NEW), seen, NOW + timedelta(seconds=60)))["p0"]
+    assert (again.prepare, again.ended_preparing) == (NEW, 1)
+    # The second end speaks against the version, and goes on to do so without the status' memory.
+    seen = world([replace(once, restarts=2)], [state("n0", [engine(0, "", phase="Booting")], {"p0": again})])
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    assert [f.reason for f in status_of(decision).failures] == ["CrashedPreparing"]
+    assert (told(decision)["p0"], orders(decision)["p0"].ended_preparing) == (OLD, 2)
+    # In another revision it says nothing.
+    later = rollout({**AT_NEW, "revision": 3})
+    assert status_of(decide(later, seen, NOW)).pods.failed == 0
+    assert orders(decide(later, seen, NOW))["p0"].ended_preparing == 0
+
+
+def test_a_pod_that_ends_again_unasked_ends_by_itself_and_boots_into_the_target() -> None:
+    left = order("p0", OLD, prepare="", ended_preparing=1, restarts=1)
+    seen = world([looping(0, 2)], [state("n0", [engine(0, "", phase="Booting")], {"p0": left})])
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    assert (told(decision)["p0"], status_of(decision).pods.failed) == (NEW, 0)
 
 
 def test_the_gate_is_passed_once() -> None:
@@ -590,7 +649,12 @@ def test_a_pod_that_runs_no_engine_of_ours_is_left_out_after_a_minute() -> None:
     assert told_to_change(decide(running, seen, NOW + timedelta(seconds=59))) == set()
     assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == {"p0"}
     starts = [*prepared(1), engine(1, "", phase="Booting", confirmed_at="")]
-    seen = world([pod(0), stranger], [state("n0", starts, given)], clock=lambda: NOW)
+    seen.put("state", "n0", state("n0", starts, given))
+    assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set()
+    seen.put("state", "n0", state("n0", [*prepared(1), engine(1, "", phase="Disconnected")], given))
+    assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set(), "it was heard of"
+    seen = world([stranger], [state("n0", starts, given)], clock=lambda: NOW)
+    seen.put("pod", "p0", pod(0))
     assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set()
 
 
