@@ -48,7 +48,7 @@ def waited_for_seconds(target: Target, now: datetime) -> float:
     since = target.seen.unready_since
     if target.crashes >= failures.CRASHES:
         return 0.0
-    is_stranger = target.follows and not target.connected and not target.pod.was_ready
+    is_stranger = target.follows and not target.seen.heard and not target.pod.was_ready
     patience = STRANGER_SECONDS if is_stranger else GIVEN_UP_SECONDS
     return max(0.0, patience - (now - since).total_seconds()) if since is not None else patience
 

@@ -8,6 +8,7 @@ are fenced for that reason. Decisions only read it, and run between two events, 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -223,6 +224,10 @@ class Observed:
     def _put_state(self, value: NodeState) -> None:
         old = self.states.get(value.name)
         self.states[value.name] = value
+        for pod in self.claims.pods_on(value.name):
+            seen = self._seen[pod.uid]
+            if not seen.heard and self._is_connected(pod):
+                self._seen[pod.uid] = replace(seen, heard=True)
         self._index_state(value.name, old, value)
         self._touch(value.name, peers=old is None or _as_peer(old) != _as_peer(value))
 
@@ -255,13 +260,19 @@ class Observed:
         same_life = known is not None and (old is None or old.restarts == new.restarts)
         served_since = known.served_since if same_life and known else None
         before = known.confirmed_before if same_life and known else self._confirmed_at(old)
+        heard = known.heard if known else self._is_connected(new)
         unmarked = not new.gate or (same_life and known is not None and known.unmarked)
         answered = _answered_gate(known, old, new)
         shown_since = known.shown_since if same and known else now
         if new.ready:
-            return Seen(shown_since, None, served_since or now, before, answered, unmarked)
+            return Seen(shown_since, None, served_since or now, before, answered, heard, unmarked)
         since = known.unready_since if known and known.unready_since else now
-        return Seen(shown_since, since, served_since, before, answered, unmarked)
+        return Seen(shown_since, since, served_since, before, answered, heard, unmarked)
+
+    def _is_connected(self, pod: Pod) -> bool:
+        state = self.states.get(pod.node)
+        engine = state.engine(pod.uid) if state else None
+        return engine is not None and engine.phase in targets.CONNECTED_PHASES
 
     def _confirmed_at(self, pod: Pod | None) -> str:
         """What its engine had confirmed last, and when, as far as it is known."""

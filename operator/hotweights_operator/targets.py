@@ -45,6 +45,7 @@ class Seen:
     served_since: datetime | None = None  # when it was first Ready in this life of its container; None: not yet
     confirmed_before: str = ""  # what stood there as confirmed when its container was first seen to live anew
     answered_gate: bool = False  # it became Ready with the gate that it has, so its kubelet has seen that
+    heard: bool = False  # its engine has talked to an agent: it is one of ours
     unmarked: bool = False  # since then its pod has been seen without the gate, which its agent takes off at once
 
 

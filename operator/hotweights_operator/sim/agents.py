@@ -65,6 +65,7 @@ class Steering:
         """``agents`` are those of all nodes, as they come and go."""
         self.faults = Faults()
         self.confirmations: set[Confirmation] = set()
+        self.hesitates = False  # an agent could go on, and has not yet
         self._kubelets = kubelets
         self._draw = draw
         self._agents = agents
@@ -101,7 +102,10 @@ class Steering:
             return
         if engine.prepared != digest:
             self._prepare(uid, engine, digest, memory, goal)
-        if digest == wanted.digest and engine.prepared == digest and self._draw.random() < 0.5:
+        if digest == wanted.digest and engine.prepared == digest:
+            if self._draw.random() >= 0.5:
+                self.hesitates = True
+                return
             effort = memory.effort("Commit", digest, goal)
             if effort.again_at is None or self._kubelets.now >= effort.again_at:
                 self._commit(uid, engine, wanted)

@@ -62,6 +62,11 @@ class Fleet:
         """All pods."""
         return self.kubelets.pods()
 
+    @property
+    def hesitates(self) -> bool:
+        """Whether an agent could have gone on just now, and will the next time or the one after it."""
+        return self._steering.hesitates
+
     # -- processes -----------------------------------------------------------------------------------------------------
 
     def add_node(self, name: str) -> None:
@@ -98,6 +103,7 @@ class Fleet:
 
     def step(self) -> None:
         """Every process does a little."""
+        self._steering.hesitates = False
         for uid, engine in list(self.engines.items()):
             self._steering.step(uid, engine)
         self.kubelets.step()

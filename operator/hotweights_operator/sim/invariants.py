@@ -82,7 +82,7 @@ def all_prepare_first(rollout: Rollout, view: Observed, decision: RolloutDecisio
     if status is None or rollout.status.prepared_revision == status.revision:
         return
     target = status.target.digest
-    if target == status.stable.digest:
+    if target == status.stable.digest or status.goes_back:
         return
     changed = [order for _, order, before in told(view, decision.actions) if _changes(order, before, target, view)]
     if not changed:

@@ -17,7 +17,7 @@ from hotweights_operator.actions import AskResolve, Assign
 from hotweights_operator.model import NodeState, Pod, Rollout
 from hotweights_operator.sim.invariants import limit_of
 from hotweights_operator.sim.patience import Patience
-from hotweights_operator.sim.service import Service
+from hotweights_operator.sim.service import SEEN_STEPS, Service
 from hotweights_operator.sim.world import Bench, World
 
 
@@ -53,11 +53,13 @@ class Judge:
         self.patience = Patience(self.bench)
         self._ledgers: dict[str, Ledger] = {}  # by rollout UID
         self._prepared: dict[str, set[str]] = {}  # pod UID → what it ever prepared
+        self._followed: dict[str, int] = {}  # node → for how many steps the operator has taken its agent to be there
 
     def step(self) -> None:
         """After every step. Raises what was found in it."""
         self.bench.check()
         self._note_prepared()
+        self._note_followed()
         self.service.step()
         for rollout in self.bench.rollouts():
             self._note_done(rollout, rollout.status.target.digest)
@@ -166,12 +168,19 @@ class Judge:
         own, done = self.bench.own(rollout), self._note_done(rollout, digest)
         if done:
             self.bench.count("prepares in waves")
-        if digest in (rollout.status.stable.digest, ledger.last_complete):
+        if digest in (rollout.status.stable.digest, ledger.last_complete) or rollout.status.goes_back:
             return
         waiting = sorted(pod.uid for pod in own if pod.uid not in done and self._prepares(pod, known.node, digest))
-        allowed = max(limit_of(rollout, len(own)), ledger.most_prepared)
+        # Some may have begun to go since it was decided, which makes a share of them less.
+        counts = (len(own), len(self.bench.seen(rollout)), rollout.status.pods.desired)
+        allowed = max(*(limit_of(rollout, count) for count in counts), ledger.most_prepared)
         if len(waiting) > allowed:
             self.fails("prepares in waves", f"{waiting} prepare {digest} at once, {allowed} allowed")
+
+    def _note_followed(self) -> None:
+        view = self.world.operator.cache.observed()
+        for node in self.world.api.objects["node"]:
+            self._followed[node] = self._followed.get(node, 0) + 1 if view.follows(node) else 0
 
     def _note_done(self, rollout: Rollout, digest: str) -> set[str]:
         """The pods that have prepared a version, with those that go by now as long as the operator takes them for living."""
@@ -187,7 +196,8 @@ class Judge:
         state: NodeState | None = self.world.api.get("state", pod.node)
         order, said = (state.assigned(pod.uid), state.engine(pod.uid)) if state is not None else (None, None)
         engine = self.world.fleet.engines.get(pod.uid)
-        if view.follows(here) and not view.follows(pod.node):
+        is_back = view.follows(pod.node) and self._followed.get(pod.node, 0) >= SEEN_STEPS
+        if view.follows(here) and not is_back:
             return False
         if order is None or order.prepare != digest or engine is None or engine.boots or engine.digest == digest:
             return False
@@ -237,6 +247,8 @@ class Judge:
             self.fails("stable is what was complete", detail)
         if status.previous.digest and status.previous.digest not in ledger.completed:
             self.fails("previous names only what was complete", status.previous.digest)
+        if status.goes_back and status.target.digest not in ledger.completed:
+            self.fails("it goes back only to what was complete", status.target.digest)
 
     def _note_given_up(self, rollout: Rollout, ledger: Ledger) -> None:
         status, kind = rollout.status, ""

@@ -88,12 +88,12 @@ class Patience:
         if not target or is_complete:
             course.beyond_steps = 0
             return
-        failed = 0
+        failed, ours = 0, (target, rollout.uid, rollout.status.revision)
         for pod in self._bench.own(rollout):
             state: NodeState | None = cache.get("state", pod.node)
             said = state.engine(pod.uid) if state is not None else None
             if said is not None and said.failed is not None and said.digest != target:
-                failed += (said.failed.digest, said.failed.revision) == (target, rollout.status.revision)
+                failed += (said.failed.digest, said.failed.rollout, said.failed.revision) == ours
         course.failed = failed
         beyond = failed > rollout.spec.failure_policy.max_failed
         course.beyond_steps = course.beyond_steps + 1 if beyond else 0

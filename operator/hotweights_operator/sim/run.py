@@ -181,6 +181,7 @@ class Simulation:
             self.restart_operator()
         self.judge.step()
         idle = before == self.api.version and not self.operator.dirty and not self.operator.is_behind
+        idle = idle and not self.fleet.hesitates
         self.idle_steps = self.idle_steps + 1 if idle else 0
 
     def steps(self, most: int, done: Callable[[], bool], *, hastens: bool = False) -> bool:
