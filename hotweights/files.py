@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
+from hotweights_common import files
 from hotweights_transports.errors import SourceUnavailable, TransferError
 
 
@@ -29,23 +28,7 @@ def write_whole(target: Path, content: bytes, what: str) -> None:
         if target.exists() and not target.is_file() and not target.is_dir():
             target.write_bytes(content)  # a device or a pipe is written to, never replaced
         else:
-            _replace(target, content)
+            files.replace(target, content, 0o644)
     except OSError as error:
         text = f"cannot write {what} {target}: {error.strerror}; name another place with --output"
         raise TransferError(text, "CannotWrite") from error
-
-
-def _replace(target: Path, content: bytes) -> None:
-    unfinished: Path | None = None
-    try:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as file:
-            unfinished = Path(file.name)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.fchmod(file.fileno(), 0o644)
-        unfinished.replace(target)
-        unfinished = None
-    finally:
-        if unfinished is not None:
-            unfinished.unlink(missing_ok=True)

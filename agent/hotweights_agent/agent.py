@@ -24,6 +24,7 @@ from hotweights_agent.node import Node, Place, until, utc
 from hotweights_agent.pod_marks import PodMarks
 from hotweights_agent.settings import Settings
 from hotweights_agent.status_writer import StatusWriter
+from hotweights_common import hosts
 from hotweights_kube import Api, Identity, review
 from hotweights_transports.handoff import wire
 from hotweights_transports.peers import base as peers
@@ -60,7 +61,7 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
 
 def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Place:
     token = partial(_token, settings)
-    host = _bracketed(settings.address)
+    host = hosts.bracketed(settings.address)
     peer = PeerAuthenticator(
         _reviews(api, peers.TOKEN_AUDIENCE, metrics), asyncio.get_running_loop(), partial(_me, token)
     )
@@ -130,10 +131,6 @@ def _token(settings: Settings) -> str:
 def _me(token: Callable[[], str]) -> str:
     """The agents' service account, by our own token."""
     return str(claims_of(token()).get("sub", ""))
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 def _not_ready(sync: KubeSync, status: StatusWriter) -> str:

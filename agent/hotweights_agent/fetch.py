@@ -18,6 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from hotweights_agent.ledger import Ledger
+from hotweights_common.backoff import Backoff
 from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_transports.errors import Cancelled, ChecksumMismatch, SourceRefused, SourceUnavailable, TransferError
 from hotweights_transports.image import ImageBuilder
@@ -48,8 +49,8 @@ class Persistence:
     """For the whole fetch."""
     rounds: int = 3
     """How often a chunk goes through all sources before the fetch fails."""
-    backoff_seconds: float = 1.0
-    """Before a source that failed is asked again; doubles with each failure."""
+    backoff: Backoff = Backoff(1.0, 60.0)
+    """Before a source that failed is asked again."""
     patience_seconds: float = 20.0
     """From the start: how long a peer that does not know the version is asked again instead of being passed over."""
     again_seconds: float = 0.5
@@ -214,7 +215,7 @@ class Fetch:
             except (PeerError, SourceRefused, SourceUnavailable, ChecksumMismatch) as error:
                 failures += 1
                 self._note_failure(source, error)
-                self._stop.wait(self._persistence.backoff_seconds * 2 ** (failures - 1))
+                self._stop.wait(self._persistence.backoff.seconds(failures))
                 continue
             except Cancelled:
                 if self._stop.is_set():

@@ -14,9 +14,10 @@ from hotweights_agent.effects import CancelStage, Effect, ReleaseVersion, Stage
 from hotweights_agent.messages import StageDone, StageFailed, StageProgressed
 from hotweights_agent.retry import Pace, Tries
 from hotweights_agent.text import clip
+from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import StagedVersion, StageItem, StagePhase
 
-PACE = Pace(most=1000, first_seconds=1.0, factor=3.0, longest_seconds=60.0)  # the item's timeout ends it, not the count
+PACE = Pace(most=1000, backoff=Backoff(1.0, 60.0, factor=3.0))  # the item's timeout ends it, not the count
 FAILED_AFTER = 3  # failures until it is reported as failed; it is tried further until its timeout
 CANCEL_SECONDS = 30.0  # how long a cancelled fetch may take to end before it is given up
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from hotweights_agent.messages import ApiAway, Assigned, Message, PodsPresent
 from hotweights_agent.pod_marks import MANAGER, PodMarks
 from hotweights_agent.status_writer import StatusWriter
+from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_kube import NODE_WEIGHTS, PODS, Api, Body, KubeError, NotFound, Pace, Selection, watch
 from hotweights_kube.resources import newer
@@ -24,7 +25,7 @@ from hotweights_kube.resources import newer
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-WATCH_PACE = Pace(backoff_seconds=(0.25, 4.0))
+WATCH_PACE = Pace(backoff=Backoff(0.25, 4.0))
 
 
 class KubeSync:

@@ -9,7 +9,7 @@ import logging
 import os
 from pathlib import Path
 
-from hotweights_agent.memory import replace_file
+from hotweights_common import files
 from hotweights_planner.errors import BadManifest
 from hotweights_planner.manifest import Manifest, parse
 
@@ -41,9 +41,10 @@ class ManifestCache:
     def put(self, manifest: Manifest) -> None:
         """Keep it. A disk that does not take it costs time later, nothing else."""
         try:
-            replace_file(self._path(manifest.digest), manifest.canonical)
-            files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-            for path in files[: -self._max_files]:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            files.replace(self._path(manifest.digest), manifest.canonical, 0o600)
+            kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            for path in kept[: -self._max_files]:
                 path.unlink(missing_ok=True)
         except OSError as error:
             log.warning("manifest %s is not kept: %s", manifest.digest, error)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from hotweights_common import files
 from hotweights_crds.nodeweights import PodAssignment, StageItem
 
 log = logging.getLogger(__name__)
@@ -109,28 +109,12 @@ class Memory:
     def _write(self) -> None:
         body = {"format": FORMAT, "pods": [pod.to_dict() for pod in self._pods.values()]}
         try:
-            replace_file(self._path, json.dumps(body, separators=(",", ":")).encode())
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            files.replace(self._path, json.dumps(body, separators=(",", ":")).encode(), 0o600)
         except OSError as error:
             raise MemoryNotWritten(
                 f"{self._path} cannot be written: {error.strerror}; make room on the disk or correct `state_folder`"
             ) from error
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Give ``path`` this content: all of it or, whenever the power fails, all of the old."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    with beside.open("wb") as file:
-        beside.chmod(0o600)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _parse(path: Path) -> dict[str, Remembered]:

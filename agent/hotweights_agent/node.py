@@ -31,6 +31,7 @@ from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_agent.staging import Stager
 from hotweights_agent.steering import Bounds
 from hotweights_agent.store import Store
+from hotweights_common import timestamps
 from hotweights_crds.nodeweights import Endpoint
 from hotweights_transports.capacity import available_nbytes
 from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
@@ -177,7 +178,7 @@ class Budget:
 
 def utc() -> str:
     """Now, as the API writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return timestamps.show(datetime.now(UTC))
 
 
 def now() -> Now:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from hotweights_agent.effects import Marks
 from hotweights_agent.messages import Pod
 from hotweights_agent.retry import Bucket, Pace
+from hotweights_common.backoff import Backoff
 from hotweights_kube.errors import Conflict, KubeError, NotFound
 from hotweights_kube.resources import Body, newer
 
@@ -26,7 +27,7 @@ VERSION_LABEL = "hotweights.dev/version"
 DIGEST_LABEL = "hotweights.dev/digest"
 MANAGER = "hotweights-agent"
 WRITES_AT_ONCE = 8
-RETRY = Pace(most=None, first_seconds=0.2, factor=2.0, longest_seconds=10.0)  # for as long as the pod is there
+RETRY = Pace(most=None, backoff=Backoff(0.2, 10.0))  # for as long as the pod is there
 PER_SECOND = 1.0  # writes to one pod in the long run: an engine that says something else each time is not worth more
 BURST = 20  # and at once; a version's switch takes two
 
@@ -209,4 +210,4 @@ class PodMarks:
     def _put_off(self, uid: str, wanted: _Wanted) -> None:
         present = self._wanted.get(uid, wanted)
         present.failures = wanted.failures + 1
-        present.again_at = self._clock() + RETRY.wait_seconds(present.failures)
+        present.again_at = self._clock() + RETRY.backoff.seconds(present.failures)

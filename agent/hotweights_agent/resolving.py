@@ -15,10 +15,11 @@ from hotweights_agent.effects import CancelResolve, Effect, Resolve
 from hotweights_agent.messages import ResolveDone
 from hotweights_agent.retry import Pace, Tries
 from hotweights_agent.text import clip
+from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
 
-PACE = Pace(most=None, first_seconds=2.0, factor=2.0, longest_seconds=60.0)
-SLOW_PACE = Pace(most=None, first_seconds=60.0, factor=2.0, longest_seconds=600.0)
+PACE = Pace(most=None, backoff=Backoff(2.0, 60.0))
+SLOW_PACE = Pace(most=None, backoff=Backoff(60.0, 600.0))
 """For what somebody must repair."""
 READ_SECONDS = 1800.0
 """For one source. What cannot be read in the time that staging has by default could not be staged either."""

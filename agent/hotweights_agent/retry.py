@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from hotweights_common.backoff import Backoff
+
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """Waits between tries: ``first_seconds``, then ``factor`` times longer each time, up to ``longest_seconds``."""
+    """How often a thing is tried (None: for as long as somebody wants it), and how long to wait in between."""
 
     most: int | None
-    first_seconds: float
-    factor: float = 4.0
-    longest_seconds: float = 60.0
-
-    def wait_seconds(self, failures: int) -> float:
-        """How long to wait after so many failures."""
-        return float(min(self.longest_seconds, self.first_seconds * self.factor ** min(failures - 1, 16)))
+    backoff: Backoff
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +38,7 @@ class Tries:
         failures = self.failures + 1
         if not transient or (pace.most is not None and failures >= pace.most):
             return Tries(failures, now, True, reason, message)
-        return Tries(failures, now + pace.wait_seconds(failures), False, reason, message)
+        return Tries(failures, now + pace.backoff.seconds(failures), False, reason, message)
 
     def until(self, deadline: float) -> Tries:
         """The same, given up if the next try would begin after the deadline."""

@@ -38,7 +38,7 @@ from hotweights_agent.report import marks
 from hotweights_agent.resolving import Resolving
 from hotweights_agent.steering import Bounds, Situation, count, steer
 from hotweights_agent.word import Word
-from hotweights_crds.base import human_size
+from hotweights_common import sizes
 from hotweights_crds.nodeweights import (
     Capacity,
     Endpoint,
@@ -152,7 +152,7 @@ class Session:
                 self.holdings.failed(message, now.seconds)
             case messages.CapacityChanged():
                 free = message.free_bytes
-                self._capacity = Capacity(memory_bytes=message.memory_bytes, free_bytes=free, free=human_size(free))
+                self._capacity = Capacity(memory_bytes=message.memory_bytes, free_bytes=free, free=sizes.binary(free))
             case messages.ResolveDone():
                 self._resolving.done(message, now.seconds)
             case messages.Connected():

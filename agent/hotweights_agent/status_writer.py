@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from hotweights_agent.retry import Bucket
+from hotweights_common.backoff import Backoff
 from hotweights_crds.conditions import Condition, upsert
 from hotweights_crds.nodeweights import NodeWeightsStatus
 from hotweights_kube.errors import Invalid, KubeError, NotFound, Unavailable
@@ -39,9 +40,8 @@ class Pace:
     """Urgent writes, in the long run."""
     urgent_burst: int = 20
     """Urgent writes, at once. A version's way to an engine takes about six."""
-    retry_seconds: float = 0.5
-    """After a failed write; doubles up to `longest_retry_seconds`."""
-    longest_retry_seconds: float = 8.0
+    retry: Backoff = Backoff(0.5, 8.0)
+    """After failed writes."""
     trouble_seconds: float = 60.0
     """For how long the API server may refuse the status until that is trouble."""
 
@@ -128,8 +128,7 @@ class StatusWriter:
                     self._new = new
                 self._urgent = self._urgent or urgent
                 self._changed.set()
-                wait = self._pace.retry_seconds * 2 ** min(failures - 1, 10)
-                await asyncio.sleep(min(self._pace.longest_retry_seconds, wait))
+                await asyncio.sleep(self._pace.retry.seconds(failures))
                 continue
             failures, self._refused_since = 0, None
             self._counted("written")

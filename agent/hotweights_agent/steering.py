@@ -21,11 +21,12 @@ from hotweights_agent.holdings import Holdings
 from hotweights_agent.phases import Phase
 from hotweights_agent.processes import Asked, Effort, Failure, Goal, Rank, Server
 from hotweights_agent.retry import Pace, Tries
+from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import wire
 
-PREPARE_PACE = Pace(most=3, first_seconds=1.0)
-COMMIT_PACE = Pace(most=3, first_seconds=1.0)
+PREPARE_PACE = Pace(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
+COMMIT_PACE = Pace(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
 TRANSIENT = frozenset(
     {
         "Busy",

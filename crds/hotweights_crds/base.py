@@ -20,16 +20,6 @@ DIGEST_PATTERN = r"^sha256:[0-9a-f]{64}$"
 LABEL_VALUE_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 
-def human_size(nbytes: int) -> str:
-    """12.3GiB and the like."""
-    size = float(nbytes)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if round(size, 1) < 1024:
-            return f"{size:.0f}{unit}" if unit == "B" else f"{size:.1f}{unit}"
-        size /= 1024
-    return f"{size:.1f}TiB"
-
-
 def digest_label(digest: str) -> str:
     """The 16 hexadecimal digits that fit into the label hotweights.dev/digest; empty for no digest."""
     return digest.removeprefix("sha256:")[:16]

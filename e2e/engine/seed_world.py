@@ -27,7 +27,7 @@ from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).with_name("inside")
-PACKAGES = ("planner", "transports", "agent", "crds", "kube", "hack", ".")
+PACKAGES = ("common", "planner", "transports", "agent", "crds", "kube", "hack", ".")
 ENGINE_SECONDS = 600.0
 
 

@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from hotweights.commands.options import Json, progress, size_text
+from hotweights.commands.options import Json, progress
 from hotweights.commands.replicate import DIRECT_VARIABLE, Mpi, Pinned, PlanFile, Ucx, Window, folder_of
 from hotweights.commands.worker import Device, Roots
 from hotweights.replicate.world import World
+from hotweights_common import sizes
 
 
 def bench(
@@ -59,7 +60,7 @@ def bench(
                 nbytes, seconds = one.measured.nbytes, one.measured.seconds
                 onto = f", {one.device_seconds:.2f} s onto the GPU" if one.device_seconds else ""
                 print(
-                    f"round {number}: {size_text(nbytes)} in {seconds:.3f} s ({one.bytes_per_second / 1e9:.2f} GB/s){onto}"
+                    f"round {number}: {sizes.decimal(nbytes)} in {seconds:.3f} s ({one.bytes_per_second / 1e9:.2f} GB/s){onto}"
                 )
     rate = median_rate(done)
     if as_json:

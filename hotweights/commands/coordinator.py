@@ -14,9 +14,10 @@ from typing import Annotated, Any
 import typer
 
 from hotweights.commands import coord_serve, status_text
-from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json, TokenFile, size_text
+from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json, TokenFile
 from hotweights.files import read_bounded
 from hotweights.published import read_published
+from hotweights_common import sizes
 from hotweights_transports.errors import TransferError
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
@@ -65,7 +66,7 @@ def submit_plan(
     content = read_bounded(plan, MAX_BINARY_NBYTES, "write it with `hotweights plan`, or name another file")
     with _client(endpoint, token_file, curve, timeout) as client:
         result = client.call("submit_plan", binary=content).result
-    _show(result, as_json, f"Plan of {result['version']} submitted ({size_text(len(content))}, {result['digest']})")
+    _show(result, as_json, f"Plan of {result['version']} submitted ({sizes.decimal(len(content))}, {result['digest']})")
 
 
 def begin(

@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from hotweights.commands.options import Json, progress, size_text
+from hotweights.commands.options import Json, progress
 from hotweights.published import read_published
+from hotweights_common import sizes
 from hotweights_planner.manifest import FILE_NAME
 from hotweights_transports.resolve import verify as verify_source
 from hotweights_transports.sources.file import open_folder
@@ -48,6 +49,6 @@ def verify(
         if len(differences) > MOST_SHOWN:
             typer.echo(f"error: and {len(differences) - MOST_SHOWN} more", err=True)
     else:
-        print(f"{folder} is {expected.model} {expected.version} ({size_text(expected.nbytes)}, {expected.digest})")
+        print(f"{folder} is {expected.model} {expected.version} ({sizes.decimal(expected.nbytes)}, {expected.digest})")
     if differences:
         raise typer.Exit(1)

@@ -48,12 +48,3 @@ def progress(what: str, nbytes: int) -> Iterator[Report]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=nbytes)
         yield lambda done: bar.advance(task, done)
-
-
-def size_text(nbytes: float) -> str:
-    """``1.4 GB``."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if nbytes < 1000 or unit == "TB":
-            break
-        nbytes /= 1000
-    return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"

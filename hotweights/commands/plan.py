@@ -14,11 +14,12 @@ from urllib.parse import quote, unquote, urlsplit
 
 import typer
 
-from hotweights.commands.options import Curve, Json, TokenFile, size_text
+from hotweights.commands.options import Curve, Json, TokenFile
 from hotweights.commands.ranks import MAX_GROUPS_NBYTES, read_groups
 from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
 from hotweights.published import read_published, read_text
+from hotweights_common import sizes
 from hotweights_planner import plan as plans
 from hotweights_planner.consumers import GroupMap, parse_group_map
 from hotweights_planner.errors import BadManifest, BadPlan
@@ -99,7 +100,7 @@ def plan(
     if as_json:
         print(json.dumps(_summary(made, output, previous, report)))
         return
-    chosen = f" ({alpha:g} of what {free.device} has free: {size_text(free.nbytes)})" if free else ""
+    chosen = f" ({alpha:g} of what {free.device} has free: {sizes.decimal(free.nbytes)})" if free else ""
     print(f"Planned {made.model_id} {made.version} {_from(made, previous)}: {_counts(made)}")
     print(f"plan   {output} ({len(made.buckets)} buckets of at most {made.bucket_nbytes >> 20} MiB{chosen})")
     print(f"digest {made.digest}")
@@ -213,9 +214,9 @@ def _from(made: Plan, previous: Previous) -> str:
 
 def _counts(made: Plan) -> str:
     chunks = sum(len(chunks) for chunks in made.chunks_in_order())
-    moved = f"{chunks} of {made.manifest.chunk_count} chunks, {size_text(made.total_nbytes)}"
+    moved = f"{chunks} of {made.manifest.chunk_count} chunks, {sizes.decimal(made.total_nbytes)}"
     gone = f", {len(made.removed)} tensors gone" if made.removed else ""
-    return f"{moved} to move, {size_text(made.unchanged_nbytes)} unchanged{gone}"
+    return f"{moved} to move, {sizes.decimal(made.unchanged_nbytes)} unchanged{gone}"
 
 
 def _summary(made: Plan, output: Path, previous: Previous, report: Report | None) -> dict[str, Any]:

@@ -23,8 +23,9 @@ from pydantic import TypeAdapter, ValidationError
 
 import hotweights as package
 import hotweights_transports
-from hotweights.commands.options import CheckpointFolder, Json, progress, size_text
+from hotweights.commands.options import CheckpointFolder, Json, progress
 from hotweights.files import write_whole
+from hotweights_common import sizes
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
 from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
 from hotweights_planner.published import published_text
@@ -82,7 +83,7 @@ def publish(
     if as_json:
         print(json.dumps(_summary(manifest, target, seconds) | ({"weightVersion": custom_resource} if emit else {})))
         return
-    rate = f"{size_text(manifest.nbytes)} in {seconds:.1f} s ({size_text(manifest.nbytes / seconds)}/s)"
+    rate = f"{sizes.decimal(manifest.nbytes)} in {seconds:.1f} s ({sizes.decimal(manifest.nbytes / seconds)}/s)"
     counts = f"{len(manifest.tensors)} tensors, {manifest.chunk_count} chunks, {len(manifest.files)} side files"
     typer.echo(f"Published {model} {version}: {counts}, {rate}", err=True)
     typer.echo(f"manifest {target}\ndigest   {manifest.digest}", err=True)

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from hotweights.commands.options import Json, size_text
+from hotweights.commands.options import Json
 from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
+from hotweights_common import sizes
 from hotweights_planner.consumers import Groups, check_groups, contiguous_groups, parse_groups
 
 MAX_GROUPS_NBYTES = 16 << 20
@@ -72,7 +73,7 @@ def bucket_suggest(
         print(json.dumps({"bucketMb": nbytes >> 20, "freeBytes": free.nbytes, "device": free.device, "alpha": alpha}))
         return
     print(nbytes >> 20)
-    typer.echo(f"{alpha:g} of the {size_text(free.nbytes)} that {free.device} has free, 1 MiB to 1 GiB", err=True)
+    typer.echo(f"{alpha:g} of the {sizes.decimal(free.nbytes)} that {free.device} has free, 1 MiB to 1 GiB", err=True)
 
 
 def read_groups(given: str | None) -> Groups | None:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotweights.commands.options import Curve, Json, TokenFile, progress, size_text
+from hotweights.commands.options import Curve, Json, TokenFile, progress
 from hotweights.commands.plan import home as default_home
 from hotweights.commands.worker import Device, Roots
 from hotweights.replicate.world import World
+from hotweights_common import sizes
 from hotweights_transports.errors import TransferError
 
 if TYPE_CHECKING:
@@ -247,9 +248,11 @@ def _show(
         print(json.dumps(shown), flush=True)
         return
     rank = f"rank {world.rank}: " if world.size > 1 else ""
-    counts = f"{size_text(measured.nbytes)} by {measured.transport} in {measured.seconds:.2f} s ({rate / 1e9:.2f} GB/s)"
+    counts = (
+        f"{sizes.decimal(measured.nbytes)} by {measured.transport} in {measured.seconds:.2f} s ({rate / 1e9:.2f} GB/s)"
+    )
     again = ", read again and equal" if verified else ""
-    print(f"{rank}Staged {plan.model_id} {plan.version}: {counts}, {size_text(done.reused_nbytes)} reused{again}")
+    print(f"{rank}Staged {plan.model_id} {plan.version}: {counts}, {sizes.decimal(done.reused_nbytes)} reused{again}")
     for name, value in measured.details.items():
         print(f"{rank}{name}: {value}")
     print(f"{rank}in     {where}")

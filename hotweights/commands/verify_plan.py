@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from hotweights.commands.options import Json, size_text
+from hotweights.commands.options import Json
 from hotweights.commands.ranks import TpGroups, WorldSize, read_groups
 from hotweights.files import read_bounded
 from hotweights.published import read_published
+from hotweights_common import sizes
 from hotweights_planner import plan as plans
 from hotweights_planner.errors import BadPlan
 from hotweights_planner.plan import Plan
@@ -54,7 +55,7 @@ def verify_plan(
         for warning in report.warnings:
             typer.echo(f"warning: {warning['warning']}", err=True)
         if not report.problems:
-            size = f"{report.items} items in {report.buckets} buckets, {size_text(found.total_nbytes)}"
+            size = f"{report.items} items in {report.buckets} buckets, {sizes.decimal(found.total_nbytes)}"
             print(f"{plan} leads to {found.model_id} {found.version} from {found.base_version or 'nothing'}: {size}")
             print(f"digest {found.digest}")
     if report.problems:

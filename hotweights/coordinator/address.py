@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 from hotweights.coordinator.messages import CallRefused
+from hotweights_common import hosts
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 
@@ -22,7 +23,7 @@ class Endpoint(NamedTuple):
 
     @property
     def bare_host(self) -> str:
-        return self.host.strip("[]")
+        return hosts.bare(self.host)
 
 
 def parse(text: str) -> Endpoint:
@@ -48,24 +49,10 @@ def events_endpoint(endpoint: str) -> str:
     return str(Endpoint(host, port + 1 if port else 0))
 
 
-def is_loopback(host: str) -> bool:
-    bare = host.strip("[]")
-    if bare == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(bare).is_loopback
-    except ValueError:
-        return False
-
-
-def is_wildcard(host: str) -> bool:
-    return host.strip("[]") in ("*", "0.0.0.0", "::")
-
-
 def zone_of(host: str) -> str:
     """Addresses of one /24 (IPv6: /64) are near each other; a name tells nothing."""
     try:
-        address = ipaddress.ip_address(host.strip("[]"))
+        address = ipaddress.ip_address(hosts.bare(host))
     except ValueError:
         return ""
     return str(ipaddress.ip_network((address, 24 if address.version == 4 else 64), strict=False))

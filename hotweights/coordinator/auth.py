@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from hotweights.coordinator import address
 from hotweights.coordinator.messages import CallRefused
+from hotweights_common import hosts
 
 TOKEN_VARIABLE = "HOTWEIGHTS_COORD_TOKEN"
 MAX_TOKEN_NBYTES = 4096
@@ -47,7 +48,7 @@ def check_token(expected: str, given: str) -> None:
 
 def check_binding(endpoint: str, protected: bool) -> None:
     """Nobody unknown may reach it from another host. Raises `CallRefused`."""
-    if not protected and not address.is_loopback(address.parse(endpoint).host):
+    if not protected and not hosts.is_loopback(address.parse(endpoint).host):
         raise CallRefused(
             "Unprotected",
             f"{endpoint} can be reached from other hosts, and anybody there could change what is served; set "

@@ -39,6 +39,7 @@ from hotweights.coordinator.presence import Presence
 from hotweights.coordinator.settings import ServeSettings
 from hotweights.coordinator.sockets import Sender, Sockets
 from hotweights.coordinator.state import Durable, Event
+from hotweights_common import hosts
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class Server:
         self.metrics = Metrics()
         self.sockets = Sockets(settings.endpoint, settings.events_endpoint, keys)
         try:
-            self.web = serve(self.metrics, "" if address.is_wildcard(host) else host, settings.metrics_port)
+            self.web = serve(self.metrics, "" if hosts.is_wildcard(host) else host, settings.metrics_port)
         except CoordinatorError:
             self.sockets.close()
             raise

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 from hotweights.files import write_whole
+from hotweights_common import files, locks
 from hotweights_planner.header import PREFIX_NBYTES, header_nbytes
 from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
@@ -86,12 +85,12 @@ class Depot:
         try:
             new.mkdir()
             _write_checkpoint(new, image, source, progress)
-            _flush(new)
+            files.sync_folder(new)
             _check(new, image.manifest)
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder)  # it was there and not whole
             new.rename(folder)
-            _flush(self._versions)
+            files.sync_folder(self._versions)
         finally:
             shutil.rmtree(new, ignore_errors=True)
 
@@ -119,7 +118,7 @@ class Depot:
         _link(self._current, folder)
         text = published_text(manifest, "file://" + quote(str(folder.resolve())))
         write_whole(self.home / MANIFEST_FILE, text, "the current manifest")
-        _flush(self.home)
+        files.sync_folder(self.home)
 
     def _prune(self) -> None:
         kept = {link.resolve() for link in (self._current, self._previous)}
@@ -130,18 +129,12 @@ class Depot:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
         """One commit at a time on this host."""
-        until = time.monotonic() + LOCK_SECONDS
-        with (self.home / "lock").open("w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > until:
-                        text = f"another commit into {self.home} did not end within {LOCK_SECONDS:g} s"
-                        raise CannotCommit(f"{text}; look for it, or name another place with --home", "Busy") from None
-                    time.sleep(0.1)
-            yield
+        try:
+            with locks.held(self.home / "lock", LOCK_SECONDS):
+                yield
+        except locks.Busy:
+            text = f"another commit into {self.home} did not end within {LOCK_SECONDS:g} s"
+            raise CannotCommit(f"{text}; look for it, or name another place with --home", "Busy") from None
 
 
 def _write_checkpoint(folder: Path, image: Image, source: Source, progress: Progress) -> None:
@@ -205,14 +198,6 @@ def _link(link: Path, target: Path) -> None:
     beside.unlink(missing_ok=True)
     beside.symlink_to(os.path.relpath(target, link.parent.resolve()))
     beside.replace(link)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _refused(error: OSError, home: Path) -> CannotCommit:

@@ -13,12 +13,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from hotweights.coordinator.address import is_loopback
 from hotweights.coordinator.auth import TOKEN_VARIABLE
 from hotweights.replicate.board import Board
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights.worker.doors import PeerDoor, peer_secret
 from hotweights_agent.fetch import Fetch, FetchFailed, OriginSource, PeerSource
+from hotweights_common import hosts
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Chunk
 from hotweights_transports.peers.base import ClientLimits, PeerServer, Want
@@ -137,7 +137,7 @@ class MpiReplicator:
 
 def _serve(world: World, board: Board, door: PeerDoor) -> PeerServer:
     """Where the others pull from this rank if they lose the collective."""
-    if is_loopback(world.address):
+    if hosts.is_loopback(world.address):
         host = "127.0.0.1"
     elif door.protected:
         host = "::" if ":" in world.address else "0.0.0.0"

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from hotweights.coordinator.address import is_loopback
 from hotweights.coordinator.auth import TOKEN_VARIABLE
 from hotweights.replicate.board import Board
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights.worker.doors import PEER_VARIABLE, PeerDoor, peer_secret
 from hotweights_agent.fetch import Fetch, OriginSource, PeerSource
+from hotweights_common import hosts
 from hotweights_planner.errors import Refused
 from hotweights_transports.errors import TransferError
 from hotweights_transports.peers.base import ClientLimits, PeerClient, PeerError, PeerTimeout, PeerUnreachable
@@ -150,7 +150,7 @@ def hosts_of(world: World) -> list[str]:
 
 def _bindable(host: str, port: int, door: PeerDoor) -> str:
     """Where to listen as ``host``: what others know this rank by need not be an address of one of its own interfaces."""
-    if is_loopback(host):
+    if hosts.is_loopback(host):
         return addresses.form(host, port, SCHEME)
     if not door.protected:
         raise Refused(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import logging
 import os
 import socket
@@ -32,6 +31,7 @@ from hotweights_agent.engine_server import ServerNotStarted
 from hotweights_agent.metrics import Endpoints, Metrics
 from hotweights_agent.node import Node, Place, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
+from hotweights_common import hosts, locks
 from hotweights_transports.errors import TransferError
 from hotweights_transports.peers.registry import transport_for
 
@@ -192,10 +192,9 @@ def _own_folder(stack: contextlib.AsyncExitStack, settings: WorkerSettings, work
         folders.append(settings.folder.with_name(f"{settings.folder.name}-{worker_id}"))
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True, mode=0o755)
-        lock = stack.enter_context((folder / "lock").open("w"))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locks.held(folder / "lock"))
+        except locks.Busy:
             log.info("%s is another worker's", folder)
             continue
         return folder
@@ -213,12 +212,12 @@ def _listen(settings: WorkerSettings, door: PeerDoor) -> list[str]:
         raise WorkerError(
             f"{settings.listen}: not where peers can connect; write --listen tcp://address:port (0: any port)"
         )
-    if not door.protected and not address.is_loopback(host):
+    if not door.protected and not hosts.is_loopback(host):
         text = f"{settings.listen} can be reached from other hosts; set ${PEER_VARIABLE} (or the coordinator's token)"
         raise WorkerError(f"{text}, or listen at tcp://127.0.0.1:0", "Unprotected")
     wanted = {"auto": ("tcp", "ucx"), "tcp": ("tcp",), "ucx": ("ucx", "tcp")}[settings.transport]
     schemes = [scheme for scheme in wanted if _works(scheme)]
-    shown = f"[{host}]" if ":" in host else host
+    shown = hosts.bracketed(host)
     return [f"{scheme}://{shown}:{port + index if port else 0}" for index, scheme in enumerate(schemes)]
 
 
@@ -234,7 +233,7 @@ def _works(scheme: str) -> bool:
 def _advertised(settings: WorkerSettings) -> str:
     """The host that others are told."""
     host = urlsplit(settings.listen).hostname or ""
-    if settings.advertise or not address.is_wildcard(host):
+    if settings.advertise or not hosts.is_wildcard(host):
         return settings.advertise or host
     where = address.parse(address.split(settings.endpoints)[0])
     with socket.socket(socket.AF_INET6 if ":" in where.bare_host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
@@ -251,7 +250,7 @@ def _advertised(settings: WorkerSettings) -> str:
 
 def _with_host(host: str, uri: str) -> str:
     parts = urlsplit(uri)
-    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{parts.port}"
+    return f"{parts.scheme}://{hosts.bracketed(host)}:{parts.port}"
 
 
 def _event_endpoints(settings: WorkerSettings) -> list[str]:
@@ -262,7 +261,7 @@ def _event_endpoints(settings: WorkerSettings) -> list[str]:
 
 def _metrics(settings: WorkerSettings, metrics: Metrics, node: Node, sync: CoordinatorSync) -> Endpoints:
     """They can be read from other hosts where peers come from other hosts."""
-    host = "127.0.0.1" if address.is_loopback(urlsplit(settings.listen).hostname or "") else ""
+    host = "127.0.0.1" if hosts.is_loopback(urlsplit(settings.listen).hostname or "") else ""
 
     def ready() -> str:
         return "" if sync.synced else "no coordinator has answered yet"

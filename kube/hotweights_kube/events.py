@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Literal, Protocol
 
+from hotweights_common import timestamps
 from hotweights_kube import errors
 from hotweights_kube.resources import EVENTS, Body, Resource
 
@@ -126,7 +127,7 @@ class Recorder:
         """Bring the event to the count, which others may have raised meanwhile and may have written already."""
         count, last = said.count, said.last
         if said.name and said.written < count:
-            series = {"count": count, "lastObservedTime": micro_time(last)}
+            series = {"count": count, "lastObservedTime": timestamps.show_micros(last)}
             try:
                 await self.api.merge_patch(EVENTS, said.name, {"series": series}, namespace=said.namespace)
             except errors.NotFound:  # events do not live long
@@ -144,7 +145,7 @@ class Recorder:
                 "apiVersion": EVENTS.api_version,
                 "kind": EVENTS.kind,
                 "metadata": {"name": name, "namespace": namespace},
-                "eventTime": micro_time(moment),
+                "eventTime": timestamps.show_micros(moment),
                 "regarding": notice.regarding.to_dict(),
                 "reason": notice.reason,
                 "note": notice.note[:MAX_NOTE],
@@ -155,8 +156,3 @@ class Recorder:
             },
         )
         return name
-
-
-def micro_time(moment: datetime) -> str:
-    """RFC 3339 with microseconds, as events have it."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -19,6 +19,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Listing, Selection
 from hotweights_kube.resources import Body, Resource, version_of
@@ -66,13 +67,8 @@ class Pace:
     """A request's length is drawn from here, so that a thousand watchers do not come back at once."""
     silence_seconds: float = 90.0
     """Bookmarks come every minute; without one for so long the connection is dead."""
-    backoff_seconds: tuple[float, float] = (0.25, 8.0)
-    """First and longest wait between attempts."""
-
-    def wait_seconds(self, failures: int, draw: Callable[[], float]) -> float:
-        """Exponential, capped, and between half and whole by a draw from [0, 1)."""
-        first, longest = self.backoff_seconds
-        return float(min(longest, first * 2 ** min(failures - 1, 16)) * (0.5 + draw() / 2))
+    backoff: Backoff = Backoff(0.25, 8.0)
+    """Between attempts; spread, because all watchers lose an API server at the same moment."""
 
 
 def _log_trouble(error: errors.KubeError) -> None:
@@ -119,15 +115,15 @@ async def watch(
                     if told is not None:
                         yield told
             if not heard:  # a server that ends every watch at once must not be asked in a tight loop
-                await asyncio.sleep(pace.wait_seconds(1, draw))
+                await asyncio.sleep(pace.backoff.spread(1, draw))
         except errors.Expired:
             version = ""  # the list that follows says what was missed
             failures += 1
-            await asyncio.sleep(pace.wait_seconds(failures, draw))
+            await asyncio.sleep(pace.backoff.spread(failures, draw))
         except errors.KubeError as error:
             failures += 1
             on_trouble(error)
-            await asyncio.sleep(max(errors.wait_seconds(error) or 0.0, pace.wait_seconds(failures, draw)))
+            await asyncio.sleep(max(errors.wait_seconds(error) or 0.0, pace.backoff.spread(failures, draw)))
 
 
 async def _list(

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from hotweights_common import timestamps
 from hotweights_crds.conditions import MAX_MESSAGE, Condition, ConditionStatus
 from hotweights_crds.weightrollout import Phase
-from hotweights_operator import times
 from hotweights_operator.model import Rollout
 
 
@@ -43,7 +43,7 @@ Row = tuple[str, ConditionStatus, str, str]  # type, status, reason, message
 def build(rollout: Rollout, facts: Facts, now: datetime) -> list[Condition]:
     """All conditions, each with the time of its last change of status."""
     old = {condition.type: condition for condition in rollout.status.conditions}
-    moment = times.show(now)
+    moment = timestamps.show(now)
     return [_condition(row, old.get(row[0]), rollout.generation, moment) for row in _rows(facts)]
 
 

@@ -210,7 +210,7 @@ class Feed:
         places = [(source, namespace) for source in self.sources if source.by_kopf for namespace in source.namespaces]
         while True:
             well = [await self._listed_well(api, source, namespace) for source, namespace in places]
-            await asyncio.sleep(self.settings.relist_seconds if all(well) else self.pace.backoff_seconds[1])
+            await asyncio.sleep(self.settings.relist_seconds if all(well) else self.pace.backoff.longest_seconds)
 
     async def _listed_well(self, api: Watched, source: Source, namespace: str | None) -> bool:
         keys, version = [], 0

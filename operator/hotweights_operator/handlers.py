@@ -18,6 +18,8 @@ from typing import Any
 
 import kopf
 
+from hotweights_common import hosts
+from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Api, Selection
 from hotweights_kube.resources import NODE_WEIGHTS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS
@@ -59,11 +61,7 @@ async def _login(**kwargs: Any) -> Any:
     host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
     if account is None:
         return kopf.login_with_kubeconfig(**kwargs)
-    return (
-        dataclasses.replace(account, server=f"https://{f'[{host}]' if ':' in host else host}:{port}")
-        if host
-        else account
-    )
+    return dataclasses.replace(account, server=f"https://{hosts.bracketed(host)}:{port}") if host else account
 
 
 def _register(made: kopf.OperatorRegistry, feed: Feed, source: Source) -> None:
@@ -98,7 +96,7 @@ def settings_for_kopf() -> kopf.OperatorSettings:
 
 async def wait_for_resources(api: Api, settings: Settings) -> None:
     """kopf learns once which resources there are: until ours are, it must not start."""
-    wait_seconds = 1.0
+    backoff, failures = Backoff(1.0, 15.0), 0
     while True:
         try:
             for resource in (WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, NODE_WEIGHTS):
@@ -107,8 +105,8 @@ async def wait_for_resources(api: Api, settings: Settings) -> None:
                     await anext(pages)
         except errors.KubeError as error:
             log.warning("waiting for the API server and our custom resources: %s", error)
-            await asyncio.sleep(wait_seconds)
-            wait_seconds = min(wait_seconds * 2, 15.0)
+            failures += 1
+            await asyncio.sleep(backoff.seconds(failures))
         else:
             return
 

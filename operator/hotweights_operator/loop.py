@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
+from hotweights_common.backoff import Backoff
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_kube import errors
@@ -35,8 +36,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 """A status that differs only in how many bytes were staged is written at most this often."""
-FIRST_RETRY_SECONDS = 0.5
-MAX_RETRY_SECONDS = 30.0
+RETRY = Backoff(0.5, 30.0)
 
 
 class Port(Protocol):
@@ -247,7 +247,7 @@ class Loop:
         """Remember it for the next status; in how many seconds to try again."""
         place = (write.key, write.action.node)
         failures = self._troubles[place].failures + 1 if place in self._troubles else 1
-        wait = float(min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2 ** min(failures - 1, 16)))
+        wait = RETRY.seconds(failures)
         self._troubles[place] = _Trouble(failures, now + timedelta(seconds=wait))
         log.warning("%s %s: node %s: %s. Next try in %.1f s", *write.key, write.action.node, error, wait)
         if write.epoch[0]:

@@ -11,11 +11,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from hotweights_common import timestamps
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_kube.resources import Body, name_of
-from hotweights_operator import times
 from hotweights_operator.model import GATE, RETRY_ANNOTATION, Node, NodeState, Pod, Rollout, Version
 
 SOCKET_VARIABLE = "HOTWEIGHTS_SOCKET"
@@ -110,9 +110,9 @@ def pod(body: Body) -> Pod:
         labels=dict(metadata.get("labels") or {}),
         ready=ready.get("status") == "True",
         was_ready=ready.get("status") == "True" or _was_ready(status),
-        ready_since=times.parse(ready.get("lastTransitionTime")),
+        ready_since=timestamps.parse(ready.get("lastTransitionTime")),
         gate=gate.get("status") == "True",
-        gate_since=times.parse(gate.get("lastTransitionTime")),
+        gate_since=timestamps.parse(gate.get("lastTransitionTime")),
         engine_started_at=_engine_started_at(engines),
         restarts=sum(container.get("restartCount", 0) for container in engines),
         last_run_seconds=_run_seconds(ended),
@@ -141,7 +141,7 @@ def _was_ready(status: Body) -> bool:
     containers = status.get("containerStatuses") or ()
     if any(container.get("restartCount", 0) for container in containers):
         return True
-    lost_at = times.parse((_condition(status, "Ready") or {}).get("lastTransitionTime"))
+    lost_at = timestamps.parse((_condition(status, "Ready") or {}).get("lastTransitionTime"))
     started = [moment for container in containers if (moment := _started_at(container))]
     return bool(started) and lost_at is not None and lost_at > max(started)
 
@@ -175,13 +175,13 @@ def _last_ended(engines: list[Body]) -> Body:
 
 
 def _run_seconds(ended: Body) -> float | None:
-    started, finished = times.parse(ended.get("startedAt")), times.parse(ended.get("finishedAt"))
+    started, finished = timestamps.parse(ended.get("startedAt")), timestamps.parse(ended.get("finishedAt"))
     return max(0.0, (finished - started).total_seconds()) if started and finished else None
 
 
 def _started_at(container: Body) -> datetime | None:
     running: Any = (container.get("state") or {}).get("running") or {}
-    return times.parse(running.get("startedAt"))
+    return timestamps.parse(running.get("startedAt"))
 
 
 def _malformed(kind: str, body: Body, error: ValidationError) -> Malformed:

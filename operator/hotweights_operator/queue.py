@@ -12,9 +12,10 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from hotweights_common.backoff import Backoff
+
 K = TypeVar("K", bound=Hashable)
 
-_MAX_BACKOFF_SECONDS = 30.0
 _BUSY_SHARE = 4.0
 """One key may keep the processor busy for a fifth of the time."""
 
@@ -30,7 +31,7 @@ class WorkQueue(Generic[K]):
     """Keys to work on. Use it from one event loop."""
 
     pace_seconds: float
-    first_backoff_seconds: float = 0.2
+    backoff: Backoff = Backoff(0.2, 30.0)
     _ready: deque[K] = field(default_factory=deque)
     _since: dict[K, float] = field(default_factory=dict)  # when a ready key became so
     _working: set[K] = field(default_factory=set)
@@ -89,8 +90,7 @@ class WorkQueue(Generic[K]):
     def failed(self, key: K, at_least_seconds: float = 0.0) -> float:
         """It did not: again, after a wait that doubles each time, and that the API server may have asked to be longer. The wait."""
         count = self._failures[key] = self._failures.get(key, 0) + 1
-        doubled = float(min(_MAX_BACKOFF_SECONDS, self.first_backoff_seconds * 2 ** min(count - 1, 16)))
-        wait = max(doubled, at_least_seconds)
+        wait = max(self.backoff.seconds(count), at_least_seconds)
         self._again.discard(key)
         self._finish(key)
         self.add(key, wait)

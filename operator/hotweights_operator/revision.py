@@ -13,6 +13,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
+from hotweights_common import timestamps
 from hotweights_crds.weightrollout import (
     MAX_HISTORY,
     Counts,
@@ -21,7 +22,6 @@ from hotweights_crds.weightrollout import (
     VersionStatus,
     WeightRolloutStatus,
 )
-from hotweights_operator import times
 from hotweights_operator.model import Rollout, Version
 
 Outcome = Literal["Complete", "Superseded", "Aborted"]
@@ -63,7 +63,7 @@ def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutS
     retries = bool(rollout.retry) and rollout.retry != status.retried
     if status.revision and status.target.digest == target.digest and (not retries or is_completed(status)):
         return status.model_copy(update={"target": target, "retried": rollout.retry or status.retried})
-    moment = times.show(now)
+    moment = timestamps.show(now)
     was_stable = stable(status)
     aborted = bool(status.revision) and status.aborted_revision == status.revision
     history = status.history
@@ -94,7 +94,7 @@ def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus
     """The status with the current revision's end in its history, once, and its target as what is stable."""
     if is_completed(status) and status.stable.digest == status.target.digest:
         return status
-    history = status.history if is_completed(status) else _entered(status, "Complete", times.show(now))
+    history = status.history if is_completed(status) else _entered(status, "Complete", timestamps.show(now))
     was = stable(status)
     changed = was.digest not in ("", status.target.digest)
     return status.model_copy(
@@ -116,8 +116,8 @@ def ended(old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime) -> 
         if entry.revision not in known and entry.outcome != "Aborted"
     ]
     if new.aborted_revision and new.aborted_revision != old.aborted_revision:
-        ends.append(("Aborted", new.revision_started_at, times.show(now)))
-    spans = [(outcome, times.parse(start), times.parse(end)) for outcome, start, end in ends]
+        ends.append(("Aborted", new.revision_started_at, timestamps.show(now)))
+    spans = [(outcome, timestamps.parse(start), timestamps.parse(end)) for outcome, start, end in ends]
     return [(outcome, (end - start).total_seconds()) for outcome, start, end in spans if start and end]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from hotweights_common import timestamps
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import (
     MAX_FAILURES,
@@ -21,7 +22,7 @@ from hotweights_crds.weightrollout import (
     Phase,
     WeightRolloutStatus,
 )
-from hotweights_operator import budget, conditions, revision, times, transports
+from hotweights_operator import budget, conditions, revision, transports
 from hotweights_operator.failures import MISSING_REASONS, Failures
 from hotweights_operator.holds import Hold
 from hotweights_operator.model import Rollout, Version
@@ -90,7 +91,7 @@ def _without_bytes(status: WeightRolloutStatus) -> WeightRolloutStatus:
 def _deadline(view: View, status: WeightRolloutStatus, now: datetime) -> datetime:
     """When the progress deadline passes. ``last_progress_at`` may be another process's word, by another clock: it counts from when
     this one began to decide at the earliest, and from now at the latest."""
-    since = min(times.parse(status.last_progress_at) or now, now)
+    since = min(timestamps.parse(status.last_progress_at) or now, now)
     if view.started_at is not None:
         since = max(since, view.started_at)
     return since + timedelta(seconds=view.rollout.spec.progress_deadline_seconds)
@@ -107,7 +108,7 @@ def describe(view: View, now: datetime) -> WeightRolloutStatus:
     if view.hold.kind == "Aborted":
         counted = counted.model_copy(update={"aborted_revision": counted.revision})
     if _progressed(view, counted, is_complete=is_complete):
-        counted = counted.model_copy(update={"last_progress_at": times.show(now)})
+        counted = counted.model_copy(update={"last_progress_at": timestamps.show(now)})
     outcome = _outcome(view, counted, now, is_complete=is_complete)
     facts = conditions.Facts(
         outcome_phase=outcome.phase,

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
+from hotweights_common import timestamps
 from hotweights_crds.base import digest_label
 from hotweights_crds.nodeweights import EngineStatus, GivenUp, PodAssignment
-from hotweights_operator import times
 from hotweights_operator.model import (
     SETTLED_PHASES,
     START_GRANULARITY,
@@ -157,7 +157,7 @@ class Target:
     def clock_was_set_back(self) -> bool:
         """Whether its engine confirmed what it is told at a time before its container started: by the node's own clock."""
         engine, started_at = self.engine, self.pod.engine_started_at
-        confirmed_at = times.parse(engine.confirmed_at) if engine else None
+        confirmed_at = timestamps.parse(engine.confirmed_at) if engine else None
         if engine is None or confirmed_at is None or started_at is None or not self.outstanding:
             return False
         return engine.digest == self.told and confirmed_at < started_at + START_GRANULARITY
@@ -172,7 +172,7 @@ def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, f
     is_of_before = (
         said is not None and said.confirmed_at == seen.confirmed_before and not _is_marked_anew(pod, said, seen)
     )
-    confirmed_at = times.parse(said.confirmed_at) if said and not is_of_before else None
+    confirmed_at = timestamps.parse(said.confirmed_at) if said and not is_of_before else None
     engine = said if follows else None
     proved = said.digest if said and follows and confirmed(pod, said, said.digest, confirmed_at, SETTLED_PHASES) else ""
     # Without an agent an engine changes only by restarting, so what it confirmed still counts against what it was told.

@@ -9,11 +9,10 @@ from __future__ import annotations
 import hashlib
 from datetime import datetime
 
-from hotweights_crds.base import human_size
+from hotweights_common import sizes, timestamps
 from hotweights_crds.conditions import Condition, upsert
 from hotweights_crds.nodeweights import MAX_RESOLVE, ResolvedVersion, ResolveItem
 from hotweights_crds.weightversion import WeightVersionStatus
-from hotweights_operator import times
 from hotweights_operator.actions import About, AskResolve, Event, VersionDecision
 from hotweights_operator.model import NodeState, Version
 from hotweights_operator.observed import Observed
@@ -115,7 +114,7 @@ def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> Versi
         update={
             "digest": answer.digest,
             "nbytes": answer.nbytes,
-            "size": human_size(answer.nbytes),
+            "size": sizes.binary(answer.nbytes),
             "tensors": answer.tensors,
             "chunks": answer.chunks,
         }
@@ -163,7 +162,7 @@ def _status(
                     "type": type_,
                     "status": status,
                     "observedGeneration": version.generation,
-                    "lastTransitionTime": times.show(now),
+                    "lastTransitionTime": timestamps.show(now),
                     "reason": reason,
                     "message": message,
                 }

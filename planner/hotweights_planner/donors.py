@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from hotweights_common import hosts
+
 
 class Distance(IntEnum):
     """How far apart two hosts are."""
@@ -33,7 +35,7 @@ class Spot:
 
 def distance(here: Spot, there: Spot) -> Distance:
     """From one to the other."""
-    if here.address == there.address or _is_loopback(
+    if here.address == there.address or hosts.is_loopback(
         there.address
     ):  # who tells us his loopback address is on this host
         return Distance.SAME_HOST
@@ -59,13 +61,6 @@ def choose(here: Spot, others: Iterable[Spot], at_least: int = 2, at_most: int =
 
 def _turn(here: Spot, other: Spot) -> bytes:
     return hashlib.sha256(f"{here.name}\0{other.name}".encode()).digest()
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
 
 
 def _same_network(one: str, other: str, bits: int) -> bool:

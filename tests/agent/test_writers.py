@@ -12,6 +12,7 @@ from hotweights_agent.messages import Pod
 from hotweights_agent.pod_marks import BURST, GATE, PodMarks, marking, shown
 from hotweights_agent.retry import Bucket
 from hotweights_agent.status_writer import Pace, StatusWriter
+from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import NodeWeightsStatus, StagedVersion
 from hotweights_kube.errors import Conflict, Invalid, NotFound, Unavailable
 from tests.agent.fake_engine import until
@@ -67,7 +68,7 @@ class Written:
         self.bodies.append(body["status"])
 
 
-PACE = Pace(coalesce_seconds=0.0, retry_seconds=0.01)
+PACE = Pace(coalesce_seconds=0.0, retry=Backoff(0.01, 8.0))
 
 
 async def test_progress_waits_and_what_matters_does_not() -> None:

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Listing, Selection
 from hotweights_kube.resources import NODE_WEIGHTS, Body, Resource, name_of, version_of
 from hotweights_kube.watch import Change, Pace, watch
 
-QUICK = Pace(backoff_seconds=(0.001, 0.002))
+QUICK = Pace(backoff=Backoff(0.001, 0.002))
 
 
 def thing(name: str, version: int) -> Body:
@@ -145,11 +146,6 @@ async def test_an_api_server_that_is_away_is_asked_again_until_it_is_back() -> N
 async def test_no_trouble_ends_it(error: errors.KubeError) -> None:
     script = Script([*[error] * 100, ("1", [])], [*[[error]] * 100, [event("ADDED", "a", 2)]])
     assert await follow(script, 2, []) == [("SYNCED", ""), ("ADDED", "a")]
-
-
-def test_the_wait_grows_and_is_bounded() -> None:
-    waits = [Pace().wait_seconds(failures, lambda: 1.0) for failures in (1, 2, 3, 50, 5000)]
-    assert waits == [0.25, 0.5, 1.0, 8.0, 8.0]
 
 
 NODES, PER_PAGE, NODE_BYTES = 1000, 50, 26_000

@@ -16,6 +16,7 @@ from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Listing, Selection
 from hotweights_kube.resources import Body, Resource
@@ -28,7 +29,7 @@ from hotweights_operator.model import NodeState, Rollout
 from hotweights_operator.observe import node_state
 from hotweights_operator.settings import Settings, parse
 
-QUICK = Pace(backoff_seconds=(0.001, 0.002))
+QUICK = Pace(backoff=Backoff(0.001, 0.002))
 
 
 class Decider:
@@ -519,7 +520,7 @@ def test_whatever_happens_unseen_the_cache_ends_with_what_there_is(steps: list[t
 
 async def _live_through(steps: list[tuple[str, str]]) -> None:
     store, decider = Store(), Decider()
-    feed = Feed(decider, settings(), pace=Pace(backoff_seconds=(0.0, 0.0)))
+    feed = Feed(decider, settings(), pace=Pace(backoff=Backoff(0.0, 0.0)))
     states = source(feed, "state")
     task = asyncio.create_task(feed.follow(store, states, feed.settings.namespace))
     for step, name in steps:

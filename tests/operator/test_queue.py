@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
+from hotweights_common.backoff import Backoff
 from hotweights_operator.queue import WorkQueue
 
 
@@ -57,7 +59,7 @@ async def test_a_sooner_time_wins_over_a_later_one() -> None:
 
 
 async def test_failures_wait_longer_each_time_and_success_forgives() -> None:
-    queue = WorkQueue[str](0.0, first_backoff_seconds=0.001)
+    queue = WorkQueue[str](0.0, backoff=Backoff(0.001, 30.0))
     queue.add("a")
     waits = [queue.failed(await next_of(queue)) for _ in range(4)]
     assert waits == [0.001, 0.002, 0.004, 0.008]
@@ -87,7 +89,7 @@ async def test_a_key_whose_time_comes_while_it_is_worked_on_comes_once_and_after
 
 
 async def test_what_is_added_while_a_key_fails_does_not_shorten_its_wait() -> None:
-    queue = WorkQueue[str](0.0, first_backoff_seconds=0.1)
+    queue = WorkQueue[str](0.0, backoff=Backoff(0.1, 30.0))
     queue.add("a")
     await next_of(queue)
     queue.add("a")
@@ -97,7 +99,7 @@ async def test_what_is_added_while_a_key_fails_does_not_shorten_its_wait() -> No
 
 
 async def test_a_failure_waits_as_long_as_the_api_server_asks_and_never_for_ever() -> None:
-    queue = WorkQueue[str](0.0, first_backoff_seconds=0.001)
+    queue = WorkQueue[str](0.0, backoff=replace(WorkQueue.backoff, first_seconds=0.001))
     queue.add("a")
     assert queue.failed(await next_of(queue), 0.01) == 0.01
     assert queue.failed(await next_of(queue)) == 0.002

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import UNASSIGNED, StagedVersion
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_kube.errors import Conflict, Invalid, KubeError
@@ -244,7 +245,7 @@ async def worked(*errors: Exception, again: bool = False) -> tuple[list[str], li
     made = ready_to_change(1)
     port = Clumsy(cache, errors=list(errors))
     meter = Meter()
-    reconciler = Reconciler(cache, WorkQueue[Key](0.0, first_backoff_seconds=0.001), port, meter)
+    reconciler = Reconciler(cache, WorkQueue[Key](0.0, backoff=Backoff(0.001, 30.0)), port, meter)
     for kind in ("version", "node", "agent", "state", "pod"):
         for value in made.cache.values(kind):
             key = value.uid if kind in ("agent", "pod") else value.name

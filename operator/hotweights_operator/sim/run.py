@@ -12,9 +12,9 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
+from hotweights_common import timestamps
 from hotweights_crds.weightrollout import WeightRolloutSpec
 from hotweights_crds.weightversion import WeightVersionSpec
-from hotweights_operator import times
 from hotweights_operator.model import INJECT_LABEL, Pod, Rollout, Version
 from hotweights_operator.sim import ends, plan
 from hotweights_operator.sim.api import Api
@@ -105,7 +105,7 @@ class Simulation:
         if known is None:
             self.serial += 1
             uid = f"{name or app.name}-{self.serial}"
-            known = Rollout(uid, name or app.name, app.namespace, 0, "", times.show(self.now), spec)
+            known = Rollout(uid, name or app.name, app.namespace, 0, "", timestamps.show(self.now), spec)
         generation = known.generation + (spec != known.spec or not known.generation)
         self.tell(f"-- {key}: {spec.version_ref.name}{', paused' if spec.paused else ''}{', retry' if retry else ''}")
         self.api.put("rollout", key, replace(known, spec=spec, generation=generation, retry=retry or known.retry))

@@ -14,6 +14,7 @@ import pytest
 
 from hotweights_agent.fetch import ChunkSource, Fetch, FetchFailed, PeerSource, Persistence, Progress
 from hotweights_agent.store import Store
+from hotweights_common.backoff import Backoff
 from hotweights_transports.errors import Cancelled, NoCapacity
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import PeerClient, PeerCorrupt, PeerServer, PeerTimeout, Want
@@ -24,7 +25,7 @@ Table = Any
 Serve = Callable[[Store], PeerServer]
 Connect = Callable[[str], PeerClient]
 
-QUICK = Persistence(deadline_seconds=1.5, backoff_seconds=0.01, patience_seconds=0.0, again_seconds=0.02)
+QUICK = Persistence(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0, again_seconds=0.02)
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 import json
 import secrets
 import socket
 import struct
 from typing import Any, Self
 
+from hotweights_common import hosts
 from hotweights_transports.peers.base import (
     PeerError,
     PeerProtocolError,
@@ -34,7 +34,7 @@ Message = dict[str, Any]
 
 def check_reach(address: str, host: str, secret: bytes) -> None:
     """Refuse to talk to other hosts without a secret."""
-    if not secret and not is_loopback(host):
+    if not secret and not hosts.is_loopback(host):
         text = "without a secret only ranks of this host may form a group; set HOTWEIGHTS_PEER_TOKEN on all of them"
         raise PeerRefused(address, text)
 
@@ -121,11 +121,3 @@ class _Told:
             raise PeerUnreachable(self._address, str(error)) from error
         if isinstance(error, Late):
             raise PeerTimeout(self._address, str(error)) from error
-
-
-def is_loopback(host: str) -> bool:
-    """Whether it is an address of this host only."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -11,6 +11,7 @@ import dataclasses
 import ipaddress
 import re
 
+from hotweights_common import hosts
 from hotweights_transports.errors import TransferError
 
 PREFIX = "HYDRA_LAUNCH: "
@@ -87,7 +88,7 @@ def command(launch: Launch, proxy: str, heads: frozenset[str]) -> list[str]:
         raise LaunchRefused(f"{launch.proxy!a}: not this node's proxy {proxy}; install Hotweights at the same path")
     if launch.host not in heads:
         raise LaunchRefused(f"{launch.host}: a launch by {', '.join(sorted(heads))} leads to another host")
-    host = f"[{launch.host}]" if ":" in launch.host else launch.host
+    host = hosts.bracketed(launch.host)
     return [proxy, "--control-port", f"{host}:{launch.port}", *(text for pair in launch.words for text in pair)]
 
 

@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from hotweights_common import hosts
 from hotweights_transports.peers.base import PeerError, PeerTimeout
-from hotweights_transports.peers.mpi.channel import Channel, Message, check_reach, is_loopback
+from hotweights_transports.peers.mpi.channel import Channel, Message, check_reach
 from hotweights_transports.peers.mpi.group import MAX_WHY, Patience, Terms, start_member
 from hotweights_transports.peers.mpi.hydra import Head, MpiFailed, MpiUnavailable
 from hotweights_transports.peers.mpi.member import Member
@@ -45,7 +46,7 @@ class Lead:
         self._host = address
         check_reach(f"mpi://{address}:{port}", address, terms.secret)
         anywhere = "::" if ":" in address else "0.0.0.0"  # what others know us by need not be one of our interfaces
-        self._listener = addresses.listen(address if is_loopback(address) else anywhere, port)
+        self._listener = addresses.listen(address if hosts.is_loopback(address) else anywhere, port)
         self.port = int(self._listener.getsockname()[1])
         self.address = addresses.form(address, self.port, "mpi")
         self._changed = threading.Condition()  # of what follows

@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from urllib.parse import urlsplit
 
+from hotweights_common import hosts
+
 BACKLOG = 128
 
 
@@ -20,7 +22,7 @@ def parse(uri: str, scheme: str = "tcp") -> tuple[str, int]:
 
 
 def form(host: str, port: int, scheme: str = "tcp") -> str:
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    return f"{scheme}://{hosts.bracketed(host)}:{port}"
 
 
 def listen(host: str, port: int) -> socket.socket:

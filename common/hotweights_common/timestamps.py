@@ -1,4 +1,4 @@
-"""Points in time as Kubernetes writes them. Nothing here asks a clock."""
+"""Points in time as Kubernetes writes them (RFC 3339, UTC). Nothing here asks a clock."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 
 def parse(text: str | None) -> datetime | None:
-    """RFC 3339 to a moment; None for what is empty or is none."""
+    """The moment; None for what is empty or is none. Without a zone it is UTC."""
     if not text:
         return None
     try:
@@ -17,5 +17,10 @@ def parse(text: str | None) -> datetime | None:
 
 
 def show(moment: datetime) -> str:
-    """RFC 3339 in whole seconds, as Kubernetes' own conditions have it."""
+    """In whole seconds, as metav1.Time is written: cut off, not rounded."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def show_micros(moment: datetime) -> str:
+    """In microseconds, as metav1.MicroTime is written."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

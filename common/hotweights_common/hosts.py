@@ -1,0 +1,28 @@
+"""What can be read off a host's name or address, with or without an IPv6 address's brackets. Nobody is asked."""
+
+from __future__ import annotations
+
+import ipaddress
+
+
+def bare(host: str) -> str:
+    """Without brackets, as sockets want it."""
+    return host.removeprefix("[").removesuffix("]")
+
+
+def bracketed(host: str) -> str:
+    """As it stands before ``:port`` (RFC 3986, section 3.2.2)."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether it reaches this machine only. A name other than ``localhost`` might be anybody's."""
+    try:
+        return ipaddress.ip_address(bare(host)).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_wildcard(host: str) -> bool:
+    """Whether listening there is listening on every address. ``*`` is ZeroMQ's word for it."""
+    return bare(host) in ("*", "0.0.0.0", "::")
