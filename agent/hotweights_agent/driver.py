@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, assert_never
 
@@ -134,14 +134,14 @@ class Driver:
                 await self._do(effect)
         self.turned_at = now.seconds
 
-    def _defect(self, where: str, error: Exception) -> None:
+    def _defect(self, where: str, error: Exception, subject: str = "", story: Sequence[str] = ()) -> None:
         self._metrics.defects.inc()
         now, what = self._now().seconds, (where, type(error).__name__)
         if now >= self._named.get(what, float("-inf")) + DEFECT_AGAIN_SECONDS:
             self._named[what] = now
-            log.error(
-                "a defect of the agent in %s; please report it. The node goes on without it", where, exc_info=error
-            )
+            whose = f", which cost the engine of {subject} its connections ({'; '.join(story)})" if subject else ""
+            text = "a defect of the agent in %s%s; please report it. The node goes on without it"
+            log.error(text, where, whose, exc_info=error)
 
     async def _do(self, effect: fx.Effect) -> None:
         match effect:
@@ -176,7 +176,7 @@ class Driver:
                 self._metrics.show(effect.status)
                 self.status.offer(effect.status, urgent=effect.urgent)
             case fx.Defect():
-                self._defect(effect.where, effect.error)
+                self._defect(effect.where, effect.error, effect.subject, effect.story)
             case _:
                 assert_never(effect)
 

@@ -130,6 +130,10 @@ class Defect:
     where: str
     """The kind of message or step; never words from outside."""
     error: Exception
+    subject: str = ""
+    """The pod whose engine it cost; empty: none in particular."""
+    story: tuple[str, ...] = ()
+    """What happened to that engine last, oldest first."""
 
 
 Effect = (

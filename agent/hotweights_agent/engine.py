@@ -14,6 +14,8 @@ goes, and for a version that it serves after all.
 
 from __future__ import annotations
 
+from collections import deque
+
 from hotweights_agent.messages import Now, Pod
 from hotweights_agent.phases import Phase, move
 from hotweights_agent.processes import Asked, Effort, Failure, ProtocolBroken, Rank, Server
@@ -22,6 +24,8 @@ from hotweights_transports.handoff import wire
 from hotweights_transports.handoff.wire import Hello
 
 MAX_WORLD = 4096
+STORY_EVENTS = 10
+"""What is told of an engine when a defect has cost it: enough to see how it came there, and it fits on a screen."""
 
 
 class Engine:
@@ -37,6 +41,7 @@ class Engine:
         self.pause_seconds = 0.0
         self.seen = False  # it was complete, or began to boot, in the agent's present life
         self.unmark_since: float | None = None  # since when a commit waits for the pod's label to go
+        self.story: deque[str] = deque(maxlen=STORY_EVENTS)  # what happened last, in words of ours alone
 
     @property
     def leader(self) -> Server | None:

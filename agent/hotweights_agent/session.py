@@ -27,12 +27,14 @@ from hotweights_agent.effects import (
     Marks,
     Remember,
     Report,
+    Send,
     UnmarkPod,
 )
 from hotweights_agent.engine import Engine
 from hotweights_agent.holdings import Holdings
 from hotweights_agent.messages import Message, Now, Pod
 from hotweights_agent.node_status import Listed, node_status, without_progress
+from hotweights_agent.phases import Phase
 from hotweights_agent.processes import ProtocolBroken
 from hotweights_agent.report import marks
 from hotweights_agent.resolving import Resolving
@@ -124,13 +126,16 @@ class Session:
 
     def _start_anew(self, uid: str, where: str, error: Exception) -> list[Effect]:
         """Forget all about an engine; its processes connect again and say what is so."""
-        if uid in self._engines:
-            self._engines[uid] = Engine(self._engines[uid].pod)
+        engine = self._engines.get(uid)
+        if engine is not None:
+            self._engines[uid] = Engine(engine.pod)
         conns = [conn for conn, owner in self._conns.items() if owner == uid]
         for conn in conns:
             del self._conns[conn]
         text = "a defect of the agent: connect again, and please report what its log says"
-        return [Defect(where, error), *(Close(conn, "Defect", text) for conn in conns)]
+        subject = f"{engine.pod.namespace}/{engine.pod.name}" if engine is not None else ""
+        story = (*engine.story, f"it was {engine.phase}") if engine is not None else ()
+        return [Defect(where, error, subject, story), *(Close(conn, "Defect", text) for conn in conns)]
 
     def _note(self, message: Message, now: Now) -> list[Effect]:
         match message:
@@ -158,7 +163,7 @@ class Session:
             case messages.Connected():
                 return self._note_connected(message, now)
             case messages.Gone():
-                self._note_gone(message.conn)
+                self._note_gone(message.conn, now)
             case messages.Said():
                 return self._note_said(message, now)
             case messages.Ticked():
@@ -181,6 +186,9 @@ class Session:
 
     def _note_connected(self, message: messages.Connected, now: Now) -> list[Effect]:
         engine = self._engines.setdefault(message.pod.uid, Engine(message.pod))
+        engine.story.append(
+            f"{now.utc} a {'server' if message.hello.role == 'server' else 'rank'} connected ({message.conn})"
+        )
         try:
             replaced = engine.connect(message.conn, message.hello, now)
         except ProtocolBroken as error:
@@ -190,9 +198,10 @@ class Session:
             self._conns.pop(conn, None)
         return [Close(conn, "Replaced", "the same rank has connected again") for conn in replaced]
 
-    def _note_gone(self, conn: int) -> None:
+    def _note_gone(self, conn: int, now: Now) -> None:
         uid = self._conns.pop(conn, None)
         if uid is not None:
+            self._engines[uid].story.append(f"{now.utc} a connection ended ({conn})")
             self._engines[uid].gone(conn)
 
     def _note_said(self, message: messages.Said, now: Now) -> list[Effect]:
@@ -200,13 +209,16 @@ class Session:
         if uid is None:
             return []
         engine = self._engines[uid]
+        engine.story.append(f"{now.utc} {type(message.frame).__name__} ({message.conn})")
+        before = engine.phase
         try:
             failure = engine.said(message.conn, message.frame, now)
         except ProtocolBroken as error:
-            self._note_gone(message.conn)
+            self._note_gone(message.conn, now)
             return [Close(message.conn, error.reason, str(error))]
         if failure is not None:
             count(engine, failure, now.seconds)
+        _note_phase(engine, before, now)
         return []
 
     # -- by level ----------------------------------------------------------------------------------------------------
@@ -221,10 +233,15 @@ class Session:
             lambda: next(self._ids),
             self._bounds,
         )
+        before = engine.phase
         effects = steer(engine, at)
         for effect in effects:
             if isinstance(effect, Close):
-                self._note_gone(effect.conn)
+                self._note_gone(effect.conn, now)
+            else:
+                frame = f" {type(effect.frame).__name__}" if isinstance(effect, Send) else ""
+                engine.story.append(f"{now.utc} {type(effect).__name__}{frame}")
+        _note_phase(engine, before, now)
         return effects
 
     def _steer_holdings(self, now: Now) -> list[Effect]:
@@ -306,6 +323,11 @@ class Session:
             self._reported = status
             effects.append(Report(status, urgent))
         return effects
+
+
+def _note_phase(engine: Engine, before: Phase, now: Now) -> None:
+    if engine.phase is not before:
+        engine.story.append(f"{now.utc} {before} → {engine.phase}")
 
 
 def _safely(step: Callable[[], list[Effect]], spoilt: Callable[[Exception], list[Effect]]) -> list[Effect]:

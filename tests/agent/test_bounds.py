@@ -13,7 +13,7 @@ from hotweights_agent import effects as fx
 from hotweights_agent import messages as msg
 from hotweights_agent import node_status, report, session, steering
 from hotweights_agent.driver import Driver
-from hotweights_agent.engine import Engine
+from hotweights_agent.engine import STORY_EVENTS, Engine
 from hotweights_agent.holdings import Holdings
 from hotweights_agent.memory import Memory
 from hotweights_agent.metrics import Metrics
@@ -194,7 +194,11 @@ def test_a_defect_in_steering_costs_one_engine_which_comes_back_clean(
     with monkeypatch.context() as patched:
         patched.setattr(session, "steer", broken_for("a", steering.steer))
         effects = handle(two, msg.Ticked())
-    assert [e.where for e in effects if isinstance(e, fx.Defect)] == ["steering"]
+    (found,) = (e for e in effects if isinstance(e, fx.Defect))
+    assert (found.where, found.subject, found.story[-1]) == ("steering", "ns/a", "it was Serving")
+    assert len(found.story) <= STORY_EVENTS + 1
+    for event in ("a rank connected", "Prepared", "Send Commit", "Preparing → Committing", "Committing → Serving"):
+        assert any(event in told for told in found.story), event
     assert {e.conn for e in effects if isinstance(e, fx.Close)} == conns
     assert (engine_of(two, "a").phase, engine_of(two, "b").phase) == ("Disconnected", "Serving")
     two.settle(3)
@@ -281,3 +285,9 @@ async def test_the_driver_counts_a_defect_names_it_once_and_goes_on(
         "a defect of the agent in MarkPod; please report it. The node goes on without it"
     ]
     assert len(parts.staged) == 2
+    caplog.clear()
+    await driver._do(fx.Defect("steering", Broken(), "ns/a", ("12:00:01 Send Commit", "it was Committing")))
+    assert caplog.messages == [
+        "a defect of the agent in steering, which cost the engine of ns/a its connections (12:00:01 Send Commit; it was Committing);"
+        " please report it. The node goes on without it"
+    ]
