@@ -49,6 +49,15 @@ DONE: Fields = {
 }
 """The status of that rollout when it is complete."""
 
+LENIENT: Fields = {"failurePolicy": {"maxFailed": 1}}
+BACK: Fields = {
+    "revision": 3,
+    "target": {"name": "old", "version": "old", "digest": OLD},
+    "stable": {"name": "old", "version": "old", "digest": OLD},
+    "lastProgressAt": "2026-01-01T11:59:00Z",
+}
+"""The status of a rollback to the old version."""
+
 
 def version(name: str, digest: str, namespace: str = "models") -> Version:
     """A WeightVersion; resolved if it has a digest."""
@@ -185,10 +194,7 @@ def asked_to_prepare(decision: RolloutDecision, digest: str = NEW) -> set[str]:
 
 def status_after(known: Rollout, seen: Observed, now: datetime = NOW) -> WeightRolloutStatus:
     """The status that a step writes."""
-    status = decide(known, seen, now).status
-    if status is None:
-        raise LookupError("a decision without a status")
-    return status
+    return status_of(decide(known, seen, now))
 
 
 def after(known: Rollout, seen: Observed, now: datetime = NOW) -> Rollout:
@@ -200,3 +206,20 @@ def reason_of(status: WeightRolloutStatus, type_: str) -> str:
     """Of a condition that is True; empty: it is not."""
     found = find(status.conditions, type_)
     return found.reason if found and found.status == "True" else ""
+
+
+def status_of(decision: RolloutDecision) -> WeightRolloutStatus:
+    """The status; every decision about a rollout has one."""
+    if decision.status is None:
+        raise LookupError("a decision without a status")
+    return decision.status
+
+
+def next_pass(known: Rollout, decision: RolloutDecision) -> Rollout:
+    """The rollout when the status was written."""
+    return replace(known, status=status_of(decision))
+
+
+def looping(number: int, restarts: int, **more: Any) -> Pod:
+    """A pod whose container ends soon after it starts."""
+    return pod(number, ready=False, gate=False, shows="", restarts=restarts, last_run_seconds=5.0, **more)
