@@ -19,12 +19,13 @@ from hotweights_agent.broadcasts import Means
 from hotweights_agent.driver import Driver
 from hotweights_agent.kube_sync import KubeSync, apply_marks, patch_status
 from hotweights_agent.messages import Marked
-from hotweights_agent.metrics import Endpoints, Metrics
+from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, Place, until, utc
 from hotweights_agent.pod_marks import PodMarks
 from hotweights_agent.settings import Settings
 from hotweights_agent.status_writer import StatusWriter
 from hotweights_common import hosts
+from hotweights_common.http_endpoints import Endpoints
 from hotweights_kube import Api, Identity, review
 from hotweights_transports.handoff import wire
 from hotweights_transports.peers import base as peers

@@ -7,7 +7,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from hotweights.coordinator.messages import METHODS, CoordinatorError
 from hotweights.coordinator.presence import Presence
 from hotweights.coordinator.state import Durable
-from hotweights_agent.metrics import Endpoints
+from hotweights_common.http_endpoints import Endpoints
 
 PORT_VARIABLE = "HOTWEIGHTS_COORD_METRICS_PORT"
 DEFAULT_PORT = 9100

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from hotweights_agent.metrics import Endpoints
+from hotweights_common.http_endpoints import Endpoints
 
 log = logging.getLogger(__name__)
 

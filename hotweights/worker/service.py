@@ -28,10 +28,11 @@ from hotweights.worker.peering import Peering
 from hotweights.worker.roots import sources
 from hotweights.worker.sync import CoordinatorSync, Me, Pace
 from hotweights_agent.engine_server import ServerNotStarted
-from hotweights_agent.metrics import Endpoints, Metrics
+from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, Place, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_common import hosts, locks
+from hotweights_common.http_endpoints import Endpoints
 from hotweights_transports.errors import TransferError
 from hotweights_transports.peers.registry import transport_for
 

@@ -12,9 +12,10 @@ import pytest
 
 from hotweights_agent import node, origins, plugin_folder
 from hotweights_agent.messages import Said, StageFailed
-from hotweights_agent.metrics import Endpoints, Metrics
+from hotweights_agent.metrics import Metrics
 from hotweights_agent.settings import RootSettings, SettingsError, read
 from hotweights_agent.store import Store
+from hotweights_common.http_endpoints import Endpoints
 from hotweights_transports.errors import SourceRefused
 from hotweights_transports.handoff import wire
 

@@ -1,0 +1,70 @@
+"""The small HTTP server of every process but the operator: /metrics for Prometheus, and the kubelet's two probes.
+
+It runs in a thread of its own, so that a busy process still answers. It needs prometheus_client, which only some installations have:
+nothing else of this package imports it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+log = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 0.1  # how long an idle server may take to notice that it is to end
+
+
+class Endpoints:
+    """Serves /metrics, /healthz and /readyz from construction until `close`."""
+
+    def __init__(
+        self,
+        port: int,
+        registry: CollectorRegistry,
+        healthy: Callable[[], str],
+        ready: Callable[[], str],
+        host: str = "",
+    ) -> None:
+        """``healthy`` and ``ready`` say what is wrong; empty: nothing. No ``host``: every address."""
+
+        class Handler(BaseHTTPRequestHandler):
+            timeout = 5
+
+            def do_GET(self) -> None:
+                if self.path.partition("?")[0] == "/metrics":
+                    self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
+                elif self.path in ("/healthz", "/readyz"):
+                    wrong = healthy() if self.path == "/healthz" else ready()
+                    self._answer(503 if wrong else 200, f"{wrong or 'ok'}\n".encode(), "text/plain; charset=utf-8")
+                else:
+                    self._answer(404, b"there are /metrics, /healthz and /readyz\n", "text/plain; charset=utf-8")
+
+            def _answer(self, code: int, body: bytes, kind: str) -> None:
+                self.send_response(code)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                log.debug(format, *args)
+
+        self._server = ThreadingHTTPServer((host, port), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_address[1]
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(CLOSE_SECONDS,), name="metrics", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
