@@ -12,12 +12,14 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from hotweights_operator import shares, targets
+from hotweights_crds.nodeweights import EngineStatus
+from hotweights_operator import shares, sightings, targets
 from hotweights_operator.catalog import Catalog
 from hotweights_operator.claims import Claims
 from hotweights_operator.model import Agent, Node, NodeState, Pod, Refusal, Rollout, Version
 from hotweights_operator.shares import Question, Share
-from hotweights_operator.targets import Seen, Target
+from hotweights_operator.sightings import Seen
+from hotweights_operator.targets import Target
 
 Kind = Literal["rollout", "version", "node", "agent", "state", "pod"]
 KINDS: tuple[Kind, ...] = ("rollout", "version", "node", "agent", "state", "pod")
@@ -174,7 +176,8 @@ class Observed:
             case "state":
                 self._put_state(value)
             case "pod":
-                self._seen[value.uid] = self._seen_now(self.pods.get(value.uid), value)
+                seen, said = self._seen.get(value.uid), self._said(value)
+                self._seen[value.uid] = sightings.after(seen, self.pods.get(value.uid), value, said, self._clock())
                 self._targets.pop(value.uid, None)
                 self.claims.put_pod(value)
 
@@ -226,7 +229,7 @@ class Observed:
         self.states[value.name] = value
         for pod in self.claims.pods_on(value.name):
             seen = self._seen[pod.uid]
-            if not seen.heard and self._is_connected(pod):
+            if not seen.heard and sightings.is_connected(self._said(pod)):
                 self._seen[pod.uid] = replace(seen, heard=True)
         self._index_state(value.name, old, value)
         self._touch(value.name, peers=old is None or _as_peer(old) != _as_peer(value))
@@ -254,31 +257,10 @@ class Observed:
         for node in [node for uid, node in self.refusals if uid == owner]:
             del self.refusals[owner, node]
 
-    def _seen_now(self, old: Pod | None, new: Pod) -> Seen:
-        known, now = self._seen.get(new.uid), self._clock()
-        same = old is not None and known is not None and _shown(old) == _shown(new)
-        same_life = known is not None and (old is None or old.restarts == new.restarts)
-        served_since = known.served_since if same_life and known else None
-        before = known.confirmed_before if same_life and known else self._confirmed_at(old)
-        heard = known.heard if known else self._is_connected(new)
-        unmarked = not new.gate or (same_life and known is not None and known.unmarked)
-        answered = _answered_gate(known, old, new)
-        shown_since = known.shown_since if same and known else now
-        if new.ready:
-            return Seen(shown_since, None, served_since or now, before, answered, heard, unmarked)
-        since = known.unready_since if known and known.unready_since else now
-        return Seen(shown_since, since, served_since, before, answered, heard, unmarked)
-
-    def _is_connected(self, pod: Pod) -> bool:
+    def _said(self, pod: Pod) -> EngineStatus | None:
+        """What its node's agent says of its engine."""
         state = self.states.get(pod.node)
-        engine = state.engine(pod.uid) if state else None
-        return engine is not None and engine.phase in targets.CONNECTED_PHASES
-
-    def _confirmed_at(self, pod: Pod | None) -> str:
-        """What its engine had confirmed last, and when, as far as it is known."""
-        state = self.states.get(pod.node) if pod else None
-        engine = state.engine(pod.uid) if state and pod else None
-        return engine.confirmed_at if engine else ""
+        return state.engine(pod.uid) if state else None
 
 
 def _uids(state: NodeState | None) -> tuple[set[str], set[str]]:
@@ -286,17 +268,6 @@ def _uids(state: NodeState | None) -> tuple[set[str], set[str]]:
     if state is None:
         return set(), set()
     return {entry.uid for entry in state.spec.rollouts}, {item.uid for item in state.spec.resolve}
-
-
-def _answered_gate(known: Seen | None, old: Pod | None, new: Pod) -> bool:
-    """Whether a pod was seen to become Ready with the gate that it has."""
-    if known is None or old is None or not (old.gate and new.gate and new.ready) or old.gate_since != new.gate_since:
-        return False
-    return known.answered_gate or not old.ready
-
-
-def _shown(pod: Pod) -> tuple[bool, bool, str, int]:
-    return (pod.ready, pod.gate, pod.digest_label, pod.restarts)
 
 
 def _as_peer(state: NodeState) -> tuple[object, ...]:

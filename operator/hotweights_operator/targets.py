@@ -21,10 +21,7 @@ from hotweights_operator.model import (
     Pod,
     confirmed,
 )
-
-CONNECTED_PHASES = frozenset(
-    {"Booting", "Serving", "Preparing", "Prepared", "Committing", "Refused", "Failed", "Dirty"}
-)
+from hotweights_operator.sightings import Seen, is_connected
 
 LOOP_SECONDS = 600.0
 """A container that ran for longer before it ended is not in a loop; the kubelet forgets its back-off then, too."""
@@ -34,19 +31,6 @@ CALM_SECONDS = 60.0
 
 SETTLE_SECONDS = 2.0
 """How long the kubelet may take to see that a gate has changed twice, and then to say Ready=False after all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """Since when this process has seen a pod as it is. By our own clock: nodes' clocks differ from it and from each other."""
-
-    shown_since: datetime  # Ready, the gate and the digest's label all as they are
-    unready_since: datetime | None = None  # not Ready; None: it is
-    served_since: datetime | None = None  # when it was first Ready in this life of its container; None: not yet
-    confirmed_before: str = ""  # what stood there as confirmed when its container was first seen to live anew
-    answered_gate: bool = False  # it became Ready with the gate that it has, so its kubelet has seen that
-    heard: bool = False  # its engine has talked to an agent: it is one of ours
-    unmarked: bool = False  # since then its pod has been seen without the gate, which its agent takes off at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +53,7 @@ class Target:
     @property
     def connected(self) -> bool:
         """Whether its engine talks to the agent."""
-        return self.engine is not None and self.engine.phase in CONNECTED_PHASES
+        return is_connected(self.engine)
 
     @property
     def told(self) -> str:

@@ -73,7 +73,8 @@ def test_a_clock_that_was_set_back_is_named() -> None:
 
 
 def test_what_an_earlier_life_confirmed_proves_nothing_though_the_clock_was_set_back() -> None:
-    seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
+    seen = world([pod(0, shows="", gate=False)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
+    seen.put("pod", "p0", pod(0, shows=NEW))  # marked anew, and that in the life before
     assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == 1
     earlier = datetime(2026, 1, 1, 9, tzinfo=UTC)  # by a clock that went back two hours
     seen.put("pod", "p0", pod(0, shows=NEW, restarts=1, engine_started_at=earlier))

@@ -124,6 +124,16 @@ def test_a_pod_that_ended_while_it_prepared_is_left_alone_until_it_is_calm_and_t
     assert orders(decide(later, seen, NOW))["p0"].ended_preparing == 0
 
 
+def test_that_a_container_served_long_in_its_life_before_makes_it_no_calmer() -> None:
+    now = [NOW - timedelta(hours=1)]
+    idle = state("n0", [engine(0, confirmed_at="2026-01-01T12:00:02Z")], {"p0": order("p0", OLD, prepare="")})
+    seen = world([pod(0)], [idle], clock=lambda: now[0])
+    now[0] = NOW
+    seen.put("pod", "p0", pod(0, restarts=1, last_run_seconds=20.0, engine_started_at=NOW))
+    assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW + timedelta(seconds=59))) == set()
+    assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW + timedelta(seconds=60))) == {"p0"}
+
+
 def test_a_pod_that_ends_again_unasked_ends_by_itself_and_boots_into_the_target() -> None:
     left = order("p0", OLD, prepare="", ended_preparing=1, restarts=1)
     seen = world([looping(0, 2)], [state("n0", [engine(0, "", phase="Booting")], {"p0": left})])
