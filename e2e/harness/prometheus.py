@@ -102,4 +102,6 @@ def panels(dashboard: Path, row: str) -> list[tuple[str, str]]:
             current = panel["title"]
         elif current == row:
             found += [(panel["title"], target["expr"]) for target in panel["targets"]]
+    if not found:
+        raise LookupError(f"{dashboard} has no panels under {row!r}")
     return found

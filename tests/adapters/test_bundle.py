@@ -50,7 +50,10 @@ def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
 
 def test_any_user_may_read_it(tmp_path: Path) -> None:
     plugin = bundle.write(tmp_path / "plugin")
-    assert all(path.stat().st_mode & 0o005 for path in [plugin, *plugin.rglob("*")])
+    found = [plugin, *plugin.rglob("*")]
+    assert len(found) > 10
+    for path in found:
+        assert path.stat().st_mode & 0o007 == (0o005 if path.is_dir() else 0o004), path
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ async def test_silence_ends_after_the_hello_deadline_and_strangers_are_few(serve
         except ConnectionResetError:
             answers.append(b"")
         sock.close()
-    assert sum(b"no hello within" in answer for answer in answers) <= 4
+    assert 0 < sum(b"no hello within" in answer for answer in answers) <= 4
     (await served.enter()).close()
 
 

@@ -164,7 +164,7 @@ async def test_from_the_files_to_the_engine(node: Node, tmp_path: Path) -> None:
     assert node.memory.pods[0].assignment.digest == v2.digest
     await engine.stop()
     await until(lambda: not node.told.marks[POD.uid].gate)
-    assert all(v.pins == 0 for v in node.store.versions())
+    assert [v.pins for v in node.store.versions()] == [0]
 
 
 async def test_a_restarted_node_answers_from_its_disk(folder: Path, tmp_path: Path) -> None:

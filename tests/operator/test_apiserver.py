@@ -74,6 +74,8 @@ async def test_the_operator_is_killed_in_the_middle(scene: Any) -> None:
         if await one_is_done():
             break
         await asyncio.sleep(0.02)
+    else:
+        pytest.fail(f"nothing was in the middle: {scene.log()}")
     scene.kill_operator()
     scene.start_operator()
     status = await scene.reaches("Ready")

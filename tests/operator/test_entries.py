@@ -196,10 +196,10 @@ def test_what_pods_need_comes_before_what_is_only_kept() -> None:
     known = state("n0", engines, given, listed=(*many, OLD, NEW))
     held = {**AT_NEW, "held": [{"name": "x", "version": "x", "digest": OTHER}]}
     seen = world([pod(n) for n in range(len(many))], [known], versions=[version("new", NEW), version("x", OTHER)])
-    for action in decide(rollout(held), seen, NOW).actions:
-        assert isinstance(action, Assign)
-        assert action.entry is not None
-        assert {item.digest for item in action.entry.stage} == {*many, OLD, NEW}
+    (action,) = decide(rollout(held), seen, NOW).actions
+    assert isinstance(action, Assign)
+    assert action.entry is not None
+    assert {item.digest for item in action.entry.stage} == {*many, OLD, NEW}
 
 
 def test_a_version_whose_object_is_gone_is_staged_from_what_nodes_were_told() -> None:

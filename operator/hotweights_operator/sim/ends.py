@@ -143,6 +143,9 @@ def _explain(sim: Simulation) -> None:
         if rollout is not None and app.replicas and not is_true(rollout.status.conditions, "Ready"):
             text = f"{rollout.status.phase}: {rollout.status.message}"
             sim.judge.fails("says so when it is complete", f"every pod serves {app.ends_with}, but {text}")
+    seen = {f"{r.namespace}/{r.name}": (r.generation, r.status.observed_generation) for r in sim.rollouts()}
+    pods = {f"{app.namespace}/{app.name}": app.replicas for app in sim.apps}
+    sim.judge.fails("comes to a good end", f"pods are missing or the last edit is not seen: {pods} wanted, {seen}")
 
 
 def _account(sim: Simulation, pod: Pod) -> str:

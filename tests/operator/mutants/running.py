@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -90,10 +90,11 @@ def try_out(
     """So many at a time: all suitable test files, the recorded killer first (or that one alone, or without the slowest), then so many
     seeds. Raises `Misfit` where nothing could be tried, as when tests fail without any mutant."""
     _warm()
-    if not recorded:
-        for verdict in _try_out([_NOTHING], original, 1, seeds, recorded=False, quick=quick):
-            if verdict.killed_by:
-                raise Misfit(f"the tests fail without any mutant: {verdict.killed_by}")
+    killers = sorted({mutant.killer for mutant in mutants}) if recorded else [""]
+    nothing = [replace(_NOTHING, killer=killer) for killer in killers]
+    for verdict in _try_out(nothing, original, jobs, seeds, recorded=recorded, quick=quick):
+        if verdict.killed_by:
+            raise Misfit(f"the tests fail without any mutant: {verdict.killed_by}")
     yield from _try_out(mutants, original, jobs, seeds, recorded=recorded, quick=quick)
 
 
@@ -142,7 +143,7 @@ def _copy(original: Path, mutant: Mutant) -> tempfile.TemporaryDirectory[str]:
     package = Path(folder.name) / PACKAGE.name
     shutil.copytree(original, package)
     changed = package / mutant.file
-    if mutant is not _NOTHING:
+    if mutant.name != _NOTHING.name:
         changed.write_text(mutant.applied(changed.read_text()))
     for compiled in (changed.parent / "__pycache__").glob(f"{changed.stem}.*"):
         compiled.unlink()
