@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 
 def replace(path: Path, content: bytes, mode: int) -> None:
     """Give ``path`` this content and these permissions in one step: readers see all of it or all of the old. Raises `OSError`.
 
-    The new file is made beside it, because only within one file system a rename is one step. Its name is the process's, so that what
-    a killed process leaves is overwritten by the next one of that number and does not grow into a heap.
+    The new file is made beside it, because only within one file system a rename is one step; under a name that nobody can have
+    prepared and no other writer has.
     """
-    beside = path.with_name(f".{path.name}.new-{os.getpid()}")
+    beside: Path | None = None
     try:
-        with beside.open("wb") as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            beside = Path(file.name)
             os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else the name may be on the disk before the bytes are
         beside.replace(path)
+        beside = None
     finally:
-        beside.unlink(missing_ok=True)
+        if beside is not None:
+            beside.unlink(missing_ok=True)
     sync_folder(path.parent)
 
 

@@ -111,8 +111,9 @@ def stance(share: Share, course: Course, failed: Collection[str]) -> Stance:
     digest = course.target
     digests = {t.pod.uid: kept for t in share.targets if (kept := _kept(t, course, t.pod.uid in failed)) is not None}
     able = [t for t in share.targets if t.pod.uid not in failed and digests.get(t.pod.uid, digest) != digest]
-    ready = [t for t in able if t.prepared(digest)]
-    others = [t for t in able if not t.prepared(digest)]
+    # What is said of one that ended since it was asked may be of its life before.
+    ready = [t for t in able if t.prepared(digest) and (course.is_back or not t.crashes)]
+    others = [t for t in able if t not in ready]
     everybody = course.rule.prepares == "All" and bool(digest)
     asked = [t for t in others if _is_asked(t, course)] if everybody else []
     idle = [t for t in others if t.connected and not _is_asked(t, course) and t.pod.uid not in share.unreachable]
@@ -267,7 +268,7 @@ def _can_change(target: Target, digest: str) -> bool:
 
 
 def assignment(
-    target: Target, digest: str, prepare: str, rollout: Rollout, version: str, revision: int
+    target: Target, digest: str, prepare: str, rollout: Rollout, version: str, revision: int, ended_preparing: int
 ) -> PodAssignment:
     """As it goes into the node's spec; `tokens` gives it its token."""
     spec = rollout.spec
@@ -283,5 +284,5 @@ def assignment(
         mode=spec.activation.mode,
         drain_timeout_seconds=spec.activation.drain_timeout_seconds,
         commit_timeout_seconds=spec.activation.commit_timeout_seconds,
-        ended_preparing=failures.ends_preparing(target, rollout.uid, revision),
+        ended_preparing=ended_preparing,
     )

@@ -91,7 +91,7 @@ def _pods(
 ) -> list[PodAssignment]:
     """The pods of one node's entry, at most as many as it has room for."""
     targets = observed.targets_on(rollout.uid, state.name)
-    without_room = failures.without_room(rollout.uid, targets)
+    without_room, is_back = failures.without_room(rollout.uid, targets), revision.goes_back(base)
     found: list[PodAssignment] = []
     for target in targets:
         told = choice.told(target)
@@ -99,8 +99,17 @@ def _pods(
             continue
         digest, prepare = told
         name = _version_name(rollout, base, state, digest, observed) if digest else ""
-        plain = activation.assignment(target, digest, prepare, rollout, name, base.revision)
-        found.append(tokens.following(state, target.pod.restarts, plain, rollout.uid))
+        ended = 0 if is_back else failures.ends_preparing(target, rollout.uid, base.revision)
+        plain = activation.assignment(target, digest, prepare, rollout, name, base.revision, ended)
+        given = tokens.following(
+            state,
+            target.pod.restarts,
+            plain,
+            rollout.uid,
+            counts_anew=target.ran_long,
+            asks_anew=target.is_doubted,
+        )
+        found.append(given)
     listed = {pod.uid for pod in found}
     entry = state.entry(rollout.uid)
     left = [pod for pod in entry.pods if pod.uid not in listed] if entry else []

@@ -12,7 +12,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from hotweights_crds.nodeweights import EngineStatus
 from hotweights_operator import shares, sightings, targets
 from hotweights_operator.catalog import Catalog
 from hotweights_operator.claims import Claims
@@ -176,8 +175,8 @@ class Observed:
             case "state":
                 self._put_state(value)
             case "pod":
-                seen, said = self._seen.get(value.uid), self._said(value)
-                self._seen[value.uid] = sightings.after(seen, self.pods.get(value.uid), value, said, self._clock())
+                seen, state = self._seen.get(value.uid), self.states.get(value.node)
+                self._seen[value.uid] = sightings.after(seen, self.pods.get(value.uid), value, state, self._clock())
                 self._targets.pop(value.uid, None)
                 self.claims.put_pod(value)
 
@@ -229,7 +228,7 @@ class Observed:
         self.states[value.name] = value
         for pod in self.claims.pods_on(value.name):
             seen = self._seen[pod.uid]
-            if not seen.heard and sightings.is_connected(self._said(pod)):
+            if not seen.heard and sightings.is_connected(value.engine(pod.uid)):
                 self._seen[pod.uid] = replace(seen, heard=True)
         self._index_state(value.name, old, value)
         self._touch(value.name, peers=old is None or _as_peer(old) != _as_peer(value))
@@ -256,11 +255,6 @@ class Observed:
     def _drop_refusals(self, owner: str) -> None:
         for node in [node for uid, node in self.refusals if uid == owner]:
             del self.refusals[owner, node]
-
-    def _said(self, pod: Pod) -> EngineStatus | None:
-        """What its node's agent says of its engine."""
-        state = self.states.get(pod.node)
-        return state.engine(pod.uid) if state else None
 
 
 def _uids(state: NodeState | None) -> tuple[set[str], set[str]]:

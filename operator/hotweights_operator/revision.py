@@ -60,11 +60,12 @@ def kept(status: WeightRolloutStatus) -> list[VersionStatus]:
 def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutStatus:
     """The status with this version as its target. Unchanged, but for names, when the digest is the same and no retry is asked for."""
     status, target = rollout.status, describe(version)
-    retries = bool(rollout.retry) and rollout.retry != status.retried
-    if status.revision and status.target.digest == target.digest and (not retries or is_completed(status)):
+    retries, is_same = bool(rollout.retry) and rollout.retry != status.retried, status.target.digest == target.digest
+    if status.revision and is_same and (not retries or is_completed(status)):
         return status.model_copy(update={"target": target, "retried": rollout.retry or status.retried})
     moment = timestamps.show(now)
     was_stable = stable(status)
+    before = (was_stable.digest, status.previous.digest)
     aborted = bool(status.revision) and status.aborted_revision == status.revision
     history = status.history
     if status.revision and not is_completed(status):
@@ -77,7 +78,7 @@ def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutS
             "target": target,
             "stable": was_stable,
             "previous": _previous(status, was_stable, target),
-            "goes_back": target.digest in (was_stable.digest, status.previous.digest),
+            "goes_back": target.digest in before or (goes_back(status) and is_same),
             "held": _held(status, was_stable, target),
             "history": history,
             "most_failed": 0,

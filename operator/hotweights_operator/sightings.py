@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hotweights_crds.nodeweights import EngineStatus
-from hotweights_operator.model import Pod
+from hotweights_operator.model import NodeState, Pod
 
 CONNECTED_PHASES = frozenset(
     {"Booting", "Serving", "Preparing", "Prepared", "Committing", "Refused", "Failed", "Dirty"}
@@ -25,13 +25,14 @@ class Seen:
     unready_since: datetime | None = None  # not Ready; None: it is
     served_since: datetime | None = None  # when it was first Ready in this life of its container; None: not yet
     confirmed_before: str = ""  # what stood there as confirmed when its container was first seen to live anew
+    generation: int = 0  # of its node's object at that moment: what answers a later one is of the new life
     answered_gate: bool = False  # it became Ready with the gate that it has, so its kubelet has seen that
     heard: bool = False  # its engine has talked to an agent: it is one of ours
-    unmarked: bool = False  # since the container lives anew its pod has been seen without the gate, which its agent takes off at once
 
 
-def after(known: Seen | None, old: Pod | None, new: Pod, said: EngineStatus | None, now: datetime) -> Seen:
-    """What is known when a pod is seen to be ``new``; ``old`` is how it was before, ``said`` what its agent says of its engine."""
+def after(known: Seen | None, old: Pod | None, new: Pod, state: NodeState | None, now: datetime) -> Seen:
+    """What is known when a pod is seen to be ``new``; ``old`` is how it was before, ``state`` what is known of its node."""
+    said = state.engine(new.uid) if state else None
     same_life = known is not None and (old is None or old.restarts == new.restarts)
     mine = known if same_life else None
     same = old is not None and known is not None and _shown(old) == _shown(new)
@@ -42,9 +43,9 @@ def after(known: Seen | None, old: Pod | None, new: Pod, said: EngineStatus | No
         unready_since=None if new.ready else unready_since or now,
         served_since=served_since or (now if new.ready else None),
         confirmed_before=mine.confirmed_before if mine else said.confirmed_at if old is not None and said else "",
+        generation=mine.generation if mine else state.generation if state else 0,
         answered_gate=_answered_gate(known, old, new),
         heard=known.heard if known else is_connected(said),
-        unmarked=not new.gate or (mine is not None and mine.unmarked),
     )
 
 

@@ -49,6 +49,8 @@ class Target:
     proved: str  # the digest that its engine has proved to serve; empty: none, or what it booted
     outstanding: bool  # it was told to serve something and has not proved that it does
     crashes: int  # how often its container ended soon after it started, since it was told what it is told
+    ran_long: bool  # its container did, before it ended last since then: what ended before that counts no more
+    is_doubted: bool  # only the answer to an order that is yet to be written can tell whether it serves what it is told
 
     @property
     def connected(self) -> bool:
@@ -152,15 +154,16 @@ def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, f
     said = state.engine(pod.uid) if state else None
     assigned = state.assigned(pod.uid) if state else None
     # A start is shown to be later than what was confirmed before it by the node's clock, unless that was set back in between. What
-    # stood there when the start was seen may also be the first word of the new life, if that came sooner. The pod's own marks tell.
-    is_of_before = (
-        said is not None and said.confirmed_at == seen.confirmed_before and not _is_marked_anew(pod, said, seen)
-    )
+    # stood there when the start was seen may also be the first word of the new life, if that came sooner: an answer to a later spec
+    # tells, for whoever reads that has long noticed that the engine before is gone.
+    is_answer = state is not None and state.status.observed_generation > seen.generation
+    is_of_before = said is not None and said.confirmed_at == seen.confirmed_before and not is_answer
     confirmed_at = timestamps.parse(said.confirmed_at) if said and not is_of_before else None
     engine = said if follows else None
     proved = said.digest if said and follows and confirmed(pod, said, said.digest, confirmed_at, SETTLED_PHASES) else ""
     # Without an agent an engine changes only by restarting, so what it confirmed still counts against what it was told.
     told = assigned.digest if assigned else ""
+    is_settled = said is not None and confirmed(pod, said, told, timestamps.parse(said.confirmed_at))
     outstanding = bool(told) and not confirmed(pod, said, told, confirmed_at, STILL_SERVING_PHASES)
     return Target(
         pod=pod,
@@ -175,12 +178,14 @@ def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, f
         proved=proved,
         outstanding=outstanding,
         crashes=_crashes(pod, assigned),
+        ran_long=_ran_long(pod, assigned),
+        is_doubted=is_of_before and is_settled and state is not None and state.generation <= seen.generation,
     )
 
 
-def _is_marked_anew(pod: Pod, said: EngineStatus, seen: Seen) -> bool:
-    """Whether the agent has taken the pod's marks off and put them on again in this life: both stand in one object, in their order."""
-    return seen.unmarked and pod.gate and pod.digest_label == digest_label(said.digest)
+def _ran_long(pod: Pod, assigned: PodAssignment | None) -> bool:
+    ran = pod.last_run_seconds
+    return ran is not None and ran >= LOOP_SECONDS and assigned is not None and pod.restarts > assigned.restarts
 
 
 def _crashes(pod: Pod, assigned: PodAssignment | None) -> int:

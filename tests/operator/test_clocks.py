@@ -17,10 +17,10 @@ from tests.operator.worlds import (
     NOW,
     OLD,
     OTHER,
-    Fields,
     engine,
     next_pass,
     order,
+    orders,
     pod,
     prepared,
     rollout,
@@ -84,20 +84,26 @@ def test_what_an_earlier_life_confirmed_proves_nothing_though_the_clock_was_set_
     assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == 1
 
 
-def test_what_a_new_life_confirmed_before_its_start_was_seen_counts_once_the_pod_is_marked_anew() -> None:
-    seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
+def test_what_stands_as_confirmed_when_a_new_life_is_first_seen_is_asked_for_once_more() -> None:
+    told_new = {"p0": order("p0", NEW, prepare="")}
+    seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], told_new)])
     # The agent's word of the new life comes first, then the pod's.
-    again = engine(0, NEW, confirmed_at="2026-01-01T11:40:00Z")
-    seen.put("state", "n0", state("n0", [again], {"p0": NEW}))
-    lives: Fields = {"restarts": 1, "engine_started_at": datetime(2026, 1, 1, 11, 39, tzinfo=UTC)}
-    for shown, updated in (
-        (pod(0, shows=NEW, ready=False, **lives), 0),
-        (pod(0, shows="", ready=False, gate=False, **lives), 0),
-        (pod(0, shows=OLD, **lives), 0),
-        (pod(0, shows=NEW, **lives), 1),
-    ):
-        seen.put("pod", "p0", shown)
-        assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == updated
+    again = state("n0", [engine(0, NEW, confirmed_at="2026-01-01T11:40:00Z")], told_new)
+    seen.put("state", "n0", again)
+    started_at = datetime(2026, 1, 1, 11, 39, tzinfo=UTC)
+    seen.put("pod", "p0", pod(0, shows=NEW, restarts=1, last_run_seconds=5.0, engine_started_at=started_at))
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    given = orders(decision)["p0"]
+    assert (status_of(decision).pods.updated, given.digest, given.token, given.restarts) == (0, NEW, 2, 0)
+    # It is written once, and counts when it is answered.
+    entry = again.spec.rollouts[0].model_copy(update={"pods": [given]})
+    written = replace(again, generation=6, spec=again.spec.model_copy(update={"rollouts": [entry]}))
+    seen.put("state", "n0", written)
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    assert (status_of(decision).pods.updated, orders(decision)) == (0, {})
+    answered = written.status.model_copy(update={"observed_generation": 6})
+    seen.put("state", "n0", replace(written, status=answered))
+    assert status_of(decide(rollout(AT_NEW), seen, NOW)).pods.updated == 1
 
 
 def test_a_rollout_that_is_being_deleted_leaves_its_pods_as_they_are() -> None:

@@ -191,3 +191,29 @@ def test_a_pod_that_is_ready_does_not_boot_though_its_agent_is_away() -> None:
     seen = world([once], states, agents={"n0": False})
     for spec in ({}, {"paused": True}):
         assert told(decide(rollout(AT_NEW, **spec), seen, NOW)).get("p0", OLD) == OLD
+
+
+def test_what_is_said_to_be_prepared_by_one_that_ended_since_is_of_its_life_before() -> None:
+    ended = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=20.0, engine_started_at=NOW)
+    seen = world([ended], [state("n0", prepared(1), {"p0": OLD})], clock=lambda: NOW)
+    decision = decide(rollout(AT_NEW), seen, NOW)
+    left = orders(decision)["p0"]
+    assert (left.digest, left.prepare, left.ended_preparing) == (OLD, "", 1)
+
+
+def test_on_the_way_back_ends_are_counted_until_the_pod_is_told_something_else() -> None:
+    """Its agent's word may be late: as long as it says Serving, the pod does not seem to boot."""
+    back = rollout(BACK, versionRef={"name": "old"})
+    given = order("p0", NEW, prepare=OLD, revision=3)
+    ended = pod(0, ready=False, gate=False, shows="", restarts=1, last_run_seconds=20.0)
+    seen = world([ended], [state("n0", [engine(0, NEW)], {"p0": given})])
+    decision = decide(back, seen, NOW)
+    assert orders(decision).get("p0", given).restarts == 0
+    seen = world([ended], [state("n0", [engine(0, "", phase="Booting")], {"p0": orders(decision).get("p0", given)})])
+    assert told(decide(back, seen, NOW))["p0"] == OLD
+
+
+def test_ends_before_a_long_run_are_forgotten() -> None:
+    ran = pod(0, restarts=1, last_run_seconds=7200.0)
+    seen = world([ran], [state("n0", prepared(1), {"p0": OLD})])
+    assert orders(decide(rollout(AT_NEW, paused=True), seen, NOW))["p0"].restarts == 1

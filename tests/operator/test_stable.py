@@ -14,6 +14,7 @@ from tests.operator.worlds import (
     NOW,
     OLD,
     OTHER,
+    REVISION,
     engine,
     pod,
     rollout,
@@ -67,3 +68,17 @@ def test_new_pods_get_what_is_stable_while_a_rollback_is_paused() -> None:
     )
     fresh = pod(1, ready=False, was_ready=False, gate=False)
     assert told(decide(back, world([fresh], [state("n0", [], {"p0": NEW})]), NOW))["p1"] == OLD
+
+
+def test_a_retry_of_a_way_back_is_one() -> None:
+    aborted = {
+        **AT_NEW,
+        "target": AT_NEW["previous"],
+        "stable": AT_NEW["target"],
+        "previous": AT_NEW["target"],
+        "goesBack": True,
+    }
+    known = replace(rollout({**aborted, "abortedRevision": REVISION}, versionRef={"name": "old"}), retry="again")
+    seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
+    status = status_of(decide(known, seen, NOW))
+    assert (status.revision, status.goes_back) == (REVISION + 1, True)

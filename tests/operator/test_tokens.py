@@ -60,6 +60,10 @@ def test_restarts_count_from_an_order_until_the_next_one() -> None:
     assert following(asked, NEW, 5).restarts == 5
     ended = following(asked, OLD, 5, "", ended_preparing=1)
     assert (ended.restarts, ended.token) == (5, 7), "what ended meanwhile is counted, and counted once"
+    forgiven = tokens.following(asked, 5, order("p0", OLD, token=0), "r", counts_anew=True)
+    assert (forgiven.restarts, forgiven.token) == (5, 7)
+    once_more = tokens.following(asked, 5, order("p0", OLD, token=0), "r", asks_anew=True)
+    assert (once_more.restarts, once_more.token) == (2, 8)
     idle = node(order("p0", OLD, token=7, prepare="", restarts=2))
     assert following(idle, OLD, 5, NEW).restarts == 5, "what ended before says nothing about what it is asked now"
 
