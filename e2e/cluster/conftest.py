@@ -78,7 +78,9 @@ def environment(cluster_environment: Environment, request: pytest.FixtureRequest
 @pytest.fixture(scope="session")
 def cold() -> dict[str, list[int]]:
     """What a vLLM answers that is started cold, by version."""
-    return {version: cold_starts.answers(version, PROMPT, TOKENS) for version in ("v0", "v1")}
+    found = {version: cold_starts.answers(version, PROMPT, TOKENS) for version in ("v0", "v1")}
+    assert found["v0"] != found["v1"], "whatever a pod served, it would pass"
+    return found
 
 
 def answers(environment: Environment, selector: str = "app=tiny-llama") -> list[list[int]]:

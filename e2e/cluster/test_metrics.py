@@ -18,6 +18,7 @@ def test_the_dashboard_shows_a_rollout(environment: Environment, tmp_path: Path)
     samples.until_ready(environment)
     kubectl = Kubectl(environment.kubectl.binary, environment.kubectl.kubeconfig, SYSTEM)
     ours = kubectl.pods("app.kubernetes.io/name=hotweights")
+    assert len(ours) == 3, "an operator and two agents"
     with reach(environment, ours, 8080) as addresses, prometheus(tmp_path, addresses) as server:
         server.until_scraped(len(addresses))
         asked = panels(DASHBOARD, "Rollouts (Kubernetes)") + panels(DASHBOARD, "Hosts (agents and workers)")

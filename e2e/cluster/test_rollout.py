@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from e2e.cluster.conftest import answers
@@ -43,7 +44,8 @@ def test_the_printed_columns_tell_the_story(environment: Environment) -> None:
     assert "tiny-llama-v1" in kubectl("get", "wver")
     assert "2/2" in kubectl("get", "wroll")
     assert kubectl("get", "nw", "--all-namespaces").count("1/1") == 2
-    assert "v1" in kubectl("get", "pods", "-L", "hotweights.dev/version")
+    shown = kubectl("get", "pods", "-L", "hotweights.dev/version", "--no-headers")
+    assert [line.split()[-1] for line in shown.splitlines()] == ["v1"] * 2
     described = kubectl("describe", "wroll", "tiny-llama")
-    assert "Events:" in described
-    assert "v1" in described
+    assert re.search(r"Normal\s+Complete", described.partition("Events:")[2])
+    assert re.search(r"Version:\s+v1\n", described)

@@ -38,7 +38,7 @@ def ready_for_mpi(environment: Environment) -> bool:
     """Whether every agent offers broadcasts and has every engine back at its version."""
     found = nodes(environment).values()
     offers = [{one["scheme"]: one.get("endpoint") for one in status.get("endpoints", [])} for status in found]
-    return all(offer.get("mpi") for offer in offers) and all(status.get("summary") == "1/1" for status in found)
+    return [bool(o.get("mpi")) for o in offers] == [True] * 2 and [s.get("summary") for s in found] == ["1/1"] * 2
 
 
 @pytest.mark.usefixtures("with_mpi")
@@ -68,6 +68,8 @@ def test_a_rollout_by_broadcast(environment: Environment, cold: dict[str, list[i
     )
     samples.until_ready(environment)
     assert answers(environment) == [cold["v1"]] * 2
-    for name, status in nodes(environment).items():
+    found = nodes(environment)
+    assert len(found) == 2
+    for name, status in found.items():
         staged = {one["digest"]: one for one in status["staged"]}[digest]
         assert staged["message"].startswith("by a broadcast to 2 nodes"), (name, staged)

@@ -98,7 +98,9 @@ def fleet(installed: Environment) -> Iterator[Fleet]:
 @pytest.fixture(scope="module")
 def truth() -> dict[str, list[int]]:
     """What every version answers that can be served."""
-    return {version: cold.answers(version, PROMPT, TOKENS) for version in (*GOOD, BAD)}
+    found = {version: cold.answers(version, PROMPT, TOKENS) for version in (*GOOD, BAD)}
+    assert len({tuple(answer) for answer in found.values()}) == len(found), "whatever a pod served, it would pass"
+    return found
 
 
 @pytest.mark.timeout(1800)
