@@ -145,6 +145,12 @@ def test_a_pod_that_starts_goes_on_with_what_it_was_told_in_this_revision() -> N
     assert told(decide(rollout(AT_NEW), seen, NOW)).get("p0", OLD) == OLD
 
 
+def test_a_pod_on_its_way_to_what_cannot_come_is_given_what_can() -> None:
+    staged = holding(fetching=NEW, failed=OLD)
+    known = state("n0", [booting()], {"p0": order("p0", OLD, prepare="")}, staged=staged)
+    assert told(decide(rollout(AT_NEW), world([fresh(0)], [known]), NOW))["p0"] == NEW
+
+
 def test_a_pod_that_is_told_what_cannot_come_does_not_boot_into_the_target_while_paused() -> None:
     lost = order("p0", OTHER, prepare="")
     seen = world([restarted(0, seconds=7200.0)], [state("n0", [booting()], {"p0": lost})])
