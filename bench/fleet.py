@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -22,7 +22,6 @@ SYSTEM, MODELS, ROLLOUT_UID = "hotweights-system", "models", "rollout-llm"
 ANSWER_SECONDS = (0.1, 0.4)
 KUBELET_SECONDS = 0.05
 WATCH_SECONDS = 0.01
-KOPF_SECONDS = 0.1  # for so long kopf collects what happens to an object
 VERSION_NBYTES = 16 << 30
 DIGESTS = {"v0": f"sha256:{'0123456789abcdef' * 4}", "v1": f"sha256:{'fedcba9876543210' * 4}"}
 GATE = "hotweights.dev/weights"
@@ -74,16 +73,14 @@ class Fleet:
         self._born = _stamp(datetime.now(UTC) - timedelta(hours=1))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tell: Callable[[str, Body], None] = lambda kind, body: None
-        self._by_kopf: Collection[str] = ()
-        self._collected: dict[str, Body] = {}  # UID → the latest that kopf is still to tell
         server.stored = self._stored
         for number in range(nodes):
             self._add_node(f"node-{number:05}", pods)
         self._add_rollout()
 
-    def begin(self, tell: Callable[[str, Body], None], by_kopf: Collection[str]) -> None:
-        """From now on there are watches, of some kinds by kopf: ``tell`` hears of every change, the kind as the operator calls it."""
-        self._loop, self._tell, self._by_kopf = asyncio.get_running_loop(), tell, by_kopf
+    def begin(self, tell: Callable[[str, Body], None]) -> None:
+        """From now on there are watches: ``tell`` hears of every change, the kind as the operator calls it."""
+        self._loop, self._tell = asyncio.get_running_loop(), tell
 
     def edit(self, **spec: object) -> None:
         """What a user does to the rollout."""
@@ -160,17 +157,7 @@ class Fleet:
             return
         if kind == "state":
             self._hear(self.agents[body["metadata"]["name"]], body)
-        if kind not in self._by_kopf:
-            self._loop.call_later(WATCH_SECONDS, self._tell, kind, body)
-            return
-        uid = body["metadata"]["uid"]
-        if uid not in self._collected:
-            self._loop.call_later(WATCH_SECONDS + KOPF_SECONDS, self._told_by_kopf, uid)
-        self._collected[uid] = body
-
-    def _told_by_kopf(self, uid: str) -> None:
-        body = self._collected.pop(uid)
-        self._tell(kind_of(body), body)
+        self._loop.call_later(WATCH_SECONDS, self._tell, kind, body)
 
     def _note(self, what: str, uid: str, digest: str) -> None:
         before = self._books.get((what, uid))

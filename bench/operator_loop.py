@@ -36,7 +36,6 @@ class Operator:
         self._feed = Feed(self._reconciler, SETTINGS)
         self._sources: dict[str, Source] = {source.kind: source for source in self._feed.sources}
         self._tasks: list[asyncio.Task[None]] = []
-        self.by_kopf = frozenset(source.kind for source in self._feed.sources if source.by_kopf)
         performer.wrote = self._reconciler.changed
 
     @property

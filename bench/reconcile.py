@@ -83,7 +83,7 @@ async def world(nodes: int, pods: int) -> AsyncIterator[tuple[Server, Fleet, Ope
     gc.collect()
     before = resident_mib()
     operator = Operator(server)
-    fleet.begin(operator.note, operator.by_kopf)
+    fleet.begin(operator.note)
     for body in [body for bodies in server.objects.values() for body in bodies.values()]:
         operator.note(kind_of(body), body)
     gc.collect()
@@ -208,7 +208,7 @@ async def pause(nodes: int, pods: int) -> Figures:
             operator.note(kind, body)
 
         fleet.noted = noted
-        fleet.begin(tell, operator.by_kopf)
+        fleet.begin(tell)
         fleet.edit(versionRef={"name": "v1"})
         said_at = await reaches(server, "WeightRollout", "llm", "Paused")
         await at_rest(server, operator)

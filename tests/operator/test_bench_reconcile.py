@@ -16,7 +16,6 @@ from hotweights_kube.resources import NODE_WEIGHTS
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "ANSWER_SECONDS", (0.01, 0.03))
     monkeypatch.setattr(fleet, "KUBELET_SECONDS", 0.01)
-    monkeypatch.setattr(fleet, "KOPF_SECONDS", 0.01)
     monkeypatch.setattr(operator_loop, "SETTINGS", replace(operator_loop.SETTINGS, pace_seconds=0.02))
     monkeypatch.setattr(reconcile, "QUIET_SECONDS", 0.2)
     monkeypatch.setattr(reconcile, "LIMIT_SECONDS", 10.0)
