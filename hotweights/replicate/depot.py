@@ -117,8 +117,7 @@ class Depot:
             _link(self._previous, before)
         _link(self._current, folder)
         text = published_text(manifest, "file://" + quote(str(folder.resolve())))
-        write_whole(self.home / MANIFEST_FILE, text, "the current manifest")
-        files.sync_folder(self.home)
+        write_whole(self.home / MANIFEST_FILE, text, "the current manifest")  # and all names in the folder with it
 
     def _prune(self) -> None:
         kept = {link.resolve() for link in (self._current, self._previous)}

@@ -13,10 +13,11 @@ from hotweights_crds.weightrollout import MAX_HISTORY
 from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_operator import revision
 from hotweights_operator.decide import conflicts, decide
-from hotweights_operator.model import Node, Pod, Rollout
+from hotweights_operator.model import Node, Rollout
 from hotweights_operator.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
+    LENIENT,
     NEW,
     NOW,
     OLD,
@@ -25,6 +26,7 @@ from tests.operator.worlds import (
     asked_to_prepare,
     engine,
     gave_up,
+    looping,
     order,
     orders,
     pod,
@@ -37,8 +39,6 @@ from tests.operator.worlds import (
     world,
 )
 
-LENIENT: Fields = {"failurePolicy": {"maxFailed": 1}}
-
 
 def reasons(known: Rollout, seen: Observed) -> list[tuple[str, str]]:
     """Pods that are named, and why."""
@@ -48,11 +48,6 @@ def reasons(known: Rollout, seen: Observed) -> list[tuple[str, str]]:
 def remembered(reason: str = "ProbeMismatch") -> Fields:
     """A status that says that p0 does not follow."""
     return {**AT_NEW, "failures": [{"pod": "p0", "podUID": "p0", "reason": reason}]}
-
-
-def looping(restarts: int, **more: Any) -> Pod:
-    """A pod that ends again and again, and boots."""
-    return pod(0, ready=False, gate=False, shows="", restarts=restarts, last_run_seconds=5.0, **more)
 
 
 # -- what speaks against a version ---------------------------------------------------------------------------------------
@@ -80,7 +75,7 @@ def looping(restarts: int, **more: Any) -> Pod:
     ],
 )
 def test_ends_that_say_nothing_against_the_version(restarts: int, given: Any) -> None:
-    seen = world([looping(restarts)], [state("n0", [engine(0, "", phase="Booting")], {"p0": given})])
+    seen = world([looping(0, restarts)], [state("n0", [engine(0, "", phase="Booting")], {"p0": given})])
     assert status_after(rollout(AT_NEW), seen).pods.failed == 0
 
 
@@ -103,7 +98,7 @@ def test_refusals_that_say_nothing_against_the_version(serves: str, gave: GivenU
 def test_what_failed_in_another_rollout_s_revision_of_the_same_number_is_no_failure_of_this_one(
     engines: list[EngineStatus], given: PodAssignment
 ) -> None:
-    shown = pod(0) if engines[0].digest else looping(4)
+    shown = pod(0) if engines[0].digest else looping(0, 4)
     seen = world([shown], [state("n0", engines, {"p0": given})])
     assert status_after(rollout(AT_NEW), seen).pods.failed == 0
     own = [

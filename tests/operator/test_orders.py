@@ -12,6 +12,7 @@ from hotweights_operator.decide import decide
 from hotweights_operator.model import Pod, Refusal
 from tests.operator.worlds import (
     AT_NEW,
+    LENIENT,
     NEW,
     NOW,
     OLD,
@@ -33,7 +34,6 @@ from tests.operator.worlds import (
 )
 
 PASSED: Fields = {**AT_NEW, "preparedRevision": 2}
-LENIENT: Fields = {"failurePolicy": {"maxFailed": 1}}
 AT_ONCE: Fields = {"strategy": {"type": "AllAtOnce"}}
 FAILED_BEFORE: Fields = {"failures": [{"pod": "p0", "podUID": "p0", "reason": "ProbeMismatch"}]}
 
