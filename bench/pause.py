@@ -30,7 +30,7 @@ from e2e.engine import images
 from e2e.engine.conftest import Engine
 from e2e.engine.launch import VLLM
 from e2e.harness.traffic import Traffic
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from localvllm import build, models
 
 SETTLE_SECONDS = 1.0
@@ -96,7 +96,7 @@ def measure(layers: int, hidden: int, rounds: int, *, idle: bool) -> dict[str, A
             mine.agent.prepare(versions[version])
             prepared.append(time.monotonic() - began)
             answer = mine.agent.commit(versions[version].digest)
-            if not isinstance(answer, wire.Committed):
+            if not isinstance(answer, frames.Committed):
                 raise SystemExit(f"the commit failed: {answer}")
             ours.append(answer.pause_seconds)
             time.sleep(SETTLE_SECONDS)

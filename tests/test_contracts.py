@@ -31,7 +31,7 @@ FORBIDDEN = (
     ("Only the handlers know kopf", "hotweights_operator.loop", "kopf"),
     ("Only hotweights_kube knows", "hotweights_agent.kube_sync", "kubernetes"),
     ("What runs inside vLLM", "hotweights.adapters.vllm.link", "hotweights_common"),
-    ("What runs inside vLLM", "hotweights_transports.handoff.wire", "pydantic"),
+    ("What runs inside vLLM", "hotweights_transports.handoff.frames", "pydantic"),
 )
 """A contract's name, a module, and what it may not import."""
 

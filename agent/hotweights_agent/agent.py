@@ -27,7 +27,7 @@ from hotweights_agent.status_writer import StatusWriter
 from hotweights_common import hosts
 from hotweights_common.http_endpoints import Endpoints
 from hotweights_kube import Api, Identity, review
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from hotweights_transports.peers import base as peers
 from hotweights_transports.peers.mpi.invitation import Groups
 
@@ -77,7 +77,7 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Plac
         sources=origins.allowed(settings.roots),
         peers=peer,
         peer_token=token,
-        engines=EngineAuthenticator(_reviews(api, wire.TOKEN_AUDIENCE, metrics), settings.node),
+        engines=EngineAuthenticator(_reviews(api, frames.TOKEN_AUDIENCE, metrics), settings.node),
     )
 
 

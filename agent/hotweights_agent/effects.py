@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hotweights_agent.memory import Remembered
 from hotweights_agent.messages import Pod
+from hotweights_agent.word import Remembered
 from hotweights_crds.nodeweights import NodeWeightsStatus, ResolveItem, StageItem
-from hotweights_transports.handoff.wire import Frame
+from hotweights_transports.handoff.frames import Frame
 
 
 @dataclass(frozen=True, slots=True)

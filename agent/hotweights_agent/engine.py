@@ -20,8 +20,8 @@ from hotweights_agent.messages import Now, Pod
 from hotweights_agent.phases import Phase, move
 from hotweights_agent.processes import Asked, Effort, Failure, ProtocolBroken, Rank, Server
 from hotweights_agent.text import clip, finite, is_digest, reason_or
-from hotweights_transports.handoff import wire
-from hotweights_transports.handoff.wire import Hello
+from hotweights_transports.handoff import frames
+from hotweights_transports.handoff.frames import Hello
 
 MAX_WORLD = 4096
 STORY_EVENTS = 10
@@ -192,31 +192,31 @@ class Engine:
 
     # -- what processes say ------------------------------------------------------------------------------------------
 
-    def said(self, conn: int, frame: wire.Frame, now: Now) -> Failure | None:
+    def said(self, conn: int, frame: frames.Frame, now: Now) -> Failure | None:
         """Take note of a frame; gives what it says has failed. Raises `ProtocolBroken`, and then nothing has changed."""
         server = self.servers.get(conn)
         rank = next((r for r in self.ranks.values() if r.conn == conn), None)
         match frame:
-            case wire.Prepared() | wire.Rejected() if rank is not None:
+            case frames.Prepared() | frames.Rejected() if rank is not None:
                 return self._prepare_answered(rank, frame)
-            case wire.Committed() | wire.CommitFailed() if server is not None:
+            case frames.Committed() | frames.CommitFailed() if server is not None:
                 return self._commit_answered(server, frame, now)
-            case wire.Kept() if server is not None and _answers(frame.id, "keep", server.asked):
+            case frames.Kept() if server is not None and _answers(frame.id, "keep", server.asked):
                 server.asked, server.state, server.opened = None, "Serving", True
                 if server is self.leader:
                     self.unmark_since = None
                     if self.phase is Phase.BOOTING:
                         self.to(Phase.SERVING)
-            case wire.State() if server is not None:
+            case frames.State() if server is not None:
                 self._state_told(server, frame, now)
-            case wire.Released() | wire.Pong() | wire.Ping() | wire.Kept():
+            case frames.Released() | frames.Pong() | frames.Ping() | frames.Kept():
                 pass
             case _:
                 role = "server" if server is not None else "rank"
                 raise ProtocolBroken("ProtocolUnsupported", f"a {role} does not send {frame.op}")
         return None
 
-    def _prepare_answered(self, rank: Rank, frame: wire.Prepared | wire.Rejected) -> Failure | None:
+    def _prepare_answered(self, rank: Rank, frame: frames.Prepared | frames.Rejected) -> Failure | None:
         asked = rank.asked
         if asked is None or not _answers(frame.id, "prepare", asked):
             return None
@@ -225,7 +225,7 @@ class Engine:
         rank.asked = None
         if rank.called_off == asked.id:  # the order to release it is behind the question
             return None
-        if isinstance(frame, wire.Prepared):
+        if isinstance(frame, frames.Prepared):
             rank.prepared.add(frame.digest)
             if self.prepared_everywhere(frame.digest):
                 self._succeeded("prepare", frame.digest)
@@ -234,18 +234,20 @@ class Engine:
         message = clip(f"rank {rank.rank}: {frame.message}", 512)
         return Failure("prepare", asked.goal, reason_or(frame.reason, "Rejected"), message, booting=self.booting)
 
-    def _commit_answered(self, server: Server, frame: wire.Committed | wire.CommitFailed, now: Now) -> Failure | None:
+    def _commit_answered(
+        self, server: Server, frame: frames.Committed | frames.CommitFailed, now: Now
+    ) -> Failure | None:
         asked = server.asked
         if asked is None or not _answers(frame.id, "commit", asked):
             return None
         if (frame.digest, frame.commit_token) != (asked.goal.digest, asked.goal.token):
             raise ProtocolBroken("ProtocolUnsupported", "the engine answered another commit than the one asked for")
-        dirty = isinstance(frame, wire.CommitFailed) and (frame.dirty or server.state == "Dirty")
+        dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
         booting = self.booting
         if server is self.leader:
-            self.to(Phase.DIRTY if dirty else Phase.FAILED if isinstance(frame, wire.CommitFailed) else Phase.SERVING)
+            self.to(Phase.DIRTY if dirty else Phase.FAILED if isinstance(frame, frames.CommitFailed) else Phase.SERVING)
         server.asked, server.token = None, max(server.token, frame.commit_token)
-        if isinstance(frame, wire.Committed):
+        if isinstance(frame, frames.Committed):
             server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc
             server.opened = True
             server.reason = server.message = ""
@@ -260,7 +262,7 @@ class Engine:
                 rank.prepared.discard(frame.digest)
         return Failure("commit", asked.goal, reason, message, dirty, booting)
 
-    def _state_told(self, server: Server, frame: wire.State, now: Now) -> None:
+    def _state_told(self, server: Server, frame: frames.State, now: Now) -> None:
         """Unasked news. While a commit is open only its own answer says what is served."""
         digest = frame.digest or ""
         if frame.state not in ("Booting", "Serving", "Dirty") or (digest and not is_digest(digest)):

@@ -26,7 +26,7 @@ from hotweights_agent import seqpacket
 from hotweights_agent.authenticator import AuthenticationUnavailable, Authenticator, Unauthenticated
 from hotweights_agent.engine_limits import Limits, Words
 from hotweights_agent.messages import Connected, Gone, Message, Pod, Said
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ class _Refusal(Exception):
 
 @dataclass(slots=True)
 class _Outgoing:
-    frame: wire.Frame
+    frame: frames.Frame
     fds: tuple[int, ...] = ()
     pin: PinnedImage | None = None
 
@@ -137,7 +137,7 @@ class EngineServer:
                 if self.path.stat().st_ino == self._inode and stat.S_ISSOCK(self.path.stat().st_mode):
                     self.path.unlink()
 
-    def send(self, number: int, frame: wire.Frame) -> None:
+    def send(self, number: int, frame: frames.Frame) -> None:
         """Queue a frame; to a process that has gone or takes nothing, it is not sent."""
         connection = self._connections.get(number)
         if connection is not None:
@@ -149,13 +149,13 @@ class EngineServer:
         if connection is None:
             image.release()
             return
-        most = wire.MAX_FDS_PER_FRAME
+        most = frames.MAX_FDS_PER_FRAME
         fds = image.fds
         pieces = [fds[i : i + most] for i in range(0, len(fds), most)]
-        frames: list[wire.Frame] = [wire.Prepare(id_, digest, len(fds) - 1)]
-        frames += [wire.MoreSlabs(id_) for _ in pieces[1:]]
+        parts: list[frames.Frame] = [frames.Prepare(id_, digest, len(fds) - 1)]
+        parts += [frames.MoreSlabs(id_) for _ in pieces[1:]]
         last = len(pieces) - 1
-        for index, (frame, piece) in enumerate(zip(frames, pieces, strict=True)):
+        for index, (frame, piece) in enumerate(zip(parts, pieces, strict=True)):
             self._queue(connection, _Outgoing(frame, piece, image if index == last else None))
 
     def close_connection(self, number: int, reason: str, message: str) -> None:
@@ -163,7 +163,7 @@ class EngineServer:
         connection = self._connections.get(number)
         if connection is not None:
             log.info("engine connection %d of %s is closed: %s: %s", number, connection.pod, reason, message)
-            self._queue(connection, _Outgoing(wire.Refused(reason, message)))
+            self._queue(connection, _Outgoing(frames.Refused(reason, message)))
             connection.queue.put_nowait(None)
 
     def _queue(self, connection: _Connection, outgoing: _Outgoing) -> None:
@@ -210,12 +210,12 @@ class EngineServer:
         try:
             hello, protocol, connection.pod = await self._greet(connection)
             await self._words.turn(connection.pod)
-        except wire.ConnectionClosed:
+        except sockets.ConnectionClosed:
             return
-        except (_Refusal, wire.WireError) as error:
+        except (_Refusal, frames.WireError) as error:
             self._refuse(connection, getattr(error, "reason", "ProtocolUnsupported"), str(error))
             return
-        connection.queue.put_nowait(_Outgoing(wire.Welcome(protocol, self._agent)))
+        connection.queue.put_nowait(_Outgoing(frames.Welcome(protocol, self._agent)))
         await self._tell(Connected(connection.number, connection.pod, hello))
         parts = (self._read(connection, connection.pod), self._write(connection), _wait_for(connection.over))
         tasks = [asyncio.create_task(part) for part in parts]
@@ -228,7 +228,7 @@ class EngineServer:
             self._end(connection)
             await self._tell(Gone(connection.number))
 
-    async def _greet(self, connection: _Connection) -> tuple[wire.Hello, int, Pod]:
+    async def _greet(self, connection: _Connection) -> tuple[frames.Hello, int, Pod]:
         """The hello of a process that may enter, the protocol to speak, and whose it is. Raises `_Refusal`."""
         try:
             async with asyncio.timeout(
@@ -238,11 +238,11 @@ class EngineServer:
         except TimeoutError as error:
             raise _Refusal("ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s") from error
         connection.silent = False
-        if not isinstance(frame, wire.Hello):
+        if not isinstance(frame, frames.Hello):
             raise _Refusal("ProtocolUnsupported", f"the first frame is a hello, not {frame.op}")
-        common = set(frame.protocols) & set(wire.PROTOCOLS)
+        common = set(frame.protocols) & set(frames.PROTOCOLS)
         if not common:
-            text = f"this agent speaks {list(wire.PROTOCOLS)}: restart the pod to get its plugin"
+            text = f"this agent speaks {list(frames.PROTOCOLS)}: restart the pod to get its plugin"
             raise _Refusal("ProtocolUnsupported", text)
         try:
             pod = await self._authenticator.authenticate(frame.token)
@@ -257,8 +257,8 @@ class EngineServer:
 
     def _refuse(self, connection: _Connection, reason: str, message: str) -> None:
         log.warning("an engine connection is refused: %s: %s", reason, message)
-        with contextlib.suppress(OSError, wire.WireError):
-            wire.send(connection.sock, wire.Refused(reason, message[:1024]))
+        with contextlib.suppress(OSError, frames.WireError):
+            sockets.send(connection.sock, frames.Refused(reason, message[:1024]))
 
     async def _read(self, connection: _Connection, pod: Pod) -> None:
         """Frames, until the connection ends."""
@@ -266,13 +266,13 @@ class EngineServer:
             await self._words.turn(pod)
             try:
                 frame = await seqpacket.receive(connection.sock)
-            except wire.ConnectionClosed:
+            except sockets.ConnectionClosed:
                 return
-            except wire.WireError as error:
+            except frames.WireError as error:
                 self._refuse(connection, "ProtocolUnsupported", str(error))
                 return
-            if isinstance(frame, wire.Ping):
-                self.send(connection.number, wire.Pong(frame.id))
+            if isinstance(frame, frames.Ping):
+                self.send(connection.number, frames.Pong(frame.id))
             else:
                 await self._tell(Said(connection.number, frame))
 
@@ -282,7 +282,7 @@ class EngineServer:
             try:
                 async with asyncio.timeout(self._limits.send_seconds):
                     await seqpacket.send(connection.sock, outgoing.frame, outgoing.fds)
-            except (OSError, wire.WireError, TimeoutError) as error:
+            except (OSError, frames.WireError, TimeoutError) as error:
                 log.warning("engine connection %d of %s: a %s was not taken: %s",
                             connection.number, connection.pod, outgoing.frame.op, error or "too slow")  # fmt: skip
                 return

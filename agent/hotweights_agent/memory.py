@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
+from hotweights_agent.word import Remembered
 from hotweights_common import files
-from hotweights_crds.nodeweights import PodAssignment, StageItem
 
 log = logging.getLogger(__name__)
 
@@ -28,33 +26,6 @@ MAX_FILE_BYTES = 16 * 2**20
 
 class MemoryNotWritten(Exception):
     """The disk did not take it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Remembered:
-    """The last assignment of one pod, and the versions that it needs."""
-
-    assignment: PodAssignment
-    stage: tuple[StageItem, ...] = ()
-
-    @property
-    def uid(self) -> str:
-        """The pod's UID."""
-        return self.assignment.uid
-
-    def to_dict(self) -> dict[str, Any]:
-        """As it stands in the file."""
-        return {"assignment": self.assignment.to_dict(), "stage": [item.to_dict() for item in self.stage]}
-
-    @classmethod
-    def from_dict(cls, body: Any) -> Remembered:
-        """From the file. Raises `ValueError` or `TypeError` when it is something else."""
-        if not isinstance(body, dict) or not isinstance(body.get("stage", []), list):
-            raise TypeError("a remembered pod is an object with a list `stage`")
-        return cls(
-            PodAssignment.from_dict(body.get("assignment") or {}),
-            tuple(StageItem.from_dict(item) for item in body.get("stage", [])),
-        )
 
 
 class Memory:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hotweights_agent.memory import Remembered
+from hotweights_agent.word import Remembered
 from hotweights_crds.nodeweights import NodeWeightsSpec, ResolvedVersion
-from hotweights_transports.handoff.wire import Frame, Hello
+from hotweights_transports.handoff.frames import Frame, Hello
 
 
 class Now(NamedTuple):

@@ -10,31 +10,31 @@ import errno
 import os
 import socket
 
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 
 CROWDED_SECONDS = 0.05
 
 
-async def receive(sock: socket.socket) -> wire.Frame:
+async def receive(sock: socket.socket) -> frames.Frame:
     """The next frame. Descriptors beside it are closed: engines hand nothing over. Raises `WireError`, `ConnectionClosed`."""
     while True:
         try:
-            frame, fds = wire.recv(sock)
+            frame, fds = sockets.recv(sock)
         except BlockingIOError:
             await _ready(sock, reading=True)
             continue
         except OSError as error:
-            raise wire.ConnectionClosed(f"the connection broke: {error.strerror}") from error
+            raise sockets.ConnectionClosed(f"the connection broke: {error.strerror}") from error
         for fd in fds:
             os.close(fd)
         return frame
 
 
-async def send(sock: socket.socket, frame: wire.Frame, fds: tuple[int, ...] = ()) -> None:
+async def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) -> None:
     """Send one frame, as soon as the other side takes it. Raises `OSError`, `WireError`."""
     while True:
         try:
-            wire.send(sock, frame, fds)
+            sockets.send(sock, frame, fds)
             return
         except BlockingIOError:
             await _ready(sock, reading=False)

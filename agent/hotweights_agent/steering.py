@@ -23,7 +23,7 @@ from hotweights_agent.processes import Asked, Effort, Failure, Goal, Rank, Serve
 from hotweights_agent.retry import Pace, Tries
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import PodAssignment
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 PREPARE_PACE = Pace(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
 COMMIT_PACE = Pace(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
@@ -178,7 +178,7 @@ def _release_ports(engine: Engine, wanted: PodAssignment, at: Situation) -> list
             may_open = satisfied(engine, wanted)
         if server.state == "Booting" and server.asked is None and may_open:
             server.asked = Asked(at.next_id(), "keep", Goal(wanted.token, ""), at.now + at.bounds.keep_seconds)
-            effects.append(Send(server.conn, wire.Keep(server.asked.id, max(wanted.token, server.token))))
+            effects.append(Send(server.conn, frames.Keep(server.asked.id, max(wanted.token, server.token))))
     return effects
 
 
@@ -191,7 +191,7 @@ def _forget_old(engine: Engine, kept: set[str], at: Situation) -> list[Effect]:
             rank.called_off = rank.asked.id  # it need not finish; it answers all the same
             gone = [rank.asked.goal.digest]
         rank.prepared.difference_update(gone)
-        effects += [Send(rank.conn, wire.Release(at.next_id(), digest)) for digest in gone]
+        effects += [Send(rank.conn, frames.Release(at.next_id(), digest)) for digest in gone]
     return effects
 
 
@@ -247,7 +247,7 @@ def _commit(engine: Engine, leader: Server, wanted: PodAssignment, at: Situation
     deadline = at.now + drain + wanted.commit_timeout_seconds + at.bounds.commit_slack_seconds
     engine.to(Phase.COMMITTING)
     leader.asked = Asked(at.next_id(), "commit", goal, deadline)
-    frame = wire.Commit(
+    frame = frames.Commit(
         id=leader.asked.id,
         digest=wanted.digest,
         version=wanted.version,

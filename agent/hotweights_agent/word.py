@@ -8,9 +8,37 @@ refused and named. Pure; what is to be written to the disk is given back.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from hotweights_agent.memory import Remembered
 from hotweights_crds.nodeweights import UNASSIGNED, NodeWeightsSpec, PodAssignment, StageItem
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The last assignment of one pod, and the versions that it needs."""
+
+    assignment: PodAssignment
+    stage: tuple[StageItem, ...] = ()
+
+    @property
+    def uid(self) -> str:
+        """The pod's UID."""
+        return self.assignment.uid
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the file."""
+        return {"assignment": self.assignment.to_dict(), "stage": [item.to_dict() for item in self.stage]}
+
+    @classmethod
+    def from_dict(cls, body: Any) -> Remembered:
+        """From the file. Raises `ValueError` or `TypeError` when it is something else."""
+        if not isinstance(body, dict) or not isinstance(body.get("stage", []), list):
+            raise TypeError("a remembered pod is an object with a list `stage`")
+        return cls(
+            PodAssignment.from_dict(body.get("assignment") or {}),
+            tuple(StageItem.from_dict(item) for item in body.get("stage", [])),
+        )
 
 
 class Word:

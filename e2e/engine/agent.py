@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from e2e.engine.images import Image
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 
 
 class Gone(Exception):
@@ -24,9 +24,9 @@ class Peer:
     """One process of an engine."""
 
     sock: socket.socket
-    hello: wire.Hello
-    answers: dict[int, wire.Frame] = field(default_factory=dict)
-    states: list[wire.State] = field(default_factory=list)
+    hello: frames.Hello
+    answers: dict[int, frames.Frame] = field(default_factory=dict)
+    states: list[frames.State] = field(default_factory=list)
     gone: bool = False
 
 
@@ -40,8 +40,8 @@ class Agent:
         self._id = 0
         self._changed = threading.Condition()
         self.peers: dict[str | int, Peer] = {}
-        self.hellos: list[wire.Hello] = []
-        self.boots: list[wire.Frame] = []
+        self.hellos: list[frames.Hello] = []
+        self.boots: list[frames.Frame] = []
         self.up()
 
     def up(self) -> None:
@@ -79,46 +79,46 @@ class Agent:
     def ranks(self) -> list[int]:
         return [key for key in self.peers if isinstance(key, int)]
 
-    def prepare(self, image: Image, seconds: float = 120.0) -> list[wire.Frame]:
+    def prepare(self, image: Image, seconds: float = 120.0) -> list[frames.Frame]:
         """Prepare on every rank; their answers, by rank."""
-        frames = [(rank, wire.Prepare(self._next(), image.digest, len(image.fds) - 1)) for rank in sorted(self.ranks())]
-        for rank, frame in frames:
-            wire.send(self.peers[rank].sock, frame, tuple(image.fds))
-        return [self._answer(rank, frame.id, seconds) for rank, frame in frames]
+        sent = [(rank, frames.Prepare(self._next(), image.digest, len(image.fds) - 1)) for rank in sorted(self.ranks())]
+        for rank, frame in sent:
+            sockets.send(self.peers[rank].sock, frame, tuple(image.fds))
+        return [self._answer(rank, frame.id, seconds) for rank, frame in sent]
 
-    def release(self, digest: str) -> list[wire.Frame]:
-        return [self._ask(rank, wire.Release(self._next(), digest)) for rank in sorted(self.ranks())]
+    def release(self, digest: str) -> list[frames.Frame]:
+        return [self._ask(rank, frames.Release(self._next(), digest)) for rank in sorted(self.ranks())]
 
-    def start_commit(self, digest: str, token: int | None = None, **values: Any) -> wire.Commit:
+    def start_commit(self, digest: str, token: int | None = None, **values: Any) -> frames.Commit:
         if token is None:
             self.token += 1
             token = self.token
-        frame = wire.Commit(id=self._next(), digest=digest, commit_token=token, **values)
-        wire.send(self.peers["server"].sock, frame)
+        frame = frames.Commit(id=self._next(), digest=digest, commit_token=token, **values)
+        sockets.send(self.peers["server"].sock, frame)
         return frame
 
-    def commit(self, digest: str, token: int | None = None, **values: Any) -> wire.Frame:
+    def commit(self, digest: str, token: int | None = None, **values: Any) -> frames.Frame:
         return self._answer("server", self.start_commit(digest, token, **values).id, 120.0)
 
-    def swap(self, image: Image, **values: Any) -> wire.Committed:
+    def swap(self, image: Image, **values: Any) -> frames.Committed:
         """Prepare and commit; anything but success is an error."""
         for prepared in self.prepare(image):
-            assert isinstance(prepared, wire.Prepared), prepared
+            assert isinstance(prepared, frames.Prepared), prepared
         answer = self.commit(image.digest, **values)
-        assert isinstance(answer, wire.Committed), answer
+        assert isinstance(answer, frames.Committed), answer
         return answer
 
-    def keep(self, token: int) -> wire.Frame:
-        return self._ask("server", wire.Keep(self._next(), token))
+    def keep(self, token: int) -> frames.Frame:
+        return self._ask("server", frames.Keep(self._next(), token))
 
-    def answer_of(self, frame: wire.Commit, seconds: float = 120.0) -> wire.Frame:
+    def answer_of(self, frame: frames.Commit, seconds: float = 120.0) -> frames.Frame:
         return self._answer("server", frame.id, seconds)
 
-    def _ask(self, key: str | int, frame: Any) -> wire.Frame:
-        wire.send(self.peers[key].sock, frame)
+    def _ask(self, key: str | int, frame: Any) -> frames.Frame:
+        sockets.send(self.peers[key].sock, frame)
         return self._answer(key, frame.id, 60.0)
 
-    def _answer(self, key: str | int, request: int, seconds: float) -> wire.Frame:
+    def _answer(self, key: str | int, request: int, seconds: float) -> frames.Frame:
         peer = self.peers[key]
         self.until(lambda: request in peer.answers or peer.gone, seconds)
         if request not in peer.answers:
@@ -138,10 +138,10 @@ class Agent:
             threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
 
     def _serve(self, sock: socket.socket) -> None:
-        hello, _ = wire.recv(sock)
-        if not isinstance(hello, wire.Hello):
+        hello, _ = sockets.recv(sock)
+        if not isinstance(hello, frames.Hello):
             raise TypeError(hello)
-        wire.send(sock, wire.Welcome(agent="test"))
+        sockets.send(sock, frames.Welcome(agent="test"))
         peer, key = Peer(sock, hello), ("server" if hello.role == "server" else hello.rank)
         with self._changed:
             self.peers[key] = peer
@@ -151,14 +151,14 @@ class Agent:
             threading.Thread(target=self._answer_boot, args=(hello.world_size,), daemon=True).start()
         try:
             while True:
-                frame, _ = wire.recv(sock)
+                frame, _ = sockets.recv(sock)
                 with self._changed:
-                    if isinstance(frame, wire.State):
+                    if isinstance(frame, frames.State):
                         peer.states.append(frame)
                     else:
                         peer.answers[frame.id] = frame  # type: ignore[attr-defined]
                     self._changed.notify_all()
-        except (OSError, wire.WireError):
+        except (OSError, frames.WireError):
             with self._changed:
                 peer.gone = True
                 if self.peers.get(key) is peer:

@@ -17,7 +17,7 @@ from e2e.engine.agent import Agent
 from e2e.engine.images import Image
 from e2e.engine.launch import PROMPTS, TOKENS, VLLM
 from hotweights.adapters.vllm import bundle
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from localcluster import paths
 from localvllm import build, models
 
@@ -100,7 +100,7 @@ class Engine:
         self.vllm.stop()
         self.agent.down()
 
-    def states(self) -> list[wire.State]:
+    def states(self) -> list[frames.State]:
         return self.agent.peers["server"].states
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.engine import images
 from e2e.engine.conftest import Engine, assert_serves, checkpoint, report, version
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3-moe", "gpt2", "opt"])
@@ -43,7 +43,7 @@ def test_the_plain_way_is_right_too(start: Callable[..., Engine], arch: str, req
         assert_serves(engine, model)
         report(request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
     (refused,) = engine.agent.prepare(images.build(images.read(new)[1:]))
-    assert isinstance(refused, wire.Rejected)
+    assert isinstance(refused, frames.Rejected)
     assert refused.reason == "MissingTensor"
     engine.stop()
 
@@ -55,7 +55,7 @@ def heads(engine: Engine, model: Path) -> None:
     equal = images.Tensor("lm_head.weight", embedding.dtype, embedding.shape, embedding.data)
     other = images.Tensor("lm_head.weight", embedding.dtype, embedding.shape, embedding.data[::-1])
     (answer,) = engine.agent.prepare(images.build([*tensors, other]))
-    assert isinstance(answer, wire.Rejected)
+    assert isinstance(answer, frames.Rejected)
     assert answer.reason == "UnknownTensor"
     assert "lm_head.weight differs" in answer.message
     engine.agent.swap(images.build([*tensors, equal]))

@@ -9,7 +9,7 @@ import pytest
 
 from e2e.engine.agent import Gone
 from e2e.engine.conftest import Engine, assert_serves, checkpoint, version
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 
 def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
@@ -47,7 +47,7 @@ def test_serve_opens_after_the_time_out_and_takes_a_version_later(start: Callabl
     engine.agent.prepare(image)
     engine.order.write_text("half")
     answer = engine.agent.commit(image.digest)
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert answer.dirty
     engine.agent.until(lambda: engine.states()[-1].reason == "Repaired", 60)
     assert engine.states()[-1].digest is None
@@ -56,6 +56,6 @@ def test_serve_opens_after_the_time_out_and_takes_a_version_later(start: Callabl
     engine.agent.prepare(image)
     engine.order.write_text("always")
     answer = engine.agent.commit(image.digest)
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert answer.dirty
     assert engine.vllm.process.wait(120) == 1

@@ -17,7 +17,7 @@ from e2e.engine.agent import Gone
 from e2e.engine.conftest import Engine, assert_serves, checkpoint, golden, report, version
 from e2e.engine.images import Image
 from e2e.harness.traffic import Traffic
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_port_opens_after_keep(engine: Engine, models: list[Path]) -> None:
     assert (server.state, server.digest, server.commit_token) == ("Booting", None, 0)
     assert (server.engine, server.token) == ("vllm 0.32.0 cpu float32", "not-a-real-token")
     assert (rank.rank, rank.world_size, rank.instance) == (0, 1, server.instance)
-    assert engine.agent.boots == [wire.Kept(id=1, commit_token=1)]
+    assert engine.agent.boots == [frames.Kept(id=1, commit_token=1)]
     engine.agent.until(lambda: engine.states() and engine.states()[-1].state == "Serving")
     assert_serves(engine, models[0])
 
@@ -75,25 +75,25 @@ def test_hot_equals_cold_there_and_back(
 def test_what_is_active_already_is_committed_again_without_a_pause(engine: Engine, versions: list[Image]) -> None:
     for token in (engine.agent.token, None):
         answer = engine.agent.commit(versions[1].digest, token)
-        assert isinstance(answer, wire.Committed)
+        assert isinstance(answer, frames.Committed)
         assert answer.pause_seconds == 0
-    assert isinstance(engine.agent.prepare(versions[1])[0], wire.Prepared)
+    assert isinstance(engine.agent.prepare(versions[1])[0], frames.Prepared)
 
 
 @pytest.mark.usefixtures("from_v1")
 def test_an_old_token_is_refused(engine: Engine, versions: list[Image]) -> None:
     answer = engine.agent.commit(versions[0].digest, 0)
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert (answer.reason, answer.dirty) == ("StaleToken", False)
     late = engine.agent.keep(0)
-    assert isinstance(late, wire.CommitFailed)
+    assert isinstance(late, frames.CommitFailed)
     assert late.reason == "StaleToken"
 
 
 @pytest.mark.usefixtures("from_v1")
 def test_what_is_not_prepared_is_refused_without_a_pause(engine: Engine, models: list[Path]) -> None:
     answer = engine.agent.commit("sha256:unheard-of")
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert (answer.reason, answer.dirty) == ("NotPrepared", False)
     assert_serves(engine, models[1])
 
@@ -136,7 +136,7 @@ def test_what_does_not_fit_is_rejected_by_name(
     gone = replaced.name if replaced else name
     kept = [tensor for tensor in tensors if tensor.name != gone]
     (answer,) = engine.agent.prepare(images.build([*kept, replaced] if replaced else kept))
-    assert isinstance(answer, wire.Rejected)
+    assert isinstance(answer, frames.Rejected)
     assert answer.reason == reason
     assert name in answer.message
     assert_serves(engine, models[1])
@@ -146,7 +146,7 @@ def test_what_does_not_fit_is_rejected_by_name(
 def test_an_unsealed_slab_is_rejected(engine: Engine, versions: list[Image]) -> None:
     open_slab = images.sealed(b"\0" * 4096, seals=0)
     (answer,) = engine.agent.prepare(Image(versions[0].digest, {}, [versions[0].fds[0], open_slab]))
-    assert isinstance(answer, wire.Rejected)
+    assert isinstance(answer, frames.Rejected)
     assert answer.reason == "MapFailed"
 
 
@@ -155,18 +155,18 @@ def test_what_is_ready_stays_ready_whatever_else_is_asked(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
     engine.agent.prepare(versions[0])
-    assert isinstance(engine.agent.prepare(images.build(images.read(models[1])[1:]))[0], wire.Rejected)
-    assert isinstance(engine.agent.prepare(versions[0])[0], wire.Prepared)
-    assert isinstance(engine.agent.commit(versions[0].digest), wire.Committed)
+    assert isinstance(engine.agent.prepare(images.build(images.read(models[1])[1:]))[0], frames.Rejected)
+    assert isinstance(engine.agent.prepare(versions[0])[0], frames.Prepared)
+    assert isinstance(engine.agent.commit(versions[0].digest), frames.Committed)
     assert_serves(engine, models[0])
 
 
 @pytest.mark.usefixtures("from_v1")
 def test_a_released_version_is_forgotten(engine: Engine, versions: list[Image]) -> None:
     engine.agent.prepare(versions[0])
-    assert isinstance(engine.agent.release(versions[0].digest)[0], wire.Released)
+    assert isinstance(engine.agent.release(versions[0].digest)[0], frames.Released)
     answer = engine.agent.commit(versions[0].digest)
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert answer.reason == "NotPrepared"
 
 
@@ -189,7 +189,7 @@ def test_users_notice_nothing_but_a_short_wait(
             engine.agent.prepare(versions[number])
             prepared = time.monotonic()
             answer = engine.agent.commit(versions[number].digest, mode="Keep")
-            assert isinstance(answer, wire.Committed)
+            assert isinstance(answer, frames.Committed)
             gaps = [traffic.worst_gap(began, prepared), traffic.worst_gap(prepared, time.monotonic() + 0.5)]
             report(
                 request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}; gaps {gaps}, calm {calm:.3f}"
@@ -205,11 +205,11 @@ def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: l
         time.sleep(1)
         engine.agent.prepare(versions[0])
         answer = engine.agent.commit(versions[0].digest, mode="Wait", drain_seconds=30.0)
-        assert isinstance(answer, wire.Committed)
+        assert isinstance(answer, frames.Committed)
         time.sleep(0.5)
         engine.agent.prepare(versions[1])
         late = engine.agent.commit(versions[1].digest, mode="Wait", drain_seconds=0.001)
-        assert isinstance(late, wire.CommitFailed)
+        assert isinstance(late, frames.CommitFailed)
         assert (late.reason, late.dirty) == ("DrainTimeout", False)
     assert traffic.failures == []
     assert_serves(engine, models[0])
@@ -220,7 +220,7 @@ def test_abort_ends_requests_and_serves_on(engine: Engine, versions: list[Image]
     engine.agent.prepare(versions[1])
     with Traffic([engine.vllm.address], streams=1, max_tokens=200):
         time.sleep(1)
-        assert isinstance(engine.agent.commit(versions[1].digest, mode="Abort"), wire.Committed)
+        assert isinstance(engine.agent.commit(versions[1].digest, mode="Abort"), frames.Committed)
     assert_serves(engine, models[1])
 
 
@@ -242,7 +242,7 @@ def test_a_failed_copy_is_repaired_before_anybody_is_served(
     user = threading.Thread(target=lambda: answers.append(engine.vllm.complete(probe["promptTokenIds"], 24)))
     answer = engine.agent.answer_of(frame)
     user.start()  # while it is dirty: this request has to wait for the repair
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert (answer.reason, answer.dirty) == ("CommitFailed", True)
     assert "sabotage" in answer.message
     _repaired(engine)
@@ -264,7 +264,7 @@ def test_wrong_answers_inside_the_pause_are_never_served(
     )
     engine.agent.prepare(wrong)
     answer = engine.agent.commit(wrong.digest)
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert (answer.reason, answer.dirty) == ("ProbeMismatch", True)
     _repaired(engine)
     assert_serves(engine, models[0])
@@ -277,7 +277,7 @@ def test_a_copy_beyond_its_deadline_is_dirty_and_repaired(
     engine.agent.prepare(versions[1])
     engine.order.write_text("slow")
     answer = engine.agent.commit(versions[1].digest, deadline_seconds=2.0)
-    assert isinstance(answer, wire.CommitFailed)
+    assert isinstance(answer, frames.CommitFailed)
     assert answer.dirty
     assert "not finished within 2.0 s" in answer.message
     _repaired(engine)
@@ -325,7 +325,7 @@ def test_a_killed_worker_ends_the_container_with_an_error(engine: Engine, versio
         answer = engine.agent.commit(versions[0].digest)
     except Gone:
         answer = None  # the process was gone before it could say anything
-    assert answer is None or (isinstance(answer, wire.CommitFailed) and answer.dirty)
+    assert answer is None or (isinstance(answer, frames.CommitFailed) and answer.dirty)
     assert engine.vllm.process.wait(60) == 1
 
 

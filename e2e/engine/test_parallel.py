@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from e2e.engine.conftest import Engine, checkpoint, report, version
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 
 def test_two_ranks_are_one_engine(start: Callable[..., Engine], request: pytest.FixtureRequest) -> None:
@@ -29,7 +29,7 @@ def test_two_ranks_are_one_engine(start: Callable[..., Engine], request: pytest.
         engine.agent.prepare(second)
         engine.order.write_text(f"half@{broken}")
         failure = engine.agent.commit(second.digest)
-        assert isinstance(failure, wire.CommitFailed)
+        assert isinstance(failure, frames.CommitFailed)
         assert failure.dirty
         assert f"rank {broken}" in failure.message
         engine.agent.until(lambda: engine.states()[-1].reason == "Repaired", 120)
@@ -41,6 +41,6 @@ def test_two_ranks_are_one_engine(start: Callable[..., Engine], request: pytest.
     engine.agent.prepare(first)
     engine.agent.peers[1] = rank
     refused = engine.agent.commit(first.digest)
-    assert isinstance(refused, wire.CommitFailed)
+    assert isinstance(refused, frames.CommitFailed)
     assert (refused.reason, refused.dirty) == ("NotPrepared", False)
     assert engine.vllm.greedy() == switched

@@ -17,7 +17,7 @@ from hotweights.adapters.inprocess.metrics import BinderMetrics
 from hotweights.adapters.inprocess.room import Room, RoomSettings
 from hotweights.adapters.vllm_auto import install_autobind
 from hotweights_planner.plan import Plan
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from tests.agent.fake_engine import FakeEngine
 from tests.hotweights.checkpoints import checkpoint, plan
 from tests.hotweights.coordinator.running import running
@@ -102,7 +102,7 @@ async def test_a_stranger_does_not_get_in(world: World) -> None:
     engine = FakeEngine(room.socket, "guessed", state="Serving")
     try:
         (answer, _) = await engine.start()
-        assert isinstance(answer, wire.Refused)
+        assert isinstance(answer, frames.Refused)
     finally:
         await engine.stop()
 
@@ -181,8 +181,8 @@ def test_without_vllm_nothing_is_bound_and_the_log_says_why(caplog: pytest.LogCa
 
 def test_metrics_count_what_engines_confirmed() -> None:
     metrics = BinderMetrics()
-    metrics.note(wire.Committed(1, "sha256:1", 7, 0.25))
-    metrics.note(wire.CommitFailed(2, "sha256:2", 8, "Busy", ""))
+    metrics.note(frames.Committed(1, "sha256:1", 7, 0.25))
+    metrics.note(frames.CommitFailed(2, "sha256:2", 8, "Busy", ""))
 
     def sample(name: str, **labels: str) -> float | None:
         return metrics.registry.get_sample_value(name, labels)

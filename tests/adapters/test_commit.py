@@ -11,7 +11,7 @@ import pytest
 from hotweights.adapters.vllm import faults
 from hotweights.adapters.vllm.commit import Switch
 from hotweights.adapters.vllm.faults import EngineDead, RankError
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 GOLDEN = [{"engine": "x", "promptTokenIds": [1, 2], "tokenIds": [3, 4]}]
 
@@ -71,11 +71,11 @@ class Replica:
 class Engine:
     def __init__(self, **fail: Any) -> None:
         self.replica = Replica(**fail)
-        self.told: list[wire.State] = []
+        self.told: list[frames.State] = []
         self.switch = Switch(self.replica, 5.0, self.told.append, state="Serving")  # type: ignore[arg-type]
 
     async def commit(self, digest: str = "new", token: int = 1, **values: Any) -> Any:
-        return await self.switch.commit(wire.Commit(digest=digest, commit_token=token, **values))
+        return await self.switch.commit(frames.Commit(digest=digest, commit_token=token, **values))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_a_commit_goes_in_this_order() -> None:
     engine = Engine()
     answer = await engine.commit()
-    assert isinstance(answer, wire.Committed)
+    assert isinstance(answer, frames.Committed)
     assert answer.probe == "Golden"
     assert engine.replica.steps == ["check", "pause Keep", "install", "probe", "open", "settle"]
     assert (engine.switch.digest, engine.switch.token, engine.switch.dirty, engine.switch.torn) == (
@@ -132,7 +132,7 @@ async def test_an_older_token_is_refused_and_an_equal_one_repeats_the_answer() -
     assert (await engine.commit("other", token=4)).reason == "StaleToken"
     engine.replica.steps.clear()
     again = await engine.commit(token=5)
-    assert isinstance(again, wire.Committed)
+    assert isinstance(again, frames.Committed)
     assert again.pause_seconds == 0
     assert engine.replica.steps == []
 
@@ -147,8 +147,8 @@ async def test_keep_is_fenced_too() -> None:
 async def test_two_commits_at_a_time_are_one_or_busy() -> None:
     engine = Engine(install=0.05)
     first, same, other = await asyncio.gather(engine.commit(), engine.commit(), engine.commit("other"))
-    assert isinstance(first, wire.Committed)
-    assert isinstance(same, wire.Committed)
+    assert isinstance(first, frames.Committed)
+    assert isinstance(same, frames.Committed)
     assert other.reason == "Busy"
     assert engine.replica.steps.count("install") == 1
 
@@ -250,9 +250,9 @@ async def test_a_commit_that_is_cancelled_inside_the_pause_leaves_its_mark() -> 
 
 async def test_tidying_up_cannot_undo_a_commit() -> None:
     engine = Engine(settle=RuntimeError("busy"))
-    assert isinstance(await engine.commit(), wire.Committed)
+    assert isinstance(await engine.commit(), frames.Committed)
 
 
-@pytest.mark.parametrize("call", [lambda switch: switch.commit(wire.Commit(digest="n", mode="Sideways"))])
+@pytest.mark.parametrize("call", [lambda switch: switch.commit(frames.Commit(digest="n", mode="Sideways"))])
 async def test_an_unknown_mode_is_refused(call: Callable[[Switch], Any]) -> None:
     assert (await call(Engine().switch)).reason == "CommitFailed"

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotweights.adapters.vllm import link
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 
 
 class Listener:
@@ -25,11 +25,11 @@ class Listener:
         self.sock.listen()
         self.sock.settimeout(2)
 
-    def welcome(self) -> tuple[socket.socket, wire.Frame]:
+    def welcome(self) -> tuple[socket.socket, frames.Frame]:
         peer, _ = self.sock.accept()
         peer.settimeout(2)
-        hello, _ = wire.recv(peer)
-        wire.send(peer, wire.Welcome())
+        hello, _ = sockets.recv(peer)
+        sockets.send(peer, frames.Welcome())
         return peer, hello
 
 
@@ -37,22 +37,22 @@ class Engine:
     """A link with what it heard."""
 
     def __init__(self, path: Path) -> None:
-        self.heard: list[tuple[wire.Frame, int]] = []
+        self.heard: list[tuple[frames.Frame, int]] = []
         self.closed = threading.Event()
         self.state = "Booting"
         self.link = link.Link(
             str(path),
-            lambda: wire.Hello(role="rank", state=self.state),
+            lambda: frames.Hello(role="rank", state=self.state),
             self.handle,
             closed=lambda _: self.closed.set(),
         )
         self.link.start()
 
-    def handle(self, connection: link.Connection, frame: wire.Frame, fds: list[int]) -> None:
+    def handle(self, connection: link.Connection, frame: frames.Frame, fds: list[int]) -> None:
         self.heard.append((frame, len(fds)))
         for fd in fds:
             os.close(fd)
-        connection.send(wire.Released(id=getattr(frame, "id", 0)))
+        connection.send(frames.Released(id=getattr(frame, "id", 0)))
 
 
 @pytest.fixture(autouse=True)
@@ -71,19 +71,19 @@ def listener(tmp_path: Path) -> Iterator[Listener]:
 def test_frames_and_descriptors_reach_the_handler(listener: Listener) -> None:
     engine = Engine(listener.path)
     peer, hello = listener.welcome()
-    wire.send(peer, wire.Prepare(7, "d", 1), (0, 1))
-    answer, _ = wire.recv(peer)
-    assert isinstance(hello, wire.Hello)
-    assert (hello.role, answer) == ("rank", wire.Released(id=7))
-    assert engine.heard == [(wire.Prepare(7, "d", 1), 2)]
+    sockets.send(peer, frames.Prepare(7, "d", 1), (0, 1))
+    answer, _ = sockets.recv(peer)
+    assert isinstance(hello, frames.Hello)
+    assert (hello.role, answer) == ("rank", frames.Released(id=7))
+    assert engine.heard == [(frames.Prepare(7, "d", 1), 2)]
     peer.close()
 
 
 def test_pings_are_answered_without_the_handler(listener: Listener) -> None:
     engine = Engine(listener.path)
     peer, _ = listener.welcome()
-    wire.send(peer, wire.Ping(id=3))
-    assert wire.recv(peer)[0] == wire.Pong(id=3)
+    sockets.send(peer, frames.Ping(id=3))
+    assert sockets.recv(peer)[0] == frames.Pong(id=3)
     assert engine.heard == []
     peer.close()
 
@@ -94,8 +94,8 @@ def test_it_comes_back_with_the_state_of_now(listener: Listener) -> None:
     engine.state = "Serving"
     peer.close()
     peer, second = listener.welcome()
-    assert isinstance(first, wire.Hello)
-    assert isinstance(second, wire.Hello)
+    assert isinstance(first, frames.Hello)
+    assert isinstance(second, frames.Hello)
     assert (first.state, second.state) == ("Booting", "Serving")
     assert engine.closed.is_set()
     peer.close()
@@ -112,8 +112,8 @@ def test_it_waits_for_an_agent_that_comes_later(tmp_path: Path) -> None:
 def test_a_refusal_is_tried_again(listener: Listener) -> None:
     Engine(listener.path)
     peer, _ = listener.sock.accept()
-    wire.recv(peer)
-    wire.send(peer, wire.Refused("TokenInvalid", "expired"))
+    sockets.recv(peer)
+    sockets.send(peer, frames.Refused("TokenInvalid", "expired"))
     peer.close()
     peer, _ = listener.welcome()
     peer.close()
@@ -123,8 +123,8 @@ def test_an_unknown_frame_of_a_newer_agent_breaks_nothing(listener: Listener) ->
     Engine(listener.path)
     peer, _ = listener.welcome()
     peer.send(b'{"op":"teleport"}')
-    wire.send(peer, wire.Ping(id=1))
-    assert wire.recv(peer)[0] == wire.Pong(id=1)
+    sockets.send(peer, frames.Ping(id=1))
+    assert sockets.recv(peer)[0] == frames.Pong(id=1)
     peer.close()
 
 
@@ -132,7 +132,7 @@ def test_sending_to_a_connection_that_has_gone_says_so() -> None:
     one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection = link.Connection(one)
     other.close()
-    assert not connection.send(wire.Pong())
+    assert not connection.send(frames.Pong())
     assert not connection.open
     connection.close()
 
@@ -144,20 +144,22 @@ def test_a_token_is_read_anew_and_may_be_absent(tmp_path: Path) -> None:
     assert link.read_token("") == ""
 
 
-frames = st.sampled_from([wire.Hello, wire.Prepare, wire.Commit, wire.Committed, wire.State, wire.Keep, wire.Ping])
+FRAMES = st.sampled_from(
+    [frames.Hello, frames.Prepare, frames.Commit, frames.Committed, frames.State, frames.Keep, frames.Ping]
+)
 
 
-@given(frames, st.integers(0, wire.MAX_NUMBER), st.text(max_size=20))
-def test_frames_survive_the_wire(kind: type[wire.Frame], number: int, text: str) -> None:
+@given(FRAMES, st.integers(0, frames.MAX_NUMBER), st.text(max_size=20))
+def test_frames_survive_the_wire(kind: type[frames.Frame], number: int, text: str) -> None:
     values = {"id": number, "digest": text, "commit_token": number, "state": text, "token": text}
     frame = kind(**{key: value for key, value in values.items() if key in kind.__dataclass_fields__})
-    assert wire.decode(wire.encode(frame)) == frame
+    assert frames.decode(frames.encode(frame)) == frame
 
 
 @given(st.binary(max_size=200) | st.text(max_size=50).map(lambda text: f'{{"op":"commit","digest":{text!r}}}'.encode()))
 def test_no_datagram_is_worse_than_a_wire_error(data: bytes) -> None:
     try:
-        frame = wire.decode(data)
-    except wire.WireError:
+        frame = frames.decode(data)
+    except frames.WireError:
         return
-    assert isinstance(frame, wire.Frame)
+    assert isinstance(frame, frames.Frame)

@@ -13,7 +13,7 @@ import pytest
 from hotweights.adapters.vllm.link import Connection
 from hotweights.adapters.vllm.orders import Orders
 from hotweights.adapters.vllm.pace import SWITCH_SECONDS, giving_way
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 CONNECTION = cast(Connection, object())  # only handed on
 
@@ -26,14 +26,14 @@ class Engine:
         self.raises = False
         self.orders = Orders(self.prepare, self.release)
 
-    def prepare(self, connection: Connection, frame: wire.Prepare, fds: list[int]) -> None:
+    def prepare(self, connection: Connection, frame: frames.Prepare, fds: list[int]) -> None:
         for fd in fds:
             os.fstat(fd)
         self.done.append((frame.digest, len(fds)))
         if self.raises:
             raise RuntimeError("any model's code may raise anything")
 
-    def release(self, connection: Connection, frame: wire.Release) -> None:
+    def release(self, connection: Connection, frame: frames.Release) -> None:
         self.done.append(("release", frame.digest))
 
     def finish(self) -> list[tuple[str, Any]]:
@@ -64,21 +64,21 @@ def is_open(fd: int) -> bool:
 def test_slabs_in_several_frames_are_one_order(engine: Engine) -> None:
     engine.orders.start()
     fds = descriptors(5)
-    engine.orders.handle(CONNECTION, wire.Prepare(id=1, digest="a", slabs=4), fds[:2])
-    engine.orders.handle(CONNECTION, wire.MoreSlabs(id=1), fds[2:4])
+    engine.orders.handle(CONNECTION, frames.Prepare(id=1, digest="a", slabs=4), fds[:2])
+    engine.orders.handle(CONNECTION, frames.MoreSlabs(id=1), fds[2:4])
     assert engine.finish() == []
-    engine.orders.handle(CONNECTION, wire.MoreSlabs(id=1), fds[4:])
-    engine.orders.handle(CONNECTION, wire.Release(id=2, digest="a"), [])
+    engine.orders.handle(CONNECTION, frames.MoreSlabs(id=1), fds[4:])
+    engine.orders.handle(CONNECTION, frames.Release(id=2, digest="a"), [])
     assert engine.finish() == [("a", 5), ("release", "a")]
     assert not any(map(is_open, fds))
 
 
 def test_what_is_released_is_known_before_its_turn(engine: Engine) -> None:
     """Else the thread would prepare it to the end first."""
-    engine.orders.handle(CONNECTION, wire.Prepare(id=1, digest="a", slabs=0), descriptors(1))
-    engine.orders.handle(CONNECTION, wire.Release(id=2, digest="a"), [])
+    engine.orders.handle(CONNECTION, frames.Prepare(id=1, digest="a", slabs=0), descriptors(1))
+    engine.orders.handle(CONNECTION, frames.Release(id=2, digest="a"), [])
     assert engine.orders.released == "a"
-    engine.orders.handle(CONNECTION, wire.Prepare(id=3, digest="a", slabs=0), descriptors(1))
+    engine.orders.handle(CONNECTION, frames.Prepare(id=3, digest="a", slabs=0), descriptors(1))
     assert engine.orders.released == "", "it is wanted again"
     engine.orders.start()
     assert [name for name, _ in engine.finish()] == ["a", "release", "a"]
@@ -86,10 +86,10 @@ def test_what_is_released_is_known_before_its_turn(engine: Engine) -> None:
 
 def test_a_connection_that_goes_leaves_nothing(engine: Engine) -> None:
     fds = descriptors(4)
-    engine.orders.handle(CONNECTION, wire.Prepare(id=1, digest="a", slabs=3), fds[:2])
+    engine.orders.handle(CONNECTION, frames.Prepare(id=1, digest="a", slabs=3), fds[:2])
     engine.orders.forget(CONNECTION)
-    engine.orders.handle(CONNECTION, wire.MoreSlabs(id=1), fds[2:3])
-    engine.orders.handle(CONNECTION, wire.Welcome(), fds[3:])
+    engine.orders.handle(CONNECTION, frames.MoreSlabs(id=1), fds[2:3])
+    engine.orders.handle(CONNECTION, frames.Welcome(), fds[3:])
     assert not any(map(is_open, fds))
     engine.orders.start()
     assert engine.finish() == []
@@ -100,7 +100,7 @@ def test_it_lives_on_whatever_a_model_raises(engine: Engine) -> None:
     engine.raises = True
     for request, digest in enumerate("ab"):
         (fd,) = descriptors(1)
-        engine.orders.handle(CONNECTION, wire.Prepare(id=request, digest=digest, slabs=0), [fd])
+        engine.orders.handle(CONNECTION, frames.Prepare(id=request, digest=digest, slabs=0), [fd])
         assert engine.finish()[-1] == (digest, 1)
         assert not is_open(fd)
 

@@ -9,7 +9,7 @@ from hotweights_agent import effects as fx
 from hotweights_agent.session import Session
 from hotweights_agent.steering import COMMIT_PACE, PREPARE_PACE, TRANSIENT
 from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 MOST = {"Prepare": PREPARE_PACE.most, "Commit": COMMIT_PACE.most}
 
@@ -49,13 +49,13 @@ class Books:
                 assert other.step == "Prepare" or len(ends) < (COMMIT_PACE.most or 0), f"{ask} was given up: {ends}"
         self.open[conn] = ask
 
-    def answered(self, conn: int, frame: wire.Frame) -> None:
+    def answered(self, conn: int, frame: frames.Frame) -> None:
         """An engine's word reaches the agent."""
         match frame:
-            case wire.Rejected() | wire.CommitFailed() if conn in self.open:
-                dirty = isinstance(frame, wire.CommitFailed) and frame.dirty
+            case frames.Rejected() | frames.CommitFailed() if conn in self.open:
+                dirty = isinstance(frame, frames.CommitFailed) and frame.dirty
                 self.ended[self.open.pop(conn)].append((frame.reason, dirty or frame.reason not in TRANSIENT))
-            case wire.Prepared() | wire.Committed():
+            case frames.Prepared() | frames.Committed():
                 self.open.pop(conn, None)
 
     def closed(self, effect: fx.Close) -> None:

@@ -9,32 +9,32 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 
 
 class Process:
     """One connection."""
 
-    def __init__(self, path: Path, hello: wire.Hello) -> None:
+    def __init__(self, path: Path, hello: frames.Hello) -> None:
         self.path, self.hello = path, hello
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-    async def open(self) -> wire.Frame:
+    async def open(self) -> frames.Frame:
         """Connect and say hello; the agent's answer."""
         self.sock.connect(str(self.path))
-        wire.send(self.sock, self.hello)
+        sockets.send(self.sock, self.hello)
         self.sock.setblocking(False)
         frame, _ = await self.receive()
         return frame
 
-    async def receive(self) -> tuple[wire.Frame, list[int]]:
+    async def receive(self) -> tuple[frames.Frame, list[int]]:
         while True:
             try:
-                return wire.recv(self.sock)
+                return sockets.recv(self.sock)
             except BlockingIOError:
                 await asyncio.sleep(0.005)
             except ConnectionResetError as error:
-                raise wire.ConnectionClosed("reset") from error
+                raise sockets.ConnectionClosed("reset") from error
 
     def close(self) -> None:
         self.sock.close()
@@ -51,20 +51,20 @@ class FakeEngine:
     digest: str | None = None
     commit_token: int = 0
     tables: dict[str, dict[str, object]] = field(default_factory=dict)
-    commits: list[wire.Commit] = field(default_factory=list)
+    commits: list[frames.Commit] = field(default_factory=list)
     keeps: int = 0
     refuses: str = ""
     answers_commits: bool = True
     processes: list[Process] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
-    async def start(self) -> list[wire.Frame]:
+    async def start(self) -> list[frames.Frame]:
         """Connect every process; the agent's answers."""
         answers = [await self._connect("rank", rank) for rank in range(self.world_size)]
         return [*answers, await self._connect("server", 0)]
 
-    async def _connect(self, role: str, rank: int) -> wire.Frame:
-        hello = wire.Hello(
+    async def _connect(self, role: str, rank: int) -> frames.Frame:
+        hello = frames.Hello(
             role=role,
             token=self.token,
             rank=rank,
@@ -76,7 +76,7 @@ class FakeEngine:
         process = Process(self.path, hello)
         self.processes.append(process)
         answer = await process.open()
-        if isinstance(answer, wire.Welcome):
+        if isinstance(answer, frames.Welcome):
             self.tasks.append(asyncio.create_task(self._serve(process)))
         return answer
 
@@ -90,42 +90,42 @@ class FakeEngine:
         self.tasks, self.processes = [], []
 
     async def _serve(self, process: Process) -> None:
-        gathered: dict[int, tuple[wire.Prepare, list[int]]] = {}
+        gathered: dict[int, tuple[frames.Prepare, list[int]]] = {}
         while True:
             try:
                 frame, fds = await process.receive()
-            except wire.ConnectionClosed:
+            except sockets.ConnectionClosed:
                 return
             match frame:
-                case wire.Prepare():
+                case frames.Prepare():
                     gathered[frame.id] = (frame, fds)
-                case wire.MoreSlabs():
+                case frames.MoreSlabs():
                     gathered[frame.id][1].extend(fds)
-                case wire.Commit() if self.answers_commits:
+                case frames.Commit() if self.answers_commits:
                     self.commits.append(frame)
                     self.state, self.digest, self.commit_token = "Serving", frame.digest, frame.commit_token
-                    wire.send(process.sock, wire.Committed(frame.id, frame.digest, frame.commit_token, 0.042))
-                case wire.Keep():
+                    sockets.send(process.sock, frames.Committed(frame.id, frame.digest, frame.commit_token, 0.042))
+                case frames.Keep():
                     self.keeps += 1
                     self.state = "Serving"
-                    wire.send(process.sock, wire.Kept(frame.id, frame.commit_token))
-                case wire.Release():
-                    wire.send(process.sock, wire.Released(frame.id, frame.digest))
+                    sockets.send(process.sock, frames.Kept(frame.id, frame.commit_token))
+                case frames.Release():
+                    sockets.send(process.sock, frames.Released(frame.id, frame.digest))
                 case _:
                     pass
             for id_, (prepare, held) in list(gathered.items()):
                 if len(held) == prepare.slabs + 1:
                     del gathered[id_]
-                    wire.send(process.sock, self._prepare(prepare, held))
+                    sockets.send(process.sock, self._prepare(prepare, held))
 
-    def _prepare(self, frame: wire.Prepare, fds: list[int]) -> wire.Frame:
+    def _prepare(self, frame: frames.Prepare, fds: list[int]) -> frames.Frame:
         table = json.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
         for fd in fds:
             os.close(fd)
         if self.refuses:
-            return wire.Rejected(frame.id, frame.digest, self.refuses, "the test says so")
+            return frames.Rejected(frame.id, frame.digest, self.refuses, "the test says so")
         self.tables[frame.digest] = table
-        return wire.Prepared(frame.id, frame.digest, 0.01, 1)
+        return frames.Prepared(frame.id, frame.digest, 0.01, 1)
 
 
 async def until(condition: object, seconds: float = 5.0) -> None:

@@ -32,7 +32,7 @@ from hotweights_crds.nodeweights import (
     RolloutAssignment,
     StageItem,
 )
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from tests.agent.fake_engine import until
 from tests.agent.world import World, digest, engine_of, item, pod
 
@@ -78,9 +78,9 @@ class Node:
                 case fx.Stage(found):
                     answers.append(msg.StageDone(found.digest, found.version, 10, 10, 1.0))
                 case fx.SendPrepare():
-                    answers.append(msg.Said(effect.conn, wire.Prepared(effect.id, effect.digest)))
-                case fx.Send(conn, wire.Commit() as frame):
-                    answers.append(msg.Said(conn, wire.Committed(frame.id, frame.digest, frame.commit_token)))
+                    answers.append(msg.Said(effect.conn, frames.Prepared(effect.id, effect.digest)))
+                case fx.Send(conn, frames.Commit() as frame):
+                    answers.append(msg.Said(conn, frames.Committed(frame.id, frame.digest, frame.commit_token)))
                 case fx.MarkPod():
                     self.gates[effect.pod.uid] = effect.marks
                     answers.append(msg.Marked(effect.pod.uid, effect.marks.digest_label))
@@ -103,7 +103,7 @@ class Node:
             for role in ("rank", "server"):
                 conn = len(self.conns)
                 self.conns[conn] = uid
-                hellos.append(msg.Connected(conn, msg.Pod(uid, "ns", uid), wire.Hello(role=role)))
+                hellos.append(msg.Connected(conn, msg.Pod(uid, "ns", uid), frames.Hello(role=role)))
         return hellos
 
 
@@ -210,9 +210,9 @@ def test_a_defect_in_steering_costs_one_engine_which_comes_back_clean(
 def test_a_defect_in_what_an_engine_says_costs_that_engine(
     two: World, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    message: msg.Said | msg.Connected = msg.Said(two.engines["a"].server or 0, wire.State("Serving", digest(1), 1))
+    message: msg.Said | msg.Connected = msg.Said(two.engines["a"].server or 0, frames.State("Serving", digest(1), 1))
     if kind == "connected":
-        message = msg.Connected(two.new_conn("a"), msg.Pod("a", "ns", "a"), wire.Hello(role="server"))
+        message = msg.Connected(two.new_conn("a"), msg.Pod("a", "ns", "a"), frames.Hello(role="server"))
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "said", broken_for("a", Engine.said))
         patched.setattr(Engine, "connect", broken_for("a", Engine.connect))

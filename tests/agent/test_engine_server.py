@@ -23,7 +23,7 @@ from hotweights_agent.engine_server import EngineServer
 from hotweights_agent.messages import Connected, Gone, Message, Pod, Said
 from hotweights_kube.errors import TokenRefused, Unavailable
 from hotweights_kube.tokens import Identity
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 from tests.agent.fake_engine import Process, until
 
 POD = Pod("uid-1", "ns", "vllm-0")
@@ -67,11 +67,11 @@ class Served:
         self.heard.append(message)
 
     async def enter(self, token: str = "good", **changes: object) -> Process:
-        process = Process(self.server.path, wire.Hello(role="rank", token=token, **changes))  # type: ignore[arg-type]
-        assert isinstance(await process.open(), wire.Welcome)
+        process = Process(self.server.path, frames.Hello(role="rank", token=token, **changes))  # type: ignore[arg-type]
+        assert isinstance(await process.open(), frames.Welcome)
         return process
 
-    def said(self) -> list[wire.Frame]:
+    def said(self) -> list[frames.Frame]:
         return [m.frame for m in self.heard if isinstance(m, Said)]
 
 
@@ -83,11 +83,11 @@ async def served(folder: Path) -> AsyncIterator[Served]:
     await found.server.close()
 
 
-async def refusal(served: Served, hello: wire.Hello) -> wire.Refused:
+async def refusal(served: Served, hello: frames.Hello) -> frames.Refused:
     process = Process(served.server.path, hello)
     answer = await process.open()
-    assert isinstance(answer, wire.Refused)
-    with pytest.raises(wire.ConnectionClosed):
+    assert isinstance(answer, frames.Refused)
+    with pytest.raises(sockets.ConnectionClosed):
         await process.receive()
     process.close()
     return answer
@@ -95,25 +95,25 @@ async def refusal(served: Served, hello: wire.Hello) -> wire.Refused:
 
 async def test_a_process_with_a_good_token_is_welcome_and_heard(served: Served) -> None:
     process = await served.enter(rank=1, world_size=2)
-    wire.send(process.sock, wire.Prepared(3, "sha256:x"))
-    await until(lambda: served.said() == [wire.Prepared(3, "sha256:x")])
+    sockets.send(process.sock, frames.Prepared(3, "sha256:x"))
+    await until(lambda: served.said() == [frames.Prepared(3, "sha256:x")])
     first = served.heard[0]
     assert isinstance(first, Connected)
     assert (first.pod, first.hello.rank) == (POD, 1)
-    wire.send(process.sock, wire.Ping(9))
-    assert await process.receive() == (wire.Pong(9), [])
+    sockets.send(process.sock, frames.Ping(9))
+    assert await process.receive() == (frames.Pong(9), [])
     process.close()
     await until(lambda: isinstance(served.heard[-1], Gone))
 
 
 @pytest.mark.parametrize(("token", "reason"), [("bad", "TokenInvalid"), ("", "TokenInvalid"), ("away", "Busy")])
 async def test_others_are_refused_and_never_heard(served: Served, token: str, reason: str) -> None:
-    assert (await refusal(served, wire.Hello(role="server", token=token))).reason == reason
+    assert (await refusal(served, frames.Hello(role="server", token=token))).reason == reason
     assert served.heard == []
 
 
 async def test_a_protocol_that_nobody_speaks_is_refused(served: Served) -> None:
-    answer = await refusal(served, wire.Hello(role="rank", token="good", protocols=[99]))
+    answer = await refusal(served, frames.Hello(role="rank", token="good", protocols=[99]))
     assert answer.reason == "ProtocolUnsupported"
     assert "restart the pod" in answer.message
 
@@ -141,7 +141,7 @@ async def test_one_pod_cannot_take_every_connection(folder: Path) -> None:
     served = Served(folder, Limits(max_connections=12, max_pod_connections=8))
     await served.server.start()
     ours = [await served.enter(rank=rank, world_size=16) for rank in range(8)]
-    answer = await refusal(served, wire.Hello(role="rank", token="good", rank=8, world_size=16))
+    answer = await refusal(served, frames.Hello(role="rank", token="good", rank=8, world_size=16))
     assert (answer.reason, answer.message) == ("TooManyConnections", "pod ns/vllm-0 has 8 connections already")
     others = await served.enter("other")
     ours.pop().close()
@@ -170,10 +170,10 @@ async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_h
     for process in talkers:
         for number in range(50):
             with contextlib.suppress(BlockingIOError):
-                wire.send(process.sock, wire.Prepared(number))
+                sockets.send(process.sock, frames.Prepared(number))
     other = await served.enter("other")
-    wire.send(other.sock, wire.Prepared(7, "sha256:x"))
-    await until(lambda: wire.Prepared(7, "sha256:x") in served.said(), 0.4)
+    sockets.send(other.sock, frames.Prepared(7, "sha256:x"))
+    await until(lambda: frames.Prepared(7, "sha256:x") in served.said(), 0.4)
     assert len(served.said()) < 40
     for process in (*talkers, other):
         process.close()
@@ -182,14 +182,16 @@ async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_h
 
 @pytest.mark.parametrize("number", [10**30, -1, 2**53])
 async def test_a_number_that_cannot_be_meant_is_refused_and_never_heard(served: Served, number: int) -> None:
-    process = Process(served.server.path, wire.Hello(role="server", token="good", state="Serving", commit_token=number))
+    process = Process(
+        served.server.path, frames.Hello(role="server", token="good", state="Serving", commit_token=number)
+    )
     answer = await process.open()
-    assert isinstance(answer, wire.Refused)
+    assert isinstance(answer, frames.Refused)
     assert "hello.commit_token is no int" in answer.message
     assert served.heard == []
     process.close()
     talking = await served.enter()
-    wire.send(talking.sock, wire.State("Serving", None, number))
+    sockets.send(talking.sock, frames.State("Serving", None, number))
     await until(lambda: isinstance(served.heard[-1], Gone))
     assert served.said() == []
     talking.close()
@@ -217,14 +219,14 @@ async def test_memory_goes_out_in_pieces_and_is_unpinned(served: Served) -> None
     process = await served.enter()
     image = Pinned(600)
     served.server.send_prepare(1, 5, "sha256:x", image)
-    frames, count = [], 0
+    received, count = [], 0
     while count < 600:
         frame, fds = await process.receive()
-        frames.append(frame)
+        received.append(frame)
         count += len(fds)
         for fd in fds:
             os.close(fd)
-    assert frames == [wire.Prepare(5, "sha256:x", 599), wire.MoreSlabs(5), wire.MoreSlabs(5)]
+    assert received == [frames.Prepare(5, "sha256:x", 599), frames.MoreSlabs(5), frames.MoreSlabs(5)]
     await until(lambda: image.released == 1)
     served.server.send_prepare(77, 6, "sha256:x", gone := Pinned(1))
     assert gone.released == 1
@@ -235,7 +237,7 @@ async def test_a_process_that_takes_nothing_is_let_go(served: Served) -> None:
     process = await served.enter()
     image = Pinned(2)
     for number in range(600):
-        served.server.send(1, wire.Release(number, "sha256:" + "0" * 4000))
+        served.server.send(1, frames.Release(number, "sha256:" + "0" * 4000))
         await asyncio.sleep(0)
     served.server.send_prepare(1, 5, "sha256:x", image)
     await until(lambda: isinstance(served.heard[-1], Gone))
@@ -265,7 +267,7 @@ async def test_a_process_that_takes_nothing_is_let_go(served: Served) -> None:
 async def test_nonsense_ends_its_own_connection_and_nothing_else(
     served: Served, datagrams: list[bytes], first_hello: bool
 ) -> None:
-    process = Process(served.server.path, wire.Hello(role="rank", token="good"))
+    process = Process(served.server.path, frames.Hello(role="rank", token="good"))
     if first_hello:
         await process.open()
     else:

@@ -9,7 +9,7 @@ import pytest
 from hotweights_agent import effects as fx
 from hotweights_agent import messages as msg
 from hotweights_crds.nodeweights import GivenUp
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from tests.agent.world import World, digest, engine_of, item, pod
 
 ITEMS = [item(1), item(2), item(3)]
@@ -27,7 +27,7 @@ def serving() -> World:
 
 def asked(world: World, version: int) -> int:
     """How often the version was asked for."""
-    commits = [e.frame.digest for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, wire.Commit)]
+    commits = [e.frame.digest for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)]
     prepares = [e.digest for e in world.log if isinstance(e, fx.SendPrepare)]
     return (commits + prepares).count(digest(version))
 
@@ -78,10 +78,10 @@ def test_a_commit_that_leaves_a_booting_engine_dirty_was_at_boot(serving: World)
 def test_no_answer_is_given_up_like_a_refusal(serving: World) -> None:
     serving.assign([pod(version=2, token=2)], ITEMS)
     for _ in range(3):
-        while not any(isinstance(frame, wire.Commit) for _, frame in serving.engines["a"].inbox):
+        while not any(isinstance(frame, frames.Commit) for _, frame in serving.engines["a"].inbox):
             serving.connect("a")
             serving.pass_time(1)
-            if serving.engines["a"].inbox and isinstance(serving.engines["a"].inbox[0][1], wire.Prepare):
+            if serving.engines["a"].inbox and isinstance(serving.engines["a"].inbox[0][1], frames.Prepare):
                 serving.read("a")
         serving.pass_time(120)
     assert [e.reason for e in serving.log if isinstance(e, fx.Close)] == ["CommitTimeout"] * 3
@@ -195,11 +195,11 @@ def test_a_refusal_counts_though_another_rank_said_before_that_it_may_pass(servi
     serving.assign([pod("b", version=1)], ITEMS)
     engine = serving.boot("b", 2)
     (first, one), (second, two) = engine.inbox.popleft(), engine.inbox.popleft()
-    assert isinstance(one, wire.Prepare)
-    assert isinstance(two, wire.Prepare)
-    serving.tell(msg.Said(first, wire.Rejected(one.id, one.digest, "LoadFailed", "no")))
+    assert isinstance(one, frames.Prepare)
+    assert isinstance(two, frames.Prepare)
+    serving.tell(msg.Said(first, frames.Rejected(one.id, one.digest, "LoadFailed", "no")))
     assert engine_of(serving, "b").failed is None
-    serving.tell(msg.Said(second, wire.Rejected(two.id, two.digest, "DtypeMismatch", "no")))
+    serving.tell(msg.Said(second, frames.Rejected(two.id, two.digest, "DtypeMismatch", "no")))
     found = engine_of(serving, "b").failed
     assert found is not None
     assert found.reason == "DtypeMismatch"

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hotweights_agent.manifests import ManifestCache
-from hotweights_agent.memory import FORMAT, Memory, MemoryNotWritten, Remembered
+from hotweights_agent.memory import FORMAT, Memory, MemoryNotWritten
+from hotweights_agent.word import Remembered
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import build

@@ -37,7 +37,7 @@ from hotweights_crds.nodeweights import (
     StageItem,
 )
 from hotweights_transports.errors import SourceUnavailable
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from hotweights_transports.resolve import publish
 from hotweights_transports.sources.file import open_folder
 from tests.agent.fake_engine import FakeEngine, until
@@ -280,7 +280,7 @@ async def test_an_engine_that_refuses_serves_on(node: Node, tmp_path: Path) -> N
     engine.refuses = "ShapeMismatch"
     await node.assign([v1], pod(None, 1).model_copy(update={"prepare": v1.digest}))
     await engine.start()
-    await until(lambda: any(isinstance(m, Said) and isinstance(m.frame, wire.Rejected) for m in node.heard))
+    await until(lambda: any(isinstance(m, Said) and isinstance(m.frame, frames.Rejected) for m in node.heard))
     await until(lambda: [e.phase for e in node.told.status.engines] == ["Refused"])
     assert node.told.marks[POD.uid].gate
     await engine.stop()

@@ -20,7 +20,7 @@ import yaml
 from safetensors.numpy import save_file
 
 from hotweights_kube import NODE_WEIGHTS, PODS, Api, Body, KubeError
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 from hotweights_transports.resolve import publish
 from hotweights_transports.sources.file import open_folder
 from localcluster import paths
@@ -311,11 +311,11 @@ async def connect(agent: AgentProcess, cluster: Cluster, pod: str, **changes: An
     for _ in range(600):
         try:
             answers = await engine.start()
-        except (OSError, wire.ConnectionClosed):
+        except (OSError, sockets.ConnectionClosed):
             await engine.stop()
             await asyncio.sleep(0.1)
             continue
-        assert all(isinstance(answer, wire.Welcome) for answer in answers), answers
+        assert all(isinstance(answer, frames.Welcome) for answer in answers), answers
         return engine
     raise AssertionError("the agent does not listen")
 
@@ -440,7 +440,7 @@ async def test_the_api_server_is_away_and_a_container_restarts(cluster: Cluster,
     await engine.stop()
     restarted = FakeEngine(agent.socket, token)
     answers = await restarted.start()
-    assert all(isinstance(answer, wire.Welcome) for answer in answers), "its token is still known"
+    assert all(isinstance(answer, frames.Welcome) for answer in answers), "its token is still known"
     for _ in range(150):
         if restarted.commits:
             break

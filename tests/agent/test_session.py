@@ -16,7 +16,7 @@ from hotweights_crds.nodeweights import (
     ResolvedVersion,
     ResolveItem,
 )
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from tests.agent.world import World, digest, engine_of, item, pod
 
 
@@ -48,7 +48,7 @@ def test_a_booting_engine_serves_its_version_from_its_first_answer_on(world: Wor
     engine = world.boot("a", 2)
     world.settle(1)
     assert engine_of(world).phase == "Booting", "it answers no request yet, whatever it prepares"
-    assert not [e for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, wire.Keep)]
+    assert not [e for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Keep)]
     world.settle(4)
     assert (engine.state, engine.active) == ("Serving", digest(1))
 
@@ -77,7 +77,7 @@ def test_the_label_goes_before_the_switch_begins(serving: World) -> None:
     serving.assign([pod(version=2, token=2)], [item(1), item(2)])
     serving.finish_stage(digest(2))
     serving.read("a")  # prepared
-    commits = [e for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, wire.Commit)]
+    commits = [e for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)]
     assert len(commits) == 1, "not before the label has gone"
     assert serving.marks["a"].digest_label
     serving.write_marks()
@@ -114,7 +114,7 @@ def test_a_prepare_that_nobody_wants_any_more_is_called_off(serving: World) -> N
     serving.finish_stage(digest(2))
     serving.assign([pod(version=1, token=3, prepare=3)], [item(1), item(2), item(3)])
     serving.pass_time(1)
-    off = [e.frame.digest for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, wire.Release)]
+    off = [e.frame.digest for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Release)]
     assert off == [digest(2)]
     serving.settle(4)
     assert engine_of(serving).prepared == digest(3)
@@ -144,7 +144,7 @@ def test_a_dirty_engine_is_told_nothing_and_counts_for_nothing(serving: World) -
     conn = serving.engines["a"].server
     assert conn is not None
     serving.engines["a"].state, serving.engines["a"].active = "Serving", digest(1)
-    serving.tell(msg.Said(conn, wire.State("Serving", digest(1), 2)))
+    serving.tell(msg.Said(conn, frames.State("Serving", digest(1), 2)))
     assert engine_of(serving).digest == digest(1), "it has repaired itself"
 
 
@@ -269,9 +269,9 @@ def test_every_api_server_of_an_engine_gets_to_open_its_port_but_one_commits(wor
     world.assign([pod(version=1)], [item(1)])
     engine = world.boot("a")
     second = world.new_conn("a")
-    world.tell(msg.Connected(second, msg.Pod("a", "ns", "a"), wire.Hello(role="server", state="Booting")))
+    world.tell(msg.Connected(second, msg.Pod("a", "ns", "a"), frames.Hello(role="server", state="Booting")))
     world.settle(4)
-    kept = [e.conn for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, wire.Keep)]
+    kept = [e.conn for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Keep)]
     assert (kept, engine.commits) == ([second], [digest(1)])
 
 
@@ -281,18 +281,24 @@ def test_an_answer_to_another_commit_than_the_one_asked_for_ends_the_connection(
     serving.read("a")
     serving.write_marks()
     conn, frame = serving.engines["a"].inbox[0]
-    assert isinstance(frame, wire.Commit)
-    effects = serving.tell(msg.Said(conn, wire.Committed(frame.id, digest(3), 2)))
+    assert isinstance(frame, frames.Commit)
+    effects = serving.tell(msg.Said(conn, frames.Committed(frame.id, digest(3), 2)))
     assert [type(e) for e in effects if isinstance(e, fx.Close)] == [fx.Close]
     assert engine_of(serving).digest == ""
 
 
 @pytest.mark.parametrize(
     "frame",
-    [wire.Committed(99, digest(2), 1), wire.Kept(99), wire.Pong(), wire.CommitFailed(99, dirty=True), wire.Released()],
+    [
+        frames.Committed(99, digest(2), 1),
+        frames.Kept(99),
+        frames.Pong(),
+        frames.CommitFailed(99, dirty=True),
+        frames.Released(),
+    ],
     ids=lambda frame: str(frame.op),
 )
-def test_answers_that_nobody_asked_for_change_nothing(serving: World, frame: wire.Frame) -> None:
+def test_answers_that_nobody_asked_for_change_nothing(serving: World, frame: frames.Frame) -> None:
     before = engine_of(serving)
     conn = serving.engines["a"].server
     assert conn is not None
@@ -303,16 +309,16 @@ def test_answers_that_nobody_asked_for_change_nothing(serving: World, frame: wir
 @pytest.mark.parametrize(
     "hello",
     [
-        wire.Hello(role="admin"),
-        wire.Hello(role="rank", rank=3, world_size=2),
-        wire.Hello(role="rank", rank=-1),
-        wire.Hello(role="rank", world_size=10**9),
-        wire.Hello(role="server", state="Fine"),
-        wire.Hello(role="server", digest="../../etc"),
+        frames.Hello(role="admin"),
+        frames.Hello(role="rank", rank=3, world_size=2),
+        frames.Hello(role="rank", rank=-1),
+        frames.Hello(role="rank", world_size=10**9),
+        frames.Hello(role="server", state="Fine"),
+        frames.Hello(role="server", digest="../../etc"),
     ],
     ids=str,
 )
-def test_impossible_hellos_are_closed(world: World, hello: wire.Hello) -> None:
+def test_impossible_hellos_are_closed(world: World, hello: frames.Hello) -> None:
     effects = world.tell(
         msg.Connected(world.new_conn("a") if "a" in world.engines else 7, msg.Pod("x", "ns", "x"), hello)
     )
@@ -325,8 +331,8 @@ def test_texts_of_engines_are_cleaned_before_anybody_reads_them(serving: World) 
     serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
     serving.finish_stage(digest(2))
     conn, frame = serving.engines["a"].inbox.popleft()
-    assert isinstance(frame, wire.Prepare)
-    serving.tell(msg.Said(conn, wire.Rejected(frame.id, frame.digest, "no reason; really", "\ud800\n" + "x" * 5000)))
+    assert isinstance(frame, frames.Prepare)
+    serving.tell(msg.Said(conn, frames.Rejected(frame.id, frame.digest, "no reason; really", "\ud800\n" + "x" * 5000)))
     found = engine_of(serving)
     assert found.reason == "Rejected"
     assert len(found.message) <= 512

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from hotweights_agent import effects as fx
 from hotweights_agent.messages import Gone
 from hotweights_crds.nodeweights import PodAssignment
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from tests.agent.world import World, digest, item
 
 UIDS = ("a", "b")
@@ -86,7 +86,9 @@ class Node(RuleBasedStateMachine):
         self.write()
         if shown is not None and shown.gate:
             assert self.world.wanted_marks[uid] == shown
-            assert not [e for e in self.world.log[told:] if isinstance(e, fx.Send) and isinstance(e.frame, wire.Commit)]
+            assert not [
+                e for e in self.world.log[told:] if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)
+            ]
         self.world.settle(rounds)
 
     @initialize(sizes=st.tuples(st.sampled_from((1, 2)), st.sampled_from((1, 2))))

@@ -17,7 +17,7 @@ from hotweights_agent.settings import RootSettings, SettingsError, read
 from hotweights_agent.store import Store
 from hotweights_common.http_endpoints import Endpoints
 from hotweights_transports.errors import SourceRefused
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 NODE = {"NODE_NAME": "node-a"}
 
@@ -122,7 +122,7 @@ def test_versions_take_no_more_than_the_settings_allow(monkeypatch: pytest.Monke
 
 def test_metrics_and_probes() -> None:
     metrics = Metrics()
-    metrics.note(Said(1, wire.Committed(1, "d", 1, pause_seconds=0.05)))
+    metrics.note(Said(1, frames.Committed(1, "d", 1, pause_seconds=0.05)))
     metrics.note(StageFailed("d", "ChecksumMismatch", "", transient=False))
     metrics.note(StageFailed("d", "Whatever" * 9, "", transient=False))
     wrong = ["stuck"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from hotweights_agent import effects as fx
 from hotweights_agent import messages as msg
-from hotweights_agent.memory import Remembered
 from hotweights_agent.session import Self, Session
+from hotweights_agent.word import Remembered
 from hotweights_crds.nodeweights import (
     EngineStatus,
     NodeWeightsSpec,
@@ -20,7 +20,7 @@ from hotweights_crds.nodeweights import (
     RolloutAssignment,
     StageItem,
 )
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from tests.agent.books import Books
 
 
@@ -55,7 +55,7 @@ class EngineModel:
     server: int | None = None  # connection
     ranks: dict[int, int] = field(default_factory=dict)  # rank → connection
     prepared: dict[int, set[str]] = field(default_factory=dict)
-    inbox: deque[tuple[int, wire.Frame]] = field(default_factory=deque)  # frames of the agent, not read yet
+    inbox: deque[tuple[int, frames.Frame]] = field(default_factory=deque)  # frames of the agent, not read yet
     rejects: set[str] = field(default_factory=set)
     fails: list[str] = field(default_factory=list)  # what the next commits end with: a reason, or "dirty"
     commits: list[str] = field(default_factory=list)
@@ -126,9 +126,9 @@ class World:
             case fx.SendPrepare():
                 assert effect.digest in self.staged, "only what is staged and verified is handed over"
                 self.note_ask(effect.conn, "Prepare", effect.digest)
-                self.send(effect.conn, wire.Prepare(effect.id, effect.digest, 1))
+                self.send(effect.conn, frames.Prepare(effect.id, effect.digest, 1))
             case fx.Send():
-                if isinstance(effect.frame, wire.Commit):
+                if isinstance(effect.frame, frames.Commit):
                     self.check_commit(effect.conn, effect.frame)
                 self.send(effect.conn, effect.frame)
             case fx.Close():
@@ -148,7 +148,7 @@ class World:
             case fx.Report():
                 self.status = effect.status
 
-    def check_commit(self, conn: int, frame: wire.Commit) -> None:
+    def check_commit(self, conn: int, frame: frames.Commit) -> None:
         """A commit goes out only for what is assigned, to an engine whose every rank has it, with no old label showing."""
         engine = self.engines[self.by_conn[conn]]
         wanted = self.note_ask(conn, "Commit", frame.digest)
@@ -235,7 +235,7 @@ class World:
     def hello(self, engine: EngineModel, conn: int, role: str, rank: int) -> None:
         if role == "server" and engine.state == "Booting":
             self.books.new_life(engine.uid)
-        hello = wire.Hello(
+        hello = frames.Hello(
             role=role,
             rank=rank,
             world_size=engine.world_size,
@@ -271,7 +271,7 @@ class World:
         if engine.server is None and not engine.ranks:
             self.books.new_life(engine.uid)
 
-    def send(self, conn: int, frame: wire.Frame) -> None:
+    def send(self, conn: int, frame: frames.Frame) -> None:
         if conn in self.by_conn:
             self.engines[self.by_conn[conn]].inbox.append((conn, frame))
 
@@ -286,27 +286,27 @@ class World:
                 self.tell(msg.Said(conn, answer))
                 self.check()
 
-    def answer(self, engine: EngineModel, conn: int, frame: wire.Frame) -> wire.Frame | None:
+    def answer(self, engine: EngineModel, conn: int, frame: frames.Frame) -> frames.Frame | None:
         rank = next((r for r, c in engine.ranks.items() if c == conn), None)
         match frame:
-            case wire.Prepare() if rank is not None:
+            case frames.Prepare() if rank is not None:
                 if frame.digest in engine.rejects:
-                    return wire.Rejected(frame.id, frame.digest, "ShapeMismatch", "no")
+                    return frames.Rejected(frame.id, frame.digest, "ShapeMismatch", "no")
                 engine.prepared[rank].add(frame.digest)
-                return wire.Prepared(frame.id, frame.digest, 0.1, 100)
-            case wire.Release() if rank is not None:
+                return frames.Prepared(frame.id, frame.digest, 0.1, 100)
+            case frames.Release() if rank is not None:
                 engine.prepared[rank].discard(frame.digest)
-                return wire.Released(frame.id, frame.digest)
-            case wire.Keep():
+                return frames.Released(frame.id, frame.digest)
+            case frames.Keep():
                 engine.state = "Serving" if engine.state == "Booting" else engine.state
-                return wire.Kept(frame.id, frame.commit_token)
-            case wire.Commit():
+                return frames.Kept(frame.id, frame.commit_token)
+            case frames.Commit():
                 return self.commit(engine, frame)
         return None
 
-    def commit(self, engine: EngineModel, frame: wire.Commit) -> wire.Frame:
-        def failed(reason: str, dirty: bool = False) -> wire.Frame:
-            return wire.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, "no", dirty)
+    def commit(self, engine: EngineModel, frame: frames.Commit) -> frames.Frame:
+        def failed(reason: str, dirty: bool = False) -> frames.Frame:
+            return frames.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, "no", dirty)
 
         if frame.commit_token < engine.token:
             return failed("StaleToken")
@@ -322,7 +322,7 @@ class World:
                 return failed(fault)
             engine.commits.append(frame.digest)
         engine.state, engine.active = "Serving", frame.digest
-        return wire.Committed(frame.id, frame.digest, frame.commit_token, 0.05, {}, "Golden")
+        return frames.Committed(frame.id, frame.digest, frame.commit_token, 0.05, {}, "Golden")
 
     # -- what must always hold -----------------------------------------------------------------------------------------
 

@@ -31,7 +31,7 @@ from hotweights_agent.settings import EngineSettings, KubeSettings, RootSettings
 from hotweights_operator.cache import Cache
 from hotweights_operator.metrics import Metrics as OperatorMetrics
 from hotweights_operator.metrics import Pulse
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames as handoff_frames
 from hotweights_transports.peers import frames
 
 ROOT = Path(__file__).parents[2]
@@ -88,8 +88,8 @@ def settings() -> Iterator[str]:
 
 def handoff() -> Iterator[str]:
     """Between an agent and the plugin inside vLLM."""
-    yield f"protocols {wire.PROTOCOLS}, at most {wire.MAX_FRAME_BYTES} bytes and {wire.MAX_FDS_PER_FRAME} descriptors"
-    yield from sorted({wire.encode(kind()).decode() for kind in wire.Frame.__subclasses__()})
+    yield f"protocols {handoff_frames.PROTOCOLS}, at most {handoff_frames.MAX_FRAME_BYTES} bytes and {handoff_frames.MAX_FDS_PER_FRAME} descriptors"
+    yield from sorted({handoff_frames.encode(kind()).decode() for kind in handoff_frames.Frame.__subclasses__()})
 
 
 def peers() -> Iterator[str]:

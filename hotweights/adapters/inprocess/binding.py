@@ -20,13 +20,13 @@ from hotweights.adapters.vllm import link
 from hotweights.adapters.vllm.replica import Replica
 from hotweights.adapters.vllm.server import Server
 from hotweights.adapters.vllm.settings import Settings
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.binding")
 JOIN_SECONDS = 120.0
 GATE_SECONDS = 30.0
 AGAIN_SECONDS = 0.02
-Noted = Callable[[wire.Frame], None]
+Noted = Callable[[frames.Frame], None]
 
 
 class _Server(Server):
@@ -36,7 +36,7 @@ class _Server(Server):
         super().__init__(replica, settings, end)
         self._noted = noted
 
-    async def _answer(self, frame: wire.Commit) -> wire.Frame:
+    async def _answer(self, frame: frames.Commit) -> frames.Frame:
         answer = await super()._answer(frame)
         self._noted(answer)
         return answer
@@ -57,11 +57,11 @@ class _GatedServer(_Server):
         finally:
             self._gate.open()
 
-    async def _commit(self, connection: link.Connection, frame: wire.Commit) -> None:
+    async def _commit(self, connection: link.Connection, frame: frames.Commit) -> None:
         try:
             await self._close_gate(GATE_SECONDS)
         except TimeoutError as error:
-            connection.send(wire.CommitFailed(frame.id, frame.digest, frame.commit_token, "Busy", str(error)))
+            connection.send(frames.CommitFailed(frame.id, frame.digest, frame.commit_token, "Busy", str(error)))
             return
         try:
             await super()._commit(connection, frame)

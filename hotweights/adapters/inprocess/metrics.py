@@ -7,7 +7,7 @@ import os
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Info, start_http_server
 
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.binder")
 PORT_VARIABLE = "HOTWEIGHTS_BINDER_METRICS_PORT"
@@ -29,9 +29,9 @@ class BinderMetrics:
         for result in ("committed", "failed"):
             self._updates.labels(result)
 
-    def note(self, answer: wire.Frame) -> None:
+    def note(self, answer: frames.Frame) -> None:
         """How a commit ended."""
-        if isinstance(answer, wire.Committed):
+        if isinstance(answer, frames.Committed):
             self._updates.labels("committed").inc()
             self._pause.set(answer.pause_seconds)
             self._version.info({"digest": answer.digest, "token": str(answer.commit_token)})

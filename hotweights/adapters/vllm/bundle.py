@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, PLUGIN_VERSION
-from hotweights_transports.handoff import wire
+from hotweights_transports import handoff
 
 PLUGINS = (GENERAL_PLUGIN, ENDPOINT_PLUGIN)
 PACKAGE = "hotweights/adapters/vllm"
@@ -37,18 +37,21 @@ Summary: Puts new weights into this vLLM while it runs.
 
 def contents() -> dict[str, str]:
     """Every file of the bundle, by its path in it."""
-    modules = {f"{PACKAGE}/{path.name}": path.read_text() for path in sorted(Path(__file__).parent.glob("*.py"))}
     information = f"hotweights_vllm-{PLUGIN_VERSION}.dist-info"
     return {
         "hotweights/__init__.py": "",
         "hotweights/adapters/__init__.py": "",
-        **modules,
+        **_modules(Path(__file__).parent, PACKAGE),
         "hotweights_transports/__init__.py": "",
-        "hotweights_transports/handoff/__init__.py": "",
-        "hotweights_transports/handoff/wire.py": Path(wire.__file__).read_text(),
+        **_modules(Path(handoff.__file__).parent, "hotweights_transports/handoff"),
         f"{information}/METADATA": METADATA,
         f"{information}/entry_points.txt": ENTRY_POINTS,
     }
+
+
+def _modules(folder: Path, name: str) -> dict[str, str]:
+    """The modules beneath a folder, by their paths in the bundle."""
+    return {f"{name}/{path.relative_to(folder)}": path.read_text() for path in sorted(folder.rglob("*.py"))}
 
 
 def write(destination: Path) -> Path:

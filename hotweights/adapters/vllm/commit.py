@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotweights.adapters.vllm import faults, probe
 from hotweights.adapters.vllm.faults import CommitError, EngineDead
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 if TYPE_CHECKING:
     from hotweights.adapters.vllm.replica import Replica
@@ -57,7 +57,7 @@ class Switch:
 
     replica: Replica
     repair_seconds: float
-    tell: Callable[[wire.State], None]
+    tell: Callable[[frames.State], None]
     end: Callable[[str], None] = lambda reason: faults.end_process(reason)
     state: str = "Booting"
     digest: str | None = None
@@ -68,7 +68,7 @@ class Switch:
     )
     _before: str = "Booting"  # the state that a repair returns to
     _probed: str = "None"
-    _running: tuple[str, int, asyncio.Future[wire.Frame]] | None = None
+    _running: tuple[str, int, asyncio.Future[frames.Frame]] | None = None
     _known: dict[str | None, Questions] = field(default_factory=dict)  # what each version answered when it was right
 
     async def remember_boot(self) -> None:
@@ -93,7 +93,7 @@ class Switch:
         self.token = token
         return True
 
-    async def commit(self, frame: wire.Commit) -> wire.Frame:
+    async def commit(self, frame: frames.Commit) -> frames.Frame:
         """Switch to a prepared version; the answer to send."""
         running = self._running
         if running is not None and running[:2] == (frame.digest, frame.commit_token):
@@ -104,7 +104,7 @@ class Switch:
         self.token = frame.commit_token
         if frame.digest == self.digest:
             return self._committed(frame, 0.0, {})
-        future: asyncio.Future[wire.Frame] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[frames.Frame] = asyncio.get_running_loop().create_future()
         self._running = (frame.digest, frame.commit_token, future)
         try:
             result = await self._commit(frame)
@@ -119,7 +119,7 @@ class Switch:
         future.set_result(result)
         return result
 
-    def _refusal(self, frame: wire.Commit) -> wire.Frame | None:
+    def _refusal(self, frame: frames.Commit) -> frames.Frame | None:
         if frame.commit_token < self.token:
             return _failed(frame, "StaleToken", f"token {frame.commit_token} is older than {self.token}, seen already")
         if self.dirty:
@@ -132,7 +132,7 @@ class Switch:
             return _failed(frame, "CommitFailed", f"mode {frame.mode!r} is none of {', '.join(PAUSE_MODES)}")
         return None
 
-    async def _commit(self, frame: wire.Commit) -> wire.Frame:
+    async def _commit(self, frame: frames.Commit) -> frames.Frame:
         timings: dict[str, float] = {}
         try:
             questions = await self._check(frame.digest)
@@ -181,7 +181,7 @@ class Switch:
         except (KeyError, TypeError, ValueError) as error:
             raise CommitError("CommitFailed", f"the version's probes are malformed: {error!r}") from error
 
-    async def _pause(self, frame: wire.Commit, timings: dict[str, float]) -> None:
+    async def _pause(self, frame: frames.Commit, timings: dict[str, float]) -> None:
         limit = frame.drain_seconds if frame.mode == "Wait" else frame.deadline_seconds
         with _timed(timings, "pause"):
             try:
@@ -197,7 +197,7 @@ class Switch:
             except Exception as error:  # a cache that cannot be reset, for instance: nothing was copied yet
                 raise CommitError("CommitFailed", f"could not pause: {error}") from error
 
-    async def _switch(self, frame: wire.Commit, questions: Questions, timings: dict[str, float]) -> list[list[int]]:
+    async def _switch(self, frame: frames.Commit, questions: Questions, timings: dict[str, float]) -> list[list[int]]:
         """What only the pause may see: the copy, and the probe's tokens."""
         with _timed(timings, "probe"):
             answers, copy_seconds = await self.replica.switch(frame.digest, questions.prompts, questions.lengths)
@@ -207,7 +207,7 @@ class Switch:
     async def _ask(self, questions: Questions) -> list[list[int]]:
         return _tokens(await self.replica.probe(questions.prompts, questions.lengths), questions)
 
-    async def _became_dirty(self, frame: wire.Commit, reason: str, message: str) -> wire.Frame:
+    async def _became_dirty(self, frame: frames.Commit, reason: str, message: str) -> frames.Frame:
         self._before, self.dirty, self.state = self.state, True, "Dirty"
         logger.error("The engine is dirty and stays paused: %s: %s", reason, message)
         self._tell(reason, message)
@@ -251,10 +251,10 @@ class Switch:
             logger.warning("A rank could not %s: %s", command, error)
 
     def _tell(self, reason: str, message: str) -> None:
-        self.tell(wire.State(self.state, self.digest, self.token, reason, message[:2000]))
+        self.tell(frames.State(self.state, self.digest, self.token, reason, message[:2000]))
 
-    def _committed(self, frame: wire.Commit, pause_seconds: float, timings: dict[str, float]) -> wire.Committed:
-        return wire.Committed(frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed)
+    def _committed(self, frame: frames.Commit, pause_seconds: float, timings: dict[str, float]) -> frames.Committed:
+        return frames.Committed(frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed)
 
 
 def _tokens(answers: list[dict[str, Any]], questions: Questions) -> list[list[int]]:
@@ -269,8 +269,8 @@ def _tokens(answers: list[dict[str, Any]], questions: Questions) -> list[list[in
     return tokens
 
 
-def _failed(frame: wire.Commit, reason: str, message: str, *, dirty: bool = False) -> wire.CommitFailed:
-    return wire.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, message[:2000], dirty)
+def _failed(frame: frames.Commit, reason: str, message: str, *, dirty: bool = False) -> frames.CommitFailed:
+    return frames.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, message[:2000], dirty)
 
 
 class _timed:  # noqa: N801 - reads as a word

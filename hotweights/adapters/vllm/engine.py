@@ -34,7 +34,7 @@ from hotweights.adapters.vllm.orders import Orders
 from hotweights.adapters.vllm.pace import Pace
 from hotweights.adapters.vllm.shadow import Shadow, Unsupported
 from hotweights.adapters.vllm.suit import Suit
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.engine")
 
@@ -95,8 +95,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
 
     # --- the agent's side -------------------------------------------------------------------------------------------
 
-    def _hello(self) -> wire.Hello:
-        return wire.Hello(
+    def _hello(self) -> frames.Hello:
+        return frames.Hello(
             role="rank",
             token=link.read_token(self._settings.token_file),
             rank=self._rank,
@@ -107,19 +107,19 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             state="Serving",
         )
 
-    def _prepare(self, connection: link.Connection, frame: wire.Prepare, fds: list[int]) -> None:
+    def _prepare(self, connection: link.Connection, frame: frames.Prepare, fds: list[int]) -> None:
         began = time.monotonic()
         try:
             nbytes = self._take(frame.digest, fds)
         except Rejection as error:
             logger.warning("Rejected %s: %s: %s", frame.digest[:19], error.reason, error)
             connection.send(
-                wire.Rejected(id=frame.id, digest=frame.digest, reason=error.reason, message=str(error)[:2000])
+                frames.Rejected(id=frame.id, digest=frame.digest, reason=error.reason, message=str(error)[:2000])
             )
         else:
             seconds = time.monotonic() - began
             logger.info("Prepared %s in %.2f s, %.1f MB", frame.digest[:19], seconds, nbytes / 1e6)
-            connection.send(wire.Prepared(id=frame.id, digest=frame.digest, seconds=seconds, nbytes=nbytes))
+            connection.send(frames.Prepared(id=frame.id, digest=frame.digest, seconds=seconds, nbytes=nbytes))
 
     def _take(self, digest: str, fds: list[int]) -> int:
         try:
@@ -157,7 +157,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         self._tidy()
         return image.nbytes
 
-    def _release(self, connection: link.Connection, frame: wire.Release) -> None:
+    def _release(self, connection: link.Connection, frame: frames.Release) -> None:
         with self._lock:
             if self._pinned != frame.digest:
                 self._images.pop(frame.digest, None)
@@ -165,7 +165,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                     self._ready = None
                     self._shadow.clear()
         self._tidy()
-        connection.send(wire.Released(id=frame.id, digest=frame.digest))
+        connection.send(frames.Released(id=frame.id, digest=frame.digest))
 
     def _hold(self, image: Image) -> None:
         """Keep what serves, what served before it (the way back), and the newest; an agent that forgot to release fills no memory."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames, sockets
 
 logger = logging.getLogger("vllm.hotweights.link")
 FIRST_RETRY_SECONDS = 0.1
@@ -34,13 +34,13 @@ class Connection:
         self._lock = threading.Lock()
         self.open = True
 
-    def send(self, frame: wire.Frame) -> bool:
+    def send(self, frame: frames.Frame) -> bool:
         with self._lock:
             if not self.open:
                 return False
             try:
-                wire.send(self._sock, frame)
-            except wire.WireError:
+                sockets.send(self._sock, frame)
+            except frames.WireError:
                 logger.exception("A frame to the agent is too large and was dropped: %s", frame.op)
                 return False
             except OSError as error:
@@ -69,8 +69,8 @@ class Link(threading.Thread):
     def __init__(
         self,
         path: str,
-        hello: Callable[[], wire.Hello],
-        handle: Callable[[Connection, wire.Frame, list[int]], None],
+        hello: Callable[[], frames.Hello],
+        handle: Callable[[Connection, frames.Frame, list[int]], None],
         *,
         closed: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
@@ -96,7 +96,7 @@ class Link(threading.Thread):
             began = time.monotonic()
             try:
                 self._serve()
-            except (OSError, wire.WireError) as error:
+            except (OSError, frames.WireError) as error:
                 self._say(error)
             if time.monotonic() - began > LAST_RETRY_SECONDS:
                 delay = FIRST_RETRY_SECONDS  # it was a connection, not an attempt
@@ -107,13 +107,13 @@ class Link(threading.Thread):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
             sock.settimeout(HELLO_SECONDS)
             sock.connect(self._path)
-            wire.send(sock, self._hello())
-            answer, fds = wire.recv(sock)
+            sockets.send(sock, self._hello())
+            answer, fds = sockets.recv(sock)
             close_all(fds)
-            if isinstance(answer, wire.Refused):
-                raise wire.WireError(f"the agent refused: {answer.reason}: {answer.message}")
-            if not isinstance(answer, wire.Welcome):
-                raise wire.WireError(f"the agent answered the hello with {answer.op}")
+            if isinstance(answer, frames.Refused):
+                raise frames.WireError(f"the agent refused: {answer.reason}: {answer.message}")
+            if not isinstance(answer, frames.Welcome):
+                raise frames.WireError(f"the agent answered the hello with {answer.op}")
             sock.settimeout(None)
             connection = self.connection = Connection(sock)
             if self._ended.is_set():
@@ -130,15 +130,15 @@ class Link(threading.Thread):
     def _receive(self, sock: socket.socket, connection: Connection) -> None:
         while True:
             try:
-                frame, fds = wire.recv(sock)
-            except wire.ConnectionClosed:
+                frame, fds = sockets.recv(sock)
+            except sockets.ConnectionClosed:
                 raise
-            except wire.WireError as error:  # from a newer agent: what we do not know, we do not do
+            except frames.WireError as error:  # from a newer agent: what we do not know, we do not do
                 logger.warning("The agent sent what this plugin does not understand: %s", error)
                 continue
-            if isinstance(frame, wire.Ping):
+            if isinstance(frame, frames.Ping):
                 close_all(fds)
-                connection.send(wire.Pong(id=frame.id))
+                connection.send(frames.Pong(id=frame.id))
             else:
                 self._on_frame(connection, frame, fds)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from hotweights.adapters.vllm import link
 from hotweights.adapters.vllm.pace import giving_way
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.orders")
 
@@ -22,11 +22,11 @@ class Orders:
 
     def __init__(
         self,
-        prepare: Callable[[link.Connection, wire.Prepare, list[int]], None],
-        release: Callable[[link.Connection, wire.Release], None],
+        prepare: Callable[[link.Connection, frames.Prepare, list[int]], None],
+        release: Callable[[link.Connection, frames.Release], None],
     ) -> None:
         self._prepare, self._release = prepare, release
-        self._partial: dict[int, tuple[wire.Prepare, list[int]]] = {}
+        self._partial: dict[int, tuple[frames.Prepare, list[int]]] = {}
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.released = ""  # the digest released last, with nothing ordered since: preparing just this one is in vain
 
@@ -38,17 +38,17 @@ class Orders:
         """After what was ordered so far, on the same thread."""
         self._work.put(work)
 
-    def handle(self, connection: link.Connection, frame: wire.Frame, fds: list[int]) -> None:
+    def handle(self, connection: link.Connection, frame: frames.Frame, fds: list[int]) -> None:
         """One frame, on the link's thread; the descriptors are ours."""
-        if isinstance(frame, wire.Prepare):
+        if isinstance(frame, frames.Prepare):
             self._partial[frame.id] = (frame, fds)
             self._gathered(connection, frame.id)
-        elif isinstance(frame, wire.MoreSlabs) and frame.id in self._partial:
+        elif isinstance(frame, frames.MoreSlabs) and frame.id in self._partial:
             self._partial[frame.id][1].extend(fds)
             self._gathered(connection, frame.id)
         else:
             link.close_all(fds)
-            if isinstance(frame, wire.Release):
+            if isinstance(frame, frames.Release):
                 self.released = frame.digest
                 self.later(lambda: self._release(connection, frame))
 

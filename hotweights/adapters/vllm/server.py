@@ -17,7 +17,7 @@ from typing import Any
 from hotweights.adapters.vllm import PLUGIN_VERSION, faults, link, plugin, settings
 from hotweights.adapters.vllm.commit import Switch
 from hotweights.adapters.vllm.replica import Replica
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.server")
 
@@ -95,8 +95,8 @@ class Server:
 
     # --- on the link's thread: `_hello` only reads, `_handle` only hands over ----------------------------------------
 
-    def _hello(self) -> wire.Hello:
-        return wire.Hello(
+    def _hello(self) -> frames.Hello:
+        return frames.Hello(
             role="server",
             token=link.read_token(self._settings.token_file),
             world_size=self._replica.world_size,
@@ -108,43 +108,43 @@ class Server:
             commit_token=self.switch.token,
         )
 
-    def _handle(self, connection: link.Connection, frame: wire.Frame, fds: list[int]) -> None:
+    def _handle(self, connection: link.Connection, frame: frames.Frame, fds: list[int]) -> None:
         link.close_all(fds)
         self._loop.call_soon_threadsafe(self._dispatch, connection, frame)
 
     # --- on the event loop ------------------------------------------------------------------------------------------
 
-    def _dispatch(self, connection: link.Connection, frame: wire.Frame) -> None:
-        if isinstance(frame, wire.Commit):
+    def _dispatch(self, connection: link.Connection, frame: frames.Frame) -> None:
+        if isinstance(frame, frames.Commit):
             task = self._loop.create_task(self._commit(connection, frame))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-        elif isinstance(frame, wire.Keep):
+        elif isinstance(frame, frames.Keep):
             if self.switch.keep(frame.commit_token):
                 self._told.set()
-                connection.send(wire.Kept(frame.id, frame.commit_token))
+                connection.send(frames.Kept(frame.id, frame.commit_token))
             else:
                 message = f"token {frame.commit_token} is older than {self.switch.token}, seen already"
-                connection.send(wire.CommitFailed(frame.id, "", frame.commit_token, "StaleToken", message))
+                connection.send(frames.CommitFailed(frame.id, "", frame.commit_token, "StaleToken", message))
 
-    async def _commit(self, connection: link.Connection, frame: wire.Commit) -> None:
+    async def _commit(self, connection: link.Connection, frame: frames.Commit) -> None:
         was_dirty = self.switch.dirty
         answer = await self._answer(frame)
         answered = connection.send(dataclasses.replace(answer, id=frame.id))  # type: ignore[call-arg]
-        if isinstance(answer, wire.Committed):
+        if isinstance(answer, frames.Committed):
             self._told.set()
             if not answered:
                 self._tell(self._state())  # whoever asked has gone; its successor said hello before this ended
         elif self.switch.dirty and not was_dirty:
             await self.switch.repair()
 
-    async def _answer(self, frame: wire.Commit) -> wire.Frame:
+    async def _answer(self, frame: frames.Commit) -> frames.Frame:
         return await self.switch.commit(frame)
 
-    def _state(self) -> wire.State:
-        return wire.State(self.switch.state, self.switch.digest, self.switch.token)
+    def _state(self) -> frames.State:
+        return frames.State(self.switch.state, self.switch.digest, self.switch.token)
 
-    def _tell(self, state: wire.State) -> None:
+    def _tell(self, state: frames.State) -> None:
         connection = self._link.connection
         if connection is not None:
             connection.send(state)

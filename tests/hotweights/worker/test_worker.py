@@ -12,7 +12,7 @@ import pytest
 from hotweights.coordinator.messages import CallRefused, CoordinatorUnreachable
 from hotweights.worker.service import WorkerError
 from hotweights.worker.sync import Pace
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 from tests.agent.fake_engine import until
 from tests.hotweights.coordinator.running import lasting_endpoint, running
 from tests.hotweights.worker.conftest import PACE, SECONDS, Group, Worker
@@ -30,7 +30,7 @@ async def test_an_engine_prepares_before_the_precommit_and_switches_at_the_commi
     worker = await group.worker("w1")
     engine = worker.engine()
     engine.state = "Serving"
-    assert isinstance((await engine.start())[0], wire.Welcome)
+    assert isinstance((await engine.start())[0], frames.Welcome)
     plan = group.version("v1", 1.0)
     await group.begin("v1")
     await group.reaches(lambda status: status["state"] == "precommitted")
@@ -72,7 +72,7 @@ async def test_a_stranger_is_no_engine(group: Group) -> None:
     worker = await group.worker("w1")
     stranger = worker.engine(token="guessed")
     answer = (await stranger.start())[0]
-    assert isinstance(answer, wire.Refused)
+    assert isinstance(answer, frames.Refused)
     assert answer.reason == "TokenInvalid"
     assert worker.running is not None
     assert worker.running.token_file.stat().st_mode & 0o777 == 0o600

@@ -9,11 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotweights_transports.handoff import wire
+from hotweights_transports.handoff import frames
 
 NUMBERS = [
     (cls, f.name, str(f.type))
-    for cls in (wire.Hello, wire.State, wire.Prepared, wire.Committed, wire.CommitFailed, wire.Kept, wire.Pong)
+    for cls in (
+        frames.Hello,
+        frames.State,
+        frames.Prepared,
+        frames.Committed,
+        frames.CommitFailed,
+        frames.Kept,
+        frames.Pong,
+    )
     for f in dataclasses.fields(cls)
     if str(f.type) in ("int", "float")
 ]
@@ -22,28 +30,28 @@ NOT_INTS = ("-1", "1.5", "true", "null", '"1"', "[]")
 
 
 @pytest.mark.parametrize(("cls", "name", "kind"), NUMBERS, ids=lambda value: str(getattr(value, "op", value)))
-def test_a_number_that_cannot_be_meant_is_no_frame(cls: type[wire.Frame], name: str, kind: str) -> None:
+def test_a_number_that_cannot_be_meant_is_no_frame(cls: type[frames.Frame], name: str, kind: str) -> None:
     for text in HUGE + (NOT_INTS if kind == "int" else ("true", "null", '"1"')):
-        with pytest.raises(wire.WireError, match=f"{cls.op}.{name} is no {kind}"):
-            wire.decode(f'{{"op":"{cls.op}","{name}":{text}}}'.encode())
+        with pytest.raises(frames.WireError, match=f"{cls.op}.{name} is no {kind}"):
+            frames.decode(f'{{"op":"{cls.op}","{name}":{text}}}'.encode())
 
 
 def test_the_largest_number_passes() -> None:
-    frame = wire.Committed(wire.MAX_NUMBER, commit_token=wire.MAX_NUMBER, pause_seconds=0.0)
-    assert wire.decode(wire.encode(frame)) == frame
+    frame = frames.Committed(frames.MAX_NUMBER, commit_token=frames.MAX_NUMBER, pause_seconds=0.0)
+    assert frames.decode(frames.encode(frame)) == frame
 
 
 def test_numbers_within_lists_and_tables_are_looked_at_too() -> None:
     for body in ('"protocols":[1,1e30]', f'"protocols":[{10**30}]'):
-        with pytest.raises(wire.WireError):
-            wire.decode(f'{{"op":"hello",{body}}}'.encode())
-    with pytest.raises(wire.WireError):
-        wire.decode(b'{"op":"committed","timings":{"copy":NaN}}')
+        with pytest.raises(frames.WireError):
+            frames.decode(f'{{"op":"hello",{body}}}'.encode())
+    with pytest.raises(frames.WireError):
+        frames.decode(b'{"op":"committed","timings":{"copy":NaN}}')
 
 
 def test_more_digits_than_python_reads_are_no_frame() -> None:
-    with pytest.raises(wire.WireError):
-        wire.decode(b'{"op":"hello","commit_token":' + b"9" * 10000 + b"}")
+    with pytest.raises(frames.WireError):
+        frames.decode(b'{"op":"hello","commit_token":' + b"9" * 10000 + b"}")
 
 
 @given(
@@ -55,13 +63,13 @@ def test_more_digits_than_python_reads_are_no_frame() -> None:
 )
 def test_whatever_comes_is_refused_or_bounded(op: str, fields: dict[str, object]) -> None:
     try:
-        frame = wire.decode(json.dumps({"op": op, **fields}).encode())
-    except wire.WireError:
+        frame = frames.decode(json.dumps({"op": op, **fields}).encode())
+    except frames.WireError:
         return
     for f in dataclasses.fields(frame):
         value = getattr(frame, f.name)
         if str(f.type) == "int":
             assert type(value) is int
-            assert 0 <= value <= wire.MAX_NUMBER
+            assert 0 <= value <= frames.MAX_NUMBER
         elif str(f.type) == "float":
-            assert abs(value) <= wire.MAX_NUMBER
+            assert abs(value) <= frames.MAX_NUMBER

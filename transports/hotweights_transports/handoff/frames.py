@@ -1,19 +1,17 @@
 """Frames between an agent and the engines of its node.
 
-One frame is one JSON object in one ``SOCK_SEQPACKET`` datagram, with file descriptors beside it where it hands memory over.
+One frame is one JSON object in one datagram (`sockets` sends it), with file descriptors beside it where it hands memory over.
 This module runs inside vLLM, in images that we do not build, beside agents older or newer than itself: so it imports the
 standard library alone, an unknown field is ignored, a missing one takes its default, and an unknown ``op`` is a `WireError`
 that the receiver answers instead of dying of it. So is a number that cannot be meant: counts, ids and tokens are 0 to
-`MAX_NUMBER`, and what is measured is finite, so that nobody behind the receiver has to doubt them. What the frames mean, and in which order they come, is told in
-``docs/design/001-contracts.md``.
+`MAX_NUMBER`, and what is measured is finite, so that nobody behind the receiver has to doubt
+them. What the frames mean, and in which order they come, is told in ``docs/design/001-contracts.md``. No socket is known here.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -22,16 +20,12 @@ MAX_FRAME_BYTES = 64 * 1024
 MAX_FDS_PER_FRAME = 250  # the kernel's SCM_MAX_FD is 253
 MAX_NUMBER = (
     2**53 - 1
-)  # what every JSON reader takes exactly; an API server takes more, but others must be able to count on from it
+)  # what every JSON reader takes exactly; an API server takes more, but others must be able to add to it
 TOKEN_AUDIENCE = "hotweights-agent"
 
 
 class WireError(Exception):
     """A frame that cannot be understood, or is too large to send."""
-
-
-class ConnectionClosed(WireError):
-    """The other side has gone."""
 
 
 _FRAMES: dict[str, type[Frame]] = {}
@@ -236,26 +230,6 @@ def decode(data: bytes) -> Frame:
         if f.name in values and not _fits(values[f.name], str(f.type)):
             raise WireError(f"{cls.op}.{f.name} is no {f.type}")
     return cls(**values)
-
-
-def send(sock: socket.socket, frame: Frame, fds: tuple[int, ...] = ()) -> None:
-    """Send one frame, with file descriptors beside it; the caller keeps (and closes) its own copies."""
-    socket.send_fds(sock, [encode(frame)], list(fds)) if fds else sock.send(encode(frame))
-
-
-def recv(sock: socket.socket) -> tuple[Frame, list[int]]:
-    """Receive one frame and the descriptors beside it, which the caller owns. Raises `ConnectionClosed`, `WireError`."""
-    data, fds, flags, _ = socket.recv_fds(sock, MAX_FRAME_BYTES, MAX_FDS_PER_FRAME, socket.MSG_CMSG_CLOEXEC)
-    try:
-        if not data:
-            raise ConnectionClosed("the other side closed the connection")
-        if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
-            raise WireError(f"a frame larger than {MAX_FRAME_BYTES} bytes or {MAX_FDS_PER_FRAME} descriptors")
-        return decode(data), list(fds)
-    except WireError:
-        for fd in fds:
-            os.close(fd)
-        raise
 
 
 def _fits(value: object, annotation: str) -> bool:
