@@ -32,7 +32,7 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from hotweights.coordinator.client import AsyncClient, Client
+from hotweights_coordinator.client.client import AsyncClient, Client
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import build as build_manifest
 from hotweights_planner.plan import Plan, build

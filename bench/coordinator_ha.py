@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.hotweights.coordinator.ha.storm import Report, storm
+from tests.coordinator.ha.storm import Report, storm
 
 ALLOWED_LEASES = 1.5
 

@@ -23,9 +23,9 @@ from pathlib import Path
 from hotweights_planner.buckets import DEFAULT_BUCKET_NBYTES
 from hotweights_planner.header import PREFIX_NBYTES
 from hotweights_planner.plan import Plan, build
-from hotweights_transports.peers.mpi.hydra import SETTINGS, find
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
+from hotweights_transports.broadcast.hydra import SETTINGS, find
 
 TENSOR_NBYTES = 24 << 20
 LIMIT_SECONDS = 300

@@ -12,13 +12,14 @@ from bench.apiserver import Server
 from bench.fleet import SYSTEM
 from hotweights_kube.events import Recorder
 from hotweights_kube.resources import Body
-from hotweights_operator import decide, metrics
-from hotweights_operator.cache import Cache
-from hotweights_operator.feed import Feed, Source
-from hotweights_operator.keys import Key
-from hotweights_operator.perform import Performer
-from hotweights_operator.queue import WorkQueue
-from hotweights_operator.reconcile import Reconciler
+from hotweights_operator import metrics
+from hotweights_operator.decide import rollouts
+from hotweights_operator.runtime.cache import Cache
+from hotweights_operator.runtime.informers import Feed, Source
+from hotweights_operator.runtime.perform import Performer
+from hotweights_operator.runtime.queue import WorkQueue
+from hotweights_operator.runtime.reconcile import Reconciler
+from hotweights_operator.runtime.triggers import Key
 from hotweights_operator.settings import AGENT_SELECTOR, Settings
 
 SETTINGS = Settings(SYSTEM, (), AGENT_SELECTOR, "bench", metrics_port=0, health_port=0, log_level="warning")
@@ -50,7 +51,7 @@ class Operator:
     def decide(self) -> None:
         """Decide about the rollout, and write nothing."""
         cache, loop = self._reconciler.cache, self._reconciler.loop
-        decide.decide(cache.get("rollout", "models/llm"), cache.observed(), datetime.now(UTC), loop.started_at)
+        rollouts.decide(cache.get("rollout", "models/llm"), cache.observed(), datetime.now(UTC), loop.started_at)
 
     def start(self) -> None:
         """Work, as soon as everything was listed."""

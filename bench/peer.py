@@ -38,8 +38,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from hotweights_agent.fetch import Fetch, PeerSource
-from hotweights_agent.store import Store
+from hotweights_agent.staging.fetch import Fetch, PeerSource
+from hotweights_agent.staging.store import Store
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import CHUNK_NBYTES, Manifest, build
 from hotweights_transports.peers.base import ClientLimits, Identity, ServerLimits

@@ -25,11 +25,11 @@ from itertools import count
 from pathlib import Path
 
 from hotweights_planner.manifest import FILE_NAME, Manifest, parse
-from hotweights_transports.image import ImageBuilder
-from hotweights_transports.reader import SPAN_NBYTES, default_workers
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
-from hotweights_transports.stage import stage_from_source
+from hotweights_storage.image import ImageBuilder
+from hotweights_storage.reader import SPAN_NBYTES, default_workers
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
+from hotweights_storage.stage import stage_from_source
 
 SHARD_NBYTES = 512 << 20
 TENSOR_NBYTES = (24 << 20) + 512  # whole chunks and a small rest, as in life

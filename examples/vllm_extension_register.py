@@ -49,8 +49,8 @@ def ask(llm: Any) -> list[int]:
 def whole_plan(folder: Path) -> bytes:
     """The plan that brings all of a checkpoint, as `hotweights plan` without a previous manifest writes it."""
     from hotweights_planner import plan as plans
-    from hotweights_transports.resolve import publish
-    from hotweights_transports.sources.file import open_folder
+    from hotweights_storage.resolve import publish
+    from hotweights_storage.sources.file import open_folder
 
     with open_folder(folder) as source:
         return plans.build(publish(source, "example", "next"), None, source.uri).canonical

@@ -19,13 +19,13 @@ from pathlib import Path
 import torch
 
 from hotweights.adapters.vllm_extension import Applied, HotweightsWorkerExtension
-from hotweights.coordinator.client import Client
+from hotweights_coordinator.client.client import Client
 from hotweights_planner import plan as plans
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest
-from hotweights_transports.errors import TransferError
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.errors import TransferError
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 

@@ -13,7 +13,7 @@ import typer
 
 from hotweights.commands import bench, coordinator, manifest, plan, publish, ranks, replicate, verify_plan, worker
 from hotweights_planner.errors import Refused
-from hotweights_transports.errors import TransferError
+from hotweights_storage.errors import TransferError
 
 app = typer.Typer(
     help="Put new weights into running vLLM pods.",

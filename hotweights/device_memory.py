@@ -10,7 +10,7 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
-from hotweights_transports.capacity import available_nbytes
+from hotweights_storage.capacity import available_nbytes
 
 QUERY = ("--query-gpu=memory.free", "--format=csv,noheader,nounits")
 TIMEOUT_SECONDS = 10.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hotweights_common import files
-from hotweights_transports.errors import SourceUnavailable, TransferError
+from hotweights_storage.errors import SourceUnavailable, TransferError
 
 
 def read_bounded(path: Path, most_nbytes: int, remedy: str) -> bytes:

@@ -16,8 +16,8 @@ SEEDS = "tests/seeds/"
 SLOWEST = (
     SEEDS,
     "tests/operator/",
-    "tests/agent/test_on_apiserver.py",
-    "tests/hotweights/coordinator/test_redis_ha.py",
+    "tests/agent/kube/test_on_apiserver.py",
+    "tests/coordinator/test_redis_ha.py",
 )
 
 # Other work on the machine must not fail a test: by default hypothesis has an example end within 0.2 s.

@@ -18,7 +18,7 @@ from e2e.harness.docs import ROOT
 from hotweights.cli import app
 from hotweights_agent import metrics as agent
 from hotweights_operator import metrics as operator
-from hotweights_operator.cache import Cache
+from hotweights_operator.runtime.cache import Cache
 from localcluster import binaries
 
 DOCUMENTS = sorted({*docs.RUN, "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))})
@@ -167,7 +167,18 @@ def source() -> str:
     """Everything that could say or read a word."""
     text = [
         path
-        for folder in ("agent", "crds", "operator", "planner", "transports", "hotweights", "hack", "e2e")
+        for folder in (
+            "agent",
+            "coordinator",
+            "crds",
+            "operator",
+            "planner",
+            "storage",
+            "transports",
+            "hotweights",
+            "hack",
+            "e2e",
+        )
         for path in (ROOT / folder).rglob("*.py")
     ]
     return "".join(path.read_text() for path in [*text, ROOT / "Makefile", *(ROOT / "helm").rglob("*.yaml")])

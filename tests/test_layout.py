@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOP_FOLDERS = ("agent", "common", "crds", "kube", "operator", "planner", "transports")
+TOP_FOLDERS = ("agent", "common", "coordinator", "crds", "kube", "operator", "planner", "storage", "transports")
 
 
 @pytest.mark.parametrize("folder", TOP_FOLDERS)

@@ -15,9 +15,10 @@ from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as version_of
 from pathlib import Path
 
-from hotweights_agent import plugin_folder, settings
-from hotweights_agent.engine_server import ServerNotStarted
-from hotweights_agent.plugin_folder import PluginNotInstalled
+from hotweights_agent import settings
+from hotweights_agent.engines.socket_server import ServerNotStarted
+from hotweights_agent.local import plugin_folder
+from hotweights_agent.local.plugin_folder import PluginNotInstalled
 from hotweights_agent.settings import Settings, SettingsError
 from hotweights_kube.errors import NotConfigured
 

@@ -13,23 +13,25 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from hotweights_agent import origins, plugin_folder, roads
-from hotweights_agent.auth import EngineAuthenticator, PeerAuthenticator, Reviews, claims_of
-from hotweights_agent.broadcasts import Means
+from hotweights_agent import peer_endpoints
 from hotweights_agent.driver import Driver
-from hotweights_agent.kube_sync import KubeSync, apply_marks, patch_status
-from hotweights_agent.messages import Marked
+from hotweights_agent.kube.pod_status import PodMarks
+from hotweights_agent.kube.status_writer import StatusWriter
+from hotweights_agent.kube.sync import KubeSync, apply_marks, patch_status
+from hotweights_agent.kube.token_review import EngineAuthenticator, PeerAuthenticator, Reviews, claims_of
+from hotweights_agent.local import plugin_folder
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, Place, until, utc
-from hotweights_agent.pod_marks import PodMarks
+from hotweights_agent.session.messages import Marked
 from hotweights_agent.settings import Settings
-from hotweights_agent.status_writer import StatusWriter
+from hotweights_agent.staging import allowed_sources
+from hotweights_agent.staging.broadcasts import Means
 from hotweights_common import hosts
 from hotweights_common.http_endpoints import Endpoints
 from hotweights_kube import Api, Identity, review
+from hotweights_transports.broadcast.invitation import Groups
 from hotweights_transports.handoff import frames
 from hotweights_transports.peers import base as peers
-from hotweights_transports.peers.mpi.invitation import Groups
 
 log = logging.getLogger(__name__)
 
@@ -70,11 +72,11 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Plac
         version=version,
         run_folder=settings.run_folder / settings.node,
         state_folder=settings.state_folder,
-        listen=roads.listeners(settings.peer_port, settings.ucx_port),
+        listen=peer_endpoints.listeners(settings.peer_port, settings.ucx_port),
         advertise=lambda address: f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}",
         broadcasts=Means(settings.node, settings.address, token, peer, Groups(token)) if settings.mpi else None,
-        roads=partial(roads.describe, ucx_port=settings.ucx_port, mpi=settings.mpi),
-        sources=origins.allowed(settings.roots),
+        roads=partial(peer_endpoints.describe, ucx_port=settings.ucx_port, mpi=settings.mpi),
+        sources=allowed_sources.allowed(settings.roots),
         peers=peer,
         peer_token=token,
         engines=EngineAuthenticator(_reviews(api, frames.TOKEN_AUDIENCE, metrics), settings.node),

@@ -15,15 +15,15 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol, assert_never
 
-from hotweights_agent import effects as fx
-from hotweights_agent.defects import contained
-from hotweights_agent.engine_server import EngineServer
-from hotweights_agent.memory import Memory, MemoryNotWritten
-from hotweights_agent.messages import CapacityChanged, Message, Now, Pod, Recalled, StageFailed, Ticked
+from hotweights_agent.engines.socket_server import EngineServer
+from hotweights_agent.local.state_file import Memory, MemoryNotWritten
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.session import Session
-from hotweights_agent.staging import Stager
-from hotweights_agent.store import Pin, Store, UnknownVersion
+from hotweights_agent.session import effects as fx
+from hotweights_agent.session.defects import contained
+from hotweights_agent.session.messages import CapacityChanged, Message, Now, Pod, Recalled, StageFailed, Ticked
+from hotweights_agent.session.session import Session
+from hotweights_agent.staging.stager import Stager
+from hotweights_agent.staging.store import Pin, Store, UnknownVersion
 from hotweights_crds.nodeweights import NodeWeightsStatus
 
 log = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ import logging
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from hotweights_agent.messages import Message, Said, StageDone, StageFailed
-from hotweights_agent.phases import Phase
+from hotweights_agent.session.messages import Message, Said, StageDone, StageFailed
+from hotweights_agent.session.phases import Phase
 from hotweights_crds.nodeweights import NodeWeightsStatus
 from hotweights_transports.handoff import frames
 

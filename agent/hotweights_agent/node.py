@@ -17,27 +17,27 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hotweights_agent.authenticator import Authenticator
-from hotweights_agent.broadcasts import Broadcasts, Means
 from hotweights_agent.driver import Driver
-from hotweights_agent.engine_limits import Limits
-from hotweights_agent.engine_server import EngineServer
-from hotweights_agent.manifests import ManifestCache
-from hotweights_agent.memory import Memory
-from hotweights_agent.messages import Now
+from hotweights_agent.engines.limits import Limits
+from hotweights_agent.engines.socket_auth import Authenticator
+from hotweights_agent.engines.socket_server import EngineServer
+from hotweights_agent.local.state_file import Memory
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.session import Self, Session
+from hotweights_agent.session.messages import Now
+from hotweights_agent.session.next_effects import Bounds
+from hotweights_agent.session.session import Self, Session
 from hotweights_agent.settings import EngineSettings, StagingSettings
-from hotweights_agent.staging import Stager
-from hotweights_agent.steering import Bounds
-from hotweights_agent.store import Store
+from hotweights_agent.staging.broadcasts import Broadcasts, Means
+from hotweights_agent.staging.manifest_cache import ManifestCache
+from hotweights_agent.staging.stager import Stager
+from hotweights_agent.staging.store import Store
 from hotweights_common import timestamps
 from hotweights_crds.nodeweights import Endpoint
-from hotweights_transports.capacity import available_nbytes
+from hotweights_storage.capacity import available_nbytes
+from hotweights_storage.sources.base import Sources
+from hotweights_transports.broadcast.invitation import Inviting
 from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
-from hotweights_transports.peers.mpi.invitation import Inviting
 from hotweights_transports.peers.registry import transport_for
-from hotweights_transports.sources.base import Sources
 
 log = logging.getLogger(__name__)
 

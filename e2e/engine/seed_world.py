@@ -18,16 +18,16 @@ from typing import Any
 import localvllm
 from e2e.engine import images
 from e2e.engine.images import Tensor
-from hotweights.coordinator.client import Client
-from hotweights.coordinator.messages import CoordinatorError
+from hotweights_coordinator.client.client import Client
+from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_planner import plan as plans
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
 from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).with_name("inside")
-PACKAGES = ("common", "planner", "transports", "agent", "crds", "kube", "hack", ".")
+PACKAGES = ("common", "crds", "kube", "planner", "storage", "transports", "coordinator", "agent", "hack", ".")
 ENGINE_SECONDS = 600.0
 
 

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from localcluster import binaries, cluster, images, paths, preflight
+from localcluster import binaries, cluster, images, paths
 from localcluster.cluster import Cluster
 from localcluster.controlplane import ControlPlane
 from localcluster.errors import ClusterError
-from localcluster.processes import Daemons
+from localcluster.host import preflight
+from localcluster.host.processes import Daemons
 
 _EVERYTHING = (*preflight.NODES, *preflight.IMAGES, *preflight.TESTS)
 

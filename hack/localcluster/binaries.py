@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localcluster import paths
-from localcluster.commands import run
 from localcluster.errors import ClusterError
+from localcluster.host.commands import run
 from localcluster.progress import step
 
 _BUILD_TIMEOUT_SECONDS = 3600.0

@@ -17,14 +17,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from localcluster import binaries, cgroups, images, mounts, network, paths, preflight, slots
+from localcluster import binaries, images, paths
 from localcluster.controlplane import ControlPlane, Endpoints
 from localcluster.credentials import MAX_NODES
 from localcluster.errors import ClusterError
+from localcluster.host import cgroups, mounts, network, preflight, slots
+from localcluster.host.processes import Daemons
+from localcluster.host.slots import Slot
 from localcluster.node import Node
-from localcluster.processes import Daemons
 from localcluster.progress import say, step
-from localcluster.slots import Slot
 
 _LOCK_TIMEOUT_SECONDS = 900.0
 # On a machine of its own a node's pods weigh 1024 for every core against all of the system together. Here they would weigh, all in one

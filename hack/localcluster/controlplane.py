@@ -18,10 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from localcluster import binaries, credentials, paths, preflight
+from localcluster import binaries, credentials, paths
 from localcluster.api import Api
 from localcluster.credentials import Credentials, User
-from localcluster.processes import Daemons, Record, this_process
+from localcluster.host import preflight
+from localcluster.host.processes import Daemons, Record, this_process
 from localcluster.progress import step
 
 ETCD, APISERVER = "etcd", "kube-apiserver"

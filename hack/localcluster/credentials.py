@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localcluster import paths
-from localcluster.commands import run
+from localcluster.host.commands import run
 
 MAX_NODES = 16
 """How many nodes a cluster can have: their tokens are made at once, as the API server reads the file once."""

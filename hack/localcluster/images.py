@@ -12,8 +12,9 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from localcluster import archive, binaries, hostsetup, paths, preflight
-from localcluster.commands import run
+from localcluster import archive, binaries, paths
+from localcluster.host import hostsetup, preflight
+from localcluster.host.commands import run
 from localcluster.nodeconfig import PAUSE_IMAGE
 from localcluster.progress import step
 

@@ -11,13 +11,14 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from localcluster import binaries, cgroups, credentials, mounts, network, nodeconfig, paths
+from localcluster import binaries, credentials, nodeconfig, paths
 from localcluster.api import Refused, Unreachable
-from localcluster.commands import run, succeeds
 from localcluster.controlplane import ControlPlane
 from localcluster.credentials import node_user
-from localcluster.processes import Daemons
-from localcluster.slots import NodeAddresses, Slot
+from localcluster.host import cgroups, mounts, network
+from localcluster.host.commands import run, succeeds
+from localcluster.host.processes import Daemons
+from localcluster.host.slots import NodeAddresses, Slot
 
 CONTAINERD, KUBELET, KUBE_PROXY = "containerd", "kubelet", "kube-proxy"
 

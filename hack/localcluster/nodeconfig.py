@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from localcluster.slots import NodeAddresses
+from localcluster.host.slots import NodeAddresses
 
 PAUSE_IMAGE = "localhost/pause:1"
 CONTAINERD_SOCKET = "/run/containerd/containerd.sock"

@@ -95,8 +95,8 @@ def _agent_problem(name_map: NameMap) -> str:
 
 def _host_house() -> HostHouse:
     from hotweights.adapters.inprocess.binder import HostHouse
-    from hotweights.worker.doors import TOKEN_FILE
-    from hotweights_agent.engine_server import SOCKET_NAME
+    from hotweights.worker.auth import TOKEN_FILE
+    from hotweights_agent.engines.socket_server import SOCKET_NAME
 
     named = os.environ.get("HOTWEIGHTS_SOCKET", "")
     home = Path(os.environ.get("HOTWEIGHTS_HOME") or "~/.cache/hotweights").expanduser()
@@ -119,8 +119,8 @@ def _binder(
         return Binder(lambda _folder, _loop: host)
 
     def open_room(folder: Path, loop: asyncio.AbstractEventLoop) -> House:
-        from hotweights.adapters.inprocess.room import Room, RoomSettings
-        from hotweights.adapters.inprocess.staged import allowed_roots
+        from hotweights.adapters.inprocess.embedded_node import Room, RoomSettings
+        from hotweights.adapters.inprocess.peer_sources import allowed_roots
 
         secret = os.environ.get("HOTWEIGHTS_COORD_TOKEN", "") if token is None else token
         return Room(

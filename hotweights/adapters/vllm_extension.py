@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import torch
 
     from hotweights.adapters.inprocess.buffers import Buffers
-    from hotweights.adapters.inprocess.fused import FusedModel
-    from hotweights.adapters.inprocess.part import Part
-    from hotweights.adapters.inprocess.plain import PlainModel
-    from hotweights.adapters.inprocess.staged import Staging, Whence
+    from hotweights.adapters.inprocess.coordinator_session import Part
+    from hotweights.adapters.inprocess.peer_sources import Staging, Whence
+    from hotweights.adapters.inprocess.torch_model import PlainModel
     from hotweights.adapters.inprocess.version import Version
+    from hotweights.adapters.inprocess.vllm_model import FusedModel
     from hotweights_planner.manifest import Manifest
     from hotweights_planner.plan import Plan
 
@@ -101,7 +101,7 @@ class HotweightsWorkerExtension:
 
     def bind_module(self, module: torch.nn.Module, vllm_config: Any = None) -> None:
         """The model to update. One of vLLM's needs its ``vllm_config`` (a worker has it as ``self.vllm_config``)."""
-        from hotweights.adapters.inprocess.plain import PlainModel
+        from hotweights.adapters.inprocess.torch_model import PlainModel
 
         with self._calls:
             self.abort_update()
@@ -109,7 +109,7 @@ class HotweightsWorkerExtension:
             if config is None:
                 self._model = PlainModel(module)
             else:
-                from hotweights.adapters.inprocess.fused import FusedModel
+                from hotweights.adapters.inprocess.vllm_model import FusedModel
 
                 self._model = FusedModel(module, config)
             self.applied = None
@@ -213,8 +213,8 @@ class HotweightsWorkerExtension:
         return self._switch(version, 0)
 
     def _apply_assigned(self, seconds: float, patient: bool) -> Applied:
-        from hotweights.adapters.inprocess.part import Part, default_worker_id
-        from hotweights.coordinator.client import Client
+        from hotweights.adapters.inprocess.coordinator_session import Part, default_worker_id
+        from hotweights_coordinator.client.client import Client
 
         until = time.monotonic() + seconds
         self._worker_id = self._worker_id or default_worker_id("extension")
@@ -292,9 +292,9 @@ class HotweightsWorkerExtension:
 
     def _stages(self) -> Staging:
         if self._staging is None:
-            from hotweights.adapters.inprocess import staged
+            from hotweights.adapters.inprocess import peer_sources
 
-            self._staging = staged.Staging(staged.allowed_roots(self._roots), self._name_map)
+            self._staging = peer_sources.Staging(peer_sources.allowed_roots(self._roots), self._name_map)
         return self._staging
 
 
@@ -354,10 +354,10 @@ def _plan(given: Plan | Mapping[str, Any] | bytes) -> Plan:
 
 def _whence(found: Mapping[str, Any], token: str | None) -> Whence:
     """The workers that the coordinator names for the open attempt."""
-    from hotweights.adapters.inprocess.staged import Whence
-    from hotweights.coordinator.auth import TOKEN_VARIABLE
-    from hotweights.worker.assignment import Assignment
-    from hotweights.worker.doors import PeerDoor, peer_secret
+    from hotweights.adapters.inprocess.peer_sources import Whence
+    from hotweights.worker.assignments import Assignment
+    from hotweights.worker.auth import PeerDoor, peer_secret
+    from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 
     answer = Assignment.parse(found)
     members = (*answer.parents, *answer.fallbacks) if answer.attempt else ()

@@ -37,8 +37,8 @@ def bench(
     """
     from hotweights.replicate import run
     from hotweights.replicate.bench import Round, median_rate, rounds
-    from hotweights.worker.roots import sources
-    from hotweights_transports import device as devices
+    from hotweights.worker.allowed_sources import sources
+    from hotweights_storage import device as devices
 
     world = World.read(os.environ, mpiexec=mpi)
     found = run.read_plan(plan)

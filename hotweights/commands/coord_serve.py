@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Json, TokenFile
-from hotweights_transports.errors import TransferError
+from hotweights_storage.errors import TransferError
 
 BACKEND_VARIABLE = "HOTWEIGHTS_COORD_BACKEND"
 
@@ -59,8 +59,8 @@ def serve(
 
     Example: hotweights coord-serve --endpoint tcp://127.0.0.1:5555
     """
-    from hotweights.coordinator import auth
-    from hotweights.coordinator.settings import ServeSettings
+    from hotweights_coordinator.server.settings import ServeSettings
+    from hotweights_coordinator.wire import auth
 
     logging.basicConfig(
         level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
@@ -80,7 +80,7 @@ def serve(
 
 
 async def _serve(settings: Any, backend_name: str, redis_url: str, as_json: bool) -> None:
-    from hotweights.coordinator.server import Server
+    from hotweights_coordinator.server.server import Server
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -124,12 +124,12 @@ def _backend(name: str, redis_url: str) -> Any:
     if name == "redis":
         from dataclasses import replace
 
-        from hotweights.coordinator.redis import RedisBackend, RedisSettings
+        from hotweights_coordinator.backends.redis import RedisBackend, RedisSettings
 
         settings = RedisSettings.read()
         return RedisBackend(replace(settings, url=redis_url) if redis_url else settings)
     if name not in ("memory", "auto", ""):
         raise typer.BadParameter(f"{name!r} keeps nothing; give memory or redis", param_hint="--backend")
-    from hotweights.coordinator.memory import MemoryBackend
+    from hotweights_coordinator.backends.memory import MemoryBackend
 
     return MemoryBackend()

@@ -18,7 +18,7 @@ from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json,
 from hotweights.files import read_bounded
 from hotweights.published import read_published
 from hotweights_common import sizes
-from hotweights_transports.errors import TransferError
+from hotweights_storage.errors import TransferError
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
 POLL_SECONDS = 0.2
@@ -61,7 +61,7 @@ def submit_plan(
     as_json: Json = False,
 ) -> None:
     """Give the coordinator the plan that the next begin is about."""
-    from hotweights.coordinator.messages import MAX_BINARY_NBYTES
+    from hotweights_coordinator.wire.messages import MAX_BINARY_NBYTES
 
     content = read_bounded(plan, MAX_BINARY_NBYTES, "write it with `hotweights plan`, or name another file")
     with _client(endpoint, token_file, curve, timeout) as client:
@@ -216,8 +216,8 @@ def subscribe(
     as_json: Json = False,
 ) -> None:
     """Print events as they happen, one a line, until Ctrl-C."""
-    from hotweights.coordinator import address
-    from hotweights.coordinator.client import Subscriber
+    from hotweights_coordinator.client.client import Subscriber
+    from hotweights_coordinator.wire import address
 
     where = pub_endpoint or address.events_endpoint(address.split(endpoint)[0])
     with Subscriber(where, topics or (), curve) as events:
@@ -237,7 +237,7 @@ def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to w
 
     A client needs server.key and client.key_secret of the folder; the coordinator needs the whole folder.
     """
-    from hotweights.coordinator import auth
+    from hotweights_coordinator.wire import auth
 
     auth.write_keys(folder)
     print(f"Wrote keys to {folder}: coord-serve --curve {folder}; give clients server.key and client.key_secret")
@@ -250,8 +250,8 @@ def _open_attempt(client: Any) -> int:
 
 
 def _client(endpoint: str, token_file: Path | None, curve: Path | None, timeout: float) -> Any:
-    from hotweights.coordinator import auth
-    from hotweights.coordinator.client import Client
+    from hotweights_coordinator.client.client import Client
+    from hotweights_coordinator.wire import auth
 
     return Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=timeout)
 

@@ -13,8 +13,8 @@ from hotweights.commands.options import Json, progress
 from hotweights.published import read_published
 from hotweights_common import sizes
 from hotweights_planner.manifest import FILE_NAME
-from hotweights_transports.resolve import verify as verify_source
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.resolve import verify as verify_source
+from hotweights_storage.sources.file import open_folder
 
 MOST_SHOWN = 20
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from hotweights_transports.resolve import Progress as Report
+from hotweights_storage.resolve import Progress as Report
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines; errors too.")]
 CheckpointFolder = Annotated[

@@ -27,7 +27,7 @@ from hotweights_planner.manifest import Manifest
 from hotweights_planner.plan import Plan
 from hotweights_planner.published import Published, parse_published
 from hotweights_planner.verification import Report, verify
-from hotweights_transports.errors import SourceUnavailable
+from hotweights_storage.errors import SourceUnavailable
 
 HOME_VARIABLE = "HOTWEIGHTS_HOME"
 CURRENT_MANIFEST = "current_manifest.json"
@@ -148,9 +148,9 @@ def _published_or_nothing(text: bytes, where: str) -> Published | None:
 
 
 def _coordinators_manifest(endpoint: str, token_file: Path | None, curve: Path | None) -> bytes | None:
-    from hotweights.coordinator import auth
-    from hotweights.coordinator.client import Client  # zmq is needed for this alone
-    from hotweights.coordinator.messages import CallRefused
+    from hotweights_coordinator.client.client import Client  # zmq is needed for this alone
+    from hotweights_coordinator.wire import auth
+    from hotweights_coordinator.wire.messages import CallRefused
 
     with Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=COORDINATOR_SECONDS) as client:
         try:

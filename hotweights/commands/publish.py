@@ -29,10 +29,10 @@ from hotweights_common import sizes
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
 from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
 from hotweights_planner.published import published_text
-from hotweights_transports.checkpoint import read_checkpoint
-from hotweights_transports.errors import TransferError
-from hotweights_transports.resolve import publish as publish_source
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.checkpoint import read_checkpoint
+from hotweights_storage.errors import TransferError
+from hotweights_storage.resolve import publish as publish_source
+from hotweights_storage.sources.file import open_folder
 
 VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"
 

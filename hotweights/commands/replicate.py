@@ -20,16 +20,16 @@ from hotweights.commands.plan import home as default_home
 from hotweights.commands.worker import Device, Roots
 from hotweights.replicate.world import World
 from hotweights_common import sizes
-from hotweights_transports.errors import TransferError
+from hotweights_storage.errors import TransferError
 
 if TYPE_CHECKING:
-    from hotweights.replicate.depot import Depot
     from hotweights.replicate.metrics import Metrics
     from hotweights.replicate.participant import Participant
     from hotweights.replicate.run import Base, Replicated
+    from hotweights.replicate.version_store import Depot
     from hotweights_planner.plan import Plan
-    from hotweights_transports.image import Image
-    from hotweights_transports.sources.base import Sources
+    from hotweights_storage.image import Image
+    from hotweights_storage.sources.base import Sources
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,9 @@ def replicate(
     Example: hotweights replicate --plan plan.json --verify --commit --device cpu
     """
     from hotweights.replicate import run
-    from hotweights.replicate.depot import Depot
     from hotweights.replicate.metrics import Metrics
-    from hotweights.worker.roots import sources
+    from hotweights.replicate.version_store import Depot
+    from hotweights.worker.allowed_sources import sources
 
     logging.basicConfig(
         level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "WARNING").upper(), format="%(levelname)s %(message)s"
@@ -162,9 +162,9 @@ def _base(depot: Depot, plan: Plan) -> Base | None:
 def _participant(
     stack: ExitStack, plan: Plan, world: World, endpoint: str, token_file: Path | None, curve: Path | None
 ) -> Participant:
-    from hotweights.coordinator import auth
-    from hotweights.coordinator.client import Client
     from hotweights.replicate.participant import Participant
+    from hotweights_coordinator.client.client import Client
+    from hotweights_coordinator.wire import auth
 
     client = stack.enter_context(Client(endpoint, auth.read_token(token_file), curve))
     host = socket.gethostname()
@@ -173,8 +173,8 @@ def _participant(
 
 def _finish(plan: Plan, image: Image, allowed: Sources, device: Device, pinned: bool, verify: bool) -> str:
     """Verify once more, and bring it onto the device; where it is now, in words."""
-    from hotweights.replicate.digest import verify_image
-    from hotweights_transports import device as devices
+    from hotweights.replicate.image_check import verify_image
+    from hotweights_storage import device as devices
 
     if verify:
         with progress("verifying", plan.manifest.nbytes) as report:

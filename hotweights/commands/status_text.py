@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from hotweights.coordinator.state import named
+from hotweights_coordinator.state.state import named
 
 MOST_WORKERS_SHOWN = 20
 

@@ -106,10 +106,10 @@ def worker(
 
     Example: hotweights worker --endpoint tcp://127.0.0.1:5555 --root /models
     """
-    from hotweights.coordinator import auth
     from hotweights.worker.service import WorkerSettings
     from hotweights.worker.sync import Pace
     from hotweights_agent.settings import StagingSettings
+    from hotweights_coordinator.wire import auth
 
     logging.basicConfig(
         level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
@@ -142,7 +142,7 @@ def worker(
 
 
 def _road(pinned: bool) -> str:
-    from hotweights_transports import device
+    from hotweights_storage import device
 
     road = device.choose("cuda", pinned=pinned)
     return f"engines copy them to their GPU ({road.name}: {road.because})"

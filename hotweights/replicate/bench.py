@@ -16,8 +16,8 @@ from pathlib import Path
 from hotweights.replicate.run import replicated
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights_planner.plan import Plan
-from hotweights_transports import device, linux
-from hotweights_transports.sources.base import Source
+from hotweights_storage import device, linux
+from hotweights_storage.sources.base import Source
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 from hotweights.replicate.world import Measured, World
 from hotweights_planner.plan import Plan
-from hotweights_transports.image import ImageBuilder
-from hotweights_transports.resolve import Progress
-from hotweights_transports.sources.base import Source
-from hotweights_transports.stage import stage_from_source
+from hotweights_storage.image import ImageBuilder
+from hotweights_storage.resolve import Progress
+from hotweights_storage.sources.base import Source
+from hotweights_storage.stage import stage_from_source
 
 
 class LocalReplicator:

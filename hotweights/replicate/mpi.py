@@ -1,7 +1,7 @@
 """Ranks in an MPI broadcast: rank 0 reads the source once, and all get every bucket as it comes; who loses the collective pulls.
 
-The ranks meet at MASTER_ADDR:MASTER_PORT, rank 0 starts the job, each node its own part of it (`peers.mpi.group`), and the plan's buckets
-go through it (`peers.mpi.broadcast`). A rank that dies takes the collective with it, not the others: what had come is kept, and the
+The ranks meet at MASTER_ADDR:MASTER_PORT, rank 0 starts the job, each node its own part of it (`broadcast.group`), and the plan's buckets
+go through it (`broadcast.collective`). A rank that dies takes the collective with it, not the others: what had come is kept, and the
 rest is pulled, by the agent's fetch, from the earlier ranks and at last from the source. Nobody leaves before the others are through.
 """
 
@@ -13,28 +13,28 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from hotweights.coordinator.auth import TOKEN_VARIABLE
-from hotweights.replicate.board import Board
+from hotweights.replicate.rank_provider import Board
 from hotweights.replicate.world import Measured, Replicator, World
-from hotweights.worker.doors import PeerDoor, peer_secret
-from hotweights_agent.fetch import Fetch, FetchFailed, OriginSource, PeerSource
+from hotweights.worker.auth import PeerDoor, peer_secret
+from hotweights_agent.staging.fetch import Fetch, FetchFailed, OriginSource, PeerSource
 from hotweights_common import hosts
+from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Chunk
+from hotweights_transports.broadcast.collective import receive, send
+from hotweights_transports.broadcast.group import Patience, Terms
+from hotweights_transports.broadcast.hydra import MpiUnavailable, availability
+from hotweights_transports.broadcast.leader import Lead
+from hotweights_transports.broadcast.member import Follow
 from hotweights_transports.peers.base import ClientLimits, PeerServer, Want
-from hotweights_transports.peers.mpi.broadcast import receive, send
-from hotweights_transports.peers.mpi.follow import Follow
-from hotweights_transports.peers.mpi.group import Patience, Terms
-from hotweights_transports.peers.mpi.hydra import MpiUnavailable, availability
-from hotweights_transports.peers.mpi.lead import Lead
 from hotweights_transports.peers.registry import transport_for
-from hotweights_transports.peers.tcp import address as addresses
+from hotweights_transports.peers.stream import address as addresses
 
 if TYPE_CHECKING:
     from hotweights_planner.plan import Plan
-    from hotweights_transports.image import ImageBuilder
-    from hotweights_transports.resolve import Progress
-    from hotweights_transports.sources.base import Source
+    from hotweights_storage.image import ImageBuilder
+    from hotweights_storage.resolve import Progress
+    from hotweights_storage.sources.base import Source
 
 SCHEME: Final = "mpi"
 MAX_WINDOW: Final = 4

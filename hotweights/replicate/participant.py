@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from hotweights.coordinator.client import Client
-from hotweights.coordinator.messages import CoordinatorError
 from hotweights.replicate.run import Stop
 from hotweights.replicate.world import World
+from hotweights_coordinator.client.client import Client
+from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_planner.plan import Plan
-from hotweights_transports.errors import TransferError
+from hotweights_storage.errors import TransferError
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """One plan into one image on this host: what is here already is reused, the rest is brought, verified and measured.
 
 Chunks are verified as they come, always; the finished image can be read once more. It knows neither who decides (the coordinator,
-`participant`) nor where versions are kept (`depot`).
+`participant`) nor where versions are kept (`version_store`).
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotweights.files import read_bounded
-from hotweights.replicate.digest import image_digest
+from hotweights.replicate.image_check import image_digest
 from hotweights.replicate.local import LocalReplicator
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights_planner import plan as plans
 from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_planner.plan import Plan
 from hotweights_planner.plan_document import MAX_PLAN_NBYTES
-from hotweights_transports.capacity import available_nbytes
-from hotweights_transports.errors import ChecksumMismatch, NoCapacity, TransferError
-from hotweights_transports.image import Image, ImageBuilder
+from hotweights_storage.capacity import available_nbytes
+from hotweights_storage.errors import ChecksumMismatch, NoCapacity, TransferError
+from hotweights_storage.image import Image, ImageBuilder
+from hotweights_storage.reader import read_chunks
+from hotweights_storage.resolve import Progress
+from hotweights_storage.sources.base import Source
+from hotweights_storage.sources.file import open_folder
 from hotweights_transports.peers.base import PeerError
-from hotweights_transports.reader import read_chunks
-from hotweights_transports.resolve import Progress
-from hotweights_transports.sources.base import Source
-from hotweights_transports.sources.file import open_folder
 
 log = logging.getLogger(__name__)
 

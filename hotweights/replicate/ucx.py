@@ -17,23 +17,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from hotweights.coordinator.auth import TOKEN_VARIABLE
-from hotweights.replicate.board import Board
+from hotweights.replicate.rank_provider import Board
 from hotweights.replicate.world import Measured, Replicator, World
-from hotweights.worker.doors import PEER_VARIABLE, PeerDoor, peer_secret
-from hotweights_agent.fetch import Fetch, OriginSource, PeerSource
+from hotweights.worker.auth import PEER_VARIABLE, PeerDoor, peer_secret
+from hotweights_agent.staging.fetch import Fetch, OriginSource, PeerSource
 from hotweights_common import hosts
+from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
-from hotweights_transports.errors import TransferError
+from hotweights_storage.errors import TransferError
 from hotweights_transports.peers.base import ClientLimits, PeerClient, PeerError, PeerTimeout, PeerUnreachable
-from hotweights_transports.peers.tcp import address as addresses
+from hotweights_transports.peers.stream import address as addresses
 from hotweights_transports.peers.ucx import TRANSPORT
 
 if TYPE_CHECKING:
     from hotweights_planner.plan import Plan
-    from hotweights_transports.image import ImageBuilder
-    from hotweights_transports.resolve import Progress
-    from hotweights_transports.sources.base import Source
+    from hotweights_storage.image import ImageBuilder
+    from hotweights_storage.resolve import Progress
+    from hotweights_storage.sources.base import Source
 
 JOIN_SECONDS: Final = 60.0
 QUIET_SECONDS: Final = 15.0

@@ -14,9 +14,9 @@ from hotweights_planner.errors import Refused
 
 if TYPE_CHECKING:
     from hotweights_planner.plan import Plan
-    from hotweights_transports.image import ImageBuilder
-    from hotweights_transports.resolve import Progress
-    from hotweights_transports.sources.base import Source
+    from hotweights_storage.image import ImageBuilder
+    from hotweights_storage.resolve import Progress
+    from hotweights_storage.sources.base import Source
 
 DEFAULT_PORT = 19999
 MAX_RANKS = 1024

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from hotweights.coordinator.client import Subscriber
+from hotweights_coordinator.client.client import Subscriber
 
 TOPICS = ("plan", "begin", "precommit", "commit", "abort", "leader")
 LISTEN_SECONDS = 0.5

@@ -18,22 +18,22 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hotweights.coordinator import address
-from hotweights.coordinator.client import AsyncClient
 from hotweights.worker import events
-from hotweights.worker.doors import PEER_VARIABLE, TOKEN_FILE, PeerDoor, TokenDoor, engine_token, peer_secret
-from hotweights.worker.lending import Lending
-from hotweights.worker.marks import NoMarks
-from hotweights.worker.peering import Peering
-from hotweights.worker.roots import sources
+from hotweights.worker.allowed_sources import sources
+from hotweights.worker.auth import PEER_VARIABLE, TOKEN_FILE, PeerDoor, TokenDoor, engine_token, peer_secret
+from hotweights.worker.peer_provider import Lending
+from hotweights.worker.peers import Peering
+from hotweights.worker.pod_status import NoMarks
 from hotweights.worker.sync import CoordinatorSync, Me, Pace
-from hotweights_agent.engine_server import ServerNotStarted
+from hotweights_agent.engines.socket_server import ServerNotStarted
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, Place, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_common import hosts, locks
 from hotweights_common.http_endpoints import Endpoints
-from hotweights_transports.errors import TransferError
+from hotweights_coordinator.client.client import AsyncClient
+from hotweights_coordinator.wire import address
+from hotweights_storage.errors import TransferError
 from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)

@@ -2,7 +2,7 @@
 
 By level: every answer says all that holds, so a lost event, another leader or a coordinator that began anew costs at most one
 heartbeat. Events only make the next heartbeat come sooner. While no coordinator answers, the session is told so and engines are kept
-on what they were told last. It decides nothing: `assignment` says what an answer means, the session does it.
+on what they were told last. It decides nothing: `assignments` says what an answer means, the session does it.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hotweights.coordinator.client import AsyncClient
-from hotweights.coordinator.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
-from hotweights.worker import assignment as assignments
-from hotweights.worker.assignment import Assignment, Route, Standing, Version
-from hotweights.worker.lending import Lending
-from hotweights.worker.peering import Peering
-from hotweights.worker.roots import may_read
-from hotweights_agent.messages import ApiAway, Assigned
+from hotweights.worker import assignments
+from hotweights.worker.allowed_sources import may_read
+from hotweights.worker.assignments import Assignment, Route, Standing, Version
+from hotweights.worker.peer_provider import Lending
+from hotweights.worker.peers import Peering
 from hotweights_agent.node import Node
+from hotweights_agent.session.messages import ApiAway, Assigned
+from hotweights_coordinator.client.client import AsyncClient
+from hotweights_coordinator.wire.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_planner import plan as plans
 from hotweights_planner.errors import Refused
-from hotweights_transports.sources.base import Sources
+from hotweights_storage.sources.base import Sources
 
 log = logging.getLogger(__name__)
 

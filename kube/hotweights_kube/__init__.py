@@ -1,6 +1,6 @@
 """A thin asynchronous face of the Kubernetes API, shared by operator and agent.
 
-`client.Api` asks, `watch.watch` follows, `events.Recorder` tells, `tokens.review` checks who somebody is. All of them take and
+`client.Api` asks, `watch.watch` follows, `events.Recorder` tells, `token_review.review` checks who somebody is. All of them take and
 give plain dicts and raise only what `errors` lists.
 """
 
@@ -28,7 +28,7 @@ from hotweights_kube.resources import (
     Body,
     Resource,
 )
-from hotweights_kube.tokens import Identity, review
+from hotweights_kube.token_review import Identity, review
 from hotweights_kube.watch import Change, Pace, watch
 
 __all__ = [

@@ -12,13 +12,14 @@ from typing import Any
 from hotweights_kube.client import Api
 from hotweights_kube.errors import NotConfigured
 from hotweights_kube.events import Recorder
-from hotweights_operator import handlers, metrics
-from hotweights_operator.cache import Cache
-from hotweights_operator.feed import Feed
-from hotweights_operator.keys import Key
-from hotweights_operator.perform import Performer
-from hotweights_operator.queue import WorkQueue
-from hotweights_operator.reconcile import Reconciler
+from hotweights_operator import metrics
+from hotweights_operator.runtime import handlers
+from hotweights_operator.runtime.cache import Cache
+from hotweights_operator.runtime.informers import Feed
+from hotweights_operator.runtime.perform import Performer
+from hotweights_operator.runtime.queue import WorkQueue
+from hotweights_operator.runtime.reconcile import Reconciler
+from hotweights_operator.runtime.triggers import Key
 from hotweights_operator.settings import Settings, parse
 
 log = logging.getLogger("hotweights_operator")

@@ -20,10 +20,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hotweights_operator.actions import Action
-from hotweights_operator.cache import Cache, Kind
-from hotweights_operator.model import Rollout
-from hotweights_operator.revision import Outcome
+from hotweights_operator.decide.revision import Outcome
+from hotweights_operator.model.actions import Action
+from hotweights_operator.model.objects import Rollout
+from hotweights_operator.runtime.cache import Cache, Kind
 
 _PREFIX = "hotweights_operator"
 _ROLLOUT = "hotweights_rollout"

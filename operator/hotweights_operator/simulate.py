@@ -24,9 +24,10 @@ from pydantic import ValidationError
 
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import VersionRef, WeightRolloutSpec
-from hotweights_operator.model import Rollout
-from hotweights_operator.sim import counts, story
-from hotweights_operator.sim.counts import Counts
+from hotweights_operator.model.objects import Rollout
+from hotweights_operator.sim import coverage as counts
+from hotweights_operator.sim import story
+from hotweights_operator.sim.coverage import Counts
 from hotweights_operator.sim.invariants import Violated
 from hotweights_operator.sim.run import Simulation
 

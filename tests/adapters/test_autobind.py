@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
+from hotweights.adapters.inprocess.embedded_node import Room, RoomSettings
 from hotweights.adapters.inprocess.metrics import BinderMetrics
-from hotweights.adapters.inprocess.room import Room, RoomSettings
 from hotweights.adapters.vllm_auto import install_autobind
 from hotweights_planner.plan import Plan
 from hotweights_transports.handoff import frames
 from tests.agent.fake_engine import FakeEngine
+from tests.coordinator.running import running
 from tests.hotweights.checkpoints import checkpoint, plan
-from tests.hotweights.coordinator.running import running
 
 SECONDS = 30.0
 pytestmark = pytest.mark.timeout(120)

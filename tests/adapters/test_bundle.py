@@ -26,7 +26,7 @@ def test_it_is_found_by_its_entry_points(tmp_path: Path) -> None:
 
 
 def test_it_stands_alone(tmp_path: Path) -> None:
-    code = "import hotweights.adapters.vllm.link as m; import hotweights_transports.handoff.frames as w; print(m.__file__, w.__file__)"
+    code = "import hotweights.adapters.vllm.agent_connection as m; import hotweights_transports.handoff.frames as w; print(m.__file__, w.__file__)"
     command = [sys.executable, "-SP", "-c", code]  # without the project's own installation, and without this folder
     output = subprocess.run(
         command, env={"PYTHONPATH": str(bundle.write(tmp_path / "plugin"))}, check=True, capture_output=True, text=True
@@ -42,9 +42,9 @@ def test_writing_again_changes_nothing(tmp_path: Path) -> None:
 
 def test_a_damaged_one_is_replaced(tmp_path: Path) -> None:
     plugin = bundle.write(tmp_path / "plugin")
-    (plugin / "hotweights/adapters/vllm/engine.py").unlink()
+    (plugin / "hotweights/adapters/vllm/rank/engine.py").unlink()
     bundle.write(plugin)
-    assert (plugin / "hotweights/adapters/vllm/engine.py").exists()
+    assert (plugin / "hotweights/adapters/vllm/rank/engine.py").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["plugin"]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from hotweights.adapters.vllm import faults
+from hotweights.adapters.vllm import errors
 from hotweights.adapters.vllm.commit import Switch
-from hotweights.adapters.vllm.faults import EngineDead, RankError
+from hotweights.adapters.vllm.errors import EngineDead, RankError
 from hotweights_transports.handoff import frames
 
 GOLDEN = [{"engine": "x", "promptTokenIds": [1, 2], "tokenIds": [3, 4]}]
@@ -82,7 +82,7 @@ class Engine:
 def ended(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     reasons: list[str] = []
 
-    monkeypatch.setattr(faults, "end_process", reasons.append)
+    monkeypatch.setattr(errors, "end_process", reasons.append)
     return reasons
 
 

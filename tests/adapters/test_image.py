@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e2e.engine import images
-from hotweights.adapters.vllm.image import PAGE, Image, ImageError, parse_table
+from hotweights.adapters.vllm.rank.image import PAGE, Image, ImageError, parse_table
 
 DIGEST = "sha256:" + "0" * 64
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import NamedTuple
 
-from hotweights_agent import effects as fx
-from hotweights_agent.session import Session
-from hotweights_agent.steering import COMMIT_PACE, PREPARE_PACE, TRANSIENT
+from hotweights_agent.session import effects as fx
+from hotweights_agent.session.next_effects import COMMIT_PACE, PREPARE_PACE, TRANSIENT
+from hotweights_agent.session.session import Session
 from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
 from hotweights_transports.handoff import frames
 

@@ -14,19 +14,29 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from hotweights_agent import origins
 from hotweights_agent.driver import Driver
-from hotweights_agent.effects import Marks
-from hotweights_agent.engine_limits import Limits
-from hotweights_agent.engine_server import EngineServer
-from hotweights_agent.manifests import ManifestCache
-from hotweights_agent.memory import Memory
-from hotweights_agent.messages import ApiAway, Assigned, Message, Now, Pod, ResolveDone, Said, StageDone, StageFailed
+from hotweights_agent.engines.limits import Limits
+from hotweights_agent.engines.socket_server import EngineServer
+from hotweights_agent.local.state_file import Memory
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.session import Self, Session
+from hotweights_agent.session.effects import Marks
+from hotweights_agent.session.messages import (
+    ApiAway,
+    Assigned,
+    Message,
+    Now,
+    Pod,
+    ResolveDone,
+    Said,
+    StageDone,
+    StageFailed,
+)
+from hotweights_agent.session.session import Self, Session
 from hotweights_agent.settings import RootSettings, StagingSettings
-from hotweights_agent.staging import Stager
-from hotweights_agent.store import Store
+from hotweights_agent.staging import allowed_sources
+from hotweights_agent.staging.manifest_cache import ManifestCache
+from hotweights_agent.staging.stager import Stager
+from hotweights_agent.staging.store import Store
 from hotweights_crds.nodeweights import (
     NodeWeightsSpec,
     NodeWeightsStatus,
@@ -36,10 +46,10 @@ from hotweights_crds.nodeweights import (
     RolloutAssignment,
     StageItem,
 )
-from hotweights_transports.errors import SourceUnavailable
+from hotweights_storage.errors import SourceUnavailable
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
 from hotweights_transports.handoff import frames
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
 from tests.agent.fake_engine import FakeEngine, until
 
 POD = Pod("uid-1", "ns", "vllm-0")
@@ -81,7 +91,7 @@ class Node:
         )
         self.driver.stager = Stager(
             self.store,
-            origins.allowed([RootSettings(roots, namespaces=("ns",))]),
+            allowed_sources.allowed([RootSettings(roots, namespaces=("ns",))]),
             ManifestCache(folder / "manifests"),
             self.tell,
             token=lambda: "",

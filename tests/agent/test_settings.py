@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from hotweights_agent import node, origins, plugin_folder
-from hotweights_agent.messages import Said, StageFailed
+from hotweights_agent import node
+from hotweights_agent.local import plugin_folder
 from hotweights_agent.metrics import Metrics
+from hotweights_agent.session.messages import Said, StageFailed
 from hotweights_agent.settings import RootSettings, SettingsError, read
-from hotweights_agent.store import Store
+from hotweights_agent.staging import allowed_sources
+from hotweights_agent.staging.store import Store
 from hotweights_common.http_endpoints import Endpoints
-from hotweights_transports.errors import SourceRefused
+from hotweights_storage.errors import SourceRefused
 from hotweights_transports.handoff import frames
 
 NODE = {"NODE_NAME": "node-a"}
@@ -78,13 +80,15 @@ def test_the_command(words: list[str], code: int) -> None:
 
 def test_a_claim_is_open_to_the_namespaces_named(tmp_path: Path) -> None:
     (tmp_path / "v1").mkdir()
-    sources = origins.allowed([RootSettings(tmp_path, claim="weights", namespaces=("a",))])
+    sources = allowed_sources.allowed([RootSettings(tmp_path, claim="weights", namespaces=("a",))])
     sources.open("pvc://weights/v1", "a").close()
     with pytest.raises(SourceRefused):
         sources.open("pvc://weights/v1", "b")
     with pytest.raises(SourceRefused):
         sources.open(f"file://{tmp_path}/v1", "a")
-    origins.allowed([RootSettings(tmp_path, claim="weights", namespaces=("*",))]).open("pvc://weights/v1", "b").close()
+    allowed_sources.allowed([RootSettings(tmp_path, claim="weights", namespaces=("*",))]).open(
+        "pvc://weights/v1", "b"
+    ).close()
 
 
 def test_the_plugin_is_installed_whole_and_once(tmp_path: Path) -> None:

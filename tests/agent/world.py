@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from hotweights_agent import effects as fx
-from hotweights_agent import messages as msg
-from hotweights_agent.session import Self, Session
-from hotweights_agent.word import Remembered
+from hotweights_agent.session import effects as fx
+from hotweights_agent.session import messages as msg
+from hotweights_agent.session.assignments import Remembered
+from hotweights_agent.session.session import Self, Session
 from hotweights_crds.nodeweights import (
     EngineStatus,
     NodeWeightsSpec,

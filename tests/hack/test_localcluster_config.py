@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import binaries, cgroups, credentials, hostsetup, mounts, nodeconfig, paths
+from localcluster import binaries, credentials, nodeconfig, paths
 from localcluster.controlplane import Endpoints, apiserver_arguments
 from localcluster.credentials import Credentials, User
 from localcluster.errors import ClusterError
-from localcluster.slots import Slot
+from localcluster.host import cgroups, hostsetup, mounts
+from localcluster.host.slots import Slot
 
 SLOT = Slot(3, "test")
 

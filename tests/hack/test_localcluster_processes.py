@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from localcluster import launch, processes
 from localcluster.errors import ClusterError
-from localcluster.processes import Daemons
+from localcluster.host import launch, processes
+from localcluster.host.processes import Daemons
 
 SLEEP = [sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]
 

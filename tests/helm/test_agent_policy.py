@@ -11,7 +11,7 @@ import pytest
 from hotweights_kube.client import Api, Selection
 from hotweights_kube.errors import Forbidden, KubeError, TokenRefused
 from hotweights_kube.resources import NODE_WEIGHTS, NODES, PODS, WEIGHT_VERSIONS, Resource
-from hotweights_kube.tokens import review
+from hotweights_kube.token_review import review
 from localcluster import paths
 from localcluster.controlplane import ControlPlane
 from tests.helm.conftest import NAMESPACE, Body, Kubectl

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.plan import Plan
 from hotweights_planner.plan import build as build_plan
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
 
 
 def checkpoint(folder: Path, version: str, value: float, rows: int = 64) -> Manifest:

@@ -14,10 +14,10 @@ import pytest
 
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
-from hotweights_operator import revision
-from hotweights_operator.cache import Cache
+from hotweights_operator.decide import revision
 from hotweights_operator.metrics import Metrics, Pulse, health, readiness, serve
-from hotweights_operator.model import Rollout, Version
+from hotweights_operator.model.objects import Rollout, Version
+from hotweights_operator.runtime.cache import Cache
 from tests.ports import free_ports
 
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -21,10 +21,10 @@ from hotweights_crds.nodeweights import (
 )
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
-from hotweights_operator.actions import Assign, RolloutDecision
-from hotweights_operator.decide import decide
-from hotweights_operator.model import DIGEST_LABEL, Node, NodeState, Pod, Rollout, Version
-from hotweights_operator.observed import Observed
+from hotweights_operator.decide.rollouts import decide
+from hotweights_operator.model.actions import Assign, RolloutDecision
+from hotweights_operator.model.objects import DIGEST_LABEL, Node, NodeState, Pod, Rollout, Version
+from hotweights_operator.model.observed import Observed
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 OLD, NEW, OTHER = "sha256:old", "sha256:new", "sha256:other"

@@ -23,14 +23,14 @@ from prometheus_client import CollectorRegistry
 from hotweights.adapters.inprocess.metrics import BinderMetrics
 from hotweights.adapters.vllm import bundle
 from hotweights.cli import app
-from hotweights.coordinator import messages
-from hotweights.coordinator.metrics import Metrics as CoordinatorMetrics
 from hotweights.replicate.metrics import Metrics as ReplicateMetrics
 from hotweights_agent.metrics import Metrics as AgentMetrics
 from hotweights_agent.settings import EngineSettings, KubeSettings, RootSettings, Settings, StagingSettings
-from hotweights_operator.cache import Cache
+from hotweights_coordinator.server.metrics import Metrics as CoordinatorMetrics
+from hotweights_coordinator.wire import messages
 from hotweights_operator.metrics import Metrics as OperatorMetrics
 from hotweights_operator.metrics import Pulse
+from hotweights_operator.runtime.cache import Cache
 from hotweights_transports.handoff import frames as handoff_frames
 from hotweights_transports.peers import frames
 

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from hotweights.adapters.inprocess import plain
-from hotweights.adapters.inprocess.plain import same_bytes
-from hotweights.adapters.vllm.image import TORCH_NAMES
+from hotweights.adapters.inprocess import torch_model
+from hotweights.adapters.inprocess.torch_model import same_bytes
+from hotweights.adapters.vllm.rank.image import TORCH_NAMES
 from hotweights.adapters.vllm_extension import HotweightsWorkerExtension, NotApplied, Torn
 from hotweights_planner import plan as plans
 from hotweights_planner.manifest import CHUNK_NBYTES, Manifest
-from hotweights_transports.errors import ChecksumMismatch, TransferError
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.errors import ChecksumMismatch, TransferError
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
 
 Tensors = dict[str, torch.Tensor]
 NAMES = {getattr(torch, torch_name): name for name, torch_name in TORCH_NAMES.items() if hasattr(torch, torch_name)}
@@ -400,7 +400,7 @@ def test_any_module_takes_any_bytes_that_fit(kinds: list[str], shapes: list[list
     torch.manual_seed(seed)
     module, version = torch.nn.Module(), {}
     for number, (kind, shape) in enumerate(zip(kinds, shapes, strict=False)):
-        dtype = plain.torch_dtype(kind)
+        dtype = torch_model.torch_dtype(kind)
         item = torch.empty((), dtype=dtype).element_size()
         count = item * max(0, torch.Size(shape).numel())
         data = torch.randint(0, 2 if kind == "BOOL" else 256, (count,), dtype=torch.uint8)

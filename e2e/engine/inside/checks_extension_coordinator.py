@@ -15,9 +15,9 @@ import torch
 from e2e.engine.inside.checks_extension import assert_same, bound, plan_of, snapshot, write
 from e2e.engine.seed_world import Operator
 from hotweights.adapters.vllm_extension import Applied, HotweightsWorkerExtension, NotApplied
-from hotweights.coordinator.messages import CoordinatorUnreachable
+from hotweights_coordinator.wire.messages import CoordinatorUnreachable
 from hotweights_planner import plan as plans
-from tests.hotweights.coordinator.running import running
+from tests.coordinator.running import running
 
 
 @pytest.fixture

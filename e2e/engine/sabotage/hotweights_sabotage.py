@@ -36,7 +36,7 @@ def register() -> None:
 
 
 def _forbid_shadows() -> None:
-    from hotweights.adapters.vllm import shadow
+    from hotweights.adapters.vllm.rank import shadow
 
     def refuse(vllm_config: Any) -> Any:
         raise shadow.Unsupported("sabotage: no second model")
@@ -45,7 +45,7 @@ def _forbid_shadows() -> None:
 
 
 def _arm() -> None:
-    from hotweights.adapters.vllm.shadow import Shadow
+    from hotweights.adapters.vllm.rank.shadow import Shadow
 
     if not hasattr(Shadow, "honest_install"):
         Shadow.honest_install = Shadow.install  # type: ignore[attr-defined]

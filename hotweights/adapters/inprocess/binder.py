@@ -1,7 +1,7 @@
 """Binds the engines that this process constructs: each gets its name, its token and, once it is there, its `Server`.
 
 Nothing of it happens before the first engine is constructed, because vLLM's own child processes import the caller's main module again. Then
-the environment is set by which the plugin in the engine's ranks finds its node: the host's worker, or a node of this process's own (`room`). Names
+the environment is set by which the plugin in the engine's ranks finds its node: the host's worker, or a node of this process's own (`embedded_node`). Names
 of engines are told apart by the token (``<token>:<name>``). An engine that cannot be bound says why in the log and serves what it booted.
 """
 

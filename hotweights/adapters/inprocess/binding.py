@@ -16,8 +16,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from hotweights.adapters.inprocess.gate import Gate, Guarded
 from hotweights.adapters.inprocess.replicas import SyncReplica, end_async
-from hotweights.adapters.vllm import link
-from hotweights.adapters.vllm.replica import Replica
+from hotweights.adapters.vllm import agent_connection
+from hotweights.adapters.vllm.engine_client import Replica
 from hotweights.adapters.vllm.server import Server
 from hotweights.adapters.vllm.settings import Settings
 from hotweights_transports.handoff import frames
@@ -57,7 +57,7 @@ class _GatedServer(_Server):
         finally:
             self._gate.open()
 
-    async def _commit(self, connection: link.Connection, frame: frames.Commit) -> None:
+    async def _commit(self, connection: agent_connection.Connection, frame: frames.Commit) -> None:
         try:
             await self._close_gate(GATE_SECONDS)
         except TimeoutError as error:

@@ -15,9 +15,9 @@ import torch
 from blake3 import blake3
 
 from hotweights.adapters.inprocess.errors import NotApplied
-from hotweights.adapters.inprocess.plain import torch_dtype
-from hotweights.adapters.vllm.fit import Spec
-from hotweights.adapters.vllm.image import ITEM_BYTES
+from hotweights.adapters.inprocess.torch_model import torch_dtype
+from hotweights.adapters.vllm.rank.dry_load import Spec
+from hotweights.adapters.vllm.rank.image import ITEM_BYTES
 from hotweights_planner.manifest import Manifest
 
 _HASHES: dict[str, Callable[[memoryview], str]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hotweights_transports.errors import TransferError
+from hotweights_storage.errors import TransferError
 
 
 class NotApplied(TransferError):

@@ -7,10 +7,10 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from hotweights_agent.authenticator import Authenticator
-from hotweights_agent.engine_server import EngineServer, PinnedImage
-from hotweights_agent.messages import Message
-from hotweights_transports.slab import Slab, sealed_memfd
+from hotweights_agent.engines.socket_auth import Authenticator
+from hotweights_agent.engines.socket_server import EngineServer, PinnedImage
+from hotweights_agent.session.messages import Message
+from hotweights_storage.slab import Slab, sealed_memfd
 
 
 class RenamingServer(EngineServer):

@@ -15,8 +15,8 @@ from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from hotweights.adapters.vllm import plugin, probe
-from hotweights.adapters.vllm.faults import EngineDead
-from hotweights.adapters.vllm.replica import Replica
+from hotweights.adapters.vllm.engine_client import Replica
+from hotweights.adapters.vllm.errors import EngineDead
 
 logger = logging.getLogger("vllm.hotweights.replicas")
 

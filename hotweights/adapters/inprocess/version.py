@@ -1,6 +1,6 @@
 """A version at hand: its tensors under the names that the model knows them by, wherever their bytes lie.
 
-It looks like a mapped image (`hotweights.adapters.vllm.image.Image`) to those who ask what fits, so that there is one set of rules.
+It looks like a mapped image (`hotweights.adapters.vllm.rank.image.Image`) to those who ask what fits, so that there is one set of rules.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from hotweights.adapters.inprocess.plain import same_bytes
-from hotweights.adapters.vllm.fit import Spec
-from hotweights.adapters.vllm.image import Table, TensorEntry
+from hotweights.adapters.inprocess.torch_model import same_bytes
+from hotweights.adapters.vllm.rank.dry_load import Spec
+from hotweights.adapters.vllm.rank.image import Table, TensorEntry
 
 
 class Version:

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hotweights.adapters.vllm import faults, probe
-from hotweights.adapters.vllm.faults import CommitError, EngineDead
+from hotweights.adapters.vllm import errors, probe
+from hotweights.adapters.vllm.errors import CommitError, EngineDead
 from hotweights_transports.handoff import frames
 
 if TYPE_CHECKING:
-    from hotweights.adapters.vllm.replica import Replica
+    from hotweights.adapters.vllm.engine_client import Replica
 
 logger = logging.getLogger("vllm.hotweights.commit")
 REPAIR_ATTEMPTS = 2
@@ -58,7 +58,7 @@ class Switch:
     replica: Replica
     repair_seconds: float
     tell: Callable[[frames.State], None]
-    end: Callable[[str], None] = lambda reason: faults.end_process(reason)
+    end: Callable[[str], None] = lambda reason: errors.end_process(reason)
     state: str = "Booting"
     digest: str | None = None
     token: int = 0

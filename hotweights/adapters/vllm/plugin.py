@@ -42,7 +42,7 @@ def activate() -> None:
     from vllm.v1.worker.worker_base import WorkerBase
 
     if BACKEND not in Factory._registry:
-        Factory.register_engine(BACKEND, "hotweights.adapters.vllm.engine", "Engine")
+        Factory.register_engine(BACKEND, "hotweights.adapters.vllm.rank.engine", "Engine")
     if not hasattr(WorkerBase, WORKER_METHOD):
         setattr(WorkerBase, WORKER_METHOD, _ask_rank)
     if not hasattr(EngineCore, SWITCH_METHOD):
@@ -106,7 +106,7 @@ def _stay_eager_on_cpu(engine_args: Any) -> None:
 
 
 def _ask_rank(worker: Any, command: str, argument: Any = None) -> dict[str, Any]:
-    from hotweights.adapters.vllm import engine
+    from hotweights.adapters.vllm.rank import engine
 
     return engine.answer(worker, command, argument)
 

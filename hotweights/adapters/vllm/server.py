@@ -14,9 +14,9 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from hotweights.adapters.vllm import PLUGIN_VERSION, faults, link, plugin, settings
+from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, errors, plugin, settings
 from hotweights.adapters.vllm.commit import Switch
-from hotweights.adapters.vllm.replica import Replica
+from hotweights.adapters.vllm.engine_client import Replica
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.server")
@@ -48,7 +48,7 @@ class Server:
     """The API server's end of the connection."""
 
     def __init__(
-        self, replica: Replica, read: settings.Settings, end: Callable[[str], None] = faults.end_process
+        self, replica: Replica, read: settings.Settings, end: Callable[[str], None] = errors.end_process
     ) -> None:
         """``end`` is the last resort for an engine that cannot be repaired."""
         self._replica = replica
@@ -57,7 +57,7 @@ class Server:
         self._told = asyncio.Event()  # the agent has said what to serve, and it is served
         self._tasks: set[asyncio.Task[None]] = set()
         self.switch = Switch(replica, read.repair_seconds, self._tell, end)
-        self._link = link.Link(read.socket, self._hello, self._handle)
+        self._link = agent_connection.Link(read.socket, self._hello, self._handle)
 
     async def boot(self) -> None:
         """The boot barrier: returns when this process may open its port."""
@@ -91,14 +91,14 @@ class Server:
     def _last_word(self) -> None:
         """vLLM ends itself when its engine has died, with 0, and may be faster than the commit that notices it too."""
         if self.switch.torn or self.switch.dirty:
-            faults.end_process("vLLM ended in the middle of a switch")
+            errors.end_process("vLLM ended in the middle of a switch")
 
     # --- on the link's thread: `_hello` only reads, `_handle` only hands over ----------------------------------------
 
     def _hello(self) -> frames.Hello:
         return frames.Hello(
             role="server",
-            token=link.read_token(self._settings.token_file),
+            token=agent_connection.read_token(self._settings.token_file),
             world_size=self._replica.world_size,
             instance=self._replica.vllm_config.instance_id,
             plugin=PLUGIN_VERSION,
@@ -108,13 +108,13 @@ class Server:
             commit_token=self.switch.token,
         )
 
-    def _handle(self, connection: link.Connection, frame: frames.Frame, fds: list[int]) -> None:
-        link.close_all(fds)
+    def _handle(self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]) -> None:
+        agent_connection.close_all(fds)
         self._loop.call_soon_threadsafe(self._dispatch, connection, frame)
 
     # --- on the event loop ------------------------------------------------------------------------------------------
 
-    def _dispatch(self, connection: link.Connection, frame: frames.Frame) -> None:
+    def _dispatch(self, connection: agent_connection.Connection, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Commit):
             task = self._loop.create_task(self._commit(connection, frame))
             self._tasks.add(task)
@@ -127,7 +127,7 @@ class Server:
                 message = f"token {frame.commit_token} is older than {self.switch.token}, seen already"
                 connection.send(frames.CommitFailed(frame.id, "", frame.commit_token, "StaleToken", message))
 
-    async def _commit(self, connection: link.Connection, frame: frames.Commit) -> None:
+    async def _commit(self, connection: agent_connection.Connection, frame: frames.Commit) -> None:
         was_dirty = self.switch.dirty
         answer = await self._answer(frame)
         answered = connection.send(dataclasses.replace(answer, id=frame.id))  # type: ignore[call-arg]

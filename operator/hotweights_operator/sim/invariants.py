@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Sequence
 from hotweights_crds.conditions import find, is_true
 from hotweights_crds.nodeweights import EngineStatus, PodAssignment, RolloutAssignment
 from hotweights_crds.weightrollout import MAX_FAILURES, MAX_HISTORY, WeightRolloutStatus
-from hotweights_operator.actions import Action, Assign, RolloutDecision
-from hotweights_operator.model import NodeState, Pod, Rollout
-from hotweights_operator.observed import Observed
-from hotweights_operator.selectors import selects
-from hotweights_operator.sim.agents import Confirmation
+from hotweights_operator.model.actions import Action, Assign, RolloutDecision
+from hotweights_operator.model.objects import NodeState, Pod, Rollout
+from hotweights_operator.model.observed import Observed
+from hotweights_operator.model.selectors import selects
+from hotweights_operator.sim.cluster.agents import Confirmation
 
 SHORT_RUN_SECONDS = 600.0
 

@@ -1,8 +1,8 @@
 """Judges every write that reaches the API server, and the world after every step, by the truth.
 
 `invariants` asks whether a decision was right for what the operator saw. This asks whether what came of it was right: it knows which
-engine really serves, and what any status ever said. What the users of a Service get is in `service`, what time has to do with it in
-`patience`.
+engine really serves, and what any status ever said. What the users of a Service get is in `availability`, what time has to do with it in
+`deadlines`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from hotweights_crds.conditions import find, is_true
 from hotweights_crds.nodeweights import UNASSIGNED, PodAssignment, RolloutAssignment
 from hotweights_crds.weightrollout import FailurePolicy, HistoryEntry, WeightRolloutStatus
-from hotweights_operator.actions import AskResolve, Assign
-from hotweights_operator.model import NodeState, Pod, Rollout
+from hotweights_operator.model.actions import AskResolve, Assign
+from hotweights_operator.model.objects import NodeState, Pod, Rollout
+from hotweights_operator.sim.availability import SEEN_STEPS, Service
+from hotweights_operator.sim.cluster.world import Bench, World
+from hotweights_operator.sim.deadlines import Patience
 from hotweights_operator.sim.invariants import limit_of
-from hotweights_operator.sim.patience import Patience
-from hotweights_operator.sim.service import SEEN_STEPS, Service
-from hotweights_operator.sim.world import Bench, World
 
 
 @dataclass(slots=True)

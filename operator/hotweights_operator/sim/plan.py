@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hotweights_crds.weightrollout import VersionRef, WeightRolloutSpec
-from hotweights_operator.model import Pod
-from hotweights_operator.sim.flaws import Flaw, FlawKind
+from hotweights_operator.model.objects import Pod
+from hotweights_operator.sim.cluster.flaws import Flaw, FlawKind
 
 if TYPE_CHECKING:
     from hotweights_operator.sim.run import Simulation

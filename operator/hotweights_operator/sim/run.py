@@ -15,13 +15,13 @@ from datetime import UTC, datetime, timedelta
 from hotweights_common import timestamps
 from hotweights_crds.weightrollout import WeightRolloutSpec
 from hotweights_crds.weightversion import WeightVersionSpec
-from hotweights_operator.model import INJECT_LABEL, Pod, Rollout, Version
-from hotweights_operator.sim import ends, plan
-from hotweights_operator.sim.api import Api
-from hotweights_operator.sim.fleet import Fleet
+from hotweights_operator.model.objects import INJECT_LABEL, Pod, Rollout, Version
+from hotweights_operator.sim import endings, plan
+from hotweights_operator.sim.cluster.api import Api
+from hotweights_operator.sim.cluster.fleet import Fleet
+from hotweights_operator.sim.cluster.operator import Ended, Operator
 from hotweights_operator.sim.invariants import Violated
 from hotweights_operator.sim.judge import Judge
-from hotweights_operator.sim.operator import Ended, Operator
 from hotweights_operator.sim.plan import App, Plot
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -153,16 +153,16 @@ class Simulation:
         try:
             self.set_up()
             if self.draw.random() < 0.6:
-                self.steps(OPENING_STEPS, lambda: ends.all_ready(self))
+                self.steps(OPENING_STEPS, lambda: endings.all_ready(self))
             for _ in range(STORY_STEPS if not self.plot.large else STORY_STEPS // 3):
                 if self.draw.random() < 0.3:
                     happen(self)
                 self.step()
                 self.plot.go_on(self)
-            ends.heal(self)
+            endings.heal(self)
             if self.draw.random() < 0.5:
-                ends.come_to_rest(self)
-            ends.come_to_a_good_end(self)
+                endings.come_to_rest(self)
+            endings.come_to_a_good_end(self)
         except Violated as violation:
             raise Violated(violation.name, f"{violation.detail} (seed {self.seed}, {self.now:%H:%M:%S})") from violation
         return self

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from hotweights_crds.weightrollout import FailurePolicy, VersionRef
-from hotweights_operator.sim import mishaps
+from hotweights_operator.sim import faults
 from hotweights_operator.sim.plan import App
 
 if TYPE_CHECKING:
@@ -136,30 +136,30 @@ def another_selects_the_same(sim: Simulation) -> bool:
 
 
 HAPPENINGS: dict[Happening, float] = {
-    mishaps.agent_dies: 3,
-    mishaps.agent_is_flaky: 0.6,
-    mishaps.agents_return: 2,
+    faults.agent_dies: 3,
+    faults.agent_is_flaky: 0.6,
+    faults.agents_return: 2,
     another_selects_the_same: 0.4,
-    mishaps.clock_changes: 0.6,
-    mishaps.commit_breaks: 1.2,
-    mishaps.commit_fails: 2,
-    mishaps.container_dies: 3,
+    faults.clock_changes: 0.6,
+    faults.commit_breaks: 1.2,
+    faults.commit_fails: 2,
+    faults.container_dies: 3,
     missing_version_comes: 1,
-    mishaps.node_blinks: 1.5,
-    mishaps.node_comes: 0.7,
-    mishaps.node_is_drained: 0.8,
-    mishaps.node_takes_no_writes: 0.7,
-    mishaps.node_vanishes: 0.7,
-    mishaps.object_is_deleted: 0.4,
-    mishaps.operator_ends_soon: 2,
-    mishaps.operator_restarts: 1,
-    mishaps.operator_stalls: 1,
+    faults.node_blinks: 1.5,
+    faults.node_comes: 0.7,
+    faults.node_is_drained: 0.8,
+    faults.node_takes_no_writes: 0.7,
+    faults.node_vanishes: 0.7,
+    faults.object_is_deleted: 0.4,
+    faults.operator_ends_soon: 2,
+    faults.operator_restarts: 1,
+    faults.operator_stalls: 1,
     pause_or_resume: 1.2,
-    mishaps.pod_terminates: 2,
+    faults.pod_terminates: 2,
     policy_changes: 0.7,
     retry_is_asked: 1,
     rollout_is_deleted: 0.4,
-    mishaps.scale: 1.5,
+    faults.scale: 1.5,
     source_cannot_be_read: 0.4,
     version_changes: 4,
     version_is_deleted: 0.4,

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import pytest
 from blake3 import blake3
 
-from hotweights_agent.fetch import ChunkSource
-from hotweights_agent.store import Store
+from hotweights_agent.staging.fetch import ChunkSource
+from hotweights_agent.staging.store import Store
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import PAGE_NBYTES, Manifest, build
-from hotweights_transports.errors import SourceUnavailable
+from hotweights_storage.errors import SourceUnavailable
 from hotweights_transports.peers.base import (
     ClientLimits,
     Deliver,

@@ -14,20 +14,20 @@ import pytest
 from numpy import frombuffer, uint8
 from safetensors.numpy import save_file
 
-from hotweights_agent.broadcasts import Broadcasts, Means
-from hotweights_agent.manifests import ManifestCache
-from hotweights_agent.messages import Message, StageDone, StageFailed
-from hotweights_agent.origins import allowed
+from hotweights_agent.session.messages import Message, StageDone, StageFailed
 from hotweights_agent.settings import RootSettings, StagingSettings
-from hotweights_agent.staging import Stager
-from hotweights_agent.store import Store
+from hotweights_agent.staging.allowed_sources import allowed
+from hotweights_agent.staging.broadcasts import Broadcasts, Means
+from hotweights_agent.staging.manifest_cache import ManifestCache
+from hotweights_agent.staging.stager import Stager
+from hotweights_agent.staging.store import Store
 from hotweights_crds.nodeweights import Collective, Peer, StageItem
 from hotweights_planner.manifest import Manifest
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
+from hotweights_transports.broadcast.invitation import Groups, Inviting
 from hotweights_transports.peers.base import Identity
-from hotweights_transports.peers.mpi.invitation import Groups, Inviting
 from hotweights_transports.peers.registry import transport_for
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
 
 pytestmark = pytest.mark.timeout(90)
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from hotweights_agent.fetch import ChunkSource, Fetch, FetchFailed, PeerSource, Persistence, Progress
-from hotweights_agent.store import Store
+from hotweights_agent.staging.fetch import ChunkSource, Fetch, FetchFailed, PeerSource, Persistence, Progress
+from hotweights_agent.staging.store import Store
 from hotweights_common.backoff import Backoff
-from hotweights_transports.errors import Cancelled, NoCapacity
+from hotweights_storage.errors import Cancelled, NoCapacity
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import PeerClient, PeerCorrupt, PeerServer, PeerTimeout, Want
-from hotweights_transports.peers.tcp import address as addresses
+from hotweights_transports.peers.stream import address as addresses
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from
 Table = Any

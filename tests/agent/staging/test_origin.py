@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from hotweights_agent.fetch import Fetch, FetchFailed, OriginSource, Persistence, Progress
-from hotweights_agent.store import Store
+from hotweights_agent.staging.fetch import Fetch, FetchFailed, OriginSource, Persistence, Progress
+from hotweights_agent.staging.store import Store
 from hotweights_common.backoff import Backoff
-from hotweights_transports.errors import SourceRefused
-from hotweights_transports.sources.base import Source
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.errors import SourceRefused
+from hotweights_storage.sources.base import Source
+from hotweights_storage.sources.file import open_folder
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from
 QUICK = Persistence(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0)

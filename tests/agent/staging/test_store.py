@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from hotweights_agent.store import Store, UnknownVersion, room
-from hotweights_transports.errors import Cancelled, Incomplete, NoCapacity, TransferError
+from hotweights_agent.staging.store import Store, UnknownVersion, room
+from hotweights_storage.errors import Cancelled, Incomplete, NoCapacity, TransferError
 from hotweights_transports.peers.base import Lease, Pending
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from

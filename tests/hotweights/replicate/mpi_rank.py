@@ -20,12 +20,12 @@ from blake3 import blake3
 from hotweights.replicate.mpi import replicator
 from hotweights.replicate.world import World
 from hotweights_planner.plan import parse
-from hotweights_transports.errors import SourceUnavailable, TransferError
-from hotweights_transports.image import Image, ImageBuilder
+from hotweights_storage.errors import SourceUnavailable, TransferError
+from hotweights_storage.image import Image, ImageBuilder
+from hotweights_storage.sources.base import Source
+from hotweights_storage.sources.file import open_folder
+from hotweights_transports.broadcast.group import Patience
 from hotweights_transports.peers.base import PeerError
-from hotweights_transports.peers.mpi.group import Patience
-from hotweights_transports.sources.base import Source
-from hotweights_transports.sources.file import open_folder
 
 
 class Slow:

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from hotweights.replicate import depot as depots
-from hotweights.replicate.depot import Depot
+from hotweights.replicate import version_store as depots
+from hotweights.replicate.version_store import Depot
 from hotweights_planner.manifest import FILE_NAME
+from tests.coordinator.running import running
 from tests.hotweights.checkpoints import checkpoint, plan
 from tests.hotweights.command_line import Run
-from tests.hotweights.coordinator.running import running
 
 MOST_SECONDS = 60
 
@@ -104,7 +104,7 @@ def test_a_version_that_went_bad_on_the_disk_is_brought_anew(home: Path, run: Ru
 
 @pytest.mark.usefixtures("folder")
 def test_without_a_gpu_it_stays_in_host_memory_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hotweights_transports import device
+    from hotweights_storage import device
 
     monkeypatch.setattr(device, "_no_gpu", lambda: "the test says so")
     shown = replicate(run, "--plan", "plan0.json", "--device", "cuda", "--pinned")
@@ -183,12 +183,12 @@ def test_ctrl_c_in_the_middle_leaves_what_was_there(folder: Path, home: Path, ru
     program = (
         "import os, signal, sys\n"
         "from hotweights import cli\n"
-        "from hotweights.replicate import depot\n"
-        "write = depot._write_tensors\n"
+        "from hotweights.replicate import version_store\n"
+        "write = version_store._write_tensors\n"
         "def interrupted(*arguments):\n"
         "    write(*arguments)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "depot._write_tensors = interrupted\n"
+        "version_store._write_tensors = interrupted\n"
         "sys.argv = ['hotweights', 'replicate', '--plan', 'plan1.json', '--commit', '--metrics-port', '0']\n"
         "cli.main()\n"
     )

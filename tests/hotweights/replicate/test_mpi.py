@@ -22,9 +22,9 @@ from safetensors.numpy import save_file
 from hotweights.replicate.world import World
 from hotweights_planner.errors import Refused
 from hotweights_planner.plan import Plan, build
-from hotweights_transports.peers.mpi.hydra import find
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.file import open_folder
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
+from hotweights_transports.broadcast.hydra import find
 from tests.ports import free_ports
 
 PROGRAM = Path(__file__).with_name("mpi_rank.py")

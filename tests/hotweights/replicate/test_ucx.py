@@ -20,11 +20,11 @@ from hotweights.replicate.ucx import RankMissing, hosts_of, replicator
 from hotweights.replicate.world import Measured, World
 from hotweights_planner.errors import Refused
 from hotweights_planner.plan import Plan, build
-from hotweights_transports.errors import SourceRefused, TransferError
-from hotweights_transports.image import Image, ImageBuilder
-from hotweights_transports.resolve import publish
-from hotweights_transports.sources.base import Source
-from hotweights_transports.sources.file import FileOpener, Root
+from hotweights_storage.errors import SourceRefused, TransferError
+from hotweights_storage.image import Image, ImageBuilder
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.base import Source
+from hotweights_storage.sources.file import FileOpener, Root
 from tests.ports import free_ports
 
 TENSORS = 12

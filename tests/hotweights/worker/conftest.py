@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from hotweights.coordinator.client import AsyncClient
 from hotweights.worker import service
 from hotweights.worker.service import Running, WorkerSettings
 from hotweights.worker.sync import Pace
 from hotweights_agent.settings import EngineSettings, StagingSettings
+from hotweights_coordinator.client.client import AsyncClient
 from hotweights_planner.plan import Plan
 from tests.agent.fake_engine import FakeEngine, until
+from tests.coordinator.running import Coordinator, running
 from tests.hotweights.checkpoints import checkpoint, plan
-from tests.hotweights.coordinator.running import Coordinator, running
 
 SECONDS = 30.0
 PACE = Pace(beat_seconds=0.1, hurry_seconds=0.01, call_seconds=30.0, away_seconds=0.5, first_seconds=30.0)

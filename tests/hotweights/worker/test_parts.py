@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from hotweights.coordinator.messages import CoordinatorError
-from hotweights.worker.assignment import Assignment, Member, Version, spec_of, standing
-from hotweights.worker.doors import PeerDoor, TokenDoor, engine_token, peer_secret
-from hotweights.worker.peering import Peering
-from hotweights.worker.roots import may_read, sources
-from hotweights_agent.authenticator import Unauthenticated
+from hotweights.worker.allowed_sources import may_read, sources
+from hotweights.worker.assignments import Assignment, Member, Version, spec_of, standing
+from hotweights.worker.auth import PeerDoor, TokenDoor, engine_token, peer_secret
+from hotweights.worker.peers import Peering
+from hotweights_agent.engines.socket_auth import Unauthenticated
+from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_crds.nodeweights import EngineStatus, GivenUp, NodeWeightsStatus, StagedVersion
-from hotweights_transports.errors import SourceRefused
+from hotweights_storage.errors import SourceRefused
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from hotweights.coordinator.messages import CallRefused, CoordinatorUnreachable
 from hotweights.worker.service import WorkerError
 from hotweights.worker.sync import Pace
+from hotweights_coordinator.wire.messages import CallRefused, CoordinatorUnreachable
 from hotweights_transports.handoff import frames
 from tests.agent.fake_engine import until
-from tests.hotweights.coordinator.running import lasting_endpoint, running
+from tests.coordinator.running import lasting_endpoint, running
 from tests.hotweights.worker.conftest import PACE, SECONDS, Group, Worker
 
 

@@ -33,9 +33,9 @@ LIMIT_SECONDS = 900.0
 CPU_SECONDS = 90
 
 _UNSUITABLE = frozenset(
-    {"test_simulation.py", "test_mutations.py", "test_bench_reconcile.py"}  # slow, these very tests, and figures
+    {"sim/test_simulation.py", "test_mutations.py", "test_bench_reconcile.py"}  # slow, these very tests, and figures
 )
-_SLOWEST = ("test_feed.py", "test_observed.py")
+_SLOWEST = ("runtime/test_informers.py", "model/test_observed.py")
 
 
 _NOTHING = Mutant("nothing", "__init__.py", "", "It is the operator as it is.", '"""', '"""')
@@ -69,8 +69,12 @@ class _Running:
 
 def suitable() -> list[str]:
     """The test files that need no API server, the quick ones first."""
-    files = [path for path in (ROOT / TESTS).glob("test_*.py") if path.name not in _UNSUITABLE]
-    unit = [path.name for path in files if "pytest.mark.apiserver" not in path.read_text()]
+    files = {str(path.relative_to(ROOT / TESTS)): path for path in (ROOT / TESTS).rglob("test_*.py")}
+    unit = [
+        name
+        for name, path in files.items()
+        if name not in _UNSUITABLE and "pytest.mark.apiserver" not in path.read_text()
+    ]
     return sorted(unit, key=lambda name: (name in _SLOWEST, name))
 
 

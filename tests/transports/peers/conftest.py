@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from blake3 import blake3
 
-from hotweights_transports.errors import ChecksumMismatch
+from hotweights_storage.errors import ChecksumMismatch
 from hotweights_transports.peers.base import (
     ChunkProvider,
     ClientLimits,

@@ -30,8 +30,8 @@ from hotweights_transports.peers.base import (
 )
 from hotweights_transports.peers.frames import HEADER, Header, Kind
 from hotweights_transports.peers.registry import resolution, transport_for
-from hotweights_transports.peers.tcp import address as addresses
-from hotweights_transports.peers.tcp.server import TcpServer
+from hotweights_transports.peers.stream import address as addresses
+from hotweights_transports.peers.stream.server import TcpServer
 
 Node = Any  # conftest's; a conftest is no module to import from
 Serve = Callable[..., PeerServer]

@@ -29,7 +29,7 @@ from hotweights_transports.peers.base import (
 )
 from hotweights_transports.peers.frames import HEADER, Header, Kind
 from hotweights_transports.peers.registry import resolution
-from hotweights_transports.peers.tcp import address as addresses
+from hotweights_transports.peers.stream import address as addresses
 from hotweights_transports.peers.ucx.library import describe
 
 Node = Any  # conftest's; a conftest is no module to import from

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import urlsplit
 
-from hotweights_transports.errors import ChecksumMismatch
+from hotweights_storage.errors import ChecksumMismatch
 from hotweights_transports.peers.base import (
     Authenticate,
     AuthenticationUnavailable,
@@ -34,9 +34,9 @@ from hotweights_transports.peers.base import (
     Want,
     checked_manifest,
 )
-from hotweights_transports.peers.patience import Patience
+from hotweights_transports.peers.rate_limiter import Throttle
 from hotweights_transports.peers.registry import Availability, Transport
-from hotweights_transports.peers.throttle import Throttle
+from hotweights_transports.peers.stall_timeout import Patience
 
 _servers: dict[str, InprocServer] = {}
 _servers_lock = threading.Lock()

@@ -13,8 +13,8 @@ from hotweights_transports.peers.base import (
     ServerLimits,
 )
 from hotweights_transports.peers.registry import Availability, Transport
-from hotweights_transports.peers.tcp.client import TcpClient
-from hotweights_transports.peers.tcp.server import TcpServer
+from hotweights_transports.peers.stream.client import TcpClient
+from hotweights_transports.peers.stream.server import TcpServer
 from hotweights_transports.peers.ucx.library import Unavailable, live
 from hotweights_transports.peers.ucx.wire import UcxWire
 

@@ -14,7 +14,7 @@ import select
 import time
 from typing import Any, Final
 
-from hotweights_transports.peers.tcp.wire import TICK_SECONDS, Broken, Tick
+from hotweights_transports.peers.stream.wire import TICK_SECONDS, Broken, Tick
 from hotweights_transports.peers.ucx.library import load
 
 logger = logging.getLogger(__name__)

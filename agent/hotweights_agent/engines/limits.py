@@ -1,0 +1,52 @@
+"""What engines may cost the node: connections, words, and how long anybody waits for them.
+
+Pods of all tenants share one socket, so whatever one of them can use up is counted by pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from hotweights_agent.session.messages import Pod
+from hotweights_agent.session.retry import Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What engines may cost."""
+
+    hello_seconds: float = 10.0
+    """From connecting to the hello, and again for the token's review."""
+    send_seconds: float = 30.0
+    """For the other side to take one frame."""
+    max_connections: int = 1024
+    """Of all processes of all engines."""
+    max_pod_connections: int = 128
+    """Of one pod: an eighth of all. Its ranks run on this node's accelerators, of which there are 16 or so, and its API servers are
+    not more; so one pod that keeps connecting leaves the rest to others."""
+    max_strangers: int = 64
+    """Connections that have not proved who they are. One more, and the one that has been silent for longest goes."""
+    max_queued_frames: int = 64
+    """To one process."""
+    frames_per_second: int = 200
+    """From all processes of one pod; beyond that they wait."""
+
+
+class Words:
+    """How fast each pod is listened to. What it used up is not forgotten when it connects anew."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._rate = limits.frames_per_second
+        self._paces: dict[str, Bucket] = {}
+
+    async def turn(self, pod: Pod) -> None:
+        """Wait until one more word of this pod may be heard; first come, first served."""
+        now = asyncio.get_running_loop().time()
+        if pod.uid not in self._paces:
+            self._paces = {uid: pace for uid, pace in self._paces.items() if not pace.is_full(now)}
+            self._paces[pod.uid] = Bucket(self._rate, self._rate, now)
+        pace = self._paces[pod.uid]
+        wait = pace.wait_seconds(now)
+        pace.take()
+        await asyncio.sleep(wait)

@@ -1,0 +1,306 @@
+"""The node's unix socket: engines connect here, prove whose they are, and then only frames pass.
+
+One connection is one process of an engine. It has ten seconds for its hello and is let in by its token alone. Whatever arrives is
+either a frame that goes on to the session or the end of this connection, with a refusal that says why; nothing that a process
+sends can do more. Its words wait while the agent is busy (the socket's buffer fills, the sender blocks), and an engine that does
+not take what it is sent is let go. Memory goes out as descriptors beside a frame; they are pinned until the kernel has them.
+It does not know what frames mean.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import os
+import socket
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from hotweights_agent.engines import seqpacket
+from hotweights_agent.engines.limits import Limits, Words
+from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Authenticator, Unauthenticated
+from hotweights_agent.session.messages import Connected, Gone, Message, Pod, Said
+from hotweights_transports.handoff import frames, sockets
+
+log = logging.getLogger(__name__)
+
+SOCKET_NAME = "agent.sock"
+CLOSE_SECONDS = 5.0
+MAX_PATH_BYTES = 107  # of a unix socket
+
+
+class ServerNotStarted(Exception):
+    """The socket could not be made."""
+
+
+class PinnedImage(Protocol):
+    """A version's descriptors, open until `release`."""
+
+    @property
+    def fds(self) -> tuple[int, ...]:
+        """The table first, then the slabs."""
+        ...
+
+    def release(self) -> None:
+        """They may be closed."""
+        ...
+
+
+class _Refusal(Exception):
+    """The process may not enter."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Outgoing:
+    frame: frames.Frame
+    fds: tuple[int, ...] = ()
+    pin: PinnedImage | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Connection:
+    number: int
+    sock: socket.socket
+    queue: asyncio.Queue[_Outgoing | None] = field(default_factory=asyncio.Queue)
+    pod: Pod | None = None
+    silent: bool = True  # it has not said hello yet
+    task: asyncio.Task[None] | None = None
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class EngineServer:
+    """Listens from `start` to `close`. Everything runs in one event loop."""
+
+    def __init__(
+        self,
+        folder: Path,
+        authenticator: Authenticator,
+        tell: Callable[[Message], Awaitable[None]],
+        *,
+        agent: str = "",
+        limits: Limits | None = None,
+    ) -> None:
+        """``tell`` hands a message to the session, and may make the caller wait."""
+        self.path = folder / SOCKET_NAME
+        self._authenticator = authenticator
+        self._tell = tell
+        self._agent = agent
+        self._limits = limits or Limits()
+        self._numbers = itertools.count(1)
+        self._connections: dict[int, _Connection] = {}
+        self._words = Words(self._limits)
+        self._listener: socket.socket | None = None
+        self._acceptor: asyncio.Task[None] | None = None
+        self._inode = 0
+
+    async def start(self) -> None:
+        """Make the socket, in place of one that a dead agent left. Raises `ServerNotStarted`."""
+        if len(os.fsencode(self.path)) + 4 > MAX_PATH_BYTES:
+            raise ServerNotStarted(f"{self.path}: longer than a unix socket's path may be; choose a shorter run_folder")
+        beside = self.path.with_suffix(".new")
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.chmod(0o755)
+            beside.unlink(missing_ok=True)
+            listener.bind(str(beside))
+            beside.chmod(0o666)  # a vLLM that is not root connects too; the token is the authentication
+            listener.listen(128)
+            self._inode = beside.stat().st_ino
+            beside.replace(self.path)  # connecting never finds nothing
+        except OSError as error:
+            listener.close()
+            raise ServerNotStarted(f"{self.path}: {error.strerror}; the agent must own its run_folder") from error
+        self._listener = listener
+        self._acceptor = asyncio.create_task(self._accept(listener), name="engines")
+
+    async def close(self) -> None:
+        """End everything; the socket goes if it is still ours."""
+        tasks = [c.task for c in self._connections.values() if c.task] + ([self._acceptor] if self._acceptor else [])
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        if self._listener is not None:
+            self._listener.close()
+            with contextlib.suppress(FileNotFoundError):
+                if self.path.stat().st_ino == self._inode and stat.S_ISSOCK(self.path.stat().st_mode):
+                    self.path.unlink()
+
+    def send(self, number: int, frame: frames.Frame) -> None:
+        """Queue a frame; to a process that has gone or takes nothing, it is not sent."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            self._queue(connection, _Outgoing(frame))
+
+    def send_prepare(self, number: int, id_: int, digest: str, image: PinnedImage) -> None:
+        """Hand a version's memory over; the pin is released when the kernel has its descriptors, or nobody wants them."""
+        connection = self._connections.get(number)
+        if connection is None:
+            image.release()
+            return
+        most = frames.MAX_FDS_PER_FRAME
+        fds = image.fds
+        pieces = [fds[i : i + most] for i in range(0, len(fds), most)]
+        parts: list[frames.Frame] = [frames.Prepare(id_, digest, len(fds) - 1)]
+        parts += [frames.MoreSlabs(id_) for _ in pieces[1:]]
+        last = len(pieces) - 1
+        for index, (frame, piece) in enumerate(zip(parts, pieces, strict=True)):
+            self._queue(connection, _Outgoing(frame, piece, image if index == last else None))
+
+    def close_connection(self, number: int, reason: str, message: str) -> None:
+        """End a connection, with a word about why; its `Gone` follows."""
+        connection = self._connections.get(number)
+        if connection is not None:
+            log.info("engine connection %d of %s is closed: %s: %s", number, connection.pod, reason, message)
+            self._queue(connection, _Outgoing(frames.Refused(reason, message)))
+            connection.queue.put_nowait(None)
+
+    def _queue(self, connection: _Connection, outgoing: _Outgoing) -> None:
+        if connection.queue.qsize() < self._limits.max_queued_frames and not connection.over.is_set():
+            connection.queue.put_nowait(outgoing)
+            return
+        if not connection.over.is_set():
+            log.warning("engine connection %d of %s takes no frames and is closed", connection.number, connection.pod)
+        connection.over.set()
+        if outgoing.pin is not None:
+            outgoing.pin.release()
+
+    # -- one connection ----------------------------------------------------------------------------------------------
+
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except OSError as error:  # out of descriptors, or the client is gone already
+                log.warning("%s: accept failed: %s", self.path, error.strerror)
+                await asyncio.sleep(0.1)
+                continue
+            sock.setblocking(False)
+            if len(self._connections) >= self._limits.max_connections or not self._room_for_a_stranger():
+                sock.close()
+                continue
+            connection = _Connection(next(self._numbers), sock)
+            self._connections[connection.number] = connection
+            connection.task = asyncio.create_task(self._converse(connection), name=f"engine {connection.number}")
+            connection.task.add_done_callback(partial(self._over, connection))
+
+    def _room_for_a_stranger(self) -> bool:
+        strangers = [c for c in self._connections.values() if c.pod is None]
+        if len(strangers) < self._limits.max_strangers:
+            return True
+        silent = next((c for c in strangers if c.silent and c.task), None)  # a sound process says hello at once
+        if silent is None or silent.task is None:
+            return False
+        silent.silent = False
+        return silent.task.cancel()
+
+    async def _converse(self, connection: _Connection) -> None:
+        try:
+            hello, protocol, connection.pod = await self._greet(connection)
+            await self._words.turn(connection.pod)
+        except sockets.ConnectionClosed:
+            return
+        except (_Refusal, frames.WireError) as error:
+            self._refuse(connection, getattr(error, "reason", "ProtocolUnsupported"), str(error))
+            return
+        connection.queue.put_nowait(_Outgoing(frames.Welcome(protocol, self._agent)))
+        await self._tell(Connected(connection.number, connection.pod, hello))
+        parts = (self._read(connection, connection.pod), self._write(connection), _wait_for(connection.over))
+        tasks = [asyncio.create_task(part) for part in parts]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._end(connection)
+            await self._tell(Gone(connection.number))
+
+    async def _greet(self, connection: _Connection) -> tuple[frames.Hello, int, Pod]:
+        """The hello of a process that may enter, the protocol to speak, and whose it is. Raises `_Refusal`."""
+        try:
+            async with asyncio.timeout(
+                self._limits.hello_seconds
+            ):  # (`wait_for` may swallow a cancellation before 3.12)
+                frame = await seqpacket.receive(connection.sock)
+        except TimeoutError as error:
+            raise _Refusal("ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s") from error
+        connection.silent = False
+        if not isinstance(frame, frames.Hello):
+            raise _Refusal("ProtocolUnsupported", f"the first frame is a hello, not {frame.op}")
+        common = set(frame.protocols) & set(frames.PROTOCOLS)
+        if not common:
+            text = f"this agent speaks {list(frames.PROTOCOLS)}: restart the pod to get its plugin"
+            raise _Refusal("ProtocolUnsupported", text)
+        try:
+            pod = await self._authenticator.authenticate(frame.token)
+        except Unauthenticated as error:
+            raise _Refusal(error.reason, str(error)) from error
+        except AuthenticationUnavailable as error:
+            raise _Refusal("Busy", f"{error}; connect again") from error
+        most = self._limits.max_pod_connections
+        if sum(1 for other in self._connections.values() if other.pod == pod) >= most:
+            raise _Refusal("TooManyConnections", f"pod {pod.namespace}/{pod.name} has {most} connections already")
+        return frame, max(common), pod
+
+    def _refuse(self, connection: _Connection, reason: str, message: str) -> None:
+        log.warning("an engine connection is refused: %s: %s", reason, message)
+        with contextlib.suppress(OSError, frames.WireError):
+            sockets.send(connection.sock, frames.Refused(reason, message[:1024]))
+
+    async def _read(self, connection: _Connection, pod: Pod) -> None:
+        """Frames, until the connection ends."""
+        while True:
+            await self._words.turn(pod)
+            try:
+                frame = await seqpacket.receive(connection.sock)
+            except sockets.ConnectionClosed:
+                return
+            except frames.WireError as error:
+                self._refuse(connection, "ProtocolUnsupported", str(error))
+                return
+            if isinstance(frame, frames.Ping):
+                self.send(connection.number, frames.Pong(frame.id))
+            else:
+                await self._tell(Said(connection.number, frame))
+
+    async def _write(self, connection: _Connection) -> None:
+        """Queued frames, until None."""
+        while (outgoing := await connection.queue.get()) is not None:
+            try:
+                async with asyncio.timeout(self._limits.send_seconds):
+                    await seqpacket.send(connection.sock, outgoing.frame, outgoing.fds)
+            except (OSError, frames.WireError, TimeoutError) as error:
+                log.warning("engine connection %d of %s: a %s was not taken: %s",
+                            connection.number, connection.pod, outgoing.frame.op, error or "too slow")  # fmt: skip
+                return
+            finally:
+                if outgoing.pin is not None:
+                    outgoing.pin.release()
+
+    def _over(self, connection: _Connection, _: asyncio.Task[None]) -> None:
+        self._end(connection)  # of one that was cancelled before it began, too
+
+    def _end(self, connection: _Connection) -> None:
+        self._connections.pop(connection.number, None)
+        connection.sock.close()
+        while not connection.queue.empty():
+            left = connection.queue.get_nowait()
+            if left is not None and left.pin is not None:
+                left.pin.release()
+
+
+async def _wait_for(event: asyncio.Event) -> None:
+    await event.wait()

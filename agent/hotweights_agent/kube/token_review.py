@@ -1,0 +1,183 @@
+"""Who is at the other end: tokens reviewed by the API server, for engines and for peers.
+
+The token is the whole authentication: sockets are open to everybody on the node and the network. Answers are kept by the token's
+hash, for a short while, so that an engine's many processes cost one review; while the API server is away an answer counts on until
+the token itself expires, so that a restarted container gets through. Refusals are kept for a moment too, so that a stranger who
+knocks without end does not become load on the API server. No token is ever logged or stored, only its hash.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import concurrent.futures
+import hashlib
+import json
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Unauthenticated
+from hotweights_agent.session.messages import Pod
+from hotweights_kube.errors import KubeError, TokenRefused
+from hotweights_kube.token_review import Identity
+from hotweights_transports.peers import base as peers
+
+log = logging.getLogger(__name__)
+
+MAX_TOKEN_CHARACTERS = 16 * 1024
+MAX_CACHED = 2048
+REVIEWS_AT_ONCE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    identity: Identity | None  # None: refused
+    message: str
+    fresh_until: float
+    expires_at: float
+
+
+class Reviews:
+    """Token reviews for one audience, remembered."""
+
+    def __init__(
+        self,
+        review: Callable[[str], Awaitable[Identity]],
+        clock: Callable[[], float],
+        *,
+        fresh_seconds: float = 120.0,
+        refused_seconds: float = 10.0,
+        counted: Callable[[str], None] = lambda _result: None,
+    ) -> None:
+        """``clock`` is seconds since the epoch, because tokens say when they expire; ``counted`` hears of each review."""
+        self._review = review
+        self._clock = clock
+        self._fresh_seconds = fresh_seconds
+        self._refused_seconds = refused_seconds
+        self._counted = counted
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._asking: dict[str, asyncio.Task[_Known]] = {}
+        self._places = asyncio.Semaphore(REVIEWS_AT_ONCE)
+
+    async def identity(self, token: str) -> Identity:
+        """Who that is. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
+        if not token or len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
+            raise Unauthenticated("TokenInvalid", "no token, or nothing that could be one: see HOTWEIGHTS_TOKEN_FILE")
+        key = hashlib.sha256(token.encode()).hexdigest()
+        known = self._known.get(key)
+        if known is None or self._clock() >= known.fresh_until:
+            known = await self._ask_once(key, token, known)
+        if known.identity is None:
+            raise Unauthenticated("TokenInvalid", known.message)
+        return known.identity
+
+    async def _ask_once(self, key: str, token: str, stale: _Known | None) -> _Known:
+        """One review for all who ask at the same time."""
+        task = self._asking.get(key)
+        if task is None:
+            task = self._asking[key] = asyncio.create_task(self._ask(token))
+            task.add_done_callback(lambda _done: self._asking.pop(key, None))
+        try:
+            known = await asyncio.shield(task)
+        except AuthenticationUnavailable:
+            if stale is not None and stale.identity is not None and self._clock() < stale.expires_at:
+                log.info(
+                    "%s is believed on: no review is possible now and the token is still valid", stale.identity.username
+                )
+                return stale
+            raise
+        self._known.pop(key, None)
+        self._known[key] = known
+        while len(self._known) > MAX_CACHED:
+            self._known.popitem(last=False)
+        return known
+
+    async def _ask(self, token: str) -> _Known:
+        async with self._places:
+            now = self._clock()
+            try:
+                identity = await self._review(token)
+            except TokenRefused as error:
+                self._counted("refused")
+                return _Known(None, str(error), now + self._refused_seconds, 0.0)
+            except KubeError as error:
+                self._counted("unavailable")
+                raise AuthenticationUnavailable(f"the token could not be reviewed: {error}") from error
+        self._counted("accepted")
+        expires_at = expiry_of(token)
+        return _Known(identity, "", min(now + self._fresh_seconds, expires_at or now + self._fresh_seconds), expires_at)
+
+
+class EngineAuthenticator:
+    """Lets in the pods of this node."""
+
+    def __init__(self, reviews: Reviews, node: str) -> None:
+        self._reviews = reviews
+        self._node = node
+
+    async def authenticate(self, token: str) -> Pod:
+        """The pod behind the token. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
+        identity = await self._reviews.identity(token)
+        if not identity.pod_uid or not identity.pod_name:
+            text = f"{identity.username}'s token is bound to no pod; mount a projected service-account token"
+            raise Unauthenticated("TokenInvalid", text)
+        if identity.node_name != self._node:
+            where = identity.node_name or "no node"
+            raise Unauthenticated(
+                "NotThisNode", f"pod {identity.pod_name} is on {where}; this is the agent of {self._node}"
+            )
+        return Pod(identity.pod_uid, identity.namespace, identity.pod_name)
+
+
+class PeerAuthenticator:
+    """Lets in the other agents: for the peers' server, whose threads may wait."""
+
+    def __init__(
+        self,
+        reviews: Reviews,
+        loop: asyncio.AbstractEventLoop,
+        username: Callable[[], str],
+        timeout_seconds: float = 20.0,
+    ) -> None:
+        """``username``: the agents' service account, as their own token names it."""
+        self._reviews = reviews
+        self._loop = loop
+        self._username = username
+        self._timeout_seconds = timeout_seconds
+
+    def __call__(self, token: str) -> peers.Identity | None:
+        """As `peers.base.Authenticate` wants it."""
+        asked = asyncio.run_coroutine_threadsafe(self._reviews.identity(token), self._loop)
+        try:
+            identity = asked.result(self._timeout_seconds)
+        except Unauthenticated as error:
+            log.warning("a peer was refused: %s", error)
+            return None
+        except (AuthenticationUnavailable, concurrent.futures.TimeoutError, concurrent.futures.CancelledError) as error:
+            asked.cancel()
+            raise peers.AuthenticationUnavailable(str(error) or "no answer in time") from error
+        expected = self._username()
+        if not expected or identity.username != expected:
+            log.warning("a peer was refused: %s is not the agents' %s", identity.username, expected or "(unknown)")
+            return None
+        return peers.Identity(identity.username, identity.node_name)
+
+
+def claims_of(token: str) -> dict[str, object]:
+    """What a token says of itself, unverified: for expiry and our own name, never for who somebody else is."""
+    parts = token.split(".")
+    if len(parts) != 3:
+        return {}
+    try:
+        body = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
+
+
+def expiry_of(token: str) -> float:
+    """When the token expires, in seconds since the epoch; 0 when it does not say."""
+    expires = claims_of(token).get("exp")
+    return float(expires) if isinstance(expires, int | float) and not isinstance(expires, bool) else 0.0

@@ -1,0 +1,1 @@
+"""What the agent keeps on the node's disk. Imports `session`."""

@@ -1,0 +1,182 @@
+"""What this agent can serve peers over, and how fast each of it is here: for the operator, which chooses.
+
+The measurement is a third of a second over loopback, one chunk again and again, without hashing: it compares what transports cost this
+host's processors. Where there is only one transport nothing is measured. It knows no version and no peer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from urllib.parse import urlsplit
+
+from blake3 import blake3
+
+from hotweights_crds.nodeweights import Endpoint
+from hotweights_storage.errors import TransferError
+from hotweights_storage.slab import sealed_memfd
+from hotweights_transports.broadcast.group import Patience, Terms
+from hotweights_transports.broadcast.hydra import BETWEEN_HOSTS, MpiFailed, availability
+from hotweights_transports.broadcast.leader import Lead
+from hotweights_transports.broadcast.member import Follow
+from hotweights_transports.peers.base import (
+    Authenticate,
+    ChunkProvider,
+    Identity,
+    Lease,
+    PeerError,
+    ServerLimits,
+    Want,
+)
+from hotweights_transports.peers.registry import resolution, transport_for
+
+log = logging.getLogger(__name__)
+
+MEASURED_SECONDS = 0.3
+CHUNK_NBYTES = 4 << 20
+SLOT_NBYTES = 8 << 20
+MEASURED_NBYTES = 128 << 20  # by broadcast
+STALL_SECONDS = 10.0
+VERSION = f"sha256:{hashlib.sha256(b'').hexdigest()}"
+
+
+def listeners(port: int, ucx_port: int) -> list[str]:
+    """Where to listen for peers: always TCP; UCX where it is asked for (``ucx_port`` not 0) and works."""
+    found = [f"tcp://0.0.0.0:{port}"]
+    if ucx_port and resolution()["ucx"].works:
+        found.append(f"ucx://0.0.0.0:{ucx_port}")
+    return found
+
+
+def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[Endpoint, ...]:
+    """Of what is listened at, of broadcasts, whose invitations are fetched over TCP, and of what is not there."""
+    because = {
+        "tcp": "sockets are everywhere",
+        "ucx": "it is not switched on: ucx_port in the agent's settings",
+        "mpi": "it is not switched on: mpi in the agent's settings",
+    }
+    at = {urlsplit(endpoint).scheme: endpoint for endpoint in endpoints}
+    if ucx_port:
+        because["ucx"] = resolution()["ucx"].because
+    if mpi:
+        found = availability()
+        because["mpi"] = found.because
+        if found.works and "tcp" in at:
+            at["mpi"] = at["tcp"].replace("tcp", "mpi", 1)
+    rates = {scheme: _measured(scheme) for scheme in at} if len(at) > 1 else {}
+    return tuple(
+        Endpoint(
+            scheme=scheme,
+            endpoint=at.get(scheme, ""),
+            megabytes_per_second=rates.get(scheme, 0),
+            message=because[scheme],
+        )
+        for scheme in ("tcp", "ucx", "mpi")
+    )
+
+
+def _measured(scheme: str) -> int:
+    try:
+        return measure_broadcast() if scheme == "mpi" else measure(scheme)
+    except (PeerError, TransferError, OSError) as error:
+        log.warning("%s was not measured: %s", scheme, error)
+        return 0
+
+
+def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
+    """MB/s over loopback."""
+    token = secrets.token_hex()
+    one = _One()
+    uri = f"{scheme}://127.0.0.1:0"
+    arrived = 0
+
+    def count(want: Want, _data: memoryview) -> None:
+        nonlocal arrived
+        arrived += want.nbytes
+
+    try:
+        with (
+            transport_for(uri).listen(uri, one, _only(token), ServerLimits(max_connections=8)) as server,
+            transport_for(uri).connect(server.address, lambda: token) as client,
+        ):
+            client.fetch_chunks(VERSION, [one.want], count)  # the first one makes connections and pages
+            arrived, began = 0, time.monotonic()
+            client.fetch_chunks(VERSION, _until(one.want, began + seconds), count)
+            return int(arrived / (time.monotonic() - began) / 1e6)
+    finally:
+        one.close()
+
+
+def measure_broadcast(nbytes: int = MEASURED_NBYTES) -> int:
+    """MB/s of a broadcast to one other rank on this host."""
+    terms = Terms(2, "a measurement", 2, SLOT_NBYTES, secrets.token_bytes(32))
+    patience = Patience(join_seconds=10.0, stall_seconds=10.0)
+    with ThreadPoolExecutor(1) as other, closing(Lead("127.0.0.1", 0, terms, 0, patience, BETWEEN_HOSTS)) as lead:
+        following = other.submit(_follow, lead.port, terms, patience, nbytes)
+        lead.gather()
+        took = _push(lead, nbytes)
+        following.result()
+    return int(nbytes / took / 1e6)
+
+
+def _follow(port: int, terms: Terms, patience: Patience, nbytes: int) -> None:
+    with closing(Follow(1, "127.0.0.1", port, terms, 0, patience)) as follow:
+        follow.gather()
+        _push(follow, nbytes)
+
+
+def _push(group: Lead | Follow, nbytes: int) -> float:
+    """So many bytes into the group's ring, through it and out of it; the seconds that it took."""
+    member = group.member
+    if member is None:
+        raise MpiFailed(group.why)
+    count, content = nbytes // SLOT_NBYTES, bytearray(SLOT_NBYTES)
+    began = time.monotonic()
+    for number in range(count + member.slots):
+        if number >= member.slots:
+            with member.view(member.completed(STALL_SECONDS)) as view:
+                if group.rank:
+                    content[:] = view
+        if number < count:
+            with member.view(number % member.slots) as view:
+                if not group.rank:
+                    view[:] = content
+            member.post(number % member.slots, SLOT_NBYTES)
+    took = time.monotonic() - began
+    member.finish(STALL_SECONDS)
+    return took
+
+
+class _One(ChunkProvider):
+    """Has one chunk."""
+
+    def __init__(self) -> None:
+        content = os.urandom(CHUNK_NBYTES)
+        self._slab = sealed_memfd(content, "hotweights-measure")
+        self.want = Want(blake3(content).hexdigest(), CHUNK_NBYTES)
+
+    def locate(self, blake3: str) -> Lease | None:
+        if blake3 != self.want.blake3:
+            return None
+        return Lease(self._slab.fd, 0, self.want.nbytes, lambda: None, sealed=True)
+
+    def manifest(self, digest: str) -> bytes | None:
+        return b"" if digest == VERSION else None
+
+    def close(self) -> None:
+        self._slab.release()
+
+
+def _only(token: str) -> Authenticate:
+    return lambda given: Identity("self") if secrets.compare_digest(given.encode(), token.encode()) else None
+
+
+def _until(want: Want, deadline: float) -> Iterator[Want]:
+    while time.monotonic() < deadline:
+        yield want

@@ -1,0 +1,87 @@
+"""The processes of an engine as the agent knows them: who is connected, what it has at hand, and what it was asked.
+
+Plain facts without a will: `engine` keeps them true, `next_effects` acts on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hotweights_agent.session.retry import Tries
+
+
+class ProtocolBroken(Exception):
+    """A process said something that no sound plugin says; its connection ends."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is being tried; when any of it changes, that is another try."""
+
+    token: int = 0
+    digest: str = ""
+    image: int = 0  # of a prepare: which staging of the digest is offered
+    rollout: str = ""  # its UID
+    revision: int = 0  # of that rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A question that a process has not answered yet."""
+
+    id: int
+    op: str  # prepare | commit | keep
+    goal: Goal
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Something asked for did not succeed."""
+
+    op: str  # prepare | commit
+    goal: Goal
+    reason: str
+    message: str
+    dirty: bool = False  # never tried again: the engine was broken by it
+    booting: bool = False  # the engine had not opened its port yet
+
+
+@dataclass(slots=True)
+class Rank:
+    """A worker's connection."""
+
+    conn: int
+    rank: int
+    world_size: int
+    prepared: set[str] = field(default_factory=set)
+    rejected: dict[str, Goal] = field(default_factory=dict)  # digest → what was refused
+    asked: Asked | None = None
+    called_off: int = 0  # the id of a prepare that nobody wants any more
+
+
+@dataclass(slots=True)
+class Server:
+    """The connection of a process with vLLM's port."""
+
+    conn: int
+    state: str  # Booting | Serving | Dirty
+    digest: str  # what it confirmed in this life; empty: what it booted
+    token: int  # the highest that it has seen
+    opened: bool = False  # it has answered requests in this life
+    confirmed_at: str = ""
+    asked: Asked | None = None
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(slots=True)
+class Effort:
+    """The tries for one goal; a new goal starts afresh."""
+
+    goal: Goal
+    tries: Tries = field(default_factory=Tries)

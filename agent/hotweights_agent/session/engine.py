@@ -1,0 +1,293 @@
+"""One engine: the processes of one pod that are connected, what each has said, and what was asked of it and not answered.
+
+An engine is a leader (the API server process that commits) and one rank for each worker. This module keeps the facts and is the
+only one that may say what the engine *confirmed*: `confirmed` comes from the leader's own words in its present life, never from
+what was asked of it, and is withheld while a commit is under way, while the engine is dirty and while a rank is missing. It
+refuses to know what the engine ought to do; that is `next_effects`.
+
+Answers count only when they carry the id of the open question and repeat what was asked; everything else is ignored or, where an
+engine claims another commit than the one asked for, ends the connection.
+
+What was given up (`failed`, and the tries in `efforts`) belongs to a life: it goes when the engine boots, when its last process
+goes, and for a version that it serves after all.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from hotweights_agent.session.connections import Asked, Effort, Failure, ProtocolBroken, Rank, Server
+from hotweights_agent.session.messages import Now, Pod
+from hotweights_agent.session.phases import Phase, move
+from hotweights_agent.session.sanitize import clip, finite, is_digest, reason_or
+from hotweights_transports.handoff import frames
+from hotweights_transports.handoff.frames import Hello
+
+MAX_WORLD = 4096
+STORY_EVENTS = 10
+"""What is told of an engine when a defect has cost it: enough to see how it came there, and it fits on a screen."""
+
+
+class Engine:
+    """What is known of one pod's engine."""
+
+    def __init__(self, pod: Pod) -> None:
+        self.pod = pod
+        self.phase = Phase.DISCONNECTED
+        self.servers: dict[int, Server] = {}
+        self.ranks: dict[int, Rank] = {}
+        self.efforts: dict[tuple[str, str], Effort] = {}  # (prepare | commit, digest) → its tries
+        self.failed: Failure | None = None  # what it gave up last
+        self.pause_seconds = 0.0
+        self.seen = False  # it was complete, or began to boot, in the agent's present life
+        self.unmark_since: float | None = None  # since when a commit waits for the pod's label to go
+        self.story: deque[str] = deque(maxlen=STORY_EVENTS)  # what happened last, in words of ours alone
+
+    @property
+    def leader(self) -> Server | None:
+        """The API server that commits: the one that has been connected longest."""
+        return self.servers[min(self.servers)] if self.servers else None
+
+    @property
+    def connected(self) -> bool:
+        """Whether any process of it is."""
+        return bool(self.servers or self.ranks)
+
+    @property
+    def booting(self) -> bool:
+        """Whether it has answered no request yet in its present life, as far as is known."""
+        return self.leader is None or not self.leader.opened
+
+    @property
+    def conns(self) -> list[int]:
+        """Connections of all its processes."""
+        return [*self.servers, *(rank.conn for rank in self.ranks.values())]
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks it has; 0 while their words differ or none is there."""
+        sizes = {rank.world_size for rank in self.ranks.values()}
+        return sizes.pop() if len(sizes) == 1 else 0
+
+    @property
+    def complete(self) -> bool:
+        """Whether its leader and every rank are connected."""
+        return self.leader is not None and 0 < self.world_size == len(self.ranks)
+
+    @property
+    def confirmed(self) -> str:
+        """The version that it serves, by its own word in its present life; empty: what it booted, or not known now."""
+        leader = self.leader
+        settled = leader is not None and leader.state == "Serving" and self.phase is not Phase.COMMITTING
+        return leader.digest if leader is not None and settled and self.complete else ""
+
+    def prepared_everywhere(self, digest: str) -> bool:
+        """Whether every rank has it at hand."""
+        return self.complete and all(digest in rank.prepared for rank in self.ranks.values())
+
+    @property
+    def prepared(self) -> str:
+        """A version that every rank has prepared and that is not the one served."""
+        at_hand = set.intersection(*(r.prepared for r in self.ranks.values())) if self.complete else set()
+        return min(at_hand - {self.confirmed}, default="")
+
+    def to(self, phase: Phase) -> None:
+        """Change the phase, if the table allows it."""
+        self.phase = move(self.phase, phase)
+
+    # -- connections -------------------------------------------------------------------------------------------------
+
+    def connect(self, conn: int, hello: Hello, now: Now) -> list[int]:
+        """A process of it has come; gives the connections that it replaces. Raises `ProtocolBroken`."""
+        if hello.role == "server":
+            return self._connect_server(conn, hello, now)
+        if hello.role != "rank":
+            raise ProtocolBroken("ProtocolUnsupported", f"a hello's role is server or rank, not {clip(hello.role, 32)}")
+        if not 0 <= hello.rank < hello.world_size <= MAX_WORLD:
+            raise ProtocolBroken("ProtocolUnsupported", f"rank {hello.rank} of {hello.world_size} cannot be")
+        replaced = [
+            old.conn for old in self.ranks.values() if old.rank == hello.rank or old.world_size != hello.world_size
+        ]
+        for old in replaced:
+            self._drop_rank(old)
+        self.ranks[hello.rank] = Rank(conn, hello.rank, hello.world_size)
+        self.seen = self.seen or self.complete
+        if self.phase is Phase.DISCONNECTED:
+            self.to(Phase.BOOTING)
+        return replaced
+
+    def _connect_server(self, conn: int, hello: Hello, now: Now) -> list[int]:
+        if hello.state not in ("Booting", "Serving", "Dirty"):
+            raise ProtocolBroken("ProtocolUnsupported", f"a hello's state is never {clip(hello.state, 32)}")
+        digest = hello.digest or ""
+        if digest and not is_digest(digest):
+            raise ProtocolBroken("ProtocolUnsupported", "a hello's digest is sha256: and 64 hexadecimal digits")
+        if hello.state == "Booting" and self.servers:
+            self._doubt()
+        if hello.state == "Booting":
+            self._forget_failures()
+        self.servers[conn] = Server(
+            conn, hello.state, digest, hello.commit_token, hello.state != "Booting", now.utc if digest else ""
+        )
+        self.seen = self.seen or self.complete or hello.state == "Booting"
+        if len(self.servers) == 1:
+            self.to({"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[hello.state])
+        return []
+
+    def _doubt(self) -> None:
+        """A port opens anew beside others: perhaps the container restarted unseen, so what was confirmed is asked again."""
+        for server in self.servers.values():
+            server.digest, server.confirmed_at = "", ""
+
+    def gone(self, conn: int) -> None:
+        """A process of it has gone; what it had confirmed or prepared went with it."""
+        leader = self.leader
+        if leader is not None and conn == leader.conn:
+            del self.servers[conn]
+            self._leaderless()
+        elif conn in self.servers:
+            del self.servers[conn]
+        else:
+            self._drop_rank(conn)
+        if not self.connected:
+            self._forget_failures()
+            self.to(Phase.DISCONNECTED)
+
+    def _forget_failures(self) -> None:
+        self.efforts, self.failed = {}, None
+
+    def serves_after_all(self) -> None:
+        """What it confirmed was not given up, whatever was thought of it before."""
+        for op in ("prepare", "commit") if self.confirmed else ():
+            self._succeeded(op, self.confirmed)
+
+    def _succeeded(self, op: str, digest: str) -> None:
+        self.efforts.pop((op, digest), None)
+        if self.failed is not None and self.failed.goal.digest == digest:
+            self.failed = None
+
+    def _leaderless(self) -> None:
+        """The one that confirmed is gone: the next one's own word counts, else the engine boots again."""
+        self.pause_seconds, self.unmark_since = 0.0, None
+        self.to(Phase.DISCONNECTED)
+        heir = self.leader
+        if heir is not None:
+            self.to({"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[heir.state])
+        elif self.ranks:
+            self.to(Phase.BOOTING)
+
+    def _drop_rank(self, conn: int) -> None:
+        number = next((n for n, rank in self.ranks.items() if rank.conn == conn), None)
+        if number is None:
+            return
+        del self.ranks[number]
+        if self.phase in (Phase.PREPARED, Phase.PREPARING):
+            self.rest()
+
+    def rest(self) -> None:
+        """Back to what it does when nothing is asked of it."""
+        leader = self.leader
+        booting = leader is None or leader.state == "Booting"
+        self.to(Phase.BOOTING if booting else Phase.SERVING)
+
+    # -- what processes say ------------------------------------------------------------------------------------------
+
+    def said(self, conn: int, frame: frames.Frame, now: Now) -> Failure | None:
+        """Take note of a frame; gives what it says has failed. Raises `ProtocolBroken`, and then nothing has changed."""
+        server = self.servers.get(conn)
+        rank = next((r for r in self.ranks.values() if r.conn == conn), None)
+        match frame:
+            case frames.Prepared() | frames.Rejected() if rank is not None:
+                return self._prepare_answered(rank, frame)
+            case frames.Committed() | frames.CommitFailed() if server is not None:
+                return self._commit_answered(server, frame, now)
+            case frames.Kept() if server is not None and _answers(frame.id, "keep", server.asked):
+                server.asked, server.state, server.opened = None, "Serving", True
+                if server is self.leader:
+                    self.unmark_since = None
+                    if self.phase is Phase.BOOTING:
+                        self.to(Phase.SERVING)
+            case frames.State() if server is not None:
+                self._state_told(server, frame, now)
+            case frames.Released() | frames.Pong() | frames.Ping() | frames.Kept():
+                pass
+            case _:
+                role = "server" if server is not None else "rank"
+                raise ProtocolBroken("ProtocolUnsupported", f"a {role} does not send {frame.op}")
+        return None
+
+    def _prepare_answered(self, rank: Rank, frame: frames.Prepared | frames.Rejected) -> Failure | None:
+        asked = rank.asked
+        if asked is None or not _answers(frame.id, "prepare", asked):
+            return None
+        if frame.digest != asked.goal.digest:
+            raise ProtocolBroken("ProtocolUnsupported", f"rank {rank.rank} answered for another version than asked")
+        rank.asked = None
+        if rank.called_off == asked.id:  # the order to release it is behind the question
+            return None
+        if isinstance(frame, frames.Prepared):
+            rank.prepared.add(frame.digest)
+            if self.prepared_everywhere(frame.digest):
+                self._succeeded("prepare", frame.digest)
+            return None
+        rank.rejected[frame.digest] = asked.goal
+        message = clip(f"rank {rank.rank}: {frame.message}", 512)
+        return Failure("prepare", asked.goal, reason_or(frame.reason, "Rejected"), message, booting=self.booting)
+
+    def _commit_answered(
+        self, server: Server, frame: frames.Committed | frames.CommitFailed, now: Now
+    ) -> Failure | None:
+        asked = server.asked
+        if asked is None or not _answers(frame.id, "commit", asked):
+            return None
+        if (frame.digest, frame.commit_token) != (asked.goal.digest, asked.goal.token):
+            raise ProtocolBroken("ProtocolUnsupported", "the engine answered another commit than the one asked for")
+        dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
+        booting = self.booting
+        if server is self.leader:
+            self.to(Phase.DIRTY if dirty else Phase.FAILED if isinstance(frame, frames.CommitFailed) else Phase.SERVING)
+        server.asked, server.token = None, max(server.token, frame.commit_token)
+        if isinstance(frame, frames.Committed):
+            server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc
+            server.opened = True
+            server.reason = server.message = ""
+            self.pause_seconds, self.unmark_since = finite(frame.pause_seconds), None
+            return None
+        reason, message = reason_or(frame.reason, "CommitFailed"), clip(frame.message, 512)
+        if dirty:
+            server.state, server.digest, server.confirmed_at = "Dirty", "", ""
+            server.reason, server.message = reason, message
+        if reason == "NotPrepared":
+            for rank in self.ranks.values():
+                rank.prepared.discard(frame.digest)
+        return Failure("commit", asked.goal, reason, message, dirty, booting)
+
+    def _state_told(self, server: Server, frame: frames.State, now: Now) -> None:
+        """Unasked news. While a commit is open only its own answer says what is served."""
+        digest = frame.digest or ""
+        if frame.state not in ("Booting", "Serving", "Dirty") or (digest and not is_digest(digest)):
+            raise ProtocolBroken(
+                "ProtocolUnsupported", f"no engine can be {clip(frame.state, 32)} on {clip(digest, 80)}"
+            )
+        committing = server.asked is not None and server.asked.op == "commit"
+        if server is self.leader and not committing:
+            self._follow(frame.state)
+        server.state, server.opened = frame.state, server.opened or frame.state == "Serving"
+        server.token = max(server.token, frame.commit_token)
+        server.reason = reason_or(frame.reason, "") if frame.state == "Dirty" else ""
+        server.message = clip(frame.message, 512) if frame.state == "Dirty" else ""
+        if committing:
+            return
+        new = digest if frame.state == "Serving" else ""
+        if new != server.digest:
+            server.digest, server.confirmed_at = new, now.utc if new else ""
+
+    def _follow(self, state: str) -> None:
+        if state == "Dirty":
+            self.to(Phase.DIRTY)
+        elif self.phase in (Phase.DIRTY, Phase.BOOTING):
+            self.to(Phase.SERVING if state == "Serving" else Phase.BOOTING)
+
+
+def _answers(id_: int, op: str, asked: Asked | None) -> bool:
+    return asked is not None and asked.op == op and asked.id == id_

@@ -1,0 +1,137 @@
+"""What is said about an engine: its entry in the node's status, and what its pod shows.
+
+Pure: facts in, texts out. Reasons are for programs, messages say what happened and what to do. The gate is True exactly when the
+engine serves, by its own word, what this pod is assigned; labels name only what it confirmed.
+"""
+
+from __future__ import annotations
+
+from hotweights_agent.session.connections import Failure, Goal
+from hotweights_agent.session.effects import Marks
+from hotweights_agent.session.engine import Engine
+from hotweights_agent.session.next_effects import given_up, goal_of, order_of, satisfied
+from hotweights_agent.session.phases import Phase
+from hotweights_agent.session.sanitize import clip, short
+from hotweights_agent.session.versions import Holdings
+from hotweights_crds.nodeweights import EngineStatus, GivenUp, PodAssignment
+
+Said = tuple[str, str]  # reason, message
+
+NOT_CONNECTED: Said = (
+    "EngineNotConnected",
+    "the plugin in this pod has not connected to the node's agent: it may be starting; else see whether the pod "
+    "was created with the label hotweights.dev/inject and what its log says",
+)
+NO_MORE = "not tried again until the assignment, the engine or the version changes"
+
+
+def engine_status(
+    engine: Engine, wanted: PodAssignment | None, holdings: Holdings, versions: dict[str, str], stale_token: int
+) -> EngineStatus:
+    """Its entry in the node's status."""
+    reason, message = explain(engine, wanted, holdings, stale_token)
+    leader = engine.leader
+    return EngineStatus(
+        pod_uid=engine.pod.uid,
+        pod=f"{engine.pod.namespace}/{engine.pod.name}",
+        phase=_told_phase(engine).value,
+        digest=engine.confirmed,
+        version=versions.get(engine.confirmed, ""),
+        prepared=engine.prepared,
+        token=max(wanted.token if wanted else 0, leader.token if leader else 0),
+        confirmed_at=leader.confirmed_at if leader and engine.confirmed else "",
+        pause_seconds=round(engine.pause_seconds, 6),
+        failed=_given_up(engine.failed) if engine.failed else None,
+        reason=clip(reason, 64),
+        message=clip(message, 512),
+    )
+
+
+def _given_up(failure: Failure) -> GivenUp:
+    return GivenUp(
+        digest=failure.goal.digest,
+        rollout=failure.goal.rollout,
+        revision=failure.goal.revision,
+        token=failure.goal.token,
+        step="Prepare" if failure.op == "prepare" else "Commit",
+        booting=failure.booting,
+        reason=clip(failure.reason, 64),
+        message=clip(failure.message, 512),
+    )
+
+
+def _told_phase(engine: Engine) -> Phase:
+    """The phase as others mean it: an engine on its way to its first version boots, because it answers no request yet."""
+    leader = engine.leader
+    on_its_way = engine.phase in (Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING)
+    return Phase.BOOTING if on_its_way and leader is not None and leader.state == "Booting" else engine.phase
+
+
+def marks(
+    engine: Engine, wanted: PodAssignment | None, holdings: Holdings, versions: dict[str, str], stale_token: int
+) -> Marks:
+    """What its pod is to show."""
+    confirmed = "" if engine.unmark_since is not None else engine.confirmed
+    version = versions.get(confirmed, "")
+    if wanted is not None and satisfied(engine, wanted) and not stale_token:
+        text = (
+            f"serves {version or short(confirmed)} as assigned" if confirmed else "serves what it booted, as assigned"
+        )
+        return Marks(True, "Assigned", text, version, short(confirmed))
+    reason, message = explain(engine, wanted, holdings, stale_token)
+    return Marks(False, reason or engine.phase.value, message, version, short(confirmed))
+
+
+def explain(engine: Engine, wanted: PodAssignment | None, holdings: Holdings, stale_token: int) -> Said:
+    """Why it does not serve what it should, or why the next version is not ready; empty when all is well."""
+    leader = engine.leader
+    if not engine.connected:
+        return NOT_CONNECTED
+    if leader is None:
+        return (
+            "EngineStarting",
+            f"{len(engine.ranks)} of {engine.world_size} ranks are connected, its API server is not",
+        )
+    if engine.phase is Phase.DIRTY:
+        text = leader.message or "a switch broke in the middle"
+        return leader.reason or "EngineDirty", f"paused until it has repaired itself or restarts: {text}"
+    if not engine.complete:
+        size = engine.world_size or "an unknown number of"
+        return "EngineIncomplete", f"{len(engine.ranks)} of {size} ranks are connected; the others have not said hello"
+    if wanted is None:
+        return "NotAssigned", "the operator has not said which version this pod is to serve"
+    if stale_token:
+        return _stale(stale_token, wanted.token)
+    if leader.token > wanted.token and not satisfied(engine, wanted):
+        return _stale(wanted.token, leader.token)
+    unserved = wanted.digest if wanted.digest != engine.confirmed else ""
+    digest = unserved or goal_of(engine, wanted, holdings)
+    return _explain_goal(engine, order_of(wanted, digest, holdings), holdings) if digest else ("", "")
+
+
+def _stale(offered: int, known: int) -> Said:
+    return (
+        "StaleToken",
+        f"an assignment with token {offered} was refused: {known} is known; the operator writes a higher one",
+    )
+
+
+def _explain_goal(engine: Engine, goal: Goal, holdings: Holdings) -> Said:
+    """Where an engine is on its way to a version."""
+    digest = goal.digest
+    over, held = given_up(engine, goal), holdings.get(digest)
+    if over is not None:
+        return over.reason, f"{over.message} ({NO_MORE})"
+    if held is None:
+        return "NotStaged", f"{short(digest)} is in no stage list of this node, so it cannot be handed over"
+    if held.phase == "Failed":
+        return held.tries.reason, f"{held.item.version or short(digest)} is not on this node: {held.tries.message}"
+    if held.phase != "Staged":
+        done = 100 * held.bytes_done // max(1, held.bytes_total)
+        return "Staging", f"{held.item.version or short(digest)} is on its way to this node: {done} %"
+    effort = engine.efforts.get(("commit" if engine.prepared_everywhere(digest) else "prepare", digest))
+    if effort is not None and effort.tries.reason:
+        return effort.tries.reason, f"{effort.tries.message} (tried again)"
+    if engine.phase is Phase.PREPARED:
+        return "", ""
+    return engine.phase.value, f"{held.version or short(digest)}: {engine.phase.value.lower()}"

@@ -1,0 +1,342 @@
+"""The node's mind: messages in, effects out, and nothing else.
+
+`Session.handle` takes one thing that happened and gives what is to be done about it, in order. It opens no socket, reads no
+clock and waits for nobody, so that whole lives of a node can be played in a test. It decides by level: every message changes what
+is known, and then everything that is known is looked at again; doing a step twice changes nothing. It never raises: what a defect
+of ours costs is told where it is contained.
+
+Whose word counts for what a pod is to serve is told in `assignments`; for what an engine serves, only its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import assert_never
+
+from hotweights_agent.session import messages
+from hotweights_agent.session.assignments import Word
+from hotweights_agent.session.connections import ProtocolBroken
+from hotweights_agent.session.defects import contained
+from hotweights_agent.session.effects import (
+    Close,
+    Defect,
+    Effect,
+    Forget,
+    MarkPod,
+    Marks,
+    Remember,
+    Report,
+    Send,
+    UnmarkPod,
+)
+from hotweights_agent.session.engine import Engine
+from hotweights_agent.session.messages import Message, Now, Pod
+from hotweights_agent.session.next_effects import Bounds, Situation, count, steer
+from hotweights_agent.session.node_status import Listed, node_status, without_progress
+from hotweights_agent.session.phases import Phase
+from hotweights_agent.session.report import marks
+from hotweights_agent.session.resolving import Resolving
+from hotweights_agent.session.versions import Holdings
+from hotweights_common import sizes
+from hotweights_crds.nodeweights import (
+    Capacity,
+    Endpoint,
+    NodeWeightsStatus,
+    PodAssignment,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Self:
+    """What the agent says about itself."""
+
+    boot_id: str
+    version: str = ""
+    endpoint: str = ""
+    endpoints: tuple[Endpoint, ...] = ()
+
+
+class Session:
+    """One node's state, from the start of the agent to its end."""
+
+    def __init__(self, me: Self, bounds: Bounds | None = None, reconnect_seconds: float = 15.0) -> None:
+        """After a start, engines that live have ``reconnect_seconds`` to come back before they are called disconnected."""
+        self._me = me
+        self._bounds = bounds or Bounds()
+        self._reconnect_seconds = reconnect_seconds
+        self._started_at: float | None = None
+        self._word = Word()
+        self._engines: dict[str, Engine] = {}
+        self._conns: dict[int, str] = {}  # connection → pod UID
+        self._labels: dict[str, str] = {}
+        self._shown: dict[str, Marks] = {}
+        self.holdings = Holdings()
+        self._resolving = Resolving()
+        self._capacity = Capacity()
+        self._reported: NodeWeightsStatus | None = None
+        self._ids = itertools.count(1)
+
+    # -- for those who look ------------------------------------------------------------------------------------------
+
+    @property
+    def engines(self) -> tuple[Engine, ...]:
+        """All engines that are known."""
+        return tuple(self._engines.values())
+
+    def assignment(self, uid: str) -> PodAssignment | None:
+        """What a pod is to serve, by whoever's word counts now."""
+        return self._word.of(uid)
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def handle(self, message: Message, now: Now) -> list[Effect]:
+        """Everything to do about one message, in this order."""
+        return self.handle_all([message], now)
+
+    def handle_all(self, messages: Sequence[Message], now: Now) -> list[Effect]:
+        """The same for several that came together: each is noted, then everything is looked at once.
+
+        Never raises: a defect costs the message, the engine or the step that it is in, and is among the effects.
+        """
+        if self._started_at is None:
+            self._started_at = now.seconds
+        effects: list[Effect] = []
+        for message in messages:
+            effects += _safely(partial(self._note, message, now), partial(self._spoilt, message))
+        for uid in list(self._engines):
+            effects += _safely(partial(self._steer_engine, uid, now), partial(self._start_anew, uid, "steering"))
+        effects += _safely(partial(self._steer_holdings, now), partial(_defect, "holdings"))
+        effects += _safely(partial(self._resolving.steer, now.seconds), partial(_defect, "resolving"))
+        return effects + _safely(partial(self._tell, now), partial(_defect, "telling"))
+
+    def _spoilt(self, message: Message, error: Exception) -> list[Effect]:
+        """A message that could not be noted may have left its engine half changed."""
+        where = type(message).__name__
+        match message:
+            case messages.Connected():
+                self._conns[message.conn] = message.pod.uid
+                return self._start_anew(message.pod.uid, where, error)
+            case messages.Said() if message.conn in self._conns:
+                return self._start_anew(self._conns[message.conn], where, error)
+            case _:
+                return _defect(where, error)
+
+    def _start_anew(self, uid: str, where: str, error: Exception) -> list[Effect]:
+        """Forget all about an engine; its processes connect again and say what is so."""
+        engine = self._engines.get(uid)
+        if engine is not None:
+            self._engines[uid] = Engine(engine.pod)
+        conns = [conn for conn, owner in self._conns.items() if owner == uid]
+        for conn in conns:
+            del self._conns[conn]
+        text = "a defect of the agent: connect again, and please report what its log says"
+        subject = f"{engine.pod.namespace}/{engine.pod.name}" if engine is not None else ""
+        story = (*engine.story, f"it was {engine.phase}") if engine is not None else ()
+        return [Defect(where, error, subject, story), *(Close(conn, "Defect", text) for conn in conns)]
+
+    def _note(self, message: Message, now: Now) -> list[Effect]:
+        match message:
+            case messages.Recalled():
+                self._word.recalled(message.pods)
+            case messages.Assigned():
+                return self._note_assigned(message)
+            case messages.ApiAway():
+                self._word.silent()
+            case messages.PodsPresent():
+                return self._note_present(message.uids)
+            case messages.Marked():
+                self._labels[message.pod_uid] = message.digest_label
+            case messages.StageProgressed():
+                self.holdings.progressed(message)
+            case messages.StageDone():
+                return self.holdings.done(message)
+            case messages.StageFailed():
+                self.holdings.failed(message, now.seconds)
+            case messages.CapacityChanged():
+                free = message.free_bytes
+                self._capacity = Capacity(memory_bytes=message.memory_bytes, free_bytes=free, free=sizes.binary(free))
+            case messages.ResolveDone():
+                self._resolving.done(message, now.seconds)
+            case messages.Connected():
+                return self._note_connected(message, now)
+            case messages.Gone():
+                self._note_gone(message.conn, now)
+            case messages.Said():
+                return self._note_said(message, now)
+            case messages.Ticked():
+                pass
+            case _:
+                assert_never(message)
+        return []
+
+    def _note_assigned(self, message: messages.Assigned) -> list[Effect]:
+        new = self._word.assigned(message.spec, message.generation)
+        effects = self._resolving.wanted({item.uid: item for item in message.spec.resolve})
+        return [*effects, Remember(new)] if new else effects
+
+    def _note_present(self, uids: frozenset[str]) -> list[Effect]:
+        connected = {uid for uid, engine in self._engines.items() if engine.connected}
+        gone = self._word.present(uids | connected)
+        for uid in [uid for uid in self._labels if uid not in uids]:
+            del self._labels[uid]
+        return [Forget(gone)] if gone else []
+
+    def _note_connected(self, message: messages.Connected, now: Now) -> list[Effect]:
+        engine = self._engines.setdefault(message.pod.uid, Engine(message.pod))
+        engine.story.append(
+            f"{now.utc} a {'server' if message.hello.role == 'server' else 'rank'} connected ({message.conn})"
+        )
+        try:
+            replaced = engine.connect(message.conn, message.hello, now)
+        except ProtocolBroken as error:
+            return [Close(message.conn, error.reason, str(error))]
+        self._conns[message.conn] = message.pod.uid
+        for conn in replaced:
+            self._conns.pop(conn, None)
+        return [Close(conn, "Replaced", "the same rank has connected again") for conn in replaced]
+
+    def _note_gone(self, conn: int, now: Now) -> None:
+        uid = self._conns.pop(conn, None)
+        if uid is not None:
+            self._engines[uid].story.append(f"{now.utc} a connection ended ({conn})")
+            self._engines[uid].gone(conn)
+
+    def _note_said(self, message: messages.Said, now: Now) -> list[Effect]:
+        uid = self._conns.get(message.conn)
+        if uid is None:
+            return []
+        engine = self._engines[uid]
+        engine.story.append(f"{now.utc} {type(message.frame).__name__} ({message.conn})")
+        before = engine.phase
+        try:
+            failure = engine.said(message.conn, message.frame, now)
+        except ProtocolBroken as error:
+            self._note_gone(message.conn, now)
+            return [Close(message.conn, error.reason, str(error))]
+        if failure is not None:
+            count(engine, failure, now.seconds)
+        _note_phase(engine, before, now)
+        return []
+
+    # -- by level ----------------------------------------------------------------------------------------------------
+
+    def _steer_engine(self, uid: str, now: Now) -> list[Effect]:
+        engine = self._engines[uid]
+        at = Situation(
+            self.assignment(uid),
+            self.holdings,
+            self._labels.get(uid, ""),
+            now.seconds,
+            lambda: next(self._ids),
+            self._bounds,
+        )
+        before = engine.phase
+        effects = steer(engine, at)
+        for effect in effects:
+            if isinstance(effect, Close):
+                self._note_gone(effect.conn, now)
+            else:
+                frame = f" {type(effect.frame).__name__}" if isinstance(effect, Send) else ""
+                engine.story.append(f"{now.utc} {type(effect).__name__}{frame}")
+        _note_phase(engine, before, now)
+        return effects
+
+    def _steer_holdings(self, now: Now) -> list[Effect]:
+        if not self._word.known:
+            return []
+        return self.holdings.steer(self._word.stage(), self._needed(), now.seconds)
+
+    def _needed(self) -> set[str]:
+        """Versions that engines are about to take."""
+        asked = {rank.asked.goal.digest for engine in self.engines for rank in engine.ranks.values() if rank.asked}
+        leaders = (engine.leader for engine in self.engines)
+        return asked | {leader.asked.goal.digest for leader in leaders if leader is not None and leader.asked}
+
+    def _listed(self) -> Iterator[Listed]:
+        """Engines to tell of: the connected ones, and those that should be."""
+        pods = self._word.pods
+        for uid, pod in pods.items():
+            if uid not in self._engines:
+                self._engines[uid] = Engine(Pod(uid, pod.namespace, pod.name))
+        for uid in [u for u, engine in self._engines.items() if not engine.connected and u not in pods]:
+            del self._engines[uid]
+        for uid in sorted(self._engines):
+            yield self._engines[uid], self.assignment(uid)
+
+    def _tell(self, now: Now) -> list[Effect]:
+        """What pods are to show and the object is to say, where it changed.
+
+        For a while after a start engines that live may not have come back yet; until then their pods keep showing what they
+        show, and the object what it says: an agent's upgrade un-readies nobody.
+        """
+        if not self._word.known:
+            return []
+        listed = list(self._listed())
+        started_at = now.seconds if self._started_at is None else self._started_at
+        grace = now.seconds < started_at + self._reconnect_seconds
+        effects = self._mark_pods([(e, wanted) for e, wanted in listed if e.seen or not grace])
+        if not self._word.heard or (grace and not all(engine.seen for engine, _ in listed)):
+            return effects
+        return effects + self._report(listed)
+
+    def _mark_pods(self, listed: Sequence[Listed]) -> list[Effect]:
+        effects: list[Effect] = []
+        versions = self._word.versions()
+        for engine, wanted in listed:
+            effects += _safely(partial(self._mark_pod, engine, wanted, versions), partial(_defect, "marking"))
+        for uid in [uid for uid in self._shown if uid not in self._engines]:
+            del self._shown[uid]
+            effects.append(UnmarkPod(uid))
+        return effects
+
+    def _mark_pod(self, engine: Engine, wanted: PodAssignment | None, versions: dict[str, str]) -> list[Effect]:
+        new = marks(engine, wanted, self.holdings, versions, self._word.stale.get(engine.pod.uid, 0))
+        if self._shown.get(engine.pod.uid) == new:
+            return []
+        self._shown[engine.pod.uid] = new
+        return [MarkPod(engine.pod, new)]
+
+    def _report(self, listed: Sequence[Listed]) -> list[Effect]:
+        effects: list[Effect] = []
+        me = self._me
+        head = NodeWeightsStatus(
+            observed_generation=self._word.generation,
+            boot_id=me.boot_id,
+            agent_version=me.version,
+            endpoint=me.endpoint,
+            endpoints=list(me.endpoints),
+            capacity=self._capacity,
+        )
+        status = node_status(
+            head,
+            listed,
+            self._word,
+            self.holdings,
+            self._resolving,
+            lambda error: effects.append(Defect("reporting", error)),
+        )
+        if status != self._reported:
+            urgent = self._reported is None or without_progress(status) != without_progress(self._reported)
+            self._reported = status
+            effects.append(Report(status, urgent))
+        return effects
+
+
+def _note_phase(engine: Engine, before: Phase, now: Now) -> None:
+    if engine.phase is not before:
+        engine.story.append(f"{now.utc} {before} → {engine.phase}")
+
+
+def _safely(step: Callable[[], list[Effect]], spoilt: Callable[[Exception], list[Effect]]) -> list[Effect]:
+    """What a step wants done; after a defect in it, what is to be done about that."""
+    effects: list[Effect] = []
+    with contained(lambda error: effects.extend(spoilt(error))):
+        effects.extend(step())
+    return effects
+
+
+def _defect(where: str, error: Exception) -> list[Effect]:
+    return [Defect(where, error)]

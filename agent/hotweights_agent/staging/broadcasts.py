@@ -1,0 +1,184 @@
+"""A version by one MPI broadcast to all nodes of a chain: this node's part of it.
+
+The operator says who belongs together (`StageItem.collective`); who is first reads the source, the others are invited by it. Nothing here fails:
+whatever happens to a broadcast, what it brought is kept and verified, a sentence says what became of it, and what is missing is pulled.
+It knows no version that is staged, no engine and no Kubernetes; who an agent is, others check.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+from hotweights_agent.staging.progress import Tally
+from hotweights_crds.nodeweights import Collective
+from hotweights_planner.manifest import Chunk
+from hotweights_planner.plan import Plan
+from hotweights_storage.errors import Cancelled, TransferError
+from hotweights_storage.image import ImageBuilder
+from hotweights_storage.reader import Limits
+from hotweights_storage.sources.base import Source
+from hotweights_transports.broadcast.collective import receive, send
+from hotweights_transports.broadcast.group import Patience, Terms
+from hotweights_transports.broadcast.hydra import MpiUnavailable, availability
+from hotweights_transports.broadcast.invitation import Groups, Invitation, accept
+from hotweights_transports.broadcast.leader import Lead
+from hotweights_transports.broadcast.member import Follow
+from hotweights_transports.peers.base import Authenticate, PeerError, PeerMissing, PeerUnreachable
+from hotweights_transports.peers.registry import transport_for
+
+log = logging.getLogger(__name__)
+
+BUCKET_NBYTES: Final = 16 << 20
+WINDOW: Final = 3  # buckets on their way at once: what a broadcast costs a node in memory beside the version
+STALL_SECONDS: Final = 30.0
+AGAIN_SECONDS: Final = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a node needs to take part."""
+
+    node: str
+    """Its name."""
+    host: str
+    """Under which the others reach it."""
+    token: Callable[[], str]
+    """Who it is to peers."""
+    check: Authenticate
+    """Who a peer is."""
+    groups: Groups
+    """What it tells those whom it leads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a broadcast is to bring, and where to."""
+
+    job: Collective
+    plan: Plan
+    builder: ImageBuilder
+    source: Callable[[], Source]
+    """Opened by the head alone."""
+    cancel: threading.Event
+    came: Tally
+    """Of nothing else."""
+
+    def kept(self, chunk: Chunk) -> None:
+        """One more of it is here and verified."""
+        self.came.add(chunk.nbytes)
+
+    def terms(self, secret: bytes) -> Terms:
+        """What all members must have in common."""
+        about = f"{self.plan.manifest.digest} over {self.plan.base_digest or 'nothing'}"
+        largest = max(bucket.nbytes for bucket in self.plan.buckets)
+        return Terms(len(self.job.members), about, WINDOW, largest, secret)
+
+
+@dataclass(frozen=True, slots=True)
+class Brought:
+    """What became of a broadcast on this node."""
+
+    nbytes: int
+    """Of chunks that were missing here."""
+    how: str
+    """In a sentence."""
+    scheme: str = "mpi"
+    """What brought them; the head's come from the source."""
+
+
+class Broadcasts:
+    """`bring` once for each version, from any thread."""
+
+    def __init__(self, means: Means, patience_seconds: float) -> None:
+        """``patience_seconds``: how long those who are there wait for the others."""
+        self._means = means
+        self._patience = Patience(join_seconds=patience_seconds, stall_seconds=STALL_SECONDS)
+
+    def bring(self, part: Part) -> Brought:
+        """Take part. Raises `Cancelled` only."""
+        members = part.job.members
+        if not part.plan.buckets or self._means.node not in members:
+            return Brought(0, "")
+        rank = members.index(self._means.node)
+        try:
+            found = availability()
+            if not found.works:
+                raise MpiUnavailable(f"MPI does not work here: {found.because}")
+            lost = self._follow(part, rank) if rank else self._lead(part)
+        except (TransferError, PeerError, OSError) as error:
+            lost = str(error)
+        if part.cancel.is_set():
+            raise Cancelled("cancelled during a broadcast")
+        how = f"by a broadcast to {len(members)} nodes, for which {members[0]} read the source"
+        if lost:
+            log.warning("the broadcast of %s was lost: %s", part.plan.version, lost)
+            how = f"each node for itself, for the broadcast was lost: {lost}"
+        return Brought(part.came.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme)
+
+    def _lead(self, part: Part) -> str:
+        """Why not all of it went to all, or ''."""
+        terms = part.terms(Groups.new_secret())
+        with closing(Lead(self._means.host, 0, terms, 0, self._patience)) as lead, _ended_by(part.cancel, lead):
+            self._means.groups.open(part.job.name, part.job.members, lead.port, terms.secret)
+            try:
+                lead.gather()
+            finally:
+                self._means.groups.close(part.job.name)  # who comes now comes too late
+            with part.source() as source:
+                return send(
+                    lead, part.plan.buckets, source, part.builder, part.kept, STALL_SECONDS, Limits(part.cancel)
+                )
+
+    def _follow(self, part: Part, rank: int) -> str:
+        """Why not all of it came, or ''."""
+        host, invitation = self._invited(part.job, part.cancel)
+        if invitation.over:
+            return "the others began without this node"
+        terms = part.terms(invitation.secret)
+        follow = Follow(rank, host, invitation.port, terms, 0, self._patience)
+        with closing(follow), _ended_by(part.cancel, follow):
+            follow.gather()
+            return receive(follow, part.plan.buckets, part.builder, part.kept, STALL_SECONDS)
+
+    def _invited(self, job: Collective, cancel: threading.Event) -> tuple[str, Invitation]:
+        """Asks until the head leads the group; that may be a moment later."""
+        address = urlsplit(job.head)
+        uri = f"tcp://{address.netloc}"
+        deadline = time.monotonic() + self._patience.join_seconds
+        with transport_for(uri).connect(uri, self._means.token) as client:
+            while True:
+                try:
+                    return address.hostname or "", accept(client, job.name, job.members[0], self._means.check)
+                except (PeerMissing, PeerUnreachable):
+                    if time.monotonic() >= deadline:
+                        raise
+                if cancel.wait(AGAIN_SECONDS):
+                    raise Cancelled("cancelled while it waited for an invitation")
+
+
+@contextlib.contextmanager
+def _ended_by(cancel: threading.Event, group: Lead | Follow) -> Iterator[None]:
+    """Nobody waits in the group any more once ``cancel`` is set."""
+    through = threading.Event()
+
+    def watch() -> None:
+        while not through.wait(AGAIN_SECONDS):
+            if cancel.is_set():
+                group.close()
+                return
+
+    watcher = threading.Thread(target=watch, name="broadcast's end", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        through.set()
+        watcher.join()

@@ -1,0 +1,280 @@
+"""Brings one version onto this node: from its parents, their stand-ins and the origin, whoever has the next chunk.
+
+Each source has a thread that asks it for what the `Ledger` gives it, in load order. What a source turns out to lack goes to the
+next one, and when a parent dies, falls silent or lies, only what it had not delivered moves on. A peer that does not know the version *yet* (its own assignment may come later than ours) is asked
+again for a while before anybody goes past it: that is what makes a chain of nodes form at all.
+
+It knows no assignment, no engine and no Kubernetes; what is verified and where it goes is the image's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+from hotweights_agent.staging.chunk_scheduler import Ledger
+from hotweights_common.backoff import Backoff
+from hotweights_planner.manifest import Chunk, Manifest
+from hotweights_storage.errors import Cancelled, ChecksumMismatch, SourceRefused, SourceUnavailable, TransferError
+from hotweights_storage.image import ImageBuilder
+from hotweights_storage.reader import Limits, read_chunks
+from hotweights_storage.sources.base import Source
+from hotweights_transports.peers.base import Deliver, Missing, PeerClient, PeerCorrupt, PeerError, Want
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+
+
+class FetchFailed(TransferError):
+    """No source gave what is still needed. `transient`: another try may end differently."""
+
+    reason = "FetchFailed"
+
+    def __init__(self, message: str, reason: str, *, transient: bool) -> None:
+        super().__init__(message, reason)
+        self.transient = transient
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Persistence:
+    """How hard to try."""
+
+    deadline_seconds: float = 1800.0
+    """For the whole fetch."""
+    rounds: int = 3
+    """How often a chunk goes through all sources before the fetch fails."""
+    backoff: Backoff = Backoff(1.0, 60.0)
+    """Before a source that failed is asked again."""
+    patience_seconds: float = 20.0
+    """From the start: how long a peer that does not know the version is asked again instead of being passed over."""
+    again_seconds: float = 0.5
+    """Between two such questions."""
+    progress_seconds: float = 0.5
+    """Between two reports."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a fetch is, in bytes of distinct chunks that this node lacked at its start."""
+
+    done_nbytes: int
+    needed_nbytes: int
+    by_source: tuple[tuple[str, int], ...]
+
+
+class ChunkSource(Protocol):
+    """Whence chunks come. `fetch` hands chunks to `deliver` or returns them as missing; a failure ends it by raising
+    `PeerError`, `SourceRefused`, `SourceUnavailable` or `ChecksumMismatch`; anything else ends the whole fetch."""
+
+    name: str
+
+    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]: ...
+
+
+class PeerSource:
+    """Another node's agent."""
+
+    def __init__(self, client: PeerClient, digest: str) -> None:
+        self.name = client.address
+        self._client = client
+        self._digest = digest
+
+    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+        return self._client.fetch_chunks(self._digest, wanted, deliver, cancel=stop)
+
+
+class OriginSource:
+    """The place that the version comes from. It is opened when it is needed, because most nodes never need it."""
+
+    def __init__(
+        self, name: str, open_source: Callable[[], Source], manifest: Manifest, workers: int | None = None
+    ) -> None:
+        self.name = name
+        self._open_source = open_source
+        self._manifest = manifest
+        self._workers = workers
+        self._chunks: dict[str, Chunk] = {}
+
+    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+        if not self._chunks:
+            self._chunks = {chunk.blake3: chunk for chunk in self._manifest.chunks()}
+
+        def sink(chunk: Chunk, data: memoryview) -> None:
+            deliver(Want(chunk.blake3, chunk.nbytes), data)
+
+        with self._open_source() as source:
+            read_chunks(source, (self._chunks[want.blake3] for want in wanted), sink, self._workers, Limits(stop))
+        return []
+
+
+class Fetch:
+    """One fetch into one image. `run` once, from any thread; it returns when nothing is missing, or raises."""
+
+    def __init__(
+        self,
+        builder: ImageBuilder,
+        sources: Sequence[ChunkSource],
+        *,
+        persistence: Persistence | None = None,
+        cancel: threading.Event | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """`progress` is called from the thread that runs `run`. Sources are asked in their order."""
+        if not sources:
+            raise ValueError("a fetch without sources brings nothing; give it at least the origin")
+        self._builder = builder
+        self._sources = sources
+        self._persistence = persistence or Persistence()
+        self._cancel = cancel or threading.Event()
+        self._progress = progress
+        wants = [Want(blake3, builder.nbytes(blake3)) for blake3 in builder.missing]
+        self._needed_nbytes = sum(want.nbytes for want in wants)
+        self._ledger = Ledger(wants, len(sources), self._persistence.rounds)
+        self._changed = threading.Condition()  # guards the ledger and what follows
+        self._failures: dict[int, Exception] = {}  # the last of each source
+        self._stop = threading.Event()
+        self._reported_at = 0.0
+
+    def run(self) -> Progress:
+        began = time.monotonic()
+        workers: dict[int, Future[None]] = {}
+        with ThreadPoolExecutor(len(self._sources), thread_name_prefix="fetch") as executor:
+            try:
+                while not self._is_over(began, workers):
+                    for source in range(len(self._sources)):
+                        if source not in workers and self._has_work(source):
+                            workers[source] = executor.submit(self._work, source, began)
+                    self._report(began)
+                    with self._changed:
+                        self._changed.wait(TICK_SECONDS)
+            finally:
+                self._halt()
+        for worker in workers.values():
+            worker.result()
+        found = self._state()
+        if self._progress is not None:
+            self._progress(found)
+        return found
+
+    def _halt(self) -> None:
+        self._stop.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def _is_over(self, began: float, workers: dict[int, Future[None]]) -> bool:
+        with self._changed:
+            if self._ledger.done:
+                return True
+            if self._ledger.exhausted is not None:
+                raise self._gave_up(self._ledger.exhausted)
+        for worker in workers.values():
+            if worker.done():
+                worker.result()  # it only ends before the ledger is done by an error that concerns everybody
+        if self._cancel.is_set():
+            raise Cancelled("the fetch was cancelled")
+        if time.monotonic() - began > self._persistence.deadline_seconds:
+            state = self._state()
+            raise FetchFailed(
+                f"{state.done_nbytes} of {state.needed_nbytes} bytes came within {self._persistence.deadline_seconds:g} s; "
+                f"raise staging.timeoutSeconds, or see why it is slow{self._complaints()}",
+                "StageTimeout",
+                transient=False,
+            )
+        return False
+
+    def _has_work(self, source: int) -> bool:
+        with self._changed:
+            return self._ledger.has_work(source)
+
+    def _report(self, began: float) -> None:
+        if self._progress is None:
+            return
+        now = time.monotonic()
+        if now - max(self._reported_at, began) >= self._persistence.progress_seconds:
+            self._reported_at = now
+            self._progress(self._state())
+
+    def _state(self) -> Progress:
+        with self._changed:
+            fetched = self._ledger.fetched_nbytes
+            by_source = tuple((source.name, nbytes) for source, nbytes in zip(self._sources, fetched, strict=True))
+            return Progress(sum(fetched), self._needed_nbytes, by_source)
+
+    def _work(self, source: int, began: float) -> None:
+        """One source, until the fetch is over."""
+        failures = 0
+        while self._await_work(source):
+            try:
+                missing = self._sources[source].fetch(self._wants(source), self._delivery(source), self._stop)
+            except (PeerError, SourceRefused, SourceUnavailable, ChecksumMismatch) as error:
+                failures += 1
+                self._note_failure(source, error)
+                self._stop.wait(self._persistence.backoff.seconds(failures))
+                continue
+            except Cancelled:
+                if self._stop.is_set():
+                    return
+                raise
+            if self._note_missing(source, missing, began):
+                self._stop.wait(self._persistence.again_seconds)
+
+    def _await_work(self, source: int) -> bool:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stop.is_set() or self._ledger.has_work(source))
+            return not self._stop.is_set()
+
+    def _wants(self, source: int) -> Iterator[Want]:
+        while not self._stop.is_set():
+            with self._changed:
+                want = self._ledger.take(source)
+            if want is None:
+                return
+            yield want
+
+    def _delivery(self, source: int) -> Deliver:
+        name = self._sources[source].name
+
+        def deliver(want: Want, data: memoryview) -> None:
+            self._builder.put(want.blake3, data, name)
+            with self._changed:
+                self._ledger.arrived(source, want.blake3)
+                if self._ledger.done:
+                    self._changed.notify_all()
+
+        return deliver
+
+    def _note_failure(self, source: int, error: Exception) -> None:
+        log.warning("%s: %s", self._sources[source].name, error)
+        with self._changed:
+            self._failures[source] = error
+            self._ledger.failed(source, ban=isinstance(error, PeerCorrupt | ChecksumMismatch | SourceRefused))
+            self._changed.notify_all()
+
+    def _note_missing(self, source: int, missing: list[Missing], began: float) -> bool:
+        """Whether something of it is to be asked for again, from the same source."""
+        patient = time.monotonic() - began < self._persistence.patience_seconds
+        again = {gap.want.blake3 for gap in missing if patient and not gap.version_known}
+        with self._changed:
+            if not self._stop.is_set():
+                self._ledger.returned(source, again)
+            self._changed.notify_all()
+        return bool(again)
+
+    def _gave_up(self, want: Want) -> FetchFailed:
+        last = self._failures.get(len(self._sources) - 1) or next(reversed(self._failures.values()), None)
+        reason = str(getattr(last, "reason", "ChunkMissing"))
+        return FetchFailed(
+            f"chunk {want.blake3[:16]}… came from none of {len(self._sources)} sources{self._complaints()}",
+            reason,
+            transient=not isinstance(last, PeerCorrupt | ChecksumMismatch | SourceRefused),
+        )
+
+    def _complaints(self) -> str:
+        with self._changed:
+            return "".join(f"; {self._failures[source]}" for source in sorted(self._failures, reverse=True))

@@ -1,0 +1,311 @@
+"""Brings versions onto the node and reads sources, in threads, and tells the session what became of it.
+
+One job for each version: find its manifest (kept here, at a parent, or at the source), wait for its turn, make room, fetch, seal.
+All of it can be cancelled at any moment. What goes wrong becomes a reason and a sentence; whether another try makes sense is said
+beside it. Which versions are wanted, and when a failed one is tried again, is the session's to say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from urllib.parse import quote
+
+from hotweights_agent.session.messages import Message, ResolveDone, StageDone, StageFailed, StageProgressed
+from hotweights_agent.session.resolving import AT_ONCE
+from hotweights_agent.settings import StagingSettings
+from hotweights_agent.staging.broadcasts import BUCKET_NBYTES, Broadcasts, Brought, Part
+from hotweights_agent.staging.fetch import (
+    ChunkSource,
+    Fetch,
+    FetchFailed,
+    OriginSource,
+    PeerSource,
+    Persistence,
+    Progress,
+)
+from hotweights_agent.staging.manifest_cache import ManifestCache
+from hotweights_agent.staging.progress import Tally
+from hotweights_agent.staging.store import Staging, Store
+from hotweights_agent.staging.striped_source import StripedSource
+from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, StageItem
+from hotweights_planner.errors import Refused
+from hotweights_planner.manifest import Manifest, parse
+from hotweights_planner.plan import build
+from hotweights_storage.errors import Cancelled, ChecksumMismatch, SourceRefused, SourceUnavailable, TransferError
+from hotweights_storage.reader import Limits
+from hotweights_storage.resolve import resolve
+from hotweights_storage.sources.base import Sources
+from hotweights_transports.peers.base import PeerClient, PeerError, PeerMissing
+from hotweights_transports.peers.registry import transport_for
+
+log = logging.getLogger(__name__)
+
+MANIFEST_AGAIN_SECONDS = 0.5
+JOBS_AT_ONCE = 32
+READERS = 2 * AT_ONCE
+"""Threads of their own for sources that are only read for their manifest, so that these keep no version waiting; twice as many as are
+read at a time, because one that hangs in the kernel cannot be called off."""
+
+
+class DigestDiffers(TransferError):
+    """The source does not hold the version that was asked for."""
+
+    reason = "DigestMismatch"
+
+
+class Stager:
+    """Does what `Stage`, `CancelStage`, `Resolve` and `CancelResolve` ask for."""
+
+    def __init__(
+        self,
+        store: Store,
+        sources: Sources,
+        kept: ManifestCache,
+        tell: Callable[[Message], Awaitable[None]],
+        *,
+        token: Callable[[], str],
+        settings: StagingSettings | None = None,
+        broadcasts: Broadcasts | None = None,
+        fetched: Callable[[str, int], None] = lambda _transport, _nbytes: None,
+    ) -> None:
+        """``token`` proves to peers who we are; ``fetched`` hears how many bytes came by which transport."""
+        self._store = store
+        self._sources = sources
+        self._kept = kept
+        self._tell = tell
+        self._token = token
+        self._settings = settings or StagingSettings()
+        self._broadcasts = broadcasts
+        self._fetched = fetched
+        self._loop = asyncio.get_running_loop()
+        self._threads = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="staging")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="resolving")
+        self._cancels: dict[str, threading.Event] = {}  # of stagings, by digest
+        self._calls_off: dict[str, threading.Event] = {}  # of readings, by UID
+        self._jobs: set[asyncio.Task[None]] = set()
+
+    def stage(self, item: StageItem) -> None:
+        """Begin to bring a version here; a message tells how it ends."""
+        cancel = self._cancels[item.digest] = threading.Event()
+        self._start(self._stage(item, cancel))
+
+    def cancel(self, digest: str) -> None:
+        """Stop it; its job ends with a `StageFailed`."""
+        cancel = self._cancels.get(digest)
+        if cancel is not None:
+            cancel.set()
+
+    def resolve(self, item: ResolveItem) -> None:
+        """Begin to read a source; a message tells what it holds."""
+        off = self._calls_off[item.uid] = threading.Event()
+        self._start(self._resolve(item, off))
+
+    def cancel_resolve(self, uid: str) -> None:
+        """Stop it; no message follows."""
+        off = self._calls_off.pop(uid, None)
+        if off is not None:
+            off.set()
+
+    async def close(self) -> None:
+        """Cancel everything and wait for it."""
+        for cancel in (*self._cancels.values(), *self._calls_off.values()):
+            cancel.set()
+        for job in self._jobs:
+            job.cancel()
+        await asyncio.gather(*self._jobs, return_exceptions=True)
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._readers.shutdown)
+
+    def _start(self, job: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(job)
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    async def _stage(self, item: StageItem, cancel: threading.Event) -> None:
+        began = time.monotonic()
+        try:
+            done = await self._loop.run_in_executor(self._threads, self._bring, item, cancel, began)
+        except (TransferError, PeerError, Refused, OSError) as error:
+            await self._tell(_failure(item.digest, error))
+            return
+        finally:
+            if self._cancels.get(item.digest) is cancel:
+                del self._cancels[item.digest]
+        await self._tell(done)
+
+    def _bring(self, item: StageItem, cancel: threading.Event, began: float) -> StageDone:
+        """In a thread: the whole way of one version."""
+        deadline = began + item.timeout_seconds
+        with contextlib.ExitStack() as stack:
+            peers = [stack.enter_context(client) for client in self._clients(item)]
+            manifest = self._manifest(item, peers, cancel)
+            stack.enter_context(self._store.turn(cancel, deadline))
+            staging = stack.enter_context(self._store.begin(manifest))
+            total, needed = manifest.nbytes, staging.needed_nbytes
+            here = max(0, total - needed)  # chunks that other versions brought
+
+            brought = Brought(0, "")
+
+            def report(progress: Progress) -> None:
+                fetched = brought.nbytes + progress.done_nbytes
+                self._tell_from_thread(StageProgressed(item.digest, min(total, here + fetched), total, fetched))
+
+            sources = self._sources_of(item, peers, manifest)
+            report(Progress(0, needed, ()))
+            brought = self._broadcast(item, manifest, staging, cancel, report)
+            persistence = Persistence(
+                deadline_seconds=max(1.0, deadline - time.monotonic()), patience_seconds=self._settings.patience_seconds
+            )
+            result = Fetch(staging.builder, sources, persistence=persistence, cancel=cancel, progress=report).run()
+            staging.commit()
+        for name, nbytes in result.by_source:
+            self._fetched(name.partition(":")[0], nbytes)
+        self._fetched(brought.scheme, brought.nbytes)
+        fetched = brought.nbytes + result.done_nbytes
+        return StageDone(item.digest, manifest.version, total, fetched, time.monotonic() - began, brought.how)
+
+    def _broadcast(
+        self,
+        item: StageItem,
+        manifest: Manifest,
+        staging: Staging,
+        cancel: threading.Event,
+        report: Callable[[Progress], None],
+    ) -> Brought:
+        """What comes to all at once. What does not is fetched afterwards."""
+        job = item.collective
+        if job is None or self._broadcasts is None:
+            return Brought(0, "")
+        base = self._kept.get(job.base) if job.base else None
+        if job.base and base is None:
+            return Brought(
+                0, f"each node for itself: {job.base}, on which the broadcast builds, is not known here any more"
+            )
+        plan = build(manifest, base, quote(item.uri, safe="/:%"), BUCKET_NBYTES, renamed=True)
+        came = Tally(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
+        source = partial(self._sources.open, item.uri, item.namespace)
+        return self._broadcasts.bring(Part(job, plan, staging.builder, source, cancel, came))
+
+    def _sources_of(self, item: StageItem, peers: list[PeerClient], manifest: Manifest) -> list[ChunkSource]:
+        """In the order in which they are asked. Several parents are donors: each gives a stripe."""
+        names = {peer.endpoint for peer in item.parents}
+        parents = [client for client in peers if client.address in names]
+        sources: list[ChunkSource] = []
+        if len(parents) > 1:
+            sources.append(StripedSource(parents, item.digest, self._settings.donors_at_once))
+            peers = [client for client in peers if client not in parents]
+        sources += [PeerSource(client, item.digest) for client in peers]
+        return [*sources, self._origin(item, manifest)]
+
+    def _clients(self, item: StageItem) -> list[PeerClient]:
+        return [client for peer in (*item.parents, *item.fallbacks) if (client := self._client(peer)) is not None]
+
+    def _client(self, peer: Peer) -> PeerClient | None:
+        try:
+            return transport_for(peer.endpoint).connect(peer.endpoint, self._token)
+        except ValueError as error:
+            log.warning("node %s is passed over: %s", peer.node, error)
+            return None
+
+    def _origin(self, item: StageItem, manifest: Manifest) -> OriginSource:
+        workers = self._settings.origin_workers or os.cpu_count()
+        return OriginSource(item.uri, lambda: self._sources.open(item.uri, item.namespace), manifest, workers)
+
+    def _manifest(self, item: StageItem, peers: list[PeerClient], cancel: threading.Event) -> Manifest:
+        """The version's manifest: kept here, at whoever has it first, else what the source holds."""
+        manifest = self._kept.get(item.digest) or self._manifest_of_peers(item, peers, cancel)
+        if manifest is None:
+            with self._sources.open(item.uri, item.namespace) as source:
+                manifest = resolve(source, item.model, item.version, limits=Limits(cancel))
+            _check_digest(manifest, item.digest, item.uri)
+        self._kept.put(manifest)
+        return manifest
+
+    def _manifest_of_peers(self, item: StageItem, peers: list[PeerClient], cancel: threading.Event) -> Manifest | None:
+        """Parents are asked until they know the version, but not longer than our patience lasts."""
+        patient_until = time.monotonic() + self._settings.patience_seconds
+        hopeful = list(peers)
+        while hopeful:
+            for client in list(hopeful):
+                if cancel.is_set():
+                    raise Cancelled("cancelled while it looked for the manifest")
+                try:
+                    return parse(client.fetch_manifest(item.digest), client.address, item.digest)
+                except PeerMissing:
+                    pass
+                except PeerError as error:
+                    log.warning("%s gives no manifest: %s", client.address, error)
+                    hopeful.remove(client)
+            if time.monotonic() >= patient_until:
+                return None
+            cancel.wait(MANIFEST_AGAIN_SECONDS)
+        return None
+
+    async def _resolve(self, item: ResolveItem, off: threading.Event) -> None:
+        try:
+            manifest = await self._loop.run_in_executor(self._readers, self._read_source, item, off)
+            done = ResolveDone(
+                ResolvedVersion(
+                    uid=item.uid,
+                    digest=manifest.digest,
+                    nbytes=manifest.nbytes,
+                    tensors=len(manifest.tensors),
+                    chunks=manifest.chunk_count,
+                )
+            )
+        except (TransferError, Refused, OSError) as error:
+            failure = _failure(item.digest, error)
+            result = ResolvedVersion(uid=item.uid, reason=failure.reason, message=failure.message)
+            done = ResolveDone(result, failure.transient)
+        finally:
+            if self._calls_off.get(item.uid) is off:
+                del self._calls_off[item.uid]
+        if not off.is_set():
+            await self._tell(done)
+
+    def _read_source(self, item: ResolveItem, off: threading.Event) -> Manifest:
+        """In a thread: what a source holds; its content is held against the digest that it must have."""
+        limits = Limits(off)
+        limits.check()
+        with self._sources.open(item.uri, item.namespace) as source:
+            manifest = resolve(source, item.model, item.version, limits=limits)
+        if item.digest:
+            _check_digest(manifest, item.digest, item.uri)
+        self._kept.put(manifest)
+        return manifest
+
+    def _tell_from_thread(self, message: Message) -> None:
+        asyncio.run_coroutine_threadsafe(_as_coroutine(self._tell(message)), self._loop)
+
+
+async def _as_coroutine(awaitable: Awaitable[None]) -> None:
+    await awaitable
+
+
+def _check_digest(manifest: Manifest, digest: str, uri: str) -> None:
+    if manifest.digest != digest:
+        raise DigestDiffers(
+            f"{uri} holds {manifest.digest}, not {digest}: it was overwritten or never published as that; "
+            "publish into a folder of its own and create a WeightVersion for it"
+        )
+
+
+def _failure(digest: str, error: Exception) -> StageFailed:
+    """What is told of an exception."""
+    match error:
+        case FetchFailed():
+            return StageFailed(digest, error.reason, str(error), error.transient)
+        case DigestDiffers() | SourceRefused() | ChecksumMismatch() | Refused():
+            return StageFailed(digest, error.reason, str(error), transient=False)
+        case SourceUnavailable() | TransferError() | PeerError():
+            return StageFailed(digest, error.reason, str(error), transient=True)
+        case _:
+            return StageFailed(digest, "InputOutputError", f"{error}; see the node's kernel log", transient=True)

@@ -1,0 +1,126 @@
+"""What keeps the coordinator's state, and how one of several coordinators is the one that decides.
+
+The server calls, in this order: `lead` at once and then every ``renew_seconds``, as long as it lives; when a lease with a new
+``fence`` is its own, `load`; then `store` for every group of changes, before anybody hears of them; `release` and `close` at the
+end. Calls may overlap: `lead` runs while a `store` is under way.
+
+A blob (a plan, a manifest) is put before the state that names it is stored, and dropped after a state that no longer names it
+was stored. Blobs are named by their content, so putting one twice changes nothing.
+
+Every call ends in bounded time. What an implementation may raise:
+
+    BackendError           raised as one of these two
+    ├── Fenced             somebody else leads: nothing was written
+    └── Unavailable        nobody can say whether it was written; the server reloads before it decides anything again
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Protocol, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from hotweights_coordinator.state.state import Durable
+
+
+class BackendError(Exception):
+    """State could not be kept or read. The text names the store and the remedy."""
+
+    reason = "BackendUnavailable"
+
+
+class Fenced(BackendError):
+    """Another coordinator leads; this one's writes no longer count. Nothing was written."""
+
+    reason = "NotLeader"
+
+
+class Unavailable(BackendError):
+    """The store does not answer; what was being written may or may not be there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Who leads. ``fence`` grows with every take-over; ``leader`` is the endpoint that clients go to (empty: nobody's known)."""
+
+    mine: bool
+    fence: int
+    leader: str
+    until: float
+    """`time.monotonic` until which its holder may act on it: earlier than the store's own end of it."""
+
+
+class Backend(Protocol):
+    """Keeps one `Durable` and some blobs."""
+
+    name: str
+    """One word: memory, redis."""
+    renew_seconds: float
+    """How often `lead` wants to be called."""
+
+    async def lead(self, instance_id: str, endpoint: str) -> Lease:
+        """Take the lease if it is free, renew it if it is ours, else say whose it is. Raises `Unavailable`."""
+        ...
+
+    async def load(self) -> Durable | None:
+        """What was stored last; None: nothing ever was. Raises `Unavailable`."""
+        ...
+
+    async def store(self, durable: Durable, lease: Lease) -> None:
+        """Replace what is stored if the lease's fence still is the newest. Raises `Fenced` or `Unavailable`."""
+        ...
+
+    async def put_blob(self, digest: str, content: bytes) -> None:
+        """Keep it under this name. Raises `Unavailable`."""
+        ...
+
+    async def get_blob(self, digest: str) -> bytes | None:
+        """None: there is none of this name. Raises `Unavailable`."""
+        ...
+
+    async def drop_blob(self, digest: str, lease: Lease) -> None:
+        """Forget it if the lease's fence still is the newest. Raises `Fenced` or `Unavailable`."""
+        ...
+
+    async def release(self, lease: Lease) -> None:
+        """Let another one lead at once. Raises `Unavailable`."""
+        ...
+
+    async def close(self) -> None:
+        """End connections. Raises nothing."""
+        ...
+
+
+_ADAPTERS: dict[str, TypeAdapter[Any]] = {}
+
+
+def encode(durable: Durable, before: Durable | None = None) -> dict[str, bytes]:
+    """The state's parts as JSON, by name; with ``before``, only those parts that are others than its."""
+    return {
+        part.name: _adapter(part.name).dump_json(getattr(durable, part.name))
+        for part in fields(Durable)
+        if before is None or getattr(durable, part.name) is not getattr(before, part.name)
+    }
+
+
+def decode(parts: Mapping[str, bytes]) -> Durable:
+    """The state that `encode` wrote down whole. Raises `Unavailable` where it is none."""
+    try:
+        return Durable(**{part.name: _adapter(part.name).validate_json(parts[part.name]) for part in fields(Durable)})
+    except (KeyError, ValidationError) as error:
+        raise Unavailable(
+            f"what is stored is no coordinator's state ({_first(error)}); is it another release's?"
+        ) from error
+
+
+def _adapter(name: str) -> TypeAdapter[Any]:
+    if not _ADAPTERS:
+        _ADAPTERS.update({key: TypeAdapter(hint) for key, hint in get_type_hints(Durable).items()})
+    return _ADAPTERS[name]
+
+
+def _first(error: KeyError | ValidationError) -> str:
+    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else json.dumps(error.errors()[0]["msg"])

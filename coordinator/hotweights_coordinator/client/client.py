@@ -1,0 +1,362 @@
+"""Asks the coordinator, whichever of several leads, and gives up in time.
+
+Each call has a deadline. Until then it is sent again, to whoever is said to lead or to the next endpoint, because every call
+may be made twice: that is a promise of the state machine. A DEALER socket with numbered requests can't get stuck as REQ does: an
+answer that comes too late is nobody's and is dropped. `Client` waits in the calling thread and may be shared by threads,
+`AsyncClient` waits in a loop; what to do with an answer is decided once, in `_Course`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import zmq
+
+from hotweights_coordinator.wire import address, auth
+from hotweights_coordinator.wire.messages import (
+    MAX_BINARY_NBYTES,
+    Answer,
+    CallRefused,
+    CoordinatorUnreachable,
+    parse_answer,
+    request_frames,
+)
+
+ENDPOINT_VARIABLE = "HOTWEIGHTS_COORD"
+LOOK_SECONDS = 0.1  # how often it is seen that a connection is gone
+AGAIN_SECONDS = 0.1  # between two tries while nobody leads
+CONNECT_SECONDS = 1.0  # for a connection, where there is another endpoint to try
+GONE_SECONDS = 0.1  # for one that gave no answer last time: its socket goes on connecting while the others are asked
+
+_RETRIED = frozenset(["NotLeader", "BackendUnavailable"])
+
+
+class Reply(NamedTuple):
+    """What a call gives."""
+
+    result: dict[str, Any]
+    binary: bytes | None
+
+
+def default_endpoints() -> str:
+    """What the environment says, else the usual place on this host."""
+    return os.environ.get(ENDPOINT_VARIABLE) or address.DEFAULT_ENDPOINT
+
+
+class _Course:
+    """Where a client goes next. Knows no socket."""
+
+    def __init__(self, endpoints: str | Sequence[str] | None, token: str | None) -> None:
+        given = default_endpoints() if endpoints is None else endpoints
+        self.endpoints = address.split(given if isinstance(given, str) else list(given))
+        self.secret = os.environ.get(auth.TOKEN_VARIABLE, "") if token is None else token
+        self.at = self.endpoints[0]
+        self._gone: set[str] = set()
+        self._ids = itertools.count(1)
+
+    def frames(self, method: str, args: Mapping[str, Any], binary: bytes | None) -> tuple[int, list[Any]]:
+        call_id = next(self._ids)
+        return call_id, request_frames(call_id, method, args, self.secret, binary)
+
+    def follow(self, refused: CallRefused | None) -> None:
+        """To the leader where one is named, else to the next endpoint; None: there was no answer."""
+        if refused is None:
+            self._gone.add(self.at)
+        if refused is not None and refused.reason == "BackendUnavailable":
+            return
+        if refused is not None and refused.leader and refused.leader != self.at:
+            self.at = str(address.parse(refused.leader))
+            return
+        after = self.endpoints.index(self.at) + 1 if self.at in self.endpoints else 0
+        self.at = self.endpoints[after % len(self.endpoints)]
+
+    def accepted(self, answer: Answer) -> Reply | None:
+        """What the caller gets; None: it has to be asked again. Raises the refusals that are final."""
+        self._gone.discard(self.at)
+        if answer.error is None:
+            return Reply(answer.result, answer.binary)
+        if answer.error.reason not in _RETRIED:
+            raise answer.error
+        return None
+
+    @property
+    def connect_seconds(self) -> float:
+        """A leader that was killed is named by its followers until its lease is over: waiting for it is in vain."""
+        if self.at in self._gone and len(self.endpoints) > 1:
+            return GONE_SECONDS
+        return CONNECT_SECONDS if len(self.endpoints) > 1 or self.at not in self.endpoints else float("inf")
+
+    def try_until(self, until: float, seconds: float) -> float:
+        """One that is silent does not get the time of the others."""
+        return min(until, time.monotonic() + seconds / len(self.endpoints))
+
+    def given_up(self, seconds: float, last: CallRefused | None) -> Exception:
+        if last is not None:
+            return last
+        where = ", ".join(self.endpoints)
+        what = f"no coordinator answers at {where} (waited {seconds:g} s)"
+        return CoordinatorUnreachable(
+            f"{what}: start one with `hotweights coord-serve`, or name another with --endpoint or ${ENDPOINT_VARIABLE}"
+        )
+
+
+def _dealer(context: Any, endpoint: str, keys: auth.ClientKeys | None) -> Any:
+    """A socket that only queues for a connection that stands, so that POLLOUT says whether one does."""
+    socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.IMMEDIATE, 1)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_BINARY_NBYTES)
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+    if keys is not None:
+        keys.apply(socket)
+    socket.connect(endpoint)
+    return socket
+
+
+class Client:
+    """Calls that wait. ``token=None`` takes the environment's; ``curve`` is a folder of keys."""
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str] | None = None,
+        token: str | None = None,
+        curve: Path | None = None,
+        timeout_seconds: float = 5.0,
+    ) -> None:
+        self.timeout_seconds = timeout_seconds
+        self._course = _Course(endpoints, token)
+        self._keys = auth.ClientKeys.read(curve) if curve else None
+        self._context = zmq.Context()
+        self._sockets: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def call(
+        self, method: str, *, binary: bytes | None = None, timeout_seconds: float | None = None, **args: Any
+    ) -> Reply:
+        """One answer. Raises `CallRefused` where the coordinator says no, `CoordinatorUnreachable` where none answers in time."""
+        seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        until = time.monotonic() + seconds
+        last: CallRefused | None = None
+        with self._lock:
+            while time.monotonic() < until:
+                answer = self._ask(method, args, binary, until, seconds)
+                if answer is not None and (reply := self._course.accepted(answer)) is not None:
+                    return reply
+                last = answer.error if answer is not None else last
+                self._course.follow(answer.error if answer is not None else None)
+                if answer is not None:
+                    time.sleep(max(0.0, min(AGAIN_SECONDS, until - time.monotonic())))
+        raise self._course.given_up(seconds, last)
+
+    def _ask(
+        self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float, seconds: float
+    ) -> Answer | None:
+        """One try at one endpoint; None: no answer from there."""
+        socket = self._socket()
+        until = self._course.try_until(until, seconds)
+        connect_until = min(until, time.monotonic() + self._course.connect_seconds)
+        if not socket.poll(max(0, (connect_until - time.monotonic()) * 1000), zmq.POLLOUT):
+            return None
+        call_id, frames = self._course.frames(method, args, binary)
+        try:
+            socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)
+        except zmq.Again:  # the connection went just now; whoever waits for another waits for ever
+            return None
+        while (left := until - time.monotonic()) > 0:
+            if socket.poll(min(left, LOOK_SECONDS) * 1000):
+                answer = parse_answer(socket.recv_multipart())
+                if answer is not None and answer.call_id == call_id:
+                    return answer
+            elif not socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                return None
+        self._drop(self._course.at)  # whatever is queued there would only come too late
+        return None
+
+    def _socket(self) -> Any:
+        at = self._course.at
+        if at not in self._sockets:
+            self._sockets[at] = _dealer(self._context, at, self._keys)
+        return self._sockets[at]
+
+    def _drop(self, endpoint: str) -> None:
+        self._sockets.pop(endpoint).close()
+
+    def close(self) -> None:
+        """Let go of every connection; nothing waits."""
+        with self._lock:
+            for endpoint in list(self._sockets):
+                self._drop(endpoint)
+            self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+class AsyncClient:
+    """The same in a loop. Calls of one client wait for each other; ``context`` may be shared by many clients."""
+
+    def __init__(
+        self,
+        endpoints: str | Sequence[str] | None = None,
+        token: str | None = None,
+        curve: Path | None = None,
+        timeout_seconds: float = 5.0,
+        context: Any = None,
+    ) -> None:
+        self.timeout_seconds = timeout_seconds
+        self._course = _Course(endpoints, token)
+        self._keys = auth.ClientKeys.read(curve) if curve else None
+        self._given = context  # or it could end while it is in use
+        self._context = zmq.Context() if context is None else zmq.Context.shadow(context.underlying)
+        self._sockets: dict[str, _Watched] = {}
+        self._lock = asyncio.Lock()
+
+    async def call(
+        self, method: str, *, binary: bytes | None = None, timeout_seconds: float | None = None, **args: Any
+    ) -> Reply:
+        """As `Client.call`."""
+        seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
+        until = time.monotonic() + seconds
+        last: CallRefused | None = None
+        async with self._lock:
+            while time.monotonic() < until:
+                answer = await self._ask(method, args, binary, until, seconds)
+                if answer is not None and (reply := self._course.accepted(answer)) is not None:
+                    return reply
+                last = answer.error if answer is not None else last
+                self._course.follow(answer.error if answer is not None else None)
+                if answer is not None:
+                    await asyncio.sleep(max(0.0, min(AGAIN_SECONDS, until - time.monotonic())))
+        raise self._course.given_up(seconds, last)
+
+    async def _ask(
+        self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float, seconds: float
+    ) -> Answer | None:
+        watched = self._watched()
+        until = self._course.try_until(until, seconds)
+        connect_until = min(until, time.monotonic() + self._course.connect_seconds)
+        if not await watched.ready(zmq.POLLOUT, connect_until - time.monotonic()):
+            return None
+        call_id, frames = self._course.frames(method, args, binary)
+        try:
+            watched.socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)
+        except zmq.Again:  # as above
+            return None
+        while (left := until - time.monotonic()) > 0:
+            if await watched.ready(zmq.POLLIN, min(left, LOOK_SECONDS)):
+                answer = parse_answer(watched.socket.recv_multipart(zmq.NOBLOCK))
+                if answer is not None and answer.call_id == call_id:
+                    return answer
+            elif not watched.socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT:
+                return None
+        self._drop(self._course.at)
+        return None
+
+    def _watched(self) -> _Watched:
+        at = self._course.at
+        if at not in self._sockets:
+            self._sockets[at] = _Watched(_dealer(self._context, at, self._keys))
+        return self._sockets[at]
+
+    def _drop(self, endpoint: str) -> None:
+        self._sockets.pop(endpoint).close()
+
+    async def close(self) -> None:
+        """Let go of every connection; nothing waits."""
+        for endpoint in list(self._sockets):
+            self._drop(endpoint)
+        if self._given is None:
+            self._context.term()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class _Watched:
+    """A plain socket whose descriptor a loop watches: a third of the work of `zmq.asyncio`'s for a call."""
+
+    def __init__(self, socket: Any) -> None:
+        self.socket = socket
+        self._loop = asyncio.get_running_loop()
+        self._waiting: asyncio.Future[None] | None = None
+        self._fd = socket.getsockopt(zmq.FD)
+        self._loop.add_reader(self._fd, self._stirred)
+
+    async def ready(self, flag: int, seconds: float) -> bool:
+        """Whether it can be received from (or sent to) within that time."""
+        until = self._loop.time() + seconds
+        while not self.socket.getsockopt(zmq.EVENTS) & flag:
+            if self._loop.time() >= until:
+                return False
+            self._waiting = self._loop.create_future()
+            alarm = self._loop.call_at(until, self._stirred) if seconds != float("inf") else None
+            try:
+                await self._waiting
+            finally:
+                self._waiting = None
+                if alarm is not None:
+                    alarm.cancel()
+        return True
+
+    def _stirred(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)
+        elif not self.socket.closed:
+            try:
+                self.socket.getsockopt(zmq.EVENTS)  # or the descriptor stays readable
+            except zmq.ContextTerminated:
+                self._loop.remove_reader(self._fd)
+
+    def close(self) -> None:
+        self._loop.remove_reader(self._fd)
+        self.socket.close()
+
+
+class Subscriber:
+    """Hears events, from now on. Whoever must know something asks instead: an event may get lost."""
+
+    def __init__(self, endpoint: str, topics: Sequence[str] = (), curve: Path | None = None) -> None:
+        """``endpoint`` is where events are published (`address.events_endpoint`); no topics: all of them."""
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        if curve:
+            auth.ClientKeys.read(curve).apply(self._socket)
+        for topic in topics or ("",):
+            self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
+        self._socket.connect(endpoint)
+
+    def next(self, timeout_seconds: float) -> tuple[str, dict[str, Any]] | None:
+        """The next event; None: there was none in that time."""
+        if not self._socket.poll(int(timeout_seconds * 1000)):
+            return None
+        topic, body = self._socket.recv_multipart()[:2]
+        return topic.decode(), json.loads(body)
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,254 @@
+"""A node of this process's own: what `hotweights worker` is for a host, for the engines that this process constructed, and nobody else.
+
+The same parts (store, session, stager, engines' socket, the conversation with the coordinator) on the binder's loop. It takes part in what
+the coordinator decides only while engines are there, and is ready only when as many of them are connected as were constructed: an engine
+that is starting or lost holds the commit up, instead of being passed over. It lends nothing to peers and opens no port.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hotweights.adapters.inprocess import names
+from hotweights.adapters.inprocess.errors import NotApplied
+from hotweights.adapters.inprocess.names import NameMap
+from hotweights.adapters.inprocess.renaming import RenamingServer
+from hotweights.adapters.vllm import PLUGIN_VERSION
+from hotweights.worker import events
+from hotweights.worker.allowed_sources import sources
+from hotweights.worker.assignments import Standing, Version
+from hotweights.worker.auth import PeerDoor, TokenDoor, engine_token, peer_secret
+from hotweights.worker.peer_provider import Lending
+from hotweights.worker.peers import Peering
+from hotweights.worker.pod_status import NoMarks
+from hotweights.worker.sync import CoordinatorSync, Me, Pace
+from hotweights_agent.engines.socket_server import SOCKET_NAME
+from hotweights_agent.metrics import Metrics
+from hotweights_agent.node import Node, Place, until
+from hotweights_agent.settings import EngineSettings, StagingSettings
+from hotweights_coordinator.client.client import AsyncClient
+from hotweights_coordinator.wire import address
+from hotweights_coordinator.wire.messages import CoordinatorError
+from hotweights_crds.nodeweights import NodeWeightsStatus
+from hotweights_planner import plan as plans
+from hotweights_planner.manifest import Manifest
+
+logger = logging.getLogger("vllm.hotweights.room")
+OPEN_SECONDS = 30.0
+AGAIN_SECONDS = 10.0
+PATIENCE_SECONDS = 5.0
+CALL_SECONDS = 3.0
+SLOWEST_BEAT_SECONDS = 4.0  # a worker that is not heard from for 15 s is not counted any more
+
+
+@dataclass(frozen=True, slots=True)
+class RoomSettings:
+    """What `install_autobind` was asked for."""
+
+    endpoint: str
+    name_map: NameMap = None
+    roots: tuple[Path, ...] = ()
+    worker_id: str = ""
+    token: str = ""
+    beat_seconds: float = 2.0
+
+
+class Room:
+    """Open from its construction to the end of the process; every public method may be called from any thread."""
+
+    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, settings: RoomSettings) -> None:
+        """Raises what keeps the socket from being opened."""
+        self._settings = settings
+        self._loop = loop
+        self._folder = folder / "run"
+        self._folder.mkdir(mode=0o700)
+        self._token = engine_token(self._folder)
+        self.socket = self._folder / SOCKET_NAME
+        self._expected = 0
+        self._changed, self._over = asyncio.Event(), asyncio.Event()
+        self._relay = _Relay()
+        opened: Future[None] = Future()
+        self._life = asyncio.run_coroutine_threadsafe(self._live(opened), loop)
+        opened.result(OPEN_SECONDS)
+
+    def close(self) -> None:
+        """Engines go on serving; nobody tells them anything any more."""
+        self._life.cancel()
+        wait([self._life], OPEN_SECONDS)
+        asyncio.run_coroutine_threadsafe(self._over.wait(), self._loop).result(OPEN_SECONDS)
+
+    def token(self) -> str:
+        """What lets engines in."""
+        return self._token
+
+    def moved_in(self, engines: int) -> None:
+        """So many engines of this process are there now."""
+        self._loop.call_soon_threadsafe(self._expect, engines)
+
+    def _expect(self, engines: int) -> None:
+        self._expected = engines
+        self._changed.set()
+
+    async def _live(self, opened: Future[None]) -> None:
+        """Until it is closed, or the end of the process."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                node = await self._open(stack)
+                opened.set_result(None)
+                await until(asyncio.Event(), node.driver.run, partial(self._take_part_always, node))
+        except Exception as error:  # engines go on serving, and the coordinator does not hear from this worker any more
+            if not threading.main_thread().is_alive():
+                logger.debug("The process ends: %s", error)
+            elif opened.done():
+                logger.exception("The binder has ended: engines serve what they have and take no new versions")
+            else:
+                opened.set_exception(error)
+        finally:
+            self._over.set()
+
+    async def _open(self, stack: contextlib.AsyncExitStack) -> Node:
+        place = Place(
+            version=PLUGIN_VERSION,
+            run_folder=self._folder,
+            state_folder=self._folder,
+            listen=(),
+            advertise=str,
+            sources=sources(self._settings.roots),
+            peers=PeerDoor(""),
+            peer_token=PeerDoor(peer_secret(self._settings.token)).token,
+            engines=TokenDoor(self._token),
+        )
+        staging = StagingSettings(patience_seconds=PATIENCE_SECONDS)
+        node = await Node.open(stack, place, Metrics(), staging=staging, engines=EngineSettings())
+        if self._settings.name_map is not None:
+            called = partial(self._called, node)
+            node.driver.server = RenamingServer(
+                place.run_folder, place.engines, node.driver.tell, agent=PLUGIN_VERSION, called=called
+            )
+        node.driver.status, node.driver.marks = self._relay, NoMarks(node.driver.tell)
+        await node.serve(stack)
+        return node
+
+    async def _take_part_always(self, node: Node) -> None:
+        """While there are engines."""
+        while True:
+            self._changed.clear()
+            if self._expected:
+                taking_part = asyncio.create_task(self._take_part(node))
+                try:
+                    while self._expected:
+                        self._changed.clear()
+                        await self._changed.wait()
+                finally:
+                    taking_part.cancel()
+                    await asyncio.gather(taking_part, return_exceptions=True)
+            else:
+                await self._changed.wait()
+
+    async def _take_part(self, node: Node) -> None:
+        """As a worker, again and again: what stands against it is logged each time."""
+        while True:
+            try:
+                await self._converse(node)
+            except CoordinatorError as error:
+                logger.error("%s; engines serve what they have; trying again in %.0f s", error, AGAIN_SECONDS)  # noqa: TRY400
+            await asyncio.sleep(AGAIN_SECONDS)
+
+    async def _converse(self, node: Node) -> None:
+        settings = self._settings
+        worker_id = settings.worker_id or f"vllm-{socket.gethostname()[:64]}-{os.getpid()}"
+        async with AsyncClient(settings.endpoint, settings.token or None, timeout_seconds=CALL_SECONDS) as client:
+            sync = _Sync(
+                client,
+                Me(worker_id, socket.gethostname()[:255], "", uuid.uuid4().hex),
+                node,
+                sources(settings.roots),
+                Peering(worker_id, "127.0.0.1", "", ("tcp",)),
+                Lending(),
+                pace=Pace(beat_seconds=min(max(settings.beat_seconds, 0.1), SLOWEST_BEAT_SECONDS)),
+            )
+            sync.expected, sync.refused = lambda: self._expected, partial(self._refused, node)
+            self._relay.to(sync)
+            try:
+                heard = [address.events_endpoint(endpoint) for endpoint in address.split(settings.endpoint)]
+                parts = [partial(events.listen, endpoint, None, sync.hurry) for endpoint in heard]
+                await until(asyncio.Event(), sync.run, *parts)
+            finally:
+                self._relay.to(None)
+
+    # --- the model's names ------------------------------------------------------------------------------------------
+
+    def _called(self, node: Node, digest: str) -> dict[str, str]:
+        """What a version's tensors are called in these engines. Raises `NotApplied`."""
+        manifest = node.manifests.get(digest)
+        if manifest is None:
+            raise NotApplied("NoManifest", f"the manifest of {digest} is not here any more")
+        return _names(self._settings.name_map, manifest)
+
+    def _refused(self, node: Node, digest: str) -> tuple[str, str] | None:
+        if self._settings.name_map is None:
+            return None
+        try:
+            self._called(node, digest)
+        except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
+            return getattr(error, "reason", "BadNameMap"), f"{type(error).__name__}: {error}"
+        return None
+
+
+class _Sync(CoordinatorSync):
+    """Not ready, and nothing applied, while an engine is missing."""
+
+    expected: Callable[[], int] = staticmethod(lambda: 0)
+    refused: Callable[[str], tuple[str, str] | None] = staticmethod(lambda _digest: None)
+
+    @property
+    def standing(self) -> Standing:
+        """Where these engines are."""
+        found = super().standing
+        if found.engines >= self.expected() > 0:
+            return found
+        return dataclasses.replace(found, ready=False, applied=False)
+
+    async def _learn(self, version: Version) -> None:
+        await super()._learn(version)
+        if self._plans.get(version.plan_digest, "") is None:
+            self._plans[version.plan_digest] = self.refused(version.digest)
+
+
+class _Relay:
+    """The session's reporter: to whoever is in conversation now, who is told at once what was reported last."""
+
+    def __init__(self) -> None:
+        self._last: NodeWeightsStatus | None = None
+        self._sync: CoordinatorSync | None = None
+
+    def to(self, sync: CoordinatorSync | None) -> None:
+        """From now on this one."""
+        self._sync = sync
+        if sync is not None and self._last is not None:
+            sync.offer(self._last, urgent=True)
+
+    def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
+        """What the session says."""
+        self._last = status
+        if self._sync is not None:
+            self._sync.offer(status, urgent=urgent)
+
+
+def _names(name_map: NameMap, manifest: Manifest) -> dict[str, str]:
+    listed: Sequence[dict[str, object]] = [
+        {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape} for tensor in manifest.tensors
+    ]
+    return names.renamed(name_map, lambda: plans.build(manifest, None, "file:///").document(), listed)

@@ -1,0 +1,101 @@
+"""Asks a rank's own loaders whether a version fits (`dry_load` has the rules), and hands its tensors over as a cold load would see them.
+
+What the engine booted from is the measure: its headers are read once, at start-up, and run through the loaders without data. Where that
+is not possible (weights that were not safetensors, a loader that needs values) fewer questions are asked, and the first of them still is:
+do the loaders take every tensor.
+
+One thing is settled here because no loader can: tied embeddings. A cold load decides from the checkpoint whether
+``lm_head`` is a tensor of its own; a running model has already decided.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hotweights.adapters.vllm.rank import dry_load
+from hotweights.adapters.vllm.rank.dry_load import Misfit, Spec, Trace
+from hotweights.adapters.vllm.rank.image import Image
+
+logger = logging.getLogger("vllm.hotweights.suit")
+HEAD = "lm_head.weight"
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+
+
+class Suit:
+    def __init__(self, vllm_config: Any, shadow: Any) -> None:
+        self._config = vllm_config
+        self._shadow = shadow
+        self._boot = dry_load.read_checkpoint(Path(str(vllm_config.model_config.model)))
+        self._boot_trace = self._ask(self._boot) if self._boot else None
+        self._expected = self._expect()
+        self._last: tuple[str, Trace | None] = ("", None)
+
+    def check(self, image: Image) -> Misfit | None:
+        specs = _specs(image)
+        misfit = dry_load.check_specs(specs, self._boot, self._boot_trace)
+        if misfit is not None:
+            return misfit
+        specs = self._with_head(specs)
+        trace = self._ask(specs)
+        self._last = (image.digest, trace)
+        if trace is None:
+            return dry_load.check_names(specs, self._boot) if self._boot else None
+        return dry_load.check_trace(specs, self._boot, trace, self._expected) or self._check_tied(image, trace)
+
+    def touched(self, image: Image) -> set[str] | None:
+        """The parameters and buffers that this version fills; None when that is not known."""
+        digest, trace = self._last
+        return set(trace.by_parameter()) if trace is not None and digest == image.digest else None
+
+    def tensors(self, image: Image) -> Iterator[tuple[str, Any]]:
+        embedding = self._embedding_for_head(_specs(image))
+        for name, tensor in image.tensors():
+            yield name, tensor
+            if name == embedding:
+                yield HEAD, tensor
+
+    def _ask(self, specs: dict[str, Spec]) -> Trace | None:
+        if self._shadow is None:
+            return None
+        trace: Trace = self._shadow.trace(specs)
+        if trace.unable:
+            logger.info("A loader needs data to say what fits (%s): names and shapes are compared instead", trace.error)
+            return None
+        return trace
+
+    def _expect(self) -> dict[str, int]:
+        """Elements that each parameter must get: as many as at boot, because padding is filled by no checkpoint."""
+        if self._boot_trace is not None and self._boot_trace.failed is None:
+            return self._boot_trace.by_parameter()
+        return dict.fromkeys(self._shadow.parameters(), 1) if self._shadow is not None and not self._boot else {}
+
+    def _with_head(self, specs: dict[str, Spec]) -> dict[str, Spec]:
+        embedding = self._embedding_for_head(specs)
+        return specs if embedding is None else {**specs, HEAD: specs[embedding]}
+
+    def _embedding_for_head(self, specs: dict[str, Spec]) -> str | None:
+        """The tensor that a cold load of a checkpoint without a head would tie it to, where this engine booted with one."""
+        tied = getattr(self._config.model_config.hf_text_config, "tie_word_embeddings", False)
+        if not tied or HEAD in specs or self._boot_trace is None or not self._boot_trace.copied.get(HEAD):
+            return None
+        return next((name for name in specs if name.endswith("embed_tokens.weight")), None)
+
+    def _check_tied(self, image: Image, trace: Trace) -> Misfit | None:
+        """A head that the loaders ignore must equal the embeddings that this model uses in its place."""
+        if trace.copied.get(HEAD) or all(entry.name != HEAD for entry in image.table.entries):
+            return None
+        for name, parameters in trace.copied.items():
+            if not any(parameter.endswith(_EMBEDDINGS) for parameter in parameters):
+                continue
+            if image.same_bytes(name, HEAD):
+                return None
+            message = f"{HEAD} differs from {name}, but the running model has them tied: restart it with this version"
+            return Misfit("UnknownTensor", message)
+        return None
+
+
+def _specs(image: Image) -> dict[str, Spec]:
+    return {entry.name: Spec(entry.dtype, entry.shape) for entry in image.table.entries}

@@ -1,0 +1,324 @@
+"""A second model beside the running one: the new version is loaded and finished there, and the pause only copies.
+
+It is the cold start, done again while serving: the same constructor, the model's own loaders, the same post-processing; so what a
+cold load gets right (tied embeddings, fused and repacked weights, experts) comes out right here, where an in-place reload does not.
+Between two versions it is a skeleton on the ``meta`` device and takes no memory. It is built once, at start-up and on the
+worker's main thread, because the constructor depends on settings that are global to the process (default dtype, current config).
+
+What post-processing leaves beside the parameters (packed copies in closures, scales as plain numbers) is carried over if it is a
+tensor, a function or a plain value. Anything else could refer back to the shadow: then it is `Unsupported`, and `reload` does it instead.
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from vllm.config import set_current_vllm_config
+from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.model_loader.utils import device_loading_context, initialize_model
+from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
+from hotweights.adapters.vllm.rank.image import TORCH_NAMES
+from hotweights.adapters.vllm.rank.throttle import giving_way
+
+Tensors = Iterable[tuple[str, torch.Tensor]]
+_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size, types.FunctionType)
+_INTERNAL = ("_parameters", "_buffers", "_modules")
+
+
+class Unsupported(Exception):
+    """This model cannot be finished beside the running one; the message says what stands against it."""
+
+
+class Shadow:
+    """The skeleton, and the version in it. One thread at a time; only `install` touches the running model."""
+
+    def __init__(self, live: torch.nn.Module, vllm_config: Any, device: torch.device) -> None:
+        self._config = vllm_config
+        self._device = device
+        self._live = _by_name(live)
+        self._model = _skeleton(vllm_config)
+        shared = set(live.modules())  # rotary tables come from a cache that the running model uses too
+        self._modules = [(name, module) for name, module in self._model.named_modules() if module not in shared]
+        for name, _ in self._modules:
+            if name not in self._live:
+                raise Unsupported(f"the running model has no module {name!r} (is it wrapped?)")
+        self._pristine = [_Pristine(module) for _, module in self._modules]
+        self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+        self._values: list[tuple[torch.nn.Module, str, Any]] = []
+        self.ready = False
+
+    def parameters(self) -> dict[str, int]:
+        """Elements of every parameter that a checkpoint can fill (of this rank)."""
+        return {name: parameter.numel() for name, parameter in self._model.named_parameters()}
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def trace(self, specs: Mapping[str, Spec]) -> Trace:
+        """Ask the loaders what they would do with such tensors; nothing is loaded and no memory is taken.
+
+        It needs the skeleton: a shadow with a version in it is not the one to ask.
+        """
+        if self.ready:
+            raise RuntimeError("this shadow holds a version; ask another one")
+        trace, current = Trace(), [""]
+        targets = {
+            f"{prefix}.{key}" if prefix else key: tensor
+            for prefix, module in self._modules
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None
+        }
+        for name, target in targets.items():
+            _watch(target, name, trace, current)
+        try:
+            self._model.load_weights(_announce(_on_meta(specs), current))
+        except NotImplementedError as error:  # what meta tensors answer when a loader asks for their values
+            trace.unable, trace.error = True, str(error)
+        except Exception as error:  # noqa: BLE001 - any model's loader may raise anything; it is the answer
+            trace.failed, trace.error = current[0], f"{type(error).__name__}: {error}"[:400]
+        finally:
+            self.clear()
+        return trace
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def load(self, tensors: Tensors, touched: Iterable[str] | None, pause: Callable[[], None]) -> int:
+        """Load and finish a version; ``pause`` is called between small steps and may sleep or raise. Gives bytes to copy."""
+        self.clear()
+        try:
+            with set_current_vllm_config(self._config), giving_way():
+                self._materialize()
+                self._model.load_weights(_between(tensors, pause))
+                before = {name: _attributes(module) for name, module in self._modules}
+                self._post_process(pause)
+            self._plan(before, touched)
+        except BaseException:
+            self.clear()
+            raise
+        self.ready = True
+        return sum(new.nbytes for _, _, new in self._moves)
+
+    @property
+    def moves(self) -> tuple[tuple[str, torch.Tensor, torch.Tensor], ...]:
+        """What is to be copied: a parameter's or attribute's name, the running model's tensor, the finished version's."""
+        return tuple(self._moves)
+
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def install(self) -> int:
+        """Copy the finished version over the running model. Nothing here allocates, waits, or can disagree about a shape."""
+        if not self.ready:
+            raise RuntimeError("there is no finished version to copy")
+        for _, old, new in self._moves:
+            old.copy_(new)
+        self.set_values()
+        return sum(new.nbytes for _, _, new in self._moves)
+
+    def set_values(self) -> None:
+        """The part of `install` that is not a copy: plain values and packed copies that post-processing left in attributes."""
+        for module, name, value in self._values:
+            setattr(module, name, value)
+
+    def clear(self) -> None:
+        """Back to the skeleton: what was loaded is freed once nothing else refers to it."""
+        self.ready = False
+        self._moves, self._values = [], []
+        for pristine in self._pristine:
+            pristine.restore()
+
+    def _materialize(self) -> None:
+        made: dict[int, torch.Tensor] = {}  # by identity: tied modules share one tensor here as there
+        for name, module in self._modules:
+            live = self._live[name]
+            for key, parameter in module._parameters.items():
+                if parameter is not None and parameter.is_meta:
+                    if id(parameter) not in made:
+                        made[id(parameter)] = _like(parameter, self._device)
+                    module._parameters[key] = made[id(parameter)]
+            for key, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_meta:
+                    if id(buffer) not in made:
+                        made[id(buffer)] = _like(buffer, self._device)
+                    module._buffers[key] = made[id(buffer)]
+                    current = live._buffers.get(key)  # what a constructor computed, a meta device does not know
+                    if current is not None and current.shape == buffer.shape:
+                        made[id(buffer)].copy_(current)
+
+    def _post_process(self, pause: Callable[[], None]) -> None:
+        """What vLLM's `process_weights_after_loading` does, with time to breathe between the layers."""
+        for _, module in self._modules:
+            method = getattr(module, "quant_method", None)
+            if isinstance(method, QuantizeMethodBase):
+                with device_loading_context(module, self._device):
+                    method.process_weights_after_loading(module)
+                if hasattr(module, "update_param_tp_status"):
+                    module.update_param_tp_status()
+                pause()
+        for _, module in self._modules:
+            if is_deferred_attention_layer(module):
+                with device_loading_context(module, self._device):
+                    module.process_weights_after_loading(self._config.model_config.dtype)
+                pause()
+        if hasattr(self._model, "process_weights_after_loading"):
+            self._model.process_weights_after_loading()
+
+    def _plan(self, before: Mapping[str, dict[str, Any]], touched: Iterable[str] | None) -> None:
+        """Everything that `install` will do, checked now: afterwards only the copying itself can go wrong."""
+        loaded = None if touched is None else set(touched)
+        seen: set[int] = set()
+        for name, module in self._modules:
+            live = self._live[name]
+            for key, new in module._parameters.items():
+                old = live._parameters.get(key)
+                if new is None and old is None:
+                    continue
+                full = f"{name}.{key}" if name else key
+                if new is None or old is None or new.is_meta:
+                    raise Unsupported(f"{full} exists only on one side after post-processing")
+                if id(old) not in seen:
+                    seen.add(id(old))
+                    self._move(full, old.data, new.data)
+            for key, buffer in module._buffers.items():
+                full = f"{name}.{key}" if name else key
+                old = live._buffers.get(key)
+                # A buffer that no checkpoint fills is the running model's own state: hands off.
+                if buffer is not None and old is not None and loaded is not None and full in loaded:
+                    self._move(full, old.data, buffer.data)
+            self._plan_values(name, live, module, before[name])
+
+    def _plan_values(self, name: str, live: torch.nn.Module, module: torch.nn.Module, before: dict[str, Any]) -> None:
+        for key, value in _attributes(module).items():
+            if key in before and before[key] is value:
+                continue
+            old = live.__dict__.get(key)
+            if isinstance(value, torch.Tensor):
+                if isinstance(old, torch.Tensor) and old.shape == value.shape and old.dtype == value.dtype:
+                    self._move(f"{name}.{key}", old, value)
+                else:
+                    self._values.append((live, key, value))
+            elif isinstance(value, _PLAIN):
+                self._values.append((live, key, value))
+            elif old is None or type(old) is not type(value):
+                raise Unsupported(f"post-processing leaves a {type(value).__name__} in {name}.{key}")
+
+    def _move(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
+        if old.shape != new.shape or old.dtype != new.dtype:
+            raise Unsupported(f"{name} is {new.dtype} {list(new.shape)} here and {old.dtype} {list(old.shape)} there")
+        self._moves.append((name, old, new))
+
+
+class _Pristine:
+    """A skeleton module as its constructor left it."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self._module = module
+        self._parameters = dict(module._parameters)
+        self._buffers = dict(module._buffers)
+        self._dict = {key: value for key, value in module.__dict__.items() if key not in _INTERNAL}
+        self._loaders = [
+            (tensor, dict(tensor.__dict__))
+            for tensor in (*self._parameters.values(), *self._buffers.values())
+            if tensor is not None
+        ]
+        method = getattr(module, "quant_method", None)
+        self._method = (method, dict(method.__dict__)) if isinstance(method, QuantizeMethodBase) else None
+
+    def restore(self) -> None:
+        module = self._module
+        for table, pristine in ((module._parameters, self._parameters), (module._buffers, self._buffers)):
+            table.clear()
+            table.update(pristine)
+        for key in [key for key in module.__dict__ if key not in self._dict and key not in _INTERNAL]:
+            del module.__dict__[key]
+        module.__dict__.update(self._dict)
+        for tensor, attributes in self._loaders:
+            tensor.__dict__.clear()
+            tensor.__dict__.update(attributes)
+        if self._method is not None:
+            method, attributes = self._method
+            method.__dict__.clear()
+            method.__dict__.update(attributes)
+
+
+class _Copies(TorchDispatchMode):  # type: ignore[misc]
+    """Counts the elements that ``copy_`` writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.copy_.default:
+            self.numel += args[0].numel()
+        return func(*args, **(kwargs or {}))
+
+
+def _watch(target: torch.Tensor, name: str, trace: Trace, current: list[str]) -> None:
+    """Let the trace know what loaders write into a parameter (restored by `_Pristine`)."""
+    original = getattr(target, "weight_loader", default_weight_loader)
+
+    def watching(*args: Any, **kwargs: Any) -> Any:
+        with _Copies() as copies:
+            result = original(*args, **kwargs)
+        copied = trace.copied.setdefault(current[0], {})
+        # Some loaders transform in place after copying: more than everything is everything.
+        copied[name] = min(copied.get(name, 0) + copies.numel, target.numel())
+        return result
+
+    target.weight_loader = watching
+
+
+def _announce(tensors: Tensors, current: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        current[0] = name
+        yield name, tensor
+
+
+def _on_meta(specs: Mapping[str, Spec]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, spec in specs.items():
+        yield name, torch.empty(spec.shape, dtype=getattr(torch, TORCH_NAMES[spec.dtype]), device="meta")
+
+
+def _between(tensors: Tensors, pause: Callable[[], None]) -> Iterator[tuple[str, torch.Tensor]]:
+    for item in tensors:
+        yield item
+        pause()
+
+
+def _like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A real tensor for a meta one, with its class and its loader."""
+    new = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device)
+    new.__class__ = tensor.__class__
+    new.__dict__ = dict(tensor.__dict__)
+    return new
+
+
+def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    return {key: value for key, value in module.__dict__.items() if key not in _INTERNAL and key != "training"}
+
+
+def _by_name(live: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The running model's modules, by the names that they had before adapters wrapped them."""
+    found: dict[str, torch.nn.Module] = {}
+    for name, module in live.named_modules(remove_duplicate=False):
+        plain = ".".join(part for part in name.split(".") if part != "base_layer")
+        if plain not in found or "base_layer" in name:
+            found[plain] = module
+    return found
+
+
+def _skeleton(vllm_config: Any) -> torch.nn.Module:
+    """The model without memory, with registries of its own: layers register themselves by name, and those names are taken."""
+    config = copy.copy(vllm_config)
+    config.compilation_config = copy.copy(vllm_config.compilation_config)
+    config.compilation_config.static_forward_context = {}
+    if hasattr(config.compilation_config, "static_all_moe_layers"):
+        config.compilation_config.static_all_moe_layers = []
+    with set_default_torch_dtype(vllm_config.model_config.dtype), torch.device("meta"):
+        model: torch.nn.Module = initialize_model(config, model_config=vllm_config.model_config)
+    return model

@@ -1,0 +1,151 @@
+"""``decide(rollout, observed, now)``: the one next step of a rollout, from what is observed and from nothing else.
+
+It is pure: no clock, no API, no memory. What cannot be seen in the fleet (the revision, what is stable, who failed, whether the
+revision was given up, how far it had come) stands in the status, which is written before anything of the same pass is acted on
+(`loop`). Everything a pass does may be lost or done twice; the next pass sees what is there and goes on. The order: which revision,
+which pods, what they say, may the rollout act (`blocked`), what each pod is to serve, what to report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+from hotweights_crds.conditions import find
+from hotweights_crds.weightrollout import WeightRolloutStatus
+from hotweights_operator.decide import activation, assignments, events, revision, rollout_status
+from hotweights_operator.decide.activation import Course, Stance
+from hotweights_operator.decide.blocked import Hold
+from hotweights_operator.decide.rollout_status import View
+from hotweights_operator.decide.versions import is_failure
+from hotweights_operator.model import failures
+from hotweights_operator.model.actions import RolloutDecision
+from hotweights_operator.model.failures import Failures
+from hotweights_operator.model.objects import Pod, Rollout, Version
+from hotweights_operator.model.observed import Observed
+from hotweights_operator.model.selectors import selects
+from hotweights_operator.model.shares import Question, Share
+
+
+def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: datetime | None = None) -> RolloutDecision:
+    """One step. ``started_at``: since when this process decides; a deadline never passes on another process's clock."""
+    version = observed.catalog.named(rollout.namespace, rollout.spec.version_ref.name)
+    usable = version is not None and version.usable and not rollout.terminating
+    base = revision.revised(rollout, version, now) if version and usable else rollout.status
+    question = Question(
+        digest=base.target.digest,
+        revision=base.revision,
+        is_back=revision.goes_back(base),
+        previous=base.previous.digest,
+        min_ready_seconds=rollout.spec.min_ready_seconds,
+    )
+    question = observed.intern("question", rollout.uid, question)
+    shares = [observed.share(rollout.uid, node, question) for node in observed.nodes_of(rollout.uid)]
+    found = _failures(base, shares, observed)
+    base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
+    hold = _hold(rollout, base, version, observed, bool(shares))
+    course = Course(
+        rollout=rollout.uid,
+        revision=base.revision,
+        target=base.target.digest,
+        stable=revision.stable(base).digest,
+        is_back=question.is_back,
+        rule=hold.rule,
+        passed=base.revision > 0 and base.prepared_revision == base.revision,
+    )
+    course = observed.intern("course", rollout.uid, course)
+    stances = {share.node: _stance(rollout, share, course, found, observed) for share in shares}
+    choice = activation.choose(rollout.spec, course, shares, stances, now)
+    if choice.passes and course.activates and shares:
+        base = base.model_copy(update={"prepared_revision": base.revision})
+    view = View(rollout, base, question, tuple(shares), found, hold, version, observed, choice.restarted, started_at)
+    status = rollout_status.describe(view, now)
+    actions = assignments.writes(rollout, base, choice, observed, stages=hold.rule.activates)
+    waits = (
+        choice.again_in_seconds,
+        rollout_status.deadline_in_seconds(view, status, now),
+        rollout_status.settles_in_seconds(view, status, now),
+    )
+    return RolloutDecision(
+        actions=tuple(actions),
+        status=status,
+        events=events.events(rollout, status, view),
+        again_in_seconds=min((wait for wait in waits if wait is not None), default=None),
+    )
+
+
+def _failures(base: WeightRolloutStatus, shares: Sequence[Share], observed: Observed) -> Failures:
+    """All pods that do not follow: those of the nodes, and those that failed earlier in this revision, as the status remembers."""
+    failed = {uid: failure for share in shares if share.failed for uid, failure in share.failed.items()}
+    missing = {uid: failure for share in shares if share.missing for uid, failure in share.missing.items()}
+    for uid, failure in failures.remembered(base.failures).items():
+        pod = observed.pods.get(uid)
+        if pod is not None and pod.live and uid not in failed and not observed.target(uid).serves(base.target.digest):
+            failed[uid] = failure
+            missing.pop(uid, None)
+    return Failures(failed, missing)
+
+
+def _stance(rollout: Rollout, share: Share, course: Course, found: Failures, observed: Observed) -> Stance:
+    """One node's stance; the one that is remembered, if nothing that it was made from has changed."""
+    failed = frozenset(t.pod.uid for t in share.targets if t.pod.uid in found.failed) if found.failed else frozenset()
+    known = observed.remembered.setdefault(share.node, {})
+    then: tuple[Share, Course, frozenset[str], Stance] | None = known.get(("stance", rollout.uid))
+    if then is None or then[0] is not share or then[1] is not course or then[2] != failed:
+        then = (share, course, failed, activation.stance(share, course, failed))
+        known["stance", rollout.uid] = then
+    return then[3]
+
+
+def _hold(
+    rollout: Rollout, base: WeightRolloutStatus, version: Version | None, observed: Observed, has_targets: bool
+) -> Hold:
+    """Why the rollout may not act, if it may not; the gravest reason first."""
+    if rollout.terminating:
+        return Hold("Terminating", "it is being deleted; its pods keep what they serve")
+    if clash := conflicts(rollout, observed):
+        pod, owner = clash[0]
+        return Hold(
+            "TargetConflict",
+            f"{len(clash)} selected pods, {pod.name} among them, belong to the older WeightRollout {owner.name}:"
+            " change one of the two selectors or delete one of the two",
+        )
+    if version is None:
+        name = rollout.spec.version_ref.name
+        return Hold("NotFound", f"WeightVersion {name} does not exist in namespace {rollout.namespace}: create it")
+    if not version.usable:
+        resolved = find(version.status.conditions, "Resolved")
+        reason = resolved.reason if resolved else "Resolving"
+        message = resolved.message if resolved else "it is being resolved"
+        text = f"WeightVersion {version.name}: {message}"
+        return Hold("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
+    if base.revision and base.aborted_revision == base.revision:
+        return Hold("Aborted")
+    policy = rollout.spec.failure_policy
+    if base.most_failed > policy.max_failed and not revision.is_completed(base):
+        return Hold("Aborted" if policy.action == "Abort" else "TooManyFailures")
+    if rollout.spec.paused:
+        return Hold("Paused")
+    return Hold("" if has_targets else "NoTargets")
+
+
+def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:
+    """Pods that the rollout selects and an older one owns."""
+    older = []
+    for other in observed.claims.rollouts_in(rollout.namespace):
+        if other.uid == rollout.uid:
+            break
+        older.append(other)
+    if not older:
+        return []
+    found = []
+    for pod in observed.claims.pods_in(rollout.namespace):
+        owner = observed.claims.owner(pod.uid)
+        if (
+            pod.live
+            and owner is not None
+            and owner.uid != rollout.uid
+            and selects(rollout.spec.target.selector, pod.labels)
+        ):
+            found.append((pod, owner))
+    return found

@@ -1,0 +1,68 @@
+"""Over which transport nodes get versions from each other, and why: what the rollout asks for where both sides have it, else TCP.
+
+TCP is always there, so whatever the answer, there is a road. An agent measures its transports over loopback when it starts: that says what
+its processors can do, not its network, and it is all that anybody knows before bytes move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hotweights_crds.nodeweights import Endpoint
+from hotweights_crds.weightrollout import Transport
+from hotweights_operator.model.objects import NodeState
+
+
+def choose(asked: Transport, child: NodeState, parent: NodeState) -> str:
+    """Where ``child`` is to pull from ``parent``."""
+    if _takes(asked, child, "ucx") and _takes(asked, parent, "ucx"):
+        return offer(parent, "ucx").endpoint
+    return parent.status.endpoint
+
+
+def joins(asked: Transport, state: NodeState) -> bool:
+    """Whether the node is to take part in broadcasts."""
+    return _takes(asked, state, "mpi")
+
+
+def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
+    """What came of it, wherever there was something to choose; else empty."""
+    if asked in ("UCX", "MPI"):
+        scheme = asked.lower()
+        have = [state for state in nodes if offer(state, scheme).endpoint]
+        if len(have) == len(nodes):
+            return ""
+        first = next(state for state in nodes if state not in have)
+        reason = offer(first, scheme).message or "its agent does not serve it"
+        return f"over {asked} between {len(have)} of {len(nodes)} nodes, else over TCP; {first.name}: {reason}"
+    if asked == "TCP":
+        return ""
+    measured = next((state for state in nodes if len(state.status.endpoints) > 1 and len(_rates(state)) > 1), None)
+    if measured is None:
+        return ""
+    takers = [(scheme, sum(_takes(asked, state, scheme) for state in nodes)) for scheme in ("ucx", "mpi")]
+    roads = ", ".join(f"over {scheme.upper()} between {n} of {len(nodes)} nodes" for scheme, n in takers if n)
+    rates = ", ".join(f"{rate} MB/s by {scheme}" for scheme, rate in _rates(measured).items())
+    return f"Auto: {roads or 'nobody measured anything faster'}, else over TCP; {measured.name} measured {rates}"
+
+
+def speaks(state: NodeState, endpoint: str) -> bool:
+    """Whether that is where the node's agent serves now."""
+    return bool(endpoint) and endpoint in {state.status.endpoint, *(one.endpoint for one in state.status.endpoints)}
+
+
+def offer(state: NodeState, scheme: str) -> Endpoint:
+    """What the node's agent says of one transport."""
+    return next((one for one in state.status.endpoints if one.scheme == scheme), Endpoint(scheme=scheme))
+
+
+def _takes(asked: Transport, state: NodeState, scheme: str) -> bool:
+    if asked != "Auto":
+        return asked == scheme.upper() and bool(offer(state, scheme).endpoint)
+    rates = _rates(state)
+    return scheme in rates and all(rates[scheme] > rate for other, rate in rates.items() if other != scheme)
+
+
+def _rates(state: NodeState) -> dict[str, int]:
+    """MB/s of what the node has."""
+    return {one.scheme: one.megabytes_per_second for one in state.status.endpoints if one.endpoint}

@@ -1,0 +1,179 @@
+"""WeightVersions: one agent reads the source, and what it finds becomes the version's identity for good.
+
+The request stands in one node's NodeWeights until there is an answer. When that node's agent goes away it is given to another;
+when the source cannot be read, the agent goes on trying and what it says is shown, so a repaired source needs no help from us.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+from hotweights_common import sizes, timestamps
+from hotweights_crds.conditions import Condition, upsert
+from hotweights_crds.nodeweights import MAX_RESOLVE, ResolvedVersion, ResolveItem
+from hotweights_crds.weightversion import WeightVersionStatus
+from hotweights_operator.model.actions import About, AskResolve, Event, VersionDecision
+from hotweights_operator.model.objects import NodeState, Version
+from hotweights_operator.model.observed import Observed
+
+MAX_RESOLVE_OF_NAMESPACE = MAX_RESOLVE // 4
+
+
+def decide(version: Version, observed: Observed, now: datetime) -> VersionDecision:
+    """One step for one version."""
+    asked = observed.asked(version.uid)
+    if version.status.digest:
+        return VersionDecision(
+            actions=_take_back(version, asked, observed),
+            status=_status(version, now, "True", "Resolved", _found(version.status)),
+        )
+    reader = _reader(version, asked, observed)
+    if reader is None and any(observed.follows(name) for name in observed.states):
+        return VersionDecision(status=_status(version, now, "False", "WaitsForAgent", _why_nobody(version, observed)))
+    if reader is None:
+        message = "no node has a ready agent that could read the source: see the agents' DaemonSet"
+        return VersionDecision(status=_status(version, now, "False", "NoAgent", message))
+    answer = _answer(observed.states[reader], version.uid) if reader in asked else None
+    if answer is None:
+        status = _status(version, now, "False", "Resolving", f"the agent of node {reader} reads the source")
+        return VersionDecision(actions=_ask(version, reader, asked, observed), status=status)
+    if answer.digest:
+        return _resolved(version, answer, now)
+    return _failed(version, answer, reader, now)
+
+
+def _reader(version: Version, asked: list[str], observed: Observed) -> str | None:
+    """The node that was asked, as long as its agent lives; else one of the living ones that have room and can be written to, spread
+    by UID."""
+    alive = [name for name in asked if observed.follows(name)]
+    if alive:
+        return alive[0]
+    ready = sorted(name for name in observed.states if observed.follows(name))
+    first = int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready) if ready else 0
+    able = (name for name in [*ready[first:], *ready[:first]] if _has_room(observed.states[name], version))
+    return next((name for name in able if not _has_refused(name, version, observed)), None)
+
+
+def _why_nobody(version: Version, observed: Observed) -> str:
+    """Why none of the agents that live can be asked."""
+    alive = (name for name in sorted(observed.states) if observed.follows(name))
+    refusing = next((name for name in alive if _has_refused(name, version, observed)), None)
+    if refusing is not None:
+        return f"what node {refusing} is to read cannot be written: {observed.refusals[version.uid, refusing].message}"
+    return (
+        f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of this namespace: delete the"
+        " WeightVersions whose sources cannot be read"
+    )
+
+
+def _has_refused(node: str, version: Version, observed: Observed) -> bool:
+    refusal = observed.refusals.get((version.uid, node))
+    return refusal is not None and not refusal.is_due
+
+
+def _has_room(state: NodeState, version: Version) -> bool:
+    """Whether a node may be asked for one more; no namespace takes all of it with sources that cannot be read."""
+    own = sum(1 for item in state.spec.resolve if item.namespace == version.namespace)
+    return len(state.spec.resolve) < MAX_RESOLVE and own < MAX_RESOLVE_OF_NAMESPACE
+
+
+def _ask(version: Version, reader: str, asked: list[str], observed: Observed) -> tuple[AskResolve, ...]:
+    withdrawn = _take_back(version, [name for name in asked if name != reader], observed)
+    if reader in asked:
+        return withdrawn
+    item = ResolveItem(
+        uid=version.uid,
+        namespace=version.namespace,
+        name=version.name,
+        model=version.spec.model,
+        version=version.spec.version,
+        uri=version.spec.source.uri,
+        digest=version.spec.manifest.digest if version.spec.manifest else "",
+    )
+    return (AskResolve(reader, observed.states[reader].resource_version, version.uid, item), *withdrawn)
+
+
+def _take_back(version: Version, nodes: list[str], observed: Observed) -> tuple[AskResolve, ...]:
+    return tuple(AskResolve(name, observed.states[name].resource_version, version.uid, None) for name in nodes)
+
+
+def _answer(state: NodeState, uid: str) -> ResolvedVersion | None:
+    return next((found for found in state.status.resolved if found.uid == uid), None)
+
+
+def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> VersionDecision:
+    pinned = version.spec.manifest.digest if version.spec.manifest else ""
+    if pinned and pinned != answer.digest:
+        message = (
+            f"the source holds {answer.digest}, but spec.manifest.digest pins {pinned}: publish it as a new version"
+        )
+        status = _status(version, now, "False", "DigestMismatch", message)
+        return VersionDecision(status=status, events=_events(version, "DigestMismatch", message, warning=True))
+    found = version.status.model_copy(
+        update={
+            "digest": answer.digest,
+            "nbytes": answer.nbytes,
+            "size": sizes.binary(answer.nbytes),
+            "tensors": answer.tensors,
+            "chunks": answer.chunks,
+        }
+    )
+    message = _found(found)
+    return VersionDecision(
+        status=_status(version, now, "True", "Resolved", message, found),
+        events=_events(version, "Resolved", message, warning=False),
+    )
+
+
+def _found(status: WeightVersionStatus) -> str:
+    return f"{status.tensors} tensors, {status.size}, digest {status.digest}"
+
+
+def _failed(version: Version, answer: ResolvedVersion, reader: str, now: datetime) -> VersionDecision:
+    reason = answer.reason or "ResolveFailed"
+    message = f"node {reader}: {answer.message or reason}"
+    status = _status(version, now, "False", reason, message)
+    return VersionDecision(status=status, events=_events(version, reason, message, warning=True))
+
+
+_WAITING = frozenset({"Resolving", "NoAgent", "WaitsForAgent", "Resolved"})
+
+
+def is_failure(reason: str) -> bool:
+    """Whether a reason of the condition Resolved means that somebody has to do something."""
+    return reason not in _WAITING
+
+
+def _status(
+    version: Version, now: datetime, truth: str, reason: str, message: str, base: WeightVersionStatus | None = None
+) -> WeightVersionStatus:
+    """The conditions Resolved and Ready, and kstatus' Reconciling or Stalled while they are False."""
+    base = base or version.status
+    states = {"Resolved": truth, "Ready": truth}
+    if truth != "True":
+        states["Stalled" if is_failure(reason) else "Reconciling"] = "True"
+    conditions = [c for c in base.conditions if c.type in states]
+    for type_, status in states.items():
+        conditions = upsert(
+            conditions,
+            Condition.model_validate(
+                {
+                    "type": type_,
+                    "status": status,
+                    "observedGeneration": version.generation,
+                    "lastTransitionTime": timestamps.show(now),
+                    "reason": reason,
+                    "message": message,
+                }
+            ),
+        )
+    return base.model_copy(update={"observed_generation": version.generation, "conditions": conditions})
+
+
+def _events(version: Version, reason: str, message: str, *, warning: bool) -> tuple[Event, ...]:
+    """Only when the reason is new."""
+    if any(c.type == "Resolved" and c.reason == reason for c in version.status.conditions):
+        return ()
+    about = About("WeightVersion", version.namespace, version.name, version.uid)
+    return (Event(about, reason, message, warning),)

@@ -1,0 +1,105 @@
+"""A rollout's pods on one node, added up: what a decision about the fleet needs of them.
+
+A thousand nodes are a thousand shares, and a share is made anew only when something on its node has changed; so what a decision
+costs is a few additions for each of the others. Whoever adds them up gets what counting all pods would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from hotweights_crds.weightrollout import Failure
+from hotweights_operator.model import failures
+from hotweights_operator.model.objects import NodeState, Refusal
+from hotweights_operator.model.targets import Target
+
+LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is asked of every node."""
+
+    digest: str  # the target; empty: there is none yet
+    revision: int
+    is_back: bool  # to what was complete before
+    previous: str  # the digest that one could go back to
+    min_ready_seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """One node's pods."""
+
+    node: str
+    targets: tuple[Target, ...]
+    failed: Mapping[str, Failure]  # by pod UID
+    missing: Mapping[str, Failure]
+    unreachable: frozenset[str]  # UIDs of pods to which nothing can be told now
+    prepared: int  # pods that have the target at hand, or serve it
+    updated: int  # pods that serve it
+    available: tuple[Target, ...]  # of service with what they are told, though perhaps not for long enough
+    unavailable: tuple[Target, ...]
+    settles_at: datetime  # from then on all that are available have been so for long enough
+    holds: bool  # the node has the target whole
+    holds_previous: bool
+    bytes_done: int
+    bytes_total: int
+
+    def ready(self, question: Question, now: datetime) -> int:
+        """Pods that serve the target and have been of service for long enough."""
+        settled = now >= self.settles_at
+        return sum(
+            1
+            for t in self.available
+            if t.serves(question.digest) and (settled or t.wait_seconds(question.min_ready_seconds, now) <= 0)
+        )
+
+
+def build(
+    rollout_uid: str,
+    node: str,
+    targets: tuple[Target, ...],
+    state: NodeState | None,
+    question: Question,
+    refusal: Refusal | None,
+) -> Share:
+    """Add them up."""
+    digest = question.digest
+    failed: dict[str, Failure] = {}
+    missing: dict[str, Failure] = {}
+    without_room = failures.without_room(rollout_uid, targets)
+    for target in targets:
+        if target.serves(digest):
+            continue
+        if failure := failures.of_version(target, digest, rollout_uid, question.revision, is_back=question.is_back):
+            failed[target.pod.uid] = failure
+        elif failure := failures.of_circumstance(target, refusal, has_room=target.pod.uid not in without_room):
+            missing[target.pod.uid] = failure
+    available = tuple(t for t in targets if t.available)
+    follows = bool(targets) and targets[0].follows
+    staged = state.staged(digest) if state and follows else None
+    return Share(
+        node=node,
+        targets=targets,
+        failed=failed,
+        missing=missing,
+        unreachable=frozenset(t.pod.uid for t in targets)
+        if refusal and not refusal.is_due
+        else frozenset(without_room),
+        prepared=sum(1 for t in targets if t.serves(digest) or t.prepared(digest)),
+        updated=sum(1 for t in targets if t.serves(digest)),
+        available=available,
+        unavailable=tuple(t for t in targets if not t.available),
+        settles_at=max((_settles_at(t, question.min_ready_seconds) for t in available), default=LONG_AGO),
+        holds=staged is not None and staged.phase == "Staged",
+        holds_previous=follows and state is not None and state.holds(question.previous),
+        bytes_done=staged.bytes_done if staged else 0,
+        bytes_total=staged.bytes_total if staged else 0,
+    )
+
+
+def _settles_at(target: Target, min_ready_seconds: float) -> datetime:
+    return LONG_AGO + timedelta(seconds=target.wait_seconds(min_ready_seconds, LONG_AGO))

@@ -1,0 +1,236 @@
+"""From what the API server tells to the cache and the queue, and how long ago it told anything.
+
+Pods, nodes, agents and NodeWeights are followed by our own watch, each in the namespaces that it may be in; kopf follows
+WeightRollouts and WeightVersions (`handlers`). It does not say what vanished while its connection was down, nor whether it still
+hears, so those are listed every minute too: they are few. A list says what exists: whatever is known besides, and is not newer
+than the list, is forgotten, also what only our own write told us of. Until everything was listed once nothing is decided, because
+half of the picture is another picture.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+from hotweights_kube import errors
+from hotweights_kube.client import Selection
+from hotweights_kube.resources import NODE_WEIGHTS, NODES, PODS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, Body, Resource
+from hotweights_kube.resources import version_of as version_in
+from hotweights_kube.watch import Pace, Watched, watch
+from hotweights_operator.model.objects import INJECT_LABEL
+from hotweights_operator.runtime import observe
+from hotweights_operator.runtime.cache import Agent, Cache, Kind
+from hotweights_operator.runtime.malformed import held
+from hotweights_operator.settings import Settings
+
+log = logging.getLogger(__name__)
+
+INJECTED = f"{INJECT_LABEL}=true"
+OURS: tuple[Kind, ...] = ("rollout", "version", "state")
+"""Kinds with a schema of ours, which an object may not fit."""
+
+Place = tuple[Kind, str | None]
+"""One collection that is followed: a kind in a namespace (None: in all, or it has none)."""
+
+
+class Decider(Protocol):
+    """Who decides on what is in the cache."""
+
+    cache: Cache
+
+    def changed(self, kind: Kind, key: str, old: object) -> None:
+        """An object is new, different or gone."""
+        ...
+
+    def everything(self) -> None:
+        """Look at all there is."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One kind of object: where it comes from, and what becomes of it."""
+
+    kind: Kind
+    resource: Resource
+    parse: Callable[[Body], Any]
+    namespaces: tuple[str | None, ...]
+    label_selector: str = ""
+    by_kopf: bool = False
+
+    def key(self, body: Body) -> str:
+        """Under which key the cache has it."""
+        metadata = body["metadata"]
+        if self.kind in ("pod", "agent"):
+            return str(metadata["uid"])
+        return f"{metadata['namespace']}/{metadata['name']}" if self.by_kopf else str(metadata["name"])
+
+    def key_of(self, value: Any) -> str:
+        """The same for what became of it."""
+        if self.kind in ("pod", "agent"):
+            return str(value.uid)
+        return f"{value.namespace}/{value.name}" if self.by_kopf else str(value.name)
+
+
+def sources(settings: Settings) -> tuple[Source, ...]:
+    """All that is followed."""
+    served: tuple[str | None, ...] = settings.watched or (None,)
+    here = (settings.namespace,)
+    return (
+        Source("rollout", WEIGHT_ROLLOUTS, observe.rollout, served, by_kopf=True),
+        Source("version", WEIGHT_VERSIONS, observe.version, served, by_kopf=True),
+        Source("pod", PODS, observe.pod, served, INJECTED),
+        Source("node", NODES, observe.node, (None,)),
+        Source("state", NODE_WEIGHTS, observe.node_state, here),
+        Source("agent", PODS, _agent, here, settings.agent_selector),
+    )
+
+
+def _agent(body: Body) -> Agent:
+    node = (body.get("spec") or {}).get("nodeName", "")
+    ready = observe.is_ready(body) and "deletionTimestamp" not in body["metadata"]
+    return Agent(body["metadata"]["uid"], node, ready)
+
+
+@dataclass(slots=True)
+class Feed:
+    """What is heard. Give it `follow` for each of our watches, `relist` and `look_again` as tasks."""
+
+    decider: Decider
+    settings: Settings
+    clock: Callable[[], float] = time.monotonic
+    pace: Pace = field(default_factory=Pace)
+    complete: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when everything was listed once."""
+    sources: tuple[Source, ...] = field(init=False)
+    _heard: dict[Place, float] = field(init=False)  # or begun, where nothing was heard yet
+    _unlisted: set[Place] = field(init=False)
+    _malformed: dict[tuple[Kind, str], int] = field(default_factory=dict)  # its resourceVersion
+
+    def __post_init__(self) -> None:
+        self.sources = sources(self.settings)
+        places = [(source.kind, namespace) for source in self.sources for namespace in source.namespaces]
+        self._heard = dict.fromkeys(places, self.clock())
+        self._unlisted = set(places)
+
+    def ages(self) -> dict[Kind, float]:
+        """For each kind, since when nothing was heard of it in some place (seconds)."""
+        now, found = self.clock(), dict.fromkeys((source.kind for source in self.sources), 0.0)
+        for (kind, _), heard_at in self._heard.items():
+            found[kind] = max(found[kind], now - heard_at)
+        return found
+
+    def unlisted(self) -> list[Kind]:
+        """Kinds that were not listed yet in every place."""
+        return sorted({kind for kind, _ in self._unlisted})
+
+    def malformed(self) -> dict[Kind, int]:
+        """How many objects there are, of each kind with a schema, that do not fit it."""
+        counts = Counter(kind for kind, _ in self._malformed)
+        return {kind: counts[kind] for kind in OURS}
+
+    def note(self, source: Source, body: Body, *, deleted: bool = False) -> None:
+        """An object came, changed or went."""
+        cache, key, version = self.decider.cache, source.key(body), int(version_in(body))
+        old = cache.get(source.kind, key)
+        if deleted:
+            changed = cache.drop(source.kind, key, version)
+            self._fits(source.kind, key, version)
+        elif cache.version_of(source.kind, key) >= version:
+            self._fits(source.kind, key, version)
+            return  # mostly our own write, which comes back by the watch
+        else:
+            value = self._parsed(source, key, version, body, old)
+            changed = value is not None and cache.put(source.kind, key, version, value) and value != old
+        if changed and self.complete.is_set():
+            self.decider.changed(source.kind, key, old)
+
+    def _parsed(self, source: Source, key: str, version: int, body: Body, old: Any) -> Any:
+        try:
+            value = source.parse(body)
+        except observe.Malformed as error:
+            if self._malformed.get((source.kind, key), -1) < version:
+                self._malformed[source.kind, key] = version
+                log.error("%s. Until then nothing is decided about it", error)  # noqa: TRY400 - for people, who need no trace
+            return held(source.kind, body, old)
+        self._malformed.pop((source.kind, key), None)
+        return value
+
+    def _fits(self, kind: Kind, key: str, version: int) -> None:
+        """It is gone, or a later state of it was understood."""
+        if self._malformed.get((kind, key), version) < version:
+            del self._malformed[kind, key]
+
+    def hear(self, source: Source, namespace: str | None) -> None:
+        """The API server said something."""
+        self._heard[source.kind, namespace] = self.clock()
+
+    def listed(self, source: Source, namespace: str | None, keys: Iterable[str], version: int) -> None:
+        """A list was complete, and this is all that was there."""
+        cache, known = self.decider.cache, {}
+        present = set(keys)
+        for value in cache.values(source.kind):
+            key = source.key_of(value)
+            if len(source.namespaces) == 1 or value.namespace == namespace:
+                known[key] = value
+            else:
+                present.add(key)  # of another place: this list knows nothing of it
+        for key in cache.keep_only(source.kind, present, version):
+            if self.complete.is_set():
+                self.decider.changed(source.kind, key, known[key])
+        for kind, key in [place for place in self._malformed if place[0] == source.kind]:
+            if key not in present and (namespace is None or key.startswith(f"{namespace}/") or not source.by_kopf):
+                self._fits(kind, key, version)
+        self._unlisted.discard((source.kind, namespace))
+        if not self._unlisted and not self.complete.is_set():
+            self.complete.set()
+            self.decider.everything()
+
+    async def follow(self, api: Watched, source: Source, namespace: str | None) -> None:
+        """Our own watch, for ever."""
+        selection = Selection(namespace, label_selector=source.label_selector)
+        heard = partial(self.hear, source, namespace)
+        async with aclosing(watch(api, source.resource, selection, pace=self.pace, on_heard=heard)) as changes:
+            async for change in changes:
+                if change.type == "SYNCED":
+                    keys = (source.key(body) for body in change.listed)
+                    self.listed(source, namespace, keys, int(version_in(change.body)))
+                else:
+                    self.note(source, change.body, deleted=change.type == "DELETED")
+
+    async def relist(self, api: Watched) -> None:
+        """List what kopf follows, for ever."""
+        places = [(source, namespace) for source in self.sources if source.by_kopf for namespace in source.namespaces]
+        while True:
+            well = [await self._listed_well(api, source, namespace) for source, namespace in places]
+            await asyncio.sleep(self.settings.relist_seconds if all(well) else self.pace.backoff.longest_seconds)
+
+    async def _listed_well(self, api: Watched, source: Source, namespace: str | None) -> bool:
+        keys, version = [], 0
+        try:
+            async with aclosing(api.pages(source.resource, Selection(namespace))) as pages:
+                async for page in pages:
+                    for body in page.items:
+                        keys.append(source.key(body))
+                        self.note(source, body)
+                    version = int(page.resource_version)
+                    del page  # the next one takes as much memory again
+        except errors.KubeError as error:
+            log.warning("%s were not listed: %s", source.resource.plural, error)
+            return False
+        self.hear(source, namespace)
+        self.listed(source, namespace, keys, version)
+        return True
+
+    async def look_again(self) -> None:
+        """Decide on everything now and then, should a wake-up have been lost."""
+        while True:
+            await asyncio.sleep(self.settings.resync_seconds)
+            self.decider.everything()

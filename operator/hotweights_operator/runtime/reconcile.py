@@ -1,0 +1,119 @@
+"""Around the loop: the queue that says which key is next, workers for decisions and for writes, and the clock. Nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from hotweights_kube import errors
+from hotweights_operator.decide.revision import Outcome
+from hotweights_operator.model.actions import Action
+from hotweights_operator.runtime import triggers
+from hotweights_operator.runtime.cache import Cache, Kind
+from hotweights_operator.runtime.loop import Loop, Port
+from hotweights_operator.runtime.queue import WorkQueue
+from hotweights_operator.runtime.triggers import Key
+
+log = logging.getLogger(__name__)
+
+
+class Meter(Protocol):
+    """Who counts what the loop does."""
+
+    def reconciled(self, kind: str, result: str, seconds: float) -> None:
+        """One key was worked on."""
+        ...
+
+    def ended(self, outcome: Outcome, seconds: float) -> None:
+        """A revision of a rollout ended."""
+        ...
+
+    def acted(self, action: Action) -> None:
+        """This was written."""
+        ...
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """Takes keys from the queue and drives the loop with them."""
+
+    cache: Cache
+    queue: WorkQueue[Key]
+    port: Port
+    meter: Meter
+    loop: Loop = field(init=False)
+    _to_write: asyncio.Event = field(default_factory=asyncio.Event)
+    _written_at: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self.loop = Loop(
+            self.cache, self.port, self.meter, self.queue.add, started_at=datetime.now(UTC), filled=self._fill
+        )
+
+    def _fill(self) -> None:
+        if not self._to_write.is_set():
+            self._written_at = time.monotonic()
+        self._to_write.set()
+
+    def changed(self, kind: Kind, key: str, old: Any) -> None:
+        """An object is new, different or gone in the cache: what depends on it is looked at."""
+        for affected in triggers.affected(kind, old, self.cache.get(kind, key), self.cache.observed()):
+            self.queue.add(affected)
+
+    def everything(self) -> None:
+        """Look at all there is."""
+        for key in triggers.everything(self.cache.observed()):
+            self.queue.add(key)
+
+    async def work(self) -> None:
+        """Take keys and decide about them, for ever."""
+        while True:
+            key = await self.queue.get()
+            started, busy = time.monotonic(), time.thread_time()
+            result = await self._guarded(key, busy)
+            self.meter.reconciled(key[0], result, time.monotonic() - started)
+
+    async def write(self) -> None:
+        """Write what was decided, one after the other, for ever."""
+        while True:
+            try:
+                wrote = await self.loop.write_one(datetime.now(UTC))
+            except Exception:
+                log.exception("a defect of the operator; please report it")
+                self.meter.reconciled("write", "defect", 0.0)
+                wrote = True
+            self._written_at = time.monotonic()
+            if not wrote:
+                self._to_write.clear()
+                await self._to_write.wait()
+            elif len(self.loop.outbox):
+                self._to_write.set()  # a node that was being written to is free again
+
+    @property
+    def stalled_seconds(self) -> float:
+        """How long no write has ended though some wait."""
+        return time.monotonic() - self._written_at if len(self.loop.outbox) else 0.0
+
+    async def _guarded(self, key: Key, busy: float) -> str:
+        try:
+            await self.loop.reconcile(key, datetime.now(UTC))
+        except errors.Conflict as error:
+            log.debug("%s %s: %s", *key, error)
+            self.queue.failed(key)
+            return "conflict"
+        except errors.KubeError as error:
+            wait = self.queue.failed(key, errors.wait_seconds(error) or 0.0)
+            log.warning("%s %s: %s. Next try in %.1f s", *key, error, wait)
+            return "error"
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            log.exception("%s %s: a defect of the operator; please report it", *key)
+            self.queue.failed(key)
+            return "defect"
+        self.queue.done(key, time.thread_time() - busy)
+        return "ok"

@@ -1,0 +1,166 @@
+"""From a checkpoint folder to its manifest, and back: hash it, find its manifest, hold it against one.
+
+Hashing reads every byte once, in parallel, with constant memory. Publishing a folder and resolving one without a manifest give
+the same bytes, wherever and by whomever it is done: nothing but content, model and version goes into them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from blake3 import blake3
+
+from hotweights_planner import manifest as manifests
+from hotweights_planner.errors import BadCheckpoint, BadManifest
+from hotweights_planner.manifest import CHUNK_NBYTES, FILE_NAME, Chunk, Manifest, Probe, SideFile
+from hotweights_storage.checkpoint import Checkpoint, read_checkpoint
+from hotweights_storage.errors import ChecksumMismatch, SourceUnavailable
+from hotweights_storage.reader import Limits, read_chunks
+from hotweights_storage.sources.base import Source, read_small
+
+Progress = Callable[[int], None]
+"""Told the number of bytes that are done in addition; from any thread, one at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One thing in which a folder is not what its manifest says."""
+
+    file: str
+    tensor: str
+    chunk: int
+    message: str
+
+
+def publish(
+    source: Source,
+    model: str,
+    version: str,
+    checkpoint: Checkpoint | None = None,
+    probes: Sequence[Probe] | None = None,
+    progress: Progress | None = None,
+    limits: Limits | None = None,
+) -> Manifest:
+    """The manifest of the folder as it is now. Any manifest in it is not looked at."""
+    checkpoint = checkpoint or read_checkpoint(source)
+    digests = {
+        entry.name: [""] * manifests.chunk_count_of(entry.nbytes)
+        for entries in checkpoint.headers.values()
+        for entry in entries
+    }
+    count = _counter(progress)
+
+    def note(chunk: Chunk, data: memoryview) -> None:
+        digests[chunk.tensor][chunk.number] = blake3(data).hexdigest()
+        count(chunk.nbytes)
+
+    read_chunks(source, _unhashed(checkpoint), note, limits=limits)
+    files = [side_file(source, name, nbytes) for name, nbytes in sorted(checkpoint.side_files.items())]
+    source.check_unchanged()
+    return manifests.build(model, version, checkpoint.headers, digests, files, probes)
+
+
+def resolve(
+    source: Source, model: str, version: str, progress: Progress | None = None, limits: Limits | None = None
+) -> Manifest:
+    """The manifest that lies beside the weights, if it speaks of them; else the one that publishing them would give."""
+    checkpoint = read_checkpoint(source)
+    nbytes = source.files().get(FILE_NAME)
+    if nbytes is None:
+        return publish(source, model, version, checkpoint, progress=progress, limits=limits)
+    where = f"{source.uri}/{FILE_NAME}"
+    found = read_manifest(source, FILE_NAME, nbytes)
+    if (found.model, found.version) != (model, version):
+        text = f"it is of version {found.version} of model {found.model}, not of {version} of {model}"
+        raise BadManifest(where, text, "publish the folder under these names, or correct the WeightVersion")
+    check_headers(found, checkpoint, where)
+    return found
+
+
+def read_manifest(source: Source, file: str, nbytes: int) -> Manifest:
+    """A manifest out of a folder."""
+    where = f"{source.uri}/{file}"
+    if nbytes > manifests.MAX_MANIFEST_NBYTES:
+        raise BadManifest(where, f"{nbytes} bytes; a manifest has at most {manifests.MAX_MANIFEST_NBYTES}")
+    return manifests.parse(read_small(source, file, nbytes), where)
+
+
+def check_headers(manifest: Manifest, checkpoint: Checkpoint, where: str) -> None:
+    """Raise `BadCheckpoint` unless the files' headers say what the manifest says."""
+    found = {
+        entry.name: (file, entry.dtype, entry.shape, entry.offset)
+        for file, entries in checkpoint.headers.items()
+        for entry in entries
+    }
+    remedy = "publish the folder again, or copy it again"
+    for tensor in manifest.tensors:
+        entry = found.pop(tensor.name, None)
+        if entry is None:
+            raise BadCheckpoint(where, f"tensor {tensor.name} of the manifest is in no file", remedy)
+        if entry != (tensor.file, tensor.dtype, tensor.shape, tensor.offset):
+            said = f"{tensor.dtype} {list(tensor.shape)} at byte {tensor.offset} of {tensor.file}"
+            text = f"{entry[1]} {list(entry[2])} at byte {entry[3]} of {entry[0]}; the manifest says {said}"
+            raise BadCheckpoint(where, f"tensor {tensor.name} is {text}", remedy)
+    for name in found:
+        raise BadCheckpoint(where, f"tensor {name} is not in the manifest", remedy)
+
+
+def verify(
+    source: Source, manifest: Manifest, progress: Progress | None = None, limits: Limits | None = None
+) -> list[Difference]:
+    """Every chunk and side file that is not what the manifest says; `BadCheckpoint` where the headers differ already."""
+    check_headers(manifest, read_checkpoint(source), source.uri)
+    differences: list[Difference] = []
+    count = _counter(progress)
+
+    def compare(chunk: Chunk, data: memoryview) -> None:
+        if blake3(data).hexdigest() != chunk.blake3:
+            text = str(
+                ChecksumMismatch(
+                    source.uri, chunk.file, chunk.tensor, chunk.number, chunk.offset, chunk.nbytes, chunk.blake3
+                )
+            )
+            differences.append(Difference(chunk.file, chunk.tensor, chunk.number, text))
+        count(chunk.nbytes)
+
+    read_chunks(source, manifest.chunks(), compare, limits=limits)
+    differences.sort(key=lambda difference: (difference.file, difference.tensor, difference.chunk))
+    sizes = source.files()
+    for file in manifest.files:
+        if file.name not in sizes:
+            differences.append(Difference(file.name, "", 0, f"{file.name} is missing; copy it again"))
+        elif side_file(source, file.name, sizes[file.name]) != file:
+            text = f"{file.name} is not what was published; copy it again, or publish the folder anew"
+            differences.append(Difference(file.name, "", 0, text))
+    return differences
+
+
+def side_file(source: Source, name: str, nbytes: int) -> SideFile:
+    """The entry of a small file, as it is now."""
+    content = read_small(source, name, nbytes)
+    if len(content) != nbytes:
+        text = f"{source.uri}: {name} changed while it was read; repeat when nobody writes to it"
+        raise SourceUnavailable(text, "SourceChanged")
+    return SideFile(name=name, nbytes=nbytes, blake3=blake3(content).hexdigest())
+
+
+def _unhashed(checkpoint: Checkpoint) -> Iterator[Chunk]:
+    for file, entries in checkpoint.headers.items():
+        for entry in entries:
+            for number in range(manifests.chunk_count_of(entry.nbytes)):
+                done = number * CHUNK_NBYTES
+                nbytes = min(CHUNK_NBYTES, entry.nbytes - done)
+                yield Chunk("", nbytes, file, entry.offset + done, entry.name, number)
+
+
+def _counter(progress: Progress | None) -> Progress:
+    lock = threading.Lock()
+
+    def count(nbytes: int) -> None:
+        if progress is not None:
+            with lock:
+                progress(nbytes)
+
+    return count

@@ -1,0 +1,85 @@
+"""A block of memory that weights lie in: a memfd that the agent fills, seals and hands to engines.
+
+Bytes are put in with ``pwrite``: the kernel then takes fresh pages without zeroing them first and without a fault per page,
+which is what costs most on a CPU host; and nothing of it is mapped here, so that sealing never waits for anybody. Sealing
+forbids every change for ever. Engines and peers only ever get a second, read-only descriptor, which exists from the start, so
+that verified chunks can be sent while others still arrive (and which kernels before 6.7 need, to map a sealed memfd shared).
+
+Versions share slabs, so a slab counts its users and is freed with the last. It knows nothing of chunks.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+from hotweights_storage import linux
+from hotweights_storage.errors import TransferError
+
+
+class Slab:
+    """``nbytes`` of shared memory. Born with one user; every `retain` is answered by one `release`."""
+
+    def __init__(self, nbytes: int, name: str = "hotweights-slab") -> None:
+        self.nbytes = nbytes
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._users = 1
+        self._writer, self._reader = linux.anonymous_memory(name, nbytes)
+
+    @property
+    def fd(self) -> int:
+        """A read-only descriptor, valid until the last `release`."""
+        return self._reader
+
+    @property
+    def sealed(self) -> bool:
+        """Whether it can never change again."""
+        return self._writer < 0
+
+    def write(self, offset: int, data: memoryview | bytes) -> None:
+        """Put ``data`` at ``offset``. Several threads may, in different places."""
+        view = memoryview(data).cast("B")
+        with self._writing:  # the kernel lets in one at a time, and has the others spin
+            while view:
+                written = os.pwrite(self._writer, view, offset)
+                offset, view = offset + written, view[written:]
+
+    def read(self, offset: int, nbytes: int) -> bytes:
+        """A copy of what is there."""
+        return os.pread(self._reader, nbytes, offset)
+
+    def seal(self) -> None:
+        """Forbid every change, for ever. Doing it twice changes nothing."""
+        with self._lock:
+            if self._writer < 0:
+                return
+            linux.seal(self._writer)
+            os.close(self._writer)
+            self._writer = -1
+
+    def retain(self) -> Slab:
+        """One user more."""
+        with self._lock:
+            if self._users == 0:
+                raise TransferError("the slab is already freed; retain it while somebody else still does")
+            self._users += 1
+            return self
+
+    def release(self) -> None:
+        """One user less; the last one frees it (engines that mapped it keep the memory until they unmap it)."""
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            for fd in {self._writer, self._reader} - {-1}:
+                os.close(fd)
+            self._writer = self._reader = -1
+
+
+def sealed_memfd(content: bytes, name: str = "hotweights-table") -> Slab:
+    """A small sealed slab with ``content``: the table beside the weights."""
+    slab = Slab(len(content), name)
+    slab.write(0, content)
+    slab.seal()
+    return slab

@@ -1,0 +1,70 @@
+"""What a source is, and the registry that finds one by its URI's scheme.
+
+A source is read by a pool of threads in large pieces; who reads decides which and in what order. Nothing here knows tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol, Self
+from urllib.parse import urlsplit
+
+from hotweights_storage.errors import SourceRefused
+
+
+class Source(Protocol):
+    """An open checkpoint folder, wherever it is.
+
+    `files` first, then any number of `read_into` from any number of threads, then `close` (after which nothing may be called;
+    as a context manager it closes itself). Pieces are best asked for on page boundaries, into page-aligned memory: a source may
+    use that, none demands it. Errors are `SourceRefused` and `SourceUnavailable`; after one, other files may still be read.
+    """
+
+    uri: str
+
+    def files(self) -> Mapping[str, int]:
+        """Names and sizes of the regular files directly in the folder."""
+
+    def read_into(self, file: str, offset: int, into: memoryview) -> int:
+        """Fill ``into`` with the file's bytes from ``offset``; how many there were: fewer only where the file ends."""
+
+    def check_unchanged(self) -> None:
+        """Raise `SourceUnavailable` (SourceChanged) if a file that was read looks different from when it was opened."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+class Opener(Protocol):
+    """Opens the URIs of one scheme."""
+
+    def open(self, uri: str, namespace: str) -> Source:
+        """The source, if it is there and objects in ``namespace`` may use it."""
+
+
+class Sources:
+    """The kinds of sources that this installation has, by scheme."""
+
+    def __init__(self, openers: Mapping[str, Opener]) -> None:
+        self._openers = dict(openers)
+
+    def open(self, uri: str, namespace: str) -> Source:
+        """The source behind ``uri`` for an object in ``namespace``."""
+        opener = self._openers.get(urlsplit(uri).scheme)
+        if opener is None:
+            known = ", ".join(f"{scheme}://" for scheme in sorted(self._openers))
+            raise SourceRefused(f"{uri}: no source of this kind; this installation reads {known}", "UnknownScheme")
+        return opener.open(uri, namespace)
+
+
+def read_small(source: Source, file: str, nbytes: int, offset: int = 0) -> bytes:
+    """``nbytes`` of a file, or what there is of them."""
+    content = bytearray(nbytes)
+    return bytes(memoryview(content)[: source.read_into(file, offset, memoryview(content))])

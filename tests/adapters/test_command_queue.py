@@ -1,0 +1,114 @@
+"""What the agent orders: whole before it is done, in its order, and no descriptor is left open."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextlib import suppress
+from typing import Any, cast
+
+import pytest
+
+from hotweights.adapters.vllm.agent_connection import Connection
+from hotweights.adapters.vllm.rank.command_queue import Orders
+from hotweights.adapters.vllm.rank.throttle import SWITCH_SECONDS, giving_way
+from hotweights_transports.handoff import frames
+
+CONNECTION = cast(Connection, object())  # only handed on
+
+
+class Engine:
+    """What was asked of it."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, Any]] = []
+        self.raises = False
+        self.orders = Orders(self.prepare, self.release)
+
+    def prepare(self, connection: Connection, frame: frames.Prepare, fds: list[int]) -> None:
+        for fd in fds:
+            os.fstat(fd)
+        self.done.append((frame.digest, len(fds)))
+        if self.raises:
+            raise RuntimeError("any model's code may raise anything")
+
+    def release(self, connection: Connection, frame: frames.Release) -> None:
+        self.done.append(("release", frame.digest))
+
+    def finish(self) -> list[tuple[str, Any]]:
+        """Everything that was ordered, done."""
+        finished = threading.Event()
+        self.orders.later(finished.set)
+        assert finished.wait(10.0)
+        return self.done
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+def descriptors(count: int) -> list[int]:
+    return [os.open(os.devnull, os.O_RDONLY) for _ in range(count)]
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def test_slabs_in_several_frames_are_one_order(engine: Engine) -> None:
+    engine.orders.start()
+    fds = descriptors(5)
+    engine.orders.handle(CONNECTION, frames.Prepare(id=1, digest="a", slabs=4), fds[:2])
+    engine.orders.handle(CONNECTION, frames.MoreSlabs(id=1), fds[2:4])
+    assert engine.finish() == []
+    engine.orders.handle(CONNECTION, frames.MoreSlabs(id=1), fds[4:])
+    engine.orders.handle(CONNECTION, frames.Release(id=2, digest="a"), [])
+    assert engine.finish() == [("a", 5), ("release", "a")]
+    assert not any(map(is_open, fds))
+
+
+def test_what_is_released_is_known_before_its_turn(engine: Engine) -> None:
+    """Else the thread would prepare it to the end first."""
+    engine.orders.handle(CONNECTION, frames.Prepare(id=1, digest="a", slabs=0), descriptors(1))
+    engine.orders.handle(CONNECTION, frames.Release(id=2, digest="a"), [])
+    assert engine.orders.released == "a"
+    engine.orders.handle(CONNECTION, frames.Prepare(id=3, digest="a", slabs=0), descriptors(1))
+    assert engine.orders.released == "", "it is wanted again"
+    engine.orders.start()
+    assert [name for name, _ in engine.finish()] == ["a", "release", "a"]
+
+
+def test_a_connection_that_goes_leaves_nothing(engine: Engine) -> None:
+    fds = descriptors(4)
+    engine.orders.handle(CONNECTION, frames.Prepare(id=1, digest="a", slabs=3), fds[:2])
+    engine.orders.forget(CONNECTION)
+    engine.orders.handle(CONNECTION, frames.MoreSlabs(id=1), fds[2:3])
+    engine.orders.handle(CONNECTION, frames.Welcome(), fds[3:])
+    assert not any(map(is_open, fds))
+    engine.orders.start()
+    assert engine.finish() == []
+
+
+def test_it_lives_on_whatever_a_model_raises(engine: Engine) -> None:
+    engine.orders.start()
+    engine.raises = True
+    for request, digest in enumerate("ab"):
+        (fd,) = descriptors(1)
+        engine.orders.handle(CONNECTION, frames.Prepare(id=request, digest=digest, slabs=0), [fd])
+        assert engine.finish()[-1] == (digest, 1)
+        assert not is_open(fd)
+
+
+def test_others_wait_as_long_as_before_when_it_is_done() -> None:
+    usual = sys.getswitchinterval()
+    with giving_way():
+        with suppress(KeyError), giving_way():
+            raise KeyError
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS, abs=1e-5), "it counts whole microseconds"
+    assert sys.getswitchinterval() == usual

@@ -1,0 +1,357 @@
+"""The unix socket: who gets in, and what nonsense does to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hotweights_agent.engines.limits import Limits
+from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Unauthenticated
+from hotweights_agent.engines.socket_server import EngineServer
+from hotweights_agent.kube.token_review import EngineAuthenticator, Reviews
+from hotweights_agent.session.messages import Connected, Gone, Message, Pod, Said
+from hotweights_kube.errors import TokenRefused, Unavailable
+from hotweights_kube.token_review import Identity
+from hotweights_transports.handoff import frames, sockets
+from tests.agent.fake_engine import Process, until
+
+POD = Pod("uid-1", "ns", "vllm-0")
+OTHER = Pod("uid-2", "tenant", "vllm-0")
+
+
+class Doorman:
+    async def authenticate(self, token: str) -> Pod:
+        if token == "other":
+            return OTHER
+        if token == "away":
+            raise AuthenticationUnavailable("nobody to ask")
+        if token != "good":
+            raise Unauthenticated("TokenInvalid", "not a good token")
+        return POD
+
+
+class Pinned:
+    def __init__(self, count: int) -> None:
+        self.fds = tuple(os.memfd_create(f"slab-{i}") for i in range(count))
+        self.released = 0
+
+    def release(self) -> None:
+        self.released += 1
+        for fd in self.fds:
+            os.close(fd)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="hw") as path:  # short: a socket's path has 107 bytes
+        yield Path(path) / "node-a"
+
+
+class Served:
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        self.heard: list[Message] = []
+        self.server = EngineServer(folder, Doorman(), self.hear, agent="test", limits=limits)
+
+    async def hear(self, message: Message) -> None:
+        self.heard.append(message)
+
+    async def enter(self, token: str = "good", **changes: object) -> Process:
+        process = Process(self.server.path, frames.Hello(role="rank", token=token, **changes))  # type: ignore[arg-type]
+        assert isinstance(await process.open(), frames.Welcome)
+        return process
+
+    def said(self) -> list[frames.Frame]:
+        return [m.frame for m in self.heard if isinstance(m, Said)]
+
+
+@pytest.fixture
+async def served(folder: Path) -> AsyncIterator[Served]:
+    found = Served(folder, Limits(hello_seconds=0.3, send_seconds=0.5, max_strangers=4, max_queued_frames=8))
+    await found.server.start()
+    yield found
+    await found.server.close()
+
+
+async def refusal(served: Served, hello: frames.Hello) -> frames.Refused:
+    process = Process(served.server.path, hello)
+    answer = await process.open()
+    assert isinstance(answer, frames.Refused)
+    with pytest.raises(sockets.ConnectionClosed):
+        await process.receive()
+    process.close()
+    return answer
+
+
+async def test_a_process_with_a_good_token_is_welcome_and_heard(served: Served) -> None:
+    process = await served.enter(rank=1, world_size=2)
+    sockets.send(process.sock, frames.Prepared(3, "sha256:x"))
+    await until(lambda: served.said() == [frames.Prepared(3, "sha256:x")])
+    first = served.heard[0]
+    assert isinstance(first, Connected)
+    assert (first.pod, first.hello.rank) == (POD, 1)
+    sockets.send(process.sock, frames.Ping(9))
+    assert await process.receive() == (frames.Pong(9), [])
+    process.close()
+    await until(lambda: isinstance(served.heard[-1], Gone))
+
+
+@pytest.mark.parametrize(("token", "reason"), [("bad", "TokenInvalid"), ("", "TokenInvalid"), ("away", "Busy")])
+async def test_others_are_refused_and_never_heard(served: Served, token: str, reason: str) -> None:
+    assert (await refusal(served, frames.Hello(role="server", token=token))).reason == reason
+    assert served.heard == []
+
+
+async def test_a_protocol_that_nobody_speaks_is_refused(served: Served) -> None:
+    answer = await refusal(served, frames.Hello(role="rank", token="good", protocols=[99]))
+    assert answer.reason == "ProtocolUnsupported"
+    assert "restart the pod" in answer.message
+
+
+async def test_silence_ends_after_the_hello_deadline_and_strangers_are_few(served: Served) -> None:
+    strangers = []
+    for _ in range(8):
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.connect(str(served.server.path))
+        strangers.append(sock)
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.5)
+    answers = []
+    for sock in strangers:
+        try:
+            answers.append(sock.recv(4096))
+        except ConnectionResetError:
+            answers.append(b"")
+        sock.close()
+    assert 0 < sum(b"no hello within" in answer for answer in answers) <= 4
+    (await served.enter()).close()
+
+
+async def test_one_pod_cannot_take_every_connection(folder: Path) -> None:
+    served = Served(folder, Limits(max_connections=12, max_pod_connections=8))
+    await served.server.start()
+    ours = [await served.enter(rank=rank, world_size=16) for rank in range(8)]
+    answer = await refusal(served, frames.Hello(role="rank", token="good", rank=8, world_size=16))
+    assert (answer.reason, answer.message) == ("TooManyConnections", "pod ns/vllm-0 has 8 connections already")
+    others = await served.enter("other")
+    ours.pop().close()
+    await until(lambda: isinstance(served.heard[-1], Gone))
+    ours.append(await served.enter(rank=8, world_size=16))
+    for process in (*ours, others):
+        process.close()
+    await served.server.close()
+
+
+async def test_strangers_that_say_nothing_give_way_to_whoever_says_hello(served: Served) -> None:
+    strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(20)]
+    for sock in strangers:
+        sock.connect(str(served.server.path))
+    began = asyncio.get_running_loop().time()
+    (await served.enter()).close()
+    assert asyncio.get_running_loop().time() - began < 0.2, "sooner than their hello is overdue"
+    for sock in strangers:
+        sock.close()
+
+
+async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_has(folder: Path) -> None:
+    served = Served(folder, Limits(frames_per_second=20))
+    await served.server.start()
+    talkers = [await served.enter(rank=rank, world_size=4) for rank in range(4)]
+    for process in talkers:
+        for number in range(50):
+            with contextlib.suppress(BlockingIOError):
+                sockets.send(process.sock, frames.Prepared(number))
+    other = await served.enter("other")
+    sockets.send(other.sock, frames.Prepared(7, "sha256:x"))
+    await until(lambda: frames.Prepared(7, "sha256:x") in served.said(), 0.4)
+    assert len(served.said()) < 40
+    for process in (*talkers, other):
+        process.close()
+    await served.server.close()
+
+
+@pytest.mark.parametrize("number", [10**30, -1, 2**53])
+async def test_a_number_that_cannot_be_meant_is_refused_and_never_heard(served: Served, number: int) -> None:
+    process = Process(
+        served.server.path, frames.Hello(role="server", token="good", state="Serving", commit_token=number)
+    )
+    answer = await process.open()
+    assert isinstance(answer, frames.Refused)
+    assert "hello.commit_token is no int" in answer.message
+    assert served.heard == []
+    process.close()
+    talking = await served.enter()
+    sockets.send(talking.sock, frames.State("Serving", None, number))
+    await until(lambda: isinstance(served.heard[-1], Gone))
+    assert served.said() == []
+    talking.close()
+
+
+@pytest.fixture
+def left(folder: Path) -> None:
+    """A socket of an agent that was killed."""
+    folder.mkdir()
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    dead.bind(str(folder / "agent.sock"))
+    dead.close()
+
+
+async def test_the_socket_can_be_reached_by_everybody_and_replaces_a_dead_one(folder: Path, left: None) -> None:
+    served = Served(folder, Limits())
+    await served.server.start()
+    assert [stat.S_IMODE(os.stat(p).st_mode) for p in (folder, served.server.path)] == [0o755, 0o666]  # noqa: PTH116
+    (await served.enter()).close()
+    await served.server.close()
+    assert os.listdir(folder) == []  # noqa: PTH208
+
+
+async def test_memory_goes_out_in_pieces_and_is_unpinned(served: Served) -> None:
+    process = await served.enter()
+    image = Pinned(600)
+    served.server.send_prepare(1, 5, "sha256:x", image)
+    received, count = [], 0
+    while count < 600:
+        frame, fds = await process.receive()
+        received.append(frame)
+        count += len(fds)
+        for fd in fds:
+            os.close(fd)
+    assert received == [frames.Prepare(5, "sha256:x", 599), frames.MoreSlabs(5), frames.MoreSlabs(5)]
+    await until(lambda: image.released == 1)
+    served.server.send_prepare(77, 6, "sha256:x", gone := Pinned(1))
+    assert gone.released == 1
+    process.close()
+
+
+async def test_a_process_that_takes_nothing_is_let_go(served: Served) -> None:
+    process = await served.enter()
+    image = Pinned(2)
+    for number in range(600):
+        served.server.send(1, frames.Release(number, "sha256:" + "0" * 4000))
+        await asyncio.sleep(0)
+    served.server.send_prepare(1, 5, "sha256:x", image)
+    await until(lambda: isinstance(served.heard[-1], Gone))
+    assert image.released == 1
+    process.close()
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    datagrams=st.lists(
+        st.one_of(
+            st.binary(min_size=1, max_size=300),
+            st.recursive(
+                st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+                lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+                max_leaves=8,
+            ).map(lambda body: json.dumps(body).encode()),
+            st.sampled_from(
+                [b'{"op":"hello","token":{}}', b'{"op":"hello","token":"bad"}', b'{"op":""}', b"[" * 60000]
+            ),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    first_hello=st.booleans(),
+)
+async def test_nonsense_ends_its_own_connection_and_nothing_else(
+    served: Served, datagrams: list[bytes], first_hello: bool
+) -> None:
+    process = Process(served.server.path, frames.Hello(role="rank", token="good"))
+    if first_hello:
+        await process.open()
+    else:
+        process.sock.connect(str(served.server.path))
+    try:
+        for datagram in datagrams:
+            process.sock.send(datagram)
+    except (BrokenPipeError, ConnectionResetError, BlockingIOError):
+        pass
+    process.close()
+    (await served.enter()).close()
+
+
+# -- who a token belongs to ----------------------------------------------------------------------------------------------
+
+
+def identity(node: str = "node-a", uid: str = "uid-1") -> Identity:
+    return Identity("system:serviceaccount:ns:default", "ns", "default", ("hotweights-agent",), "vllm-0", uid, node)
+
+
+class Api:
+    def __init__(self, answer: Identity | Exception) -> None:
+        self.answer, self.asked, self.time = answer, 0, 1000.0
+
+    async def review(self, token: str) -> Identity:
+        self.asked += 1
+        await asyncio.sleep(0)
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def reviews(self) -> Reviews:
+        return Reviews(self.review, lambda: self.time, fresh_seconds=60.0, refused_seconds=5.0)
+
+
+TOKEN = "e30.eyJleHAiOiAyMDAwfQ.sig"  # expires at 2000
+
+
+async def test_one_review_for_all_processes_of_an_engine() -> None:
+    api = Api(identity())
+    door = EngineAuthenticator(api.reviews(), "node-a")
+    pods = await asyncio.gather(*(door.authenticate(TOKEN) for _ in range(9)))
+    assert set(pods) == {Pod("uid-1", "ns", "vllm-0")}
+    assert api.asked == 1
+
+
+async def test_a_pod_of_another_node_is_refused() -> None:
+    with pytest.raises(Unauthenticated, match="is on node-b") as caught:
+        await EngineAuthenticator(Api(identity("node-b")).reviews(), "node-a").authenticate(TOKEN)
+    assert caught.value.reason == "NotThisNode"
+
+
+async def test_a_token_that_is_bound_to_no_pod_is_refused() -> None:
+    with pytest.raises(Unauthenticated, match="bound to no pod"):
+        await EngineAuthenticator(Api(identity(uid="")).reviews(), "node-a").authenticate(TOKEN)
+
+
+async def test_a_refusal_is_remembered_for_a_moment_only() -> None:
+    api = Api(TokenRefused("no"))
+    reviews = api.reviews()
+    for _ in range(3):
+        with pytest.raises(Unauthenticated):
+            await reviews.identity(TOKEN)
+    assert api.asked == 1
+    api.time, api.answer = 1006.0, identity()
+    assert (await reviews.identity(TOKEN)).pod_uid == "uid-1"
+
+
+async def test_while_the_api_server_is_away_a_known_token_counts_until_it_expires() -> None:
+    api = Api(identity())
+    reviews = api.reviews()
+    await reviews.identity(TOKEN)
+    api.time, api.answer = 1900.0, Unavailable("away")
+    assert (await reviews.identity(TOKEN)).pod_uid == "uid-1"
+    api.time = 2001.0
+    with pytest.raises(AuthenticationUnavailable):
+        await reviews.identity(TOKEN)
+    with pytest.raises(AuthenticationUnavailable):
+        await reviews.identity("e30.e30.other")
+
+
+@pytest.mark.parametrize("token", ["", "x" * 20000, "töken"])
+async def test_what_cannot_be_a_token_is_not_even_reviewed(token: str) -> None:
+    api = Api(identity())
+    with pytest.raises(Unauthenticated):
+        await api.reviews().identity(token)
+    assert api.asked == 0

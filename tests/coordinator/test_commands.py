@@ -1,0 +1,210 @@
+"""The commands as they are typed: what they print, what they exit with, and that an error is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hotweights import cli
+from tests.coordinator.running import Coordinator, manifest, plan, running
+
+PROCESS_SECONDS = 30.0
+
+
+@pytest.fixture
+def coordinator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Coordinator]:
+    with running() as found:
+        monkeypatch.setenv("HOTWEIGHTS_COORD", found.endpoint)
+        yield found
+
+
+class Shell:
+    """Types commands."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch = monkeypatch
+        self._capsys = capsys
+
+    def __call__(self, *words: str | Path) -> tuple[int, str, str]:
+        """Exit code, standard output, standard error."""
+        self._monkeypatch.setattr(sys, "argv", ["hotweights", *map(str, words)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        said = self._capsys.readouterr()
+        return code, said.out, said.err
+
+    def refused(self, *words: str | Path) -> str:
+        """The error, which is one line."""
+        code, out, err = self(*words)
+        assert (code, out) == (1, "")
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    monkeypatch.delenv("HOTWEIGHTS_COORD_TOKEN", raising=False)
+    return Shell(monkeypatch, capsys)
+
+
+def test_an_update_by_hand(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+    path = tmp_path / "a plan.json"
+    path.write_bytes(plan().canonical)
+    code, out, _ = shell("coord-submit-plan", "--plan", path)
+    assert (code, plan().digest in out) == (0, True)
+    assert shell("begin", "--version", "v1")[0] == 0
+    with coordinator.client() as client:
+        client.call("register", worker_id="w1", host="here")
+        assert "waiting for w1" in shell("status")[1]
+        assert "w1" in shell.refused("commit", "--version", "v1")
+        assert "precommitted" in shell("precommit", "--worker-id", "w1")[1]
+        done = json.loads(shell("commit", "--version", "v1", "--json")[1])
+        assert done["state"] == "committed"
+        client.call("heartbeat", worker_id="w1", applied={"digest": done["digest"], "token": done["token"]})
+        assert shell("commit", "--version", "v1", "--wait")[0] == 0
+    page = shell("coord-status")[1]
+    for expected in ("committed v1", "w1", "applied", "last events", "begin", "commit", "ago"):
+        assert expected in page
+    assert json.loads(shell("coord-status", "--json")[1])["state"] == "committed"
+    assert "AlreadyCommitted" in shell("abort", "--json")[1]
+    assert "final" in shell.refused("abort")
+
+
+def test_waits_until_it_is_committed_or_says_why_not(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(plan().canonical)
+    shell("coord-submit-plan", "--plan", path)
+    with coordinator.client() as client:
+        client.call("register", worker_id="slow")
+    assert "waiting for slow" in shell.refused("begin", "--version", "v1", "--wait", "--wait-timeout", "0.1")
+    assert shell("abort", "--reason", "too slow")[0] == 0
+    assert "too slow" in shell("status")[1]
+
+
+def test_sets_the_current_manifest(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+    path = tmp_path / "m.manifest.json"
+    path.write_bytes(manifest().canonical)
+    assert "v1" in shell("coord-set-current", "--manifest", path)[1]
+    with coordinator.client() as client:
+        assert client.call("get_current_manifest").binary == manifest().canonical
+    path.write_bytes(b"{}")
+    assert "manifest" in shell.refused("coord-set-current", "--manifest", path)
+
+
+def test_prints_events(shell: Shell, coordinator: Coordinator) -> None:
+    code, out, _ = shell("coord-sub", "--pub-endpoint", coordinator.events_endpoint, "--print-last", "--for", "0.1")
+    assert (code, "test leads" in out) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "words", [("status",), ("coord-status",), ("begin", "--version", "v"), ("commit", "--version", "v"), ("abort",)]
+)
+def test_without_a_coordinator_it_is_one_line(shell: Shell, words: tuple[str, ...]) -> None:
+    said = shell.refused(*words, "--endpoint", "tcp://127.0.0.1:1", "--timeout", "0.1")
+    assert "tcp://127.0.0.1:1" in said
+    assert "hotweights coord-serve" in said
+    code, out, _ = shell(*words, "--endpoint", "tcp://127.0.0.1:1", "--timeout", "0.1", "--json")
+    assert (code, json.loads(out)["error"]["reason"]) == (1, "CoordinatorUnreachable")
+
+
+def test_what_cannot_be_asked_is_one_line(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+    assert "no plan of version v9" in shell.refused("begin", "--version", "v9")
+    assert "begin" in shell.refused("commit", "--version", "v9")
+    assert "ghost" in shell.refused("precommit", "--worker-id", "ghost")
+    assert "nothing to abort" in shell.refused("abort")
+    assert "does not exist" in shell.refused("coord-submit-plan", "--plan", tmp_path / "none")
+    (tmp_path / "garbage").write_bytes(b"garbage")
+    assert "hotweights plan" in shell.refused("coord-submit-plan", "--plan", tmp_path / "garbage")
+    assert "tcp://" in shell.refused("status", "--endpoint", "nonsense")
+
+
+def test_the_token_comes_from_a_file_or_the_environment(
+    shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("secret\n")
+    (tmp_path / "empty").write_text("\n")
+    with running(token="secret") as coordinator:
+        monkeypatch.setenv("HOTWEIGHTS_COORD", coordinator.endpoint)
+        assert "HOTWEIGHTS_COORD_TOKEN" in shell.refused("status")
+        assert shell("status", "--token-file", tmp_path / "token")[0] == 0
+        assert "is empty" in shell.refused("status", "--token-file", tmp_path / "empty")
+        assert "cannot read" in shell.refused("status", "--token-file", tmp_path / "none")
+        monkeypatch.setenv("HOTWEIGHTS_COORD_TOKEN", "other")
+        assert "not the coordinator's" in shell.refused("status")
+        monkeypatch.setenv("HOTWEIGHTS_COORD_TOKEN", "secret")
+        assert shell("status")[0] == 0
+
+
+def test_what_cannot_be_served_is_one_line(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+    serve = ("coord-serve", "--metrics-port", "0", "--endpoint")
+    assert "--token-file" in shell.refused(*serve, "tcp://0.0.0.0:0")
+    assert "does another coordinator run?" in shell.refused(*serve, coordinator.endpoint)
+    assert "coord-keys" in shell.refused(*serve, "tcp://127.0.0.1:0", "--curve", tmp_path)
+    taken = str(coordinator.metrics_port)
+    said = shell.refused("coord-serve", "--endpoint", "tcp://127.0.0.1:0", "--metrics-port", taken)
+    assert taken in said
+    assert "HOTWEIGHTS_COORD_METRICS_PORT" in said
+    assert shell(*serve, "tcp://127.0.0.1:0", "--backend", "paper")[0] == 2
+
+
+def test_redis_that_is_not_there_is_never_silently_memory(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv("HOTWEIGHTS_COORD_BACKEND", "redis")
+    monkeypatch.setenv("HOTWEIGHTS_REDIS_URL", f"redis://127.0.0.1:{port}/0")
+    assert str(port) in shell.refused("coord-serve", "--endpoint", "tcp://127.0.0.1:0", "--metrics-port", "0")
+
+
+def test_writes_keys(shell: Shell, tmp_path: Path) -> None:
+    assert shell("coord-keys", tmp_path / "keys")[0] == 0
+    with running(curve=tmp_path / "keys") as coordinator:
+        assert shell("status", "--endpoint", coordinator.endpoint, "--curve", tmp_path / "keys")[0] == 0
+    assert "holds keys already" in shell.refused("coord-keys", tmp_path / "keys")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
+    command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", "tcp://127.0.0.1:0"]
+    process = subprocess.Popen(
+        [*command, "--metrics-port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        for expected in ("serves at tcp://127.0.0.1:", "events at", "metrics at port", "backend memory", "auth none"):
+            assert expected in line
+        process.send_signal(number)
+        out, err = process.communicate(timeout=PROCESS_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, out, "Traceback" in err) == (0, "", False)
+
+
+def test_ctrl_c_ends_what_waits() -> None:
+    command = [sys.executable, "-m", "hotweights.cli", "coord-sub", "--print-last", "--endpoint"]
+    with running() as coordinator:
+        process = subprocess.Popen(
+            [*command, coordinator.endpoint], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+        try:
+            assert process.stdout is not None
+            assert "test leads" in process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=PROCESS_SECONDS)
+        finally:
+            process.kill()
+            process.wait()
+    assert (process.returncode, "Traceback" in err) == (130, False)

@@ -1,0 +1,193 @@
+"""Sources: what may be read, for whom, and that no link, name or file type leads anywhere else."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hotweights_storage.errors import SourceRefused, SourceUnavailable
+from hotweights_storage.sources import file as files
+from hotweights_storage.sources import safe_open
+from hotweights_storage.sources.base import Sources, read_small
+from hotweights_storage.sources.file import Claim, ClaimOpener, FileOpener, Root, open_folder
+
+
+@pytest.fixture(params=["openat2", "walk"])
+def root(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A root with a model in it, and a secret beside it; with the kernel's help and without."""
+    if request.param == "walk":
+
+        def missing(*_: object) -> int:
+            raise PermissionError(1, "filtered")
+
+        monkeypatch.setattr(safe_open, "_openat2", missing)
+    folder = tmp_path / "models" / "my model"
+    folder.mkdir(parents=True)
+    (folder / "a.safetensors").write_bytes(bytes(range(256)) * 100)
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("secret")
+    return tmp_path / "models"
+
+
+def sources(root: Path, *namespaces: str) -> Sources:
+    return Sources({
+        "file": FileOpener([Root(root, namespaces or ("*",))]),
+        "pvc": ClaimOpener([Claim("team-a", "weights", root)]),
+    })  # fmt: skip
+
+
+def reason_of(call: Callable[[], object], kind: type[SourceRefused | SourceUnavailable] = SourceRefused) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("spelling", ["my%20model", "my model", "./my model/"])
+def test_a_path_with_spaces_is_read(root: Path, spelling: str) -> None:
+    with sources(root).open(f"file://{root}/{spelling}", "any") as source:
+        assert source.files() == {"a.safetensors": 25600}
+        assert read_small(source, "a.safetensors", 4, 255) == b"\xff\x00\x01\x02"
+        assert read_small(source, "a.safetensors", 100, 25590) == bytes(range(246, 256))
+        assert read_small(source, "a.safetensors", 100, 99999) == b""
+
+
+def test_a_root_is_open_to_its_namespaces(root: Path) -> None:
+    uri = f"file://{root}/my%20model"
+    sources(root, "team-a", "team-b").open(uri, "team-b").close()
+    assert reason_of(lambda: sources(root, "team-a").open(uri, "team-b")) == "SourceNotAllowed"
+
+
+def test_a_claim_belongs_to_its_namespace(root: Path) -> None:
+    with sources(root).open("pvc://weights/my%20model", "team-a") as source:
+        assert list(source.files()) == ["a.safetensors"]
+    assert reason_of(lambda: sources(root).open("pvc://weights/my%20model", "team-b")) == "SourceNotAllowed"
+    assert reason_of(lambda: sources(root).open("pvc://other/my%20model", "team-a")) == "SourceNotAllowed"
+
+
+@pytest.mark.parametrize(
+    ("uri", "reason"),
+    [
+        ("file:///etc", "SourceNotAllowed"),
+        ("file://{root}2/x", "SourceNotAllowed"),
+        ("file://{root}/../secret", "BadURI"),
+        ("file://{root}/%2e%2e/secret", "BadURI"),
+        ("file://{root}/my model%00", "BadURI"),
+        ("file://{root}/my model?x=1", "BadURI"),
+        ("file://{root}/my model#x", "BadURI"),
+        ("file://host{root}/my model", "BadURI"),
+        ("pvc://weights/../secret", "BadURI"),
+        ("s3://bucket/x", "UnknownScheme"),
+        ("/etc", "UnknownScheme"),
+    ],
+)
+def test_uris_that_are_refused(root: Path, uri: str, reason: str) -> None:
+    assert reason_of(lambda: sources(root).open(uri.format(root=root), "team-a")) == reason
+
+
+def test_what_is_not_there_is_said_at_once(root: Path) -> None:
+    opened = sources(root)
+    assert reason_of(lambda: opened.open(f"file://{root}/none", "x"), SourceUnavailable) == "SourceNotFound"
+    uri = f"file://{root}/my model/a.safetensors"
+    assert reason_of(lambda: opened.open(uri, "x"), SourceUnavailable) == "SourceUnreadable"
+    gone = Sources({"file": FileOpener([Root(root / "unmounted")])})
+    assert reason_of(lambda: gone.open(f"file://{root}/unmounted/m", "x"), SourceUnavailable) == "SourceNotFound"
+
+
+def test_a_folder_that_is_a_link_out_of_the_root_is_refused(root: Path) -> None:
+    (root / "absolute").symlink_to(root.parent / "secret")
+    (root / "relative").symlink_to("../secret")
+    for name in ("absolute", "relative", "relative/.", "absolute/key"):
+        assert reason_of(lambda name=name: sources(root).open(f"file://{root}/{name}", "x")) == "SourceNotAllowed"  # type: ignore[misc]
+
+
+def test_a_file_that_is_a_link_out_of_the_root_is_refused(root: Path) -> None:
+    (root / "my model" / "key.safetensors").symlink_to("../../secret/key")
+    assert reason_of(lambda: sources(root).open(f"file://{root}/my model", "x")) == "SourceNotAllowed"
+
+
+def test_a_link_put_there_later_is_refused(root: Path) -> None:
+    with sources(root).open(f"file://{root}/my model", "x") as source:
+        (root / "my model" / "a.safetensors").unlink()
+        (root / "my model" / "a.safetensors").symlink_to("../../secret/key")
+        assert reason_of(lambda: read_small(source, "a.safetensors", 6)) == "SourceNotAllowed"
+
+
+def test_links_inside_the_root_are_followed_as_the_hugging_face_cache_needs(root: Path) -> None:
+    (root / "blobs").mkdir()
+    (root / "blobs" / "0a").write_bytes(b"weights")
+    (root / "snapshot").mkdir()
+    (root / "snapshot" / "m.safetensors").symlink_to("../blobs/0a")
+    with sources(root).open(f"file://{root}/snapshot", "x") as source:
+        assert source.files() == {"m.safetensors": 7}
+        assert read_small(source, "m.safetensors", 7) == b"weights"
+
+
+def test_only_regular_files_are_read(root: Path) -> None:
+    os.mkfifo(root / "my model" / "pipe.safetensors")
+    (root / "my model" / "folder.safetensors").mkdir()
+    with sources(root).open(f"file://{root}/my model", "x") as source:
+        assert list(source.files()) == ["a.safetensors"]
+        for name in ("pipe.safetensors", "folder.safetensors"):
+            assert reason_of(lambda name=name: read_small(source, name, 1)) == "SourceNotAllowed"  # type: ignore[misc]
+
+
+def test_every_descriptor_is_given_back(root: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with sources(root).open(f"file://{root}/my model", "x") as source:
+        read_small(source, "a.safetensors", 1)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_the_most_special_root_counts_first_and_others_still_count(root: Path) -> None:
+    uri = f"file://{root}/my model"
+    both = Sources({"file": FileOpener([Root(root, ("team-a",)), Root(root / "my model", ("team-b",))])})
+    for namespace in ("team-a", "team-b"):
+        both.open(uri, namespace).close()
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_direct_and_cached_reads_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
+) -> None:
+    content = os.urandom(3 * 4096 + 77)
+    (tmp_path / "a").write_bytes(content)
+    monkeypatch.setattr(files, "_is_cached", lambda *_: not direct)
+    buffer = mmap.mmap(-1, 4 * 4096)
+    with open_folder(tmp_path) as source, memoryview(buffer) as view:
+        for _ in range(20):  # past the trials of the contest
+            assert source.read_into("a", 4096, view) == 2 * 4096 + 77
+            assert view[: 2 * 4096 + 77] == content[4096:]
+        with view[3:103] as piece:  # what direct reads cannot do
+            assert source.read_into("a", 5, piece) == 100
+            assert piece == content[5:105]
+
+
+def test_the_cache_is_used_only_where_it_is_far_quicker() -> None:
+    for seconds_direct, direct in ((1.0, True), (1.9, True), (3.0, False)):
+        contest = files._Contest()
+        for _ in range(8):
+            kind = contest.direct()
+            contest.count(kind, 1 << 20, seconds_direct if kind else 1.0)
+        assert contest.direct() is direct
+
+
+def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"old")
+    with open_folder(tmp_path) as source:
+        read_small(source, "a", 3)
+        source.check_unchanged()
+        (tmp_path / "new").write_bytes(b"new")
+        (tmp_path / "new").replace(tmp_path / "a")
+        assert reason_of(source.check_unchanged, SourceUnavailable) == "SourceChanged"
+
+
+def test_a_folder_of_ones_own_must_be_one(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SourceUnavailable, match="is not a folder"):
+        open_folder(tmp_path / "file")
+    with pytest.raises(SourceUnavailable, match="does not exist"):
+        open_folder(tmp_path / "none")

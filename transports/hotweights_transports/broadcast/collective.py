@@ -1,0 +1,243 @@
+"""The buckets of a plan through a group's collective, from rank 0's source into everybody's image.
+
+Rank 0 reads the plan's buckets, verifies each chunk, keeps it and puts it into a slot; a slot that is full and whose turn it is, is
+posted. The others post every slot in the same order, and verify and keep what came while the next ones flow. Every rank gets every
+bucket and leaves alone what it does not need: in a chain the bytes pass through it anyway, and a communicator per set of consumers
+would be one more thing that all have to enter together.
+
+A collective that is lost is no error here: `send` and `receive` say so, and what is missing then is to be pulled.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from hotweights_planner.manifest import Chunk
+from hotweights_planner.plan import Item, PlanBucket
+from hotweights_storage.errors import ChecksumMismatch
+from hotweights_storage.image import ImageBuilder
+from hotweights_storage.reader import Limits, read_chunks
+from hotweights_storage.sources.base import Source
+from hotweights_transports.broadcast.hydra import MpiFailed
+from hotweights_transports.broadcast.leader import Lead
+from hotweights_transports.broadcast.member import Follow
+from hotweights_transports.broadcast.rank_process import Member
+
+VERIFIERS: Final = 2
+FINISH_SECONDS: Final = 10.0
+
+Kept = Callable[[Chunk], None]
+"""Told of each chunk that was verified and stored; from any thread."""
+
+
+def send(
+    lead: Lead,
+    buckets: Sequence[PlanBucket],
+    source: Source,
+    builder: ImageBuilder,
+    kept: Kept,
+    stall_seconds: float,
+    limits: Limits | None = None,
+) -> str:
+    """Rank 0's part: read everything once, and send it along for as long as the others can hear it. Returns why they could
+    not hear all of it, or ''. Raises what the source does, and `ChecksumMismatch` before a wrong chunk is sent."""
+    desk = _Desk(lead.member, buckets, stall_seconds)
+    parts = _Parts(builder, kept, source.uri)
+    if lead.member is None:
+        desk.lose(lead.why)
+    try:
+        read_chunks(
+            source,
+            desk.pieces(),
+            lambda piece, data: desk.take(piece, data, parts),
+            limits=limits,
+            failing=lambda _: desk.lose("gone"),
+        )
+        desk.see_off()
+    except BaseException as error:
+        desk.lose("gone")
+        lead.give_up(f"rank 0 gave up: {error}")
+        raise
+    finally:
+        desk.close()
+    if desk.lost:
+        lead.give_up(desk.lost)
+    elif lead.member is not None:
+        lead.member.finish(FINISH_SECONDS)
+    return desk.lost
+
+
+def receive(
+    follow: Follow, buckets: Sequence[PlanBucket], builder: ImageBuilder, kept: Kept, stall_seconds: float
+) -> str:
+    """Every other rank's part, to the end also when nothing is missing here: the others need this rank. Returns why not all of
+    it came, or ''. A chunk that is not what it should be is left missing."""
+    member = follow.member
+    if member is None:
+        return follow.why or "there is no collective"
+    parts = _Parts(builder, kept, follow.address)
+    done, whole = 0, False
+    try:
+        with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as pool:
+            for slot in _completions(member, buckets, stall_seconds):
+                with member.view(slot) as view:
+                    list(pool.map(parts.take_or_leave, buckets[done].items, [view] * len(buckets[done].items)))
+                done += 1
+                follow.progressed()
+        whole = True
+    except MpiFailed as error:
+        return f"{follow.reason() or error} (after {done} of {len(buckets)} buckets)"
+    finally:
+        if not whole:
+            follow.give_up("this rank left the collective")
+    member.finish(FINISH_SECONDS)
+    return f"{parts.wrong} chunks came wrong" if parts.wrong else ""
+
+
+def _completions(member: Member, buckets: Sequence[PlanBucket], stall_seconds: float) -> Iterator[int]:
+    """Slots in the order of the buckets; one is posted again when its taker is through with it."""
+    for number, bucket in enumerate(buckets[: member.slots]):
+        member.post(number, bucket.nbytes)
+    for number in range(len(buckets)):
+        slot = member.completed(stall_seconds)
+        if slot != number % member.slots:
+            raise MpiFailed(f"slot {slot} came instead of {number % member.slots}")
+        yield slot
+        if number + member.slots < len(buckets):
+            member.post(slot, buckets[number + member.slots].nbytes)
+
+
+class _Parts:
+    """From items to verified chunks in the image: whole ones at once, split ones when their last part is here."""
+
+    def __init__(self, builder: ImageBuilder, kept: Kept, source: str) -> None:
+        self._builder = builder
+        self._kept = kept
+        self._source = source
+        self._begun: dict[str, tuple[bytearray, list[int]]] = {}
+        self._lock = threading.Lock()
+        self.wrong = 0
+        """How many chunks were not what they should be."""
+
+    def take(self, item: Item, data: memoryview) -> None:
+        """One item's bytes. Raises `ChecksumMismatch`."""
+        chunk = item.chunk
+        if self._builder.has(chunk.blake3):
+            return
+        if not item.is_part:
+            self._keep(chunk, data)
+            return
+        with self._lock:
+            buffer, left = self._begun.setdefault(chunk.blake3, (bytearray(chunk.nbytes), [chunk.nbytes]))
+            buffer[item.chunk_offset : item.chunk_offset + item.nbytes] = data
+            left[0] -= item.nbytes
+            if left[0]:
+                return
+            del self._begun[chunk.blake3]
+        with memoryview(buffer) as view:
+            self._keep(chunk, view)
+
+    def take_or_leave(self, item: Item, bucket: memoryview) -> None:
+        """An item of a bucket; one that is wrong stays missing."""
+        with bucket[item.offset : item.offset + item.nbytes] as data:
+            try:
+                self.take(item, data)
+            except ChecksumMismatch:
+                self.wrong += 1
+
+    def _keep(self, chunk: Chunk, data: memoryview) -> None:
+        if self._builder.put(chunk.blake3, data, self._source):
+            self._kept(chunk)
+
+
+class _Desk:
+    """Where rank 0's readers bring items, in any order, and slots leave, in the buckets' order."""
+
+    def __init__(self, member: Member | None, buckets: Sequence[PlanBucket], stall_seconds: float) -> None:
+        self.lost = ""
+        """Why nobody hears us any more."""
+        self._member = member
+        self._slots = member.slots if member is not None else 0
+        self._buckets = buckets
+        self._stall_seconds = stall_seconds
+        self._changed = threading.Condition()  # of what follows
+        self._items: dict[tuple[str, int], tuple[int, Item]] = {}  # what is being read, by file and offset
+        self._lacking = [len(bucket.items) for bucket in buckets]
+        self._posted = self._completed = 0
+        self._closing = False
+        self._watcher = threading.Thread(target=self._watch, name="mpi slots", daemon=True)
+        self._watcher.start()
+
+    def pieces(self) -> Iterator[Chunk]:
+        """What to read, in order, an item at a time."""
+        for number, bucket in enumerate(self._buckets):
+            for item in bucket.items:
+                with self._changed:
+                    self._items[item.chunk.file, item.file_offset] = number, item
+                yield item.chunk._replace(offset=item.file_offset, nbytes=item.nbytes)
+
+    def take(self, piece: Chunk, data: memoryview, parts: _Parts) -> None:
+        """Verify and keep it, then put it into its slot, as soon as that is free."""
+        with self._changed:
+            number, item = self._items.pop((piece.file, piece.offset))
+        parts.take(item, data)
+        with self._changed:
+            self._changed.wait_for(lambda: self.lost or number < self._completed + self._slots)
+        if self.lost or self._member is None:
+            return
+        with self._member.view(number % self._slots) as slot:
+            slot[item.offset : item.offset + item.nbytes] = data
+        with self._changed:
+            self._lacking[number] -= 1
+            self._post_full(self._member)
+
+    def see_off(self) -> None:
+        """Until everything has been sent, or cannot be."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.lost or self._completed == len(self._buckets))
+
+    def lose(self, why: str) -> None:
+        """There is nobody to send to any more."""
+        with self._changed:
+            if self._completed < len(self._buckets):
+                self.lost = self.lost or why or "there is no collective"
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        if self.lost and self._member is not None:
+            self._member.hang_up()
+        self._watcher.join()
+
+    def _post_full(self, member: Member) -> None:
+        try:
+            while self._posted < len(self._buckets) and self._lacking[self._posted] == 0:
+                member.post(self._posted % self._slots, self._buckets[self._posted].nbytes)
+                self._posted += 1
+        except MpiFailed as error:
+            self.lose(str(error))
+        self._changed.notify_all()
+
+    def _watch(self) -> None:
+        """Take note of what is through."""
+        while (member := self._member) is not None:
+            with self._changed:
+                self._changed.wait_for(lambda: self._posted > self._completed or self.lost or self._closing)
+                if self.lost or self._posted == self._completed:
+                    return
+            try:
+                slot = member.completed(self._stall_seconds)
+                if slot != self._completed % self._slots:
+                    raise MpiFailed(f"slot {slot} is through instead of {self._completed % self._slots}")
+            except MpiFailed as error:
+                self.lose(f"{error} (after {self._completed} of {len(self._buckets)} buckets)")
+                return
+            with self._changed:
+                self._completed += 1
+                self._changed.notify_all()

@@ -1,0 +1,152 @@
+"""A node's end of one rank: the ring that they share, the posts to it, and its death.
+
+The proxy is started with an argument list that `launch_line` checked; the rank that it starts inherits the ring and one end of a
+socket pair, so nobody else can be taken for it. Slots are broadcast in the order in which they are posted. Whatever becomes of the rank, the node
+hears it here as `MpiFailed`, within the time it is ready to wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import subprocess
+import time
+from pathlib import Path
+from typing import Final, Self
+
+from hotweights_transports.broadcast import rank
+from hotweights_transports.broadcast.hydra import END_SECONDS, START_SECONDS, MpiFailed, environment
+
+LEFTOVERS: Final = ("dev/shm/mpich_shm_*", "tmp/hydra_hwloc_xmlfile_*")
+LEFTOVER_SECONDS: Final = 5 * START_SECONDS
+
+
+def sweep() -> None:
+    """Remove what ranks of ours left that were killed while MPI began: a megabyte each in ``/dev/shm``, which has 64 in a container, and
+    the map of the host that every mpiexec writes. Files of others, of living ranks and young ones stay."""
+    old = [path for pattern in LEFTOVERS for path in Path("/").glob(pattern) if _is_old_and_ours(path)]
+    mapped = set() if not old else _mapped()
+    for path in old:
+        if str(path) not in mapped:
+            path.unlink(missing_ok=True)
+
+
+def _is_old_and_ours(path: Path) -> bool:
+    try:
+        found = path.stat()
+    except OSError:  # somebody else was quicker
+        return False
+    return found.st_uid == os.getuid() and found.st_mtime < time.time() - LEFTOVER_SECONDS
+
+
+def _mapped() -> set[str]:
+    """Files that some process maps."""
+    names: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # it ended, or is another user's, who cannot have mapped what is ours alone
+            names.update(line.rpartition(" ")[2] for line in maps.read_text().splitlines())
+    return names
+
+
+class Member:
+    """One rank and its ring. One thread posts and another may wait for completions."""
+
+    def __init__(self, arguments: list[str], slots: int, slot_nbytes: int) -> None:
+        sweep()
+        page = mmap.PAGESIZE
+        self.slots = slots
+        self.slot_nbytes = -(-max(1, slot_nbytes) // page) * page
+        self.rank = -1
+        self.size = 0
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        fd = os.memfd_create("hotweights-mpi", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, self.slots * self.slot_nbytes)
+            self._ring = mmap.mmap(fd, self.slots * self.slot_nbytes)
+            inherited = f"{theirs.fileno()},{fd},{self.slots},{self.slot_nbytes}"
+            self._proxy = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), fd),
+                env=environment() | {rank.FDS_VARIABLE: inherited},
+            )
+        except OSError as error:
+            self._control.close()
+            raise MpiFailed(f"{arguments[0]}: {error.strerror}") from error
+        finally:
+            theirs.close()
+            os.close(fd)
+
+    def view(self, slot: int) -> memoryview:
+        """A slot's memory: the node's until it is posted, and again once it is completed."""
+        return memoryview(self._ring)[slot * self.slot_nbytes :][: self.slot_nbytes]
+
+    def wait_ready(self, seconds: float) -> None:
+        """Until the rank is in the job with all others."""
+        payload = self._hear(rank.READY, seconds)
+        self.rank, self.size = rank.PAIR.unpack(payload)
+
+    def post(self, slot: int, nbytes: int) -> None:
+        """Broadcast the slot next. At most ``slots`` may be posted and not completed."""
+        try:
+            self._control.send(rank.POST.pack(slot, nbytes))
+        except OSError as error:
+            raise MpiFailed(f"the rank is gone: {(error.strerror or str(error)).lower()}") from error
+
+    def completed(self, seconds: float) -> int:
+        """The slot whose broadcast has ended on this node, in the order posted."""
+        return int(rank.SLOT.unpack(self._hear(rank.DONE, seconds))[0])
+
+    def finish(self, seconds: float) -> None:
+        """All is done on this node: leave the job together with the others, or alone when they take too long."""
+        with contextlib.suppress(MpiFailed, OSError):
+            self._control.send(rank.FINISH)
+            self._hear(b"", seconds)
+        self.close()
+
+    def hang_up(self) -> None:
+        """End the rank; wakes whoever waits for it. From any thread."""
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """End the rank and its proxy, if they have not ended."""
+        self.hang_up()
+        self._control.close()
+        for end in (None, self._proxy.terminate, self._proxy.kill):
+            if end is not None:
+                end()
+            try:
+                self._proxy.wait(END_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+        with contextlib.suppress(BufferError):  # somebody still reads a slot: it is unmapped with the last view
+            self._ring.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _hear(self, kind: bytes, seconds: float) -> bytes:
+        deadline = time.monotonic() + seconds
+        self._control.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            message = self._control.recv(rank.MAX_MESSAGE_NBYTES)
+        except TimeoutError:
+            raise MpiFailed(f"the collective made no progress for {seconds:g} s") from None
+        except OSError as error:
+            raise MpiFailed(f"the rank is gone: {(error.strerror or str(error)).lower()}") from error
+        if message[:1] == rank.FAILED:
+            raise MpiFailed(f"the rank failed: {message[1:].decode(errors='replace')}")
+        if not message:
+            raise MpiFailed("the job ended early: a member was lost")
+        if message[:1] != kind:
+            raise MpiFailed(f"the rank said {message[:1]!a} instead of {kind!a}")
+        return message[1:]

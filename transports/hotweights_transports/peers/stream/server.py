@@ -1,0 +1,229 @@
+"""The side that gives chunks: one thread per puller, because `sendfile` and `recv` release the interpreter's lock.
+
+Strangers cost a thread for at most `handshake_seconds` and are few; who proved who it is may stay. A connection ends at
+the first thing that is not as it should be, and takes nothing else with it. What a chunk is, and whether it is verified,
+only the provider knows; this module sends what it is given a lease on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+import time
+from typing import ClassVar
+
+from hotweights_transports.peers import frames
+from hotweights_transports.peers.base import (
+    Authenticate,
+    AuthenticationUnavailable,
+    ChunkProvider,
+    Identity,
+    Lease,
+    PeerServer,
+    Pending,
+    ServerLimits,
+)
+from hotweights_transports.peers.rate_limiter import Throttle
+from hotweights_transports.peers.stream import address as addresses
+from hotweights_transports.peers.stream.wire import Broken, Late, Tick, Unusable, Wire, within
+
+logger = logging.getLogger(__name__)
+
+CLOSE_SECONDS = 5.0
+
+
+class _Refused(Exception):
+    """This connection ends, and the puller is told why."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class _Closing(Exception):
+    """The server is being closed."""
+
+
+class TcpServer(PeerServer):
+    scheme: ClassVar[str] = "tcp"
+    wire_type: ClassVar[type[Wire]] = Wire
+
+    def __init__(self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits) -> None:
+        host, port = addresses.parse(uri, self.scheme)
+        self._provider = provider
+        self._authenticate = authenticate
+        self._limits = limits
+        self._throttle = Throttle(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
+        self._closing = threading.Event()
+        self._lock = threading.Lock()  # of the three below
+        self._threads: dict[Wire, threading.Thread] = {}
+        self._strangers = 0
+        self._pullers = 0
+        self._listener = addresses.listen(host, port)
+        self.address = addresses.form(host, self._listener.getsockname()[1], self.scheme)
+        self._acceptor = threading.Thread(target=self._accept, name=f"peers {self.address}", daemon=True)
+        self._acceptor.start()
+
+    def close(self) -> None:
+        self._closing.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); closing alone would not
+        self._listener.close()
+        self._acceptor.join(CLOSE_SECONDS)
+        with self._lock:
+            threads = dict(self._threads)
+        for wire in threads:
+            wire.hang_up()
+        deadline = time.monotonic() + CLOSE_SECONDS
+        for thread in threads.values():
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                sock, _ = self._listener.accept()
+            except OSError as error:
+                if self._closing.wait(0.1):  # e.g. out of file descriptors: come back a little later
+                    return
+                logger.warning("%s: accept failed: %s", self.address, error)
+                continue
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        with self._lock:
+            if self._strangers >= self._limits.max_handshakes or self._closing.is_set():
+                sock.close()
+                return
+            wire = self.wire_type(sock)
+            thread = threading.Thread(target=self._converse, args=(wire,), name="peer connection", daemon=True)
+            self._threads[wire] = thread
+            self._strangers += 1
+        thread.start()
+
+    def _converse(self, wire: Wire) -> None:
+        is_puller = False
+        try:
+            identity = self._handshake(wire)
+            is_puller = self._promote()
+            wire.send(frames.welcome(frames.PROTOCOLS[0]), within(self._limits.handshake_seconds))
+            self._prepare(wire)
+            self._answer(wire, identity)
+        except _Refused as refusal:
+            wire.say_last(frames.refused(refusal.reason, str(refusal)))
+        except frames.FrameError as error:
+            wire.say_last(frames.refused("ProtocolError", str(error)))
+        except Unusable as error:
+            wire.say_last(frames.refused("TransportUnusable", str(error)))
+        except (Broken, Late, _Closing) as error:
+            logger.debug("%s: a puller's connection ended: %s", self.address, error)
+        finally:
+            wire.close()
+            with self._lock:
+                del self._threads[wire]
+                if is_puller:
+                    self._pullers -= 1
+                else:
+                    self._strangers -= 1
+
+    def _handshake(self, wire: Wire) -> Identity:
+        in_time = within(self._limits.handshake_seconds)
+        header = frames.decode_header(wire.receive(frames.HEADER.size, in_time), frames.FROM_STRANGER)
+        hello = frames.read_hello(bytes(wire.receive(header.nbytes, in_time)))
+        if not set(hello.protocols) & set(frames.PROTOCOLS):
+            raise _Refused("ProtocolUnsupported", f"this peer speaks {list(frames.PROTOCOLS)}: upgrade the older agent")
+        try:
+            identity = self._authenticate(hello.token)
+        except AuthenticationUnavailable as error:
+            raise _Refused(
+                "AuthenticationUnavailable", f"the token could not be reviewed ({error}): try again"
+            ) from error
+        if identity is None:
+            raise _Refused("TokenInvalid", "the token proves no agent of this installation; no weights without one")
+        return identity
+
+    def _promote(self) -> bool:
+        """From stranger to puller, if there is room."""
+        with self._lock:
+            if self._pullers >= self._limits.max_connections:
+                raise _Refused("Busy", f"{self._pullers} connections already: try another peer")
+            self._strangers -= 1
+            self._pullers += 1
+        return True
+
+    def _prepare(self, wire: Wire) -> None:
+        piece_nbytes = self._throttle.piece_nbytes if self._throttle else None
+        wire.prepare_to_serve(piece_nbytes, self._unless_closing(within(self._limits.handshake_seconds)))
+
+    def _answer(self, wire: Wire, identity: Identity) -> None:
+        while True:
+            header = self._next_request(wire)
+            payload = bytes(wire.receive(header.nbytes, within(self._limits.request_seconds)))
+            if header.kind is frames.Kind.MANIFEST:
+                manifest = self._provider.manifest(frames.read_manifest_request(payload))
+                self._send_document(wire, frames.Kind.MANIFEST_BYTES, manifest)
+                continue
+            if header.kind is frames.Kind.GROUP:
+                invitation = self._provider.invitation(frames.read_group_request(payload), identity)
+                self._send_document(wire, frames.Kind.INVITATION, invitation)
+                continue
+            digest, wanted = frames.read_chunks_request(payload)
+            logger.debug("%s: %d chunks of %s for %s", self.address, len(wanted), digest, identity.name)
+            for blake3 in wanted:
+                self._send_chunk(wire, digest, blake3)
+
+    def _next_request(self, wire: Wire) -> frames.Header:
+        data = wire.receive(1, self._unless_closing(within(self._limits.idle_seconds)))
+        data += wire.receive(frames.HEADER.size - 1, within(self._limits.request_seconds))
+        return frames.decode_header(data, frames.FROM_PULLER)
+
+    def _unless_closing(self, tick: Tick) -> Tick:
+        def checked(nbytes: int) -> None:
+            if self._closing.is_set():
+                raise _Closing("the server is closing")
+            tick(nbytes)
+
+        return checked
+
+    def _send_document(self, wire: Wire, kind: frames.Kind, document: bytes | None) -> None:
+        if document is None:
+            self._send_header(wire, frames.Header(frames.Kind.UNKNOWN, 0))
+            return
+        self._send_header(wire, frames.Header(kind, len(document)), more=True)
+        wire.send(document, self._unless_closing(within(self._limits.send_seconds)))
+
+    def _send_chunk(self, wire: Wire, digest: str, blake3: str) -> None:
+        raw = bytes.fromhex(blake3)
+        while True:
+            found = self._provider.locate(blake3)
+            if isinstance(found, Lease):
+                try:
+                    self._send_lease(wire, raw, found)
+                finally:
+                    found.release()
+                return
+            if found is None:
+                known = self._provider.manifest(digest) is not None
+                self._send_header(wire, frames.Header(frames.Kind.MISSING if known else frames.Kind.UNKNOWN, 0, raw))
+                return
+            self._wait(wire, raw, found)
+
+    def _wait(self, wire: Wire, raw: bytes, pending: Pending) -> None:
+        if not pending.wait(self._limits.waiting_seconds):
+            self._send_header(wire, frames.Header(frames.Kind.WAITING, 0, raw))
+        if self._closing.is_set():
+            raise _Closing("the server is closing")
+
+    def _send_header(self, wire: Wire, header: frames.Header, *, more: bool = False) -> None:
+        wire.send(header.encode(), self._unless_closing(within(self._limits.send_seconds)), more=more)
+
+    def _send_lease(self, wire: Wire, raw: bytes, lease: Lease) -> None:
+        self._send_header(wire, frames.Header(frames.Kind.CHUNK, lease.nbytes, raw), more=lease.nbytes > 0)
+        send = wire.send_file if lease.sealed else wire.send_copy
+        piece_nbytes = self._throttle.piece_nbytes if self._throttle else max(1, lease.nbytes)
+        for begin in range(0, lease.nbytes, piece_nbytes):
+            piece = min(piece_nbytes, lease.nbytes - begin)
+            if self._throttle is not None:
+                self._throttle.take(piece, self._closing)
+            send(lease.fd, lease.offset + begin, piece, self._unless_closing(within(self._limits.send_seconds)))
