@@ -15,17 +15,17 @@ from functools import partial
 
 from hotweights_agent import peer_endpoints
 from hotweights_agent.driver import Driver
-from hotweights_agent.kube.pod_status import PodMarks
+from hotweights_agent.kube.pod_status import PodStatusWriter
 from hotweights_agent.kube.status_writer import StatusWriter
-from hotweights_agent.kube.sync import KubeSync, apply_marks, patch_status
-from hotweights_agent.kube.token_review import EngineAuthenticator, PeerAuthenticator, Reviews, claims_of
+from hotweights_agent.kube.sync import KubeSync, patch_pod_status, patch_status
+from hotweights_agent.kube.token_review import EngineAuthenticator, PeerAuthenticator, TokenReviews, claims_of
 from hotweights_agent.local import plugin_folder
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.node import Node, Place, until, utc
-from hotweights_agent.session.messages import Marked
+from hotweights_agent.node import Node, NodeConfig, until, utc
+from hotweights_agent.session.messages import PodStatusSeen
 from hotweights_agent.settings import Settings
 from hotweights_agent.staging import allowed_sources
-from hotweights_agent.staging.broadcasts import Means
+from hotweights_agent.staging.broadcasts import BroadcastContext
 from hotweights_common import hosts
 from hotweights_common.http_endpoints import Endpoints
 from hotweights_kube import Api, Identity, review
@@ -62,20 +62,22 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
         await until(stop, node.driver.run, sync.run)
 
 
-def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Place:
+def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> NodeConfig:
     token = partial(_token, settings)
     host = hosts.bracketed(settings.address)
     peer = PeerAuthenticator(
         _reviews(api, peers.TOKEN_AUDIENCE, metrics), asyncio.get_running_loop(), partial(_me, token)
     )
-    return Place(
+    return NodeConfig(
         version=version,
         run_folder=settings.run_folder / settings.node,
         state_folder=settings.state_folder,
         listen=peer_endpoints.listeners(settings.peer_port, settings.ucx_port),
         advertise=lambda address: f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}",
-        broadcasts=Means(settings.node, settings.address, token, peer, Groups(token)) if settings.mpi else None,
-        roads=partial(peer_endpoints.describe, ucx_port=settings.ucx_port, mpi=settings.mpi),
+        broadcasts=BroadcastContext(settings.node, settings.address, token, peer, Groups(token))
+        if settings.mpi
+        else None,
+        measure_endpoints=partial(peer_endpoints.describe, ucx_port=settings.ucx_port, mpi=settings.mpi),
         sources=allowed_sources.allowed(settings.roots),
         peers=peer,
         peer_token=token,
@@ -92,10 +94,10 @@ def _kube(api: Api, settings: Settings, driver: Driver, metrics: Metrics) -> tup
     )
 
     async def tell_label(uid: str, label: str) -> None:
-        await driver.tell(Marked(uid, label))
+        await driver.tell(PodStatusSeen(uid, label))
 
-    driver.marks = PodMarks(
-        apply_marks(api),
+    driver.pod_status = PodStatusWriter(
+        patch_pod_status(api),
         tell_label,
         time.monotonic,
         utc,
@@ -108,17 +110,17 @@ def _kube(api: Api, settings: Settings, driver: Driver, metrics: Metrics) -> tup
         settings.namespace,
         driver.tell,
         status,
-        driver.marks,
+        driver.pod_status,
         away_seconds=settings.kube.away_seconds,
     )
     return sync, status
 
 
-def _reviews(api: Api, audience: str, metrics: Metrics) -> Reviews:
+def _reviews(api: Api, audience: str, metrics: Metrics) -> TokenReviews:
     async def ask(token: str) -> Identity:
         return await review(api, token, [audience])
 
-    return Reviews(ask, time.time, counted=lambda result: metrics.reviews.labels(audience, result).inc())
+    return TokenReviews(ask, time.time, counted=lambda result: metrics.reviews.labels(audience, result).inc())
 
 
 def _token(settings: Settings) -> str:

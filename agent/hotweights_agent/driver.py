@@ -1,4 +1,4 @@
-"""Turns the crank: messages into the session, one after the other, and its effects out into the world.
+"""Runs the session: messages in, one after the other, and its effects out into the world.
 
 The queue is bounded, so that whoever talks too much waits. Effects are done in their order; those that take time are only begun
 here, and what comes of them returns as a message. Messages that wait together are looked at together, because looking costs more
@@ -16,11 +16,11 @@ from functools import partial
 from typing import Protocol, assert_never
 
 from hotweights_agent.engines.socket_server import EngineServer
-from hotweights_agent.local.state_file import Memory, MemoryNotWritten
+from hotweights_agent.local.state_file import StateFile, StateFileNotWritten
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.session import effects as fx
 from hotweights_agent.session.defects import contained
-from hotweights_agent.session.messages import CapacityChanged, Message, Now, Pod, Recalled, StageFailed, Ticked
+from hotweights_agent.session.messages import AssignmentsLoaded, CapacityChanged, Message, Now, Pod, StageFailed, Ticked
 from hotweights_agent.session.session import Session
 from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Pin, Store, UnknownVersion
@@ -35,7 +35,7 @@ MESSAGES_AT_ONCE = 64  # noted before they are acted upon
 DEFECT_AGAIN_SECONDS = 60.0  # how often the same defect is logged; it is counted each time
 
 
-class Reporter(Protocol):
+class NodeStatusSink(Protocol):
     """Tells whoever is above what the node holds and serves."""
 
     def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
@@ -43,10 +43,10 @@ class Reporter(Protocol):
         ...
 
 
-class Marker(Protocol):
+class PodStatusSink(Protocol):
     """Makes the outside see what an engine serves."""
 
-    def want(self, pod: Pod, marks: fx.Marks) -> None:
+    def want(self, pod: Pod, pod_status: fx.PodStatus) -> None:
         """From now on this is to be shown."""
         ...
 
@@ -75,7 +75,7 @@ class Driver:
     def __init__(
         self,
         session: Session,
-        memory: Memory,
+        memory: StateFile,
         store: Store,
         metrics: Metrics,
         now: Callable[[], Now],
@@ -83,7 +83,7 @@ class Driver:
         memory_bytes: int = 0,
     ) -> None:
         self._session = session
-        self._memory = memory
+        self._file = memory
         self._store = store
         self._metrics = metrics
         self._now = now
@@ -96,8 +96,8 @@ class Driver:
         self.turned_at = now().seconds
         self.server: EngineServer
         self.stager: Stager
-        self.status: Reporter
-        self.marks: Marker
+        self.status: NodeStatusSink
+        self.pod_status: PodStatusSink
 
     async def tell(self, message: Message) -> None:
         """Hand a message to the session; waits while too many are waiting."""
@@ -105,7 +105,7 @@ class Driver:
 
     async def run(self) -> None:
         """Until cancelled."""
-        await self._turn(Recalled(self._memory.pods))
+        await self._turn(AssignmentsLoaded(self._file.pods))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick(), name="clock")
             while True:
@@ -164,14 +164,14 @@ class Driver:
                 self.server.send(effect.conn, effect.frame)
             case fx.Close():
                 self.server.close_connection(effect.conn, effect.reason, effect.message)
-            case fx.Remember():
-                await self._on_disk(self._memory.remember, *effect.pods)
-            case fx.Forget():
-                await self._on_disk(self._memory.forget, *effect.pod_uids)
-            case fx.MarkPod():
-                self.marks.want(effect.pod, effect.marks)
-            case fx.UnmarkPod():
-                self.marks.forget(effect.pod_uid)
+            case fx.SaveAssignments():
+                await self._on_disk(self._file.save, *effect.pods)
+            case fx.ForgetPods():
+                await self._on_disk(self._file.forget, *effect.pod_uids)
+            case fx.WritePodStatus():
+                self.pod_status.want(effect.pod, effect.pod_status)
+            case fx.DropPodStatus():
+                self.pod_status.forget(effect.pod_uid)
             case fx.Report():
                 self._metrics.show(effect.status)
                 self.status.offer(effect.status, urgent=effect.urgent)
@@ -192,6 +192,6 @@ class Driver:
     async def _on_disk(self, write: Callable[..., None], *arguments: object) -> None:
         try:
             await asyncio.to_thread(write, *arguments)
-        except MemoryNotWritten as error:
+        except StateFileNotWritten as error:
             self._metrics.defects.inc()
             log.error("%s. Until then a restarted engine waits for the API server", error)  # noqa: TRY400

@@ -9,7 +9,7 @@ import logging
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from hotweights_agent.session.messages import Message, Said, StageDone, StageFailed
+from hotweights_agent.session.messages import FrameReceived, Message, StageDone, StageFailed
 from hotweights_agent.session.phases import Phase
 from hotweights_crds.nodeweights import NodeWeightsStatus
 from hotweights_transports.handoff import frames
@@ -64,12 +64,12 @@ class Metrics:
                 self.stage_failures.labels(_bounded(message.reason)).inc()
                 if message.reason == "ChecksumMismatch":
                     self.checksums.inc()
-            case Said(frame=frames.Committed() as frame):
+            case FrameReceived(frame=frames.Committed() as frame):
                 self.commits.labels("Committed").inc()
                 self.pauses.observe(max(0.0, min(frame.pause_seconds, 3600.0)))
-            case Said(frame=frames.CommitFailed() as frame):
+            case FrameReceived(frame=frames.CommitFailed() as frame):
                 self.commits.labels("Dirty" if frame.dirty else _bounded(frame.reason)).inc()
-            case Said(frame=frames.Rejected() as frame):
+            case FrameReceived(frame=frames.Rejected() as frame):
                 self.rejections.labels(_bounded(frame.reason)).inc()
             case _:
                 pass

@@ -1,7 +1,7 @@
 """One node put together: store, session, stager, peers' servers and the engines' socket, and the order in which they start and end.
 
 Everything that an agent is, but for who tells it what to do. `agent` has the API server do that, the standalone worker a
-coordinator; they bring the authentication and the two that tell the outside (`Driver.status`, `Driver.marks`).
+coordinator; they bring the authentication and the two that tell the outside (`Driver.status`, `Driver.pod_status`).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from hotweights_agent.driver import Driver
 from hotweights_agent.engines.limits import Limits
 from hotweights_agent.engines.socket_auth import Authenticator
 from hotweights_agent.engines.socket_server import EngineServer
-from hotweights_agent.local.state_file import Memory
+from hotweights_agent.local.state_file import StateFile
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.session.messages import Now
-from hotweights_agent.session.next_effects import Bounds
-from hotweights_agent.session.session import Self, Session
+from hotweights_agent.session.next_effects import EngineTimeouts
+from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_agent.settings import EngineSettings, StagingSettings
-from hotweights_agent.staging.broadcasts import Broadcasts, Means
+from hotweights_agent.staging.broadcasts import BroadcastContext, Broadcasts
 from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Store
@@ -45,7 +45,7 @@ STUCK_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class NodeConfig:
     """Where a node's parts live and whom they let in."""
 
     version: str
@@ -68,9 +68,9 @@ class Place:
     """Who may connect to the socket."""
     lend: Callable[[Store], ChunkProvider] = lambda store: store
     """What of the store peers get to see."""
-    broadcasts: Means | None = None
+    broadcasts: BroadcastContext | None = None
     """For taking part in broadcasts; None: it does not."""
-    roads: Callable[[Sequence[str]], tuple[Endpoint, ...]] = lambda _endpoints: ()
+    measure_endpoints: Callable[[Sequence[str]], tuple[Endpoint, ...]] = lambda _endpoints: ()
     """What is told of where peers reach it; may take a while."""
 
 
@@ -90,7 +90,7 @@ class Node:
     async def open(
         cls,
         stack: contextlib.AsyncExitStack,
-        place: Place,
+        config: NodeConfig,
         metrics: Metrics,
         *,
         staging: StagingSettings,
@@ -101,44 +101,44 @@ class Node:
         budget = Budget(memory_bytes)
         store = Store(reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget)
         budget.store = store
-        memory = Memory(place.state_folder / "pods.json")
+        memory = StateFile(config.state_folder / "pods.json")
         memory.load()
         endpoints: list[str] = []
-        provider = place.lend(store)
-        if place.broadcasts is not None:
-            provider = Inviting(provider, place.broadcasts.groups)
-        for uri in place.listen:
-            server: PeerServer = transport_for(uri).listen(uri, provider, place.peers)
+        provider = config.lend(store)
+        if config.broadcasts is not None:
+            provider = Inviting(provider, config.broadcasts.groups)
+        for uri in config.listen:
+            server: PeerServer = transport_for(uri).listen(uri, provider, config.peers)
             stack.push_async_callback(asyncio.to_thread, server.close)
-            endpoints.append(place.advertise(server.address))
+            endpoints.append(config.advertise(server.address))
         session = Session(
-            Self(
+            AgentInfo(
                 str(uuid.uuid4()),
-                place.version,
+                config.version,
                 endpoints[0] if endpoints else "",
-                await asyncio.to_thread(place.roads, tuple(endpoints)),
+                await asyncio.to_thread(config.measure_endpoints, tuple(endpoints)),
             ),
-            Bounds(prepare_seconds=engines.prepare_seconds),
+            EngineTimeouts(prepare_seconds=engines.prepare_seconds),
             reconnect_seconds=engines.reconnect_seconds,
         )
         driver = Driver(session, memory, store, metrics, now, memory_bytes=memory_bytes)
-        manifests = ManifestCache(place.state_folder / "manifests")
+        manifests = ManifestCache(config.state_folder / "manifests")
         driver.stager = Stager(
             store,
-            place.sources,
+            config.sources,
             manifests,
             driver.tell,
-            token=place.peer_token,
+            token=config.peer_token,
             settings=staging,
-            broadcasts=Broadcasts(place.broadcasts, staging.patience_seconds) if place.broadcasts else None,
+            broadcasts=Broadcasts(config.broadcasts, staging.patience_seconds) if config.broadcasts else None,
             fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
         )
         stack.push_async_callback(driver.stager.close)
         driver.server = EngineServer(
-            place.run_folder,
-            place.engines,
+            config.run_folder,
+            config.engines,
             driver.tell,
-            agent=place.version,
+            agent=config.version,
             limits=Limits(hello_seconds=engines.hello_seconds),
         )
         return cls(driver, store, manifests, tuple(endpoints))

@@ -92,7 +92,7 @@ def _measured(scheme: str) -> int:
 def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
     """MB/s over loopback."""
     token = secrets.token_hex()
-    one = _One()
+    one = _OneChunk()
     uri = f"{scheme}://127.0.0.1:0"
     arrived = 0
 
@@ -153,7 +153,7 @@ def _push(group: Lead | Follow, nbytes: int) -> float:
     return took
 
 
-class _One(ChunkProvider):
+class _OneChunk(ChunkProvider):
     """Has one chunk."""
 
     def __init__(self) -> None:

@@ -72,7 +72,7 @@ class KubeSettings:
     away_seconds: float = 3.0
     """How long the API server may be silent until the disk's memory stands in for it."""
     resync_seconds: float = 30.0
-    """How often every pod's marks are compared again, whatever the watches say."""
+    """How often every pod's status is compared again, whatever the watches say."""
 
 
 @dataclass(frozen=True, slots=True)

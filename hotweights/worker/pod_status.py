@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from hotweights_agent.session.effects import Marks
-from hotweights_agent.session.messages import Marked, Message, Pod
+from hotweights_agent.session.effects import PodStatus
+from hotweights_agent.session.messages import Message, Pod, PodStatusSeen
 
 
 class NoMarks:
@@ -20,9 +20,9 @@ class NoMarks:
         self._tell = tell
         self._telling: set[asyncio.Task[None]] = set()
 
-    def want(self, pod: Pod, marks: Marks) -> None:
+    def want(self, pod: Pod, marks: PodStatus) -> None:
         """Say that it is so. Not within the session's own turn: that would wait for itself."""
-        task = asyncio.create_task(self._say(Marked(pod.uid, marks.digest_label)))
+        task = asyncio.create_task(self._say(PodStatusSeen(pod.uid, marks.digest_label)))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 

@@ -27,7 +27,7 @@ from hotweights.worker.pod_status import NoMarks
 from hotweights.worker.sync import CoordinatorSync, Me, Pace
 from hotweights_agent.engines.socket_server import ServerNotStarted
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.node import Node, Place, until
+from hotweights_agent.node import Node, NodeConfig, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_common import hosts, locks
 from hotweights_common.http_endpoints import Endpoints
@@ -113,7 +113,7 @@ async def run(
     async with contextlib.AsyncExitStack() as stack:
         folder = _own_folder(stack, settings, worker_id)
         allowed = sources(settings.roots)
-        place = Place(
+        place = NodeConfig(
             version=version,
             run_folder=folder,
             state_folder=folder,
@@ -152,7 +152,7 @@ async def run(
             once=done if once else None,
         )
         node.driver.status = sync
-        node.driver.marks = NoMarks(node.driver.tell)
+        node.driver.pod_status = NoMarks(node.driver.tell)
         try:
             await node.serve(stack)
         except ServerNotStarted as error:

@@ -19,7 +19,7 @@ from hotweights.worker.assignments import Assignment, Route, Standing, Version
 from hotweights.worker.peer_provider import Lending
 from hotweights.worker.peers import Peering
 from hotweights_agent.node import Node
-from hotweights_agent.session.messages import ApiAway, Assigned
+from hotweights_agent.session.messages import ApiUnavailable, Assigned
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_coordinator.wire.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
@@ -263,4 +263,4 @@ class CoordinatorSync:
             log.warning("%s", error)
         if silent_seconds >= self._pace.away_seconds and not self._away:
             self._away = True
-            await self._node.driver.tell(ApiAway())
+            await self._node.driver.tell(ApiUnavailable())

@@ -6,12 +6,12 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from hotweights_agent.session import effects as fx
-from hotweights_agent.session.next_effects import COMMIT_PACE, PREPARE_PACE, TRANSIENT
+from hotweights_agent.session.next_effects import COMMIT_RETRIES, PREPARE_RETRIES, TRANSIENT
 from hotweights_agent.session.session import Session
 from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
 from hotweights_transports.handoff import frames
 
-MOST = {"Prepare": PREPARE_PACE.most, "Commit": COMMIT_PACE.most}
+MOST = {"Prepare": PREPARE_RETRIES.most, "Commit": COMMIT_RETRIES.most}
 
 
 class Ask(NamedTuple):
@@ -38,7 +38,7 @@ class Books:
     def new_life(self, uid: str) -> None:
         self.lives[uid] += 1
 
-    def asked(self, uid: str, conn: int, step: str, digest: str, wanted: PodAssignment) -> None:
+    def pending(self, uid: str, conn: int, step: str, digest: str, wanted: PodAssignment) -> None:
         """A frame goes out: never for what was given up, as long as the order is the same."""
         image = self.images[digest] if step == "Prepare" else 0
         ask = Ask(uid, self.lives[uid], step, digest, wanted.token, (wanted.rollout, wanted.revision), image)
@@ -46,7 +46,7 @@ class Books:
             same = other[:2] == ask[:2] and other[3:6] == ask[3:6]
             if same and (other.image == image or other.step == "Commit" or step == "Commit"):
                 assert not any(last for _, last in ends), f"{ask} was given up: {ends}"
-                assert other.step == "Prepare" or len(ends) < (COMMIT_PACE.most or 0), f"{ask} was given up: {ends}"
+                assert other.step == "Prepare" or len(ends) < (COMMIT_RETRIES.most or 0), f"{ask} was given up: {ends}"
         self.open[conn] = ask
 
     def answered(self, conn: int, frame: frames.Frame) -> None:

@@ -17,21 +17,21 @@ from safetensors.numpy import save_file
 from hotweights_agent.driver import Driver
 from hotweights_agent.engines.limits import Limits
 from hotweights_agent.engines.socket_server import EngineServer
-from hotweights_agent.local.state_file import Memory
+from hotweights_agent.local.state_file import StateFile
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.session.effects import Marks
+from hotweights_agent.session.effects import PodStatus
 from hotweights_agent.session.messages import (
-    ApiAway,
+    ApiUnavailable,
     Assigned,
+    FrameReceived,
     Message,
     Now,
     Pod,
     ResolveDone,
-    Said,
     StageDone,
     StageFailed,
 )
-from hotweights_agent.session.session import Self, Session
+from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_agent.settings import RootSettings, StagingSettings
 from hotweights_agent.staging import allowed_sources
 from hotweights_agent.staging.manifest_cache import ManifestCache
@@ -65,27 +65,27 @@ class Told:
 
     def __init__(self) -> None:
         self.status = NodeWeightsStatus()
-        self.marks: dict[str, Marks] = {}
+        self.pod_status: dict[str, PodStatus] = {}
 
     def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
         self.status = status
 
-    def want(self, pod: Pod, marks: Marks) -> None:
-        self.marks[pod.uid] = marks
+    def want(self, pod: Pod, pod_status: PodStatus) -> None:
+        self.pod_status[pod.uid] = pod_status
 
     def forget(self, uid: str) -> None:
-        self.marks.pop(uid, None)
+        self.pod_status.pop(uid, None)
 
 
 class Node:
     def __init__(self, folder: Path, roots: Path) -> None:
         self.store = Store(available=lambda: 2**30)
-        self.memory = Memory(folder / "pods.json")
+        self.memory = StateFile(folder / "pods.json")
         self.memory.load()
         self.told = Told()
         self.heard: list[Message] = []
         seconds = itertools.count()
-        session = Session(Self("boot"), reconnect_seconds=0.0)
+        session = Session(AgentInfo("boot"), reconnect_seconds=0.0)
         self.driver = Driver(
             session, self.memory, self.store, Metrics(), lambda: Now(next(seconds) / 5, "2026-01-01T00:00:00Z")
         )
@@ -98,7 +98,7 @@ class Node:
             settings=StagingSettings(patience_seconds=0.2),
         )
         self.driver.server = EngineServer(folder / "node", Doorman(), self.tell, limits=Limits())
-        self.driver.status = self.driver.marks = self.told
+        self.driver.status = self.driver.pod_status = self.told
         self.tasks: list[asyncio.Task[None]] = []
 
     async def tell(self, message: Message) -> None:
@@ -165,7 +165,10 @@ async def test_from_the_files_to_the_engine(node: Node, tmp_path: Path) -> None:
     engine = node.engine()
     await engine.start()
     await until(
-        lambda: node.told.marks.get(POD.uid) == Marks(True, "Assigned", "serves v1 as assigned", "v1", v1.digest[7:23])
+        lambda: (
+            node.told.pod_status.get(POD.uid)
+            == PodStatus(True, "Assigned", "serves v1 as assigned", "v1", v1.digest[7:23])
+        )
     )
     await node.assign([v1, v2], pod(v2, 2))
     await until(lambda: engine.digest == v2.digest)
@@ -173,7 +176,7 @@ async def test_from_the_files_to_the_engine(node: Node, tmp_path: Path) -> None:
     await until(lambda: [v.digest for v in node.store.versions()] == [v2.digest])
     assert node.memory.pods[0].assignment.digest == v2.digest
     await engine.stop()
-    await until(lambda: not node.told.marks[POD.uid].gate)
+    await until(lambda: not node.told.pod_status[POD.uid].gate)
     assert [v.pins for v in node.store.versions()] == [0]
 
 
@@ -190,7 +193,7 @@ async def test_a_restarted_node_answers_from_its_disk(folder: Path, tmp_path: Pa
     await engine.start()
     await asyncio.sleep(0.05)
     assert engine.commits == []
-    await second.tell(ApiAway())
+    await second.tell(ApiUnavailable())
     await until(lambda: engine.digest == v1.digest)
     await engine.stop()
     await second.close()
@@ -290,7 +293,7 @@ async def test_an_engine_that_refuses_serves_on(node: Node, tmp_path: Path) -> N
     engine.refuses = "ShapeMismatch"
     await node.assign([v1], pod(None, 1).model_copy(update={"prepare": v1.digest}))
     await engine.start()
-    await until(lambda: any(isinstance(m, Said) and isinstance(m.frame, frames.Rejected) for m in node.heard))
+    await until(lambda: any(isinstance(m, FrameReceived) and isinstance(m.frame, frames.Rejected) for m in node.heard))
     await until(lambda: [e.phase for e in node.told.status.engines] == ["Refused"])
-    assert node.told.marks[POD.uid].gate
+    assert node.told.pod_status[POD.uid].gate
     await engine.stop()

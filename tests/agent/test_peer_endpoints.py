@@ -7,7 +7,7 @@ import pytest
 from hotweights_agent import peer_endpoints
 from hotweights_agent.session.effects import Report
 from hotweights_agent.session.messages import Assigned, Now
-from hotweights_agent.session.session import Self, Session
+from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_transports.peers.registry import Availability, resolution
 
@@ -50,7 +50,7 @@ def test_where_ucx_does_not_work_the_reason_is_told(monkeypatch: pytest.MonkeyPa
 
 def test_the_node_object_says_it() -> None:
     endpoints = peer_endpoints.describe(["tcp://10.0.0.1:7600"], ucx_port=0, mpi=False)
-    session = Session(Self("boot", "v", "tcp://10.0.0.1:7600", endpoints))
+    session = Session(AgentInfo("boot", "v", "tcp://10.0.0.1:7600", endpoints))
     (report,) = session.handle(Assigned(NodeWeightsSpec(), 1), Now(0.0, "t"))
     assert isinstance(report, Report)
     assert tuple(report.status.endpoints) == endpoints

@@ -13,7 +13,7 @@ import pytest
 from hotweights_agent import node
 from hotweights_agent.local import plugin_folder
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.session.messages import Said, StageFailed
+from hotweights_agent.session.messages import FrameReceived, StageFailed
 from hotweights_agent.settings import RootSettings, SettingsError, read
 from hotweights_agent.staging import allowed_sources
 from hotweights_agent.staging.store import Store
@@ -126,7 +126,7 @@ def test_versions_take_no_more_than_the_settings_allow(monkeypatch: pytest.Monke
 
 def test_metrics_and_probes() -> None:
     metrics = Metrics()
-    metrics.note(Said(1, frames.Committed(1, "d", 1, pause_seconds=0.05)))
+    metrics.note(FrameReceived(1, frames.Committed(1, "d", 1, pause_seconds=0.05)))
     metrics.note(StageFailed("d", "ChecksumMismatch", "", transient=False))
     metrics.note(StageFailed("d", "Whatever" * 9, "", transient=False))
     wrong = ["stuck"]

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from hotweights_agent.session import effects as fx
 from hotweights_agent.session import messages as msg
-from hotweights_agent.session.assignments import Remembered
-from hotweights_agent.session.session import Self, Session
+from hotweights_agent.session.assignments import SavedAssignment
+from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_crds.nodeweights import (
     EngineStatus,
     NodeWeightsSpec,
@@ -72,12 +72,12 @@ class World:
         self.spec = NodeWeightsSpec()
         self.generation = 0
         self.api_up = True
-        self.disk: dict[str, Remembered] = {}
+        self.disk: dict[str, SavedAssignment] = {}
         self.highest: dict[str, int] = {}  # token that the agent has heard, by pod
         self.staged: set[str] = set()
         self.fetching: dict[str, StageItem] = {}
-        self.wanted_marks: dict[str, fx.Marks] = {}
-        self.marks: dict[str, fx.Marks] = {}  # at the API server
+        self.wanted_marks: dict[str, fx.PodStatus] = {}
+        self.pod_status: dict[str, fx.PodStatus] = {}  # at the API server
         self.status: NodeWeightsStatus | None = None
         self.log: list[fx.Effect] = []
         self.reconnect_seconds = reconnect_seconds
@@ -90,7 +90,7 @@ class World:
     def start_agent(self) -> None:
         """A new agent: memory gone, the disk kept, every connection lost."""
         self.boots += 1
-        self.session = Session(Self(f"boot-{self.boots}"), reconnect_seconds=self.reconnect_seconds)
+        self.session = Session(AgentInfo(f"boot-{self.boots}"), reconnect_seconds=self.reconnect_seconds)
         self.staged, self.fetching, self.wanted_marks = set(), {}, {}
         self.by_conn = {}
         self.books.images.clear()
@@ -98,12 +98,12 @@ class World:
             self.books.new_life(engine.uid)  # the agent's memory of it is gone
             engine.server, engine.ranks, engine.prepared = None, {}, {}
             engine.inbox.clear()
-        self.tell(msg.Recalled(tuple(self.disk.values())))
+        self.tell(msg.AssignmentsLoaded(tuple(self.disk.values())))
         self.sync()
 
     def tell(self, message: msg.Message) -> list[fx.Effect]:
         """Feed the session and do what it wants."""
-        if isinstance(message, msg.Said):
+        if isinstance(message, msg.FrameReceived):
             self.books.answered(message.conn, message.frame)
         effects = self.session.handle(message, msg.Now(self.now, f"t{self.now:g}"))
         self.books.looked(self.session)
@@ -136,14 +136,14 @@ class World:
                 self.lose(effect.conn)
             case fx.Defect():
                 raise effect.error
-            case fx.Remember():
+            case fx.SaveAssignments():
                 self.disk.update({pod.uid: pod for pod in effect.pods})
-            case fx.Forget():
+            case fx.ForgetPods():
                 for uid in effect.pod_uids:
                     self.disk.pop(uid, None)
-            case fx.MarkPod():
-                self.wanted_marks[effect.pod.uid] = effect.marks
-            case fx.UnmarkPod():
+            case fx.WritePodStatus():
+                self.wanted_marks[effect.pod.uid] = effect.pod_status
+            case fx.DropPodStatus():
                 self.wanted_marks.pop(effect.pod_uid, None)
             case fx.Report():
                 self.status = effect.status
@@ -163,26 +163,26 @@ class World:
         uid = self.by_conn[conn]
         wanted = self.session.assignment(uid)
         assert wanted is not None
-        self.books.asked(uid, conn, step, name, wanted)
+        self.books.pending(uid, conn, step, name, wanted)
         return wanted
 
     def write_marks(self) -> None:
         """What the pod writer does: bring the API server's pods to what is wanted, and say so."""
         if not self.api_up:
             return
-        for uid, marks in list(self.wanted_marks.items()):
-            if self.marks.get(uid) != marks:
-                self.marks[uid] = marks
-                self.tell(msg.Marked(uid, marks.digest_label))
+        for uid, pod_status in list(self.wanted_marks.items()):
+            if self.pod_status.get(uid) != pod_status:
+                self.pod_status[uid] = pod_status
+                self.tell(msg.PodStatusSeen(uid, pod_status.digest_label))
 
     def sync(self) -> None:
         """The watch: what the API server says, or that it says nothing."""
         for pod in (p for r in self.spec.rollouts for p in r.pods) if self.api_up else ():
             self.highest[pod.uid] = max(pod.token, self.highest.get(pod.uid, 0))
-        self.tell(msg.Assigned(self.spec, self.generation) if self.api_up else msg.ApiAway())
+        self.tell(msg.Assigned(self.spec, self.generation) if self.api_up else msg.ApiUnavailable())
         if self.api_up:
-            for uid, marks in list(self.marks.items()):
-                self.tell(msg.Marked(uid, marks.digest_label))
+            for uid, pod_status in list(self.pod_status.items()):
+                self.tell(msg.PodStatusSeen(uid, pod_status.digest_label))
             self.write_marks()
 
     def assign(self, pods: list[PodAssignment], stage: list[StageItem]) -> None:
@@ -256,7 +256,7 @@ class World:
         engine.state, engine.active = "Down", ""
         for conn in [c for c in (engine.server, *engine.ranks.values()) if c is not None]:
             self.lose(conn)
-            self.tell(msg.Gone(conn))
+            self.tell(msg.Disconnected(conn))
 
     def lose(self, conn: int) -> None:
         """A connection ends."""
@@ -283,7 +283,7 @@ class World:
             answer = self.answer(engine, conn, frame)
             self.check()  # also before the agent hears of it
             if answer is not None:
-                self.tell(msg.Said(conn, answer))
+                self.tell(msg.FrameReceived(conn, answer))
                 self.check()
 
     def answer(self, engine: EngineModel, conn: int, frame: frames.Frame) -> frames.Frame | None:
@@ -329,18 +329,18 @@ class World:
     def check(self) -> None:
         """Nothing is said of an engine that is not so."""
         self.books.check(self.session, self.status)
-        held = {s.digest for s in self.session.holdings.status() if s.phase == "Staged"}
+        held = {s.digest for s in self.session.versions.status() if s.phase == "Staged"}
         assert held == self.staged, "the node holds what the session believes it holds"
         for engine in self.session.engines:
             if engine.confirmed:
                 assert engine.confirmed == self.engines[engine.pod.uid].active, "a false commit"
-        for uid, marks in self.marks.items() if self.api_up else ():
+        for uid, pod_status in self.pod_status.items() if self.api_up else ():
             truth = self.engines.get(uid)
             if truth is None or truth.state != "Serving":
                 continue
-            assert marks.digest_label in ("", str(truth.active)[7:23]), "a pod is shown on what it does not serve"
+            assert pod_status.digest_label in ("", str(truth.active)[7:23]), "a pod is shown on what it does not serve"
             wanted = self.session.assignment(uid)
-            if marks.gate and wanted is not None and self.wanted_marks.get(uid) == marks:
+            if pod_status.gate and wanted is not None and self.wanted_marks.get(uid) == pod_status:
                 assert wanted.digest in ("", truth.active), "the gate is True on another version than the assigned one"
 
     def settle(self, rounds: int = 60) -> None:

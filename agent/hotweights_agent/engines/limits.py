@@ -9,7 +9,7 @@ import asyncio
 from dataclasses import dataclass
 
 from hotweights_agent.session.messages import Pod
-from hotweights_agent.session.retry import Bucket
+from hotweights_agent.session.retry import TokenBucket
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,20 +33,20 @@ class Limits:
     """From all processes of one pod; beyond that they wait."""
 
 
-class Words:
+class FrameRate:
     """How fast each pod is listened to. What it used up is not forgotten when it connects anew."""
 
     def __init__(self, limits: Limits) -> None:
         self._rate = limits.frames_per_second
-        self._paces: dict[str, Bucket] = {}
+        self._rates: dict[str, TokenBucket] = {}
 
     async def turn(self, pod: Pod) -> None:
         """Wait until one more word of this pod may be heard; first come, first served."""
         now = asyncio.get_running_loop().time()
-        if pod.uid not in self._paces:
-            self._paces = {uid: pace for uid, pace in self._paces.items() if not pace.is_full(now)}
-            self._paces[pod.uid] = Bucket(self._rate, self._rate, now)
-        pace = self._paces[pod.uid]
-        wait = pace.wait_seconds(now)
-        pace.take()
+        if pod.uid not in self._rates:
+            self._rates = {uid: rate for uid, rate in self._rates.items() if not rate.is_full(now)}
+            self._rates[pod.uid] = TokenBucket(self._rate, self._rate, now)
+        rate = self._rates[pod.uid]
+        wait = rate.wait_seconds(now)
+        rate.take()
         await asyncio.sleep(wait)

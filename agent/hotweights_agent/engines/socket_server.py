@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Protocol
 
 from hotweights_agent.engines import seqpacket
-from hotweights_agent.engines.limits import Limits, Words
+from hotweights_agent.engines.limits import FrameRate, Limits
 from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Authenticator, Unauthenticated
-from hotweights_agent.session.messages import Connected, Gone, Message, Pod, Said
+from hotweights_agent.session.messages import Connected, Disconnected, FrameReceived, Message, Pod
 from hotweights_transports.handoff import frames, sockets
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class EngineServer:
         self._limits = limits or Limits()
         self._numbers = itertools.count(1)
         self._connections: dict[int, _Connection] = {}
-        self._words = Words(self._limits)
+        self._words = FrameRate(self._limits)
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._inode = 0
@@ -159,7 +159,7 @@ class EngineServer:
             self._queue(connection, _Outgoing(frame, piece, image if index == last else None))
 
     def close_connection(self, number: int, reason: str, message: str) -> None:
-        """End a connection, with a word about why; its `Gone` follows."""
+        """End a connection, with a word about why; its `Disconnected` follows."""
         connection = self._connections.get(number)
         if connection is not None:
             log.info("engine connection %d of %s is closed: %s: %s", number, connection.pod, reason, message)
@@ -226,7 +226,7 @@ class EngineServer:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._end(connection)
-            await self._tell(Gone(connection.number))
+            await self._tell(Disconnected(connection.number))
 
     async def _greet(self, connection: _Connection) -> tuple[frames.Hello, int, Pod]:
         """The hello of a process that may enter, the protocol to speak, and whose it is. Raises `_Refusal`."""
@@ -274,7 +274,7 @@ class EngineServer:
             if isinstance(frame, frames.Ping):
                 self.send(connection.number, frames.Pong(frame.id))
             else:
-                await self._tell(Said(connection.number, frame))
+                await self._tell(FrameReceived(connection.number, frame))
 
     async def _write(self, connection: _Connection) -> None:
         """Queued frames, until None."""

@@ -13,9 +13,9 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
-from hotweights_agent.session.effects import Marks
+from hotweights_agent.session.effects import PodStatus
 from hotweights_agent.session.messages import Pod
-from hotweights_agent.session.retry import Bucket, Pace
+from hotweights_agent.session.retry import RetryPolicy, TokenBucket
 from hotweights_common.backoff import Backoff
 from hotweights_kube.errors import Conflict, KubeError, NotFound
 from hotweights_kube.resources import Body, newer
@@ -27,7 +27,7 @@ VERSION_LABEL = "hotweights.dev/version"
 DIGEST_LABEL = "hotweights.dev/digest"
 MANAGER = "hotweights-agent"
 WRITES_AT_ONCE = 8
-RETRY = Pace(most=None, backoff=Backoff(0.2, 10.0))  # for as long as the pod is there
+RETRY = RetryPolicy(most=None, backoff=Backoff(0.2, 10.0))  # for as long as the pod is there
 PER_SECOND = 1.0  # writes to one pod in the long run: an engine that says something else each time is not worth more
 BURST = 20  # and at once; a version's switch takes two
 
@@ -35,20 +35,20 @@ BURST = 20  # and at once; a version's switch takes two
 @dataclass(slots=True)
 class _Wanted:
     pod: Pod
-    marks: Marks
+    pod_status: PodStatus
     failures: int = 0
     again_at: float = 0.0
     writing: bool = False
-    bucket: Bucket = field(default_factory=lambda: Bucket(PER_SECOND, BURST, 0.0))
+    bucket: TokenBucket = field(default_factory=lambda: TokenBucket(PER_SECOND, BURST, 0.0))
 
 
-def shown(body: Body) -> Marks | None:
+def shown(body: Body) -> PodStatus | None:
     """What a pod shows at the API server; None without the gate's condition."""
     labels = body.get("metadata", {}).get("labels") or {}
     condition = condition_of(body)
     if condition is None:
         return None
-    return Marks(
+    return PodStatus(
         gate=condition.get("status") == "True",
         reason=str(condition.get("reason", "")),
         message=str(condition.get("message", "")),
@@ -63,17 +63,17 @@ def condition_of(body: Body) -> Body | None:
     return next((c for c in conditions if c.get("type") == GATE), None)
 
 
-def marking(pod: Pod, marks: Marks, present: Body | None, utc: str) -> Body:
+def patch_for(pod: Pod, pod_status: PodStatus, present: Body | None, utc: str) -> Body:
     """The applied object. The transition time stays while the status does."""
     old = condition_of(present) if present else None
-    status = "True" if marks.gate else "False"
+    status = "True" if pod_status.gate else "False"
     since = old["lastTransitionTime"] if old and old.get("status") == status and old.get("lastTransitionTime") else utc
-    labels = {VERSION_LABEL: marks.version_label, DIGEST_LABEL: marks.digest_label}
+    labels = {VERSION_LABEL: pod_status.version_label, DIGEST_LABEL: pod_status.digest_label}
     condition = {
         "type": GATE,
         "status": status,
-        "reason": marks.reason,
-        "message": marks.message,
+        "reason": pod_status.reason,
+        "message": pod_status.message,
         "lastTransitionTime": since,
     }
     return {
@@ -87,7 +87,7 @@ def marking(pod: Pod, marks: Marks, present: Body | None, utc: str) -> Body:
     }
 
 
-class PodMarks:
+class PodStatusWriter:
     """Takes what pods are to show by `want`, what they show by `saw`; writes in `run`."""
 
     def __init__(
@@ -113,10 +113,10 @@ class PodMarks:
         self._changed = asyncio.Event()
         self._writes: set[asyncio.Task[None]] = set()
 
-    def want(self, pod: Pod, marks: Marks) -> None:
+    def want(self, pod: Pod, pod_status: PodStatus) -> None:
         """From now on the pod is to show this."""
-        old = self._wanted.get(pod.uid) or _Wanted(pod, marks)
-        self._wanted[pod.uid] = replace(old, pod=pod, marks=marks, failures=0, again_at=0.0)
+        old = self._wanted.get(pod.uid) or _Wanted(pod, pod_status)
+        self._wanted[pod.uid] = replace(old, pod=pod, pod_status=pod_status, failures=0, again_at=0.0)
         self._changed.set()
 
     def forget(self, uid: str) -> None:
@@ -185,11 +185,11 @@ class PodMarks:
 
     def _differs(self, uid: str, wanted: _Wanted) -> bool:
         present = self._pods.get(uid)
-        return present is None or shown(present) != wanted.marks
+        return present is None or shown(present) != wanted.pod_status
 
     async def _write_one(self, uid: str, wanted: _Wanted) -> None:
         try:
-            body = await self._apply(marking(wanted.pod, wanted.marks, self._pods.get(uid), self._utc()))
+            body = await self._apply(patch_for(wanted.pod, wanted.pod_status, self._pods.get(uid), self._utc()))
         except (NotFound, Conflict) as error:
             self._counted("gone")
             log.info("pod %s/%s is not the one that was marked: %s", wanted.pod.namespace, wanted.pod.name, error)

@@ -2,7 +2,7 @@
 
 A thousand agents share one API server. A change of phase is written as soon as the last write is through, unless a burst of them
 used up its token bucket, as only an engine that changes its word all the time does; mere progress only after
-`Pace.progress_share` more or `Pace.progress_seconds`, from a bucket of its own. Only the newest status counts. A write that fails is
+`WriteLimits.progress_share` more or `WriteLimits.progress_seconds`, from a bucket of its own. Only the newest status counts. A write that fails is
 tried again until it succeeds or something newer is to be written; `trouble` says when that goes on for too long.
 """
 
@@ -13,7 +13,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from hotweights_agent.session.retry import Bucket
+from hotweights_agent.session.retry import TokenBucket
 from hotweights_common.backoff import Backoff
 from hotweights_crds.conditions import Condition, upsert
 from hotweights_crds.nodeweights import NodeWeightsStatus
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class WriteLimits:
     """How often the status is written."""
 
     coalesce_seconds: float = 0.05
@@ -61,17 +61,17 @@ class StatusWriter:
         write: Callable[[dict[str, object]], Awaitable[object]],
         clock: Callable[[], float],
         utc: Callable[[], str],
-        pace: Pace | None = None,
+        pace: WriteLimits | None = None,
         counted: Callable[[str], None] = lambda _result: None,
     ) -> None:
         """``write`` patches the object's status; ``counted`` hears how each write ended."""
         self._write = write
         self._clock = clock
         self._utc = utc
-        self._pace = pace or Pace()
+        self._pace = pace or WriteLimits()
         self._counted = counted
-        self._bucket = Bucket(self._pace.per_second, self._pace.burst, clock())
-        self._urgent_bucket = Bucket(self._pace.urgent_per_second, self._pace.urgent_burst, clock())
+        self._bucket = TokenBucket(self._pace.per_second, self._pace.burst, clock())
+        self._urgent_bucket = TokenBucket(self._pace.urgent_per_second, self._pace.urgent_burst, clock())
         self._refused_since: float | None = None
         self._refusal = ""
         self._new: NodeWeightsStatus | None = None

@@ -1,7 +1,7 @@
 """Between this node and the API server: its own NodeWeights in and out, its own pods in.
 
 Two watches, both narrowed by the API server to this node's objects, become messages; the status goes out through
-`status_writer`, marks through `pod_status`. When the API server does not answer for a while the session is told, and told again
+`status_writer`, pods through `pod_status`. When the API server does not answer for a while the session is told, and told again
 what holds as soon as it answers. It decides nothing.
 """
 
@@ -14,9 +14,9 @@ from contextlib import aclosing
 
 from pydantic import ValidationError
 
-from hotweights_agent.kube.pod_status import MANAGER, PodMarks
+from hotweights_agent.kube.pod_status import MANAGER, PodStatusWriter
 from hotweights_agent.kube.status_writer import StatusWriter
-from hotweights_agent.session.messages import ApiAway, Assigned, Message, PodsPresent
+from hotweights_agent.session.messages import ApiUnavailable, Assigned, Message, PodsPresent
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_kube import NODE_WEIGHTS, PODS, Api, Body, KubeError, NotFound, Pace, Selection, watch
@@ -38,7 +38,7 @@ class KubeSync:
         namespace: str,
         tell: Callable[[Message], Awaitable[None]],
         status: StatusWriter,
-        marks: PodMarks,
+        pod_status: PodStatusWriter,
         *,
         away_seconds: float = 3.0,
     ) -> None:
@@ -47,7 +47,7 @@ class KubeSync:
         self._namespace = namespace
         self._tell = tell
         self._status = status
-        self._marks = marks
+        self._pod_status = pod_status
         self._away_seconds = away_seconds
         self._trouble = asyncio.Event()
         self._last: Body | None = None
@@ -60,7 +60,7 @@ class KubeSync:
             tasks.create_task(self._watch_pods(), name="watch pods")
             tasks.create_task(self._mind_absence(), name="api server")
             tasks.create_task(self._status.run(), name="status")
-            tasks.create_task(self._marks.run(), name="marks")
+            tasks.create_task(self._pod_status.run(), name="pod status")
 
     async def _watch_own(self) -> None:
         selection = Selection(namespace=self._namespace, field_selector=f"metadata.name={self._node}")
@@ -99,12 +99,12 @@ class KubeSync:
         async with aclosing(stream):
             async for change in stream:
                 if change.type == "SYNCED":
-                    await self._tell(PodsPresent(self._marks.present))
+                    await self._tell(PodsPresent(self._pod_status.present))
                 elif change.type == "DELETED":
-                    self._marks.gone(str(change.body["metadata"]["uid"]))
-                    await self._tell(PodsPresent(self._marks.present))
+                    self._pod_status.gone(str(change.body["metadata"]["uid"]))
+                    await self._tell(PodsPresent(self._pod_status.present))
                 else:
-                    await self._marks.saw(change.body)
+                    await self._pod_status.saw(change.body)
 
     def _note_trouble(self, error: KubeError) -> None:
         if not self._trouble.is_set():
@@ -124,7 +124,7 @@ class KubeSync:
                 except KubeError:
                     if not told and asyncio.get_running_loop().time() - since >= self._away_seconds:
                         told = True
-                        await self._tell(ApiAway())
+                        await self._tell(ApiUnavailable())
                     await asyncio.sleep(POLL_SECONDS)
                     continue
                 await self._take(body)
@@ -133,8 +133,8 @@ class KubeSync:
             self._status.again()
 
 
-def apply_marks(api: Api) -> Callable[[Body], Awaitable[Body]]:
-    """How `PodMarks` writes."""
+def patch_pod_status(api: Api) -> Callable[[Body], Awaitable[Body]]:
+    """How `PodStatusWriter` writes."""
 
     async def apply(body: Body) -> Body:
         return await api.apply(PODS, body, manager=MANAGER, subresource="status")

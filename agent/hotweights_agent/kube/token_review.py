@@ -39,7 +39,7 @@ class _Known:
     expires_at: float
 
 
-class Reviews:
+class TokenReviews:
     """Token reviews for one audience, remembered."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Reviews:
 class EngineAuthenticator:
     """Lets in the pods of this node."""
 
-    def __init__(self, reviews: Reviews, node: str) -> None:
+    def __init__(self, reviews: TokenReviews, node: str) -> None:
         self._reviews = reviews
         self._node = node
 
@@ -136,7 +136,7 @@ class PeerAuthenticator:
 
     def __init__(
         self,
-        reviews: Reviews,
+        reviews: TokenReviews,
         loop: asyncio.AbstractEventLoop,
         username: Callable[[], str],
         timeout_seconds: float = 20.0,

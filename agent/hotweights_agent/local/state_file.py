@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from hotweights_agent.session.assignments import Remembered
+from hotweights_agent.session.assignments import SavedAssignment
 from hotweights_common import files
 
 log = logging.getLogger(__name__)
@@ -24,20 +24,20 @@ MAX_PODS = 1024  # four times what one node can be assigned; some 2 MB at most
 MAX_FILE_BYTES = 16 * 2**20
 
 
-class MemoryNotWritten(Exception):
+class StateFileNotWritten(Exception):
     """The disk did not take it."""
 
 
-class Memory:
+class StateFile:
     """The file of one agent. Not for several processes or threads at once."""
 
     def __init__(self, path: Path, max_pods: int = MAX_PODS) -> None:
         self._path = path
         self._max_pods = max_pods
-        self._pods: dict[str, Remembered] = {}  # the oldest change first
+        self._pods: dict[str, SavedAssignment] = {}  # the oldest change first
 
     @property
-    def pods(self) -> tuple[Remembered, ...]:
+    def pods(self) -> tuple[SavedAssignment, ...]:
         """Everything remembered, the longest unchanged first."""
         return tuple(self._pods.values())
 
@@ -58,8 +58,8 @@ class Memory:
             if self._path.exists():
                 self._path.replace(aside)
 
-    def remember(self, *pods: Remembered) -> None:
-        """Write what pods are to serve. When it returns, a power cut does not undo it. Raises `MemoryNotWritten`."""
+    def save(self, *pods: SavedAssignment) -> None:
+        """Write what pods are to serve. When it returns, a power cut does not undo it. Raises `StateFileNotWritten`."""
         new = [pod for pod in pods if self._pods.get(pod.uid) != pod]
         if not new:
             return
@@ -72,7 +72,7 @@ class Memory:
         self._write()
 
     def forget(self, *uids: str) -> None:
-        """The pods are gone. Raises `MemoryNotWritten`."""
+        """The pods are gone. Raises `StateFileNotWritten`."""
         known = [uid for uid in uids if self._pods.pop(uid, None) is not None]
         if known:
             self._write()
@@ -83,19 +83,19 @@ class Memory:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             files.replace(self._path, json.dumps(body, separators=(",", ":")).encode(), 0o600)
         except OSError as error:
-            raise MemoryNotWritten(
+            raise StateFileNotWritten(
                 f"{self._path} cannot be written: {error.strerror}; make room on the disk or correct `state_folder`"
             ) from error
 
 
-def _parse(path: Path) -> dict[str, Remembered]:
+def _parse(path: Path) -> dict[str, SavedAssignment]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
     body = json.loads(path.read_bytes())
     if not isinstance(body, dict) or body.get("format") != FORMAT or not isinstance(body.get("pods"), list):
         raise ValueError(f"it is no {FORMAT}")
     try:
-        pods = [Remembered.from_dict(entry) for entry in body["pods"]]
+        pods = [SavedAssignment.from_dict(entry) for entry in body["pods"]]
     except ValidationError as error:
         raise ValueError(f"a pod in it is malformed: {error.errors()[0]['loc']}") from error
     return {pod.uid: pod for pod in pods}

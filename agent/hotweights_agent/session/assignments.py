@@ -15,7 +15,7 @@ from hotweights_crds.nodeweights import UNASSIGNED, NodeWeightsSpec, PodAssignme
 
 
 @dataclass(frozen=True, slots=True)
-class Remembered:
+class SavedAssignment:
     """The last assignment of one pod, and the versions that it needs."""
 
     assignment: PodAssignment
@@ -31,7 +31,7 @@ class Remembered:
         return {"assignment": self.assignment.to_dict(), "stage": [item.to_dict() for item in self.stage]}
 
     @classmethod
-    def from_dict(cls, body: Any) -> Remembered:
+    def from_dict(cls, body: Any) -> SavedAssignment:
         """From the file. Raises `ValueError` or `TypeError` when it is something else."""
         if not isinstance(body, dict) or not isinstance(body.get("stage", []), list):
             raise TypeError("a remembered pod is an object with a list `stage`")
@@ -41,7 +41,7 @@ class Remembered:
         )
 
 
-class Word:
+class Assignments:
     """What was said last, and by whom."""
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Word:
         """Pod UID → the lower token that was refused."""
         self.generation = 0
         self._spec: NodeWeightsSpec | None = None
-        self._silent = False
-        self._memory: dict[str, Remembered] = {}
+        self._api_away = False
+        self._memory: dict[str, SavedAssignment] = {}
 
     @property
     def heard(self) -> bool:
@@ -62,7 +62,7 @@ class Word:
     @property
     def known(self) -> bool:
         """Whether there is any word to go by; before that nothing is fetched, let go of or told."""
-        return self.heard or self._silent
+        return self.heard or self._api_away
 
     def of(self, uid: str) -> PodAssignment | None:
         """What a pod is to serve; None while nobody has said."""
@@ -70,7 +70,7 @@ class Word:
         if listed is not None:
             return listed
         remembered = self._memory.get(uid)
-        return remembered.assignment if remembered is not None and self._silent else None
+        return remembered.assignment if remembered is not None and self._api_away else None
 
     def stage(self) -> dict[str, StageItem]:
         """Versions to hold: what is listed; without any word from the API server, what pods were to serve."""
@@ -78,7 +78,7 @@ class Word:
             return _stage_items(self._spec)
         return {item.digest: item for pod in self._memory.values() for item in pod.stage}
 
-    def versions(self) -> dict[str, str]:
+    def version_names(self) -> dict[str, str]:
         """Names of versions, by digest, as far as they are known."""
         names = {item.digest: item.version for pod in self._memory.values() for item in pod.stage}
         names |= {pod.assignment.digest: pod.assignment.version for pod in self._memory.values()}
@@ -86,17 +86,17 @@ class Word:
             names |= {digest: item.version for digest, item in _stage_items(self._spec).items()}
         return {digest: name for digest, name in names.items() if digest and name}
 
-    def recalled(self, pods: Iterable[Remembered]) -> None:
+    def load(self, pods: Iterable[SavedAssignment]) -> None:
         """What the disk remembers, at the start."""
         self._memory = {pod.uid: pod for pod in pods}
 
-    def silent(self) -> None:
+    def api_is_away(self) -> None:
         """The API server does not answer."""
-        self._silent = True
+        self._api_away = True
 
-    def assigned(self, spec: NodeWeightsSpec, generation: int) -> tuple[Remembered, ...]:
+    def assigned(self, spec: NodeWeightsSpec, generation: int) -> tuple[SavedAssignment, ...]:
         """The API server has spoken; gives what is news for the disk."""
-        self._spec, self._silent, self.generation = spec, False, generation
+        self._spec, self._api_away, self.generation = spec, False, generation
         pods: dict[str, PodAssignment] = {}
         stale: dict[str, int] = {}
         for offered in _best_of(spec):
@@ -108,7 +108,7 @@ class Word:
                 pods[offered.uid] = offered
         self.pods, self.stale = pods, stale
         items = _stage_items(spec)
-        news = [self._remembered(pod, items) for uid, pod in pods.items() if uid not in stale]
+        news = [self._saved(pod, items) for uid, pod in pods.items() if uid not in stale]
         new = tuple(pod for pod in news if self._memory.get(pod.uid) != pod)
         self._memory.update({pod.uid: pod for pod in new})
         return new
@@ -121,8 +121,8 @@ class Word:
         return gone
 
     @staticmethod
-    def _remembered(pod: PodAssignment, items: Mapping[str, StageItem]) -> Remembered:
-        return Remembered(pod, tuple(items[digest] for digest in (pod.digest, pod.prepare) if digest in items))
+    def _saved(pod: PodAssignment, items: Mapping[str, StageItem]) -> SavedAssignment:
+        return SavedAssignment(pod, tuple(items[digest] for digest in (pod.digest, pod.prepare) if digest in items))
 
 
 def _best_of(spec: NodeWeightsSpec) -> list[PodAssignment]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from hotweights_agent.session.retry import Tries
+from hotweights_agent.session.retry import RetryState
 
 
-class ProtocolBroken(Exception):
+class ProtocolViolation(Exception):
     """A process said something that no sound plugin says; its connection ends."""
 
     def __init__(self, reason: str, message: str) -> None:
@@ -30,7 +30,7 @@ class Goal:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PendingRequest:
     """A question that a process has not answered yet."""
 
     id: int
@@ -40,7 +40,7 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class StepFailure:
     """Something asked for did not succeed."""
 
     op: str  # prepare | commit
@@ -60,7 +60,7 @@ class Rank:
     world_size: int
     prepared: set[str] = field(default_factory=set)
     rejected: dict[str, Goal] = field(default_factory=dict)  # digest → what was refused
-    asked: Asked | None = None
+    pending: PendingRequest | None = None
     called_off: int = 0  # the id of a prepare that nobody wants any more
 
 
@@ -74,14 +74,14 @@ class Server:
     token: int  # the highest that it has seen
     opened: bool = False  # it has answered requests in this life
     confirmed_at: str = ""
-    asked: Asked | None = None
+    pending: PendingRequest | None = None
     reason: str = ""
     message: str = ""
 
 
 @dataclass(slots=True)
-class Effort:
+class Attempt:
     """The tries for one goal; a new goal starts afresh."""
 
     goal: Goal
-    tries: Tries = field(default_factory=Tries)
+    retries: RetryState = field(default_factory=RetryState)

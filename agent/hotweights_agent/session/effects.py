@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hotweights_agent.session.assignments import Remembered
+from hotweights_agent.session.assignments import SavedAssignment
 from hotweights_agent.session.messages import Pod
 from hotweights_crds.nodeweights import NodeWeightsStatus, ResolveItem, StageItem
 from hotweights_transports.handoff.frames import Frame
@@ -76,21 +76,21 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Remember:
+class SaveAssignments:
     """Write to the disk what pods are to serve, before anything else is done about it."""
 
-    pods: tuple[Remembered, ...]
+    pods: tuple[SavedAssignment, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Forget:
+class ForgetPods:
     """The pods are gone for good."""
 
     pod_uids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Marks:
+class PodStatus:
     """What a pod is to show: the gate's condition, and labels (empty: none)."""
 
     gate: bool
@@ -101,15 +101,15 @@ class Marks:
 
 
 @dataclass(frozen=True, slots=True)
-class MarkPod:
+class WritePodStatus:
     """Make a pod show this; the writer compares with what is there and tries again until it is."""
 
     pod: Pod
-    marks: Marks
+    pod_status: PodStatus
 
 
 @dataclass(frozen=True, slots=True)
-class UnmarkPod:
+class DropPodStatus:
     """Nothing is known of this pod any more: stop writing to it."""
 
     pod_uid: str
@@ -145,10 +145,10 @@ Effect = (
     | SendPrepare
     | Send
     | Close
-    | Remember
-    | Forget
-    | MarkPod
-    | UnmarkPod
+    | SaveAssignments
+    | ForgetPods
+    | WritePodStatus
+    | DropPodStatus
     | Report
     | Defect
 )

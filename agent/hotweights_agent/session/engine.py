@@ -8,7 +8,7 @@ refuses to know what the engine ought to do; that is `next_effects`.
 Answers count only when they carry the id of the open question and repeat what was asked; everything else is ignored or, where an
 engine claims another commit than the one asked for, ends the connection.
 
-What was given up (`failed`, and the tries in `efforts`) belongs to a life: it goes when the engine boots, when its last process
+What was given up (`failed`, and the tries in `attempts`) belongs to a life: it goes when the engine boots, when its last process
 goes, and for a version that it serves after all.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from hotweights_agent.session.connections import Asked, Effort, Failure, ProtocolBroken, Rank, Server
+from hotweights_agent.session.connections import Attempt, PendingRequest, ProtocolViolation, Rank, Server, StepFailure
 from hotweights_agent.session.messages import Now, Pod
 from hotweights_agent.session.phases import Phase, move
 from hotweights_agent.session.sanitize import clip, finite, is_digest, reason_or
@@ -36,11 +36,11 @@ class Engine:
         self.phase = Phase.DISCONNECTED
         self.servers: dict[int, Server] = {}
         self.ranks: dict[int, Rank] = {}
-        self.efforts: dict[tuple[str, str], Effort] = {}  # (prepare | commit, digest) → its tries
-        self.failed: Failure | None = None  # what it gave up last
+        self.attempts: dict[tuple[str, str], Attempt] = {}  # (prepare | commit, digest) → its tries
+        self.failed: StepFailure | None = None  # what it gave up last
         self.pause_seconds = 0.0
         self.seen = False  # it was complete, or began to boot, in the agent's present life
-        self.unmark_since: float | None = None  # since when a commit waits for the pod's label to go
+        self.label_gone_since: float | None = None  # since when a commit waits for the pod's label to go
         self.story: deque[str] = deque(maxlen=STORY_EVENTS)  # what happened last, in words of ours alone
 
     @property
@@ -98,13 +98,15 @@ class Engine:
     # -- connections -------------------------------------------------------------------------------------------------
 
     def connect(self, conn: int, hello: Hello, now: Now) -> list[int]:
-        """A process of it has come; gives the connections that it replaces. Raises `ProtocolBroken`."""
+        """A process of it has come; gives the connections that it replaces. Raises `ProtocolViolation`."""
         if hello.role == "server":
             return self._connect_server(conn, hello, now)
         if hello.role != "rank":
-            raise ProtocolBroken("ProtocolUnsupported", f"a hello's role is server or rank, not {clip(hello.role, 32)}")
+            raise ProtocolViolation(
+                "ProtocolUnsupported", f"a hello's role is server or rank, not {clip(hello.role, 32)}"
+            )
         if not 0 <= hello.rank < hello.world_size <= MAX_WORLD:
-            raise ProtocolBroken("ProtocolUnsupported", f"rank {hello.rank} of {hello.world_size} cannot be")
+            raise ProtocolViolation("ProtocolUnsupported", f"rank {hello.rank} of {hello.world_size} cannot be")
         replaced = [
             old.conn for old in self.ranks.values() if old.rank == hello.rank or old.world_size != hello.world_size
         ]
@@ -118,10 +120,10 @@ class Engine:
 
     def _connect_server(self, conn: int, hello: Hello, now: Now) -> list[int]:
         if hello.state not in ("Booting", "Serving", "Dirty"):
-            raise ProtocolBroken("ProtocolUnsupported", f"a hello's state is never {clip(hello.state, 32)}")
+            raise ProtocolViolation("ProtocolUnsupported", f"a hello's state is never {clip(hello.state, 32)}")
         digest = hello.digest or ""
         if digest and not is_digest(digest):
-            raise ProtocolBroken("ProtocolUnsupported", "a hello's digest is sha256: and 64 hexadecimal digits")
+            raise ProtocolViolation("ProtocolUnsupported", "a hello's digest is sha256: and 64 hexadecimal digits")
         if hello.state == "Booting" and self.servers:
             self._doubt()
         if hello.state == "Booting":
@@ -154,7 +156,7 @@ class Engine:
             self.to(Phase.DISCONNECTED)
 
     def _forget_failures(self) -> None:
-        self.efforts, self.failed = {}, None
+        self.attempts, self.failed = {}, None
 
     def serves_after_all(self) -> None:
         """What it confirmed was not given up, whatever was thought of it before."""
@@ -162,13 +164,13 @@ class Engine:
             self._succeeded(op, self.confirmed)
 
     def _succeeded(self, op: str, digest: str) -> None:
-        self.efforts.pop((op, digest), None)
+        self.attempts.pop((op, digest), None)
         if self.failed is not None and self.failed.goal.digest == digest:
             self.failed = None
 
     def _leaderless(self) -> None:
         """The one that confirmed is gone: the next one's own word counts, else the engine boots again."""
-        self.pause_seconds, self.unmark_since = 0.0, None
+        self.pause_seconds, self.label_gone_since = 0.0, None
         self.to(Phase.DISCONNECTED)
         heir = self.leader
         if heir is not None:
@@ -192,8 +194,8 @@ class Engine:
 
     # -- what processes say ------------------------------------------------------------------------------------------
 
-    def said(self, conn: int, frame: frames.Frame, now: Now) -> Failure | None:
-        """Take note of a frame; gives what it says has failed. Raises `ProtocolBroken`, and then nothing has changed."""
+    def said(self, conn: int, frame: frames.Frame, now: Now) -> StepFailure | None:
+        """Take note of a frame; gives what it says has failed. Raises `ProtocolViolation`, and then nothing has changed."""
         server = self.servers.get(conn)
         rank = next((r for r in self.ranks.values() if r.conn == conn), None)
         match frame:
@@ -201,10 +203,10 @@ class Engine:
                 return self._prepare_answered(rank, frame)
             case frames.Committed() | frames.CommitFailed() if server is not None:
                 return self._commit_answered(server, frame, now)
-            case frames.Kept() if server is not None and _answers(frame.id, "keep", server.asked):
-                server.asked, server.state, server.opened = None, "Serving", True
+            case frames.Kept() if server is not None and _answers(frame.id, "keep", server.pending):
+                server.pending, server.state, server.opened = None, "Serving", True
                 if server is self.leader:
-                    self.unmark_since = None
+                    self.label_gone_since = None
                     if self.phase is Phase.BOOTING:
                         self.to(Phase.SERVING)
             case frames.State() if server is not None:
@@ -213,16 +215,16 @@ class Engine:
                 pass
             case _:
                 role = "server" if server is not None else "rank"
-                raise ProtocolBroken("ProtocolUnsupported", f"a {role} does not send {frame.op}")
+                raise ProtocolViolation("ProtocolUnsupported", f"a {role} does not send {frame.op}")
         return None
 
-    def _prepare_answered(self, rank: Rank, frame: frames.Prepared | frames.Rejected) -> Failure | None:
-        asked = rank.asked
+    def _prepare_answered(self, rank: Rank, frame: frames.Prepared | frames.Rejected) -> StepFailure | None:
+        asked = rank.pending
         if asked is None or not _answers(frame.id, "prepare", asked):
             return None
         if frame.digest != asked.goal.digest:
-            raise ProtocolBroken("ProtocolUnsupported", f"rank {rank.rank} answered for another version than asked")
-        rank.asked = None
+            raise ProtocolViolation("ProtocolUnsupported", f"rank {rank.rank} answered for another version than asked")
+        rank.pending = None
         if rank.called_off == asked.id:  # the order to release it is behind the question
             return None
         if isinstance(frame, frames.Prepared):
@@ -232,26 +234,26 @@ class Engine:
             return None
         rank.rejected[frame.digest] = asked.goal
         message = clip(f"rank {rank.rank}: {frame.message}", 512)
-        return Failure("prepare", asked.goal, reason_or(frame.reason, "Rejected"), message, booting=self.booting)
+        return StepFailure("prepare", asked.goal, reason_or(frame.reason, "Rejected"), message, booting=self.booting)
 
     def _commit_answered(
         self, server: Server, frame: frames.Committed | frames.CommitFailed, now: Now
-    ) -> Failure | None:
-        asked = server.asked
+    ) -> StepFailure | None:
+        asked = server.pending
         if asked is None or not _answers(frame.id, "commit", asked):
             return None
         if (frame.digest, frame.commit_token) != (asked.goal.digest, asked.goal.token):
-            raise ProtocolBroken("ProtocolUnsupported", "the engine answered another commit than the one asked for")
+            raise ProtocolViolation("ProtocolUnsupported", "the engine answered another commit than the one asked for")
         dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
         booting = self.booting
         if server is self.leader:
             self.to(Phase.DIRTY if dirty else Phase.FAILED if isinstance(frame, frames.CommitFailed) else Phase.SERVING)
-        server.asked, server.token = None, max(server.token, frame.commit_token)
+        server.pending, server.token = None, max(server.token, frame.commit_token)
         if isinstance(frame, frames.Committed):
             server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc
             server.opened = True
             server.reason = server.message = ""
-            self.pause_seconds, self.unmark_since = finite(frame.pause_seconds), None
+            self.pause_seconds, self.label_gone_since = finite(frame.pause_seconds), None
             return None
         reason, message = reason_or(frame.reason, "CommitFailed"), clip(frame.message, 512)
         if dirty:
@@ -260,16 +262,16 @@ class Engine:
         if reason == "NotPrepared":
             for rank in self.ranks.values():
                 rank.prepared.discard(frame.digest)
-        return Failure("commit", asked.goal, reason, message, dirty, booting)
+        return StepFailure("commit", asked.goal, reason, message, dirty, booting)
 
     def _state_told(self, server: Server, frame: frames.State, now: Now) -> None:
         """Unasked news. While a commit is open only its own answer says what is served."""
         digest = frame.digest or ""
         if frame.state not in ("Booting", "Serving", "Dirty") or (digest and not is_digest(digest)):
-            raise ProtocolBroken(
+            raise ProtocolViolation(
                 "ProtocolUnsupported", f"no engine can be {clip(frame.state, 32)} on {clip(digest, 80)}"
             )
-        committing = server.asked is not None and server.asked.op == "commit"
+        committing = server.pending is not None and server.pending.op == "commit"
         if server is self.leader and not committing:
             self._follow(frame.state)
         server.state, server.opened = frame.state, server.opened or frame.state == "Serving"
@@ -289,5 +291,5 @@ class Engine:
             self.to(Phase.SERVING if state == "Serving" else Phase.BOOTING)
 
 
-def _answers(id_: int, op: str, asked: Asked | None) -> bool:
+def _answers(id_: int, op: str, asked: PendingRequest | None) -> bool:
     return asked is not None and asked.op == op and asked.id == id_

@@ -1,7 +1,7 @@
 """What the session is told: one frozen dataclass for each kind of thing that can happen to a node.
 
 Everything that the outside learns (an object changed, a fetch ended, an engine spoke, time passed) becomes one of these, and
-nothing else reaches the session. Frames of engines come as they are on the wire, in `Said`. No message carries a socket, a file
+nothing else reaches the session. Frames of engines come as they are on the wire, in `FrameReceived`. No message carries a socket, a file
 or a callback.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hotweights_agent.session.assignments import Remembered
+from hotweights_agent.session.assignments import SavedAssignment
 from hotweights_crds.nodeweights import NodeWeightsSpec, ResolvedVersion
 from hotweights_transports.handoff.frames import Frame, Hello
 
@@ -32,10 +32,10 @@ class Pod:
 
 
 @dataclass(frozen=True, slots=True)
-class Recalled:
+class AssignmentsLoaded:
     """At the start: what the disk remembers."""
 
-    pods: tuple[Remembered, ...]
+    pods: tuple[SavedAssignment, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
-class ApiAway:
+class ApiUnavailable:
     """The API server does not answer: until the next `Assigned` the disk's memory stands in for what is not known."""
 
 
@@ -59,7 +59,7 @@ class PodsPresent:
 
 
 @dataclass(frozen=True, slots=True)
-class Marked:
+class PodStatusSeen:
     """The digest label that a pod carries at the API server now (16 hex digits; empty: none)."""
 
     pod_uid: str
@@ -125,14 +125,14 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class Disconnected:
     """A connection ended, for whatever reason."""
 
     conn: int
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class FrameReceived:
     """A frame of a connected process, after its hello."""
 
     conn: int
@@ -145,18 +145,18 @@ class Ticked:
 
 
 Message = (
-    Recalled
+    AssignmentsLoaded
     | Assigned
-    | ApiAway
+    | ApiUnavailable
     | PodsPresent
-    | Marked
+    | PodStatusSeen
     | StageProgressed
     | StageDone
     | StageFailed
     | CapacityChanged
     | ResolveDone
     | Connected
-    | Gone
-    | Said
+    | Disconnected
+    | FrameReceived
     | Ticked
 )

@@ -1,6 +1,6 @@
 """What an engine is to be asked next, so that it comes to serve what its pod is assigned.
 
-By level and one step at a time: nothing is remembered here, `steer` looks at the facts of an `Engine`, its assignment and what
+By level and one step at a time: nothing is remembered here, `next_effects` looks at the facts of an `Engine`, its assignment and what
 the node holds, and says which frames go out now. The order is always the same: a rank is handed a version once it is staged; the
 pod's label goes before the switch begins, so that no pod is ever shown on a version that it no longer serves; the leader is told
 to commit once every rank is prepared. A question without an answer by its deadline ends the connection: what the engine then says
@@ -15,18 +15,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hotweights_agent.session.connections import Asked, Effort, Failure, Goal, Rank, Server
+from hotweights_agent.session.connections import Attempt, Goal, PendingRequest, Rank, Server, StepFailure
 from hotweights_agent.session.effects import Close, Effect, Send, SendPrepare
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.phases import Phase
-from hotweights_agent.session.retry import Pace, Tries
-from hotweights_agent.session.versions import Holdings
+from hotweights_agent.session.retry import RetryPolicy, RetryState
+from hotweights_agent.session.versions import NodeVersions
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import frames
 
-PREPARE_PACE = Pace(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
-COMMIT_PACE = Pace(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
+PREPARE_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
+COMMIT_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
 TRANSIENT = frozenset(
     {
         "Busy",
@@ -43,7 +43,7 @@ UNMARK_SECONDS = 2.0  # how long a commit waits for the label to go; while the A
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class EngineTimeouts:
     """How long engines may take to answer."""
 
     prepare_seconds: float = 600.0
@@ -52,42 +52,42 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Situation:
-    """What steering looks at beside the engine."""
+class EngineContext:
+    """What decides about an engine beside the engine."""
 
     assignment: PodAssignment | None  # None: not known
-    holdings: Holdings
+    versions: NodeVersions
     digest_label: str  # what the pod shows at the API server; empty: nothing
     now: float
     next_id: Callable[[], int]
-    bounds: Bounds = Bounds()
+    bounds: EngineTimeouts = EngineTimeouts()
 
 
-def steer(engine: Engine, at: Situation) -> list[Effect]:
+def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
     """The frames to send now; the engine's facts are brought up to date with them."""
     engine.serves_after_all()
     effects = _expire(engine, at)
     leader, wanted = engine.leader, at.assignment
-    if leader is None or wanted is None or engine.phase is Phase.DIRTY or leader.asked is not None:
+    if leader is None or wanted is None or engine.phase is Phase.DIRTY or leader.pending is not None:
         return effects
     if wanted.token < leader.token and not satisfied(engine, wanted):
         engine.to(Phase.FAILED)
         return effects
     effects += _release_ports(engine, wanted, at)
     orders = (wanted.digest, wanted.prepare)
-    engine.efforts = {key: effort for key, effort in engine.efforts.items() if key[1] in orders}
-    digest = goal_of(engine, wanted, at.holdings)
+    engine.attempts = {key: attempt for key, attempt in engine.attempts.items() if key[1] in orders}
+    digest = goal_of(engine, wanted, at.versions)
     effects += _forget_old(engine, {digest or wanted.digest, wanted.prepare, leader.digest}, at)
     if digest:
-        goal = order_of(wanted, digest, at.holdings)
+        goal = goal_for(wanted, digest, at.versions)
         effects += _prepare(engine, goal, at)
         _settle(engine, goal)
-    elif leader.asked is None:
+    elif leader.pending is None:
         engine.rest()
     if digest and digest == wanted.digest and engine.phase is Phase.PREPARED:
         return effects + _commit(engine, leader, wanted, at)
     if leader.state == "Serving":
-        engine.unmark_since = None
+        engine.label_gone_since = None
     return effects
 
 
@@ -99,36 +99,36 @@ def satisfied(engine: Engine, wanted: PodAssignment) -> bool:
     return engine.phase is not Phase.COMMITTING and wanted.digest in ("", engine.confirmed)
 
 
-def goal_of(engine: Engine, wanted: PodAssignment, holdings: Holdings) -> str:
+def goal_of(engine: Engine, wanted: PodAssignment, versions: NodeVersions) -> str:
     """The version that it is to be brought to next; empty: there is none. What was given up makes way for what comes next."""
     following = wanted.prepare if wanted.prepare != engine.confirmed else ""
     if not wanted.digest or wanted.digest == engine.confirmed:
         return following
-    makes_way = following != wanted.digest and holdings.staged(following)
-    return following if makes_way and given_up(engine, order_of(wanted, wanted.digest, holdings)) else wanted.digest
+    makes_way = following != wanted.digest and versions.staged(following)
+    return following if makes_way and given_up(engine, goal_for(wanted, wanted.digest, versions)) else wanted.digest
 
 
-def order_of(wanted: PodAssignment, digest: str, holdings: Holdings) -> Goal:
+def goal_for(wanted: PodAssignment, digest: str, versions: NodeVersions) -> Goal:
     """What is tried for a version of this assignment."""
-    return Goal(wanted.token, digest, holdings.image(digest), wanted.rollout, wanted.revision)
+    return Goal(wanted.token, digest, versions.image(digest), wanted.rollout, wanted.revision)
 
 
-def tries_for(engine: Engine, op: str, goal: Goal) -> Tries:
+def retry_state(engine: Engine, op: str, goal: Goal) -> RetryState:
     """The tries for this goal; another one starts afresh."""
-    effort = engine.efforts.get((op, goal.digest))
-    if effort is None or effort.goal != goal:
-        effort = engine.efforts[op, goal.digest] = Effort(goal)
-    return effort.tries
+    attempt = engine.attempts.get((op, goal.digest))
+    if attempt is None or attempt.goal != goal:
+        attempt = engine.attempts[op, goal.digest] = Attempt(goal)
+    return attempt.retries
 
 
-def given_up(engine: Engine, goal: Goal) -> Tries | None:
+def given_up(engine: Engine, goal: Goal) -> RetryState | None:
     """How the tries for this goal ended, if they did; a version that is not here (image 0) is no other than it was."""
-    prepare, commit = engine.efforts.get(("prepare", goal.digest)), engine.efforts.get(("commit", goal.digest))
-    if commit is not None and commit.tries.given_up and commit.goal == _of_commit(goal):
-        return commit.tries
-    if prepare is not None and prepare.tries.given_up:
+    prepare, commit = engine.attempts.get(("prepare", goal.digest)), engine.attempts.get(("commit", goal.digest))
+    if commit is not None and commit.retries.given_up and commit.goal == _of_commit(goal):
+        return commit.retries
+    if prepare is not None and prepare.retries.given_up:
         same = replace(goal, image=prepare.goal.image) if not goal.image else goal
-        return prepare.tries if prepare.goal == same else None
+        return prepare.retries if prepare.goal == same else None
     return None
 
 
@@ -136,39 +136,39 @@ def _of_commit(goal: Goal) -> Goal:
     return replace(goal, image=0)
 
 
-def count(engine: Engine, failure: Failure, now: float) -> None:
+def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
     """Count a failure of what is still asked for. What may pass counts once where several ranks say it within one wait."""
-    effort = engine.efforts.get((failure.op, failure.goal.digest))
+    attempt = engine.attempts.get((failure.op, failure.goal.digest))
     transient = failure.reason in TRANSIENT and not failure.dirty
-    if effort is None or effort.goal != failure.goal or effort.tries.given_up:
+    if attempt is None or attempt.goal != failure.goal or attempt.retries.given_up:
         return
-    if transient and not effort.tries.may_start(now):
+    if transient and not attempt.retries.may_start(now):
         return
-    pace = PREPARE_PACE if failure.op == "prepare" else COMMIT_PACE
-    effort.tries = effort.tries.failed(now, pace, failure.reason, failure.message, transient=transient)
+    pace = PREPARE_RETRIES if failure.op == "prepare" else COMMIT_RETRIES
+    attempt.retries = attempt.retries.failed(now, pace, failure.reason, failure.message, transient=transient)
     if (
-        effort.tries.given_up and failure.reason != "StaleToken"
+        attempt.retries.given_up and failure.reason != "StaleToken"
     ):  # that speaks against the order, not against the version
         engine.failed = failure
 
 
-def _expire(engine: Engine, at: Situation) -> list[Effect]:
+def _expire(engine: Engine, at: EngineContext) -> list[Effect]:
     """End connections that owe an answer; their `Gone` then clears what they had said."""
     effects: list[Effect] = []
     processes: list[Server | Rank] = [*engine.servers.values(), *engine.ranks.values()]
     for process in processes:
-        asked = process.asked
+        asked = process.pending
         if asked is None or at.now < asked.deadline:
             continue
         reason = f"{asked.op.capitalize()}Timeout"
         text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
         effects.append(Close(process.conn, reason, text))
         if asked.op != "keep":
-            count(engine, Failure(asked.op, asked.goal, reason, text, booting=engine.booting), at.now)
+            record_failure(engine, StepFailure(asked.op, asked.goal, reason, text, booting=engine.booting), at.now)
     return effects
 
 
-def _release_ports(engine: Engine, wanted: PodAssignment, at: Situation) -> list[Effect]:
+def _release_ports(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[Effect]:
     """Let servers open their port: the leader if it is to keep what it booted, the others once the leader serves."""
     effects: list[Effect] = []
     for server in engine.servers.values():
@@ -176,47 +176,49 @@ def _release_ports(engine: Engine, wanted: PodAssignment, at: Situation) -> list
             may_open = not wanted.digest and server.state == "Booting" and _unmarked(engine, at)
         else:
             may_open = satisfied(engine, wanted)
-        if server.state == "Booting" and server.asked is None and may_open:
-            server.asked = Asked(at.next_id(), "keep", Goal(wanted.token, ""), at.now + at.bounds.keep_seconds)
-            effects.append(Send(server.conn, frames.Keep(server.asked.id, max(wanted.token, server.token))))
+        if server.state == "Booting" and server.pending is None and may_open:
+            server.pending = PendingRequest(
+                at.next_id(), "keep", Goal(wanted.token, ""), at.now + at.bounds.keep_seconds
+            )
+            effects.append(Send(server.conn, frames.Keep(server.pending.id, max(wanted.token, server.token))))
     return effects
 
 
-def _forget_old(engine: Engine, kept: set[str], at: Situation) -> list[Effect]:
+def _forget_old(engine: Engine, kept: set[str], at: EngineContext) -> list[Effect]:
     """Prepared versions that are neither served nor asked for hold memory: ranks may forget them."""
     effects: list[Effect] = []
     for rank in engine.ranks.values():
-        gone = sorted(rank.prepared - kept) if rank.asked is None else []
-        if rank.asked is not None and rank.asked.goal.digest not in kept and rank.called_off != rank.asked.id:
-            rank.called_off = rank.asked.id  # it need not finish; it answers all the same
-            gone = [rank.asked.goal.digest]
+        gone = sorted(rank.prepared - kept) if rank.pending is None else []
+        if rank.pending is not None and rank.pending.goal.digest not in kept and rank.called_off != rank.pending.id:
+            rank.called_off = rank.pending.id  # it need not finish; it answers all the same
+            gone = [rank.pending.goal.digest]
         rank.prepared.difference_update(gone)
         effects += [Send(rank.conn, frames.Release(at.next_id(), digest)) for digest in gone]
     return effects
 
 
-def _unmarked(engine: Engine, at: Situation) -> bool:
+def _unmarked(engine: Engine, at: EngineContext) -> bool:
     """Whether the pod shows no version any more, or the API server had its time to make it so."""
-    if engine.unmark_since is None:
-        engine.unmark_since = at.now
-    return not at.digest_label or at.now >= engine.unmark_since + UNMARK_SECONDS
+    if engine.label_gone_since is None:
+        engine.label_gone_since = at.now
+    return not at.digest_label or at.now >= engine.label_gone_since + UNMARK_SECONDS
 
 
-def _prepare(engine: Engine, goal: Goal, at: Situation) -> list[Effect]:
+def _prepare(engine: Engine, goal: Goal, at: EngineContext) -> list[Effect]:
     """Hand the version to every rank that lacks it."""
     if not goal.image or not engine.complete:
         return []
-    may_start = tries_for(engine, "prepare", goal).may_start(at.now) and given_up(engine, goal) is None
+    may_start = retry_state(engine, "prepare", goal).may_start(at.now) and given_up(engine, goal) is None
     return [effect for rank in engine.ranks.values() for effect in _prepare_rank(rank, goal, may_start, at)]
 
 
-def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: Situation) -> list[Effect]:
+def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: EngineContext) -> list[Effect]:
     if may_start or rank.rejected.get(goal.digest) != goal:
         rank.rejected.pop(goal.digest, None)  # another assignment, another image, or a passing reason: its wait is over
-    if not may_start or rank.asked is not None or goal.digest in rank.prepared:
+    if not may_start or rank.pending is not None or goal.digest in rank.prepared:
         return []
-    rank.asked = Asked(at.next_id(), "prepare", goal, at.now + at.bounds.prepare_seconds)
-    return [SendPrepare(rank.conn, rank.asked.id, goal.digest)]
+    rank.pending = PendingRequest(at.next_id(), "prepare", goal, at.now + at.bounds.prepare_seconds)
+    return [SendPrepare(rank.conn, rank.pending.id, goal.digest)]
 
 
 def _settle(engine: Engine, goal: Goal) -> None:
@@ -225,7 +227,9 @@ def _settle(engine: Engine, goal: Goal) -> None:
     over = given_up(engine, goal)
     if engine.prepared_everywhere(goal.digest):
         engine.to(Phase.FAILED if over else Phase.PREPARED)
-    elif any(rank.asked for rank in ranks) or (not over and goal.image and tries_for(engine, "prepare", goal).reason):
+    elif any(rank.pending for rank in ranks) or (
+        not over and goal.image and retry_state(engine, "prepare", goal).reason
+    ):
         engine.to(Phase.PREPARING)
     elif any(goal.digest in rank.rejected for rank in ranks):
         engine.to(Phase.REFUSED)
@@ -235,20 +239,20 @@ def _settle(engine: Engine, goal: Goal) -> None:
         engine.rest()
 
 
-def _commit(engine: Engine, leader: Server, wanted: PodAssignment, at: Situation) -> list[Effect]:
+def _commit(engine: Engine, leader: Server, wanted: PodAssignment, at: EngineContext) -> list[Effect]:
     """Tell the leader to switch, after the pod's label has gone."""
-    goal = _of_commit(order_of(wanted, wanted.digest, at.holdings))
-    if not tries_for(engine, "commit", goal).may_start(at.now):
-        engine.unmark_since = None
+    goal = _of_commit(goal_for(wanted, wanted.digest, at.versions))
+    if not retry_state(engine, "commit", goal).may_start(at.now):
+        engine.label_gone_since = None
         return []
     if not _unmarked(engine, at):
         return []
     drain = float(wanted.drain_timeout_seconds) if wanted.mode == "Wait" else 0.0
     deadline = at.now + drain + wanted.commit_timeout_seconds + at.bounds.commit_slack_seconds
     engine.to(Phase.COMMITTING)
-    leader.asked = Asked(at.next_id(), "commit", goal, deadline)
+    leader.pending = PendingRequest(at.next_id(), "commit", goal, deadline)
     frame = frames.Commit(
-        id=leader.asked.id,
+        id=leader.pending.id,
         digest=wanted.digest,
         version=wanted.version,
         commit_token=wanted.token,

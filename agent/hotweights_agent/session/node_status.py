@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from hotweights_agent.session.assignments import Word
+from hotweights_agent.session.assignments import Assignments
 from hotweights_agent.session.defects import contained
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.next_effects import satisfied
 from hotweights_agent.session.report import engine_status
 from hotweights_agent.session.resolving import Resolving
-from hotweights_agent.session.versions import Holdings
+from hotweights_agent.session.versions import NodeVersions
 from hotweights_crds.nodeweights import (
     MAX_ENGINES,
     MAX_RESOLVE,
@@ -33,23 +33,23 @@ Listed = tuple[Engine, PodAssignment | None]
 def node_status(
     head: NodeWeightsStatus,
     listed: Sequence[Listed],
-    word: Word,
-    holdings: Holdings,
+    assignments: Assignments,
+    versions: NodeVersions,
     resolving: Resolving,
     defect: Callable[[Exception], None],
 ) -> NodeWeightsStatus:
     """``head`` with everything in it, but for the conditions, which carry times. An engine that cannot be told of is a ``defect``."""
-    cut, versions = _Cut(), word.versions()
+    cut, names = _Cut(), assignments.version_names()
     right = sum(1 for engine, wanted in listed if wanted is not None and satisfied(engine, wanted))
     first = {wanted.digest for _, wanted in listed if wanted} | {engine.confirmed for engine, _ in listed}
     then = {wanted.prepare for _, wanted in listed if wanted}
     staged = cut(
-        holdings.status(), MAX_STAGED, "versions", lambda s: 0 if s.digest in first else 1 if s.digest in then else 2
+        versions.status(), MAX_STAGED, "versions", lambda s: 0 if s.digest in first else 1 if s.digest in then else 2
     )
     engines: list[EngineStatus] = []
     for engine, wanted in cut(listed, MAX_ENGINES, "engines", lambda one: not one[0].connected):
         with contained(defect):
-            engines.append(engine_status(engine, wanted, holdings, versions, word.stale.get(engine.pod.uid, 0)))
+            engines.append(engine_status(engine, wanted, versions, names, assignments.stale.get(engine.pod.uid, 0)))
     resolved = cut(resolving.status(), MAX_RESOLVE, "sources", lambda _: 0)
     return head.model_copy(
         update={

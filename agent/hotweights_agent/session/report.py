@@ -6,13 +6,13 @@ engine serves, by its own word, what this pod is assigned; labels name only what
 
 from __future__ import annotations
 
-from hotweights_agent.session.connections import Failure, Goal
-from hotweights_agent.session.effects import Marks
+from hotweights_agent.session.connections import Goal, StepFailure
+from hotweights_agent.session.effects import PodStatus
 from hotweights_agent.session.engine import Engine
-from hotweights_agent.session.next_effects import given_up, goal_of, order_of, satisfied
+from hotweights_agent.session.next_effects import given_up, goal_for, goal_of, satisfied
 from hotweights_agent.session.phases import Phase
 from hotweights_agent.session.sanitize import clip, short
-from hotweights_agent.session.versions import Holdings
+from hotweights_agent.session.versions import NodeVersions
 from hotweights_crds.nodeweights import EngineStatus, GivenUp, PodAssignment
 
 Said = tuple[str, str]  # reason, message
@@ -26,17 +26,17 @@ NO_MORE = "not tried again until the assignment, the engine or the version chang
 
 
 def engine_status(
-    engine: Engine, wanted: PodAssignment | None, holdings: Holdings, versions: dict[str, str], stale_token: int
+    engine: Engine, wanted: PodAssignment | None, versions: NodeVersions, names: dict[str, str], stale_token: int
 ) -> EngineStatus:
     """Its entry in the node's status."""
-    reason, message = explain(engine, wanted, holdings, stale_token)
+    reason, message = explain(engine, wanted, versions, stale_token)
     leader = engine.leader
     return EngineStatus(
         pod_uid=engine.pod.uid,
         pod=f"{engine.pod.namespace}/{engine.pod.name}",
         phase=_told_phase(engine).value,
         digest=engine.confirmed,
-        version=versions.get(engine.confirmed, ""),
+        version=names.get(engine.confirmed, ""),
         prepared=engine.prepared,
         token=max(wanted.token if wanted else 0, leader.token if leader else 0),
         confirmed_at=leader.confirmed_at if leader and engine.confirmed else "",
@@ -47,7 +47,7 @@ def engine_status(
     )
 
 
-def _given_up(failure: Failure) -> GivenUp:
+def _given_up(failure: StepFailure) -> GivenUp:
     return GivenUp(
         digest=failure.goal.digest,
         rollout=failure.goal.rollout,
@@ -67,22 +67,22 @@ def _told_phase(engine: Engine) -> Phase:
     return Phase.BOOTING if on_its_way and leader is not None and leader.state == "Booting" else engine.phase
 
 
-def marks(
-    engine: Engine, wanted: PodAssignment | None, holdings: Holdings, versions: dict[str, str], stale_token: int
-) -> Marks:
+def pod_status(
+    engine: Engine, wanted: PodAssignment | None, versions: NodeVersions, names: dict[str, str], stale_token: int
+) -> PodStatus:
     """What its pod is to show."""
-    confirmed = "" if engine.unmark_since is not None else engine.confirmed
-    version = versions.get(confirmed, "")
+    confirmed = "" if engine.label_gone_since is not None else engine.confirmed
+    version = names.get(confirmed, "")
     if wanted is not None and satisfied(engine, wanted) and not stale_token:
         text = (
             f"serves {version or short(confirmed)} as assigned" if confirmed else "serves what it booted, as assigned"
         )
-        return Marks(True, "Assigned", text, version, short(confirmed))
-    reason, message = explain(engine, wanted, holdings, stale_token)
-    return Marks(False, reason or engine.phase.value, message, version, short(confirmed))
+        return PodStatus(True, "Assigned", text, version, short(confirmed))
+    reason, message = explain(engine, wanted, versions, stale_token)
+    return PodStatus(False, reason or engine.phase.value, message, version, short(confirmed))
 
 
-def explain(engine: Engine, wanted: PodAssignment | None, holdings: Holdings, stale_token: int) -> Said:
+def explain(engine: Engine, wanted: PodAssignment | None, versions: NodeVersions, stale_token: int) -> Said:
     """Why it does not serve what it should, or why the next version is not ready; empty when all is well."""
     leader = engine.leader
     if not engine.connected:
@@ -105,8 +105,8 @@ def explain(engine: Engine, wanted: PodAssignment | None, holdings: Holdings, st
     if leader.token > wanted.token and not satisfied(engine, wanted):
         return _stale(wanted.token, leader.token)
     unserved = wanted.digest if wanted.digest != engine.confirmed else ""
-    digest = unserved or goal_of(engine, wanted, holdings)
-    return _explain_goal(engine, order_of(wanted, digest, holdings), holdings) if digest else ("", "")
+    digest = unserved or goal_of(engine, wanted, versions)
+    return _explain_goal(engine, goal_for(wanted, digest, versions), versions) if digest else ("", "")
 
 
 def _stale(offered: int, known: int) -> Said:
@@ -116,22 +116,22 @@ def _stale(offered: int, known: int) -> Said:
     )
 
 
-def _explain_goal(engine: Engine, goal: Goal, holdings: Holdings) -> Said:
+def _explain_goal(engine: Engine, goal: Goal, versions: NodeVersions) -> Said:
     """Where an engine is on its way to a version."""
     digest = goal.digest
-    over, held = given_up(engine, goal), holdings.get(digest)
+    over, held = given_up(engine, goal), versions.get(digest)
     if over is not None:
         return over.reason, f"{over.message} ({NO_MORE})"
     if held is None:
         return "NotStaged", f"{short(digest)} is in no stage list of this node, so it cannot be handed over"
     if held.phase == "Failed":
-        return held.tries.reason, f"{held.item.version or short(digest)} is not on this node: {held.tries.message}"
+        return held.retries.reason, f"{held.item.version or short(digest)} is not on this node: {held.retries.message}"
     if held.phase != "Staged":
         done = 100 * held.bytes_done // max(1, held.bytes_total)
         return "Staging", f"{held.item.version or short(digest)} is on its way to this node: {done} %"
-    effort = engine.efforts.get(("commit" if engine.prepared_everywhere(digest) else "prepare", digest))
-    if effort is not None and effort.tries.reason:
-        return effort.tries.reason, f"{effort.tries.message} (tried again)"
+    attempt = engine.attempts.get(("commit" if engine.prepared_everywhere(digest) else "prepare", digest))
+    if attempt is not None and attempt.retries.reason:
+        return attempt.retries.reason, f"{attempt.retries.message} (tried again)"
     if engine.phase is Phase.PREPARED:
         return "", ""
     return engine.phase.value, f"{held.version or short(digest)}: {engine.phase.value.lower()}"

@@ -13,13 +13,13 @@ from typing import Literal
 
 from hotweights_agent.session.effects import CancelResolve, Effect, Resolve
 from hotweights_agent.session.messages import ResolveDone
-from hotweights_agent.session.retry import Pace, Tries
+from hotweights_agent.session.retry import RetryPolicy, RetryState
 from hotweights_agent.session.sanitize import clip
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
 
-PACE = Pace(most=None, backoff=Backoff(2.0, 60.0))
-SLOW_PACE = Pace(most=None, backoff=Backoff(60.0, 600.0))
+PACE = RetryPolicy(most=None, backoff=Backoff(2.0, 60.0))
+SLOW_PACE = RetryPolicy(most=None, backoff=Backoff(60.0, 600.0))
 """For what somebody must repair."""
 READ_SECONDS = 1800.0
 """For one source. What cannot be read in the time that staging has by default could not be staged either."""
@@ -32,7 +32,7 @@ class _Reading:
     item: ResolveItem
     phase: Literal["Waiting", "Reading", "Done"] = "Waiting"
     began_at: float = 0.0
-    tries: Tries = field(default_factory=Tries)
+    retries: RetryState = field(default_factory=RetryState)
     result: ResolvedVersion | None = None
 
 
@@ -55,7 +55,7 @@ class Resolving:
         if reading is not None and reading.phase == "Reading":
             _end(reading, message, now)
 
-    def steer(self, now: float) -> list[Effect]:
+    def next_effects(self, now: float) -> list[Effect]:
         """What to read now, and what to stop."""
         effects: list[Effect] = []
         reading = [r for r in self._readings.values() if r.phase == "Reading"]
@@ -64,8 +64,8 @@ class Resolving:
             _end(late, ResolveDone(ResolvedVersion(uid=late.item.uid, reason="ResolveTimeout", message=text)), now)
             reading.remove(late)
             effects.append(CancelResolve(late.item.uid))
-        due = [r for r in self._readings.values() if r.phase == "Waiting" and r.tries.may_start(now)]
-        for one in sorted(due, key=lambda r: r.tries.failures)[: AT_ONCE - len(reading)]:
+        due = [r for r in self._readings.values() if r.phase == "Waiting" and r.retries.may_start(now)]
+        for one in sorted(due, key=lambda r: r.retries.failures)[: AT_ONCE - len(reading)]:
             one.phase, one.began_at = "Reading", now
             effects.append(Resolve(one.item))
         return effects
@@ -81,4 +81,4 @@ def _end(reading: _Reading, message: ResolveDone, now: float) -> None:
     reading.result = result.model_copy(update={"reason": reason, "message": text})
     reading.phase = "Waiting" if reason else "Done"
     if reason:
-        reading.tries = reading.tries.failed(now, PACE if message.transient else SLOW_PACE, reason, text)
+        reading.retries = reading.retries.failed(now, PACE if message.transient else SLOW_PACE, reason, text)

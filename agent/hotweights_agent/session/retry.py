@@ -12,7 +12,7 @@ from hotweights_common.backoff import Backoff
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class RetryPolicy:
     """How often a thing is tried (None: for as long as somebody wants it), and how long to wait in between."""
 
     most: int | None
@@ -20,7 +20,7 @@ class Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class Tries:
+class RetryState:
     """What became of the tries so far. Immutable; `failed` gives the next state."""
 
     failures: int = 0
@@ -33,19 +33,19 @@ class Tries:
         """Whether another try may begin now."""
         return not self.given_up and now >= self.again_at
 
-    def failed(self, now: float, pace: Pace, reason: str, message: str, *, transient: bool = True) -> Tries:
+    def failed(self, now: float, pace: RetryPolicy, reason: str, message: str, *, transient: bool = True) -> RetryState:
         """One more failure; final if it is not transient or was the last that is allowed."""
         failures = self.failures + 1
         if not transient or (pace.most is not None and failures >= pace.most):
-            return Tries(failures, now, True, reason, message)
-        return Tries(failures, now + pace.backoff.seconds(failures), False, reason, message)
+            return RetryState(failures, now, True, reason, message)
+        return RetryState(failures, now + pace.backoff.seconds(failures), False, reason, message)
 
-    def until(self, deadline: float) -> Tries:
+    def until(self, deadline: float) -> RetryState:
         """The same, given up if the next try would begin after the deadline."""
         return replace(self, given_up=self.given_up or self.again_at > deadline)
 
 
-class Bucket:
+class TokenBucket:
     """A token bucket on the caller's clock."""
 
     def __init__(self, per_second: float, burst: int, now: float) -> None:

@@ -17,29 +17,29 @@ from functools import partial
 from typing import assert_never
 
 from hotweights_agent.session import messages
-from hotweights_agent.session.assignments import Word
-from hotweights_agent.session.connections import ProtocolBroken
+from hotweights_agent.session.assignments import Assignments
+from hotweights_agent.session.connections import ProtocolViolation
 from hotweights_agent.session.defects import contained
 from hotweights_agent.session.effects import (
     Close,
     Defect,
+    DropPodStatus,
     Effect,
-    Forget,
-    MarkPod,
-    Marks,
-    Remember,
+    ForgetPods,
+    PodStatus,
     Report,
+    SaveAssignments,
     Send,
-    UnmarkPod,
+    WritePodStatus,
 )
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.messages import Message, Now, Pod
-from hotweights_agent.session.next_effects import Bounds, Situation, count, steer
+from hotweights_agent.session.next_effects import EngineContext, EngineTimeouts, next_effects, record_failure
 from hotweights_agent.session.node_status import Listed, node_status, without_progress
 from hotweights_agent.session.phases import Phase
-from hotweights_agent.session.report import marks
+from hotweights_agent.session.report import pod_status
 from hotweights_agent.session.resolving import Resolving
-from hotweights_agent.session.versions import Holdings
+from hotweights_agent.session.versions import NodeVersions
 from hotweights_common import sizes
 from hotweights_crds.nodeweights import (
     Capacity,
@@ -50,7 +50,7 @@ from hotweights_crds.nodeweights import (
 
 
 @dataclass(frozen=True, slots=True)
-class Self:
+class AgentInfo:
     """What the agent says about itself."""
 
     boot_id: str
@@ -62,18 +62,18 @@ class Self:
 class Session:
     """One node's state, from the start of the agent to its end."""
 
-    def __init__(self, me: Self, bounds: Bounds | None = None, reconnect_seconds: float = 15.0) -> None:
+    def __init__(self, me: AgentInfo, bounds: EngineTimeouts | None = None, reconnect_seconds: float = 15.0) -> None:
         """After a start, engines that live have ``reconnect_seconds`` to come back before they are called disconnected."""
         self._me = me
-        self._bounds = bounds or Bounds()
+        self._bounds = bounds or EngineTimeouts()
         self._reconnect_seconds = reconnect_seconds
         self._started_at: float | None = None
-        self._word = Word()
+        self._assignments = Assignments()
         self._engines: dict[str, Engine] = {}
         self._conns: dict[int, str] = {}  # connection → pod UID
         self._labels: dict[str, str] = {}
-        self._shown: dict[str, Marks] = {}
-        self.holdings = Holdings()
+        self._shown: dict[str, PodStatus] = {}
+        self.versions = NodeVersions()
         self._resolving = Resolving()
         self._capacity = Capacity()
         self._reported: NodeWeightsStatus | None = None
@@ -88,7 +88,7 @@ class Session:
 
     def assignment(self, uid: str) -> PodAssignment | None:
         """What a pod is to serve, by whoever's word counts now."""
-        return self._word.of(uid)
+        return self._assignments.of(uid)
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
@@ -107,9 +107,9 @@ class Session:
         for message in messages:
             effects += _safely(partial(self._note, message, now), partial(self._spoilt, message))
         for uid in list(self._engines):
-            effects += _safely(partial(self._steer_engine, uid, now), partial(self._start_anew, uid, "steering"))
-        effects += _safely(partial(self._steer_holdings, now), partial(_defect, "holdings"))
-        effects += _safely(partial(self._resolving.steer, now.seconds), partial(_defect, "resolving"))
+            effects += _safely(partial(self._engine_effects, uid, now), partial(self._start_anew, uid, "steering"))
+        effects += _safely(partial(self._version_effects, now), partial(_defect, "versions"))
+        effects += _safely(partial(self._resolving.next_effects, now.seconds), partial(_defect, "resolving"))
         return effects + _safely(partial(self._tell, now), partial(_defect, "telling"))
 
     def _spoilt(self, message: Message, error: Exception) -> list[Effect]:
@@ -119,7 +119,7 @@ class Session:
             case messages.Connected():
                 self._conns[message.conn] = message.pod.uid
                 return self._start_anew(message.pod.uid, where, error)
-            case messages.Said() if message.conn in self._conns:
+            case messages.FrameReceived() if message.conn in self._conns:
                 return self._start_anew(self._conns[message.conn], where, error)
             case _:
                 return _defect(where, error)
@@ -139,22 +139,22 @@ class Session:
 
     def _note(self, message: Message, now: Now) -> list[Effect]:
         match message:
-            case messages.Recalled():
-                self._word.recalled(message.pods)
+            case messages.AssignmentsLoaded():
+                self._assignments.load(message.pods)
             case messages.Assigned():
                 return self._note_assigned(message)
-            case messages.ApiAway():
-                self._word.silent()
+            case messages.ApiUnavailable():
+                self._assignments.api_is_away()
             case messages.PodsPresent():
                 return self._note_present(message.uids)
-            case messages.Marked():
+            case messages.PodStatusSeen():
                 self._labels[message.pod_uid] = message.digest_label
             case messages.StageProgressed():
-                self.holdings.progressed(message)
+                self.versions.progressed(message)
             case messages.StageDone():
-                return self.holdings.done(message)
+                return self.versions.done(message)
             case messages.StageFailed():
-                self.holdings.failed(message, now.seconds)
+                self.versions.failed(message, now.seconds)
             case messages.CapacityChanged():
                 free = message.free_bytes
                 self._capacity = Capacity(memory_bytes=message.memory_bytes, free_bytes=free, free=sizes.binary(free))
@@ -162,9 +162,9 @@ class Session:
                 self._resolving.done(message, now.seconds)
             case messages.Connected():
                 return self._note_connected(message, now)
-            case messages.Gone():
+            case messages.Disconnected():
                 self._note_gone(message.conn, now)
-            case messages.Said():
+            case messages.FrameReceived():
                 return self._note_said(message, now)
             case messages.Ticked():
                 pass
@@ -173,16 +173,16 @@ class Session:
         return []
 
     def _note_assigned(self, message: messages.Assigned) -> list[Effect]:
-        new = self._word.assigned(message.spec, message.generation)
+        new = self._assignments.assigned(message.spec, message.generation)
         effects = self._resolving.wanted({item.uid: item for item in message.spec.resolve})
-        return [*effects, Remember(new)] if new else effects
+        return [*effects, SaveAssignments(new)] if new else effects
 
     def _note_present(self, uids: frozenset[str]) -> list[Effect]:
         connected = {uid for uid, engine in self._engines.items() if engine.connected}
-        gone = self._word.present(uids | connected)
+        gone = self._assignments.present(uids | connected)
         for uid in [uid for uid in self._labels if uid not in uids]:
             del self._labels[uid]
-        return [Forget(gone)] if gone else []
+        return [ForgetPods(gone)] if gone else []
 
     def _note_connected(self, message: messages.Connected, now: Now) -> list[Effect]:
         engine = self._engines.setdefault(message.pod.uid, Engine(message.pod))
@@ -191,7 +191,7 @@ class Session:
         )
         try:
             replaced = engine.connect(message.conn, message.hello, now)
-        except ProtocolBroken as error:
+        except ProtocolViolation as error:
             return [Close(message.conn, error.reason, str(error))]
         self._conns[message.conn] = message.pod.uid
         for conn in replaced:
@@ -204,7 +204,7 @@ class Session:
             self._engines[uid].story.append(f"{now.utc} a connection ended ({conn})")
             self._engines[uid].gone(conn)
 
-    def _note_said(self, message: messages.Said, now: Now) -> list[Effect]:
+    def _note_said(self, message: messages.FrameReceived, now: Now) -> list[Effect]:
         uid = self._conns.get(message.conn)
         if uid is None:
             return []
@@ -213,28 +213,28 @@ class Session:
         before = engine.phase
         try:
             failure = engine.said(message.conn, message.frame, now)
-        except ProtocolBroken as error:
+        except ProtocolViolation as error:
             self._note_gone(message.conn, now)
             return [Close(message.conn, error.reason, str(error))]
         if failure is not None:
-            count(engine, failure, now.seconds)
+            record_failure(engine, failure, now.seconds)
         _note_phase(engine, before, now)
         return []
 
     # -- by level ----------------------------------------------------------------------------------------------------
 
-    def _steer_engine(self, uid: str, now: Now) -> list[Effect]:
+    def _engine_effects(self, uid: str, now: Now) -> list[Effect]:
         engine = self._engines[uid]
-        at = Situation(
+        at = EngineContext(
             self.assignment(uid),
-            self.holdings,
+            self.versions,
             self._labels.get(uid, ""),
             now.seconds,
             lambda: next(self._ids),
             self._bounds,
         )
         before = engine.phase
-        effects = steer(engine, at)
+        effects = next_effects(engine, at)
         for effect in effects:
             if isinstance(effect, Close):
                 self._note_gone(effect.conn, now)
@@ -244,20 +244,20 @@ class Session:
         _note_phase(engine, before, now)
         return effects
 
-    def _steer_holdings(self, now: Now) -> list[Effect]:
-        if not self._word.known:
+    def _version_effects(self, now: Now) -> list[Effect]:
+        if not self._assignments.known:
             return []
-        return self.holdings.steer(self._word.stage(), self._needed(), now.seconds)
+        return self.versions.next_effects(self._assignments.stage(), self._needed(), now.seconds)
 
     def _needed(self) -> set[str]:
         """Versions that engines are about to take."""
-        asked = {rank.asked.goal.digest for engine in self.engines for rank in engine.ranks.values() if rank.asked}
+        asked = {rank.pending.goal.digest for engine in self.engines for rank in engine.ranks.values() if rank.pending}
         leaders = (engine.leader for engine in self.engines)
-        return asked | {leader.asked.goal.digest for leader in leaders if leader is not None and leader.asked}
+        return asked | {leader.pending.goal.digest for leader in leaders if leader is not None and leader.pending}
 
     def _listed(self) -> Iterator[Listed]:
         """Engines to tell of: the connected ones, and those that should be."""
-        pods = self._word.pods
+        pods = self._assignments.pods
         for uid, pod in pods.items():
             if uid not in self._engines:
                 self._engines[uid] = Engine(Pod(uid, pod.namespace, pod.name))
@@ -272,38 +272,38 @@ class Session:
         For a while after a start engines that live may not have come back yet; until then their pods keep showing what they
         show, and the object what it says: an agent's upgrade un-readies nobody.
         """
-        if not self._word.known:
+        if not self._assignments.known:
             return []
         listed = list(self._listed())
         started_at = now.seconds if self._started_at is None else self._started_at
         grace = now.seconds < started_at + self._reconnect_seconds
         effects = self._mark_pods([(e, wanted) for e, wanted in listed if e.seen or not grace])
-        if not self._word.heard or (grace and not all(engine.seen for engine, _ in listed)):
+        if not self._assignments.heard or (grace and not all(engine.seen for engine, _ in listed)):
             return effects
         return effects + self._report(listed)
 
     def _mark_pods(self, listed: Sequence[Listed]) -> list[Effect]:
         effects: list[Effect] = []
-        versions = self._word.versions()
+        names = self._assignments.version_names()
         for engine, wanted in listed:
-            effects += _safely(partial(self._mark_pod, engine, wanted, versions), partial(_defect, "marking"))
+            effects += _safely(partial(self._mark_pod, engine, wanted, names), partial(_defect, "marking"))
         for uid in [uid for uid in self._shown if uid not in self._engines]:
             del self._shown[uid]
-            effects.append(UnmarkPod(uid))
+            effects.append(DropPodStatus(uid))
         return effects
 
-    def _mark_pod(self, engine: Engine, wanted: PodAssignment | None, versions: dict[str, str]) -> list[Effect]:
-        new = marks(engine, wanted, self.holdings, versions, self._word.stale.get(engine.pod.uid, 0))
+    def _mark_pod(self, engine: Engine, wanted: PodAssignment | None, names: dict[str, str]) -> list[Effect]:
+        new = pod_status(engine, wanted, self.versions, names, self._assignments.stale.get(engine.pod.uid, 0))
         if self._shown.get(engine.pod.uid) == new:
             return []
         self._shown[engine.pod.uid] = new
-        return [MarkPod(engine.pod, new)]
+        return [WritePodStatus(engine.pod, new)]
 
     def _report(self, listed: Sequence[Listed]) -> list[Effect]:
         effects: list[Effect] = []
         me = self._me
         head = NodeWeightsStatus(
-            observed_generation=self._word.generation,
+            observed_generation=self._assignments.generation,
             boot_id=me.boot_id,
             agent_version=me.version,
             endpoint=me.endpoint,
@@ -313,8 +313,8 @@ class Session:
         status = node_status(
             head,
             listed,
-            self._word,
-            self.holdings,
+            self._assignments,
+            self.versions,
             self._resolving,
             lambda error: effects.append(Defect("reporting", error)),
         )

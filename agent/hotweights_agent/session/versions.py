@@ -1,6 +1,6 @@
 """Which versions the node is to hold, which it holds, and what to do about the difference.
 
-Sans-IO and by level: `Holdings.steer` compares what is wanted with what is there and says what to start, stop and let go of. A
+Sans-IO and by level: `NodeVersions.steer` compares what is wanted with what is there and says what to start, stop and let go of. A
 version that failed in a way that may pass is tried again, ever more rarely, until its own timeout; one that failed otherwise is
 left alone until its entry changes. It knows no engine; the session tells it which versions engines still need.
 """
@@ -12,24 +12,26 @@ from dataclasses import dataclass, field
 
 from hotweights_agent.session.effects import CancelStage, Effect, ReleaseVersion, Stage
 from hotweights_agent.session.messages import StageDone, StageFailed, StageProgressed
-from hotweights_agent.session.retry import Pace, Tries
+from hotweights_agent.session.retry import RetryPolicy, RetryState
 from hotweights_agent.session.sanitize import clip
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import StagedVersion, StageItem, StagePhase
 
-PACE = Pace(most=1000, backoff=Backoff(1.0, 60.0, factor=3.0))  # the item's timeout ends it, not the count
+STAGE_RETRIES = RetryPolicy(
+    most=1000, backoff=Backoff(1.0, 60.0, factor=3.0)
+)  # the item's timeout ends it, not the count
 FAILED_AFTER = 3  # failures until it is reported as failed; it is tried further until its timeout
 CANCEL_SECONDS = 30.0  # how long a cancelled fetch may take to end before it is given up
 
 
 @dataclass(slots=True)
-class Holding:
+class NodeVersion:
     """One version on its way onto the node, or there."""
 
     item: StageItem
     phase: StagePhase
     started_at: float
-    tries: Tries = field(default_factory=Tries)
+    retries: RetryState = field(default_factory=RetryState)
     version: str = ""
     bytes_done: int = 0
     bytes_total: int = 0
@@ -41,7 +43,7 @@ class Holding:
     @property
     def trying_again(self) -> bool:
         """Whether it failed, but not often enough yet to be called failed."""
-        return self.phase == "Failed" and not self.tries.given_up and self.tries.failures < FAILED_AFTER
+        return self.phase == "Failed" and not self.retries.given_up and self.retries.failures < FAILED_AFTER
 
     def status(self) -> StagedVersion:
         """As it is reported."""
@@ -53,16 +55,16 @@ class Holding:
             bytes_total=self.bytes_total,
             bytes_fetched=self.bytes_fetched,
             seconds=round(self.seconds, 3),
-            reason="" if self.phase == "Staged" else clip(self.tries.reason, 64),
-            message=clip(self.how if self.phase == "Staged" else self.tries.message, 512),
+            reason="" if self.phase == "Staged" else clip(self.retries.reason, 64),
+            message=clip(self.how if self.phase == "Staged" else self.retries.message, 512),
         )
 
 
-class Holdings:
+class NodeVersions:
     """All versions of the node."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Holding] = {}
+        self._held: dict[str, NodeVersion] = {}
         self._ending: dict[str, float] = {}  # cancelled fetches that have not ended: digest → when
         self._images = 0
 
@@ -79,7 +81,7 @@ class Holdings:
         """Which staging of the digest this is; 0 when it is not staged."""
         return self._held[digest].image if self.staged(digest) else 0
 
-    def get(self, digest: str) -> Holding | None:
+    def get(self, digest: str) -> NodeVersion | None:
         """What is known of a version."""
         return self._held.get(digest)
 
@@ -98,7 +100,7 @@ class Holdings:
         if cancelled or held is None or held.phase != "Fetching":
             return [ReleaseVersion(message.digest)]
         self._images += 1
-        held.phase, held.image, held.tries = "Staged", self._images, Tries()
+        held.phase, held.image, held.retries = "Staged", self._images, RetryState()
         held.version = message.version
         held.bytes_done = held.bytes_total = message.bytes_total
         held.bytes_fetched, held.seconds, held.how = message.bytes_fetched, message.seconds, message.how
@@ -110,11 +112,11 @@ class Holdings:
         held = self._held.get(message.digest)
         if cancelled or held is None or held.phase != "Fetching":
             return
-        tries = held.tries.failed(now, PACE, message.reason, message.message, transient=message.transient)
-        held.tries = tries.until(held.started_at + held.item.timeout_seconds)
+        retries = held.retries.failed(now, STAGE_RETRIES, message.reason, message.message, transient=message.transient)
+        held.retries = retries.until(held.started_at + held.item.timeout_seconds)
         held.phase = "Failed"
 
-    def steer(self, wanted: Mapping[str, StageItem], needed: Collection[str], now: float) -> list[Effect]:
+    def next_effects(self, wanted: Mapping[str, StageItem], needed: Collection[str], now: float) -> list[Effect]:
         """What to do now: ``wanted`` are to be here, ``needed`` must not go yet."""
         effects: list[Effect] = []
         for digest in [d for d in self._held if d not in wanted]:
@@ -137,20 +139,20 @@ class Holdings:
     def _bring(self, digest: str, item: StageItem, now: float) -> list[Effect]:
         held = self._held.get(digest)
         if held is None or (held.phase == "Failed" and held.item != item):
-            held = self._held[digest] = Holding(item, "Waiting", now)
+            held = self._held[digest] = NodeVersion(item, "Waiting", now)
         held.item = item
         if held.phase == "Fetching" and now >= held.started_at + item.timeout_seconds:
             return self._timed_out(held, now)
-        startable = held.phase == "Waiting" or (held.phase == "Failed" and held.tries.may_start(now))
+        startable = held.phase == "Waiting" or (held.phase == "Failed" and held.retries.may_start(now))
         if not startable or digest in self._ending:
             return []
         held.phase = "Fetching"
         held.bytes_done = held.bytes_total = held.bytes_fetched = 0
         return [Stage(item)]
 
-    def _timed_out(self, held: Holding, now: float) -> list[Effect]:
+    def _timed_out(self, held: NodeVersion, now: float) -> list[Effect]:
         text = f"not staged within {held.item.timeout_seconds} s; raise staging.timeoutSeconds or see why it is slow"
-        held.tries = held.tries.failed(now, PACE, "StageTimeout", text, transient=False)
+        held.retries = held.retries.failed(now, STAGE_RETRIES, "StageTimeout", text, transient=False)
         held.phase = "Failed"
         self._ending[held.item.digest] = now
         return [CancelStage(held.item.digest)]

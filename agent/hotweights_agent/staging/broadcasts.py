@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import urlsplit
 
-from hotweights_agent.staging.progress import Tally
+from hotweights_agent.staging.progress import ByteCounter
 from hotweights_crds.nodeweights import Collective
 from hotweights_planner.manifest import Chunk
 from hotweights_planner.plan import Plan
@@ -43,7 +43,7 @@ AGAIN_SECONDS: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Means:
+class BroadcastContext:
     """What a node needs to take part."""
 
     node: str
@@ -59,7 +59,7 @@ class Means:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BroadcastTask:
     """What a broadcast is to bring, and where to."""
 
     job: Collective
@@ -68,7 +68,7 @@ class Part:
     source: Callable[[], Source]
     """Opened by the head alone."""
     cancel: threading.Event
-    came: Tally
+    came: ByteCounter
     """Of nothing else."""
 
     def kept(self, chunk: Chunk) -> None:
@@ -83,7 +83,7 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Brought:
+class BroadcastResult:
     """What became of a broadcast on this node."""
 
     nbytes: int
@@ -97,16 +97,16 @@ class Brought:
 class Broadcasts:
     """`bring` once for each version, from any thread."""
 
-    def __init__(self, means: Means, patience_seconds: float) -> None:
+    def __init__(self, means: BroadcastContext, patience_seconds: float) -> None:
         """``patience_seconds``: how long those who are there wait for the others."""
         self._means = means
         self._patience = Patience(join_seconds=patience_seconds, stall_seconds=STALL_SECONDS)
 
-    def bring(self, part: Part) -> Brought:
+    def bring(self, part: BroadcastTask) -> BroadcastResult:
         """Take part. Raises `Cancelled` only."""
         members = part.job.members
         if not part.plan.buckets or self._means.node not in members:
-            return Brought(0, "")
+            return BroadcastResult(0, "")
         rank = members.index(self._means.node)
         try:
             found = availability()
@@ -121,9 +121,9 @@ class Broadcasts:
         if lost:
             log.warning("the broadcast of %s was lost: %s", part.plan.version, lost)
             how = f"each node for itself, for the broadcast was lost: {lost}"
-        return Brought(part.came.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme)
+        return BroadcastResult(part.came.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme)
 
-    def _lead(self, part: Part) -> str:
+    def _lead(self, part: BroadcastTask) -> str:
         """Why not all of it went to all, or ''."""
         terms = part.terms(Groups.new_secret())
         with closing(Lead(self._means.host, 0, terms, 0, self._patience)) as lead, _ended_by(part.cancel, lead):
@@ -137,7 +137,7 @@ class Broadcasts:
                     lead, part.plan.buckets, source, part.builder, part.kept, STALL_SECONDS, Limits(part.cancel)
                 )
 
-    def _follow(self, part: Part, rank: int) -> str:
+    def _follow(self, part: BroadcastTask, rank: int) -> str:
         """Why not all of it came, or ''."""
         host, invitation = self._invited(part.job, part.cancel)
         if invitation.over:

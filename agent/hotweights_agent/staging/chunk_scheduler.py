@@ -27,7 +27,7 @@ class _Entry:
     taken: bool = False
 
 
-class Ledger:
+class ChunkScheduler:
     def __init__(self, wants: Sequence[Want], sources: int, rounds: int) -> None:
         if sources < 1 or rounds < 1:
             raise ValueError(f"{sources} sources and {rounds} rounds bring nothing; there must be at least one of each")

@@ -1,6 +1,6 @@
 """Brings one version onto this node: from its parents, their stand-ins and the origin, whoever has the next chunk.
 
-Each source has a thread that asks it for what the `Ledger` gives it, in load order. What a source turns out to lack goes to the
+Each source has a thread that asks it for what the `ChunkScheduler` gives it, in load order. What a source turns out to lack goes to the
 next one, and when a parent dies, falls silent or lies, only what it had not delivered moves on. A peer that does not know the version *yet* (its own assignment may come later than ours) is asked
 again for a while before anybody goes past it: that is what makes a chain of nodes form at all.
 
@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-from hotweights_agent.staging.chunk_scheduler import Ledger
+from hotweights_agent.staging.chunk_scheduler import ChunkScheduler
 from hotweights_common.backoff import Backoff
 from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_storage.errors import Cancelled, ChecksumMismatch, SourceRefused, SourceUnavailable, TransferError
@@ -42,7 +42,7 @@ class FetchFailed(TransferError):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Persistence:
+class FetchPolicy:
     """How hard to try."""
 
     deadline_seconds: float = 1800.0
@@ -121,7 +121,7 @@ class Fetch:
         builder: ImageBuilder,
         sources: Sequence[ChunkSource],
         *,
-        persistence: Persistence | None = None,
+        persistence: FetchPolicy | None = None,
         cancel: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
@@ -130,13 +130,13 @@ class Fetch:
             raise ValueError("a fetch without sources brings nothing; give it at least the origin")
         self._builder = builder
         self._sources = sources
-        self._persistence = persistence or Persistence()
+        self._persistence = persistence or FetchPolicy()
         self._cancel = cancel or threading.Event()
         self._progress = progress
         wants = [Want(blake3, builder.nbytes(blake3)) for blake3 in builder.missing]
         self._needed_nbytes = sum(want.nbytes for want in wants)
-        self._ledger = Ledger(wants, len(sources), self._persistence.rounds)
-        self._changed = threading.Condition()  # guards the ledger and what follows
+        self._scheduler = ChunkScheduler(wants, len(sources), self._persistence.rounds)
+        self._changed = threading.Condition()  # guards the scheduler and what follows
         self._failures: dict[int, Exception] = {}  # the last of each source
         self._stop = threading.Event()
         self._reported_at = 0.0
@@ -169,13 +169,13 @@ class Fetch:
 
     def _is_over(self, began: float, workers: dict[int, Future[None]]) -> bool:
         with self._changed:
-            if self._ledger.done:
+            if self._scheduler.done:
                 return True
-            if self._ledger.exhausted is not None:
-                raise self._gave_up(self._ledger.exhausted)
+            if self._scheduler.exhausted is not None:
+                raise self._gave_up(self._scheduler.exhausted)
         for worker in workers.values():
             if worker.done():
-                worker.result()  # it only ends before the ledger is done by an error that concerns everybody
+                worker.result()  # it only ends before the scheduler is done by an error that concerns everybody
         if self._cancel.is_set():
             raise Cancelled("the fetch was cancelled")
         if time.monotonic() - began > self._persistence.deadline_seconds:
@@ -190,7 +190,7 @@ class Fetch:
 
     def _has_work(self, source: int) -> bool:
         with self._changed:
-            return self._ledger.has_work(source)
+            return self._scheduler.has_work(source)
 
     def _report(self, began: float) -> None:
         if self._progress is None:
@@ -202,7 +202,7 @@ class Fetch:
 
     def _state(self) -> Progress:
         with self._changed:
-            fetched = self._ledger.fetched_nbytes
+            fetched = self._scheduler.fetched_nbytes
             by_source = tuple((source.name, nbytes) for source, nbytes in zip(self._sources, fetched, strict=True))
             return Progress(sum(fetched), self._needed_nbytes, by_source)
 
@@ -226,13 +226,13 @@ class Fetch:
 
     def _await_work(self, source: int) -> bool:
         with self._changed:
-            self._changed.wait_for(lambda: self._stop.is_set() or self._ledger.has_work(source))
+            self._changed.wait_for(lambda: self._stop.is_set() or self._scheduler.has_work(source))
             return not self._stop.is_set()
 
     def _wants(self, source: int) -> Iterator[Want]:
         while not self._stop.is_set():
             with self._changed:
-                want = self._ledger.take(source)
+                want = self._scheduler.take(source)
             if want is None:
                 return
             yield want
@@ -243,8 +243,8 @@ class Fetch:
         def deliver(want: Want, data: memoryview) -> None:
             self._builder.put(want.blake3, data, name)
             with self._changed:
-                self._ledger.arrived(source, want.blake3)
-                if self._ledger.done:
+                self._scheduler.arrived(source, want.blake3)
+                if self._scheduler.done:
                     self._changed.notify_all()
 
         return deliver
@@ -253,7 +253,7 @@ class Fetch:
         log.warning("%s: %s", self._sources[source].name, error)
         with self._changed:
             self._failures[source] = error
-            self._ledger.failed(source, ban=isinstance(error, PeerCorrupt | ChecksumMismatch | SourceRefused))
+            self._scheduler.failed(source, ban=isinstance(error, PeerCorrupt | ChecksumMismatch | SourceRefused))
             self._changed.notify_all()
 
     def _note_missing(self, source: int, missing: list[Missing], began: float) -> bool:
@@ -262,7 +262,7 @@ class Fetch:
         again = {gap.want.blake3 for gap in missing if patient and not gap.version_known}
         with self._changed:
             if not self._stop.is_set():
-                self._ledger.returned(source, again)
+                self._scheduler.returned(source, again)
             self._changed.notify_all()
         return bool(again)
 

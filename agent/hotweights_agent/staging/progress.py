@@ -9,7 +9,7 @@ from collections.abc import Callable
 TELL_SECONDS = 0.5
 
 
-class Tally:
+class ByteCounter:
     """Counts bytes, and tells their sum now and then."""
 
     def __init__(self, tell: Callable[[int], None]) -> None:

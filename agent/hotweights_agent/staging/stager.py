@@ -21,19 +21,19 @@ from urllib.parse import quote
 from hotweights_agent.session.messages import Message, ResolveDone, StageDone, StageFailed, StageProgressed
 from hotweights_agent.session.resolving import AT_ONCE
 from hotweights_agent.settings import StagingSettings
-from hotweights_agent.staging.broadcasts import BUCKET_NBYTES, Broadcasts, Brought, Part
+from hotweights_agent.staging.broadcasts import BUCKET_NBYTES, BroadcastResult, Broadcasts, BroadcastTask
 from hotweights_agent.staging.fetch import (
     ChunkSource,
     Fetch,
     FetchFailed,
+    FetchPolicy,
     OriginSource,
     PeerSource,
-    Persistence,
     Progress,
 )
 from hotweights_agent.staging.manifest_cache import ManifestCache
-from hotweights_agent.staging.progress import Tally
-from hotweights_agent.staging.store import Staging, Store
+from hotweights_agent.staging.progress import ByteCounter
+from hotweights_agent.staging.store import StagingVersion, Store
 from hotweights_agent.staging.striped_source import StripedSource
 from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
@@ -152,7 +152,7 @@ class Stager:
             total, needed = manifest.nbytes, staging.needed_nbytes
             here = max(0, total - needed)  # chunks that other versions brought
 
-            brought = Brought(0, "")
+            brought = BroadcastResult(0, "")
 
             def report(progress: Progress) -> None:
                 fetched = brought.nbytes + progress.done_nbytes
@@ -161,7 +161,7 @@ class Stager:
             sources = self._sources_of(item, peers, manifest)
             report(Progress(0, needed, ()))
             brought = self._broadcast(item, manifest, staging, cancel, report)
-            persistence = Persistence(
+            persistence = FetchPolicy(
                 deadline_seconds=max(1.0, deadline - time.monotonic()), patience_seconds=self._settings.patience_seconds
             )
             result = Fetch(staging.builder, sources, persistence=persistence, cancel=cancel, progress=report).run()
@@ -176,23 +176,23 @@ class Stager:
         self,
         item: StageItem,
         manifest: Manifest,
-        staging: Staging,
+        staging: StagingVersion,
         cancel: threading.Event,
         report: Callable[[Progress], None],
-    ) -> Brought:
+    ) -> BroadcastResult:
         """What comes to all at once. What does not is fetched afterwards."""
         job = item.collective
         if job is None or self._broadcasts is None:
-            return Brought(0, "")
+            return BroadcastResult(0, "")
         base = self._kept.get(job.base) if job.base else None
         if job.base and base is None:
-            return Brought(
+            return BroadcastResult(
                 0, f"each node for itself: {job.base}, on which the broadcast builds, is not known here any more"
             )
         plan = build(manifest, base, quote(item.uri, safe="/:%"), BUCKET_NBYTES, renamed=True)
-        came = Tally(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
+        came = ByteCounter(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
         source = partial(self._sources.open, item.uri, item.namespace)
-        return self._broadcasts.bring(Part(job, plan, staging.builder, source, cancel, came))
+        return self._broadcasts.bring(BroadcastTask(job, plan, staging.builder, source, cancel, came))
 
     def _sources_of(self, item: StageItem, peers: list[PeerClient], manifest: Manifest) -> list[ChunkSource]:
         """In the order in which they are asked. Several parents are donors: each gives a stripe."""

@@ -121,7 +121,7 @@ class Store(ChunkProvider):
         finally:
             self._places.release()
 
-    def begin(self, manifest: Manifest) -> Staging:
+    def begin(self, manifest: Manifest) -> StagingVersion:
         """Make room for a version and take its known chunks over; `NoCapacity` says what it needs and what there is."""
         with self._beginning, contextlib.ExitStack() as pins:
             with self._changed:
@@ -142,7 +142,7 @@ class Store(ChunkProvider):
             with self._changed:
                 self._held[manifest.digest] = held
                 self._changed.notify_all()
-            return Staging(self, held)
+            return StagingVersion(self, held)
 
     def image(self, digest: str) -> Pin:
         """The staged version, which stays as long as the pin; for handing it to an engine."""
@@ -265,7 +265,7 @@ class Store(ChunkProvider):
             )
 
 
-class Staging:
+class StagingVersion:
     """A version on its way: `commit` it when nothing is missing; leaving the context without that gives it up."""
 
     def __init__(self, store: Store, held: _Held) -> None:

@@ -36,7 +36,7 @@ from hotweights.worker.pod_status import NoMarks
 from hotweights.worker.sync import CoordinatorSync, Me, Pace
 from hotweights_agent.engines.socket_server import SOCKET_NAME
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.node import Node, Place, until
+from hotweights_agent.node import Node, NodeConfig, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_coordinator.wire import address
@@ -119,7 +119,7 @@ class Room:
             self._over.set()
 
     async def _open(self, stack: contextlib.AsyncExitStack) -> Node:
-        place = Place(
+        place = NodeConfig(
             version=PLUGIN_VERSION,
             run_folder=self._folder,
             state_folder=self._folder,
@@ -137,7 +137,7 @@ class Room:
             node.driver.server = RenamingServer(
                 place.run_folder, place.engines, node.driver.tell, agent=PLUGIN_VERSION, called=called
             )
-        node.driver.status, node.driver.marks = self._relay, NoMarks(node.driver.tell)
+        node.driver.status, node.driver.pod_status = self._relay, NoMarks(node.driver.tell)
         await node.serve(stack)
         return node
 

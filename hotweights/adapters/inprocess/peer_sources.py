@@ -20,7 +20,7 @@ from hotweights.adapters.inprocess.version import Version
 from hotweights.adapters.vllm.rank.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import Image as MappedImage
 from hotweights.worker.allowed_sources import ROOTS_VARIABLE, may_read, sources
-from hotweights_agent.staging.fetch import ChunkSource, Fetch, OriginSource, PeerSource, Persistence
+from hotweights_agent.staging.fetch import ChunkSource, Fetch, FetchPolicy, OriginSource, PeerSource
 from hotweights_planner.plan import Plan
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_transports.peers.registry import transport_for
@@ -65,7 +65,7 @@ class Staging:
                 clients = [stack.enter_context(transport_for(p).connect(p, whence.token)) for p in whence.peers]
                 donors: list[ChunkSource] = [PeerSource(client, manifest.digest) for client in clients]
                 donors.append(OriginSource(plan.source, lambda: self._sources.open(plan.source, ""), manifest))
-                limits = Persistence(deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0)
+                limits = FetchPolicy(deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0)
                 Fetch(builder, donors, persistence=limits, cancel=threading.Event()).run()
             image = builder.finish()
         mapped = MappedImage.open(image.fds, manifest.digest)

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from hotweights_agent.engines.limits import Limits
 from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Unauthenticated
 from hotweights_agent.engines.socket_server import EngineServer
-from hotweights_agent.kube.token_review import EngineAuthenticator, Reviews
-from hotweights_agent.session.messages import Connected, Gone, Message, Pod, Said
+from hotweights_agent.kube.token_review import EngineAuthenticator, TokenReviews
+from hotweights_agent.session.messages import Connected, Disconnected, FrameReceived, Message, Pod
 from hotweights_kube.errors import TokenRefused, Unavailable
 from hotweights_kube.token_review import Identity
 from hotweights_transports.handoff import frames, sockets
@@ -72,7 +72,7 @@ class Served:
         return process
 
     def said(self) -> list[frames.Frame]:
-        return [m.frame for m in self.heard if isinstance(m, Said)]
+        return [m.frame for m in self.heard if isinstance(m, FrameReceived)]
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ async def test_a_process_with_a_good_token_is_welcome_and_heard(served: Served) 
     sockets.send(process.sock, frames.Ping(9))
     assert await process.receive() == (frames.Pong(9), [])
     process.close()
-    await until(lambda: isinstance(served.heard[-1], Gone))
+    await until(lambda: isinstance(served.heard[-1], Disconnected))
 
 
 @pytest.mark.parametrize(("token", "reason"), [("bad", "TokenInvalid"), ("", "TokenInvalid"), ("away", "Busy")])
@@ -145,7 +145,7 @@ async def test_one_pod_cannot_take_every_connection(folder: Path) -> None:
     assert (answer.reason, answer.message) == ("TooManyConnections", "pod ns/vllm-0 has 8 connections already")
     others = await served.enter("other")
     ours.pop().close()
-    await until(lambda: isinstance(served.heard[-1], Gone))
+    await until(lambda: isinstance(served.heard[-1], Disconnected))
     ours.append(await served.enter(rank=8, world_size=16))
     for process in (*ours, others):
         process.close()
@@ -192,7 +192,7 @@ async def test_a_number_that_cannot_be_meant_is_refused_and_never_heard(served: 
     process.close()
     talking = await served.enter()
     sockets.send(talking.sock, frames.State("Serving", None, number))
-    await until(lambda: isinstance(served.heard[-1], Gone))
+    await until(lambda: isinstance(served.heard[-1], Disconnected))
     assert served.said() == []
     talking.close()
 
@@ -240,7 +240,7 @@ async def test_a_process_that_takes_nothing_is_let_go(served: Served) -> None:
         served.server.send(1, frames.Release(number, "sha256:" + "0" * 4000))
         await asyncio.sleep(0)
     served.server.send_prepare(1, 5, "sha256:x", image)
-    await until(lambda: isinstance(served.heard[-1], Gone))
+    await until(lambda: isinstance(served.heard[-1], Disconnected))
     assert image.released == 1
     process.close()
 
@@ -290,17 +290,17 @@ def identity(node: str = "node-a", uid: str = "uid-1") -> Identity:
 
 class Api:
     def __init__(self, answer: Identity | Exception) -> None:
-        self.answer, self.asked, self.time = answer, 0, 1000.0
+        self.answer, self.pending, self.time = answer, 0, 1000.0
 
     async def review(self, token: str) -> Identity:
-        self.asked += 1
+        self.pending += 1
         await asyncio.sleep(0)
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
 
-    def reviews(self) -> Reviews:
-        return Reviews(self.review, lambda: self.time, fresh_seconds=60.0, refused_seconds=5.0)
+    def reviews(self) -> TokenReviews:
+        return TokenReviews(self.review, lambda: self.time, fresh_seconds=60.0, refused_seconds=5.0)
 
 
 TOKEN = "e30.eyJleHAiOiAyMDAwfQ.sig"  # expires at 2000
@@ -311,7 +311,7 @@ async def test_one_review_for_all_processes_of_an_engine() -> None:
     door = EngineAuthenticator(api.reviews(), "node-a")
     pods = await asyncio.gather(*(door.authenticate(TOKEN) for _ in range(9)))
     assert set(pods) == {Pod("uid-1", "ns", "vllm-0")}
-    assert api.asked == 1
+    assert api.pending == 1
 
 
 async def test_a_pod_of_another_node_is_refused() -> None:
@@ -331,7 +331,7 @@ async def test_a_refusal_is_remembered_for_a_moment_only() -> None:
     for _ in range(3):
         with pytest.raises(Unauthenticated):
             await reviews.identity(TOKEN)
-    assert api.asked == 1
+    assert api.pending == 1
     api.time, api.answer = 1006.0, identity()
     assert (await reviews.identity(TOKEN)).pod_uid == "uid-1"
 
@@ -354,4 +354,4 @@ async def test_what_cannot_be_a_token_is_not_even_reviewed(token: str) -> None:
     api = Api(identity())
     with pytest.raises(Unauthenticated):
         await api.reviews().identity(token)
-    assert api.asked == 0
+    assert api.pending == 0

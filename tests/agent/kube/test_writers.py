@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from hotweights_agent.kube.pod_status import BURST, GATE, PodMarks, marking, shown
-from hotweights_agent.kube.status_writer import Pace, StatusWriter
-from hotweights_agent.session.effects import Marks
+from hotweights_agent.kube.pod_status import BURST, GATE, PodStatusWriter, patch_for, shown
+from hotweights_agent.kube.status_writer import StatusWriter, WriteLimits
+from hotweights_agent.session.effects import PodStatus
 from hotweights_agent.session.messages import Pod
-from hotweights_agent.session.retry import Bucket
+from hotweights_agent.session.retry import TokenBucket
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import NodeWeightsStatus, StagedVersion
 from hotweights_kube.errors import Conflict, Invalid, NotFound, Unavailable
@@ -19,8 +19,8 @@ from tests.agent.fake_engine import until
 from tests.agent.world import digest
 
 POD = Pod("uid", "ns", "vllm-0")
-ASSIGNED = Marks(True, "Assigned", "serves v1", "v1", "1" * 16)
-COMMITTING = Marks(False, "Committing", "v2: committing")
+ASSIGNED = PodStatus(True, "Assigned", "serves v1", "v1", "1" * 16)
+COMMITTING = PodStatus(False, "Committing", "v2: committing")
 
 
 def status(done: int) -> NodeWeightsStatus:
@@ -48,7 +48,7 @@ async def running(part: Any) -> AsyncIterator[None]:
 
 
 def test_a_bucket_lets_a_burst_through_and_then_the_rate() -> None:
-    bucket = Bucket(per_second=0.5, burst=3, now=0.0)
+    bucket = TokenBucket(per_second=0.5, burst=3, now=0.0)
     for _ in range(3):
         assert bucket.wait_seconds(0.0) == 0.0
         bucket.take()
@@ -68,7 +68,7 @@ class Written:
         self.bodies.append(body["status"])
 
 
-PACE = Pace(coalesce_seconds=0.0, retry=Backoff(0.01, 8.0))
+PACE = WriteLimits(coalesce_seconds=0.0, retry=Backoff(0.01, 8.0))
 
 
 async def test_progress_waits_and_what_matters_does_not() -> None:
@@ -141,18 +141,18 @@ class Pods:
     async def tell(self, uid: str, label: str) -> None:
         self.told.append((uid, label))
 
-    def marks(self) -> PodMarks:
-        return PodMarks(self.apply, self.tell, asyncio.get_running_loop().time, lambda: "t", resync_seconds=0.05)
+    def pod_status(self) -> PodStatusWriter:
+        return PodStatusWriter(self.apply, self.tell, asyncio.get_running_loop().time, lambda: "t", resync_seconds=0.05)
 
 
 async def test_gate_and_labels_come_in_one_write_and_are_told() -> None:
     pods = Pods()
-    marks = pods.marks()
-    async with running(marks):
-        await marks.saw(pods.body())
-        marks.want(POD, ASSIGNED)
+    pod_status = pods.pod_status()
+    async with running(pod_status):
+        await pod_status.saw(pods.body())
+        pod_status.want(POD, ASSIGNED)
         await until(lambda: shown(pods.body()) == ASSIGNED)
-        marks.want(POD, COMMITTING)
+        pod_status.want(POD, COMMITTING)
         await until(lambda: shown(pods.body()) == COMMITTING)
         await until(lambda: pods.told == [("uid", "1" * 16), ("uid", "")])
     assert pods.writes == 2
@@ -163,31 +163,31 @@ async def test_gate_and_labels_come_in_one_write_and_are_told() -> None:
 async def test_it_comes_about_through_errors_and_against_others() -> None:
     pods = Pods()
     pods.errors = [Unavailable("away"), NotFound("not yet")]
-    marks = pods.marks()
-    async with running(marks):
-        marks.want(POD, ASSIGNED)
+    pod_status = pods.pod_status()
+    async with running(pod_status):
+        pod_status.want(POD, ASSIGNED)
         await until(lambda: shown(pods.body()) == ASSIGNED)
         pods.labels = {"app": "vllm"}  # somebody took the labels away
         pods.version += 1
-        await marks.saw(pods.body())
+        await pod_status.saw(pods.body())
         await until(lambda: shown(pods.body()) == ASSIGNED)
-        marks.gone("uid")
-        marks.forget("uid")
+        pod_status.gone("uid")
+        pod_status.forget("uid")
 
 
 async def test_an_older_state_of_a_pod_changes_nothing() -> None:
     pods = Pods()
-    marks = pods.marks()
+    pod_status = pods.pod_status()
     old = pods.body()
-    await marks.saw(await pods.apply(marking(POD, ASSIGNED, None, "t")))
-    await marks.saw(old)
+    await pod_status.saw(await pods.apply(patch_for(POD, ASSIGNED, None, "t")))
+    await pod_status.saw(old)
     assert pods.told == [("uid", "1" * 16)]
 
 
 def test_the_transition_time_stays_while_the_status_does() -> None:
-    first = marking(POD, ASSIGNED, None, "then")
-    again = marking(POD, Marks(True, "Assigned", "serves v2", "v2", "2" * 16), first, "now")
-    other = marking(POD, COMMITTING, first, "now")
+    first = patch_for(POD, ASSIGNED, None, "then")
+    again = patch_for(POD, PodStatus(True, "Assigned", "serves v2", "v2", "2" * 16), first, "now")
+    other = patch_for(POD, COMMITTING, first, "now")
     times = [body["status"]["conditions"][0]["lastTransitionTime"] for body in (first, again, other)]
     assert times == ["then", "then", "now"]
     assert other["metadata"] == {"name": "vllm-0", "namespace": "ns", "uid": "uid", "labels": {}}
@@ -195,7 +195,7 @@ def test_the_transition_time_stays_while_the_status_does() -> None:
 
 async def test_an_engine_that_changes_its_word_all_the_time_is_written_now_and_then() -> None:
     written, clock = Written(), Clock()
-    pace = Pace(coalesce_seconds=0.0, urgent_burst=5, urgent_per_second=2.0)
+    pace = WriteLimits(coalesce_seconds=0.0, urgent_burst=5, urgent_per_second=2.0)
     writer = StatusWriter(written, clock, lambda: "t", pace)
     async with running(writer):
         for number in range(200):
@@ -230,13 +230,13 @@ async def test_a_status_that_is_refused_for_long_is_trouble_and_one_that_nobody_
 
 async def test_a_pod_that_wants_other_marks_all_the_time_is_written_now_and_then() -> None:
     pods, now = Pods(), Clock()
-    marks = PodMarks(pods.apply, pods.tell, now, lambda: "t")
-    async with running(marks):
+    pod_status = PodStatusWriter(pods.apply, pods.tell, now, lambda: "t")
+    async with running(pod_status):
         for number in range(100):
-            marks.want(POD, Marks(True, "Assigned", f"serves v{number}"))
+            pod_status.want(POD, PodStatus(True, "Assigned", f"serves v{number}"))
             await asyncio.sleep(0.001)
         assert pods.writes == BURST
         now.now = 1.5
-        marks.want(POD, ASSIGNED)
+        pod_status.want(POD, ASSIGNED)
         await until(lambda: shown(pods.body()) == ASSIGNED)
     assert pods.writes == BURST + 1

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hotweights_agent.local.state_file import FORMAT, Memory, MemoryNotWritten
-from hotweights_agent.session.assignments import Remembered
+from hotweights_agent.local.state_file import FORMAT, StateFile, StateFileNotWritten
+from hotweights_agent.session.assignments import SavedAssignment
 from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_planner.header import TensorEntry
@@ -19,48 +19,48 @@ from hotweights_planner.manifest import build
 from tests.agent.world import digest, item
 
 
-def remembered(uid: str, token: int = 1) -> Remembered:
-    return Remembered(PodAssignment(uid=uid, name=uid, namespace="ns", token=token, digest=digest(1)), (item(1),))
+def saved(uid: str, token: int = 1) -> SavedAssignment:
+    return SavedAssignment(PodAssignment(uid=uid, name=uid, namespace="ns", token=token, digest=digest(1)), (item(1),))
 
 
-def read(path: Path) -> Memory:
-    memory = Memory(path)
-    memory.load()
-    return memory
+def read(path: Path) -> StateFile:
+    file = StateFile(path)
+    file.load()
+    return file
 
 
 def test_what_was_remembered_is_there_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "state" / "pods.json"
-    memory = read(path)
-    memory.remember(remembered("a"), remembered("b"))
-    memory.remember(remembered("a", 2))
-    memory.forget("b", "never")
-    assert read(path).pods == (remembered("a", 2),)
+    file = read(path)
+    file.save(saved("a"), saved("b"))
+    file.save(saved("a", 2))
+    file.forget("b", "never")
+    assert read(path).pods == (saved("a", 2),)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
 def test_nothing_new_writes_nothing(tmp_path: Path) -> None:
-    memory = read(tmp_path / "pods.json")
-    memory.remember(remembered("a"))
+    file = read(tmp_path / "pods.json")
+    file.save(saved("a"))
     before = (tmp_path / "pods.json").stat().st_ino
-    memory.remember(remembered("a"))
-    memory.forget("b")
+    file.save(saved("a"))
+    file.forget("b")
     assert (tmp_path / "pods.json").stat().st_ino == before
 
 
 def test_it_is_bounded_and_the_oldest_go(tmp_path: Path) -> None:
-    memory = Memory(tmp_path / "pods.json", max_pods=3)
+    file = StateFile(tmp_path / "pods.json", max_pods=3)
     for number in range(6):
-        memory.remember(remembered(str(number)))
-    memory.remember(remembered("3", 9))
+        file.save(saved(str(number)))
+    file.save(saved("3", 9))
     assert [pod.uid for pod in read(tmp_path / "pods.json").pods] == ["4", "5", "3"]
 
 
 def test_a_file_that_was_half_written_is_not_seen(tmp_path: Path) -> None:
-    memory = read(tmp_path / "pods.json")
-    memory.remember(remembered("a"))
+    file = read(tmp_path / "pods.json")
+    file.save(saved("a"))
     (tmp_path / "pods.new").write_text('{"format":')  # killed in the middle
-    assert read(tmp_path / "pods.json").pods == (remembered("a"),)
+    assert read(tmp_path / "pods.json").pods == (saved("a"),)
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -76,11 +76,11 @@ def test_a_file_that_was_half_written_is_not_seen(tmp_path: Path) -> None:
 def test_a_corrupt_file_is_set_aside_with_a_word(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "pods.json"
     path.write_bytes(content)
-    memory = read(path)
-    assert memory.pods == ()
+    file = read(path)
+    assert file.pods == ()
     assert (tmp_path / "pods.corrupt").read_bytes() == content
-    memory.remember(remembered("a"))
-    assert read(path).pods == (remembered("a"),)
+    file.save(saved("a"))
+    assert read(path).pods == (saved("a"),)
 
 
 def test_the_word_says_what_it_means(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -93,8 +93,8 @@ def test_the_word_says_what_it_means(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file, not a folder")
-    with pytest.raises(MemoryNotWritten, match="state_folder"):
-        Memory(tmp_path / "state" / "pods.json").remember(remembered("a"))
+    with pytest.raises(StateFileNotWritten, match="state_folder"):
+        StateFile(tmp_path / "state" / "pods.json").save(saved("a"))
 
 
 def test_kept_manifests_are_whole_or_not_used(tmp_path: Path) -> None:

@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from hotweights_agent.driver import Driver
-from hotweights_agent.local.state_file import Memory
+from hotweights_agent.local.state_file import StateFile
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.session import effects as fx
 from hotweights_agent.session import messages as msg
 from hotweights_agent.session import next_effects, node_status, report, session
 from hotweights_agent.session.engine import STORY_EVENTS, Engine
 from hotweights_agent.session.phases import IllegalMove
-from hotweights_agent.session.session import Self, Session
-from hotweights_agent.session.versions import Holdings
+from hotweights_agent.session.session import AgentInfo, Session
+from hotweights_agent.session.versions import NodeVersions
 from hotweights_agent.staging.store import Store
 from hotweights_crds.nodeweights import (
     MAX_ENGINES,
@@ -63,11 +63,11 @@ class Node:
     """A session with engines that do what they are told, many messages at a time."""
 
     def __init__(self) -> None:
-        self.session = Session(Self("boot"), reconnect_seconds=0.0)
+        self.session = Session(AgentInfo("boot"), reconnect_seconds=0.0)
         self.seconds = itertools.count()
         self.status = NodeWeightsStatus()
         self.conns: dict[int, str] = {}
-        self.gates: dict[str, fx.Marks] = {}
+        self.gates: dict[str, fx.PodStatus] = {}
         self.defects: list[fx.Defect] = []
 
     def tell(self, *messages: msg.Message) -> list[msg.Message]:
@@ -78,12 +78,14 @@ class Node:
                 case fx.Stage(found):
                     answers.append(msg.StageDone(found.digest, found.version, 10, 10, 1.0))
                 case fx.SendPrepare():
-                    answers.append(msg.Said(effect.conn, frames.Prepared(effect.id, effect.digest)))
+                    answers.append(msg.FrameReceived(effect.conn, frames.Prepared(effect.id, effect.digest)))
                 case fx.Send(conn, frames.Commit() as frame):
-                    answers.append(msg.Said(conn, frames.Committed(frame.id, frame.digest, frame.commit_token)))
-                case fx.MarkPod():
-                    self.gates[effect.pod.uid] = effect.marks
-                    answers.append(msg.Marked(effect.pod.uid, effect.marks.digest_label))
+                    answers.append(
+                        msg.FrameReceived(conn, frames.Committed(frame.id, frame.digest, frame.commit_token))
+                    )
+                case fx.WritePodStatus():
+                    self.gates[effect.pod.uid] = effect.pod_status
+                    answers.append(msg.PodStatusSeen(effect.pod.uid, effect.pod_status.digest_label))
                 case fx.Report():
                     self.status = effect.status
                 case fx.Defect():
@@ -113,7 +115,7 @@ def test_three_hundred_pods_of_a_hundred_rollouts() -> None:
     assert node.defects == []
     assert (len(node.status.engines), len(node.status.staged), node.status.left_out) == (300, 200, "")
     assert {e.phase for e in node.status.engines} == {"Serving"}
-    assert [marks.gate for marks in node.gates.values()] == [True] * 300
+    assert [pod_status.gate for pod_status in node.gates.values()] == [True] * 300
     assert node.status.summary == "300/300"
 
 
@@ -192,7 +194,7 @@ def test_a_defect_in_steering_costs_one_engine_which_comes_back_clean(
 ) -> None:
     conns = {two.engines["a"].server, *two.engines["a"].ranks.values()}
     with monkeypatch.context() as patched:
-        patched.setattr(session, "steer", broken_for("a", next_effects.steer))
+        patched.setattr(session, "next_effects", broken_for("a", next_effects.next_effects))
         effects = handle(two, msg.Ticked())
     (found,) = (e for e in effects if isinstance(e, fx.Defect))
     assert (found.where, found.subject, found.story[-1]) == ("steering", "ns/a", "it was Serving")
@@ -210,7 +212,9 @@ def test_a_defect_in_steering_costs_one_engine_which_comes_back_clean(
 def test_a_defect_in_what_an_engine_says_costs_that_engine(
     two: World, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    message: msg.Said | msg.Connected = msg.Said(two.engines["a"].server or 0, frames.State("Serving", digest(1), 1))
+    message: msg.FrameReceived | msg.Connected = msg.FrameReceived(
+        two.engines["a"].server or 0, frames.State("Serving", digest(1), 1)
+    )
     if kind == "connected":
         message = msg.Connected(two.new_conn("a"), msg.Pod("a", "ns", "a"), frames.Hello(role="server"))
     with monkeypatch.context() as patched:
@@ -225,18 +229,18 @@ def test_a_defect_in_what_an_engine_says_costs_that_engine(
 
 def test_an_engine_that_cannot_be_told_of_takes_no_other_with_it(two: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node_status, "engine_status", broken_for("a", report.engine_status))
-    monkeypatch.setattr(session, "marks", broken_for("a", report.marks))
+    monkeypatch.setattr(session, "pod_status", broken_for("a", report.pod_status))
     handle(two, msg.Ticked())
     assert two.status is not None
     assert [e.pod_uid for e in two.status.engines] == ["b"]
 
 
-@pytest.mark.parametrize("step", ["steer", "status", "progressed"])
+@pytest.mark.parametrize("step", ["next_effects", "status", "progressed"])
 def test_a_defect_elsewhere_costs_its_step(two: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def broken(*_: object) -> None:
         raise Broken
 
-    monkeypatch.setattr(Holdings, step, broken)
+    monkeypatch.setattr(NodeVersions, step, broken)
     effects = handle(two, msg.StageProgressed(digest(1), 1, 1, 1))
     assert {type(e) for e in effects} == {fx.Defect}
     monkeypatch.undo()
@@ -264,16 +268,16 @@ async def test_the_driver_counts_a_defect_names_it_once_and_goes_on(
             self.staged.append(found)
 
     metrics, parts = Metrics(), Parts()
-    memory = Memory(tmp_path / "pods.json")
+    memory = StateFile(tmp_path / "pods.json")
     seconds = itertools.count()
     driver = Driver(
-        Session(Self("boot"), reconnect_seconds=0.0),
+        Session(AgentInfo("boot"), reconnect_seconds=0.0),
         memory,
         Store(available=lambda: 2**30),
         metrics,
         lambda: msg.Now(next(seconds) / 100, "t"),
     )
-    driver.status = driver.marks = driver.stager = parts  # type: ignore[assignment]
+    driver.status = driver.pod_status = driver.stager = parts  # type: ignore[assignment]
     task = asyncio.create_task(driver.run())
     await driver.tell(msg.Assigned(NodeWeightsSpec(rollouts=crowd(5, 1).rollouts), 1))
     await driver.tell(msg.Assigned(NodeWeightsSpec(rollouts=crowd(7, 1).rollouts), 2))
@@ -281,8 +285,8 @@ async def test_the_driver_counts_a_defect_names_it_once_and_goes_on(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert metrics.defects._value.get() == 7
-    assert [r.message for r in caplog.records if "a defect of the agent in MarkPod" in r.message] == [
-        "a defect of the agent in MarkPod; please report it. The node goes on without it"
+    assert [r.message for r in caplog.records if "a defect of the agent in WritePodStatus" in r.message] == [
+        "a defect of the agent in WritePodStatus; please report it. The node goes on without it"
     ]
     assert len(parts.staged) == 2
     caplog.clear()

@@ -118,7 +118,7 @@ def test_it_is_kept_after_a_failed_commit_though_that_version_is_still_prepared_
     serving.assign([pod(version=1, token=3, revision=1, prepare=2)], ITEMS)
     serving.settle(4)
     assert engine_of(serving).failed is not None
-    assert serving.marks["a"].gate, "it serves what it is told"
+    assert serving.pod_status["a"].gate, "it serves what it is told"
     serving.assign([pod(version=2, token=4, revision=2)], ITEMS)
     serving.settle(4)
     assert (engine_of(serving).failed, engine_of(serving).digest) == (None, digest(2))
@@ -163,7 +163,7 @@ def test_numbers_alone_disturb_nobody_who_serves(serving: World) -> None:
     serving.assign([pod(version=1, token=1, revision=3, restarts=2)], ITEMS)
     serving.settle(3)
     done = {type(e) for e in serving.log[before:]}
-    assert done <= {fx.Remember, fx.Report}, "no frame, no mark"
+    assert done <= {fx.SaveAssignments, fx.Report}, "no frame, no mark"
 
 
 @pytest.mark.parametrize("fault", ["ProbeMismatch", "rejects"])
@@ -177,7 +177,9 @@ def test_what_was_given_up_makes_way_for_what_comes_next(serving: World, fault: 
     assert (found.phase, found.prepared, found.digest) == ("Prepared", digest(3), digest(1))
     assert found.failed is not None
     assert found.failed.digest == digest(2)
-    assert (serving.marks["a"].gate, serving.marks["a"].reason) == (False, found.failed.reason), "why it is not ready"
+    assert (serving.pod_status["a"].gate, serving.pod_status["a"].reason) == (False, found.failed.reason), (
+        "why it is not ready"
+    )
     assert engine.prepared[0] == {digest(1), digest(3)}, "no memory is held for what was given up"
     serving.assign([pod(version=3, token=3, revision=2)], ITEMS)
     serving.settle(3)
@@ -197,9 +199,9 @@ def test_a_refusal_counts_though_another_rank_said_before_that_it_may_pass(servi
     (first, one), (second, two) = engine.inbox.popleft(), engine.inbox.popleft()
     assert isinstance(one, frames.Prepare)
     assert isinstance(two, frames.Prepare)
-    serving.tell(msg.Said(first, frames.Rejected(one.id, one.digest, "LoadFailed", "no")))
+    serving.tell(msg.FrameReceived(first, frames.Rejected(one.id, one.digest, "LoadFailed", "no")))
     assert engine_of(serving, "b").failed is None
-    serving.tell(msg.Said(second, frames.Rejected(two.id, two.digest, "DtypeMismatch", "no")))
+    serving.tell(msg.FrameReceived(second, frames.Rejected(two.id, two.digest, "DtypeMismatch", "no")))
     found = engine_of(serving, "b").failed
     assert found is not None
     assert found.reason == "DtypeMismatch"

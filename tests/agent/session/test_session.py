@@ -9,7 +9,7 @@ from hotweights_agent.session import messages as msg
 from hotweights_agent.session import next_effects
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.phases import MOVES, IllegalMove, Phase, move
-from hotweights_agent.session.session import Self, Session
+from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_crds.nodeweights import (
     Capacity,
     NodeWeightsSpec,
@@ -40,7 +40,7 @@ def test_a_booting_engine_without_a_version_is_told_to_keep_what_it_booted(world
     engine = world.boot("a")
     world.settle(2)
     assert (engine.state, engine.active, engine.commits) == ("Serving", "", [])
-    assert world.marks["a"].gate
+    assert world.pod_status["a"].gate
 
 
 def test_a_booting_engine_serves_its_version_from_its_first_answer_on(world: World) -> None:
@@ -58,7 +58,7 @@ def test_a_booting_engine_waits_while_nobody_has_said_what_it_serves(world: Worl
     engine = world.boot("a")
     world.settle(3)
     assert engine.state == "Booting"
-    assert world.marks["a"].reason == "NotAssigned"
+    assert world.pod_status["a"].reason == "NotAssigned"
 
 
 def test_what_is_prepared_is_committed_only_when_it_is_assigned(serving: World) -> None:
@@ -66,7 +66,7 @@ def test_what_is_prepared_is_committed_only_when_it_is_assigned(serving: World) 
     serving.settle(4)
     found = engine_of(serving)
     assert (found.phase, found.prepared, found.digest) == ("Prepared", digest(2), digest(1))
-    assert serving.marks["a"].gate
+    assert serving.pod_status["a"].gate
     serving.assign([pod(version=2, token=3)], [item(1), item(2)])
     serving.settle(4)
     assert engine_of(serving).digest == digest(2)
@@ -79,9 +79,9 @@ def test_the_label_goes_before_the_switch_begins(serving: World) -> None:
     serving.read("a")  # prepared
     commits = [e for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)]
     assert len(commits) == 1, "not before the label has gone"
-    assert serving.marks["a"].digest_label
+    assert serving.pod_status["a"].digest_label
     serving.write_marks()
-    assert not serving.marks["a"].digest_label
+    assert not serving.pod_status["a"].digest_label
     assert serving.engines["a"].inbox, "now"
 
 
@@ -131,7 +131,7 @@ def test_commits_that_may_pass_are_tried_again_but_not_for_ever(serving: World) 
     found = engine_of(serving)
     assert (found.phase, found.reason, found.digest) == ("Failed", "DrainTimeout", digest(2))
     assert len(serving.engines["a"].fails) == 6
-    assert not serving.marks["a"].gate
+    assert not serving.pod_status["a"].gate
 
 
 def test_a_dirty_engine_is_told_nothing_and_counts_for_nothing(serving: World) -> None:
@@ -140,11 +140,11 @@ def test_a_dirty_engine_is_told_nothing_and_counts_for_nothing(serving: World) -
     serving.settle(10)
     found = engine_of(serving)
     assert (found.phase, found.digest) == ("Dirty", "")
-    assert not serving.marks["a"].gate
+    assert not serving.pod_status["a"].gate
     conn = serving.engines["a"].server
     assert conn is not None
     serving.engines["a"].state, serving.engines["a"].active = "Serving", digest(1)
-    serving.tell(msg.Said(conn, frames.State("Serving", digest(1), 2)))
+    serving.tell(msg.FrameReceived(conn, frames.State("Serving", digest(1), 2)))
     assert engine_of(serving).digest == digest(1), "it has repaired itself"
 
 
@@ -170,7 +170,7 @@ def test_an_agent_that_restarts_commits_nothing_anew_and_unmarks_nobody() -> Non
     world.pass_time(20)
     world.start_agent()
     world.settle(2)
-    assert world.marks["a"].gate
+    assert world.pod_status["a"].gate
     assert world.engines["a"].commits == [digest(1)]
     assert world.staged == {digest(1)}, "staged again, so that it can be handed over again"
     assert engine_of(world).digest == digest(1)
@@ -184,10 +184,10 @@ def test_after_the_grace_an_engine_that_did_not_come_back_is_unmarked() -> None:
     world.settle(4)
     world.start_agent()
     world.write_marks()
-    assert world.marks["a"].gate
+    assert world.pod_status["a"].gate
     world.pass_time(11)
     world.write_marks()
-    assert (world.marks["a"].gate, world.marks["a"].digest_label) == (False, "")
+    assert (world.pod_status["a"].gate, world.pod_status["a"].digest_label) == (False, "")
 
 
 def test_the_disk_answers_for_the_api_server_while_it_is_away(serving: World) -> None:
@@ -208,10 +208,10 @@ def test_pods_that_are_gone_and_not_listed_are_forgotten(serving: World) -> None
 
 
 def test_before_the_api_server_was_asked_nothing_is_done_on_the_disks_word() -> None:
-    session = Session(Self("boot"))
+    session = Session(AgentInfo("boot"))
     world = World()
     world.assign([pod(version=1)], [item(1)])
-    assert session.handle(msg.Recalled(tuple(world.disk.values())), msg.Now(0.0, "t")) == []
+    assert session.handle(msg.AssignmentsLoaded(tuple(world.disk.values())), msg.Now(0.0, "t")) == []
 
 
 def test_versions_in_no_list_are_released_when_no_engine_takes_them_any_more(serving: World) -> None:
@@ -260,7 +260,7 @@ def test_a_rank_that_is_missing_takes_the_confirmation_with_it(world: World) -> 
     world.settle(4)
     conn = engine.ranks[1]
     world.lose(conn)
-    world.tell(msg.Gone(conn))
+    world.tell(msg.Disconnected(conn))
     found = engine_of(world)
     assert (found.digest, found.reason) == ("", "EngineIncomplete")
 
@@ -282,7 +282,7 @@ def test_an_answer_to_another_commit_than_the_one_asked_for_ends_the_connection(
     serving.write_marks()
     conn, frame = serving.engines["a"].inbox[0]
     assert isinstance(frame, frames.Commit)
-    effects = serving.tell(msg.Said(conn, frames.Committed(frame.id, digest(3), 2)))
+    effects = serving.tell(msg.FrameReceived(conn, frames.Committed(frame.id, digest(3), 2)))
     assert [type(e) for e in effects if isinstance(e, fx.Close)] == [fx.Close]
     assert engine_of(serving).digest == ""
 
@@ -302,7 +302,7 @@ def test_answers_that_nobody_asked_for_change_nothing(serving: World, frame: fra
     before = engine_of(serving)
     conn = serving.engines["a"].server
     assert conn is not None
-    serving.tell(msg.Said(conn, frame))
+    serving.tell(msg.FrameReceived(conn, frame))
     assert engine_of(serving) == before
 
 
@@ -332,7 +332,9 @@ def test_texts_of_engines_are_cleaned_before_anybody_reads_them(serving: World) 
     serving.finish_stage(digest(2))
     conn, frame = serving.engines["a"].inbox.popleft()
     assert isinstance(frame, frames.Prepare)
-    serving.tell(msg.Said(conn, frames.Rejected(frame.id, frame.digest, "no reason; really", "\ud800\n" + "x" * 5000)))
+    serving.tell(
+        msg.FrameReceived(conn, frames.Rejected(frame.id, frame.digest, "no reason; really", "\ud800\n" + "x" * 5000))
+    )
     found = engine_of(serving)
     assert found.reason == "Rejected"
     assert len(found.message) <= 512

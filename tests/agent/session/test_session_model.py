@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from hotweights_agent.session import effects as fx
-from hotweights_agent.session.messages import Gone
+from hotweights_agent.session.messages import Disconnected
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import frames
 from tests.agent.world import World, digest, item
@@ -108,7 +108,7 @@ class Node(RuleBasedStateMachine):
                 conns = [c for c, owner in world.by_conn.items() if owner == uid]
                 for conn in conns[which : which + 1]:
                     world.lose(conn)
-                    world.tell(Gone(conn))
+                    world.tell(Disconnected(conn))
             case ["commit", reason]:
                 engine.fails = [reason]
             case ["rejects"]:
@@ -172,7 +172,7 @@ class Node(RuleBasedStateMachine):
             if engine.state != "Down":
                 assert engine.state == "Serving"
                 assert not self.digests[uid] or engine.active == digest(self.digests[uid])
-                assert world.marks[uid].gate
+                assert world.pod_status[uid].gate
 
 
 TestNode = Node.TestCase

@@ -64,7 +64,7 @@ class TableSource:
     data: Mapping[str, bytes]
     name: str = "table"
     before: Callable[[Want], None] = lambda want: None
-    asked: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
     calls: int = 0
     version_known: bool = True
 
@@ -72,7 +72,7 @@ class TableSource:
         self.calls += 1
         missing = []
         for want in wanted:
-            self.asked.append(want.blake3)
+            self.pending.append(want.blake3)
             self.before(want)
             if want.blake3 in self.data:
                 deliver(want, memoryview(self.data[want.blake3]))

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from hotweights_agent.session.messages import Message, StageDone, StageFailed
 from hotweights_agent.settings import RootSettings, StagingSettings
 from hotweights_agent.staging.allowed_sources import allowed
-from hotweights_agent.staging.broadcasts import Broadcasts, Means
+from hotweights_agent.staging.broadcasts import BroadcastContext, Broadcasts
 from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Store
@@ -58,7 +58,8 @@ class Node:
             token=self._token,
             settings=StagingSettings(patience_seconds=patience_seconds, at_once=2),
             broadcasts=Broadcasts(
-                Means(name, "127.0.0.1", self._token, IDENTITIES.get, groups), patience_seconds=patience_seconds
+                BroadcastContext(name, "127.0.0.1", self._token, IDENTITIES.get, groups),
+                patience_seconds=patience_seconds,
             ),
             fetched=self._count,
         )

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from hotweights_agent.staging.fetch import ChunkSource, Fetch, FetchFailed, PeerSource, Persistence, Progress
+from hotweights_agent.staging.fetch import ChunkSource, Fetch, FetchFailed, FetchPolicy, PeerSource, Progress
 from hotweights_agent.staging.store import Store
 from hotweights_common.backoff import Backoff
 from hotweights_storage.errors import Cancelled, NoCapacity
@@ -25,7 +25,7 @@ Table = Any
 Serve = Callable[[Store], PeerServer]
 Connect = Callable[[str], PeerClient]
 
-QUICK = Persistence(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0, again_seconds=0.02)
+QUICK = FetchPolicy(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0, again_seconds=0.02)
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def version(checkpoint: Callable[..., Checkpoint]) -> Checkpoint:
 
 
 def fetch(
-    store: Store, version: Checkpoint, *sources: ChunkSource, persistence: Persistence = QUICK, **more: Any
+    store: Store, version: Checkpoint, *sources: ChunkSource, persistence: FetchPolicy = QUICK, **more: Any
 ) -> Progress:
     with store.begin(version.manifest) as staging:
         found = Fetch(staging.builder, sources, persistence=persistence, **more).run()
@@ -45,7 +45,7 @@ def fetch(
 def test_from_one_source_in_load_order(store: Store, version: Checkpoint, table: Table) -> None:
     source = table(version.data)
     found = fetch(store, version, source)
-    assert source.asked == list(version.data)
+    assert source.pending == list(version.data)
     assert found == Progress(version.nbytes, version.nbytes, (("table", version.nbytes),))
 
 
@@ -62,18 +62,18 @@ def test_what_one_lacks_another_has(store: Store, version: Checkpoint, table: Ta
         "donor": len(half) * 4096,
         "origin": (len(version.data) - len(half)) * 4096,
     }
-    assert second.asked == list(version.data)[1::2]
+    assert second.pending == list(version.data)[1::2]
 
 
 def test_a_source_that_dies_in_the_middle(store: Store, version: Checkpoint, table: Table) -> None:
     def die(_want: Want) -> None:
-        if len(first.asked) == 30:
+        if len(first.pending) == 30:
             raise PeerTimeout("tcp://a:1", "not a byte for 10 s")
 
     first, second = table(version.data, "first", die), table(version.data, "second")
     found = dict(fetch(store, version, first, second).by_source)
     assert found == {"first": 29 * 4096, "second": (len(version.data) - 29) * 4096}
-    assert second.asked == list(version.data)[29:]
+    assert second.pending == list(version.data)[29:]
 
 
 def test_a_liar_is_asked_once(store: Store, version: Checkpoint, table: Table) -> None:
@@ -108,13 +108,13 @@ def test_a_parent_that_does_not_know_the_version_yet_is_waited_for(
     data: dict[str, bytes] = {}
     parent, origin = table(data, "parent", version_known=False), table(version.data, "origin")
     threading.Timer(0.15, data.update, [version.data]).start()
-    persistence = Persistence(deadline_seconds=1.5, patience_seconds=1.0, again_seconds=0.02)
+    persistence = FetchPolicy(deadline_seconds=1.5, patience_seconds=1.0, again_seconds=0.02)
     assert dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"] == 0
 
 
 def test_patience_ends(store: Store, version: Checkpoint, table: Table) -> None:
     parent, origin = table({}, "parent", version_known=False), table(version.data, "origin")
-    persistence = Persistence(deadline_seconds=1.5, patience_seconds=0.1, again_seconds=0.02)
+    persistence = FetchPolicy(deadline_seconds=1.5, patience_seconds=0.1, again_seconds=0.02)
     assert dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"] == version.nbytes
     assert parent.calls > 2
 
@@ -123,27 +123,27 @@ def test_cancel(store: Store, version: Checkpoint, table: Table) -> None:
     cancel = threading.Event()
 
     def slow(_want: Want) -> None:
-        if len(source.asked) == 5:
+        if len(source.pending) == 5:
             cancel.set()
         time.sleep(0.01)
 
     source = table(version.data, before=slow)
     with pytest.raises(Cancelled):
         fetch(store, version, source, cancel=cancel)
-    assert len(source.asked) < 50
+    assert len(source.pending) < 50
 
 
 def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
     source = table(version.data, before=lambda want: time.sleep(0.05))
     with pytest.raises(FetchFailed, match=r"bytes came within 0\.2 s; raise staging.timeoutSeconds") as caught:
-        fetch(store, version, source, persistence=Persistence(deadline_seconds=0.2))
+        fetch(store, version, source, persistence=FetchPolicy(deadline_seconds=0.2))
     assert caught.value.reason == "StageTimeout"
 
 
 def test_progress_is_told(store: Store, version: Checkpoint, table: Table) -> None:
     told: list[Progress] = []
     source = table(version.data, before=lambda want: time.sleep(0.002))
-    fetch(store, version, source, progress=told.append, persistence=Persistence(progress_seconds=0.0))
+    fetch(store, version, source, progress=told.append, persistence=FetchPolicy(progress_seconds=0.0))
     done = [progress.done_nbytes for progress in told]
     assert done == sorted(done)
     assert done[-1] == version.nbytes
@@ -168,7 +168,7 @@ def test_a_version_that_is_here_in_parts_fetches_the_rest(
     source = table(new.data)
     found = fetch(store, new, source)
     assert found.needed_nbytes == new.nbytes // 3
-    assert source.asked == list(new.data)[4:8]
+    assert source.pending == list(new.data)[4:8]
     assert fetch(store, checkpoint("v2", (3, 1)), table({})).needed_nbytes == 0
 
 
@@ -189,7 +189,7 @@ def test_nodes_in_a_chain_over_tcp(version: Checkpoint, table: Table, serve: Ser
                 if progress.done_nbytes:
                     first.setdefault(number, time.monotonic())
 
-            persistence = Persistence(deadline_seconds=5, progress_seconds=0.0, again_seconds=0.02)
+            persistence = FetchPolicy(deadline_seconds=5, progress_seconds=0.0, again_seconds=0.02)
             Fetch(staging.builder, [source], persistence=persistence, progress=told).run()
             staging.commit()
             last[number] = time.monotonic()
@@ -221,7 +221,7 @@ def test_a_parent_that_dies_in_a_chain_is_replaced(
 
     digest = version.manifest.digest
     sources = [PeerSource(connect(server.address), digest) for server in (dying, living)]
-    persistence = Persistence(deadline_seconds=1.5, progress_seconds=0.0)
+    persistence = FetchPolicy(deadline_seconds=1.5, progress_seconds=0.0)
     found = fetch(store, version, *sources, progress=told, persistence=persistence)
     closer.join()
     assert found.done_nbytes == version.nbytes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from hotweights_agent.staging.fetch import Fetch, FetchFailed, OriginSource, Persistence, Progress
+from hotweights_agent.staging.fetch import Fetch, FetchFailed, FetchPolicy, OriginSource, Progress
 from hotweights_agent.staging.store import Store
 from hotweights_common.backoff import Backoff
 from hotweights_storage.errors import SourceRefused
@@ -16,7 +16,7 @@ from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from
-QUICK = Persistence(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0)
+QUICK = FetchPolicy(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0)
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 from hotweights_agent.staging import progress
-from hotweights_agent.staging.progress import Tally
+from hotweights_agent.staging.progress import ByteCounter
 
 
 def test_nothing_is_lost_between_threads_and_little_is_told() -> None:
     told: list[int] = []
-    count = Tally(told.append)
+    count = ByteCounter(told.append)
 
     def work() -> None:
         for _ in range(1000):
@@ -27,7 +27,7 @@ def test_nothing_is_lost_between_threads_and_little_is_told() -> None:
 
 def test_it_tells_the_sum() -> None:
     told: list[int] = []
-    count = Tally(told.append)
+    count = ByteCounter(told.append)
     count._told_at -= progress.TELL_SECONDS
     count.add(5)
     count.add(2)
