@@ -15,7 +15,7 @@ from hotweights_kube.resources import Body
 from hotweights_operator import metrics
 from hotweights_operator.decide import rollouts
 from hotweights_operator.runtime.cache import Cache
-from hotweights_operator.runtime.informers import Feed, Source
+from hotweights_operator.runtime.informers import Informers, WatchedKind
 from hotweights_operator.runtime.perform import Performer
 from hotweights_operator.runtime.queue import WorkQueue
 from hotweights_operator.runtime.reconcile import Reconciler
@@ -32,10 +32,10 @@ class Operator:
         cache, queue = Cache(), WorkQueue[Key](SETTINGS.pace_seconds)
         recorder = Recorder(server, "hotweights.dev/operator", SETTINGS.instance)
         performer = Performer(server, cache, recorder, SETTINGS.namespace)
-        pulse = metrics.Pulse(0.0, 0, 0.0, True)
-        self._reconciler = Reconciler(cache, queue, performer, metrics.Metrics(cache, lambda: pulse))
-        self._feed = Feed(self._reconciler, SETTINGS)
-        self._sources: dict[str, Source] = {source.kind: source for source in self._feed.sources}
+        loop_health = metrics.LoopHealth(0.0, 0, 0.0, True)
+        self._reconciler = Reconciler(cache, queue, performer, metrics.Metrics(cache, lambda: loop_health))
+        self._feed = Informers(self._reconciler, SETTINGS)
+        self._sources: dict[str, WatchedKind] = {source.kind: source for source in self._feed.sources}
         self._tasks: list[asyncio.Task[None]] = []
         performer.wrote = self._reconciler.changed
 

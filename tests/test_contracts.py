@@ -24,7 +24,7 @@ FORBIDDEN = (
     ("Layers", "hotweights_kube.errors", "hotweights_operator"),
     ("Layers", "hotweights_agent.session.retry", "hotweights"),
     ("Layers", "hotweights_coordinator.wire.address", "hotweights_agent"),
-    ("Layers", "hotweights_operator.decide.fencing", "hotweights_agent"),
+    ("Layers", "hotweights_operator.model.fencing", "hotweights_agent"),
     ("Within the agent", "hotweights_agent.staging.progress", "hotweights_agent.local.state_file"),
     ("Within the agent", "hotweights_agent.session.phases", "hotweights_agent.engines.limits"),
     ("Within the operator", "hotweights_operator.model.selectors", "hotweights_operator.decide.blocked"),

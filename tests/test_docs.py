@@ -201,7 +201,10 @@ def test_this_reason_is_given_somewhere(reason: str) -> None:
 
 
 def test_every_metric_of_operator_and_agent_is_described() -> None:
-    registries = (operator.Metrics(Cache(), lambda: operator.Pulse(0, 0, 0, True)).registry, agent.Metrics().registry)
+    registries = (
+        operator.Metrics(Cache(), lambda: operator.LoopHealth(0, 0, 0, True)).registry,
+        agent.Metrics().registry,
+    )
     families = [family for registry in registries for family in registry.collect()]
     there = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
     cells = re.findall(r"^\| (`hotweights_.*?) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)

@@ -15,7 +15,7 @@ from hotweights_kube.events import Recorder
 from hotweights_operator import metrics
 from hotweights_operator.runtime import handlers
 from hotweights_operator.runtime.cache import Cache
-from hotweights_operator.runtime.informers import Feed
+from hotweights_operator.runtime.informers import Informers
 from hotweights_operator.runtime.perform import Performer
 from hotweights_operator.runtime.queue import WorkQueue
 from hotweights_operator.runtime.reconcile import Reconciler
@@ -58,26 +58,26 @@ async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callab
     cache, queue = Cache(), WorkQueue[Key](settings.pace_seconds)
     recorder = Recorder(api, "hotweights.dev/operator", settings.instance)
     performer = Performer(api, cache, recorder, settings.namespace)
-    meter = metrics.Metrics(cache, lambda: pulse())
+    meter = metrics.Metrics(cache, lambda: loop_health())
     reconciler = Reconciler(cache, queue, performer, meter)
-    feed = Feed(reconciler, settings)
+    informers = Informers(reconciler, settings)
 
-    def pulse() -> metrics.Pulse:
-        ages = feed.ages()
-        return metrics.Pulse(
+    def loop_health() -> metrics.LoopHealth:
+        ages = informers.ages()
+        return metrics.LoopHealth(
             min(ages.values()),
             queue.depth,
             max(queue.oldest_seconds, reconciler.stalled_seconds),
-            feed.complete.is_set(),
+            informers.complete.is_set(),
             ages=ages,
-            unlisted=feed.unlisted(),
-            malformed=feed.malformed(),
+            unlisted=informers.unlisted(),
+            malformed=informers.malformed(),
         )
 
     performer.wrote = reconciler.changed
     runners = await metrics.serve(
         meter,
-        pulse,
+        loop_health,
         metrics_port=settings.metrics_port,
         health_port=settings.health_port,
         stuck_seconds=settings.stuck_seconds,
@@ -85,7 +85,7 @@ async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callab
     )
     tasks: set[asyncio.Task[Any]] = {
         asyncio.create_task(stop.wait(), name="stop"),
-        asyncio.create_task(_serve(settings, api, feed, reconciler, listen), name="serve"),
+        asyncio.create_task(_serve(settings, api, informers, reconciler, listen), name="serve"),
     }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -102,25 +102,27 @@ async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callab
 async def _serve(
     settings: Settings,
     api: Api,
-    feed: Feed,
+    informers: Informers,
     reconciler: Reconciler,
     listen: Callable[[], None],
 ) -> None:
     """Everything that runs, in the order in which it may start. A part that fails takes the process with it."""
     await handlers.wait_for_resources(api, settings)
     async with asyncio.TaskGroup() as group:
-        for source in feed.sources:
+        for source in informers.sources:
             for namespace in () if source.by_kopf else source.namespaces:
-                group.create_task(feed.follow(api, source, namespace), name=f"watch-{source.kind}-{namespace or 'all'}")
-        group.create_task(feed.relist(api), name="relist")
-        await feed.complete.wait()
+                group.create_task(
+                    informers.follow(api, source, namespace), name=f"watch-{source.kind}-{namespace or 'all'}"
+                )
+        group.create_task(informers.relist(api), name="relist")
+        await informers.complete.wait()
         log.info("serving %s by %s", ", ".join(settings.watched) or "all namespaces", api.url)
-        group.create_task(handlers.run_kopf(feed, listen), name="kopf")
+        group.create_task(handlers.run_kopf(informers, listen), name="kopf")
         for number in range(settings.workers):
             group.create_task(reconciler.work(), name=f"worker-{number}")
         for number in range(settings.writes):
             group.create_task(reconciler.write(), name=f"writer-{number}")
-        group.create_task(feed.look_again(), name="look-again")
+        group.create_task(informers.look_again(), name="look-again")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ nothing is heard of some kind. No Service leads to the operator, so nothing depe
 
 from __future__ import annotations
 
-from collections import Counter as Tally
+from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -32,7 +32,7 @@ _ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)  #
 
 
 @dataclass(frozen=True, slots=True)
-class Pulse:
+class LoopHealth:
     """How the loop is and what it hears."""
 
     heard_seconds: float
@@ -80,7 +80,7 @@ class Rollouts(Collector):
             nodes.add_metric([*where, "staged"], status.nodes.staged)
             nbytes.add_metric([*where, "total"], status.nbytes.total)
             nbytes.add_metric([*where, "done"], status.nbytes.done)
-        reasons = Tally((r.namespace, r.name, f.reason) for r in rollouts for f in r.status.failures)
+        reasons = Counts((r.namespace, r.name, f.reason) for r in rollouts for f in r.status.failures)
         failures = GaugeMetricFamily(
             f"{_ROLLOUT}_failures", "Named failures (at most 20 are named) by reason.", labels=[*labels, "reason"]
         )
@@ -92,12 +92,12 @@ class Rollouts(Collector):
 class Watches(Collector):
     """What is heard of each kind, and what of it cannot be understood."""
 
-    def __init__(self, pulse: Callable[[], Pulse]) -> None:
-        self._pulse = pulse
+    def __init__(self, loop_health: Callable[[], LoopHealth]) -> None:
+        self._loop_health = loop_health
 
     def collect(self) -> Iterable[Metric]:
         """One family per figure."""
-        pulse = self._pulse()
+        loop_health = self._loop_health()
         ages = GaugeMetricFamily(
             f"{_PREFIX}_watch_age_seconds", "Since something was heard of a kind, if only a bookmark.", labels=["kind"]
         )
@@ -106,9 +106,9 @@ class Watches(Collector):
             "Objects that do not fit this release's schema, and about which nothing is decided.",
             labels=["kind"],
         )
-        for kind, age in pulse.ages.items():
+        for kind, age in loop_health.ages.items():
             ages.add_metric([kind], age)
-        for kind, count in pulse.malformed.items():
+        for kind, count in loop_health.malformed.items():
             malformed.add_metric([kind], count)
         return [ages, malformed]
 
@@ -116,7 +116,7 @@ class Watches(Collector):
 class Metrics:
     """All figures of this process."""
 
-    def __init__(self, cache: Cache, pulse: Callable[[], Pulse]) -> None:
+    def __init__(self, cache: Cache, loop_health: Callable[[], LoopHealth]) -> None:
         self.registry = CollectorRegistry()
         self._reconciled = Counter(
             f"{_PREFIX}_reconcile", "Decisions by kind and result.", ["kind", "result"], registry=self.registry
@@ -133,13 +133,21 @@ class Metrics:
         build = Gauge(f"{_PREFIX}_build_info", "Version of the operator.", ["version"], registry=self.registry)
         build.labels(version("hotweights")).set(1)
         for name, text, read in (
-            ("last_event_age_seconds", "Since something was heard from the API server.", lambda: pulse().heard_seconds),
-            ("workqueue_depth", "Keys that wait to be decided.", lambda: pulse().queue_depth),
-            ("workqueue_oldest_seconds", "How long the oldest of them waits.", lambda: pulse().queue_oldest_seconds),
+            (
+                "last_event_age_seconds",
+                "Since something was heard from the API server.",
+                lambda: loop_health().heard_seconds,
+            ),
+            ("workqueue_depth", "Keys that wait to be decided.", lambda: loop_health().queue_depth),
+            (
+                "workqueue_oldest_seconds",
+                "How long the oldest of them waits.",
+                lambda: loop_health().queue_oldest_seconds,
+            ),
         ):
             Gauge(f"{_PREFIX}_{name}", text, registry=self.registry).set_function(read)
         self.registry.register(Rollouts(cache))
-        self.registry.register(Watches(pulse))
+        self.registry.register(Watches(loop_health))
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
         """One key was worked on."""
@@ -159,25 +167,25 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-def health(pulse: Pulse, stuck_seconds: float) -> tuple[int, dict[str, Any]]:
+def health(loop_health: LoopHealth, stuck_seconds: float) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of /healthz."""
     body = {
-        "lastEventAgeSeconds": round(pulse.heard_seconds, 1),
-        "queueDepth": pulse.queue_depth,
-        "queueOldestSeconds": round(pulse.queue_oldest_seconds, 1),
-        "synced": pulse.synced,
-        "malformedObjects": {kind: count for kind, count in pulse.malformed.items() if count},
+        "lastEventAgeSeconds": round(loop_health.heard_seconds, 1),
+        "queueDepth": loop_health.queue_depth,
+        "queueOldestSeconds": round(loop_health.queue_oldest_seconds, 1),
+        "synced": loop_health.synced,
+        "malformedObjects": {kind: count for kind, count in loop_health.malformed.items() if count},
     }
-    return 503 if pulse.queue_oldest_seconds > stuck_seconds else 200, body
+    return 503 if loop_health.queue_oldest_seconds > stuck_seconds else 200, body
 
 
-def readiness(pulse: Pulse, stale_seconds: float, now: datetime) -> tuple[int, dict[str, Any]]:
+def readiness(loop_health: LoopHealth, stale_seconds: float, now: datetime) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of /readyz, which names what is not heard, and since when."""
-    stale = pulse.stale(stale_seconds)
-    ready = pulse.synced and not stale
+    stale = loop_health.stale(stale_seconds)
+    ready = loop_health.synced and not stale
     body = {
         "ready": ready,
-        "unlisted": list(pulse.unlisted),
+        "unlisted": list(loop_health.unlisted),
         "stale": {kind: (now - timedelta(seconds=age)).isoformat(timespec="seconds") for kind, age in stale.items()},
     }
     return 200 if ready else 503, body
@@ -185,7 +193,7 @@ def readiness(pulse: Pulse, stale_seconds: float, now: datetime) -> tuple[int, d
 
 async def serve(
     metrics: Metrics,
-    pulse: Callable[[], Pulse],
+    loop_health: Callable[[], LoopHealth],
     *,
     metrics_port: int,
     health_port: int,
@@ -198,11 +206,11 @@ async def serve(
         return web.Response(body=metrics.text(), content_type="text/plain", charset="utf-8")
 
     async def healthz(_: web.Request) -> web.Response:
-        status, body = health(pulse(), stuck_seconds)
+        status, body = health(loop_health(), stuck_seconds)
         return web.json_response(body, status=status)
 
     async def readyz(_: web.Request) -> web.Response:
-        status, body = readiness(pulse(), stale_seconds, datetime.now(UTC))
+        status, body = readiness(loop_health(), stale_seconds, datetime.now(UTC))
         return web.json_response(body, status=status)
 
     runners = []

@@ -392,7 +392,7 @@ async def scene(api: Api, kubectl: Kubectl, control_plane: ControlPlane, tmp_pat
 
 
 async def eventually(
-    question: Callable[[], Awaitable[bool]],
+    query: Callable[[], Awaitable[bool]],
     what: str,
     seconds: float = 20.0,
     details: Callable[[], str] = lambda: "",
@@ -402,7 +402,7 @@ async def eventually(
     end = loop.time() + seconds
     while loop.time() < end:
         try:
-            if await question():
+            if await query():
                 return
         except KubeError:
             pass

@@ -15,7 +15,7 @@ import pytest
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_operator.decide import revision
-from hotweights_operator.metrics import Metrics, Pulse, health, readiness, serve
+from hotweights_operator.metrics import LoopHealth, Metrics, health, readiness, serve
 from hotweights_operator.model.objects import Rollout, Version
 from hotweights_operator.runtime.cache import Cache
 from tests.ports import free_ports
@@ -64,7 +64,7 @@ def test_an_abort_counts_when_it_happens_and_not_when_it_is_followed() -> None:
 
 
 def test_the_ends_are_told_by_outcome() -> None:
-    metrics = Metrics(Cache(), lambda: Pulse(0.0, 0, 0.0, True))
+    metrics = Metrics(Cache(), lambda: LoopHealth(0.0, 0, 0.0, True))
     metrics.ended("Complete", 4.0)
     metrics.ended("Aborted", 400.0)
     text = metrics.text().decode()
@@ -73,7 +73,7 @@ def test_the_ends_are_told_by_outcome() -> None:
     assert 'hotweights_rollout_duration_seconds_sum{outcome="Aborted"} 400.0' in text
 
 
-WELL = Pulse(1.0, 3, 0.5, True, ages={"rollout": 10.0, "pod": 40.0}, malformed={"rollout": 0, "state": 0})
+WELL = LoopHealth(1.0, 3, 0.5, True, ages={"rollout": 10.0, "pod": 40.0}, malformed={"rollout": 0, "state": 0})
 
 
 @pytest.mark.parametrize(

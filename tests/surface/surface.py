@@ -28,8 +28,8 @@ from hotweights_agent.metrics import Metrics as AgentMetrics
 from hotweights_agent.settings import EngineSettings, KubeSettings, RootSettings, Settings, StagingSettings
 from hotweights_coordinator.server.metrics import Metrics as CoordinatorMetrics
 from hotweights_coordinator.wire import messages
+from hotweights_operator.metrics import LoopHealth
 from hotweights_operator.metrics import Metrics as OperatorMetrics
-from hotweights_operator.metrics import Pulse
 from hotweights_operator.runtime.cache import Cache
 from hotweights_transports.handoff import frames as handoff_frames
 from hotweights_transports.peers import frames
@@ -125,7 +125,7 @@ def metrics() -> Iterator[str]:
     """Of every process, with their labels as far as they are known before the first sample."""
     registries = (
         AgentMetrics().registry,
-        OperatorMetrics(Cache(), lambda: Pulse(0.0, 0, 0.0, synced=True)).registry,
+        OperatorMetrics(Cache(), lambda: LoopHealth(0.0, 0, 0.0, synced=True)).registry,
         CoordinatorMetrics().registry,
         ReplicateMetrics().registry,
         BinderMetrics().registry,

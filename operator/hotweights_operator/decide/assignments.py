@@ -14,27 +14,27 @@ from typing import Any
 
 from hotweights_crds.nodeweights import MAX_PODS, MAX_STAGE, NodeWeightsSpec, PodAssignment, RolloutAssignment
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator.decide import activation, fencing, revision, staging
-from hotweights_operator.decide.activation import Choice
-from hotweights_operator.model import failures
-from hotweights_operator.model.actions import About, Assign, Event
+from hotweights_operator.decide import activation, revision, staging
+from hotweights_operator.decide.activation import ActivationPlan
+from hotweights_operator.model import failures, fencing
+from hotweights_operator.model.actions import Assign, Event, ObjectRef
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.model.observed import Observed
 
 
 def writes(
-    rollout: Rollout, base: WeightRolloutStatus, choice: Choice, observed: Observed, *, stages: bool
+    rollout: Rollout, base: WeightRolloutStatus, plan: ActivationPlan, observed: Observed, *, stages: bool
 ) -> list[Assign]:
     """The entries that differ from what they should be. Unless ``stages``, nothing is staged that is not staged yet, but for what
     single pods need."""
     kept = revision.kept(base)
     held = [version.digest for version in kept]
     common = (rollout.spec, base.revision, tuple(kept), stages)
-    common = observed.intern("entries", rollout.uid, (*common, observed.peers_epoch, observed.catalog.epoch))
+    common = observed.intern("entries", rollout.uid, (*common, observed.peers_epoch, observed.version_index.epoch))
     pods: dict[str, list[PodAssignment]] = {}
-    for node in _nodes(rollout, choice, observed):
-        if node in choice.nodes or not _is_settled(rollout, node, choice, common, observed):
-            pods[node] = _pods(rollout, base, observed.states[node], choice, observed)
+    for node in _nodes(rollout, plan, observed):
+        if node in plan.nodes or not _is_settled(rollout, node, plan, common, observed):
+            pods[node] = _pods(rollout, base, observed.states[node], plan, observed)
     wanted = {
         node: _digests(observed.states[node].entry(rollout.uid), found, held, stages=stages)
         for node, found in pods.items()
@@ -52,10 +52,10 @@ def writes(
             else None
         )
         if not same(entry, state.entry(rollout.uid)):
-            actions.append(Assign(node, state.resource_version, rollout.uid, entry, _events(found, choice)))
-        elif node in choice.stances and node not in choice.nodes and len(found) == len(choice.stances[node].digests):
+            actions.append(Assign(node, state.resource_version, rollout.uid, entry, _events(found, plan)))
+        elif node in plan.node_plans and node not in plan.nodes and len(found) == len(plan.node_plans[node].digests):
             # (With a pod that is no target any more it never is: that one may have to go at any time.)
-            settled = (choice.stances.get(node), common)
+            settled = (plan.node_plans.get(node), common)
             observed.remembered.setdefault(node, {})["entry", rollout.uid] = settled
     return actions
 
@@ -75,34 +75,34 @@ def taken_over(state: NodeState, pod: PodAssignment, uid: str) -> bool:
     return any(other.token > pod.token for other in others(state.spec, pod.uid, uid))
 
 
-def _is_settled(rollout: Rollout, node: str, choice: Choice, common: tuple[Any, ...], observed: Observed) -> bool:
+def _is_settled(rollout: Rollout, node: str, plan: ActivationPlan, common: tuple[Any, ...], observed: Observed) -> bool:
     """Whether the node's entry was found to be as it should be, from the very same values as now."""
     known = observed.remembered.get(node, {}).get(("entry", rollout.uid))
-    return known is not None and known[0] is choice.stances.get(node) and known[1] is common
+    return known is not None and known[0] is plan.node_plans.get(node) and known[1] is common
 
 
-def _nodes(rollout: Rollout, choice: Choice, observed: Observed) -> list[str]:
+def _nodes(rollout: Rollout, plan: ActivationPlan, observed: Observed) -> list[str]:
     """Nodes with pods of the rollout, and nodes with an entry that is left over."""
-    left = [node for node in observed.entered(rollout.uid) if node not in choice.stances]
-    return [*(node for node in choice.stances if node in observed.states), *sorted(left)]
+    left = [node for node in observed.entered(rollout.uid) if node not in plan.node_plans]
+    return [*(node for node in plan.node_plans if node in observed.states), *sorted(left)]
 
 
 def _pods(
-    rollout: Rollout, base: WeightRolloutStatus, state: NodeState, choice: Choice, observed: Observed
+    rollout: Rollout, base: WeightRolloutStatus, state: NodeState, plan: ActivationPlan, observed: Observed
 ) -> list[PodAssignment]:
     """The pods of one node's entry, at most as many as it has room for."""
     targets = observed.targets_on(rollout.uid, state.name)
     without_room, is_back = failures.without_room(rollout.uid, targets), revision.goes_back(base)
     found: list[PodAssignment] = []
     for target in targets:
-        told = choice.told(target)
+        told = plan.told(target)
         if told is None or target.pod.uid in without_room:
             continue
         digest, prepare = told
         name = _version_name(rollout, base, state, digest, observed) if digest else ""
         ended = 0 if is_back else failures.ends_preparing(target, rollout.uid, base.revision)
         plain = activation.assignment(target, digest, prepare, rollout, name, base.revision, ended)
-        given = fencing.following(
+        given = fencing.next_token(
             state,
             target.pod.restarts,
             plain,
@@ -123,7 +123,7 @@ def _stays(rollout: Rollout, state: NodeState, pod: PodAssignment, observed: Obs
     known = observed.pods.get(pod.uid)
     if known is None or known.finished or known.node != state.name:
         return False
-    owner = observed.claims.owner(pod.uid)
+    owner = observed.owners.owner(pod.uid)
     return (owner is not None and owner.uid == rollout.uid) or not taken_over(state, pod, rollout.uid)
 
 
@@ -142,7 +142,7 @@ def _version_name(
 ) -> str:
     """A version's name: as the rollout has it, as a WeightVersion of its namespace has it, or as the node has it."""
     own = (v.version for v in (base.target, base.stable, base.previous, *base.held) if v.digest == digest)
-    version = observed.catalog.of_digest(rollout.namespace, digest)
+    version = observed.version_index.of_digest(rollout.namespace, digest)
     return next(own, "") or (version.spec.version if version else "") or known_name(state, digest)
 
 
@@ -154,15 +154,15 @@ def known_name(state: NodeState, digest: str) -> str:
     return next(names, "")
 
 
-def _events(pods: Sequence[PodAssignment], choice: Choice) -> tuple[Event, ...]:
+def _events(pods: Sequence[PodAssignment], plan: ActivationPlan) -> tuple[Event, ...]:
     return tuple(
         Event(
-            About("Pod", pod.namespace, pod.name, pod.uid),
+            ObjectRef("Pod", pod.namespace, pod.name, pod.uid),
             "WeightsActivating",
             f"Told to serve version {pod.version or pod.digest} (token {pod.token})",
         )
         for pod in pods
-        if pod.uid in choice.activated
+        if pod.uid in plan.activated
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-HoldKind = Literal[
+BlockedKind = Literal[
     "",
     "NoTargets",
     "Terminating",
@@ -41,7 +41,7 @@ class Rule:
     """Is the rollout Ready while every pod serves the target."""
 
 
-RULES: dict[HoldKind, Rule] = {
+RULES: dict[BlockedKind, Rule] = {
     "": Rule("All", activates=True, deadline_runs=True),
     "NoTargets": Rule("All", activates=True),
     "Terminating": Rule("Prepared", may_be_complete=False),
@@ -56,10 +56,10 @@ RULES: dict[HoldKind, Rule] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Hold:
+class Blocked:
     """Why a rollout starts nothing; the empty kind: it acts."""
 
-    kind: HoldKind
+    kind: BlockedKind
     message: str = ""
     reason: str = ""
 

@@ -17,7 +17,7 @@ from hotweights_operator.model.objects import Rollout
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class ConditionInputs:
     """What the conditions are made of. Empty reasons mean that all is well."""
 
     outcome_phase: Phase
@@ -40,7 +40,7 @@ class Facts:
 Row = tuple[str, ConditionStatus, str, str]  # type, status, reason, message
 
 
-def build(rollout: Rollout, facts: Facts, now: datetime) -> list[Condition]:
+def build(rollout: Rollout, facts: ConditionInputs, now: datetime) -> list[Condition]:
     """All conditions, each with the time of its last change of status."""
     old = {condition.type: condition for condition in rollout.status.conditions}
     moment = timestamps.show(now)
@@ -64,7 +64,7 @@ def _condition(row: Row, old: Condition | None, generation: int, moment: str) ->
     )
 
 
-def _rows(facts: Facts) -> list[Row]:
+def _rows(facts: ConditionInputs) -> list[Row]:
     working = not (facts.is_complete or facts.is_stalled or facts.paused_reason)
     rows: list[Row] = [
         ("Ready", _truth(facts.is_complete), facts.reason, facts.message),

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from hotweights_crds.weightrollout import Strategy
 from hotweights_operator.model import failures
-from hotweights_operator.model.shares import Share
+from hotweights_operator.model.node_totals import NodeTotals
 from hotweights_operator.model.targets import Target
 
 GIVEN_UP_SECONDS = 300.0
@@ -24,7 +24,7 @@ STRANGER_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class Availability:
     """Pods by whether they are of service."""
 
     available: int
@@ -53,30 +53,30 @@ def waited_for_seconds(target: Target, now: datetime) -> float:
     return max(0.0, patience - (now - since).total_seconds()) if since is not None else patience
 
 
-def tally(shares: Iterable[Share], min_ready_seconds: float, now: datetime) -> Tally:
+def count_availability(all_totals: Iterable[NodeTotals], min_ready_seconds: float, now: datetime) -> Availability:
     """Count them."""
     available = unavailable = left_out = 0
     waits: list[float] = []
-    for share in shares:
-        available += len(share.available)
-        if now < share.settles_at:
-            early = [wait for t in share.available if (wait := t.wait_seconds(min_ready_seconds, now)) > 0]
+    for totals in all_totals:
+        available += len(totals.available)
+        if now < totals.settles_at:
+            early = [wait for t in totals.available if (wait := t.wait_seconds(min_ready_seconds, now)) > 0]
             available -= len(early)
             unavailable += len(early)
             waits += early
-        for target in share.unavailable:
+        for target in totals.unavailable:
             wait = waited_for_seconds(target, now)
             if not wait:
                 left_out += 1
                 continue
             unavailable += 1
             waits.append(wait)
-    return Tally(available, unavailable, left_out, min(waits, default=None))
+    return Availability(available, unavailable, left_out, min(waits, default=None))
 
 
 def choose(
     candidates: Sequence[Target],
-    counts: Tally,
+    counts: Availability,
     strategy: Strategy,
     desired: int,
     min_ready_seconds: float,

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator.decide import revision
-from hotweights_operator.decide.rollout_status import View
-from hotweights_operator.model.actions import About, Event
+from hotweights_operator.decide.context import PassContext
+from hotweights_operator.model.actions import Event, ObjectRef
 from hotweights_operator.model.objects import Pod, Rollout
 
 _WARNINGS = frozenset({"Stalled", "Aborted"})
 
 
-def events(rollout: Rollout, status: WeightRolloutStatus, view: View) -> tuple[Event, ...]:
+def rollout_events(rollout: Rollout, status: WeightRolloutStatus, context: PassContext) -> tuple[Event, ...]:
     """What is new in the status, on the rollout and on the pods that failed."""
     old = rollout.status
-    about = About("WeightRollout", rollout.namespace, rollout.name, rollout.uid)
+    about = ObjectRef("WeightRollout", rollout.namespace, rollout.name, rollout.uid)
     found: list[Event] = []
     if status.revision != old.revision:
         known = {revision.stable(old).digest, old.previous.digest} - {"", old.target.digest}
@@ -33,12 +33,12 @@ def events(rollout: Rollout, status: WeightRolloutStatus, view: View) -> tuple[E
     for failure in status.failures:
         if (failure.pod, failure.reason) in told:
             continue
-        pod = view.observed.pods.get(failure.pod_uid) or _named(failure.pod, view)
+        pod = context.observed.pods.get(failure.pod_uid) or _named(failure.pod, context)
         if pod is not None:
-            on_pod = About("Pod", pod.namespace, pod.name, pod.uid)
+            on_pod = ObjectRef("Pod", pod.namespace, pod.name, pod.uid)
             found.append(Event(on_pod, failure.reason, failure.message, warning=True))
     return tuple(found)
 
 
-def _named(name: str, view: View) -> Pod | None:
-    return next((t.pod for share in view.shares for t in share.targets if t.pod.name == name), None)
+def _named(name: str, context: PassContext) -> Pod | None:
+    return next((t.pod for totals in context.all_totals for t in totals.targets if t.pod.name == name), None)

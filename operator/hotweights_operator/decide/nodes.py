@@ -9,8 +9,8 @@ by having seen it go. So there are no finalizers.
 from __future__ import annotations
 
 from hotweights_crds.nodeweights import MAX_PODS, MAX_STAGE, UNASSIGNED, PodAssignment, RolloutAssignment
-from hotweights_operator.decide import assignments, fencing, staging
-from hotweights_operator.model import failures
+from hotweights_operator.decide import assignments, staging
+from hotweights_operator.model import failures, fencing
 from hotweights_operator.model.actions import Action, AskResolve, Assign, CreateNodeWeights, NodeDecision
 from hotweights_operator.model.objects import SETTLED_PHASES, NodeState, Pod
 from hotweights_operator.model.observed import Observed
@@ -20,7 +20,7 @@ def decide(name: str, observed: Observed) -> NodeDecision:
     """One step for one node."""
     node, state = observed.nodes.get(name), observed.states.get(name)
     if state is None:
-        needed = observed.has_agent(name) or any(pod.live for pod in observed.claims.pods_on(name))
+        needed = observed.has_agent(name) or any(pod.live for pod in observed.owners.pods_on(name))
         create = (CreateNodeWeights(name, node.uid),) if node is not None and needed else ()
         return NodeDecision(actions=create)
     wanted = _unassigned(state, observed)
@@ -44,7 +44,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
     """The entry for pods without a rollout; those that stand in it go first, and there are no more than it has room for."""
     current = state.entry(UNASSIGNED)
     there = {pod.uid for pod in current.pods} if current else set()
-    own = sorted(observed.claims.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid))
+    own = sorted(observed.owners.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid))
     assigned = (_assigned(pod, state, observed) for pod in own if not pod.finished)
     pods = sorted([found for found in assigned if found is not None][:MAX_PODS], key=lambda pod: pod.uid)
     if not pods:
@@ -60,7 +60,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
 def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment | None:
     current = state.entry(UNASSIGNED)
     own = next((p for p in current.pods if p.uid == pod.uid), None) if current else None
-    if observed.claims.owner(pod.uid) is not None:  # its rollout takes it over; until then it stands here
+    if observed.owners.owner(pod.uid) is not None:  # its rollout takes it over; until then it stands here
         return own if own is not None and not assignments.taken_over(state, own, UNASSIGNED) else None
     known = state.assigned(pod.uid)
     digest = _kept_digest(pod, observed)
@@ -73,7 +73,7 @@ def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment |
         digest=digest,
         version=_version_name(state, digest, known),
     )
-    return fencing.following(state, pod.restarts, plain, UNASSIGNED)
+    return fencing.next_token(state, pod.restarts, plain, UNASSIGNED)
 
 
 def _kept_digest(pod: Pod, observed: Observed) -> str:

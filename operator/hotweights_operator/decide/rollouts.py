@@ -14,70 +14,72 @@ from datetime import datetime
 from hotweights_crds.conditions import find
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator.decide import activation, assignments, events, revision, rollout_status
-from hotweights_operator.decide.activation import Course, Stance
-from hotweights_operator.decide.blocked import Hold
-from hotweights_operator.decide.rollout_status import View
+from hotweights_operator.decide.activation import NodePlan, RolloutGoal
+from hotweights_operator.decide.blocked import Blocked
+from hotweights_operator.decide.context import PassContext
 from hotweights_operator.decide.versions import is_failure
 from hotweights_operator.model import failures
 from hotweights_operator.model.actions import RolloutDecision
 from hotweights_operator.model.failures import Failures
+from hotweights_operator.model.node_totals import NodeTotals, TotalsQuery
 from hotweights_operator.model.objects import Pod, Rollout, Version
 from hotweights_operator.model.observed import Observed
 from hotweights_operator.model.selectors import selects
-from hotweights_operator.model.shares import Question, Share
 
 
 def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: datetime | None = None) -> RolloutDecision:
     """One step. ``started_at``: since when this process decides; a deadline never passes on another process's clock."""
-    version = observed.catalog.named(rollout.namespace, rollout.spec.version_ref.name)
+    version = observed.version_index.named(rollout.namespace, rollout.spec.version_ref.name)
     usable = version is not None and version.usable and not rollout.terminating
     base = revision.revised(rollout, version, now) if version and usable else rollout.status
-    question = Question(
+    query = TotalsQuery(
         digest=base.target.digest,
         revision=base.revision,
         is_back=revision.goes_back(base),
         previous=base.previous.digest,
         min_ready_seconds=rollout.spec.min_ready_seconds,
     )
-    question = observed.intern("question", rollout.uid, question)
-    shares = [observed.share(rollout.uid, node, question) for node in observed.nodes_of(rollout.uid)]
-    found = _failures(base, shares, observed)
+    query = observed.intern("question", rollout.uid, query)
+    all_totals = [observed.node_totals(rollout.uid, node, query) for node in observed.nodes_of(rollout.uid)]
+    found = _failures(base, all_totals, observed)
     base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
-    hold = _hold(rollout, base, version, observed, bool(shares))
-    course = Course(
+    blocked = _hold(rollout, base, version, observed, bool(all_totals))
+    goal = RolloutGoal(
         rollout=rollout.uid,
         revision=base.revision,
         target=base.target.digest,
         stable=revision.stable(base).digest,
-        is_back=question.is_back,
-        rule=hold.rule,
+        is_back=query.is_back,
+        rule=blocked.rule,
         passed=base.revision > 0 and base.prepared_revision == base.revision,
     )
-    course = observed.intern("course", rollout.uid, course)
-    stances = {share.node: _stance(rollout, share, course, found, observed) for share in shares}
-    choice = activation.choose(rollout.spec, course, shares, stances, now)
-    if choice.passes and course.activates and shares:
+    goal = observed.intern("goal", rollout.uid, goal)
+    node_plans = {totals.node: _plan_node(rollout, totals, goal, found, observed) for totals in all_totals}
+    plan = activation.plan_activation(rollout.spec, goal, all_totals, node_plans, now)
+    if plan.passes and goal.activates and all_totals:
         base = base.model_copy(update={"prepared_revision": base.revision})
-    view = View(rollout, base, question, tuple(shares), found, hold, version, observed, choice.restarted, started_at)
-    status = rollout_status.describe(view, now)
-    actions = assignments.writes(rollout, base, choice, observed, stages=hold.rule.activates)
+    context = PassContext(
+        rollout, base, query, tuple(all_totals), found, blocked, version, observed, plan.restarted, started_at
+    )
+    status = rollout_status.build(context, now)
+    actions = assignments.writes(rollout, base, plan, observed, stages=blocked.rule.activates)
     waits = (
-        choice.again_in_seconds,
-        rollout_status.deadline_in_seconds(view, status, now),
-        rollout_status.settles_in_seconds(view, status, now),
+        plan.again_in_seconds,
+        rollout_status.deadline_in_seconds(context, status, now),
+        rollout_status.settles_in_seconds(context, status, now),
     )
     return RolloutDecision(
         actions=tuple(actions),
         status=status,
-        events=events.events(rollout, status, view),
+        events=events.rollout_events(rollout, status, context),
         again_in_seconds=min((wait for wait in waits if wait is not None), default=None),
     )
 
 
-def _failures(base: WeightRolloutStatus, shares: Sequence[Share], observed: Observed) -> Failures:
+def _failures(base: WeightRolloutStatus, all_totals: Sequence[NodeTotals], observed: Observed) -> Failures:
     """All pods that do not follow: those of the nodes, and those that failed earlier in this revision, as the status remembers."""
-    failed = {uid: failure for share in shares if share.failed for uid, failure in share.failed.items()}
-    missing = {uid: failure for share in shares if share.missing for uid, failure in share.missing.items()}
+    failed = {uid: failure for totals in all_totals if totals.failed for uid, failure in totals.failed.items()}
+    missing = {uid: failure for totals in all_totals if totals.missing for uid, failure in totals.missing.items()}
     for uid, failure in failures.remembered(base.failures).items():
         pod = observed.pods.get(uid)
         if pod is not None and pod.live and uid not in failed and not observed.target(uid).serves(base.target.digest):
@@ -86,61 +88,63 @@ def _failures(base: WeightRolloutStatus, shares: Sequence[Share], observed: Obse
     return Failures(failed, missing)
 
 
-def _stance(rollout: Rollout, share: Share, course: Course, found: Failures, observed: Observed) -> Stance:
-    """One node's stance; the one that is remembered, if nothing that it was made from has changed."""
-    failed = frozenset(t.pod.uid for t in share.targets if t.pod.uid in found.failed) if found.failed else frozenset()
-    known = observed.remembered.setdefault(share.node, {})
-    then: tuple[Share, Course, frozenset[str], Stance] | None = known.get(("stance", rollout.uid))
-    if then is None or then[0] is not share or then[1] is not course or then[2] != failed:
-        then = (share, course, failed, activation.stance(share, course, failed))
-        known["stance", rollout.uid] = then
+def _plan_node(
+    rollout: Rollout, totals: NodeTotals, goal: RolloutGoal, found: Failures, observed: Observed
+) -> NodePlan:
+    """What is planned for one node; what that is remembered, if nothing that it was made from has changed."""
+    failed = frozenset(t.pod.uid for t in totals.targets if t.pod.uid in found.failed) if found.failed else frozenset()
+    known = observed.remembered.setdefault(totals.node, {})
+    then: tuple[NodeTotals, RolloutGoal, frozenset[str], NodePlan] | None = known.get(("plan", rollout.uid))
+    if then is None or then[0] is not totals or then[1] is not goal or then[2] != failed:
+        then = (totals, goal, failed, activation.plan_node(totals, goal, failed))
+        known["plan", rollout.uid] = then
     return then[3]
 
 
 def _hold(
     rollout: Rollout, base: WeightRolloutStatus, version: Version | None, observed: Observed, has_targets: bool
-) -> Hold:
+) -> Blocked:
     """Why the rollout may not act, if it may not; the gravest reason first."""
     if rollout.terminating:
-        return Hold("Terminating", "it is being deleted; its pods keep what they serve")
+        return Blocked("Terminating", "it is being deleted; its pods keep what they serve")
     if clash := conflicts(rollout, observed):
         pod, owner = clash[0]
-        return Hold(
+        return Blocked(
             "TargetConflict",
             f"{len(clash)} selected pods, {pod.name} among them, belong to the older WeightRollout {owner.name}:"
             " change one of the two selectors or delete one of the two",
         )
     if version is None:
         name = rollout.spec.version_ref.name
-        return Hold("NotFound", f"WeightVersion {name} does not exist in namespace {rollout.namespace}: create it")
+        return Blocked("NotFound", f"WeightVersion {name} does not exist in namespace {rollout.namespace}: create it")
     if not version.usable:
         resolved = find(version.status.conditions, "Resolved")
         reason = resolved.reason if resolved else "Resolving"
         message = resolved.message if resolved else "it is being resolved"
         text = f"WeightVersion {version.name}: {message}"
-        return Hold("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
+        return Blocked("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
     if base.revision and base.aborted_revision == base.revision:
-        return Hold("Aborted")
+        return Blocked("Aborted")
     policy = rollout.spec.failure_policy
     if base.most_failed > policy.max_failed and not revision.is_completed(base):
-        return Hold("Aborted" if policy.action == "Abort" else "TooManyFailures")
+        return Blocked("Aborted" if policy.action == "Abort" else "TooManyFailures")
     if rollout.spec.paused:
-        return Hold("Paused")
-    return Hold("" if has_targets else "NoTargets")
+        return Blocked("Paused")
+    return Blocked("" if has_targets else "NoTargets")
 
 
 def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:
     """Pods that the rollout selects and an older one owns."""
     older = []
-    for other in observed.claims.rollouts_in(rollout.namespace):
+    for other in observed.owners.rollouts_in(rollout.namespace):
         if other.uid == rollout.uid:
             break
         older.append(other)
     if not older:
         return []
     found = []
-    for pod in observed.claims.pods_in(rollout.namespace):
-        owner = observed.claims.owner(pod.uid)
+    for pod in observed.owners.pods_in(rollout.namespace):
+        owner = observed.owners.owner(pod.uid)
         if (
             pod.live
             and owner is not None

@@ -74,7 +74,7 @@ def _items(
 
 def describe(rollout: Rollout, digest: str, observed: Observed) -> StageItem | None:
     """The item of a version without its route: from its WeightVersion, or from any node that was told of it before."""
-    version = observed.catalog.of_digest(rollout.namespace, digest)
+    version = observed.version_index.of_digest(rollout.namespace, digest)
     if version is not None:
         return StageItem(
             digest=digest,

@@ -13,7 +13,7 @@ from hotweights_common import sizes, timestamps
 from hotweights_crds.conditions import Condition, upsert
 from hotweights_crds.nodeweights import MAX_RESOLVE, ResolvedVersion, ResolveItem
 from hotweights_crds.weightversion import WeightVersionStatus
-from hotweights_operator.model.actions import About, AskResolve, Event, VersionDecision
+from hotweights_operator.model.actions import AskResolve, Event, ObjectRef, VersionDecision
 from hotweights_operator.model.objects import NodeState, Version
 from hotweights_operator.model.observed import Observed
 
@@ -175,5 +175,5 @@ def _events(version: Version, reason: str, message: str, *, warning: bool) -> tu
     """Only when the reason is new."""
     if any(c.type == "Resolved" and c.reason == reason for c in version.status.conditions):
         return ()
-    about = About("WeightVersion", version.namespace, version.name, version.uid)
+    about = ObjectRef("WeightVersion", version.namespace, version.name, version.uid)
     return (Event(about, reason, message, warning),)

@@ -13,7 +13,7 @@ Status = TypeVar("Status", WeightRolloutStatus, WeightVersionStatus, None)
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ObjectRef:
     """The object that an event is about."""
 
     kind: Literal["WeightRollout", "WeightVersion", "Pod"]
@@ -26,7 +26,7 @@ class About:
 class Event:
     """Something to tell people. It goes out only after what it tells of was written."""
 
-    about: About
+    regarding: ObjectRef
     reason: str
     message: str
     warning: bool = False

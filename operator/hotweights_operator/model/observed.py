@@ -12,13 +12,13 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from hotweights_operator.model import shares, sightings, targets
-from hotweights_operator.model.catalog import Catalog
-from hotweights_operator.model.claims import Claims
+from hotweights_operator.model import node_totals, pod_history, targets
+from hotweights_operator.model.node_totals import NodeTotals, TotalsQuery
 from hotweights_operator.model.objects import Agent, Node, NodeState, Pod, Refusal, Rollout, Version
-from hotweights_operator.model.shares import Question, Share
-from hotweights_operator.model.sightings import Seen
+from hotweights_operator.model.pod_history import PodHistory
+from hotweights_operator.model.pod_owners import PodOwners
 from hotweights_operator.model.targets import Target
+from hotweights_operator.model.version_index import VersionIndex
 
 Kind = Literal["rollout", "version", "node", "agent", "state", "pod"]
 KINDS: tuple[Kind, ...] = ("rollout", "version", "node", "agent", "state", "pod")
@@ -44,8 +44,8 @@ class Observed:
         self._clock = clock
         self.nodes: dict[str, Node] = {}
         self.states: dict[str, NodeState] = {}
-        self.claims = Claims(self._forget)
-        self.catalog = Catalog()
+        self.owners = PodOwners(self._forget)
+        self.version_index = VersionIndex()
         self.refusals: dict[tuple[str, str], Refusal] = {}
         """(UID of a rollout or version, node) → what the API server said last to a write for it."""
         self.peers_epoch = 0
@@ -60,7 +60,7 @@ class Observed:
         self._entered: dict[str, set[str]] = {}  # rollout UID → nodes with an entry of it
         self._asked: dict[str, set[str]] = {}  # version UID → nodes that are asked to read it
         self._targets: dict[str, Target] = {}
-        self._seen: dict[str, Seen] = {}
+        self._seen: dict[str, PodHistory] = {}
         for rollout in rollouts:
             self.put("rollout", rollout.uid, rollout)
         for version in versions:
@@ -79,17 +79,17 @@ class Observed:
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
         """By UID."""
-        return self.claims.rollouts
+        return self.owners.rollouts
 
     @property
     def pods(self) -> Mapping[str, Pod]:
         """The opted-in pods, by UID."""
-        return self.claims.pods
+        return self.owners.pods
 
     @property
     def versions(self) -> Mapping[str, Version]:
         """By UID."""
-        return self.catalog.by_uid
+        return self.version_index.by_uid
 
     def follows(self, node: str) -> bool:
         """Whether the node is Ready and its agent is Ready and has spoken: only then its word counts."""
@@ -133,21 +133,21 @@ class Observed:
 
     def nodes_of(self, rollout_uid: str) -> Collection[str]:
         """The nodes of a rollout's live pods, in order; the empty name for those that have none yet."""
-        return self.claims.pods_by_node(rollout_uid).keys()
+        return self.owners.pods_by_node(rollout_uid).keys()
 
     def targets_on(self, rollout_uid: str, node: str) -> list[Target]:
         """A rollout's live pods on a node, by name."""
-        return [self.target(uid) for uid in self.claims.pods_by_node(rollout_uid).get(node, ())]
+        return [self.target(uid) for uid in self.owners.pods_by_node(rollout_uid).get(node, ())]
 
-    def share(self, rollout_uid: str, node: str, question: Question) -> Share:
+    def node_totals(self, rollout_uid: str, node: str, query: TotalsQuery) -> NodeTotals:
         """What a rollout's pods on one node are at."""
         refusal = self.refusals.get((rollout_uid, node))
         known = self.remembered.setdefault(node, {})
-        found: tuple[Question, Refusal | None, Share] | None = known.get(("share", rollout_uid))
-        if found is None or found[0] is not question or found[1] != refusal:
+        found: tuple[TotalsQuery, Refusal | None, NodeTotals] | None = known.get(("totals", rollout_uid))
+        if found is None or found[0] is not query or found[1] != refusal:
             own = tuple(self.targets_on(rollout_uid, node))
-            found = (question, refusal, shares.build(rollout_uid, node, own, self.states.get(node), question, refusal))
-            known["share", rollout_uid] = found
+            found = (query, refusal, node_totals.build(rollout_uid, node, own, self.states.get(node), query, refusal))
+            known["totals", rollout_uid] = found
         return found[2]
 
     def intern(self, what: str, rollout_uid: str, value: Any) -> Any:
@@ -163,9 +163,9 @@ class Observed:
         """An object is new or different."""
         match kind:
             case "rollout":
-                self.claims.put_rollout(value)
+                self.owners.put_rollout(value)
             case "version":
-                self.catalog.put(value)
+                self.version_index.put(value)
             case "node":
                 old = self.nodes.get(value.name)
                 self.nodes[value.name] = value
@@ -176,9 +176,9 @@ class Observed:
                 self._put_state(value)
             case "pod":
                 seen, state = self._seen.get(value.uid), self.states.get(value.node)
-                self._seen[value.uid] = sightings.after(seen, self.pods.get(value.uid), value, state, self._clock())
+                self._seen[value.uid] = pod_history.after(seen, self.pods.get(value.uid), value, state, self._clock())
                 self._targets.pop(value.uid, None)
-                self.claims.put_pod(value)
+                self.owners.put_pod(value)
 
     def drop(self, kind: Kind, key: str, value: Any) -> None:
         """An object, known as ``value``, is gone."""
@@ -186,7 +186,7 @@ class Observed:
             case "rollout":
                 self._drop_rollout(value)
             case "version":
-                self.catalog.drop(value)
+                self.version_index.drop(value)
                 self._drop_refusals(value.uid)
             case "node":
                 self.nodes.pop(value.name, None)
@@ -201,14 +201,14 @@ class Observed:
             case "pod":
                 self._targets.pop(value.uid, None)
                 self._seen.pop(value.uid, None)
-                self.claims.drop_pod(value)
+                self.owners.drop_pod(value)
 
     def _forget(self, node: str) -> None:
         self.remembered.pop(node, None)
 
     def _touch(self, node: str, *, peers: bool) -> None:
         """What was put together about the node's pods is put together anew."""
-        for pod in self.claims.pods_on(node):
+        for pod in self.owners.pods_on(node):
             self._targets.pop(pod.uid, None)
         self._forget(node)
         self._follows.pop(node, None)
@@ -226,9 +226,9 @@ class Observed:
     def _put_state(self, value: NodeState) -> None:
         old = self.states.get(value.name)
         self.states[value.name] = value
-        for pod in self.claims.pods_on(value.name):
+        for pod in self.owners.pods_on(value.name):
             seen = self._seen[pod.uid]
-            if not seen.heard and sightings.is_connected(value.engine(pod.uid)):
+            if not seen.heard and pod_history.is_connected(value.engine(pod.uid)):
                 self._seen[pod.uid] = replace(seen, heard=True)
         self._index_state(value.name, old, value)
         self._touch(value.name, peers=old is None or _as_peer(old) != _as_peer(value))
@@ -247,7 +247,7 @@ class Observed:
                 index.setdefault(uid, set()).add(name)
 
     def _drop_rollout(self, value: Rollout) -> None:
-        self.claims.drop_rollout(value)
+        self.owners.drop_rollout(value)
         self._drop_refusals(value.uid)
         for what, uid in [known for known in self.interned if known[1] == value.uid]:
             del self.interned[what, uid]

@@ -21,7 +21,7 @@ from hotweights_operator.model.objects import (
     Pod,
     confirmed,
 )
-from hotweights_operator.model.sightings import Seen, is_connected
+from hotweights_operator.model.pod_history import PodHistory, is_connected
 
 LOOP_SECONDS = 600.0
 """A container that ran for longer before it ended is not in a loop; the kubelet forgets its back-off then, too."""
@@ -45,7 +45,7 @@ class Target:
     assigned: PodAssignment | None
     follows: bool  # its node's agent is there and speaks
     answered: bool  # the agent has seen the spec as it stands
-    seen: Seen
+    seen: PodHistory
     proved: str  # the digest that its engine has proved to serve; empty: none, or what it booted
     outstanding: bool  # it was told to serve something and has not proved that it does
     crashes: int  # how often its container ended soon after it started, since it was told what it is told
@@ -149,7 +149,7 @@ class Target:
         return engine.digest == self.told and confirmed_at < started_at + START_GRANULARITY
 
 
-def build(pod: Pod, node: Node | None, state: NodeState | None, seen: Seen, *, follows: bool) -> Target:
+def build(pod: Pod, node: Node | None, state: NodeState | None, seen: PodHistory, *, follows: bool) -> Target:
     """A pod with what is known about it."""
     said = state.engine(pod.uid) if state else None
     assigned = state.assigned(pod.uid) if state else None

@@ -1,8 +1,8 @@
-"""The only module that knows kopf: it watches WeightRollouts and WeightVersions and tells `Feed`; nothing else of it is used.
+"""The only module that knows kopf: it watches WeightRollouts and WeightVersions and tells `Informers`; nothing else of it is used.
 
 No stateful handlers, timers, daemons, indices, results or finalizers: kopf keeps those in annotations and wedges objects when it is
 away. It is told to ask for ever, and should it end all the same (it does when a watch is refused in a way that it does not know),
-it is begun anew: rollouts go on meanwhile, since the lists of `Feed` see what changes too, only later.
+it is begun anew: rollouts go on meanwhile, since the lists of `Informers` see what changes too, only later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Api, Selection
 from hotweights_kube.resources import NODE_WEIGHTS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS
-from hotweights_operator.runtime.informers import Feed, Source
+from hotweights_operator.runtime.informers import Informers, WatchedKind
 from hotweights_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -45,13 +45,13 @@ class Endless:
         return itertools.chain(self._seconds, itertools.repeat(self._seconds[-1]))
 
 
-def registry(feed: Feed) -> kopf.OperatorRegistry:
+def registry(informers: Informers) -> kopf.OperatorRegistry:
     """kopf's handlers: one per kind."""
     made = kopf.OperatorRegistry()
     kopf.on.login(registry=made)(_login)
-    for source in feed.sources:
+    for source in informers.sources:
         if source.by_kopf:
-            _register(made, feed, source)
+            _register(made, informers, source)
     return made
 
 
@@ -64,11 +64,11 @@ async def _login(**kwargs: Any) -> Any:
     return dataclasses.replace(account, server=f"https://{hosts.bracketed(host)}:{port}") if host else account
 
 
-def _register(made: kopf.OperatorRegistry, feed: Feed, source: Source) -> None:
+def _register(made: kopf.OperatorRegistry, informers: Informers, source: WatchedKind) -> None:
     group, _, version = source.resource.api_version.rpartition("/")
 
     async def event(event: Any, **_: Any) -> None:
-        feed.note(source, event["object"], deleted=event["type"] == "DELETED")
+        informers.note(source, event["object"], deleted=event["type"] == "DELETED")
 
     kopf.on.event(group, version, source.resource.plural, registry=made, id=f"event-{source.kind}")(event)
 
@@ -111,17 +111,17 @@ async def wait_for_resources(api: Api, settings: Settings) -> None:
             return
 
 
-async def run_kopf(feed: Feed, listen: Callable[[], None]) -> None:
+async def run_kopf(informers: Informers, listen: Callable[[], None]) -> None:
     """Watch, until cancelled.
 
     kopf takes SIGTERM and SIGINT for itself, ends when one comes, and nobody else would hear of it; so ``listen`` takes them back.
     """
-    loop, watched = asyncio.get_running_loop(), feed.settings.watched
+    loop, watched = asyncio.get_running_loop(), informers.settings.watched
     wait_seconds, longest_seconds = AGAIN_SECONDS
     while True:
         began = loop.time()
         tasks = await kopf.spawn_tasks(
-            registry=registry(feed),
+            registry=registry(informers),
             settings=settings_for_kopf(),
             standalone=True,
             clusterwide=not watched,

@@ -27,7 +27,7 @@ from hotweights_kube.watch import Pace, Watched, watch
 from hotweights_operator.model.objects import INJECT_LABEL
 from hotweights_operator.runtime import observe
 from hotweights_operator.runtime.cache import Agent, Cache, Kind
-from hotweights_operator.runtime.malformed import held
+from hotweights_operator.runtime.malformed import last_known
 from hotweights_operator.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Decider(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class WatchedKind:
     """One kind of object: where it comes from, and what becomes of it."""
 
     kind: Kind
@@ -79,17 +79,17 @@ class Source:
         return f"{value.namespace}/{value.name}" if self.by_kopf else str(value.name)
 
 
-def sources(settings: Settings) -> tuple[Source, ...]:
+def sources(settings: Settings) -> tuple[WatchedKind, ...]:
     """All that is followed."""
     served: tuple[str | None, ...] = settings.watched or (None,)
     here = (settings.namespace,)
     return (
-        Source("rollout", WEIGHT_ROLLOUTS, observe.rollout, served, by_kopf=True),
-        Source("version", WEIGHT_VERSIONS, observe.version, served, by_kopf=True),
-        Source("pod", PODS, observe.pod, served, INJECTED),
-        Source("node", NODES, observe.node, (None,)),
-        Source("state", NODE_WEIGHTS, observe.node_state, here),
-        Source("agent", PODS, _agent, here, settings.agent_selector),
+        WatchedKind("rollout", WEIGHT_ROLLOUTS, observe.rollout, served, by_kopf=True),
+        WatchedKind("version", WEIGHT_VERSIONS, observe.version, served, by_kopf=True),
+        WatchedKind("pod", PODS, observe.pod, served, INJECTED),
+        WatchedKind("node", NODES, observe.node, (None,)),
+        WatchedKind("state", NODE_WEIGHTS, observe.node_state, here),
+        WatchedKind("agent", PODS, _agent, here, settings.agent_selector),
     )
 
 
@@ -100,7 +100,7 @@ def _agent(body: Body) -> Agent:
 
 
 @dataclass(slots=True)
-class Feed:
+class Informers:
     """What is heard. Give it `follow` for each of our watches, `relist` and `look_again` as tasks."""
 
     decider: Decider
@@ -109,7 +109,7 @@ class Feed:
     pace: Pace = field(default_factory=Pace)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when everything was listed once."""
-    sources: tuple[Source, ...] = field(init=False)
+    sources: tuple[WatchedKind, ...] = field(init=False)
     _heard: dict[Place, float] = field(init=False)  # or begun, where nothing was heard yet
     _unlisted: set[Place] = field(init=False)
     _malformed: dict[tuple[Kind, str], int] = field(default_factory=dict)  # its resourceVersion
@@ -136,7 +136,7 @@ class Feed:
         counts = Counter(kind for kind, _ in self._malformed)
         return {kind: counts[kind] for kind in OURS}
 
-    def note(self, source: Source, body: Body, *, deleted: bool = False) -> None:
+    def note(self, source: WatchedKind, body: Body, *, deleted: bool = False) -> None:
         """An object came, changed or went."""
         cache, key, version = self.decider.cache, source.key(body), int(version_in(body))
         old = cache.get(source.kind, key)
@@ -152,14 +152,14 @@ class Feed:
         if changed and self.complete.is_set():
             self.decider.changed(source.kind, key, old)
 
-    def _parsed(self, source: Source, key: str, version: int, body: Body, old: Any) -> Any:
+    def _parsed(self, source: WatchedKind, key: str, version: int, body: Body, old: Any) -> Any:
         try:
             value = source.parse(body)
         except observe.Malformed as error:
             if self._malformed.get((source.kind, key), -1) < version:
                 self._malformed[source.kind, key] = version
                 log.error("%s. Until then nothing is decided about it", error)  # noqa: TRY400 - for people, who need no trace
-            return held(source.kind, body, old)
+            return last_known(source.kind, body, old)
         self._malformed.pop((source.kind, key), None)
         return value
 
@@ -168,11 +168,11 @@ class Feed:
         if self._malformed.get((kind, key), version) < version:
             del self._malformed[kind, key]
 
-    def hear(self, source: Source, namespace: str | None) -> None:
+    def hear(self, source: WatchedKind, namespace: str | None) -> None:
         """The API server said something."""
         self._heard[source.kind, namespace] = self.clock()
 
-    def listed(self, source: Source, namespace: str | None, keys: Iterable[str], version: int) -> None:
+    def listed(self, source: WatchedKind, namespace: str | None, keys: Iterable[str], version: int) -> None:
         """A list was complete, and this is all that was there."""
         cache, known = self.decider.cache, {}
         present = set(keys)
@@ -193,7 +193,7 @@ class Feed:
             self.complete.set()
             self.decider.everything()
 
-    async def follow(self, api: Watched, source: Source, namespace: str | None) -> None:
+    async def follow(self, api: Watched, source: WatchedKind, namespace: str | None) -> None:
         """Our own watch, for ever."""
         selection = Selection(namespace, label_selector=source.label_selector)
         heard = partial(self.hear, source, namespace)
@@ -212,7 +212,7 @@ class Feed:
             well = [await self._listed_well(api, source, namespace) for source, namespace in places]
             await asyncio.sleep(self.settings.relist_seconds if all(well) else self.pace.backoff.longest_seconds)
 
-    async def _listed_well(self, api: Watched, source: Source, namespace: str | None) -> bool:
+    async def _listed_well(self, api: Watched, source: WatchedKind, namespace: str | None) -> bool:
         keys, version = [], 0
         try:
             async with aclosing(api.pages(source.resource, Selection(namespace))) as pages:

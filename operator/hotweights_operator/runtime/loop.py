@@ -58,7 +58,7 @@ class Port(Protocol):
         ...
 
 
-class Meter(Protocol):
+class LoopMetrics(Protocol):
     """Who counts what the loop does."""
 
     def ended(self, outcome: Outcome, seconds: float) -> None:
@@ -84,7 +84,7 @@ class Loop:
 
     cache: Cache
     port: Port
-    meter: Meter
+    meter: LoopMetrics
     wake: Callable[[Key, float], None]
     started_at: datetime
     outbox: Outbox = field(default_factory=Outbox)

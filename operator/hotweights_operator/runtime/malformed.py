@@ -25,7 +25,7 @@ NEVER = "1"
 """A resourceVersion that no object of ours can have any more: a write that is fenced by it is refused."""
 
 
-def held(kind: Kind, body: Body, old: Any) -> Any:
+def last_known(kind: Kind, body: Body, old: Any) -> Any:
     """What stands for it; None: nothing was ever understood of it, and it counts as absent.
 
     A rollout of which this operator has seen no better state is known by its selector, its version's name and its status, where

@@ -93,7 +93,7 @@ class Performer:
     async def tell(self, events: Iterable[Event]) -> None:
         """Say it; nothing depends on whether it is heard."""
         for event in events:
-            about = event.about
+            about = event.regarding
             version = "v1" if about.kind == "Pod" else API_VERSION
             regarding = Reference(version, about.kind, about.name, about.uid, about.namespace)
             type_: Literal["Normal", "Warning"] = "Warning" if event.warning else "Normal"

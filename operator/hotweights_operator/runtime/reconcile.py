@@ -21,7 +21,7 @@ from hotweights_operator.runtime.triggers import Key
 log = logging.getLogger(__name__)
 
 
-class Meter(Protocol):
+class ReconcileMetrics(Protocol):
     """Who counts what the loop does."""
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
@@ -44,7 +44,7 @@ class Reconciler:
     cache: Cache
     queue: WorkQueue[Key]
     port: Port
-    meter: Meter
+    meter: ReconcileMetrics
     loop: Loop = field(init=False)
     _to_write: asyncio.Event = field(default_factory=asyncio.Event)
     _written_at: float = field(default_factory=time.monotonic)

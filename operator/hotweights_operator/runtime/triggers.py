@@ -63,8 +63,8 @@ def _by_rollout(old: Rollout | None, new: Rollout | None, observed: Observed) ->
         return set()
     if old is not None and new is not None and (old.uid, old.terminating) == (new.uid, new.terminating):
         return {rollout_key(new)}
-    found: set[Key] = {rollout_key(value), *map(rollout_key, observed.claims.rollouts_in(value.namespace))}
-    populated = {pod.node for pod in observed.claims.pods_in(value.namespace)} - {""}
+    found: set[Key] = {rollout_key(value), *map(rollout_key, observed.owners.rollouts_in(value.namespace))}
+    populated = {pod.node for pod in observed.owners.pods_in(value.namespace)} - {""}
     uids = {rollout.uid for rollout in (old, new) if rollout is not None}
     entered = {node for uid in uids for node in observed.entered(uid)}
     return found | {("node", node) for node in populated | entered}
@@ -74,7 +74,7 @@ def _by_pod(pod: Pod, observed: Observed) -> set[Key]:
     """The rollouts that select it, and those in whose entries it still stands."""
     state = observed.states.get(pod.node)
     entered = (observed.rollouts.get(uid) for uid in state.entered(pod.uid)) if state else ()
-    known = (*observed.claims.selecting(pod), *entered)
+    known = (*observed.owners.selecting(pod), *entered)
     found: set[Key] = {rollout_key(rollout) for rollout in known if rollout is not None}
     return found | ({("node", pod.node)} if pod.node else set())
 
@@ -86,7 +86,7 @@ def _by_version(old: Version | None, new: Version | None, observed: Observed) ->
             continue
         found |= {version_key(version), *(("node", name) for name in observed.asked(version.uid))}
         digest = version.status.digest
-        for rollout in observed.claims.rollouts_in(version.namespace):
+        for rollout in observed.owners.rollouts_in(version.namespace):
             status = rollout.status
             known = {status.target.digest, status.stable.digest, status.previous.digest}
             if rollout.spec.version_ref.name == version.name or (digest and digest in known):
@@ -121,11 +121,11 @@ def _around(node: str, observed: Observed) -> set[Key]:
 
 def _with_pods_or_entries(node: str, observed: Observed) -> set[Key]:
     state = observed.states.get(node)
-    owners = (observed.claims.owner(pod.uid) for pod in observed.claims.pods_on(node))
+    owners = (observed.owners.owner(pod.uid) for pod in observed.owners.pods_on(node))
     entered = (observed.rollouts.get(entry.uid) for entry in state.spec.rollouts) if state else ()
     found: Iterable[Rollout | None] = (*owners, *entered)
     return {rollout_key(rollout) for rollout in found if rollout is not None}
 
 
 def _unresolved(observed: Observed) -> set[Key]:
-    return {version_key(version) for version in observed.catalog.unresolved.values()}
+    return {version_key(version) for version in observed.version_index.unresolved.values()}

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from hotweights_crds.base import digest_label
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_operator.model.objects import NodeState, Pod, Rollout
-from hotweights_operator.sim.cluster.world import Bench
+from hotweights_operator.sim.cluster.world import JudgeContext
 from hotweights_operator.sim.invariants import limit_of
 
 KUBELET_SECONDS = 2.0
@@ -31,10 +31,10 @@ class Order:
     digest: str
 
 
-class Service:
+class AvailabilityJudge:
     """All orders that are not carried out yet."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: JudgeContext) -> None:
         """None."""
         self._bench = bench
         self._world = bench.world

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from hotweights_crds.conditions import is_true
 from hotweights_operator.model.objects import NodeState, Rollout
-from hotweights_operator.sim.cluster.world import Bench
+from hotweights_operator.sim.cluster.world import JudgeContext
 
 DEADLINE_SLACK_SECONDS = 20.0
 LATE_STEPS = 25
@@ -18,7 +18,7 @@ BEYOND_STEPS = 8
 
 
 @dataclass(slots=True)
-class _Course:
+class _Progress:
     """How far one rollout's revision has come, as its statuses say."""
 
     key: tuple[object, ...] = ()
@@ -29,14 +29,14 @@ class _Course:
     beyond_steps: int = 0  # for how long the operator has seen more pods fail than the policy allows
 
 
-class Patience:
+class DeadlineJudge:
     """Of all rollouts."""
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, bench: JudgeContext) -> None:
         """None is known yet."""
         self._bench = bench
         self._world = bench.world
-        self._courses: dict[str, _Course] = {}  # by rollout UID
+        self._courses: dict[str, _Progress] = {}  # by rollout UID
 
     def told(self, before: Rollout, after: Rollout) -> None:
         """Progress is what goes beyond the furthest of the revision; a few things begin the time anew."""
@@ -64,10 +64,10 @@ class Patience:
         self._watch_deadline(rollout, self._course(rollout))
         self._watch_policy(rollout, self._course(rollout), is_complete=is_complete)
 
-    def _course(self, rollout: Rollout) -> _Course:
-        return self._courses.setdefault(rollout.uid, _Course())
+    def _course(self, rollout: Rollout) -> _Progress:
+        return self._courses.setdefault(rollout.uid, _Progress())
 
-    def _watch_deadline(self, rollout: Rollout, course: _Course) -> None:
+    def _watch_deadline(self, rollout: Rollout, course: _Progress) -> None:
         """A rollout that does not get further says so in time, whatever goes to and fro meanwhile. A process counts from its own start
         at the earliest, since what another one wrote is by another clock."""
         conditions = rollout.status.conditions
@@ -83,7 +83,7 @@ class Patience:
                     "the deadline passes", f"{rollout.name} has got no further since {course.at:%H:%M:%S}"
                 )
 
-    def _watch_policy(self, rollout: Rollout, course: _Course, *, is_complete: bool) -> None:
+    def _watch_policy(self, rollout: Rollout, course: _Progress, *, is_complete: bool) -> None:
         target, cache = rollout.status.target.digest, self._world.operator.cache
         if not target or is_complete:
             course.beyond_steps = 0

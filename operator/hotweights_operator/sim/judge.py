@@ -15,9 +15,9 @@ from hotweights_crds.nodeweights import UNASSIGNED, PodAssignment, RolloutAssign
 from hotweights_crds.weightrollout import FailurePolicy, HistoryEntry, WeightRolloutStatus
 from hotweights_operator.model.actions import AskResolve, Assign
 from hotweights_operator.model.objects import NodeState, Pod, Rollout
-from hotweights_operator.sim.availability import SEEN_STEPS, Service
-from hotweights_operator.sim.cluster.world import Bench, World
-from hotweights_operator.sim.deadlines import Patience
+from hotweights_operator.sim.availability import SEEN_STEPS, AvailabilityJudge
+from hotweights_operator.sim.cluster.world import JudgeContext, World
+from hotweights_operator.sim.deadlines import DeadlineJudge
 from hotweights_operator.sim.invariants import limit_of
 
 
@@ -32,7 +32,7 @@ class GivenUp:
 
 
 @dataclass(slots=True)
-class Ledger:
+class RolloutRecord:
     """What one rollout's statuses have said."""
 
     completed: set[str] = field(default_factory=set)
@@ -48,10 +48,10 @@ class Judge:
     def __init__(self, world: World, ignored: Collection[str] = ()) -> None:
         """``ignored`` names invariants whose violation does not end the story."""
         self.world = world
-        self.bench = Bench(world, ignored)
-        self.service = Service(self.bench)
-        self.patience = Patience(self.bench)
-        self._ledgers: dict[str, Ledger] = {}  # by rollout UID
+        self.bench = JudgeContext(world, ignored)
+        self.service = AvailabilityJudge(self.bench)
+        self.patience = DeadlineJudge(self.bench)
+        self._ledgers: dict[str, RolloutRecord] = {}  # by rollout UID
         self._prepared: dict[str, set[str]] = {}  # pod UID → what it ever prepared
         self._followed: dict[str, int] = {}  # node → for how many steps the operator has taken its agent to be there
 
@@ -69,8 +69,8 @@ class Judge:
         """Raises `Violated`, unless it is ignored."""
         self.bench.fails(name, detail)
 
-    def _ledger(self, rollout: Rollout) -> Ledger:
-        return self._ledgers.setdefault(rollout.uid, Ledger())
+    def _ledger(self, rollout: Rollout) -> RolloutRecord:
+        return self._ledgers.setdefault(rollout.uid, RolloutRecord())
 
     # -- writes to nodes -----------------------------------------------------------------------------------------------
 
@@ -239,7 +239,7 @@ class Judge:
             if failure.pod and not failure.pod.startswith(f"{rollout.namespace}-"):
                 self.fails("tenants never mix", f"{rollout.namespace}/{rollout.name} names the pod {failure.pod}")
 
-    def _versions(self, status: WeightRolloutStatus, ledger: Ledger) -> None:
+    def _versions(self, status: WeightRolloutStatus, ledger: RolloutRecord) -> None:
         """Stable is what was complete last, and previous names only what was complete at some time."""
         expected = status.target.digest if is_true(status.conditions, "Ready") else ledger.last_complete
         if status.stable.digest != expected:
@@ -250,7 +250,7 @@ class Judge:
         if status.goes_back and status.target.digest not in ledger.completed:
             self.fails("it goes back only to what was complete", status.target.digest)
 
-    def _note_given_up(self, rollout: Rollout, ledger: Ledger) -> None:
+    def _note_given_up(self, rollout: Rollout, ledger: RolloutRecord) -> None:
         status, kind = rollout.status, ""
         if status.revision and status.aborted_revision == status.revision:
             kind = "Aborted"
@@ -274,7 +274,7 @@ class Judge:
 
     # -- counting ------------------------------------------------------------------------------------------------------
 
-    def _count_paths(self, before: Rollout, after: Rollout, ledger: Ledger) -> None:
+    def _count_paths(self, before: Rollout, after: Rollout, ledger: RolloutRecord) -> None:
         old, new = before.status, after.status
         if new.phase != old.phase:
             self.bench.count(f"phase {new.phase}")

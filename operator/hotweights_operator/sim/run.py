@@ -148,7 +148,7 @@ class Simulation:
 
     def run(self) -> Simulation:
         """The whole story. Raises `Violated`."""
-        from hotweights_operator.sim.story import happen
+        from hotweights_operator.sim.story import inject
 
         try:
             self.set_up()
@@ -156,7 +156,7 @@ class Simulation:
                 self.steps(OPENING_STEPS, lambda: endings.all_ready(self))
             for _ in range(STORY_STEPS if not self.plot.large else STORY_STEPS // 3):
                 if self.draw.random() < 0.3:
-                    happen(self)
+                    inject(self)
                 self.step()
                 self.plot.go_on(self)
             endings.heal(self)

@@ -16,7 +16,7 @@ Happening = Callable[["Simulation"], bool]
 """Whether it could happen."""
 
 
-def happen(sim: Simulation) -> None:
+def inject(sim: Simulation) -> None:
     """One of them, by weight."""
     happening = sim.draw.choices(list(HAPPENINGS), weights=list(HAPPENINGS.values()))[0]
     name = name_of(happening)

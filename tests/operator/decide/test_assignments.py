@@ -113,7 +113,7 @@ def test_a_write_is_fenced_by_what_it_was_decided_on_and_tells_of_those_who_chan
     (action,) = decision.actions
     assert isinstance(action, Assign)
     assert action.resource_version == "50"
-    assert [(event.about.name, event.reason) for event in action.events] == [("p0", "WeightsActivating")]
+    assert [(event.regarding.name, event.reason) for event in action.events] == [("p0", "WeightsActivating")]
 
 
 SETTLED = {"p0": order("p0", NEW, prepare="")}

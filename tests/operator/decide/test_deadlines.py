@@ -133,14 +133,14 @@ def news(known: Rollout, seen: Observed) -> list[Event]:
 def test_what_is_no_news_is_not_told() -> None:
     seen = world([pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": order("p0", OLD, prepare="")})])
     known = rollout(AT_NEW)
-    assert [event.about.kind for event in news(known, seen)] == ["WeightRollout", "Pod"]
+    assert [event.regarding.kind for event in news(known, seen)] == ["WeightRollout", "Pod"]
     assert news(after(known, seen, NOW), seen) == []
 
 
 def test_trouble_is_told_as_a_warning_on_the_rollout_and_on_its_pod() -> None:
     seen = world([pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": order("p0", OLD, prepare="")})])
     told = news(rollout(AT_NEW), seen)
-    assert [(e.about.name, e.reason, e.warning) for e in told] == [
+    assert [(e.regarding.name, e.reason, e.warning) for e in told] == [
         ("llm", "ProbeMismatch", True),
         ("p0", "ProbeMismatch", True),
     ]
@@ -150,7 +150,7 @@ def test_trouble_is_told_as_a_warning_on_the_rollout_and_on_its_pod() -> None:
 def test_a_source_that_cannot_be_read_is_told_on_the_pods_that_wait_for_it() -> None:
     staged = [StagedVersion(digest=NEW, phase="Failed", reason="ChecksumMismatch")]
     seen = world([pod(0)], [state("n0", [engine(0)], {"p0": OLD}, staged=staged)])
-    assert [e.about.uid for e in news(rollout(AT_NEW), seen) if e.about.kind == "Pod"] == ["p0"]
+    assert [e.regarding.uid for e in news(rollout(AT_NEW), seen) if e.regarding.kind == "Pod"] == ["p0"]
 
 
 def test_a_failure_is_told_on_the_pod_that_failed_and_not_on_its_namesake() -> None:
@@ -161,7 +161,7 @@ def test_a_failure_is_told_on_the_pod_that_failed_and_not_on_its_namesake() -> N
         [namesake, pod(0, "n1")],
         [state("n0", engines[1:], {"p1": given["p1"]}), state("n1", engines[:1], {"p0": given["p0"]})],
     )
-    assert [e.about.uid for e in news(rollout(AT_NEW, **LENIENT), seen) if e.about.kind == "Pod"] == ["p0"]
+    assert [e.regarding.uid for e in news(rollout(AT_NEW, **LENIENT), seen) if e.regarding.kind == "Pod"] == ["p0"]
 
 
 @pytest.mark.parametrize(

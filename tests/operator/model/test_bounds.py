@@ -17,8 +17,9 @@ from hotweights_crds.nodeweights import (
     StagedVersion,
 )
 from hotweights_crds.weightrollout import MAX_FAILURES
-from hotweights_operator.decide import fencing, nodes
+from hotweights_operator.decide import nodes
 from hotweights_operator.decide.rollouts import decide
+from hotweights_operator.model import fencing
 from hotweights_operator.model.actions import Assign
 from hotweights_operator.model.objects import NodeState, Pod
 from hotweights_operator.model.observed import Observed
@@ -97,7 +98,7 @@ def test_a_hundred_rollouts_on_one_node() -> None:
 def test_a_token_never_exceeds_what_can_be_written(said: int) -> None:
     known = NodeState("n0", status=state("n0", [engine(0, token=said)]).status)
     wanted = PodAssignment(uid="p0", name="p0", namespace="models", digest=NEW)
-    assert fencing.following(known, 0, wanted, "r").token == MAX_TOKEN
+    assert fencing.next_token(known, 0, wanted, "r").token == MAX_TOKEN
 
 
 def test_texts_of_others_are_cut() -> None:

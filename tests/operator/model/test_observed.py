@@ -121,12 +121,12 @@ class Cluster(RuleBasedStateMachine):
         assert seen.peers() == anew.peers()
         pods: list[Pod] = self.cache.values("pod")
         for each in pods:
-            assert seen.claims.owner(each.uid) == anew.claims.owner(each.uid)
+            assert seen.owners.owner(each.uid) == anew.owners.owner(each.uid)
             assert seen.target(each.uid) == anew.target(each.uid)
         states: list[NodeState] = self.cache.values("state")
         assert {s.name for s in states} == set(seen.states)
         unresolved: list[Version] = [v for v in self.cache.values("version") if not v.status.digest]
-        assert {v.uid for v in unresolved} == set(seen.catalog.unresolved)
+        assert {v.uid for v in unresolved} == set(seen.version_index.unresolved)
 
 
 TestCluster = Cluster.TestCase

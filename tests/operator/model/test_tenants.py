@@ -52,7 +52,7 @@ def test_a_rollout_of_another_namespace_is_no_conflict() -> None:
     older = replace(rollout(AT_NEW), uid="older", name="older", created_at="2025", namespace="team-b")
     seen = world([pod(0), theirs(1)], [state("n0", prepared(2), {"p0": OLD})], rollouts=[older, rollout(AT_NEW)])
     assert conflicts(rollout(AT_NEW), seen) == []
-    assert [known.uid for known in seen.claims.rollouts_in("models")] == ["r"]
+    assert [known.uid for known in seen.owners.rollouts_in("models")] == ["r"]
 
 
 def test_a_version_of_another_namespace_is_not_used_by_its_name() -> None:
@@ -95,7 +95,7 @@ def test_what_is_being_deleted_is_neither_rolled_out_nor_owns_anything() -> None
     assert (status.revision, status.target.digest, status.phase) == (2, NEW, "Pending")
     older = replace(rollout(AT_NEW), uid="older", name="older", created_at="2025", terminating=True)
     seen = world([pod(0)], [state("n0", prepared(1), {"p0": OLD})], rollouts=[older, rollout(AT_NEW)])
-    owner = seen.claims.owner("p0")
+    owner = seen.owners.owner("p0")
     assert owner is not None
     assert (owner.uid, conflicts(rollout(AT_NEW), seen)) == ("r", [])
 

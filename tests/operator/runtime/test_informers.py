@@ -24,7 +24,7 @@ from hotweights_kube.watch import Pace
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.runtime import handlers
 from hotweights_operator.runtime.cache import Cache, Kind
-from hotweights_operator.runtime.informers import OURS, Feed, Source
+from hotweights_operator.runtime.informers import OURS, Informers, WatchedKind
 from hotweights_operator.runtime.malformed import NEVER
 from hotweights_operator.runtime.observe import node_state
 from hotweights_operator.settings import Settings, parse
@@ -104,37 +104,37 @@ def node_weights(name: str, version: int = 1, namespace: str = "hotweights-syste
     return {"metadata": metadata, "spec": {"nodeName": name}, **more}
 
 
-def source(feed: Feed, kind: Kind) -> Source:
-    return next(source for source in feed.sources if source.kind == kind)
+def source(informers: Informers, kind: Kind) -> WatchedKind:
+    return next(source for source in informers.sources if source.kind == kind)
 
 
-async def until(question: Any) -> None:
+async def until(query: Any) -> None:
     async with asyncio.timeout(2):
-        while not question():  # noqa: ASYNC110 - what is waited for is what tasks do
+        while not query():  # noqa: ASYNC110 - what is waited for is what tasks do
             await asyncio.sleep(0.001)
 
 
 class Running:
-    """A feed with all its tasks."""
+    """A informers with all its tasks."""
 
     def __init__(self, cluster: Cluster, told: Settings) -> None:
         self.cluster, self.decider, self.now = cluster, Decider(), 0.0
         self.cache = self.decider.cache
-        self.feed = Feed(self.decider, told, pace=QUICK, clock=lambda: self.now)
+        self.informers = Informers(self.decider, told, pace=QUICK, clock=lambda: self.now)
 
     async def __aenter__(self) -> Running:
         self.start()
-        await until(self.feed.complete.is_set)
+        await until(self.informers.complete.is_set)
         return self
 
     def start(self) -> None:
         follows = [
-            self.feed.follow(self.cluster, source, namespace)
-            for source in self.feed.sources
+            self.informers.follow(self.cluster, source, namespace)
+            for source in self.informers.sources
             if not source.by_kopf
             for namespace in source.namespaces
         ]
-        self.tasks = [asyncio.create_task(part) for part in (*follows, self.feed.relist(self.cluster))]
+        self.tasks = [asyncio.create_task(part) for part in (*follows, self.informers.relist(self.cluster))]
 
     async def __aexit__(self, *_: object) -> None:
         for task in self.tasks:
@@ -149,7 +149,7 @@ class Running:
         self.cluster.cut.clear()
 
     def keys(self, kind: Kind) -> set[str]:
-        return {source(self.feed, kind).key_of(value) for value in self.cache.values(kind)}
+        return {source(self.informers, kind).key_of(value) for value in self.cache.values(kind)}
 
 
 AGENT = {"app.kubernetes.io/name": "hotweights", "app.kubernetes.io/component": "agent"}
@@ -174,7 +174,7 @@ async def test_what_vanished_unseen_is_forgotten(kind: Kind, watched: tuple[str,
     cluster = Cluster()
     cluster.objects[plural] = [gone, stays]
     async with Running(cluster, settings(*watched, relist_seconds=0.001)) as running:
-        lost, kept = (source(running.feed, kind).key(body) for body in (gone, stays))
+        lost, kept = (source(running.informers, kind).key(body) for body in (gone, stays))
         assert running.keys(kind) == {lost, kept}
         cluster.objects[plural] = [stays]
         await running.everything_is_listed_again()
@@ -218,116 +218,116 @@ async def test_nothing_is_decided_before_everything_was_listed(last: str) -> Non
     cluster = Cluster()
     cluster.refused, cluster.objects["weightrollouts"] = ALL, [rollout()]
     running = Running(cluster, settings(relist_seconds=0.001))
-    feed, decider, running.now = running.feed, running.decider, 100.0
+    informers, decider, running.now = running.informers, running.decider, 100.0
     running.start()
     await until(lambda: cluster.lists > 12)
-    assert feed.unlisted() == ["agent", "node", "pod", "rollout", "state", "version"]
-    assert set(feed.ages().values()) == {100.0}, "a refusal is no word of anything"
+    assert informers.unlisted() == ["agent", "node", "pod", "rollout", "state", "version"]
+    assert set(informers.ages().values()) == {100.0}, "a refusal is no word of anything"
     cluster.refused = {last}
-    await until(lambda: len(feed.unlisted()) <= 2)
+    await until(lambda: len(informers.unlisted()) <= 2)
     await until(lambda: cluster.lists > 40)
-    feed.note(source(feed, "rollout"), rollout(version=7))  # kopf may be faster
-    assert (decider.told, decider.all, feed.complete.is_set()) == ([], 0, False)
+    informers.note(source(informers, "rollout"), rollout(version=7))  # kopf may be faster
+    assert (decider.told, decider.all, informers.complete.is_set()) == ([], 0, False)
     cluster.refused = set()
-    await until(feed.complete.is_set)
+    await until(informers.complete.is_set)
     assert decider.all == 1
-    assert set(feed.ages().values()) == {0.0}
+    assert set(informers.ages().values()) == {0.0}
     await running.__aexit__()
 
 
-def feed_of(*watched: str) -> tuple[Feed, Decider]:
+def feed_of(*watched: str) -> tuple[Informers, Decider]:
     decider = Decider()
-    feed = Feed(decider, settings(*watched))
-    feed.complete.set()
-    return feed, decider
+    informers = Informers(decider, settings(*watched))
+    informers.complete.set()
+    return informers, decider
 
 
 def test_our_own_write_that_comes_back_is_not_parsed_again() -> None:
-    feed, decider = feed_of()
+    informers, decider = feed_of()
     decider.cache.put("state", "n", 7, node_state(node_weights("n", 7)))
-    feed.note(source(feed, "state"), {**node_weights("n", 7), "spec": "nobody looks at it"})
+    informers.note(source(informers, "state"), {**node_weights("n", 7), "spec": "nobody looks at it"})
     assert decider.told == []
-    assert feed.malformed() == dict.fromkeys(OURS, 0)
+    assert informers.malformed() == dict.fromkeys(OURS, 0)
 
 
 NEWER_RELEASE: dict[str, Any] = {"strategy": {"type": "Canary"}}
 
 
 def test_a_rollout_that_cannot_be_read_stays_paused_and_cannot_be_written(caplog: pytest.LogCaptureFixture) -> None:
-    feed, decider = feed_of()
-    rollouts = source(feed, "rollout")
-    feed.note(rollouts, rollout(version=5))
+    informers, decider = feed_of()
+    rollouts = source(informers, "rollout")
+    informers.note(rollouts, rollout(version=5))
     for _ in range(3):
-        feed.note(rollouts, rollout(version=6, **NEWER_RELEASE))
+        informers.note(rollouts, rollout(version=6, **NEWER_RELEASE))
     held = decider.cache.get("rollout", "a/r")
     assert (held.spec.paused, held.spec.version_ref.name, held.resource_version) == (True, "v1", "5")
-    assert feed.malformed()["rollout"] == 1
+    assert informers.malformed()["rollout"] == 1
     assert decider.told == [("rollout", "a/r")] * 2
     assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1, "once per state"
 
-    feed.note(rollouts, rollout(version=7))
+    informers.note(rollouts, rollout(version=7))
     assert not decider.cache.get("rollout", "a/r").spec.paused
-    assert feed.malformed()["rollout"] == 0
+    assert informers.malformed()["rollout"] == 0
 
 
 def test_a_rollout_that_this_operator_never_could_read_keeps_its_pods() -> None:
-    feed, decider = feed_of()
-    feed.note(source(feed, "rollout"), rollout(version=6, **NEWER_RELEASE))
+    informers, decider = feed_of()
+    informers.note(source(informers, "rollout"), rollout(version=6, **NEWER_RELEASE))
     held: Rollout = decider.cache.get("rollout", "a/r")
     assert (held.spec.paused, held.resource_version) == (True, NEVER)
     assert held.spec.target.selector.match_labels == {"app": "llm"}
 
 
 def test_what_cannot_be_read_at_all_counts_as_absent_and_is_counted() -> None:
-    feed, decider = feed_of()
-    feed.note(source(feed, "rollout"), rollout(target=3))
-    feed.note(source(feed, "state"), {**node_weights("n", 7), "spec": {"rollouts": 3}})
+    informers, decider = feed_of()
+    informers.note(source(informers, "rollout"), rollout(target=3))
+    informers.note(source(informers, "state"), {**node_weights("n", 7), "spec": {"rollouts": 3}})
     assert decider.cache.values("rollout") == decider.cache.values("state") == []
-    assert feed.malformed() == {"rollout": 1, "version": 0, "state": 1}
+    assert informers.malformed() == {"rollout": 1, "version": 0, "state": 1}
 
 
 def test_a_new_rollout_of_that_name_is_not_taken_for_the_one_before() -> None:
-    feed, decider = feed_of()
-    feed.note(source(feed, "rollout"), rollout(version=5, uid="first", versionRef={"name": "old"}))
-    feed.note(source(feed, "rollout"), rollout(version=9, uid="second", **NEWER_RELEASE))
+    informers, decider = feed_of()
+    informers.note(source(informers, "rollout"), rollout(version=5, uid="first", versionRef={"name": "old"}))
+    informers.note(source(informers, "rollout"), rollout(version=9, uid="second", **NEWER_RELEASE))
     held = decider.cache.get("rollout", "a/r")
     assert (held.uid, held.spec.version_ref.name) == ("second", "v1")
 
 
 def test_node_weights_that_cannot_be_read_stay_what_they_were() -> None:
-    feed, decider = feed_of()
-    feed.note(source(feed, "state"), node_weights("n", 7))
-    feed.note(source(feed, "state"), node_weights("n", 8, status={"engines": 3}))
+    informers, decider = feed_of()
+    informers.note(source(informers, "state"), node_weights("n", 7))
+    informers.note(source(informers, "state"), node_weights("n", 8, status={"engines": 3}))
     held: NodeState = decider.cache.get("state", "n")
     assert held.resource_version == "7", "a write that is decided on it is refused"
-    assert feed.malformed()["state"] == 1
+    assert informers.malformed()["state"] == 1
 
 
 @pytest.mark.parametrize("how", ["deleted", "not listed"])
 def test_what_is_gone_is_no_longer_counted(how: str) -> None:
-    feed, decider = feed_of("a", "b")
-    rollouts = source(feed, "rollout")
+    informers, decider = feed_of("a", "b")
+    rollouts = source(informers, "rollout")
     for namespace in ("a", "b"):
-        feed.note(rollouts, rollout(namespace=namespace, uid=namespace, version=6, **NEWER_RELEASE))
+        informers.note(rollouts, rollout(namespace=namespace, uid=namespace, version=6, **NEWER_RELEASE))
     if how == "deleted":
-        feed.note(rollouts, rollout(uid="a", version=8, **NEWER_RELEASE), deleted=True)
+        informers.note(rollouts, rollout(uid="a", version=8, **NEWER_RELEASE), deleted=True)
     else:
-        feed.listed(rollouts, "a", [], 8)
-    assert feed.malformed()["rollout"] == 1
+        informers.listed(rollouts, "a", [], 8)
+    assert informers.malformed()["rollout"] == 1
     assert [value.namespace for value in decider.cache.values("rollout")] == ["b"]
 
 
 def test_each_kind_has_its_own_silence() -> None:
     now = 0.0
-    feed = Feed(Decider(), settings("a", "b"), clock=lambda: now)
+    informers = Informers(Decider(), settings("a", "b"), clock=lambda: now)
     now = 100.0
     for kind in ("rollout", "version", "node", "state", "agent"):
-        for namespace in source(feed, kind).namespaces:
-            feed.hear(source(feed, kind), namespace)
-    feed.hear(source(feed, "pod"), "a")
+        for namespace in source(informers, kind).namespaces:
+            informers.hear(source(informers, kind), namespace)
+    informers.hear(source(informers, "pod"), "a")
     now = 130.0
     expected = {"rollout": 30.0, "version": 30.0, "pod": 130.0, "node": 30.0, "state": 30.0, "agent": 30.0}
-    assert feed.ages() == expected, "of the pods in b nothing was heard"
+    assert informers.ages() == expected, "of the pods in b nothing was heard"
 
 
 DISCOVERY = {
@@ -520,9 +520,9 @@ def test_whatever_happens_unseen_the_cache_ends_with_what_there_is(steps: list[t
 
 async def _live_through(steps: list[tuple[str, str]]) -> None:
     store, decider = Store(), Decider()
-    feed = Feed(decider, settings(), pace=Pace(backoff=Backoff(0.0, 0.0)))
-    states = source(feed, "state")
-    task = asyncio.create_task(feed.follow(store, states, feed.settings.namespace))
+    informers = Informers(decider, settings(), pace=Pace(backoff=Backoff(0.0, 0.0)))
+    states = source(informers, "state")
+    task = asyncio.create_task(informers.follow(store, states, informers.settings.namespace))
     for step, name in steps:
         match step:
             case "write":

@@ -10,7 +10,7 @@ from hotweights_crds.nodeweights import ResolveItem, RolloutAssignment
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_kube import Conflict, NotFound, Recorder, Unavailable
 from hotweights_kube.resources import Body, Resource
-from hotweights_operator.model.actions import About, AskResolve, Assign, CreateNodeWeights, Event
+from hotweights_operator.model.actions import AskResolve, Assign, CreateNodeWeights, Event, ObjectRef
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.runtime.cache import Cache
 from hotweights_operator.runtime.perform import Performer
@@ -64,7 +64,7 @@ def performer(server: Server) -> Performer:
     return Performer(server, cache, Recorder(server, "hotweights.dev/operator", "pod"), "system")
 
 
-EVENT = Event(About("Pod", "models", "p", "u"), "WeightsActivating", "now")
+EVENT = Event(ObjectRef("Pod", "models", "p", "u"), "WeightsActivating", "now")
 ASSIGN = Assign("n", "7", "r1", RolloutAssignment(uid="r1"), (EVENT,))
 
 
@@ -167,5 +167,5 @@ async def test_what_depends_on_our_own_write_hears_of_it(server: Server, perform
 
 @pytest.mark.parametrize("warning", [True, False])
 async def test_a_warning_is_one(server: Server, performer: Performer, warning: bool) -> None:
-    await performer.tell([Event(About("Pod", "models", "p", "u"), "ProbeMismatch", "m", warning)])
+    await performer.tell([Event(ObjectRef("Pod", "models", "p", "u"), "ProbeMismatch", "m", warning)])
     assert server.written[0][1]["type"] == ("Warning" if warning else "Normal")

@@ -14,7 +14,7 @@ from hotweights_crds.base import digest_label
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_operator.model.objects import DIGEST_LABEL, Pod
 from hotweights_operator.sim.cluster.engine import Engine, Goal, Memory
-from hotweights_operator.sim.cluster.flaws import Faults
+from hotweights_operator.sim.cluster.flaws import ActiveFaults
 from hotweights_operator.sim.cluster.kubelet import Kubelets
 
 NBYTES = 1000
@@ -63,7 +63,7 @@ class Steering:
 
     def __init__(self, kubelets: Kubelets, draw: random.Random, agents: dict[str, AgentProcess | None]) -> None:
         """``agents`` are those of all nodes, as they come and go."""
-        self.faults = Faults()
+        self.faults = ActiveFaults()
         self.confirmations: set[Confirmation] = set()
         self.hesitates = False  # an agent could go on, and has not yet
         self._kubelets = kubelets

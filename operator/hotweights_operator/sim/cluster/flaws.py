@@ -28,7 +28,7 @@ class Flaw:
 
 
 @dataclass(slots=True)
-class Faults:
+class ActiveFaults:
     """All that is wrong."""
 
     flaws: dict[str, Flaw] = field(default_factory=dict)  # by digest; they last

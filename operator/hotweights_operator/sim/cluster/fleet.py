@@ -14,7 +14,7 @@ from hotweights_operator.model.objects import Agent, Node, NodeState, Pod
 from hotweights_operator.sim.cluster.agents import NBYTES, AgentProcess, Confirmation, Steering
 from hotweights_operator.sim.cluster.api import Api
 from hotweights_operator.sim.cluster.engine import Engine
-from hotweights_operator.sim.cluster.flaws import Faults
+from hotweights_operator.sim.cluster.flaws import ActiveFaults
 from hotweights_operator.sim.cluster.kubelet import Kubelets
 from hotweights_operator.sim.cluster.node_report import engine_status, node_status
 
@@ -49,7 +49,7 @@ class Fleet:
         return self.kubelets.engines
 
     @property
-    def faults(self) -> Faults:
+    def faults(self) -> ActiveFaults:
         """What is wrong at present."""
         return self._steering.faults
 

@@ -25,7 +25,7 @@ class World(Protocol):
     tenants: dict[str, str]  # digest → namespace
 
 
-class Bench:
+class JudgeContext:
     """Where judges sit."""
 
     def __init__(self, world: World, ignored: Collection[str] = ()) -> None:
@@ -71,8 +71,8 @@ class Bench:
     def seen(self, rollout: Rollout) -> list[Pod]:
         """A rollout's live pods, as the operator sees them."""
         view = self.world.operator.cache.observed()
-        owned = (pod for pod in view.claims.pods_in(rollout.namespace) if pod.live)
-        return [pod for pod in owned if (owner := view.claims.owner(pod.uid)) is not None and owner.uid == rollout.uid]
+        owned = (pod for pod in view.owners.pods_in(rollout.namespace) if pod.live)
+        return [pod for pod in owned if (owner := view.owners.owner(pod.uid)) is not None and owner.uid == rollout.uid]
 
     def serves(self, uid: str) -> set[str]:
         """What a pod serves, in truth and as its agent said last; empty text: what it booted."""

@@ -12,7 +12,7 @@ from hotweights_operator.model.objects import Pod, Rollout
 from hotweights_operator.model.selectors import selects
 
 
-class Claims:
+class PodOwners:
     """The rollouts and the opted-in pods. ``touched`` hears of every node whose pods may be somebody else's now."""
 
     def __init__(self, touched: Callable[[str], object]) -> None:

@@ -1,6 +1,6 @@
 """A rollout's pods on one node, added up: what a decision about the fleet needs of them.
 
-A thousand nodes are a thousand shares, and a share is made anew only when something on its node has changed; so what a decision
+A thousand nodes are a thousand totals, and one is made anew only when something on its node has changed; so what a decision
 costs is a few additions for each of the others. Whoever adds them up gets what counting all pods would give.
 """
 
@@ -19,7 +19,7 @@ LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class TotalsQuery:
     """What is asked of every node."""
 
     digest: str  # the target; empty: there is none yet
@@ -30,7 +30,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Share:
+class NodeTotals:
     """One node's pods."""
 
     node: str
@@ -48,13 +48,13 @@ class Share:
     bytes_done: int
     bytes_total: int
 
-    def ready(self, question: Question, now: datetime) -> int:
+    def ready(self, query: TotalsQuery, now: datetime) -> int:
         """Pods that serve the target and have been of service for long enough."""
         settled = now >= self.settles_at
         return sum(
             1
             for t in self.available
-            if t.serves(question.digest) and (settled or t.wait_seconds(question.min_ready_seconds, now) <= 0)
+            if t.serves(query.digest) and (settled or t.wait_seconds(query.min_ready_seconds, now) <= 0)
         )
 
 
@@ -63,25 +63,25 @@ def build(
     node: str,
     targets: tuple[Target, ...],
     state: NodeState | None,
-    question: Question,
+    query: TotalsQuery,
     refusal: Refusal | None,
-) -> Share:
+) -> NodeTotals:
     """Add them up."""
-    digest = question.digest
+    digest = query.digest
     failed: dict[str, Failure] = {}
     missing: dict[str, Failure] = {}
     without_room = failures.without_room(rollout_uid, targets)
     for target in targets:
         if target.serves(digest):
             continue
-        if failure := failures.of_version(target, digest, rollout_uid, question.revision, is_back=question.is_back):
+        if failure := failures.of_version(target, digest, rollout_uid, query.revision, is_back=query.is_back):
             failed[target.pod.uid] = failure
         elif failure := failures.of_circumstance(target, refusal, has_room=target.pod.uid not in without_room):
             missing[target.pod.uid] = failure
     available = tuple(t for t in targets if t.available)
     follows = bool(targets) and targets[0].follows
     staged = state.staged(digest) if state and follows else None
-    return Share(
+    return NodeTotals(
         node=node,
         targets=targets,
         failed=failed,
@@ -93,9 +93,9 @@ def build(
         updated=sum(1 for t in targets if t.serves(digest)),
         available=available,
         unavailable=tuple(t for t in targets if not t.available),
-        settles_at=max((_settles_at(t, question.min_ready_seconds) for t in available), default=LONG_AGO),
+        settles_at=max((_settles_at(t, query.min_ready_seconds) for t in available), default=LONG_AGO),
         holds=staged is not None and staged.phase == "Staged",
-        holds_previous=follows and state is not None and state.holds(question.previous),
+        holds_previous=follows and state is not None and state.holds(query.previous),
         bytes_done=staged.bytes_done if staged else 0,
         bytes_total=staged.bytes_total if staged else 0,
     )

@@ -18,7 +18,7 @@ CONNECTED_PHASES = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PodHistory:
     """One pod's past."""
 
     shown_since: datetime  # Ready, the gate and the digest's label all as they are
@@ -30,7 +30,7 @@ class Seen:
     heard: bool = False  # its engine has talked to an agent: it is one of ours
 
 
-def after(known: Seen | None, old: Pod | None, new: Pod, state: NodeState | None, now: datetime) -> Seen:
+def after(known: PodHistory | None, old: Pod | None, new: Pod, state: NodeState | None, now: datetime) -> PodHistory:
     """What is known when a pod is seen to be ``new``; ``old`` is how it was before, ``state`` what is known of its node."""
     said = state.engine(new.uid) if state else None
     same_life = known is not None and (old is None or old.restarts == new.restarts)
@@ -38,7 +38,7 @@ def after(known: Seen | None, old: Pod | None, new: Pod, state: NodeState | None
     same = old is not None and known is not None and _shown(old) == _shown(new)
     served_since = mine.served_since if mine else None
     unready_since = known.unready_since if known else None
-    return Seen(
+    return PodHistory(
         shown_since=known.shown_since if same and known else now,
         unready_since=None if new.ready else unready_since or now,
         served_since=served_since or (now if new.ready else None),
@@ -54,7 +54,7 @@ def is_connected(said: EngineStatus | None) -> bool:
     return said is not None and said.phase in CONNECTED_PHASES
 
 
-def _answered_gate(known: Seen | None, old: Pod | None, new: Pod) -> bool:
+def _answered_gate(known: PodHistory | None, old: Pod | None, new: Pod) -> bool:
     """Whether a pod was seen to become Ready with the gate that it has."""
     if known is None or old is None or not (old.gate and new.gate and new.ready) or old.gate_since != new.gate_since:
         return False

@@ -224,7 +224,7 @@ def test_a_life_is_of_service_since_it_first_was_and_the_next_one_anew() -> None
 
 def owner(seen: Observed, uid: str = "p0") -> str:
     """A pod's rollout."""
-    found = seen.claims.owner(uid)
+    found = seen.owners.owner(uid)
     return found.uid if found else ""
 
 
@@ -250,13 +250,13 @@ def test_a_rollout_s_pods_are_those_that_live_and_stand_where_they_stand_now() -
     seen = cluster()
 
     def pods() -> dict[str, list[str]]:
-        return seen.claims.pods_by_node("r")
+        return seen.owners.pods_by_node("r")
 
     seen.put("pod", "p1", pod(1, ""))
     assert pods() == {"": ["p1"], "n0": ["p0"]}
     seen.put("pod", "p1", pod(1, "n1"))
     assert pods() == {"n0": ["p0"], "n1": ["p1"]}
-    assert [known.uid for known in seen.claims.pods_on("")] == []
+    assert [known.uid for known in seen.owners.pods_on("")] == []
     seen.put("pod", "p0", pod(0, terminating=True))
     assert pods() == {"n1": ["p1"]}
     seen.drop("pod", "p1", pod(1, "n1"))
@@ -268,7 +268,7 @@ def test_a_rollout_s_pods_are_those_that_live_and_stand_where_they_stand_now() -
 
 def test_versions_are_known_by_what_they_are_now() -> None:
     seen = cluster(versions=[version("v", "")])
-    catalog = seen.catalog
+    catalog = seen.version_index
     assert set(catalog.unresolved) == {"uid-models-v"}
     epoch = catalog.epoch
     seen.put("version", "", version("v", OLD))

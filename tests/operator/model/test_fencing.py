@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotweights_crds.nodeweights import MAX_TOKEN, EngineStatus, PodAssignment, RolloutAssignment
-from hotweights_operator.decide import fencing
+from hotweights_operator.model import fencing
 from hotweights_operator.model.objects import NodeState
 from tests.operator.worlds import NEW, OLD, engine, order, state
 
@@ -26,7 +26,7 @@ def node(own: PodAssignment | None, other: PodAssignment | None = None, said: En
 
 def following(known: NodeState, digest: str, restarts: int = 0, prepare: str = "", **more: Any) -> PodAssignment:
     """What is written for this digest."""
-    return fencing.following(known, restarts, order("p0", digest, token=0, prepare=prepare, **more), "r")
+    return fencing.next_token(known, restarts, order("p0", digest, token=0, prepare=prepare, **more), "r")
 
 
 def test_what_does_not_change_keeps_its_token() -> None:
@@ -60,9 +60,9 @@ def test_restarts_count_from_an_order_until_the_next_one() -> None:
     assert following(asked, NEW, 5).restarts == 5
     ended = following(asked, OLD, 5, "", ended_preparing=1)
     assert (ended.restarts, ended.token) == (5, 7), "what ended meanwhile is counted, and counted once"
-    forgiven = fencing.following(asked, 5, order("p0", OLD, token=0), "r", counts_anew=True)
+    forgiven = fencing.next_token(asked, 5, order("p0", OLD, token=0), "r", counts_anew=True)
     assert (forgiven.restarts, forgiven.token) == (5, 7)
-    once_more = fencing.following(asked, 5, order("p0", OLD, token=0), "r", asks_anew=True)
+    once_more = fencing.next_token(asked, 5, order("p0", OLD, token=0), "r", asks_anew=True)
     assert (once_more.restarts, once_more.token) == (2, 8)
     idle = node(order("p0", OLD, token=7, prepare="", restarts=2))
     assert following(idle, OLD, 5, NEW).restarts == 5, "what ended before says nothing about what it is asked now"

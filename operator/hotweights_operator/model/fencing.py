@@ -11,7 +11,7 @@ from hotweights_crds.nodeweights import MAX_TOKEN, PodAssignment
 from hotweights_operator.model.objects import NodeState
 
 
-def following(
+def next_token(
     state: NodeState,
     restarts: int,
     wanted: PodAssignment,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hotweights_operator.model.objects import Version
 
 
-class Catalog:
+class VersionIndex:
     """All versions that are known."""
 
     def __init__(self) -> None:
