@@ -21,10 +21,10 @@ from blake3 import blake3
 from hotweights_crds.nodeweights import Endpoint
 from hotweights_storage.errors import TransferError
 from hotweights_storage.slab import sealed_memfd
-from hotweights_transports.broadcast.group import Patience, Terms
+from hotweights_transports.broadcast.group import GroupTimeouts, Terms
 from hotweights_transports.broadcast.hydra import BETWEEN_HOSTS, MpiFailed, availability
-from hotweights_transports.broadcast.leader import Lead
-from hotweights_transports.broadcast.member import Follow
+from hotweights_transports.broadcast.leader import GroupLeader
+from hotweights_transports.broadcast.member import GroupMember
 from hotweights_transports.peers.base import (
     Authenticate,
     ChunkProvider,
@@ -116,8 +116,11 @@ def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
 def measure_broadcast(nbytes: int = MEASURED_NBYTES) -> int:
     """MB/s of a broadcast to one other rank on this host."""
     terms = Terms(2, "a measurement", 2, SLOT_NBYTES, secrets.token_bytes(32))
-    patience = Patience(join_seconds=10.0, stall_seconds=10.0)
-    with ThreadPoolExecutor(1) as other, closing(Lead("127.0.0.1", 0, terms, 0, patience, BETWEEN_HOSTS)) as lead:
+    patience = GroupTimeouts(join_seconds=10.0, stall_seconds=10.0)
+    with (
+        ThreadPoolExecutor(1) as other,
+        closing(GroupLeader("127.0.0.1", 0, terms, 0, patience, BETWEEN_HOSTS)) as lead,
+    ):
         following = other.submit(_follow, lead.port, terms, patience, nbytes)
         lead.gather()
         took = _push(lead, nbytes)
@@ -125,13 +128,13 @@ def measure_broadcast(nbytes: int = MEASURED_NBYTES) -> int:
     return int(nbytes / took / 1e6)
 
 
-def _follow(port: int, terms: Terms, patience: Patience, nbytes: int) -> None:
-    with closing(Follow(1, "127.0.0.1", port, terms, 0, patience)) as follow:
+def _follow(port: int, terms: Terms, patience: GroupTimeouts, nbytes: int) -> None:
+    with closing(GroupMember(1, "127.0.0.1", port, terms, 0, patience)) as follow:
         follow.gather()
         _push(follow, nbytes)
 
 
-def _push(group: Lead | Follow, nbytes: int) -> float:
+def _push(group: GroupLeader | GroupMember, nbytes: int) -> float:
     """So many bytes into the group's ring, through it and out of it; the seconds that it took."""
     member = group.member
     if member is None:

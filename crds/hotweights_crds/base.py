@@ -1,6 +1,6 @@
 """What all models of custom resources share.
 
-Objects in a cluster may come from a newer release, so unknown fields are ignored on reading (`Strict` twins would break a
+Objects in a cluster may come from a newer release, so unknown fields are ignored on reading (strict twins would break a
 rollback of the operator); the samples and the tests parse with ``extra="forbid"`` through `strict`. Field names are snake_case
 here and camelCase in YAML; every field has a description, because it is what ``kubectl explain`` prints.
 """

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from hotweights.adapters.inprocess.names import NameMap
 
 if TYPE_CHECKING:
-    from hotweights.adapters.inprocess.binder import Binder, HostHouse, House
+    from hotweights.adapters.inprocess.binder import AgentSocket, Binder, HostAgent
 
 logger = logging.getLogger("vllm.hotweights.auto")
 AGENT_VARIABLE = "HOTWEIGHTS_USE_IPC_AGENT"
@@ -85,7 +85,7 @@ def _agent_problem(name_map: NameMap) -> str:
         return ""
     if name_map is not None:
         return f"with {AGENT_VARIABLE} versions come as the host's worker hands them over: name_map cannot be used"
-    host = _host_house()
+    host = _host_agent()
     if not host.token_file.is_file():
         return (
             f"{AGENT_VARIABLE} is set, and no worker has left its token at {host.token_file}: start `hotweights worker`"
@@ -93,15 +93,15 @@ def _agent_problem(name_map: NameMap) -> str:
     return ""
 
 
-def _host_house() -> HostHouse:
-    from hotweights.adapters.inprocess.binder import HostHouse
+def _host_agent() -> HostAgent:
+    from hotweights.adapters.inprocess.binder import HostAgent
     from hotweights.worker.auth import TOKEN_FILE
     from hotweights_agent.engines.socket_server import SOCKET_NAME
 
     named = os.environ.get("HOTWEIGHTS_SOCKET", "")
     home = Path(os.environ.get("HOTWEIGHTS_HOME") or "~/.cache/hotweights").expanduser()
     socket = Path(named) if named else home / "worker" / SOCKET_NAME
-    return HostHouse(socket, socket.with_name(TOKEN_FILE))
+    return HostAgent(socket, socket.with_name(TOKEN_FILE))
 
 
 def _binder(
@@ -115,16 +115,18 @@ def _binder(
     from hotweights.adapters.inprocess.binder import Binder
 
     if os.environ.get(AGENT_VARIABLE, "") in ("1", "true"):
-        host = _host_house()
+        host = _host_agent()
         return Binder(lambda _folder, _loop: host)
 
-    def open_room(folder: Path, loop: asyncio.AbstractEventLoop) -> House:
-        from hotweights.adapters.inprocess.embedded_node import Room, RoomSettings
+    def open_room(folder: Path, loop: asyncio.AbstractEventLoop) -> AgentSocket:
+        from hotweights.adapters.inprocess.embedded_node import EmbeddedNode, EmbeddedNodeSettings
         from hotweights.adapters.inprocess.peer_sources import allowed_roots
 
         secret = os.environ.get("HOTWEIGHTS_COORD_TOKEN", "") if token is None else token
-        return Room(
-            folder, loop, RoomSettings(endpoint, name_map, allowed_roots(roots), worker_id or "", secret, poll_interval)
+        return EmbeddedNode(
+            folder,
+            loop,
+            EmbeddedNodeSettings(endpoint, name_map, allowed_roots(roots), worker_id or "", secret, poll_interval),
         )
 
     return Binder(open_room)

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     import torch
 
     from hotweights.adapters.inprocess.buffers import Buffers
-    from hotweights.adapters.inprocess.coordinator_session import Part
-    from hotweights.adapters.inprocess.peer_sources import Staging, Whence
-    from hotweights.adapters.inprocess.torch_model import PlainModel
+    from hotweights.adapters.inprocess.coordinator_session import CoordinatorSession
+    from hotweights.adapters.inprocess.peer_sources import PeerSources, PlanStaging
+    from hotweights.adapters.inprocess.torch_model import TorchModel
     from hotweights.adapters.inprocess.version import Version
-    from hotweights.adapters.inprocess.vllm_model import FusedModel
+    from hotweights.adapters.inprocess.vllm_model import VllmModel
     from hotweights_planner.manifest import Manifest
     from hotweights_planner.plan import Plan
 
@@ -88,8 +88,8 @@ class HotweightsWorkerExtension:
         self.lock = threading.RLock()
         """Held while the model changes, and only then: not while a version is fetched or a commit is waited for."""
         self._calls = threading.RLock()
-        self._model: PlainModel | FusedModel | None = None
-        self._staging: Staging | None = None
+        self._model: TorchModel | VllmModel | None = None
+        self._staging: PlanStaging | None = None
         self._begun: str = ""
         self._buffers: Buffers | None = None
         self._called: dict[str, str] = {}
@@ -101,17 +101,17 @@ class HotweightsWorkerExtension:
 
     def bind_module(self, module: torch.nn.Module, vllm_config: Any = None) -> None:
         """The model to update. One of vLLM's needs its ``vllm_config`` (a worker has it as ``self.vllm_config``)."""
-        from hotweights.adapters.inprocess.torch_model import PlainModel
+        from hotweights.adapters.inprocess.torch_model import TorchModel
 
         with self._calls:
             self.abort_update()
             config = vllm_config if vllm_config is not None else _config_of(module)
             if config is None:
-                self._model = PlainModel(module)
+                self._model = TorchModel(module)
             else:
-                from hotweights.adapters.inprocess.vllm_model import FusedModel
+                from hotweights.adapters.inprocess.vllm_model import VllmModel
 
-                self._model = FusedModel(module, config)
+                self._model = VllmModel(module, config)
             self.applied = None
 
     # --- streamed in ------------------------------------------------------------------------------------------------
@@ -213,12 +213,12 @@ class HotweightsWorkerExtension:
         return self._switch(version, 0)
 
     def _apply_assigned(self, seconds: float, patient: bool) -> Applied:
-        from hotweights.adapters.inprocess.coordinator_session import Part, default_worker_id
+        from hotweights.adapters.inprocess.coordinator_session import CoordinatorSession, default_worker_id
         from hotweights_coordinator.client.client import Client
 
         until = time.monotonic() + seconds
         self._worker_id = self._worker_id or default_worker_id("extension")
-        with Client(self._endpoint, self._token) as client, Part(client, self._worker_id) as part:
+        with Client(self._endpoint, self._token) as client, CoordinatorSession(client, self._worker_id) as part:
             found = part.assignment
             open_ = found.get("state") in ("begun", "precommitted")
             goal = found if open_ else found.get("current")
@@ -246,14 +246,14 @@ class HotweightsWorkerExtension:
             part.applied(applied.version, applied.digest, token)
             return applied
 
-    def _again(self, part: Part, held: Applied, token: int) -> Applied:
+    def _again(self, part: CoordinatorSession, held: Applied, token: int) -> Applied:
         """The model holds it already."""
         part.applied(held.version, held.digest, token)
         self.applied = Applied(held.version, held.digest, token, held.nbytes, 0.0, changed=False)
         return self.applied
 
     @staticmethod
-    def _await_commit(part: Part, goal: Mapping[str, Any], until: float, patient: bool) -> None:
+    def _await_commit(part: CoordinatorSession, goal: Mapping[str, Any], until: float, patient: bool) -> None:
         token = int(goal["token"])
         part.precommit(token)
         if not patient:
@@ -277,7 +277,7 @@ class HotweightsWorkerExtension:
         logger.info("Applied %s: %d bytes in %.3f s", self.applied.version, nbytes, self.applied.seconds)
         return self.applied
 
-    def _bound(self) -> PlainModel | FusedModel:
+    def _bound(self) -> TorchModel | VllmModel:
         if self._model is None:
             raise NotApplied("NoModule", "there is no model yet; call bind_module first")
         return self._model
@@ -290,11 +290,11 @@ class HotweightsWorkerExtension:
     def _close_attempt(self) -> None:
         self._begun, self._buffers, self._ready = "", None, None
 
-    def _stages(self) -> Staging:
+    def _stages(self) -> PlanStaging:
         if self._staging is None:
             from hotweights.adapters.inprocess import peer_sources
 
-            self._staging = peer_sources.Staging(peer_sources.allowed_roots(self._roots), self._name_map)
+            self._staging = peer_sources.PlanStaging(peer_sources.allowed_roots(self._roots), self._name_map)
         return self._staging
 
 
@@ -352,15 +352,15 @@ def _plan(given: Plan | Mapping[str, Any] | bytes) -> Plan:
     return plans.parse(given if isinstance(given, bytes) else json.dumps(given).encode())
 
 
-def _whence(found: Mapping[str, Any], token: str | None) -> Whence:
+def _whence(found: Mapping[str, Any], token: str | None) -> PeerSources:
     """The workers that the coordinator names for the open attempt."""
-    from hotweights.adapters.inprocess.peer_sources import Whence
+    from hotweights.adapters.inprocess.peer_sources import PeerSources
     from hotweights.worker.assignments import Assignment
-    from hotweights.worker.auth import PeerDoor, peer_secret
+    from hotweights.worker.auth import PeerSecret, peer_secret
     from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 
     answer = Assignment.parse(found)
     members = (*answer.parents, *answer.fallbacks) if answer.attempt else ()
     endpoints = [one for member in members for one in member.endpoints if one.startswith("tcp://")]
     secret = os.environ.get(TOKEN_VARIABLE, "") if token is None else token
-    return Whence(endpoints, PeerDoor(peer_secret(secret)).token)
+    return PeerSources(endpoints, PeerSecret(peer_secret(secret)).token)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from hotweights.replicate.metrics import Metrics
     from hotweights.replicate.participant import Participant
     from hotweights.replicate.run import Base, Replicated
-    from hotweights.replicate.version_store import Depot
+    from hotweights.replicate.version_store import VersionStore
     from hotweights_planner.plan import Plan
     from hotweights_storage.image import Image
     from hotweights_storage.sources.base import Sources
@@ -95,7 +95,7 @@ def replicate(
     """
     from hotweights.replicate import run
     from hotweights.replicate.metrics import Metrics
-    from hotweights.replicate.version_store import Depot
+    from hotweights.replicate.version_store import VersionStore
     from hotweights.worker.allowed_sources import sources
 
     logging.basicConfig(
@@ -105,7 +105,7 @@ def replicate(
     found = run.read_plan(plan)
     allowed = sources(root or ())
     replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window)
-    depot = Depot(home or default_home())
+    store = VersionStore(home or default_home())
     stop, metrics = run.Stop(), Metrics()
     with ExitStack() as stack:
         port = stack.enter_context(metrics.served(metrics_port))
@@ -118,12 +118,12 @@ def replicate(
             done = stack.enter_context(
                 run.replicated(
                     *(found, replicator, lambda: allowed.open(found.source, ""), world),
-                    *(_base(depot, found), report, stop),
+                    *(_base(store, found), report, stop),
                 )
             )
         _count(metrics, done)
         where = _finish(found, done.image, allowed, device, pinned, verify)
-        placed = _commit(participant, depot, found, done.image, allowed, wait_timeout) if commit else None
+        placed = _commit(participant, store, found, done.image, allowed, wait_timeout) if commit else None
         _show(found, world, done, where, verify, placed, port, as_json)
         time.sleep(metrics_hold)
 
@@ -146,13 +146,13 @@ def _count(metrics: Metrics, done: Replicated) -> None:
     metrics.rate.set(measured.nbytes / measured.seconds if measured.seconds else 0.0)
 
 
-def _base(depot: Depot, plan: Plan) -> Base | None:
+def _base(store: VersionStore, plan: Plan) -> Base | None:
     """What lies on this host, if it is another version."""
     from hotweights.replicate.run import Base
     from hotweights_planner.errors import Refused
 
     try:
-        folder, manifest = depot.current(), depot.current_manifest()
+        folder, manifest = store.current(), store.current_manifest()
     except (TransferError, Refused) as error:
         log.warning("what is current here is not reused: %s", error)
         return None
@@ -209,16 +209,21 @@ def folder_of(plan: Plan, allowed: Sources) -> Path | None:
 
 
 def _commit(
-    participant: Participant | None, depot: Depot, plan: Plan, image: Image, allowed: Sources, wait_seconds: float
+    participant: Participant | None,
+    store: VersionStore,
+    plan: Plan,
+    image: Image,
+    allowed: Sources,
+    wait_seconds: float,
 ) -> str:
     """Put it in place; where, in words."""
-    from hotweights.replicate.participant import Patience
+    from hotweights.replicate.participant import WaitLimits
 
     if participant is not None:
-        participant.commit(Patience(wait_seconds))
+        participant.commit(WaitLimits(wait_seconds))
         return "by the coordinator"
     with allowed.open(plan.source, "") as source, progress("committing", plan.manifest.nbytes) as report:
-        return str(depot.commit(image, source, report))
+        return str(store.commit(image, source, report))
 
 
 def _show(

@@ -41,7 +41,7 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-class Wire(StrEnum):
+class TransportChoice(StrEnum):
     """How peers talk."""
 
     AUTO = "auto"
@@ -63,8 +63,8 @@ def worker(
         str, typer.Option(metavar="HOST", help="How they reach it (default: the address of --listen).")
     ] = "",
     transport: Annotated[
-        Wire, typer.Option(help="How workers talk; auto: TCP, and UCX where others want it.")
-    ] = Wire.AUTO,
+        TransportChoice, typer.Option(help="How workers talk; auto: TCP, and UCX where others want it.")
+    ] = TransportChoice.AUTO,
     ucx: Annotated[bool, typer.Option("--ucx", help="As --transport ucx.")] = False,
     zone: Annotated[
         str, typer.Option(metavar="Z", envvar="HOTWEIGHTS_ZONE", help="The neighbourhood (default: the address's /24).")
@@ -107,7 +107,7 @@ def worker(
     Example: hotweights worker --endpoint tcp://127.0.0.1:5555 --root /models
     """
     from hotweights.worker.service import WorkerSettings
-    from hotweights.worker.sync import Pace
+    from hotweights.worker.sync import HeartbeatTiming
     from hotweights_agent.settings import StagingSettings
     from hotweights_coordinator.wire import auth
 
@@ -119,7 +119,7 @@ def worker(
     if not no_mpi:
         log.warning("--mpi has no effect: workers talk pairwise; `hotweights replicate --mpi` moves a plan by MPI")
     if device is Device.CUDA:
-        log.info("versions are staged in host memory; %s", _road(pinned))
+        log.info("versions are staged in host memory; %s", _transport(pinned))
     defaults = WorkerSettings(endpoint)
     settings = WorkerSettings(
         endpoints=endpoint,
@@ -136,12 +136,12 @@ def worker(
         events_endpoint=pub_endpoint,
         metrics_port=metrics_port,
         staging=StagingSettings(patience_seconds=defaults.staging.patience_seconds, donors_at_once=concurrency),
-        pace=Pace(first_seconds=wait),
+        timing=HeartbeatTiming(first_seconds=wait),
     )
     asyncio.run(_run(settings, once, as_json))
 
 
-def _road(pinned: bool) -> str:
+def _transport(pinned: bool) -> str:
     from hotweights_storage import device
 
     road = device.choose("cuda", pinned=pinned)

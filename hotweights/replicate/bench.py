@@ -41,7 +41,7 @@ def rounds(
     source: Callable[[], Source],
     world: World,
     repeat: int,
-    road: device.Road,
+    road: device.CopyPath,
     folder: Path | None = None,
     *,
     cold: bool = False,

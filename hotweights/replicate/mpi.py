@@ -13,19 +13,19 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from hotweights.replicate.rank_provider import Board
+from hotweights.replicate.rank_provider import RankProvider
 from hotweights.replicate.world import Measured, Replicator, World
-from hotweights.worker.auth import PeerDoor, peer_secret
+from hotweights.worker.auth import PeerSecret, peer_secret
 from hotweights_agent.staging.fetch import Fetch, FetchFailed, OriginSource, PeerSource
 from hotweights_common import hosts
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Chunk
 from hotweights_transports.broadcast.collective import receive, send
-from hotweights_transports.broadcast.group import Patience, Terms
+from hotweights_transports.broadcast.group import GroupTimeouts, Terms
 from hotweights_transports.broadcast.hydra import MpiUnavailable, availability
-from hotweights_transports.broadcast.leader import Lead
-from hotweights_transports.broadcast.member import Follow
+from hotweights_transports.broadcast.leader import GroupLeader
+from hotweights_transports.broadcast.member import GroupMember
 from hotweights_transports.peers.base import ClientLimits, PeerServer, Want
 from hotweights_transports.peers.registry import transport_for
 from hotweights_transports.peers.stream import address as addresses
@@ -40,18 +40,18 @@ SCHEME: Final = "mpi"
 MAX_WINDOW: Final = 4
 
 
-def replicator(*, window: int, patience: Patience | None = None) -> Replicator:
+def replicator(*, window: int, patience: GroupTimeouts | None = None) -> Replicator:
     """Raises `TransferError` where MPI does not work here. ``window``: buckets on their way at once."""
     found = availability()
     if not found.works:
         raise MpiUnavailable(f"MPI does not work here: {found.because}")
-    return MpiReplicator(min(max(2, window), MAX_WINDOW), patience or Patience(), found.because)
+    return MpiReplicator(min(max(2, window), MAX_WINDOW), patience or GroupTimeouts(), found.because)
 
 
 class MpiReplicator:
     """See `world.Replicator`."""
 
-    def __init__(self, window: int, patience: Patience, programs: str) -> None:
+    def __init__(self, window: int, patience: GroupTimeouts, programs: str) -> None:
         self._window = window
         self._patience = patience
         self._programs = programs
@@ -66,7 +66,7 @@ class MpiReplicator:
     ) -> Measured:
         """Until this rank has everything, and the others too or nothing to say any more."""
         secret = peer_secret(os.environ.get(TOKEN_VARIABLE, ""))
-        door = PeerDoor(secret)
+        door = PeerSecret(secret)
         terms = Terms(
             world.size,
             plan.digest,
@@ -74,7 +74,7 @@ class MpiReplicator:
             max((bucket.nbytes for bucket in plan.buckets), default=1),
             secret.encode(),
         )
-        board = Board(plan, builder, None, progress)
+        board = RankProvider(plan, builder, None, progress)
         with ExitStack() as stack:
             server = stack.enter_context(_serve(world, board, door))
             stack.callback(board.end)  # first of all, so that nobody waits for what does not come
@@ -87,7 +87,7 @@ class MpiReplicator:
                 board.arrived(Want(chunk.blake3, chunk.nbytes))
 
             needed = builder.missing
-            if isinstance(group, Lead):
+            if isinstance(group, GroupLeader):
                 with source() as opened:
                     lost = send(group, plan.buckets, opened, builder, kept, self._patience.stall_seconds)
             else:
@@ -102,19 +102,19 @@ class MpiReplicator:
         }
         return Measured(SCHEME, sum(builder.nbytes(blake3) for blake3 in needed), seconds, details)
 
-    def _meet(self, world: World, terms: Terms, pull_port: int) -> Lead | Follow:
+    def _meet(self, world: World, terms: Terms, pull_port: int) -> GroupLeader | GroupMember:
         if world.rank == 0:
-            return Lead(world.address, world.port, terms, pull_port, self._patience)
-        return Follow(world.rank, world.address, world.port, terms, pull_port, self._patience)
+            return GroupLeader(world.address, world.port, terms, pull_port, self._patience)
+        return GroupMember(world.rank, world.address, world.port, terms, pull_port, self._patience)
 
     def _pull(
         self,
-        group: Lead | Follow,
+        group: GroupLeader | GroupMember,
         plan: Plan,
         builder: ImageBuilder,
-        board: Board,
+        board: RankProvider,
         source: Callable[[], Source],
-        door: PeerDoor,
+        door: PeerSecret,
         lost: str,
     ) -> int:
         """What the collective did not bring: from the earlier ranks, the nearest first, then from the source."""
@@ -135,7 +135,7 @@ class MpiReplicator:
                 raise FetchFailed(text, error.reason, transient=error.transient) from error
 
 
-def _serve(world: World, board: Board, door: PeerDoor) -> PeerServer:
+def _serve(world: World, board: RankProvider, door: PeerSecret) -> PeerServer:
     """Where the others pull from this rank if they lose the collective."""
     if hosts.is_loopback(world.address):
         host = "127.0.0.1"

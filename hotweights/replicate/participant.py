@@ -36,7 +36,7 @@ class Aborted(TransferError):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class WaitLimits:
     """How long others are waited for."""
 
     commit_seconds: float = 600.0
@@ -77,9 +77,9 @@ class Participant:
             over.set()
             beating.join(BEAT_SECONDS + self._client.timeout_seconds)
 
-    def commit(self, patience: Patience | None = None) -> None:
+    def commit(self, patience: WaitLimits | None = None) -> None:
         """Say that it is all here, wait for the others, and have it committed."""
-        until = time.monotonic() + (patience or Patience()).commit_seconds
+        until = time.monotonic() + (patience or WaitLimits()).commit_seconds
         state = self._client.call("precommit", worker_id=self._me["worker_id"], token=self._token).result["state"]
         while state != "committed":
             if state == "precommitted" and self._world.rank == 0:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hotweights_storage.resolve import Progress
 
 
-class Board(ChunkProvider):
+class RankProvider(ChunkProvider):
     """Asked from any thread."""
 
     def __init__(self, plan: Plan, builder: ImageBuilder, child: int | None, progress: Progress) -> None:
@@ -92,7 +92,7 @@ class Board(ChunkProvider):
 
 
 class _Announcing(ChunkSource):
-    def __init__(self, source: ChunkSource, board: Board) -> None:
+    def __init__(self, source: ChunkSource, board: RankProvider) -> None:
         self.name = source.name
         self._source = source
         self._board = board

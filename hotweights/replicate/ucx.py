@@ -17,9 +17,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
-from hotweights.replicate.rank_provider import Board
+from hotweights.replicate.rank_provider import RankProvider
 from hotweights.replicate.world import Measured, Replicator, World
-from hotweights.worker.auth import PEER_VARIABLE, PeerDoor, peer_secret
+from hotweights.worker.auth import PEER_VARIABLE, PeerSecret, peer_secret
 from hotweights_agent.staging.fetch import Fetch, OriginSource, PeerSource
 from hotweights_common import hosts
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
@@ -78,10 +78,10 @@ class UcxReplicator:
     ) -> Measured:
         """Until this rank has everything and its child too."""
         hosts = hosts_of(world)
-        door = PeerDoor(peer_secret(os.environ.get(TOKEN_VARIABLE, "")))
+        door = PeerSecret(peer_secret(os.environ.get(TOKEN_VARIABLE, "")))
         limits = ClientLimits(window_nbytes=min(max(1, self._window) * plan.bucket_nbytes, MAX_WINDOW_NBYTES))
         child = world.rank + 1 if world.rank + 1 < world.size else None
-        board = Board(plan, builder, child, progress)
+        board = RankProvider(plan, builder, child, progress)
         with ExitStack() as stack:
             if child is not None:
                 uri = _bindable(hosts[world.rank], world.port + world.rank, door)
@@ -120,7 +120,7 @@ class UcxReplicator:
                 ) from error
             time.sleep(AGAIN_SECONDS)
 
-    def _await_child(self, board: Board, rank: int) -> None:
+    def _await_child(self, board: RankProvider, rank: int) -> None:
         began = time.monotonic()
         while not board.parted:
             now = time.monotonic()
@@ -148,7 +148,7 @@ def hosts_of(world: World) -> list[str]:
     return hosts
 
 
-def _bindable(host: str, port: int, door: PeerDoor) -> str:
+def _bindable(host: str, port: int, door: PeerSecret) -> str:
     """Where to listen as ``host``: what others know this rank by need not be an address of one of its own interfaces."""
     if hosts.is_loopback(host):
         return addresses.form(host, port, SCHEME)

@@ -44,7 +44,7 @@ class CannotCommit(TransferError):
     reason = "CannotWrite"
 
 
-class Depot:
+class VersionStore:
     """One host's home folder."""
 
     def __init__(self, home: Path) -> None:

@@ -1,6 +1,6 @@
 """What a coordinator asks of a worker, as the node's session wants it said, and what the session reports, as the coordinator wants it.
 
-Pure: an answer and a status in, a `NodeWeightsSpec` and a `Standing` out. While an attempt is open every engine prepares its
+Pure: an answer and a status in, a `NodeWeightsSpec` and a `WorkerStatus` out. While an attempt is open every engine prepares its
 version and goes on serving what was committed last; once it is committed they are to serve it. A coordinator that lost its state has
 nothing current; then what was current last goes on to hold.
 """
@@ -103,7 +103,7 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class WorkerStatus:
     """Where this host is with what was asked of it."""
 
     have: tuple[str, ...] = ()
@@ -142,7 +142,7 @@ def connected(status: NodeWeightsStatus) -> list[EngineStatus]:
     return [engine for engine in status.engines if engine.phase != "Disconnected"]
 
 
-def standing(status: NodeWeightsStatus, attempt: Version | None, current: Version | None) -> Standing:
+def worker_status(status: NodeWeightsStatus, attempt: Version | None, current: Version | None) -> WorkerStatus:
     """What the session's status means for the coordinator."""
     have = tuple(version.digest for version in status.staged if version.phase == "Staged")
     engines = connected(status)
@@ -156,7 +156,7 @@ def standing(status: NodeWeightsStatus, attempt: Version | None, current: Versio
     )
     wanted = attempt or current
     failure = _failure(status, engines, wanted) if wanted is not None and not ready else None
-    return Standing(have, ready, applied, failure if attempt or not applied else None, len(engines))
+    return WorkerStatus(have, ready, applied, failure if attempt or not applied else None, len(engines))
 
 
 def _item(version: Version, route: Route) -> StageItem:

@@ -26,7 +26,7 @@ ONLY_ENGINE = "engine"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
-class TokenDoor:
+class LocalEngineAuthenticator:
     """`Authenticator` of the engines' socket."""
 
     def __init__(self, token: str) -> None:
@@ -63,7 +63,7 @@ def engine_token(folder: Path) -> str:
     return token
 
 
-class PeerDoor:
+class PeerSecret:
     """What one worker shows to another, and what it takes from it."""
 
     def __init__(self, secret: str) -> None:

@@ -10,7 +10,7 @@ from hotweights_agent.staging.store import Store
 from hotweights_transports.peers.base import ChunkProvider, Lease, Pending
 
 
-class Lending(ChunkProvider):
+class LocalChunks(ChunkProvider):
     """A `ChunkProvider` over the store that `lend` is given."""
 
     def __init__(self) -> None:

@@ -13,7 +13,7 @@ from hotweights_crds.nodeweights import Peer
 from hotweights_planner.donors import Spot, choose, nearest_first
 
 
-class Peering:
+class PeerSelection:
     """One worker among the others. ``schemes`` are the transports that work here, the preferred one first."""
 
     def __init__(self, worker_id: str, address: str, zone: str, schemes: Sequence[str]) -> None:

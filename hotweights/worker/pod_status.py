@@ -13,8 +13,8 @@ from hotweights_agent.session.effects import PodStatus
 from hotweights_agent.session.messages import Message, Pod, PodStatusSeen
 
 
-class NoMarks:
-    """`Marker` of a host without an API server."""
+class NullPodStatus:
+    """`PodStatusSink` of a host without an API server."""
 
     def __init__(self, tell: Callable[[Message], Awaitable[None]]) -> None:
         self._tell = tell

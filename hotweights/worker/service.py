@@ -20,11 +20,18 @@ from urllib.parse import urlsplit
 
 from hotweights.worker import events
 from hotweights.worker.allowed_sources import sources
-from hotweights.worker.auth import PEER_VARIABLE, TOKEN_FILE, PeerDoor, TokenDoor, engine_token, peer_secret
-from hotweights.worker.peer_provider import Lending
-from hotweights.worker.peers import Peering
-from hotweights.worker.pod_status import NoMarks
-from hotweights.worker.sync import CoordinatorSync, Me, Pace
+from hotweights.worker.auth import (
+    PEER_VARIABLE,
+    TOKEN_FILE,
+    LocalEngineAuthenticator,
+    PeerSecret,
+    engine_token,
+    peer_secret,
+)
+from hotweights.worker.peer_provider import LocalChunks
+from hotweights.worker.peers import PeerSelection
+from hotweights.worker.pod_status import NullPodStatus
+from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming, WorkerIdentity
 from hotweights_agent.engines.socket_server import ServerNotStarted
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, NodeConfig, until
@@ -80,7 +87,7 @@ class WorkerSettings:
     """What versions may take; 0: what the host leaves."""
     staging: StagingSettings = field(default_factory=lambda: StagingSettings(patience_seconds=PATIENCE_SECONDS))
     engines: EngineSettings = field(default_factory=EngineSettings)
-    pace: Pace = field(default_factory=Pace)
+    timing: HeartbeatTiming = field(default_factory=HeartbeatTiming)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +111,12 @@ async def run(
 ) -> None:
     """Run a worker until ``stop``, or with ``once`` until it has applied a version. What cannot be started raises."""
     worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
-    door = PeerDoor(peer_secret(settings.token))
+    door = PeerSecret(peer_secret(settings.token))
     listen = _listen(settings, door)
     schemes = [urlsplit(uri).scheme for uri in listen]
     advertise = _advertised(settings)
     metrics = Metrics()
-    lending = Lending()
+    lending = LocalChunks()
     async with contextlib.AsyncExitStack() as stack:
         folder = _own_folder(stack, settings, worker_id)
         allowed = sources(settings.roots)
@@ -122,7 +129,7 @@ async def run(
             sources=allowed,
             peers=door,
             peer_token=door.token,
-            engines=TokenDoor(engine_token(folder)),
+            engines=LocalEngineAuthenticator(engine_token(folder)),
             lend=lending.lend,
         )
         try:
@@ -138,21 +145,21 @@ async def run(
             raise WorkerError(
                 f"cannot listen for peers at {settings.listen}: {error.strerror}; name another --listen"
             ) from error
-        client = AsyncClient(settings.endpoints, settings.token, settings.curve, settings.pace.call_seconds)
+        client = AsyncClient(settings.endpoints, settings.token, settings.curve, settings.timing.call_seconds)
         stack.push_async_callback(client.close)
         done = asyncio.Event()
         sync = CoordinatorSync(
             client,
-            Me(worker_id, socket.gethostname(), settings.zone, uuid.uuid4().hex),
+            WorkerIdentity(worker_id, socket.gethostname(), settings.zone, uuid.uuid4().hex),
             node,
             allowed,
-            Peering(worker_id, advertise, settings.zone, schemes),
+            PeerSelection(worker_id, advertise, settings.zone, schemes),
             lending,
-            pace=settings.pace,
+            timing=settings.timing,
             once=done if once else None,
         )
         node.driver.status = sync
-        node.driver.pod_status = NoMarks(node.driver.tell)
+        node.driver.pod_status = NullPodStatus(node.driver.tell)
         try:
             await node.serve(stack)
         except ServerNotStarted as error:
@@ -202,7 +209,7 @@ def _own_folder(stack: contextlib.AsyncExitStack, settings: WorkerSettings, work
     raise WorkerError(f"{folders[-1]} is another worker's; give each worker of a host its own --socket-folder")
 
 
-def _listen(settings: WorkerSettings, door: PeerDoor) -> list[str]:
+def _listen(settings: WorkerSettings, door: PeerSecret) -> list[str]:
     """Where peers are let in, the preferred transport first. Raises `WorkerError`."""
     parts = urlsplit(settings.listen)
     try:

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 from hotweights.worker import assignments
 from hotweights.worker.allowed_sources import may_read
-from hotweights.worker.assignments import Assignment, Route, Standing, Version
-from hotweights.worker.peer_provider import Lending
-from hotweights.worker.peers import Peering
+from hotweights.worker.assignments import Assignment, Route, Version, WorkerStatus
+from hotweights.worker.peer_provider import LocalChunks
+from hotweights.worker.peers import PeerSelection
 from hotweights_agent.node import Node
 from hotweights_agent.session.messages import ApiUnavailable, Assigned
 from hotweights_coordinator.client.client import AsyncClient
@@ -34,7 +34,7 @@ TRANSIENT = frozenset(["NoPlan", "NotLeader", "BackendUnavailable", "UnknownWork
 
 
 @dataclass(frozen=True, slots=True)
-class Me:
+class WorkerIdentity:
     """What the coordinator is told about this worker."""
 
     worker_id: str
@@ -45,7 +45,7 @@ class Me:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class HeartbeatTiming:
     """How often the coordinator is spoken to."""
 
     beat_seconds: float = 1.0
@@ -61,18 +61,18 @@ class Pace:
 
 
 class CoordinatorSync:
-    """One worker's conversation. It is the session's `Reporter`."""
+    """One worker's conversation. It is the session's `NodeStatusSink`."""
 
     def __init__(
         self,
         client: AsyncClient,
-        me: Me,
+        me: WorkerIdentity,
         node: Node,
         sources: Sources,
-        peering: Peering,
-        lending: Lending,
+        peering: PeerSelection,
+        lending: LocalChunks,
         *,
-        pace: Pace | None = None,
+        timing: HeartbeatTiming | None = None,
         once: asyncio.Event | None = None,
     ) -> None:
         """``once`` is set when a version was applied."""
@@ -82,7 +82,7 @@ class CoordinatorSync:
         self._sources = sources
         self._peering = peering
         self._lending = lending
-        self._pace = pace or Pace()
+        self._timing = timing or HeartbeatTiming()
         self._once = once
         self._wake = asyncio.Event()
         self._status = NodeWeightsStatus()
@@ -117,7 +117,7 @@ class CoordinatorSync:
                 await self._beat()
             except CoordinatorError as error:
                 await self._note_trouble(error)
-            await asyncio.sleep(self._pace.hurry_seconds)
+            await asyncio.sleep(self._timing.hurry_seconds)
             try:
                 async with asyncio.timeout(self._beat_seconds):
                     await self._wake.wait()
@@ -125,20 +125,20 @@ class CoordinatorSync:
                 continue
 
     @property
-    def standing(self) -> Standing:
+    def worker_status(self) -> WorkerStatus:
         """Where this host is with what was asked of it."""
         attempt = self._assignment.attempt if self._assignment else None
-        found = assignments.standing(self._status, attempt, self._current)
+        found = assignments.worker_status(self._status, attempt, self._current)
         wanted = attempt or self._current
         unusable = self._plans.get(wanted.plan_digest) if wanted else None
-        return found if unusable is None else Standing(found.have, False, found.applied, unusable, found.engines)
+        return found if unusable is None else WorkerStatus(found.have, False, found.applied, unusable, found.engines)
 
     @property
     def _beat_seconds(self) -> float:
         """When all is settled as rarely as the coordinator allows: an event makes the next one come at once."""
         now = self._assignment
         settled = now is not None and now.attempt is None and (self._current is None or self._said_applied)
-        return (now.heartbeat_seconds if now and settled else None) or self._pace.beat_seconds
+        return (now.heartbeat_seconds if now and settled else None) or self._timing.beat_seconds
 
     async def _beat(self) -> None:
         answer = Assignment.parse(await self._ask())
@@ -147,13 +147,13 @@ class CoordinatorSync:
             what = f"an assignment with token {answer.token} came after one with {self._assignment.token}"
             raise CoordinatorError(f"{what} and is not followed: is the coordinator's clock right?", "StaleToken")
         await self._follow(answer)
-        if answer.state == "begun" and self.standing.ready:
+        if answer.state == "begun" and self.worker_status.ready:
             await self._client.call("precommit", worker_id=self._me.worker_id, token=answer.token)
         if self._once is not None and answer.state == "committed" and self._said_applied:
             self._once.set()
 
     async def _ask(self) -> Mapping[str, object]:
-        now = self.standing
+        now = self.worker_status
         if not self._registered:
             reply = await self._client.call(
                 "register",
@@ -187,7 +187,7 @@ class CoordinatorSync:
         self._said_applied = applied is not None
         return reply.result
 
-    def _failure(self, now: Standing) -> dict[str, object] | None:
+    def _failure(self, now: WorkerStatus) -> dict[str, object] | None:
         if now.failure is None or self._assignment is None:
             return None
         reason, message = now.failure
@@ -241,7 +241,7 @@ class CoordinatorSync:
     async def _route(self, version: Version, answer: Assignment, readable: bool) -> Route:
         """Whom to ask. For the attempt as the coordinator says, so that a crowd forms chains; for what is current its donors,
         the nearest first; and where the source may not be read here, everybody."""
-        if version.digest in self.standing.have:
+        if version.digest in self.worker_status.have:
             return Route()
         if not readable:
             listed = (await self._client.call("list_workers")).result.get("workers", [])
@@ -256,11 +256,11 @@ class CoordinatorSync:
         silent_seconds = now - self._heard_at
         if not self.synced:
             final = not isinstance(error, CoordinatorUnreachable) and error.reason not in TRANSIENT
-            if final or silent_seconds >= self._pace.first_seconds:
+            if final or silent_seconds >= self._timing.first_seconds:
                 raise error
         if error.reason != "UnknownWorker" and now - self._complained_at >= COMPLAIN_SECONDS:
             self._complained_at = now
             log.warning("%s", error)
-        if silent_seconds >= self._pace.away_seconds and not self._away:
+        if silent_seconds >= self._timing.away_seconds and not self._away:
             self._away = True
             await self._node.driver.tell(ApiUnavailable())

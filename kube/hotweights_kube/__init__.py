@@ -29,7 +29,7 @@ from hotweights_kube.resources import (
     Resource,
 )
 from hotweights_kube.token_review import Identity, review
-from hotweights_kube.watch import Change, Pace, watch
+from hotweights_kube.watch import Change, WatchTiming, watch
 
 __all__ = [
     "EVENTS",
@@ -52,13 +52,13 @@ __all__ = [
     "NotConfigured",
     "NotFound",
     "Notice",
-    "Pace",
     "Recorder",
     "Reference",
     "Resource",
     "Selection",
     "TokenRefused",
     "Unavailable",
+    "WatchTiming",
     "review",
     "watch",
 ]

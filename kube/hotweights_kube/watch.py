@@ -60,7 +60,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class WatchTiming:
     """How long a watch lasts, and how fast it is tried again."""
 
     watch_seconds: tuple[float, float] = (240.0, 360.0)
@@ -80,7 +80,7 @@ async def watch(
     resource: Resource,
     selection: Selection | None = None,
     *,
-    pace: Pace | None = None,
+    timing: WatchTiming | None = None,
     on_trouble: Callable[[errors.KubeError], None] = _log_trouble,
     on_heard: Callable[[], None] = lambda: None,
     draw: Callable[[], float] = random.random,
@@ -89,7 +89,7 @@ async def watch(
 
     ``on_heard`` is called whenever the API server says anything, if only a bookmark.
     """
-    selection, pace = selection or Selection(), pace or Pace()
+    selection, timing = selection or Selection(), timing or WatchTiming()
     known: _Known = {}
     version = ""
     failures = 0
@@ -104,10 +104,12 @@ async def watch(
             query = {
                 "resourceVersion": version,
                 "allowWatchBookmarks": "true",
-                "timeoutSeconds": str(round(_between(pace.watch_seconds, draw()))),
+                "timeoutSeconds": str(round(_between(timing.watch_seconds, draw()))),
             }
             heard = False
-            async with aclosing(api.stream(resource, selection, query, silence_seconds=pace.silence_seconds)) as events:
+            async with aclosing(
+                api.stream(resource, selection, query, silence_seconds=timing.silence_seconds)
+            ) as events:
                 async for event in events:
                     told, version = _read(event, known, resource)
                     heard, failures = True, 0
@@ -115,15 +117,15 @@ async def watch(
                     if told is not None:
                         yield told
             if not heard:  # a server that ends every watch at once must not be asked in a tight loop
-                await asyncio.sleep(pace.backoff.spread(1, draw))
+                await asyncio.sleep(timing.backoff.spread(1, draw))
         except errors.Expired:
             version = ""  # the list that follows says what was missed
             failures += 1
-            await asyncio.sleep(pace.backoff.spread(failures, draw))
+            await asyncio.sleep(timing.backoff.spread(failures, draw))
         except errors.KubeError as error:
             failures += 1
             on_trouble(error)
-            await asyncio.sleep(max(errors.wait_seconds(error) or 0.0, pace.backoff.spread(failures, draw)))
+            await asyncio.sleep(max(errors.wait_seconds(error) or 0.0, timing.backoff.spread(failures, draw)))
 
 
 async def _list(

@@ -34,29 +34,29 @@ PIECE_NBYTES = 16 << 20
 PROBE_NBYTES = 64 << 10
 
 
-class Road(NamedTuple):
+class CopyPath(NamedTuple):
     """How bytes get onto the device, and why this way."""
 
     name: Literal["gds", "pinned", "pageable", "host"]
     because: str
 
 
-def choose(device: str, *, pinned: bool = False, direct: bool = False, sample: Path | None = None) -> Road:
+def choose(device: str, *, pinned: bool = False, direct: bool = False, sample: Path | None = None) -> CopyPath:
     """The best road to ``device`` (``cpu`` or ``cuda``) that works here. ``sample`` is a file of the source, for the probe."""
     if device == "cpu":
-        return Road("host", "the CPU was asked for")
+        return CopyPath("host", "the CPU was asked for")
     reason = _no_gpu()
     if reason:
-        return Road("host", f"no GPU: {reason}")
+        return CopyPath("host", f"no GPU: {reason}")
     if direct:
         reason = _no_direct_read(sample) if sample else "the source is no file"
         if not reason:
-            return Road("gds", f"kvikio read {sample} into GPU memory, byte for byte")
+            return CopyPath("gds", f"kvikio read {sample} into GPU memory, byte for byte")
         logger.warning("HOTWEIGHTS_USE_GDS is set, but %s; going on through host memory", reason)
     if not pinned:
-        return Road("pageable", "page-locked buffers were not asked for (--pinned)")
+        return CopyPath("pageable", "page-locked buffers were not asked for (--pinned)")
     reason = _no_pinned_memory()
-    return Road("pageable", reason) if reason else Road("pinned", "two page-locked buffers in turn")
+    return CopyPath("pageable", reason) if reason else CopyPath("pinned", "two page-locked buffers in turn")
 
 
 class DeviceVersion:
@@ -83,7 +83,7 @@ class DeviceVersion:
 
 
 def to_device(
-    image: Image, road: Road, folder: Path | None = None, report: Callable[[int], None] = lambda _nbytes: None
+    image: Image, road: CopyPath, folder: Path | None = None, report: Callable[[int], None] = lambda _nbytes: None
 ) -> DeviceVersion:
     """``image`` on the GPU. With the road ``gds`` the bytes come from the files in ``folder`` and are verified at once."""
     if road.name == "host":

@@ -40,7 +40,7 @@ class Engine:
         self.heard: list[tuple[frames.Frame, int]] = []
         self.closed = threading.Event()
         self.state = "Booting"
-        self.link = agent_connection.Link(
+        self.link = agent_connection.AgentLink(
             str(path),
             lambda: frames.Hello(role="rank", state=self.state),
             self.handle,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from hotweights.adapters.inprocess.embedded_node import Room, RoomSettings
+from hotweights.adapters.inprocess.embedded_node import EmbeddedNode, EmbeddedNodeSettings
 from hotweights.adapters.inprocess.metrics import BinderMetrics
 from hotweights.adapters.vllm_auto import install_autobind
 from hotweights_planner.plan import Plan
@@ -31,14 +31,16 @@ class World:
 
     def __init__(self, endpoint: str, client: Any, folder: Path) -> None:
         self.endpoint, self.client, self.folder = endpoint, client, folder
-        self.rooms: list[Room] = []
+        self.rooms: list[EmbeddedNode] = []
         self.loop = asyncio.new_event_loop()
         self.thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self.thread.start()
 
-    async def room(self, **values: Any) -> Room:
-        settings = RoomSettings(self.endpoint, roots=(self.folder,), worker_id="vllm", beat_seconds=0.1, **values)
-        self.rooms.append(await asyncio.to_thread(Room, self.folder, self.loop, settings))
+    async def room(self, **values: Any) -> EmbeddedNode:
+        settings = EmbeddedNodeSettings(
+            self.endpoint, roots=(self.folder,), worker_id="vllm", beat_seconds=0.1, **values
+        )
+        self.rooms.append(await asyncio.to_thread(EmbeddedNode, self.folder, self.loop, settings))
         return self.rooms[-1]
 
     async def call(self, method: str, **values: Any) -> dict[str, Any]:
@@ -81,7 +83,7 @@ async def test_it_is_ready_and_has_applied_only_with_its_engine(world: World) ->
     wanted = world.version("v1", 1.0)
     await world.begin(wanted)
     assert (await world.call("status"))["workers"] == []  # no engine was constructed yet
-    room.moved_in(1)
+    room.wait_until_connected(1)
     await world.until(lambda status: status["workers"] == ["vllm"])
     await world.until(lambda status: status["state"] == "begun" and status["waiting_for"] == ["vllm"])
     engine = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving")
@@ -112,7 +114,7 @@ async def test_what_the_engine_refuses_aborts_the_attempt(world: World) -> None:
     engine = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving", refuses="ShapeMismatch")
     try:
         await engine.start()
-        room.moved_in(1)
+        room.wait_until_connected(1)
         await world.begin(world.version("v1", 1.0))
         status = await world.until(lambda status: status["state"] == "aborted")
         assert "the test says so" in status["reason"]
@@ -131,7 +133,7 @@ async def test_the_engine_gets_the_names_that_the_map_says(world: World) -> None
     engine = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving")
     try:
         await engine.start()
-        room.moved_in(1)
+        room.wait_until_connected(1)
         await world.begin(world.version("v1", 1.0))
         await world.until(lambda status: status["state"] == "precommitted")
         (table,) = engine.tables.values()
@@ -148,7 +150,7 @@ async def test_a_map_that_cannot_be_meant_aborts_the_attempt(world: World) -> No
     engine = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving")
     try:
         await engine.start()
-        room.moved_in(1)
+        room.wait_until_connected(1)
         await world.begin(world.version("v1", 1.0))
         status = await world.until(lambda status: status["state"] == "aborted")
         assert "layers" in status["reason"]
@@ -161,7 +163,7 @@ async def test_a_lost_engine_holds_the_commit_up(world: World) -> None:
     room = await world.room()
     engine = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving")
     await engine.start()
-    room.moved_in(1)
+    room.wait_until_connected(1)
     await world.until(lambda status: status["workers"] == ["vllm"])
     await engine.stop()
     await world.begin(world.version("v1", 1.0))

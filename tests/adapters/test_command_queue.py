@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from hotweights.adapters.vllm.agent_connection import Connection
-from hotweights.adapters.vllm.rank.command_queue import Orders
+from hotweights.adapters.vllm.rank.command_queue import CommandQueue
 from hotweights.adapters.vllm.rank.throttle import SWITCH_SECONDS, giving_way
 from hotweights_transports.handoff import frames
 
@@ -24,7 +24,7 @@ class Engine:
     def __init__(self) -> None:
         self.done: list[tuple[str, Any]] = []
         self.raises = False
-        self.orders = Orders(self.prepare, self.release)
+        self.orders = CommandQueue(self.prepare, self.release)
 
     def prepare(self, connection: Connection, frame: frames.Prepare, fds: list[int]) -> None:
         for fd in fds:

@@ -70,9 +70,9 @@ class Replica:
 
 class Engine:
     def __init__(self, **fail: Any) -> None:
-        self.replica = Replica(**fail)
+        self.engine_client = Replica(**fail)
         self.told: list[frames.State] = []
-        self.switch = Switch(self.replica, 5.0, self.told.append, state="Serving")  # type: ignore[arg-type]
+        self.switch = Switch(self.engine_client, 5.0, self.told.append, state="Serving")  # type: ignore[arg-type]
 
     async def commit(self, digest: str = "new", token: int = 1, **values: Any) -> Any:
         return await self.switch.commit(frames.Commit(digest=digest, commit_token=token, **values))
@@ -91,7 +91,7 @@ async def test_a_commit_goes_in_this_order() -> None:
     answer = await engine.commit()
     assert isinstance(answer, frames.Committed)
     assert answer.probe == "Golden"
-    assert engine.replica.steps == ["check", "pause Keep", "install", "probe", "open", "settle"]
+    assert engine.engine_client.steps == ["check", "pause Keep", "install", "probe", "open", "settle"]
     assert (engine.switch.digest, engine.switch.token, engine.switch.dirty, engine.switch.torn) == (
         "new",
         1,
@@ -102,17 +102,17 @@ async def test_a_commit_goes_in_this_order() -> None:
 
 async def test_without_golden_tokens_an_answer_has_to_come_without_nan() -> None:
     engine = Engine()
-    engine.replica.probes = []
+    engine.engine_client.probes = []
     assert (await engine.commit()).probe == "Ran"
     engine = Engine(nan=True)
-    engine.replica.probes = []
+    engine.engine_client.probes = []
     assert (await engine.commit()).reason == "ProbeMismatch"
 
 
 async def test_what_is_refused_is_refused_before_the_pause() -> None:
     engine = Engine(check=RankError("NotPrepared", "rank 0: no"))
     answer = await engine.commit()
-    assert (answer.reason, answer.dirty, engine.replica.steps) == ("NotPrepared", False, ["check", "unpin"])
+    assert (answer.reason, answer.dirty, engine.engine_client.steps) == ("NotPrepared", False, ["check", "unpin"])
 
 
 @pytest.mark.parametrize(
@@ -120,21 +120,21 @@ async def test_what_is_refused_is_refused_before_the_pause() -> None:
 )
 async def test_malformed_probes_are_refused_before_the_pause(probes: list[Any]) -> None:
     engine = Engine()
-    engine.replica.probes = probes
+    engine.engine_client.probes = probes
     answer = await engine.commit()
     assert (answer.reason, answer.dirty) == ("CommitFailed", False)
-    assert "pause Keep" not in engine.replica.steps
+    assert "pause Keep" not in engine.engine_client.steps
 
 
 async def test_an_older_token_is_refused_and_an_equal_one_repeats_the_answer() -> None:
     engine = Engine()
     await engine.commit(token=5)
     assert (await engine.commit("other", token=4)).reason == "StaleToken"
-    engine.replica.steps.clear()
+    engine.engine_client.steps.clear()
     again = await engine.commit(token=5)
     assert isinstance(again, frames.Committed)
     assert again.pause_seconds == 0
-    assert engine.replica.steps == []
+    assert engine.engine_client.steps == []
 
 
 async def test_keep_is_fenced_too() -> None:
@@ -150,21 +150,21 @@ async def test_two_commits_at_a_time_are_one_or_busy() -> None:
     assert isinstance(first, frames.Committed)
     assert isinstance(same, frames.Committed)
     assert other.reason == "Busy"
-    assert engine.replica.steps.count("install") == 1
+    assert engine.engine_client.steps.count("install") == 1
 
 
 async def test_a_drain_that_does_not_end_changes_nothing() -> None:
     engine = Engine(**{"pause Wait": 1.0})
     answer = await engine.commit(mode="Wait", drain_seconds=0.01)
     assert (answer.reason, answer.dirty) == ("DrainTimeout", False)
-    assert engine.replica.steps == ["check", "pause Wait", "resume", "unpin"]
+    assert engine.engine_client.steps == ["check", "pause Wait", "resume", "unpin"]
 
 
 async def test_a_pause_that_fails_changes_nothing() -> None:
     engine = Engine(**{"pause Keep": RuntimeError("cache")})
     answer = await engine.commit()
     assert (answer.reason, answer.dirty) == ("CommitFailed", False)
-    assert "install" not in engine.replica.steps
+    assert "install" not in engine.engine_client.steps
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ async def test_a_failure_after_the_copy_began_is_dirty_and_never_resumed(fail: d
     engine = Engine(**fail)
     answer = await engine.commit(deadline_seconds=0.02)
     assert (answer.reason, answer.dirty) == (reason, True)
-    assert not engine.replica.resumed
+    assert not engine.engine_client.resumed
     assert (engine.switch.digest, engine.switch.state) == (None, "Dirty")
     assert [state.state for state in engine.told] == ["Dirty"]
     assert (await engine.commit(token=9)).reason == "EngineDirty"
@@ -190,7 +190,7 @@ async def test_a_failure_after_the_copy_began_is_dirty_and_never_resumed(fail: d
 
 async def test_a_wrong_answer_is_dirty() -> None:
     engine = Engine()
-    engine.replica.tokens = [3, 5]
+    engine.engine_client.tokens = [3, 5]
     answer = await engine.commit()
     assert (answer.reason, answer.dirty) == ("ProbeMismatch", True)
     assert "[3, 5], expected [3, 4]" in answer.message
@@ -199,11 +199,11 @@ async def test_a_wrong_answer_is_dirty() -> None:
 async def test_a_repair_is_probed_before_it_resumes(ended: list[str]) -> None:
     engine = Engine()
     await engine.commit("old")
-    engine.replica.fail = {"install": RuntimeError("torn")}
+    engine.engine_client.fail = {"install": RuntimeError("torn")}
     await engine.commit("new", token=2)
-    engine.replica.steps.clear()
+    engine.engine_client.steps.clear()
     await engine.switch.repair()
-    assert engine.replica.steps == ["repair", "forget", "probe", "settle", "label", "resume"]
+    assert engine.engine_client.steps == ["repair", "forget", "probe", "settle", "label", "resume"]
     assert (engine.switch.digest, engine.switch.dirty, ended) == ("old", False, [])
     assert (engine.told[-1].state, engine.told[-1].digest, engine.told[-1].reason) == ("Serving", "old", "Repaired")
 
@@ -212,23 +212,23 @@ async def test_a_repair_is_probed_before_it_resumes(ended: list[str]) -> None:
 async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken: str) -> None:
     engine = Engine(install=RuntimeError("torn"))
     await engine.commit()
-    engine.replica.fail = {broken: RuntimeError("still")}
+    engine.engine_client.fail = {broken: RuntimeError("still")}
     await engine.switch.repair()
     assert len(ended) == 1
     assert engine.switch.dirty
-    assert not engine.replica.resumed
+    assert not engine.engine_client.resumed
 
 
 async def test_a_repair_that_answers_otherwise_than_before_ends_the_process(ended: list[str]) -> None:
     engine = Engine()
     await engine.switch.remember_boot()
-    engine.replica.fail = {"install": RuntimeError("torn")}
+    engine.engine_client.fail = {"install": RuntimeError("torn")}
     await engine.commit()
-    engine.replica.fail = {}
-    engine.replica.tokens = [9, 9]
+    engine.engine_client.fail = {}
+    engine.engine_client.tokens = [9, 9]
     await engine.switch.repair()
     assert len(ended) == 1
-    assert not engine.replica.resumed
+    assert not engine.engine_client.resumed
 
 
 @pytest.mark.parametrize("step", ["check", "pause Keep", "install", "probe", "open"])

@@ -18,7 +18,7 @@ from hotweights_coordinator.client.client import (
     AsyncClient,
     Client,
     Subscriber,
-    _Course,
+    _EndpointFailover,
     _Watched,
 )
 from hotweights_coordinator.state.state import Event
@@ -65,7 +65,7 @@ def somebody(answers: list[dict[str, object] | None]) -> Iterator[str]:
 
 
 def test_does_not_wait_for_the_leader_that_just_went() -> None:
-    course = _Course("tcp://127.0.0.1:1,tcp://127.0.0.1:2,tcp://127.0.0.1:3", "")
+    course = _EndpointFailover("tcp://127.0.0.1:1,tcp://127.0.0.1:2,tcp://127.0.0.1:3", "")
     first = course.at
     assert course.connect_seconds == CONNECT_SECONDS
     course.follow(None)

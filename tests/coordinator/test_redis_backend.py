@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from hotweights_coordinator.backends.base import Fenced, Unavailable
-from hotweights_coordinator.backends.redis import BadSetting, RedisBackend, RedisSettings
-from hotweights_coordinator.state.state import Attempt, Current, Durable, Event, PlanRef, Worker
+from hotweights_coordinator.backends.redis import RedisBackend, RedisSettings, RedisSettingsError
+from hotweights_coordinator.state.state import Attempt, CoordinatorState, Current, Event, PlanRef, Worker
 from tests.coordinator.ha.redis_server import RedisServer
 
 PLAN = PlanRef("sha256:plan", "v2", "sha256:manifest", "file:///w", "m", 10)
-STATE = Durable(
+STATE = CoordinatorState(
     token=7,
     plan=PLAN,
     attempt=Attempt(7, "precommitted", PLAN, 12.5, precommits=frozenset({"w1", "w2"})),
@@ -100,10 +100,10 @@ async def test_tokens_grow_even_when_redis_forgot_them(tmp_path: Path, caplog: p
         await asyncio.sleep(0)
         lease = await backend.lead("a", "tcp://a:1")
         assert (lease.mine, lease.fence) == (True, 2)
-        assert await backend.load() == Durable(token=7)
+        assert await backend.load() == CoordinatorState(token=7)
         assert "decisions up to token 7 are gone" in caplog.text
-        await backend.store(Durable(token=8), lease)
-        assert await backend.load() == Durable(token=8)
+        await backend.store(CoordinatorState(token=8), lease)
+        assert await backend.load() == CoordinatorState(token=8)
     finally:
         await backend.close()
         server.stop()
@@ -138,11 +138,11 @@ def test_settings_come_from_the_environment() -> None:
     ],
 )
 def test_a_setting_that_says_nothing_is_named(name: str, value: str) -> None:
-    with pytest.raises(BadSetting, match=name):
+    with pytest.raises(RedisSettingsError, match=name):
         RedisSettings.read({name: value})
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:6379", "http://127.0.0.1", "redis://h:port/0"])
 def test_an_address_that_is_none_is_named(url: str) -> None:
-    with pytest.raises(BadSetting, match="HOTWEIGHTS_REDIS_URL"):
+    with pytest.raises(RedisSettingsError, match="HOTWEIGHTS_REDIS_URL"):
         RedisBackend(RedisSettings(url))

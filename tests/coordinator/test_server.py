@@ -23,7 +23,7 @@ from hotweights_coordinator.client.client import Client, Subscriber
 from hotweights_coordinator.server.server import Server
 from hotweights_coordinator.server.settings import ServeSettings
 from hotweights_coordinator.state import state
-from hotweights_coordinator.state.state import Durable
+from hotweights_coordinator.state.state import CoordinatorState
 from hotweights_coordinator.wire import auth
 from hotweights_coordinator.wire.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
 from tests.coordinator.running import Coordinator, begun, manifest, plan, running
@@ -315,7 +315,7 @@ class Failing(MemoryBackend):
         self.wrote = False
         self.renew_seconds = 0.05
 
-    async def store(self, durable: Durable, lease: Lease) -> None:
+    async def store(self, durable: CoordinatorState, lease: Lease) -> None:
         if self.error is None or self.wrote:
             await super().store(durable, lease)
         if self.error is not None:
@@ -357,11 +357,11 @@ class Slow(MemoryBackend):
     async def lead(self, instance_id: str, endpoint: str) -> Lease:
         return Lease(mine=True, fence=self.fence, leader=endpoint, until=math.inf)
 
-    async def load(self) -> Durable | None:
+    async def load(self) -> CoordinatorState | None:
         await asyncio.sleep(self.load_seconds)
         return await super().load()
 
-    async def store(self, durable: Durable, lease: Lease) -> None:
+    async def store(self, durable: CoordinatorState, lease: Lease) -> None:
         await super().store(durable, lease)
         self.arrived.set()
         await asyncio.to_thread(self.go_on.wait)
@@ -398,9 +398,9 @@ def test_a_lease_that_went_and_came_back_during_a_write_is_read_for_before_anybo
         with ThreadPoolExecutor(1) as pool:
             first = pool.submit(client.call, "register", worker_id="a")
             assert backend.arrived.wait(10.0)
-            others = backend._durable
+            others = backend._state
             assert others is not None
-            backend._durable = state.abort(others, "decided by somebody else", 0.0)
+            backend._state = state.abort(others, "decided by somebody else", 0.0)
             backend.load_seconds, backend.fence = 0.3, 3
             time.sleep(0.2)  # it has seen its new lease
             backend.go_on.set()
@@ -423,7 +423,7 @@ def test_followers_tell_what_holds_and_who_leads() -> None:
         begun(client)
         follower_backend = Follower()
         follower_backend.leader = leader.endpoint
-        follower_backend.__dict__.update(_blobs=shared._blobs, _durable=shared._durable)
+        follower_backend.__dict__.update(_blobs=shared._blobs, _state=shared._state)
         with running(follower_backend) as follower, follower.client() as other:
             status = other.call("status").result
             assert (status["state"], status["leads"], status["leader"]) == ("begun", False, leader.endpoint)

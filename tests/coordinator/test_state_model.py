@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from hotweights_coordinator.backends.base import decode, encode
 from hotweights_coordinator.state import state
-from hotweights_coordinator.state.state import Durable, PlanRef, Worker
+from hotweights_coordinator.state.state import CoordinatorState, PlanRef, Worker
 from hotweights_coordinator.wire.messages import CallRefused
 
 WORKERS = ("a", "b", "c")
@@ -62,7 +62,7 @@ class Coordinator(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.durable = Durable()
+        self.durable = CoordinatorState()
         self.model = Model()
         self.now = 1000.0
         self.highest = 0

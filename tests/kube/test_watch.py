@@ -14,9 +14,9 @@ from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Listing, Selection
 from hotweights_kube.resources import NODE_WEIGHTS, Body, Resource, name_of, version_of
-from hotweights_kube.watch import Change, Pace, watch
+from hotweights_kube.watch import Change, WatchTiming, watch
 
-QUICK = Pace(backoff=Backoff(0.001, 0.002))
+QUICK = WatchTiming(backoff=Backoff(0.001, 0.002))
 
 
 def thing(name: str, version: int) -> Body:
@@ -59,7 +59,10 @@ class Script:
 async def changes_of(script: Script, count: int, troubles: list[errors.KubeError] | None = None) -> list[Change]:
     seen: list[Change] = []
     sink: list[errors.KubeError] = [] if troubles is None else troubles
-    async with asyncio.timeout(1), aclosing(watch(script, NODE_WEIGHTS, pace=QUICK, on_trouble=sink.append)) as changes:
+    async with (
+        asyncio.timeout(1),
+        aclosing(watch(script, NODE_WEIGHTS, timing=QUICK, on_trouble=sink.append)) as changes,
+    ):
         async for change in changes:
             seen.append(change)
             if len(seen) == count:
@@ -95,7 +98,7 @@ async def test_a_bookmark_is_heard() -> None:
     script = Script([("1", [], [])], [[event("BOOKMARK", "", 70)], [event("ADDED", "a", 71)]])
     heard: list[None] = []
     async with asyncio.timeout(1):
-        async with aclosing(watch(script, NODE_WEIGHTS, pace=QUICK, on_heard=lambda: heard.append(None))) as changes:
+        async with aclosing(watch(script, NODE_WEIGHTS, timing=QUICK, on_heard=lambda: heard.append(None))) as changes:
             async for change in changes:
                 if change.type == "ADDED":
                     break

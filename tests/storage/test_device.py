@@ -10,7 +10,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from hotweights_storage.device import Road, choose, to_device
+from hotweights_storage.device import CopyPath, choose, to_device
 from hotweights_storage.errors import TransferError
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.resolve import publish
@@ -35,7 +35,7 @@ def image(tmp_path: Path) -> Iterator[Image]:
 
 
 def test_the_cpu_needs_no_road() -> None:
-    assert choose("cpu", pinned=True, direct=True) == Road("host", "the CPU was asked for")
+    assert choose("cpu", pinned=True, direct=True) == CopyPath("host", "the CPU was asked for")
 
 
 @pytest.mark.skipif(GPU, reason="this machine has a GPU: see the test below")
@@ -47,7 +47,7 @@ def test_without_a_gpu_the_version_stays_where_it_is_and_says_why(tmp_path: Path
 
 def test_there_is_no_way_to_a_gpu_that_is_not_there(image: Image) -> None:
     with pytest.raises(TransferError, match="no road to a GPU: because"):
-        to_device(image, Road("host", "because"))
+        to_device(image, CopyPath("host", "because"))
 
 
 @pytest.mark.gpu

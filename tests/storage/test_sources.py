@@ -168,7 +168,7 @@ def test_direct_and_cached_reads_give_the_same_bytes(
 
 def test_the_cache_is_used_only_where_it_is_far_quicker() -> None:
     for seconds_direct, direct in ((1.0, True), (1.9, True), (3.0, False)):
-        contest = files._Contest()
+        contest = files._FasterRead()
         for _ in range(8):
             kind = contest.direct()
             contest.count(kind, 1 << 20, seconds_direct if kind else 1.0)

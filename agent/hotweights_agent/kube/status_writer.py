@@ -61,17 +61,17 @@ class StatusWriter:
         write: Callable[[dict[str, object]], Awaitable[object]],
         clock: Callable[[], float],
         utc: Callable[[], str],
-        pace: WriteLimits | None = None,
+        limits: WriteLimits | None = None,
         counted: Callable[[str], None] = lambda _result: None,
     ) -> None:
         """``write`` patches the object's status; ``counted`` hears how each write ended."""
         self._write = write
         self._clock = clock
         self._utc = utc
-        self._pace = pace or WriteLimits()
+        self._limits = limits or WriteLimits()
         self._counted = counted
-        self._bucket = TokenBucket(self._pace.per_second, self._pace.burst, clock())
-        self._urgent_bucket = TokenBucket(self._pace.urgent_per_second, self._pace.urgent_burst, clock())
+        self._bucket = TokenBucket(self._limits.per_second, self._limits.burst, clock())
+        self._urgent_bucket = TokenBucket(self._limits.urgent_per_second, self._limits.urgent_burst, clock())
         self._refused_since: float | None = None
         self._refusal = ""
         self._new: NodeWeightsStatus | None = None
@@ -97,7 +97,7 @@ class StatusWriter:
     def trouble(self) -> str:
         """Why others believe an old status; empty: they do not. An API server that is away is not: nobody can read there."""
         since = self._refused_since
-        if since is None or self._clock() < since + self._pace.trouble_seconds:
+        if since is None or self._clock() < since + self._limits.trouble_seconds:
             return ""
         return f"the status has been refused for {self._clock() - since:.0f} s: {self._refusal}"
 
@@ -106,7 +106,7 @@ class StatusWriter:
         failures = 0
         while True:
             await self._changed.wait()
-            await asyncio.sleep(self._pace.coalesce_seconds)
+            await asyncio.sleep(self._limits.coalesce_seconds)
             await self._until_due()
             new, urgent = self._new, self._urgent
             self._new, self._urgent = None, False
@@ -128,7 +128,7 @@ class StatusWriter:
                     self._new = new
                 self._urgent = self._urgent or urgent
                 self._changed.set()
-                await asyncio.sleep(self._pace.retry.seconds(failures))
+                await asyncio.sleep(self._limits.retry.seconds(failures))
                 continue
             failures, self._refused_since = 0, None
             self._counted("written")
@@ -168,8 +168,8 @@ class StatusWriter:
         """How long mere progress waits; 0: it is due."""
         now = self._clock()
         due = 0.0
-        if self._written is not None and progressed(self._written, new) < self._pace.progress_share:
-            due = self._written_at + self._pace.progress_seconds - now
+        if self._written is not None and progressed(self._written, new) < self._limits.progress_share:
+            due = self._written_at + self._limits.progress_seconds - now
         return max(due, self._bucket.wait_seconds(now))
 
     def _body(self, status: NodeWeightsStatus) -> dict[str, object]:

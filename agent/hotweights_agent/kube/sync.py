@@ -19,13 +19,13 @@ from hotweights_agent.kube.status_writer import StatusWriter
 from hotweights_agent.session.messages import ApiUnavailable, Assigned, Message, PodsPresent
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import NodeWeightsSpec
-from hotweights_kube import NODE_WEIGHTS, PODS, Api, Body, KubeError, NotFound, Pace, Selection, watch
+from hotweights_kube import NODE_WEIGHTS, PODS, Api, Body, KubeError, NotFound, Selection, WatchTiming, watch
 from hotweights_kube.resources import newer
 
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 1.0
-WATCH_PACE = Pace(backoff=Backoff(0.25, 4.0))
+WATCH_TIMING = WatchTiming(backoff=Backoff(0.25, 4.0))
 
 
 class KubeSync:
@@ -64,7 +64,7 @@ class KubeSync:
 
     async def _watch_own(self) -> None:
         selection = Selection(namespace=self._namespace, field_selector=f"metadata.name={self._node}")
-        stream = watch(self._api, NODE_WEIGHTS, selection, pace=WATCH_PACE, on_trouble=self._note_trouble)
+        stream = watch(self._api, NODE_WEIGHTS, selection, timing=WATCH_TIMING, on_trouble=self._note_trouble)
         async with aclosing(stream):
             async for change in stream:
                 if change.type == "SYNCED":
@@ -95,7 +95,7 @@ class KubeSync:
 
     async def _watch_pods(self) -> None:
         selection = Selection(field_selector=f"spec.nodeName={self._node}")
-        stream = watch(self._api, PODS, selection, pace=WATCH_PACE, on_trouble=self._note_trouble)
+        stream = watch(self._api, PODS, selection, timing=WATCH_TIMING, on_trouble=self._note_trouble)
         async with aclosing(stream):
             async for change in stream:
                 if change.type == "SYNCED":

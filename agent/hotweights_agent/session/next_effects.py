@@ -144,8 +144,8 @@ def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
         return
     if transient and not attempt.retries.may_start(now):
         return
-    pace = PREPARE_RETRIES if failure.op == "prepare" else COMMIT_RETRIES
-    attempt.retries = attempt.retries.failed(now, pace, failure.reason, failure.message, transient=transient)
+    policy = PREPARE_RETRIES if failure.op == "prepare" else COMMIT_RETRIES
+    attempt.retries = attempt.retries.failed(now, policy, failure.reason, failure.message, transient=transient)
     if (
         attempt.retries.given_up and failure.reason != "StaleToken"
     ):  # that speaks against the order, not against the version
@@ -153,7 +153,7 @@ def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
 
 
 def _expire(engine: Engine, at: EngineContext) -> list[Effect]:
-    """End connections that owe an answer; their `Gone` then clears what they had said."""
+    """End connections that owe an answer; their `Disconnected` then clears what they had said."""
     effects: list[Effect] = []
     processes: list[Server | Rank] = [*engine.servers.values(), *engine.ranks.values()]
     for process in processes:

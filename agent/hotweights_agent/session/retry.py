@@ -33,12 +33,14 @@ class RetryState:
         """Whether another try may begin now."""
         return not self.given_up and now >= self.again_at
 
-    def failed(self, now: float, pace: RetryPolicy, reason: str, message: str, *, transient: bool = True) -> RetryState:
+    def failed(
+        self, now: float, policy: RetryPolicy, reason: str, message: str, *, transient: bool = True
+    ) -> RetryState:
         """One more failure; final if it is not transient or was the last that is allowed."""
         failures = self.failures + 1
-        if not transient or (pace.most is not None and failures >= pace.most):
+        if not transient or (policy.most is not None and failures >= policy.most):
             return RetryState(failures, now, True, reason, message)
-        return RetryState(failures, now + pace.backoff.seconds(failures), False, reason, message)
+        return RetryState(failures, now + policy.backoff.seconds(failures), False, reason, message)
 
     def until(self, deadline: float) -> RetryState:
         """The same, given up if the next try would begin after the deadline."""

@@ -26,11 +26,11 @@ from hotweights_storage.image import ImageBuilder
 from hotweights_storage.reader import Limits
 from hotweights_storage.sources.base import Source
 from hotweights_transports.broadcast.collective import receive, send
-from hotweights_transports.broadcast.group import Patience, Terms
+from hotweights_transports.broadcast.group import GroupTimeouts, Terms
 from hotweights_transports.broadcast.hydra import MpiUnavailable, availability
 from hotweights_transports.broadcast.invitation import Groups, Invitation, accept
-from hotweights_transports.broadcast.leader import Lead
-from hotweights_transports.broadcast.member import Follow
+from hotweights_transports.broadcast.leader import GroupLeader
+from hotweights_transports.broadcast.member import GroupMember
 from hotweights_transports.peers.base import Authenticate, PeerError, PeerMissing, PeerUnreachable
 from hotweights_transports.peers.registry import transport_for
 
@@ -100,7 +100,7 @@ class Broadcasts:
     def __init__(self, means: BroadcastContext, patience_seconds: float) -> None:
         """``patience_seconds``: how long those who are there wait for the others."""
         self._means = means
-        self._patience = Patience(join_seconds=patience_seconds, stall_seconds=STALL_SECONDS)
+        self._patience = GroupTimeouts(join_seconds=patience_seconds, stall_seconds=STALL_SECONDS)
 
     def bring(self, part: BroadcastTask) -> BroadcastResult:
         """Take part. Raises `Cancelled` only."""
@@ -126,7 +126,7 @@ class Broadcasts:
     def _lead(self, part: BroadcastTask) -> str:
         """Why not all of it went to all, or ''."""
         terms = part.terms(Groups.new_secret())
-        with closing(Lead(self._means.host, 0, terms, 0, self._patience)) as lead, _ended_by(part.cancel, lead):
+        with closing(GroupLeader(self._means.host, 0, terms, 0, self._patience)) as lead, _ended_by(part.cancel, lead):
             self._means.groups.open(part.job.name, part.job.members, lead.port, terms.secret)
             try:
                 lead.gather()
@@ -143,7 +143,7 @@ class Broadcasts:
         if invitation.over:
             return "the others began without this node"
         terms = part.terms(invitation.secret)
-        follow = Follow(rank, host, invitation.port, terms, 0, self._patience)
+        follow = GroupMember(rank, host, invitation.port, terms, 0, self._patience)
         with closing(follow), _ended_by(part.cancel, follow):
             follow.gather()
             return receive(follow, part.plan.buckets, part.builder, part.kept, STALL_SECONDS)
@@ -165,7 +165,7 @@ class Broadcasts:
 
 
 @contextlib.contextmanager
-def _ended_by(cancel: threading.Event, group: Lead | Follow) -> Iterator[None]:
+def _ended_by(cancel: threading.Event, group: GroupLeader | GroupMember) -> Iterator[None]:
     """Nobody waits in the group any more once ``cancel`` is set."""
     through = threading.Event()
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
-from hotweights_coordinator.state.state import Durable
+from hotweights_coordinator.state.state import CoordinatorState
 
 
 class BackendError(Exception):
@@ -54,7 +54,7 @@ class Lease:
 
 
 class Backend(Protocol):
-    """Keeps one `Durable` and some blobs."""
+    """Keeps one `CoordinatorState` and some blobs."""
 
     name: str
     """One word: memory, redis."""
@@ -65,11 +65,11 @@ class Backend(Protocol):
         """Take the lease if it is free, renew it if it is ours, else say whose it is. Raises `Unavailable`."""
         ...
 
-    async def load(self) -> Durable | None:
+    async def load(self) -> CoordinatorState | None:
         """What was stored last; None: nothing ever was. Raises `Unavailable`."""
         ...
 
-    async def store(self, durable: Durable, lease: Lease) -> None:
+    async def store(self, durable: CoordinatorState, lease: Lease) -> None:
         """Replace what is stored if the lease's fence still is the newest. Raises `Fenced` or `Unavailable`."""
         ...
 
@@ -97,19 +97,21 @@ class Backend(Protocol):
 _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 
 
-def encode(durable: Durable, before: Durable | None = None) -> dict[str, bytes]:
+def encode(durable: CoordinatorState, before: CoordinatorState | None = None) -> dict[str, bytes]:
     """The state's parts as JSON, by name; with ``before``, only those parts that are others than its."""
     return {
         part.name: _adapter(part.name).dump_json(getattr(durable, part.name))
-        for part in fields(Durable)
+        for part in fields(CoordinatorState)
         if before is None or getattr(durable, part.name) is not getattr(before, part.name)
     }
 
 
-def decode(parts: Mapping[str, bytes]) -> Durable:
+def decode(parts: Mapping[str, bytes]) -> CoordinatorState:
     """The state that `encode` wrote down whole. Raises `Unavailable` where it is none."""
     try:
-        return Durable(**{part.name: _adapter(part.name).validate_json(parts[part.name]) for part in fields(Durable)})
+        return CoordinatorState(
+            **{part.name: _adapter(part.name).validate_json(parts[part.name]) for part in fields(CoordinatorState)}
+        )
     except (KeyError, ValidationError) as error:
         raise Unavailable(
             f"what is stored is no coordinator's state ({_first(error)}); is it another release's?"
@@ -118,7 +120,7 @@ def decode(parts: Mapping[str, bytes]) -> Durable:
 
 def _adapter(name: str) -> TypeAdapter[Any]:
     if not _ADAPTERS:
-        _ADAPTERS.update({key: TypeAdapter(hint) for key, hint in get_type_hints(Durable).items()})
+        _ADAPTERS.update({key: TypeAdapter(hint) for key, hint in get_type_hints(CoordinatorState).items()})
     return _ADAPTERS[name]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from hotweights_coordinator.backends.base import Lease
-from hotweights_coordinator.state.state import Durable
+from hotweights_coordinator.state.state import CoordinatorState
 
 
 class MemoryBackend:
@@ -15,17 +15,17 @@ class MemoryBackend:
     renew_seconds = 1.0
 
     def __init__(self) -> None:
-        self._durable: Durable | None = None
+        self._state: CoordinatorState | None = None
         self._blobs: dict[str, bytes] = {}
 
     async def lead(self, instance_id: str, endpoint: str) -> Lease:
         return Lease(mine=True, fence=1, leader=endpoint, until=math.inf)
 
-    async def load(self) -> Durable | None:
-        return self._durable
+    async def load(self) -> CoordinatorState | None:
+        return self._state
 
-    async def store(self, durable: Durable, lease: Lease) -> None:
-        self._durable = durable
+    async def store(self, durable: CoordinatorState, lease: Lease) -> None:
+        self._state = durable
 
     async def put_blob(self, digest: str, content: bytes) -> None:
         self._blobs[digest] = content

@@ -14,7 +14,7 @@ from typing import Self
 
 from hotweights_coordinator.backends.base import Lease, decode, encode
 from hotweights_coordinator.backends.redis_store import RedisStore, available
-from hotweights_coordinator.state.state import Durable
+from hotweights_coordinator.state.state import CoordinatorState
 from hotweights_coordinator.wire.messages import CoordinatorError
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ LEASE_VARIABLE = "HOTWEIGHTS_COORD_LEASE_SECONDS"
 _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-class BadSetting(CoordinatorError):
+class RedisSettingsError(CoordinatorError):
     """An environment variable that says nothing usable."""
 
     reason = "BadSetting"
@@ -44,7 +44,7 @@ class RedisSettings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """From the environment. Raises `BadSetting`."""
+        """From the environment. Raises `RedisSettingsError`."""
         usual = cls()
         found = cls(
             environment.get(URL_VARIABLE) or usual.url,
@@ -52,7 +52,7 @@ class RedisSettings:
             _seconds(environment.get(LEASE_VARIABLE) or str(usual.lease_seconds)),
         )
         if not _CLUSTER.fullmatch(found.cluster):
-            raise BadSetting(
+            raise RedisSettingsError(
                 f"${CLUSTER_VARIABLE} is {found.cluster!r}; letters, digits, '.', '_' and '-' are for names"
             )
         return found
@@ -64,7 +64,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.1 <= seconds <= 300.0:
-        raise BadSetting(f"${LEASE_VARIABLE} is {text!r}; it has to be a number of seconds from 0.1 to 300")
+        raise RedisSettingsError(f"${LEASE_VARIABLE} is {text!r}; it has to be a number of seconds from 0.1 to 300")
     return seconds
 
 
@@ -74,14 +74,14 @@ class RedisBackend:
     name = "redis"
 
     def __init__(self, settings: RedisSettings) -> None:
-        """Connects to nothing yet. Raises `BadSetting`."""
+        """Connects to nothing yet. Raises `RedisSettingsError`."""
         if reason := available():
-            raise BadSetting(reason)
+            raise RedisSettingsError(reason)
         try:
             self._store = RedisStore(settings.url, settings.cluster, settings.lease_seconds)
         except ValueError as error:
-            raise BadSetting(f"${URL_VARIABLE} is no address of a Redis: {error}") from error
-        self._kept: Durable | None = None  # what Redis has, as far as we know
+            raise RedisSettingsError(f"${URL_VARIABLE} is no address of a Redis: {error}") from error
+        self._kept: CoordinatorState | None = None  # what Redis has, as far as we know
         self._highest_token = 0
         self._lease: Lease | None = None
         self._swept_fence = 0
@@ -96,7 +96,7 @@ class RedisBackend:
             log.warning(warning)
         return self._lease
 
-    async def load(self) -> Durable | None:
+    async def load(self) -> CoordinatorState | None:
         self._kept = None
         parts, blobs = await self._store.load()
         self._kept = durable = decode(parts) if parts else None
@@ -105,7 +105,7 @@ class RedisBackend:
         if (durable is not None and durable.token >= known) or not known:
             return durable
         log.error("Redis HAS LOST STATE: decisions up to token %d are gone; tokens go on from there", known)
-        return replace(durable or Durable(), token=known)
+        return replace(durable or CoordinatorState(), token=known)
 
     async def _sweep(self, orphans: frozenset[str]) -> None:
         """Drop what a former leader put and never named, once a lease: later it might be what is about to be named."""
@@ -114,7 +114,7 @@ class RedisBackend:
             if orphans:
                 await self._store.drop(sorted(orphans), self._lease)
 
-    async def store(self, durable: Durable, lease: Lease) -> None:
+    async def store(self, durable: CoordinatorState, lease: Lease) -> None:
         before, self._kept = self._kept, None
         await self._store.write(encode(durable, before), lease)
         self._kept = durable

@@ -3,7 +3,7 @@
 Each call has a deadline. Until then it is sent again, to whoever is said to lead or to the next endpoint, because every call
 may be made twice: that is a promise of the state machine. A DEALER socket with numbered requests can't get stuck as REQ does: an
 answer that comes too late is nobody's and is dropped. `Client` waits in the calling thread and may be shared by threads,
-`AsyncClient` waits in a loop; what to do with an answer is decided once, in `_Course`.
+`AsyncClient` waits in a loop; what to do with an answer is decided once, in `_EndpointFailover`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def default_endpoints() -> str:
     return os.environ.get(ENDPOINT_VARIABLE) or address.DEFAULT_ENDPOINT
 
 
-class _Course:
+class _EndpointFailover:
     """Where a client goes next. Knows no socket."""
 
     def __init__(self, endpoints: str | Sequence[str] | None, token: str | None) -> None:
@@ -134,7 +134,7 @@ class Client:
         timeout_seconds: float = 5.0,
     ) -> None:
         self.timeout_seconds = timeout_seconds
-        self._course = _Course(endpoints, token)
+        self._course = _EndpointFailover(endpoints, token)
         self._keys = auth.ClientKeys.read(curve) if curve else None
         self._context = zmq.Context()
         self._sockets: dict[str, Any] = {}
@@ -217,7 +217,7 @@ class AsyncClient:
         context: Any = None,
     ) -> None:
         self.timeout_seconds = timeout_seconds
-        self._course = _Course(endpoints, token)
+        self._course = _EndpointFailover(endpoints, token)
         self._keys = auth.ClientKeys.read(curve) if curve else None
         self._given = context  # or it could end while it is in use
         self._context = zmq.Context() if context is None else zmq.Context.shadow(context.underlying)

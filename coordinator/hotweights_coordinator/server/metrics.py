@@ -5,8 +5,8 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hotweights_common.http_endpoints import Endpoints
-from hotweights_coordinator.state.membership import Presence
-from hotweights_coordinator.state.state import Durable
+from hotweights_coordinator.state.membership import Membership
+from hotweights_coordinator.state.state import CoordinatorState
 from hotweights_coordinator.wire.messages import METHODS, CoordinatorError
 
 PORT_VARIABLE = "HOTWEIGHTS_COORD_METRICS_PORT"
@@ -54,14 +54,14 @@ class Metrics:
         )
         self._children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
-    def show(self, durable: Durable | None, presence: Presence) -> None:
+    def show(self, durable: CoordinatorState | None, membership: Membership) -> None:
         """What is a state rather than an event. ``durable`` None: this coordinator decides nothing."""
         self.leader.set(1 if durable is not None else 0)
-        durable = durable or Durable()
+        durable = durable or CoordinatorState()
         self.workers.set(len(durable.workers))
         self.precommits.set(len(durable.attempt.precommits) if durable.attempt else 0)
-        self.have.set(sum(len(presence.have_of(name)) for name in durable.workers))
-        self.applied.set(len(presence.have_applied(durable)))
+        self.have.set(sum(len(membership.have_of(name)) for name in durable.workers))
+        self.applied.set(len(membership.have_applied(durable)))
         self.token.set(durable.token)
         self.plan_bytes.set(durable.plan.nbytes if durable.plan else 0)
         for phase in PHASES:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from hotweights_coordinator.backends.base import BackendError
 from hotweights_coordinator.backends.blobs import Blobs
 from hotweights_coordinator.server.metrics import Metrics
-from hotweights_coordinator.state.handlers import Outcome
-from hotweights_coordinator.state.state import Durable, Event
+from hotweights_coordinator.state.handlers import CallResult
+from hotweights_coordinator.state.state import CoordinatorState, Event
 from hotweights_coordinator.wire.messages import CallRefused, GetPlan, answer_frame, error_frame, json_bytes
 from hotweights_coordinator.wire.sockets import Sender, Sockets
 
-Decide = Callable[[Durable], Outcome]
+Decide = Callable[[CoordinatorState], CallResult]
 
 
 @dataclass(slots=True)
-class Waiting:
+class PendingCall:
     """A call, from its arrival to its answer. ``to`` None: the server's own, which nobody waits for."""
 
     to: Sender | None
@@ -33,7 +33,7 @@ def unavailable(error: BackendError) -> CallRefused:
     return CallRefused(error.reason, f"{error}; ask again")
 
 
-class Answers:
+class Replies:
     """One coordinator's voice. Calls come on the loop's thread and return at once."""
 
     def __init__(
@@ -42,7 +42,7 @@ class Answers:
         """``spawn`` runs what has to wait, and ends it with the server."""
         self._sockets, self._metrics, self._blobs, self._spawn = sockets, metrics, blobs, spawn
 
-    def answer(self, waiting: Waiting, outcome: Outcome) -> None:
+    def answer(self, waiting: PendingCall, outcome: CallResult) -> None:
         """Its result, with the blob that goes with it: from the backend where that is not at hand."""
         if waiting.to is None:
             return
@@ -56,7 +56,7 @@ class Answers:
         self._sockets.answer(waiting.to, frames)
         self._metrics.answered(waiting.method, "ok", time.monotonic() - waiting.arrived)
 
-    async def _answer_later(self, waiting: Waiting, outcome: Outcome) -> None:
+    async def _answer_later(self, waiting: PendingCall, outcome: CallResult) -> None:
         try:
             blob = await self._blobs.get(outcome.blob)
         except BackendError as error:
@@ -69,7 +69,7 @@ class Answers:
         else:
             self.answer(waiting, outcome)
 
-    def refuse(self, waiting: Waiting, error: CallRefused) -> None:
+    def refuse(self, waiting: PendingCall, error: CallRefused) -> None:
         """No, and why."""
         if waiting.to is not None:
             self._sockets.answer(waiting.to, [error_frame(waiting.call_id, error)])

@@ -20,12 +20,12 @@ from hotweights_common import hosts
 from hotweights_coordinator.backends.base import Backend, BackendError, Fenced, Lease
 from hotweights_coordinator.backends.blobs import Blobs
 from hotweights_coordinator.server.metrics import Metrics, serve
-from hotweights_coordinator.server.replies import Answers, Decide, Waiting, unavailable
+from hotweights_coordinator.server.replies import Decide, PendingCall, Replies, unavailable
 from hotweights_coordinator.server.settings import ServeSettings
 from hotweights_coordinator.state import handlers, plan_check, state
-from hotweights_coordinator.state.handlers import About, Outcome
-from hotweights_coordinator.state.membership import Presence
-from hotweights_coordinator.state.state import Durable, Event
+from hotweights_coordinator.state.handlers import CallResult, ServerInfo
+from hotweights_coordinator.state.membership import Membership
+from hotweights_coordinator.state.state import CoordinatorState, Event
 from hotweights_coordinator.wire import address, auth
 from hotweights_coordinator.wire.messages import (
     MAX_BINARY_NBYTES,
@@ -72,12 +72,12 @@ class Server:
         self.advertised = settings.advertise or self.sockets.endpoint
         self._backend = backend
         self._lease = _NOBODY
-        self._durable: Durable | None = None  # as it is written; None: has to be read
+        self._state: CoordinatorState | None = None  # as it is written; None: has to be read
         self._blobs = Blobs(backend)
-        self._answers = Answers(self.sockets, self.metrics, self._blobs, self._spawn)
-        self._presence = self._new_presence()
-        self._read: tuple[float, Durable] | None = None
-        self._waiting: list[Waiting] = []
+        self._answers = Replies(self.sockets, self.metrics, self._blobs, self._spawn)
+        self._membership = self._new_presence()
+        self._read: tuple[float, CoordinatorState] | None = None
+        self._waiting: list[PendingCall] = []
         self._wake = asyncio.Event()
         self._hurry = asyncio.Event()
         self._shown_at = 0.0
@@ -89,8 +89,8 @@ class Server:
         self._started_at = self._now()
         self._look_seconds = min(1.0, settings.worker_ttl_seconds / 5)
 
-    def _new_presence(self) -> Presence:
-        return Presence(self.settings.worker_ttl_seconds, self.settings.origin_readers)
+    def _new_presence(self) -> Membership:
+        return Membership(self.settings.worker_ttl_seconds, self.settings.origin_readers)
 
     def _now(self) -> float:
         """Seconds since the epoch, by a clock that never jumps."""
@@ -157,12 +157,12 @@ class Server:
             log.warning("cannot renew the lease: %s", error)
             return
         if lease.mine and (lease.fence != self._lease.fence or not self._lease.mine):
-            self._durable = None
+            self._state = None
         if not lease.mine and self._lease.mine:
             log.warning("%s leads now", lease.leader or "somebody else")
         took_over = lease.mine and lease.fence != self._lease.fence
         self._lease = lease
-        if lease.mine and self._durable is None:
+        if lease.mine and self._state is None:
             await self._resume(lease, took_over)
         self._show()
 
@@ -181,12 +181,12 @@ class Server:
                     self._lease = _NOBODY  # try the take-over again
                 return
             if took_over:
-                self._presence = self._new_presence()
-                self._presence.led(durable.workers, self._now())
+                self._membership = self._new_presence()
+                self._membership.led(durable.workers, self._now())
                 self._answers.publish(durable.events[-1:])
                 log.info("%s leads with fence %d", self.settings.instance_id, lease.fence)
             self._blobs.keep(durable.blobs)
-            self._durable = durable
+            self._state = durable
 
     # calls
 
@@ -200,25 +200,25 @@ class Server:
             call = parse_call(body)
             auth.check_token(self.settings.token, call.secret)
             request = parse_request(call, has_binary=len(frames) == 2)
-            self._asked(Waiting(to, call.call_id, call.method, arrived, self._decision(request)), request, frames)
+            self._asked(PendingCall(to, call.call_id, call.method, arrived, self._decision(request)), request, frames)
         except CallRefused as error:
             call_id = call.call_id if call else call_id_of(body)
-            self._answers.refuse(Waiting(to, call_id, call.method if call else "", arrived, _nothing), error)
+            self._answers.refuse(PendingCall(to, call_id, call.method if call else "", arrived, _nothing), error)
 
     def _decision(self, request: Request) -> Decide:
-        return lambda durable: handlers.handle(durable, self._presence, request, self._about(), self._now())
+        return lambda durable: handlers.handle(durable, self._membership, request, self._about(), self._now())
 
-    def _about(self) -> About:
+    def _about(self) -> ServerInfo:
         leader = self.advertised if self.leads else self._lease.leader
         events = self.sockets.events_endpoint
-        return About(self.settings.instance_id, self._backend.name, leader, self.leads, events, self._started_at)
+        return ServerInfo(self.settings.instance_id, self._backend.name, leader, self.leads, events, self._started_at)
 
-    def _asked(self, waiting: Waiting, request: Request, frames: list[zmq.Frame]) -> None:
+    def _asked(self, waiting: PendingCall, request: Request, frames: list[zmq.Frame]) -> None:
         if not self.leads and request.reads:
             self._spawn(self._answer_as_follower(waiting))
         elif not self.leads:
             raise self._not_leader()
-        elif self._durable is None:
+        elif self._state is None:
             raise CallRefused("BackendUnavailable", "the coordinator is reading its state; ask again")
         elif isinstance(request, SubmitPlan | SetCurrentManifest):
             if len(frames[1]) > MAX_BINARY_NBYTES:
@@ -227,9 +227,9 @@ class Server:
         elif isinstance(request, Precommit):  # a thousand come at once, and each nearly always changes something
             self._wait(waiting)
         else:
-            self._try(waiting, self._durable)
+            self._try(waiting, self._state)
 
-    def _try(self, waiting: Waiting, durable: Durable) -> None:
+    def _try(self, waiting: PendingCall, durable: CoordinatorState) -> None:
         """Answer what changes nothing; the rest waits for its turn. Raises `CallRefused`."""
         outcome = waiting.decide(durable)
         if outcome.durable is durable:
@@ -238,11 +238,11 @@ class Server:
         else:
             self._wait(waiting)
 
-    def _wait(self, waiting: Waiting) -> None:
+    def _wait(self, waiting: PendingCall) -> None:
         self._waiting.append(waiting)
         self._wake.set()
 
-    async def _checked(self, waiting: Waiting, request: Request, frame: zmq.Frame) -> None:
+    async def _checked(self, waiting: PendingCall, request: Request, frame: zmq.Frame) -> None:
         """A plan or a manifest: look at it, keep it, then decide about it."""
         try:
             async with self._checking:
@@ -261,20 +261,20 @@ class Server:
                     waiting.decide = lambda durable: handlers.changed(
                         durable, state.set_manifest(durable, manifest), asdict(manifest)
                     )
-            if not self.leads or self._durable is None:
+            if not self.leads or self._state is None:
                 raise self._not_leader()
-            if waiting.decide(self._durable).durable is not self._durable:
+            if waiting.decide(self._state).durable is not self._state:
                 async with self._writing:  # or a blob of this name may be dropped just now
                     await self._blobs.put(blobs)
-            if self._durable is None:
+            if self._state is None:
                 raise self._not_leader()
-            self._try(waiting, self._durable)
+            self._try(waiting, self._state)
         except BackendError as error:
             self._answers.refuse(waiting, unavailable(error))
         except CallRefused as error:
             self._answers.refuse(waiting, error)
 
-    async def _answer_as_follower(self, waiting: Waiting) -> None:
+    async def _answer_as_follower(self, waiting: PendingCall) -> None:
         try:
             self._answers.answer(waiting, waiting.decide(await self._look_up()))
         except BackendError as error:
@@ -282,13 +282,13 @@ class Server:
         except CallRefused as error:
             self._answers.refuse(waiting, error)
 
-    async def _look_up(self) -> Durable:
+    async def _look_up(self) -> CoordinatorState:
         """What is written, as a follower tells it."""
         async with self._reading:
             if self._read is None or time.monotonic() - self._read[0] > READ_AGAIN_SECONDS:
                 async with self._writing:
                     found = await self._backend.load()
-                self._read = (time.monotonic(), found or Durable())
+                self._read = (time.monotonic(), found or CoordinatorState())
                 self._blobs.keep(self._read[1].blobs)
             return self._read[1]
 
@@ -310,8 +310,8 @@ class Server:
                 self._wake.set()
                 await asyncio.sleep(0)  # heartbeats in between
 
-    async def _decide_all(self, batch: list[Waiting]) -> None:
-        lease, before = self._lease, self._durable
+    async def _decide_all(self, batch: list[PendingCall]) -> None:
+        lease, before = self._lease, self._state
         if not self.leads or before is None:
             for waiting in batch:
                 self._answers.refuse(waiting, self._not_leader())
@@ -337,7 +337,7 @@ class Server:
                     self._answers.refuse(waiting, unavailable(error))
                 return
             # A lease that went and came back meanwhile: somebody else may have written since, so it is read again.
-            self._durable = durable if self._lease.fence == lease.fence else None
+            self._state = durable if self._lease.fence == lease.fence else None
         self._answers.publish(events)
         for answer in answers:
             answer()
@@ -345,7 +345,7 @@ class Server:
             self._show()
         await self._blobs.forget(before.blobs - durable.blobs, lease)
 
-    async def _store(self, durable: Durable, lease: Lease) -> None:
+    async def _store(self, durable: CoordinatorState, lease: Lease) -> None:
         try:
             await self._backend.store(durable, lease)
         except BackendError as error:
@@ -356,7 +356,7 @@ class Server:
     def _lost(self, error: BackendError) -> None:
         """Nobody knows what is written."""
         log.warning("nothing is decided until the state is read again: %s", error)
-        self._durable = None
+        self._state = None
         if isinstance(error, Fenced):
             self._lease = _NOBODY
         self._hurry.set()
@@ -367,22 +367,22 @@ class Server:
         while True:
             await asyncio.sleep(self._look_seconds)
             self.sockets.drain()  # who spoke is heard before anybody is called silent
-            durable = self._durable
+            durable = self._state
             if self.leads and durable is not None:
                 try:
-                    self._try(Waiting(None, None, "look", time.monotonic(), self._after_a_look), durable)
+                    self._try(PendingCall(None, None, "look", time.monotonic(), self._after_a_look), durable)
                 except CallRefused as error:
                     log.warning("%s", error)
             self._show()
 
-    def _after_a_look(self, durable: Durable) -> Outcome:
+    def _after_a_look(self, durable: CoordinatorState) -> CallResult:
         now = self._now()
-        silent = self._presence.silent(durable.workers, now, self._look_seconds)
+        silent = self._membership.silent(durable.workers, now, self._look_seconds)
         return handlers.changed(durable, state.expire(state.drop(durable, silent, now), now), {})
 
     def _show(self) -> None:
         self._shown_at = time.monotonic()
-        self.metrics.show(self._durable if self.leads else None, self._presence)
+        self.metrics.show(self._state if self.leads else None, self._membership)
 
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
@@ -390,5 +390,5 @@ class Server:
         task.add_done_callback(self._tasks.discard)
 
 
-def _nothing(durable: Durable) -> Outcome:
-    return Outcome(durable, {})
+def _nothing(durable: CoordinatorState) -> CallResult:
+    return CallResult(durable, {})

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hotweights_coordinator.state import state
-from hotweights_coordinator.state.membership import Presence
-from hotweights_coordinator.state.state import Durable, Event, Worker
+from hotweights_coordinator.state.membership import Membership
+from hotweights_coordinator.state.state import CoordinatorState, Event, Worker
 from hotweights_coordinator.wire import messages as m
 
 ROUTE_PHASES = ("begun", "precommitted", "committed")
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class ServerInfo:
     """What a coordinator says of itself."""
 
     instance_id: str
@@ -31,28 +31,30 @@ class About:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CallResult:
     """The state after a request: the very same object where nothing changed. ``blob`` names what goes with the answer."""
 
-    durable: Durable
+    durable: CoordinatorState
     result: Mapping[str, Any]
     events: tuple[Event, ...] = ()
     blob: str = ""
 
 
-def handle(durable: Durable, presence: Presence, request: m.Request, about: About, now: float) -> Outcome:
+def handle(
+    durable: CoordinatorState, membership: Membership, request: m.Request, about: ServerInfo, now: float
+) -> CallResult:
     """One request. Raises `CallRefused`, and then nothing has changed."""
     match request:
         case m.Heartbeat():
-            return _heartbeat(durable, presence, request, now)
+            return _heartbeat(durable, membership, request, now)
         case m.Register():
-            return _register(durable, presence, request, now)
+            return _register(durable, membership, request, now)
         case m.Precommit():
             after = state.precommit(durable, request.worker_id, request.token, now)
-            presence.heard(request.worker_id, None, now)
+            membership.heard(request.worker_id, None, now)
             return _changed(durable, after, {"state": after.phase, "token": after.token})
         case m.AppliedCall():
-            return _applied(durable, presence, request, now)
+            return _applied(durable, membership, request, now)
         case m.Begin():
             after = state.begin(
                 *(durable, request.version, request.digest, request.deadline_seconds, request.commit_when_ready, now)
@@ -69,19 +71,19 @@ def handle(durable: Durable, presence: Presence, request: m.Request, about: Abou
         case m.GetCurrentManifest():
             if durable.manifest is None:
                 raise m.CallRefused("NoManifest", "no manifest is current yet: nothing was committed or set by hand")
-            return Outcome(durable, asdict(durable.manifest), blob=durable.manifest.digest)
+            return CallResult(durable, asdict(durable.manifest), blob=durable.manifest.digest)
         case m.WhoHas():
-            donors = presence.donors(request.digest, durable.workers)
-            return Outcome(durable, {"workers": [_peer(worker) for worker in donors]})
+            donors = membership.donors(request.digest, durable.workers)
+            return CallResult(durable, {"workers": [_peer(worker) for worker in donors]})
         case m.ListWorkers():
-            return Outcome(durable, {"workers": _workers(durable, presence, now)})
+            return CallResult(durable, {"workers": _workers(durable, membership, now)})
         case m.Status():
-            return Outcome(durable, _status(durable, presence, about, now))
+            return CallResult(durable, _status(durable, membership, about, now))
         case _:
             raise m.CallRefused("UnknownMethod", f"{request.method} is not answered here")
 
 
-def assignment(durable: Durable, presence: Presence, worker_id: str, now: float) -> dict[str, Any]:
+def assignment(durable: CoordinatorState, membership: Membership, worker_id: str, now: float) -> dict[str, Any]:
     """What a worker follows, by level."""
     attempt, current = durable.attempt, durable.current
     plan = attempt.plan if attempt else None
@@ -97,66 +99,66 @@ def assignment(durable: Durable, presence: Presence, worker_id: str, now: float)
     wanted = plan.manifest_digest if plan and durable.phase in ROUTE_PHASES else current.digest if current else ""
     parents: list[dict[str, Any]] = []
     fallbacks: list[dict[str, Any]] = []
-    if wanted and wanted not in presence.have_of(worker_id):
-        route = presence.route(worker_id, wanted, durable.workers, now)
+    if wanted and wanted not in membership.have_of(worker_id):
+        route = membership.route(worker_id, wanted, durable.workers, now)
         parents = [_peer(durable.workers[name]) for name in route.parents if name in durable.workers]
         fallbacks = [_peer(durable.workers[name]) for name in route.fallbacks if name in durable.workers]
     result |= {"parents": parents, "fallbacks": fallbacks, "current": asdict(current) if current else None}
-    result["heartbeat_seconds"] = presence.ttl_seconds / 3
+    result["heartbeat_seconds"] = membership.ttl_seconds / 3
     return result
 
 
-def _heartbeat(durable: Durable, presence: Presence, request: m.Heartbeat, now: float) -> Outcome:
+def _heartbeat(durable: CoordinatorState, membership: Membership, request: m.Heartbeat, now: float) -> CallResult:
     worker_id, failure = request.worker_id, request.failure
     if worker_id not in durable.workers:
         raise state.unknown_worker(worker_id)
-    presence.heard(worker_id, request.have, now)
+    membership.heard(worker_id, request.have, now)
     if failure is not None:
-        presence.failures[worker_id] = failure
+        membership.failures[worker_id] = failure
     else:
-        presence.failures.pop(worker_id, None)
-    events = _note_applied(durable, presence, worker_id, request.applied, now)
+        membership.failures.pop(worker_id, None)
+    events = _note_applied(durable, membership, worker_id, request.applied, now)
     after = durable
     if failure is not None:
         after = state.fail(durable, worker_id, failure.token, failure.reason, failure.message, now)
-    return _changed(durable, after, assignment(after, presence, worker_id, now), events)
+    return _changed(durable, after, assignment(after, membership, worker_id, now), events)
 
 
-def _register(durable: Durable, presence: Presence, request: m.Register, now: float) -> Outcome:
+def _register(durable: CoordinatorState, membership: Membership, request: m.Register, now: float) -> CallResult:
     worker_id = request.worker_id
     worker = Worker(worker_id, request.host, request.endpoints, request.zone, request.instance)
     after = state.register(durable, worker, now)
     known = durable.workers.get(worker_id)
     if known is not None and known.instance != worker.instance:
-        presence.started_anew(worker_id)
-    presence.heard(worker_id, request.have, now)
-    return _changed(durable, after, assignment(after, presence, worker_id, now))
+        membership.started_anew(worker_id)
+    membership.heard(worker_id, request.have, now)
+    return _changed(durable, after, assignment(after, membership, worker_id, now))
 
 
-def _applied(durable: Durable, presence: Presence, request: m.AppliedCall, now: float) -> Outcome:
+def _applied(durable: CoordinatorState, membership: Membership, request: m.AppliedCall, now: float) -> CallResult:
     state.check_applied(durable, request.worker_id, request.digest, request.token)
-    presence.heard(request.worker_id, None, now)
+    membership.heard(request.worker_id, None, now)
     said = m.Applied(digest=request.digest, token=request.token)
-    events = _note_applied(durable, presence, request.worker_id, said, now)
-    return Outcome(durable, {"state": durable.phase, "token": durable.token}, events)
+    events = _note_applied(durable, membership, request.worker_id, said, now)
+    return CallResult(durable, {"state": durable.phase, "token": durable.token}, events)
 
 
 def _note_applied(
-    durable: Durable, presence: Presence, worker_id: str, said: m.Applied | None, now: float
+    durable: CoordinatorState, membership: Membership, worker_id: str, said: m.Applied | None, now: float
 ) -> tuple[Event, ...]:
-    if said is None or presence.applied.get(worker_id) == said:
+    if said is None or membership.applied.get(worker_id) == said:
         return ()
-    presence.applied[worker_id] = said
+    membership.applied[worker_id] = said
     current = durable.current
     if current is None or (current.digest, current.token) != (said.digest, said.token):
         return ()
     text = f"worker {worker_id} has applied {current.version}"
     event = Event(now, "applied", text, current.version, said.digest, said.token, worker_id)
-    presence.events.append(event)
+    membership.events.append(event)
     return (event,)
 
 
-def _get_plan(durable: Durable, digest: str | None) -> Outcome:
+def _get_plan(durable: CoordinatorState, digest: str | None) -> CallResult:
     known = {plan.digest: plan.version for plan in (durable.attempt and durable.attempt.plan, durable.plan) if plan}
     if durable.current is not None:
         known.setdefault(durable.current.plan_digest, durable.current.version)
@@ -165,22 +167,24 @@ def _get_plan(durable: Durable, digest: str | None) -> Outcome:
     wanted = digest or (durable.plan.digest if durable.plan else next(iter(known)))
     if wanted not in known:
         raise m.CallRefused("NoPlan", f"no plan {wanted} is here (any more); ask without a digest for the latest")
-    return Outcome(durable, {"digest": wanted, "version": known[wanted]}, blob=wanted)
+    return CallResult(durable, {"digest": wanted, "version": known[wanted]}, blob=wanted)
 
 
-def _changed(before: Durable, after: Durable, result: Mapping[str, Any], events: tuple[Event, ...] = ()) -> Outcome:
+def _changed(
+    before: CoordinatorState, after: CoordinatorState, result: Mapping[str, Any], events: tuple[Event, ...] = ()
+) -> CallResult:
     if after is before:
-        return Outcome(before, result, events)
+        return CallResult(before, result, events)
     known = set(map(id, before.events))
-    return Outcome(after, result, (*events, *(event for event in after.events if id(event) not in known)))
+    return CallResult(after, result, (*events, *(event for event in after.events if id(event) not in known)))
 
 
-def changed(before: Durable, after: Durable, result: Mapping[str, Any]) -> Outcome:
+def changed(before: CoordinatorState, after: CoordinatorState, result: Mapping[str, Any]) -> CallResult:
     """What the server itself brings about: a checked plan, a silence, a take-over."""
     return _changed(before, after, result)
 
 
-def _attempt_result(durable: Durable) -> dict[str, Any]:
+def _attempt_result(durable: CoordinatorState) -> dict[str, Any]:
     attempt = durable.attempt
     return {
         "token": attempt.token if attempt else durable.token,
@@ -194,33 +198,33 @@ def _peer(worker: Worker) -> dict[str, Any]:
     return {"worker_id": worker.worker_id, "endpoints": worker.endpoints, "zone": worker.zone}
 
 
-def _workers(durable: Durable, presence: Presence, now: float) -> list[dict[str, Any]]:
+def _workers(durable: CoordinatorState, membership: Membership, now: float) -> list[dict[str, Any]]:
     precommits = durable.attempt.precommits if durable.attempt else frozenset()
     result = []
     for name, worker in sorted(durable.workers.items()):
-        applied, failure = presence.applied.get(name), presence.failures.get(name)
+        applied, failure = membership.applied.get(name), membership.failures.get(name)
         result.append(
             _peer(worker)
             | {
                 "host": worker.host,
-                "have": presence.have_of(name),
+                "have": membership.have_of(name),
                 "precommitted": name in precommits,
                 "applied": applied.model_dump() if applied else None,
                 "failure": failure.model_dump() if failure else None,
-                "silence_seconds": round(presence.silence_seconds(name, now), 3),
+                "silence_seconds": round(membership.silence_seconds(name, now), 3),
             }
         )
     return result
 
 
-def _status(durable: Durable, presence: Presence, about: About, now: float) -> dict[str, Any]:
+def _status(durable: CoordinatorState, membership: Membership, about: ServerInfo, now: float) -> dict[str, Any]:
     attempt, current = durable.attempt, durable.current
     plan = attempt.plan if attempt else None
-    applied = presence.have_applied(durable)
+    applied = membership.have_applied(durable)
     waiting = durable.waiting_for
     if durable.phase == "committed":
         waiting = sorted(durable.workers.keys() - set(applied))
-    events = sorted([*durable.events, *presence.events], key=lambda event: event.at)
+    events = sorted([*durable.events, *membership.events], key=lambda event: event.at)
     return {
         "state": durable.phase,
         "version": plan.version if plan else "",

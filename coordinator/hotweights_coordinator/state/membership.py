@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-from hotweights_coordinator.state.state import EVENTS_PER_TOPIC, Durable, Event, Worker
+from hotweights_coordinator.state.state import EVENTS_PER_TOPIC, CoordinatorState, Event, Worker
 from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.messages import Applied, Failure
 from hotweights_planner.routes import Route, plan_routes
@@ -22,7 +22,7 @@ _ALONE = Route((), True, ())
 
 
 @dataclass
-class Presence:
+class Membership:
     """One coordinator's view, since it leads."""
 
     ttl_seconds: float
@@ -77,7 +77,7 @@ class Presence:
         """Who has the whole version."""
         return [worker for name, worker in workers.items() if digest in self._have.get(name, ())]
 
-    def have_applied(self, durable: Durable) -> list[str]:
+    def have_applied(self, durable: CoordinatorState) -> list[str]:
         """Who serves what is current, by the decision that made it so."""
         current = durable.current
         if current is None:

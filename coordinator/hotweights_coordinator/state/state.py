@@ -100,7 +100,7 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
-class Durable:
+class CoordinatorState:
     """All that survives a coordinator."""
 
     token: int = 0
@@ -132,7 +132,7 @@ class Durable:
         return sorted(self.workers.keys() - self.attempt.precommits)
 
 
-def register(durable: Durable, worker: Worker, now: float) -> Durable:
+def register(durable: CoordinatorState, worker: Worker, now: float) -> CoordinatorState:
     """Somebody takes part. A new process under a known name has staged nothing, so its precommit no longer counts."""
     known = durable.workers.get(worker.worker_id)
     if known == worker:
@@ -145,7 +145,7 @@ def register(durable: Durable, worker: Worker, now: float) -> Durable:
     return _noted(after, now, "register", f"worker {worker.worker_id} registered", worker.worker_id)
 
 
-def drop(durable: Durable, silent: Collection[str], now: float) -> Durable:
+def drop(durable: CoordinatorState, silent: Collection[str], now: float) -> CoordinatorState:
     """Workers that are no longer heard serve nothing and hold up nobody."""
     gone = [worker_id for worker_id in silent if worker_id in durable.workers]
     if not gone:
@@ -157,7 +157,7 @@ def drop(durable: Durable, silent: Collection[str], now: float) -> Durable:
     return _settled(_without_precommits(after, gone, now), now)
 
 
-def submit_plan(durable: Durable, plan: PlanRef, now: float) -> Durable:
+def submit_plan(durable: CoordinatorState, plan: PlanRef, now: float) -> CoordinatorState:
     """The plan that the next begin is about."""
     if durable.plan is not None and durable.plan.digest == plan.digest:
         return durable
@@ -167,14 +167,19 @@ def submit_plan(durable: Durable, plan: PlanRef, now: float) -> Durable:
     return _noted(after, now, "plan", f"plan of {plan.version} submitted", version=plan.version, digest=plan.digest)
 
 
-def set_manifest(durable: Durable, manifest: ManifestRef) -> Durable:
+def set_manifest(durable: CoordinatorState, manifest: ManifestRef) -> CoordinatorState:
     """By hand: what `plan` starts from."""
     return durable if durable.manifest == manifest else replace(durable, manifest=manifest)
 
 
 def begin(
-    durable: Durable, version: str, digest: str | None, deadline_seconds: float, commit_when_ready: bool, now: float
-) -> Durable:
+    durable: CoordinatorState,
+    version: str,
+    digest: str | None,
+    deadline_seconds: float,
+    commit_when_ready: bool,
+    now: float,
+) -> CoordinatorState:
     """Open an attempt. What is begun already, or committed already, is not begun again."""
     attempt, plan = durable.attempt, durable.plan
     if attempt is not None and attempt.is_open:
@@ -198,7 +203,7 @@ def begin(
     return _noted_attempt(after, now, "begin", f"{version} begun")
 
 
-def precommit(durable: Durable, worker_id: str, token: int, now: float) -> Durable:
+def precommit(durable: CoordinatorState, worker_id: str, token: int, now: float) -> CoordinatorState:
     """This worker could commit at once. The last one of all makes the attempt precommitted."""
     attempt = _attempt_of(durable, worker_id, token)
     if attempt.phase == "aborted":
@@ -212,7 +217,7 @@ def precommit(durable: Durable, worker_id: str, token: int, now: float) -> Durab
     return _settled(after, now)
 
 
-def commit(durable: Durable, version: str, token: int | None, now: float) -> Durable:
+def commit(durable: CoordinatorState, version: str, token: int | None, now: float) -> CoordinatorState:
     """What all have prepared becomes what counts."""
     attempt = durable.attempt
     if attempt is None:
@@ -237,7 +242,7 @@ def commit(durable: Durable, version: str, token: int | None, now: float) -> Dur
             return _committed(durable, attempt, now)
 
 
-def abort(durable: Durable, reason: str, now: float, token: int | None = None) -> Durable:
+def abort(durable: CoordinatorState, reason: str, now: float, token: int | None = None) -> CoordinatorState:
     """Give an open attempt up; what is current stays. With a token, only that one: asked again, it ends no later attempt."""
     attempt = durable.attempt
     if attempt is None:
@@ -255,7 +260,9 @@ def abort(durable: Durable, reason: str, now: float, token: int | None = None) -
     return _noted_attempt(after, now, "abort", f"{attempt.plan.version} aborted: {reason}")
 
 
-def fail(durable: Durable, worker_id: str, token: int | None, reason: str, message: str, now: float) -> Durable:
+def fail(
+    durable: CoordinatorState, worker_id: str, token: int | None, reason: str, message: str, now: float
+) -> CoordinatorState:
     """A worker cannot take part, so nobody goes on. What it says about another attempt changes nothing."""
     attempt = durable.attempt
     if attempt is None or not attempt.is_open or (token is not None and token != attempt.token):
@@ -263,7 +270,7 @@ def fail(durable: Durable, worker_id: str, token: int | None, reason: str, messa
     return abort(durable, f"worker {worker_id}: {reason}" + (f": {message}" if message else ""), now)
 
 
-def expire(durable: Durable, now: float) -> Durable:
+def expire(durable: CoordinatorState, now: float) -> CoordinatorState:
     """An attempt that is open past its deadline is given up."""
     attempt = durable.attempt
     if attempt is None or not attempt.is_open or now < attempt.deadline:
@@ -272,7 +279,7 @@ def expire(durable: Durable, now: float) -> Durable:
     return abort(durable, f"the deadline passed{waiting}", now)
 
 
-def check_applied(durable: Durable, worker_id: str, digest: str, token: int) -> None:
+def check_applied(durable: CoordinatorState, worker_id: str, digest: str, token: int) -> None:
     """Only what is committed can have been applied. Raises `CallRefused`."""
     attempt = _attempt_of(durable, worker_id, token)
     if attempt.phase != "committed" or attempt.plan.manifest_digest != digest:
@@ -280,9 +287,9 @@ def check_applied(durable: Durable, worker_id: str, digest: str, token: int) -> 
         raise CallRefused("NotCommitted", f"{what}; follow what the heartbeat answers")
 
 
-def take_over(durable: Durable | None, instance_id: str, now: float) -> Durable:
+def take_over(durable: CoordinatorState | None, instance_id: str, now: float) -> CoordinatorState:
     """Somebody begins to lead. Where nothing was stored the first token is the time, so that it is above any earlier one."""
-    return _noted(durable or Durable(token=int(now)), now, "leader", f"coordinator {instance_id} leads")
+    return _noted(durable or CoordinatorState(token=int(now)), now, "leader", f"coordinator {instance_id} leads")
 
 
 def named(names: Collection[str]) -> str:
@@ -297,7 +304,7 @@ def unknown_worker(worker_id: str) -> CallRefused:
     )
 
 
-def _attempt_of(durable: Durable, worker_id: str, token: int) -> Attempt:
+def _attempt_of(durable: CoordinatorState, worker_id: str, token: int) -> Attempt:
     if worker_id not in durable.workers:
         raise unknown_worker(worker_id)
     if durable.attempt is None:
@@ -320,7 +327,7 @@ def _stale(token: int, attempt: Attempt) -> CallRefused:
     return CallRefused("StaleToken", f"token {token} does not count; {attempt.plan.version} has token {attempt.token}")
 
 
-def _without_precommits(durable: Durable, workers: Collection[str], now: float) -> Durable:
+def _without_precommits(durable: CoordinatorState, workers: Collection[str], now: float) -> CoordinatorState:
     """What they said no longer counts. Where nobody is left who said it, it is not prepared, and who joins is waited for again."""
     attempt = durable.attempt
     if attempt is None or not attempt.is_open or attempt.precommits.isdisjoint(workers):
@@ -333,7 +340,7 @@ def _without_precommits(durable: Durable, workers: Collection[str], now: float) 
     return _noted_attempt(after, now, "precommit", text)
 
 
-def _settled(durable: Durable, now: float) -> Durable:
+def _settled(durable: CoordinatorState, now: float) -> CoordinatorState:
     """What follows of itself: all have prepared, and nobody has to be asked."""
     attempt = durable.attempt
     if attempt is None or not attempt.is_open:
@@ -348,7 +355,7 @@ def _settled(durable: Durable, now: float) -> Durable:
     return _committed(durable, attempt, now) if attempt.commit_when_ready else durable
 
 
-def _committed(durable: Durable, attempt: Attempt, now: float) -> Durable:
+def _committed(durable: CoordinatorState, attempt: Attempt, now: float) -> CoordinatorState:
     plan = attempt.plan
     after = replace(
         durable,
@@ -359,7 +366,9 @@ def _committed(durable: Durable, attempt: Attempt, now: float) -> Durable:
     return _noted_attempt(after, now, "commit", f"{plan.version} committed")
 
 
-def _noted_attempt(durable: Durable, now: float, topic: Topic, text: str, worker_id: str = "") -> Durable:
+def _noted_attempt(
+    durable: CoordinatorState, now: float, topic: Topic, text: str, worker_id: str = ""
+) -> CoordinatorState:
     attempt = durable.attempt
     if attempt is None:
         return durable
@@ -368,7 +377,7 @@ def _noted_attempt(durable: Durable, now: float, topic: Topic, text: str, worker
 
 
 def _noted(
-    durable: Durable,
+    durable: CoordinatorState,
     now: float,
     topic: Topic,
     text: str,
@@ -376,7 +385,7 @@ def _noted(
     version: str = "",
     digest: str = "",
     token: int = 0,
-) -> Durable:
+) -> CoordinatorState:
     """The event at the end, and the oldest of its kind dropped: a thousand precommits do not push out the begin."""
     events = durable.events
     same = [event for event in events if event.topic == topic]

@@ -32,7 +32,7 @@ JOIN_SECONDS = 150.0
 T = TypeVar("T")
 
 
-class House(Protocol):
+class AgentSocket(Protocol):
     """Where engines of this process connect to."""
 
     @property
@@ -42,7 +42,7 @@ class House(Protocol):
     def token(self) -> str:
         """What lets them in."""
 
-    def moved_in(self, engines: int) -> None:
+    def wait_until_connected(self, engines: int) -> None:
         """So many engines of this process are there now."""
 
 
@@ -56,9 +56,9 @@ class Binding(Protocol):
 class Binder:
     """One for a process. ``open_house`` is called with a folder of this process's own when the first engine is constructed."""
 
-    def __init__(self, open_house: Callable[[Path, asyncio.AbstractEventLoop], House]) -> None:
-        self._open_house = open_house
-        self._house: House | None = None
+    def __init__(self, open_agent: Callable[[Path, asyncio.AbstractEventLoop], AgentSocket]) -> None:
+        self._open_agent = open_agent
+        self._agent: AgentSocket | None = None
         self._lock = threading.RLock()  # one engine is constructed at a time: its name travels by the environment
         self._loop: asyncio.AbstractEventLoop | None = None
         self._folder: Path | None = None
@@ -81,13 +81,13 @@ class Binder:
 
     def _before(self) -> settings.Settings:
         """The environment that this engine's processes get."""
-        house, folder = self._at_home()
+        agent, folder = self._ready_for_engines()
         self._count += 1
         name = self._name()
         token_file = folder / f"{name}.token"
         token_file.touch(mode=0o600)
-        token_file.write_text(f"{house.token()}:{name}\n")
-        os.environ["HOTWEIGHTS_SOCKET"] = str(house.socket)
+        token_file.write_text(f"{agent.token()}:{name}\n")
+        os.environ["HOTWEIGHTS_SOCKET"] = str(agent.socket)
         os.environ["HOTWEIGHTS_TOKEN_FILE"] = str(token_file)
         return settings.read()
 
@@ -127,29 +127,29 @@ class Binder:
     def _moved_in(self, engine: Any, name: str, binding: Binding) -> None:
         self._bindings[name] = binding
         weakref.finalize(engine, self._moved_out, name)
-        if self._house is not None:
-            self._house.moved_in(len(self._bindings))
+        if self._agent is not None:
+            self._agent.wait_until_connected(len(self._bindings))
 
     def _moved_out(self, name: str) -> None:
         binding = self._bindings.pop(name, None)
         if binding is not None:
             binding.leave()
-        if self._house is not None:
-            self._house.moved_in(len(self._bindings))
+        if self._agent is not None:
+            self._agent.wait_until_connected(len(self._bindings))
 
     # --- this process -----------------------------------------------------------------------------------------------
 
-    def _at_home(self) -> tuple[House, Path]:
+    def _ready_for_engines(self) -> tuple[AgentSocket, Path]:
         """The folder, the plugin on every child's path, the loop, and the house, made once."""
-        if self._house is None or self._folder is None:
+        if self._agent is None or self._folder is None:
             folder = Path(tempfile.mkdtemp(prefix="hotweights-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
             _let_children_find(bundle.write(folder / "plugin"))
             self._loop = _loop_in_thread()
-            self._house = self._open_house(folder, self._loop)
+            self._agent = self._open_agent(folder, self._loop)
             self._folder = folder
             self.metrics.serve()
-        return self._house, self._folder
+        return self._agent, self._folder
 
     def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         if self._loop is None:
@@ -240,7 +240,7 @@ def _before_shutdown(cls: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class HostHouse:
+class HostAgent:
     """The worker of this host (`hotweights worker`): it stages, it speaks with the coordinator, its peers and its engines."""
 
     socket: Path
@@ -250,5 +250,5 @@ class HostHouse:
         """As it lies beside the socket."""
         return self.token_file.read_text().strip()
 
-    def moved_in(self, engines: int) -> None:
+    def wait_until_connected(self, engines: int) -> None:
         """It sees that by itself."""

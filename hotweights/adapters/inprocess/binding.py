@@ -15,9 +15,9 @@ from typing import Any
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from hotweights.adapters.inprocess.gate import Gate, Guarded
-from hotweights.adapters.inprocess.replicas import SyncReplica, end_async
+from hotweights.adapters.inprocess.replicas import SyncEngineClient, end_async
 from hotweights.adapters.vllm import agent_connection
-from hotweights.adapters.vllm.engine_client import Replica
+from hotweights.adapters.vllm.engine_client import EngineClient
 from hotweights.adapters.vllm.server import Server
 from hotweights.adapters.vllm.settings import Settings
 from hotweights_transports.handoff import frames
@@ -32,8 +32,10 @@ Noted = Callable[[frames.Frame], None]
 class _Server(Server):
     """As the API server's, and it tells how commits end."""
 
-    def __init__(self, replica: Replica, settings: Settings, end: Callable[[str], None], noted: Noted) -> None:
-        super().__init__(replica, settings, end)
+    def __init__(
+        self, engine_client: EngineClient, settings: Settings, end: Callable[[str], None], noted: Noted
+    ) -> None:
+        super().__init__(engine_client, settings, end)
         self._noted = noted
 
     async def _answer(self, frame: frames.Commit) -> frames.Frame:
@@ -45,9 +47,9 @@ class _Server(Server):
 class _GatedServer(_Server):
     """A commit, and the repair of one that broke, happen between two calls of the caller's."""
 
-    def __init__(self, replica: SyncReplica, settings: Settings, gate: Gate, noted: Noted) -> None:
-        super().__init__(replica, settings, self._give_up, noted)
-        self._sync_replica = replica
+    def __init__(self, engine_client: SyncEngineClient, settings: Settings, gate: Gate, noted: Noted) -> None:
+        super().__init__(engine_client, settings, self._give_up, noted)
+        self._sync_replica = engine_client
         self._gate = gate
 
     async def join(self) -> None:
@@ -105,8 +107,8 @@ class SyncBinding:
     def __init__(self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]) -> None:
         client, gate, config = engine.engine_core, Gate(), engine.vllm_config
         engine.engine_core = _Client(client, gate, gone)
-        replica = SyncReplica(weakref.proxy(client), config)
-        self._make: Callable[[], Server] = lambda: _GatedServer(replica, settings, gate, noted)
+        engine_client = SyncEngineClient(weakref.proxy(client), config)
+        self._make: Callable[[], Server] = lambda: _GatedServer(engine_client, settings, gate, noted)
         self._server: Server | None = None
 
     async def join(self) -> None:
@@ -128,7 +130,7 @@ class AsyncBinding:
         self.gone = gone
         proxy = weakref.proxy(engine)
         end: Callable[[str], None] = lambda reason: end_async(proxy, reason)  # noqa: E731
-        self._make: Callable[[], Server] = lambda: _Server(Replica(proxy), settings, end, noted)
+        self._make: Callable[[], Server] = lambda: _Server(EngineClient(proxy), settings, end, noted)
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
 

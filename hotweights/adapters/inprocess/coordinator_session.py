@@ -29,7 +29,7 @@ def default_worker_id(kind: str) -> str:
     return f"{kind}-{socket.gethostname()[:64]}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
 
 
-class Part:
+class CoordinatorSession:
     """Use it as a context manager: it takes part until it is left."""
 
     def __init__(self, client: Client, worker_id: str) -> None:

@@ -28,12 +28,12 @@ from hotweights.adapters.inprocess.renaming import RenamingServer
 from hotweights.adapters.vllm import PLUGIN_VERSION
 from hotweights.worker import events
 from hotweights.worker.allowed_sources import sources
-from hotweights.worker.assignments import Standing, Version
-from hotweights.worker.auth import PeerDoor, TokenDoor, engine_token, peer_secret
-from hotweights.worker.peer_provider import Lending
-from hotweights.worker.peers import Peering
-from hotweights.worker.pod_status import NoMarks
-from hotweights.worker.sync import CoordinatorSync, Me, Pace
+from hotweights.worker.assignments import Version, WorkerStatus
+from hotweights.worker.auth import LocalEngineAuthenticator, PeerSecret, engine_token, peer_secret
+from hotweights.worker.peer_provider import LocalChunks
+from hotweights.worker.peers import PeerSelection
+from hotweights.worker.pod_status import NullPodStatus
+from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming, WorkerIdentity
 from hotweights_agent.engines.socket_server import SOCKET_NAME
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, NodeConfig, until
@@ -54,7 +54,7 @@ SLOWEST_BEAT_SECONDS = 4.0  # a worker that is not heard from for 15 s is not co
 
 
 @dataclass(frozen=True, slots=True)
-class RoomSettings:
+class EmbeddedNodeSettings:
     """What `install_autobind` was asked for."""
 
     endpoint: str
@@ -65,10 +65,10 @@ class RoomSettings:
     beat_seconds: float = 2.0
 
 
-class Room:
+class EmbeddedNode:
     """Open from its construction to the end of the process; every public method may be called from any thread."""
 
-    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, settings: RoomSettings) -> None:
+    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, settings: EmbeddedNodeSettings) -> None:
         """Raises what keeps the socket from being opened."""
         self._settings = settings
         self._loop = loop
@@ -78,7 +78,7 @@ class Room:
         self.socket = self._folder / SOCKET_NAME
         self._expected = 0
         self._changed, self._over = asyncio.Event(), asyncio.Event()
-        self._relay = _Relay()
+        self._relay = _StatusRelay()
         opened: Future[None] = Future()
         self._life = asyncio.run_coroutine_threadsafe(self._live(opened), loop)
         opened.result(OPEN_SECONDS)
@@ -93,7 +93,7 @@ class Room:
         """What lets engines in."""
         return self._token
 
-    def moved_in(self, engines: int) -> None:
+    def wait_until_connected(self, engines: int) -> None:
         """So many engines of this process are there now."""
         self._loop.call_soon_threadsafe(self._expect, engines)
 
@@ -126,9 +126,9 @@ class Room:
             listen=(),
             advertise=str,
             sources=sources(self._settings.roots),
-            peers=PeerDoor(""),
-            peer_token=PeerDoor(peer_secret(self._settings.token)).token,
-            engines=TokenDoor(self._token),
+            peers=PeerSecret(""),
+            peer_token=PeerSecret(peer_secret(self._settings.token)).token,
+            engines=LocalEngineAuthenticator(self._token),
         )
         staging = StagingSettings(patience_seconds=PATIENCE_SECONDS)
         node = await Node.open(stack, place, Metrics(), staging=staging, engines=EngineSettings())
@@ -137,7 +137,7 @@ class Room:
             node.driver.server = RenamingServer(
                 place.run_folder, place.engines, node.driver.tell, agent=PLUGIN_VERSION, called=called
             )
-        node.driver.status, node.driver.pod_status = self._relay, NoMarks(node.driver.tell)
+        node.driver.status, node.driver.pod_status = self._relay, NullPodStatus(node.driver.tell)
         await node.serve(stack)
         return node
 
@@ -172,12 +172,12 @@ class Room:
         async with AsyncClient(settings.endpoint, settings.token or None, timeout_seconds=CALL_SECONDS) as client:
             sync = _Sync(
                 client,
-                Me(worker_id, socket.gethostname()[:255], "", uuid.uuid4().hex),
+                WorkerIdentity(worker_id, socket.gethostname()[:255], "", uuid.uuid4().hex),
                 node,
                 sources(settings.roots),
-                Peering(worker_id, "127.0.0.1", "", ("tcp",)),
-                Lending(),
-                pace=Pace(beat_seconds=min(max(settings.beat_seconds, 0.1), SLOWEST_BEAT_SECONDS)),
+                PeerSelection(worker_id, "127.0.0.1", "", ("tcp",)),
+                LocalChunks(),
+                timing=HeartbeatTiming(beat_seconds=min(max(settings.beat_seconds, 0.1), SLOWEST_BEAT_SECONDS)),
             )
             sync.expected, sync.refused = lambda: self._expected, partial(self._refused, node)
             self._relay.to(sync)
@@ -214,9 +214,9 @@ class _Sync(CoordinatorSync):
     refused: Callable[[str], tuple[str, str] | None] = staticmethod(lambda _digest: None)
 
     @property
-    def standing(self) -> Standing:
+    def worker_status(self) -> WorkerStatus:
         """Where these engines are."""
-        found = super().standing
+        found = super().worker_status
         if found.engines >= self.expected() > 0:
             return found
         return dataclasses.replace(found, ready=False, applied=False)
@@ -227,7 +227,7 @@ class _Sync(CoordinatorSync):
             self._plans[version.plan_digest] = self.refused(version.digest)
 
 
-class _Relay:
+class _StatusRelay:
     """The session's reporter: to whoever is in conversation now, who is told at once what was reported last."""
 
     def __init__(self) -> None:

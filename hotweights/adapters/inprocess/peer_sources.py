@@ -34,14 +34,14 @@ def allowed_roots(roots: Iterable[str | os.PathLike[str]] | None) -> tuple[Path,
 
 
 @dataclass(frozen=True, slots=True)
-class Whence:
+class PeerSources:
     """Who may have a version's chunks, beside its source: endpoints, and what proves to them who we are."""
 
     peers: Sequence[str] = ()
     token: Callable[[], str] = str
 
 
-class Staging:
+class PlanStaging:
     """Brings one version at a time."""
 
     def __init__(self, roots: Sequence[Path], name_map: NameMap) -> None:
@@ -49,20 +49,22 @@ class Staging:
         self._name_map = name_map
         self._image: Image | None = None
 
-    def bring(self, plan: Plan, seconds: float, whence: Whence | None = None) -> Version:
+    def bring(self, plan: Plan, seconds: float, peer_sources: PeerSources | None = None) -> Version:
         """The plan's version, whole and verified. Raises `TransferError`."""
         manifest = plan.manifest
         present = {} if self._image is None else self._image.chunks
         listed = [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in manifest.tensors]
         called = names.renamed(self._name_map, plan.document, listed)
-        whence = whence or Whence()
-        if not whence.peers and not may_read(self._sources, plan.source):
+        peer_sources = peer_sources or PeerSources()
+        if not peer_sources.peers and not may_read(self._sources, plan.source):
             text = f"{plan.source} may not be read by this process; allow its folder with roots=[…] or {ROOTS_VARIABLE}"
             raise NotApplied("SourceNotAllowed", text)
         with contextlib.ExitStack() as stack:
             builder = stack.enter_context(ImageBuilder(manifest, present))
             if builder.missing_count:
-                clients = [stack.enter_context(transport_for(p).connect(p, whence.token)) for p in whence.peers]
+                clients = [
+                    stack.enter_context(transport_for(p).connect(p, peer_sources.token)) for p in peer_sources.peers
+                ]
                 donors: list[ChunkSource] = [PeerSource(client, manifest.digest) for client in clients]
                 donors.append(OriginSource(plan.source, lambda: self._sources.open(plan.source, ""), manifest))
                 limits = FetchPolicy(deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0)

@@ -15,13 +15,13 @@ from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
 from hotweights.adapters.vllm import plugin, probe
-from hotweights.adapters.vllm.engine_client import Replica
+from hotweights.adapters.vllm.engine_client import EngineClient
 from hotweights.adapters.vllm.errors import EngineDead
 
 logger = logging.getLogger("vllm.hotweights.replicas")
 
 
-class SyncReplica(Replica):
+class SyncEngineClient(EngineClient):
     """The engine of a `vllm.LLM`. The gate is closed whenever anything here is called."""
 
     def __init__(self, client: Any, vllm_config: Any) -> None:

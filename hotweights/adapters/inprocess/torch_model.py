@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hotweights.adapters.inprocess.version import Version
 
 
-class PlainModel:
+class TorchModel:
     """A module, and the version that is at hand for it."""
 
     def __init__(self, module: torch.nn.Module) -> None:

@@ -14,11 +14,11 @@ import torch
 from hotweights.adapters.inprocess import torch_model
 from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.version import Version
-from hotweights.adapters.vllm.rank.compatibility import Suit
+from hotweights.adapters.vllm.rank.compatibility import Compatibility
 from hotweights.adapters.vllm.rank.shadow import Shadow, Unsupported
 
 
-class FusedModel:
+class VllmModel:
     """The model of one rank. To be made on the thread that runs it: constructors of models depend on global settings."""
 
     def __init__(self, module: torch.nn.Module, vllm_config: Any) -> None:
@@ -28,18 +28,18 @@ class FusedModel:
             raise NotApplied("Unsupported", text)
         self._shadow = _shadow(module, vllm_config, device)
         # A skeleton of its own: asking what fits must not disturb a version that is ready.
-        self._suit = Suit(vllm_config, _shadow(module, vllm_config, device))
+        self._compatibility = Compatibility(vllm_config, _shadow(module, vllm_config, device))
 
     def check(self, version: Version) -> None:
         """Whether the model's loaders take it, all of it. Raises `NotApplied`, which names the tensor."""
-        misfit = self._suit.check(version)  # type: ignore[arg-type]  # it looks like an image
+        misfit = self._compatibility.check(version)  # type: ignore[arg-type]  # it looks like an image
         if misfit is not None:
             raise NotApplied(misfit.reason, misfit.message)
 
     def prepare(self, version: Version) -> int:
         """Load and finish it beside the running model; gives the bytes to copy."""
         try:
-            tensors, touched = self._suit.tensors(version), self._suit.touched(version)  # type: ignore[arg-type]
+            tensors, touched = self._compatibility.tensors(version), self._compatibility.touched(version)  # type: ignore[arg-type]
             nbytes: int = self._shadow.load(tensors, touched, lambda: None)
         except Unsupported as error:
             text = f"this model cannot be finished beside the running one ({error}); use install_autobind"

@@ -60,7 +60,7 @@ class Connection:
             self._sock.shutdown(socket.SHUT_RDWR)
 
 
-class Link(threading.Thread):
+class AgentLink(threading.Thread):
     """Connects, says hello, hands frames to ``handle`` until the end of the process, or `stop`.
 
     ``hello`` is called for every connection, so that the agent always learns the state of now. ``handle`` owns the descriptors.

@@ -22,7 +22,7 @@ from hotweights.adapters.vllm.errors import CommitError, EngineDead
 from hotweights_transports.handoff import frames
 
 if TYPE_CHECKING:
-    from hotweights.adapters.vllm.engine_client import Replica
+    from hotweights.adapters.vllm.engine_client import EngineClient
 
 logger = logging.getLogger("vllm.hotweights.commit")
 REPAIR_ATTEMPTS = 2
@@ -31,7 +31,7 @@ PAUSE_MODES = ("Keep", "Wait", "Abort")
 
 
 @dataclass(frozen=True, slots=True)
-class Questions:
+class ProbePrompts:
     """Prompts, and the tokens that the right weights answer (None: whatever comes, if only it comes without NaN)."""
 
     prompts: list[list[int]]
@@ -39,11 +39,11 @@ class Questions:
     tokens: list[list[int]] | None = None
 
     @classmethod
-    def default(cls) -> Questions:
+    def default(cls) -> ProbePrompts:
         return cls([*map(list, probe.DEFAULT_PROMPTS)], [probe.DEFAULT_LENGTH] * len(probe.DEFAULT_PROMPTS))
 
     @classmethod
-    def from_table(cls, probes: list[dict[str, Any]]) -> Questions:
+    def from_table(cls, probes: list[dict[str, Any]]) -> ProbePrompts:
         """A version's golden probes for this kind of engine, or the default prompt."""
         if not probes:
             return cls.default()
@@ -55,7 +55,7 @@ class Questions:
 class Switch:
     """What this engine serves, and how it changes. One commit at a time."""
 
-    replica: Replica
+    engine_client: EngineClient
     repair_seconds: float
     tell: Callable[[frames.State], None]
     end: Callable[[str], None] = lambda reason: errors.end_process(reason)
@@ -69,19 +69,19 @@ class Switch:
     _before: str = "Booting"  # the state that a repair returns to
     _probed: str = "None"
     _running: tuple[str, int, asyncio.Future[frames.Frame]] | None = None
-    _known: dict[str | None, Questions] = field(default_factory=dict)  # what each version answered when it was right
+    _known: dict[str | None, ProbePrompts] = field(default_factory=dict)  # what each version answered when it was right
 
     async def remember_boot(self) -> None:
         """What the booted weights answer: they came from a cold load, so a repair of them can be checked against it."""
-        questions = Questions.default()
+        questions = ProbePrompts.default()
         try:
-            answers = await self.replica.probe(questions.prompts, questions.lengths)
+            answers = await self.engine_client.probe(questions.prompts, questions.lengths)
         except EngineDead:
             raise
         except Exception as error:  # noqa: BLE001 - the engine serves all the same; only a repair will know less
             logger.warning("The booted weights could not be probed (%s)", error)
             return
-        self._known[None] = Questions(questions.prompts, questions.lengths, [item["tokens"] for item in answers])
+        self._known[None] = ProbePrompts(questions.prompts, questions.lengths, [item["tokens"] for item in answers])
 
     async def freeze(self) -> None:
         """Before the port opens: make later collections of garbage short."""
@@ -143,7 +143,7 @@ class Switch:
         try:
             await self._pause(frame, timings)
         except CommitError as error:
-            await self.replica.resume()
+            await self.engine_client.resume()
             await self._quietly("unpin")
             return _failed(frame, error.reason, str(error))
         left = frame.deadline_seconds - (0.0 if frame.mode == "Wait" else time.monotonic() - began)
@@ -153,7 +153,7 @@ class Switch:
             tokens = await asyncio.wait_for(self._switch(frame, questions, timings), max(left, 0.001))
             self.torn = False
             with _timed(timings, "resume"):  # the weights are right by now: this has a limit of its own
-                await asyncio.wait_for(self.replica.open(frame.digest), RESUME_SECONDS)
+                await asyncio.wait_for(self.engine_client.open(frame.digest), RESUME_SECONDS)
         except EngineDead:
             raise
         except TimeoutError:
@@ -165,19 +165,19 @@ class Switch:
             return await self._became_dirty(frame, "CommitFailed", f"{type(error).__name__}: {error}")
         self.digest = frame.digest
         self._probed = "Golden" if questions.tokens is not None else "Ran"
-        self._known[frame.digest] = Questions(questions.prompts, questions.lengths, tokens)
+        self._known[frame.digest] = ProbePrompts(questions.prompts, questions.lengths, tokens)
         pause_seconds = time.monotonic() - began
         await self._quietly("settle")
         logger.info("Committed %s: paused for %.1f ms, %s", frame.digest[:19], pause_seconds * 1e3, timings)
         return self._committed(frame, pause_seconds, timings)
 
-    async def _check(self, digest: str) -> Questions:
+    async def _check(self, digest: str) -> ProbePrompts:
         """Every rank has it; from here until the copy no rank lets go of it."""
-        answers = await self.replica.ranks("check", digest)
-        if len(answers) != self.replica.world_size:
-            raise CommitError("NotPrepared", f"{len(answers)} ranks answered of {self.replica.world_size}")
+        answers = await self.engine_client.ranks("check", digest)
+        if len(answers) != self.engine_client.world_size:
+            raise CommitError("NotPrepared", f"{len(answers)} ranks answered of {self.engine_client.world_size}")
         try:
-            return Questions.from_table(answers[0]["probes"])
+            return ProbePrompts.from_table(answers[0]["probes"])
         except (KeyError, TypeError, ValueError) as error:
             raise CommitError("CommitFailed", f"the version's probes are malformed: {error!r}") from error
 
@@ -185,7 +185,7 @@ class Switch:
         limit = frame.drain_seconds if frame.mode == "Wait" else frame.deadline_seconds
         with _timed(timings, "pause"):
             try:
-                await asyncio.wait_for(self.replica.pause(frame.mode), limit)
+                await asyncio.wait_for(self.engine_client.pause(frame.mode), limit)
             except TimeoutError:
                 if frame.mode == "Wait":
                     message = f"requests were still running after {limit} s; nothing was changed"
@@ -197,15 +197,17 @@ class Switch:
             except Exception as error:  # a cache that cannot be reset, for instance: nothing was copied yet
                 raise CommitError("CommitFailed", f"could not pause: {error}") from error
 
-    async def _switch(self, frame: frames.Commit, questions: Questions, timings: dict[str, float]) -> list[list[int]]:
+    async def _switch(
+        self, frame: frames.Commit, questions: ProbePrompts, timings: dict[str, float]
+    ) -> list[list[int]]:
         """What only the pause may see: the copy, and the probe's tokens."""
         with _timed(timings, "probe"):
-            answers, copy_seconds = await self.replica.switch(frame.digest, questions.prompts, questions.lengths)
+            answers, copy_seconds = await self.engine_client.switch(frame.digest, questions.prompts, questions.lengths)
         timings |= {"copy": round(copy_seconds, 6), "probe": round(timings["probe"] - copy_seconds, 6)}
         return _tokens(answers, questions)
 
-    async def _ask(self, questions: Questions) -> list[list[int]]:
-        return _tokens(await self.replica.probe(questions.prompts, questions.lengths), questions)
+    async def _ask(self, questions: ProbePrompts) -> list[list[int]]:
+        return _tokens(await self.engine_client.probe(questions.prompts, questions.lengths), questions)
 
     async def _became_dirty(self, frame: frames.Commit, reason: str, message: str) -> frames.Frame:
         self._before, self.dirty, self.state = self.state, True, "Dirty"
@@ -233,18 +235,18 @@ class Switch:
         self.end(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
 
     async def _repair(self) -> None:
-        await self.replica.ranks("repair", self.digest)
-        await self.replica.forget_caches()
-        await self._ask(self._known.get(self.digest) or Questions.default())
+        await self.engine_client.ranks("repair", self.digest)
+        await self.engine_client.forget_caches()
+        await self._ask(self._known.get(self.digest) or ProbePrompts.default())
         await self._quietly("settle")
-        await self.replica.label(self.digest or "booted")
+        await self.engine_client.label(self.digest or "booted")
         self.dirty, self.torn, self.state = False, False, self._before
-        await self.replica.resume()
+        await self.engine_client.resume()
 
     async def _quietly(self, command: str) -> None:
         """Tidying up: what it could not do, the next prepare does."""
         try:
-            await self.replica.ranks(command)
+            await self.engine_client.ranks(command)
         except EngineDead:
             raise
         except Exception as error:  # noqa: BLE001 - it must not turn a commit that happened into one that did not
@@ -257,7 +259,7 @@ class Switch:
         return frames.Committed(frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed)
 
 
-def _tokens(answers: list[dict[str, Any]], questions: Questions) -> list[list[int]]:
+def _tokens(answers: list[dict[str, Any]], questions: ProbePrompts) -> list[list[int]]:
     """The probe's tokens, if they are the right ones. Raises `CommitError`."""
     tokens = [list(answer["tokens"]) for answer in answers]
     if any(answer["nan"] for answer in answers):

@@ -16,7 +16,7 @@ from hotweights.adapters.vllm.errors import EngineDead, RankError
 T = TypeVar("T")
 
 
-class Replica:
+class EngineClient:
     def __init__(self, engine_client: Any) -> None:
         self._client = engine_client
         self.vllm_config = engine_client.vllm_config

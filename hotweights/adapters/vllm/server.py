@@ -16,7 +16,7 @@ from typing import Any
 
 from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, errors, plugin, settings
 from hotweights.adapters.vllm.commit import Switch
-from hotweights.adapters.vllm.engine_client import Replica
+from hotweights.adapters.vllm.engine_client import EngineClient
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.server")
@@ -39,7 +39,7 @@ class Plugin:
                 raise RuntimeError(f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)")
             logger.error("%s; serving what was booted, without Hotweights", problem)
             return
-        server = Server(Replica(engine_client), read)
+        server = Server(EngineClient(engine_client), read)
         state.hotweights = server
         await server.boot()
 
@@ -48,16 +48,16 @@ class Server:
     """The API server's end of the connection."""
 
     def __init__(
-        self, replica: Replica, read: settings.Settings, end: Callable[[str], None] = errors.end_process
+        self, engine_client: EngineClient, read: settings.Settings, end: Callable[[str], None] = errors.end_process
     ) -> None:
         """``end`` is the last resort for an engine that cannot be repaired."""
-        self._replica = replica
+        self._engine_client = engine_client
         self._settings = read
         self._loop = asyncio.get_running_loop()
         self._told = asyncio.Event()  # the agent has said what to serve, and it is served
         self._tasks: set[asyncio.Task[None]] = set()
-        self.switch = Switch(replica, read.repair_seconds, self._tell, end)
-        self._link = agent_connection.Link(read.socket, self._hello, self._handle)
+        self.switch = Switch(engine_client, read.repair_seconds, self._tell, end)
+        self._link = agent_connection.AgentLink(read.socket, self._hello, self._handle)
 
     async def boot(self) -> None:
         """The boot barrier: returns when this process may open its port."""
@@ -99,10 +99,10 @@ class Server:
         return frames.Hello(
             role="server",
             token=agent_connection.read_token(self._settings.token_file),
-            world_size=self._replica.world_size,
-            instance=self._replica.vllm_config.instance_id,
+            world_size=self._engine_client.world_size,
+            instance=self._engine_client.vllm_config.instance_id,
             plugin=PLUGIN_VERSION,
-            engine=self._replica.kind,
+            engine=self._engine_client.kind,
             state=self.switch.state,
             digest=self.switch.digest,
             commit_token=self.switch.token,

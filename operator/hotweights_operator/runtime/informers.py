@@ -23,7 +23,7 @@ from hotweights_kube import errors
 from hotweights_kube.client import Selection
 from hotweights_kube.resources import NODE_WEIGHTS, NODES, PODS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, Body, Resource
 from hotweights_kube.resources import version_of as version_in
-from hotweights_kube.watch import Pace, Watched, watch
+from hotweights_kube.watch import Watched, WatchTiming, watch
 from hotweights_operator.model.objects import INJECT_LABEL
 from hotweights_operator.runtime import observe
 from hotweights_operator.runtime.cache import Agent, Cache, Kind
@@ -106,7 +106,7 @@ class Informers:
     decider: Decider
     settings: Settings
     clock: Callable[[], float] = time.monotonic
-    pace: Pace = field(default_factory=Pace)
+    timing: WatchTiming = field(default_factory=WatchTiming)
     complete: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when everything was listed once."""
     sources: tuple[WatchedKind, ...] = field(init=False)
@@ -197,7 +197,7 @@ class Informers:
         """Our own watch, for ever."""
         selection = Selection(namespace, label_selector=source.label_selector)
         heard = partial(self.hear, source, namespace)
-        async with aclosing(watch(api, source.resource, selection, pace=self.pace, on_heard=heard)) as changes:
+        async with aclosing(watch(api, source.resource, selection, timing=self.timing, on_heard=heard)) as changes:
             async for change in changes:
                 if change.type == "SYNCED":
                     keys = (source.key(body) for body in change.listed)
@@ -210,7 +210,7 @@ class Informers:
         places = [(source, namespace) for source in self.sources if source.by_kopf for namespace in source.namespaces]
         while True:
             well = [await self._listed_well(api, source, namespace) for source, namespace in places]
-            await asyncio.sleep(self.settings.relist_seconds if all(well) else self.pace.backoff.longest_seconds)
+            await asyncio.sleep(self.settings.relist_seconds if all(well) else self.timing.backoff.longest_seconds)
 
     async def _listed_well(self, api: Watched, source: WatchedKind, namespace: str | None) -> bool:
         keys, version = [], 0

@@ -127,7 +127,7 @@ class FileSource:
         self._opened = opened
         self._lock = threading.Lock()
         self._files: dict[str, _OpenFile] = {}
-        self._contest = _Contest()
+        self._contest = _FasterRead()
 
     def files(self) -> Mapping[str, int]:
         """Names and sizes of the regular files; links count as what they lead to."""
@@ -220,7 +220,7 @@ class FileSource:
             return opened
 
 
-class _Contest:
+class _FasterRead:
     """Which kind of cold read is quicker here: both have a few trials, then one stays. Guesses on a tie of threads are harmless."""
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ from hotweights_storage.errors import SourceUnavailable, TransferError
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
-from hotweights_transports.broadcast.group import Patience
+from hotweights_transports.broadcast.group import GroupTimeouts
 from hotweights_transports.peers.base import PeerError
 
 
@@ -84,7 +84,7 @@ def main() -> int:
         came += nbytes
         print(f"came {came}", flush=True)
 
-    patience = Patience(
+    patience = GroupTimeouts(
         join_seconds=float(os.environ.get("JOIN_SECONDS", "60")),
         stall_seconds=float(os.environ.get("STALL_SECONDS", "30")),
     )

@@ -16,7 +16,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from hotweights.replicate import version_store as depots
-from hotweights.replicate.version_store import Depot
+from hotweights.replicate.version_store import VersionStore
 from hotweights_planner.manifest import FILE_NAME
 from tests.coordinator.running import running
 from tests.hotweights.checkpoints import checkpoint, plan
@@ -207,7 +207,7 @@ def test_a_killed_commit_leaves_no_trace_after_the_next_one(home: Path, run: Run
     (home / "versions" / ".new-1" / "model.safetensors").write_bytes(b"half")
     replicate(run, "--plan", "plan0.json", "--commit")
     assert [path.name for path in (home / "versions").iterdir()] == [(home / "current").resolve().name]
-    assert Depot(home).current() == (home / "current").resolve()
+    assert VersionStore(home).current() == (home / "current").resolve()
 
 
 @pytest.mark.usefixtures("folder")

@@ -15,7 +15,7 @@ import pytest
 
 from hotweights.worker import service
 from hotweights.worker.service import Running, WorkerSettings
-from hotweights.worker.sync import Pace
+from hotweights.worker.sync import HeartbeatTiming
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_planner.plan import Plan
@@ -24,7 +24,7 @@ from tests.coordinator.running import Coordinator, running
 from tests.hotweights.checkpoints import checkpoint, plan
 
 SECONDS = 30.0
-PACE = Pace(beat_seconds=0.1, hurry_seconds=0.01, call_seconds=30.0, away_seconds=0.5, first_seconds=30.0)
+PACE = HeartbeatTiming(beat_seconds=0.1, hurry_seconds=0.01, call_seconds=30.0, away_seconds=0.5, first_seconds=30.0)
 STAGING = StagingSettings(patience_seconds=2.0, reserve_bytes=0)
 
 
@@ -80,7 +80,7 @@ class Group:
             memory_bytes=2**28,
             staging=STAGING,
             engines=EngineSettings(reconnect_seconds=0.0),
-            pace=PACE,
+            timing=PACE,
         )
         return replace(defaults, **settings)
 

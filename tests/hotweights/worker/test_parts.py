@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from hotweights.worker.allowed_sources import may_read, sources
-from hotweights.worker.assignments import Assignment, Member, Version, spec_of, standing
-from hotweights.worker.auth import PeerDoor, TokenDoor, engine_token, peer_secret
-from hotweights.worker.peers import Peering
+from hotweights.worker.assignments import Assignment, Member, Version, spec_of, worker_status
+from hotweights.worker.auth import LocalEngineAuthenticator, PeerSecret, engine_token, peer_secret
+from hotweights.worker.peers import PeerSelection
 from hotweights_agent.engines.socket_auth import Unauthenticated
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_crds.nodeweights import EngineStatus, GivenUp, NodeWeightsStatus, StagedVersion
@@ -66,24 +66,24 @@ def test_only_an_open_attempt_is_an_attempt() -> None:
     ],
 )
 def test_ready_means_here_and_prepared_by_all(status: NodeWeightsStatus, ready: bool) -> None:
-    assert standing(status, version(NEW), version(OLD)).ready is ready
+    assert worker_status(status, version(NEW), version(OLD)).ready is ready
 
 
 def test_applied_means_that_every_engine_confirmed() -> None:
     confirmed = staged(OLD).model_copy(update={"engines": [engine(digest=OLD)]})
-    assert standing(confirmed, None, version(OLD)).applied
-    assert not standing(confirmed.model_copy(update={"engines": [engine(digest=NEW)]}), None, version(OLD)).applied
-    assert not standing(staged(NEW), None, version(OLD)).applied
+    assert worker_status(confirmed, None, version(OLD)).applied
+    assert not worker_status(confirmed.model_copy(update={"engines": [engine(digest=NEW)]}), None, version(OLD)).applied
+    assert not worker_status(staged(NEW), None, version(OLD)).applied
 
 
 def test_a_failure_is_told_for_what_is_asked_now() -> None:
-    assert standing(staged(OLD, failed=NEW), version(NEW), version(OLD)).failure == ("NoDisk", "it is gone")
-    assert standing(staged(OLD, failed=NEW), None, version(OLD)).failure is None
+    assert worker_status(staged(OLD, failed=NEW), version(NEW), version(OLD)).failure == ("NoDisk", "it is gone")
+    assert worker_status(staged(OLD, failed=NEW), None, version(OLD)).failure is None
     gave_up = GivenUp(digest=NEW, token=5, step="Prepare", reason="ShapeMismatch", message="x")
     refused = staged(NEW).model_copy(update={"engines": [engine(phase="Refused", failed=gave_up)]})
-    assert standing(refused, version(NEW, 5), None).failure == ("ShapeMismatch", "engine e: x")
-    assert standing(refused, version(NEW, 6), None).failure is None, "it is another attempt"
-    assert standing(refused, version(OLD, 6), None).failure is None, "it failed at another version"
+    assert worker_status(refused, version(NEW, 5), None).failure == ("ShapeMismatch", "engine e: x")
+    assert worker_status(refused, version(NEW, 6), None).failure is None, "it is another attempt"
+    assert worker_status(refused, version(OLD, 6), None).failure is None, "it failed at another version"
 
 
 def members(*names: str, address: str = "10.0.0.{}") -> list[dict[str, Any]]:
@@ -95,13 +95,13 @@ def members(*names: str, address: str = "10.0.0.{}") -> list[dict[str, Any]]:
 
 def test_peers_are_reached_by_the_transport_that_works_here() -> None:
     others = members("a", "b")
-    assert Peering("me", "10.0.0.9", "", ["tcp"]).donors(others).parents[0].endpoint.startswith("tcp://")
-    assert Peering("me", "10.0.0.9", "", ["ucx", "tcp"]).donors(others).parents[0].endpoint.startswith("ucx://")
-    assert Peering("me", "10.0.0.9", "", ["inproc"]).donors(others).parents == ()
+    assert PeerSelection("me", "10.0.0.9", "", ["tcp"]).donors(others).parents[0].endpoint.startswith("tcp://")
+    assert PeerSelection("me", "10.0.0.9", "", ["ucx", "tcp"]).donors(others).parents[0].endpoint.startswith("ucx://")
+    assert PeerSelection("me", "10.0.0.9", "", ["inproc"]).donors(others).parents == ()
 
 
 def test_a_worker_never_pulls_from_itself() -> None:
-    peering = Peering("a", "10.0.0.0", "", ["tcp"])
+    peering = PeerSelection("a", "10.0.0.0", "", ["tcp"])
     everybody = peering.everybody(members("a", "b", "c"))
     assert {peer.node for peer in everybody.parents} == {"b", "c"}
     chain = peering.chain([Member(worker_id="a", endpoints=("tcp://x:1",))], [])
@@ -110,13 +110,13 @@ def test_a_worker_never_pulls_from_itself() -> None:
 
 def test_near_donors_give_stripes_and_far_ones_stand_by() -> None:
     near, far = members("a", "b", "c"), members("x", "y", address="10.9.0.{}")
-    route = Peering("me", "10.0.0.9", "", ["tcp"]).donors(near + far)
+    route = PeerSelection("me", "10.0.0.9", "", ["tcp"]).donors(near + far)
     assert {peer.node for peer in route.parents} == {"a", "b", "c"}
     assert {peer.node for peer in route.fallbacks} == {"x", "y"}
 
 
 async def test_engines_come_in_by_the_token_and_may_have_a_name() -> None:
-    door = TokenDoor("secret")
+    door = LocalEngineAuthenticator("secret")
     assert (await door.authenticate("secret")).uid == "engine"
     assert (await door.authenticate("secret:left")).uid == "left"
     for token in ("", "other", "secret:../x", "secret2", "s"):
@@ -136,14 +136,14 @@ def test_the_engines_token_outlives_the_worker(tmp_path: Path) -> None:
 def test_peers_show_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOTWEIGHTS_PEER_TOKEN", raising=False)
     secret = peer_secret("the coordinator's")
-    door = PeerDoor(secret)
+    door = PeerSecret(secret)
     assert door.protected
     assert "coordinator" not in door.token()
     assert secret not in door.token()
     assert door(door.token()) is not None
-    assert door(PeerDoor("other").token()) is None
+    assert door(PeerSecret("other").token()) is None
     assert door("") is None
-    assert not PeerDoor(peer_secret("")).protected
+    assert not PeerSecret(peer_secret("")).protected
     monkeypatch.setenv("HOTWEIGHTS_PEER_TOKEN", "own")
     assert peer_secret("the coordinator's") == "own"
 

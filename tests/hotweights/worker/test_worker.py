@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from hotweights.worker.service import WorkerError
-from hotweights.worker.sync import Pace
+from hotweights.worker.sync import HeartbeatTiming
 from hotweights_coordinator.wire.messages import CallRefused, CoordinatorUnreachable
 from hotweights_transports.handoff import frames
 from tests.agent.fake_engine import until
@@ -134,7 +134,7 @@ async def test_a_coordinator_that_forgot_everything_takes_nothing_from_engines(f
     endpoint = lasting_endpoint()
     with ExitStack() as first:
         theirs = Group(first.enter_context(running(endpoint=endpoint)), folder, group.sources)
-        worker = await theirs.worker("w1", pace=replace(PACE, call_seconds=0.5))
+        worker = await theirs.worker("w1", timing=replace(PACE, call_seconds=0.5))
         engine = worker.engine()
         engine.state = "Serving"
         await engine.start()
@@ -152,7 +152,9 @@ async def test_a_coordinator_that_forgot_everything_takes_nothing_from_engines(f
 
 
 async def test_without_a_coordinator_a_worker_gives_up_and_says_so(group: Group) -> None:
-    settings = group.settings("w1", endpoints="tcp://127.0.0.1:9", pace=Pace(call_seconds=0.1, first_seconds=0.1))
+    settings = group.settings(
+        "w1", endpoints="tcp://127.0.0.1:9", timing=HeartbeatTiming(call_seconds=0.1, first_seconds=0.1)
+    )
     worker = await Worker(settings).start()
     assert worker.task is not None
     with pytest.raises(CoordinatorUnreachable, match="coord-serve"):

@@ -20,7 +20,7 @@ from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Listing, Selection
 from hotweights_kube.resources import Body, Resource
-from hotweights_kube.watch import Pace
+from hotweights_kube.watch import WatchTiming
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.runtime import handlers
 from hotweights_operator.runtime.cache import Cache, Kind
@@ -29,7 +29,7 @@ from hotweights_operator.runtime.malformed import NEVER
 from hotweights_operator.runtime.observe import node_state
 from hotweights_operator.settings import Settings, parse
 
-QUICK = Pace(backoff=Backoff(0.001, 0.002))
+QUICK = WatchTiming(backoff=Backoff(0.001, 0.002))
 
 
 class Decider:
@@ -120,7 +120,7 @@ class Running:
     def __init__(self, cluster: Cluster, told: Settings) -> None:
         self.cluster, self.decider, self.now = cluster, Decider(), 0.0
         self.cache = self.decider.cache
-        self.informers = Informers(self.decider, told, pace=QUICK, clock=lambda: self.now)
+        self.informers = Informers(self.decider, told, timing=QUICK, clock=lambda: self.now)
 
     async def __aenter__(self) -> Running:
         self.start()
@@ -520,7 +520,7 @@ def test_whatever_happens_unseen_the_cache_ends_with_what_there_is(steps: list[t
 
 async def _live_through(steps: list[tuple[str, str]]) -> None:
     store, decider = Store(), Decider()
-    informers = Informers(decider, settings(), pace=Pace(backoff=Backoff(0.0, 0.0)))
+    informers = Informers(decider, settings(), timing=WatchTiming(backoff=Backoff(0.0, 0.0)))
     states = source(informers, "state")
     task = asyncio.create_task(informers.follow(store, states, informers.settings.namespace))
     for step, name in steps:

@@ -9,13 +9,13 @@ import sys
 
 from hotweights_transports.broadcast.hydra import find
 from hotweights_transports.broadcast.launch_line import command, parse_launch
-from hotweights_transports.broadcast.rank_process import Member
+from hotweights_transports.broadcast.rank_process import RankProcess
 
 
 def main() -> None:
     launch = parse_launch(sys.argv[1])
     slots, nbytes, buckets = (int(word) for word in sys.argv[2:])
-    with Member(command(launch, find().proxy, frozenset({"127.0.0.1"})), slots, nbytes) as member:
+    with RankProcess(command(launch, find().proxy, frozenset({"127.0.0.1"})), slots, nbytes) as member:
         member.wait_ready(60)
         print("ready", flush=True)
         seen: list[int] = []

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from hotweights_transports.broadcast import hydra
-from hotweights_transports.broadcast.hydra import Head, MpiFailed, MpiUnavailable, availability, find
+from hotweights_transports.broadcast.hydra import Mpiexec, MpiFailed, MpiUnavailable, availability, find
 from hotweights_transports.broadcast.launch_line import command, parse_launch
-from hotweights_transports.broadcast.rank_process import LEFTOVER_SECONDS, Member, sweep
+from hotweights_transports.broadcast.rank_process import LEFTOVER_SECONDS, RankProcess, sweep
 
 PROGRAM = Path(__file__).with_name("node.py")
 SECONDS = 70.0
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.timeout(90)
 
 
 @pytest.fixture
-def members() -> Iterator[list[Member]]:
+def members() -> Iterator[list[RankProcess]]:
     """Two nodes in one process, ready."""
     with ExitStack() as stack:
-        head = Head(2, "127.0.0.1")
+        head = Mpiexec(2, "127.0.0.1")
         stack.callback(head.close)
         lines = [command(parse_launch(line), find().proxy, frozenset({"127.0.0.1"})) for line in head.launches]
-        found = [stack.enter_context(Member(line, 2, 1 << 16)) for line in lines]
+        found = [stack.enter_context(RankProcess(line, 2, 1 << 16)) for line in lines]
         for member in found:
             member.wait_ready(60)
         yield found
@@ -40,7 +40,7 @@ def members() -> Iterator[list[Member]]:
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_node_starts_its_own_proxy(size: int) -> None:
-    head = Head(size, "127.0.0.1")
+    head = Mpiexec(size, "127.0.0.1")
     try:
         nodes = [
             subprocess.Popen(
@@ -54,14 +54,14 @@ def test_every_node_starts_its_own_proxy(size: int) -> None:
     assert said == [f"ready\n{rank} {rank} {size} 0 1 2 3 4\n" for rank in range(size)]
 
 
-def test_slots_come_back_in_order(members: list[Member]) -> None:
+def test_slots_come_back_in_order(members: list[RankProcess]) -> None:
     for member in members:
         member.post(0, 10)
         member.post(1, 1 << 16)
     assert [[member.completed(20), member.completed(20)] for member in members] == [[0, 1], [0, 1]]
 
 
-def test_a_dead_rank_is_heard_of_everywhere(members: list[Member]) -> None:
+def test_a_dead_rank_is_heard_of_everywhere(members: list[RankProcess]) -> None:
     for member in members:
         member.post(0, 10)
         member.completed(20)
@@ -70,13 +70,13 @@ def test_a_dead_rank_is_heard_of_everywhere(members: list[Member]) -> None:
         members[0].completed(10)
 
 
-def test_a_standstill_is_not_waited_for(members: list[Member]) -> None:
+def test_a_standstill_is_not_waited_for(members: list[RankProcess]) -> None:
     members[1].post(0, 10)
     with pytest.raises(MpiFailed, match=r"no progress for 0\.3 s"):
         members[1].completed(0.3)
 
 
-def test_other_bytes_than_agreed_are_named(members: list[Member]) -> None:
+def test_other_bytes_than_agreed_are_named(members: list[RankProcess]) -> None:
     members[0].post(0, 10)
     members[1].post(0, 11)
     with pytest.raises(MpiFailed, match="rank 0 sends 10 bytes, 11 are expected"):
@@ -84,7 +84,7 @@ def test_other_bytes_than_agreed_are_named(members: list[Member]) -> None:
 
 
 def test_a_job_whose_nodes_do_not_come_is_ended() -> None:
-    head = Head(2, "127.0.0.1")
+    head = Mpiexec(2, "127.0.0.1")
     began = time.monotonic()
     head.close(0.1)
     assert time.monotonic() - began < 10
@@ -92,7 +92,7 @@ def test_a_job_whose_nodes_do_not_come_is_ended() -> None:
 
 
 def test_a_rank_does_not_outlive_its_node() -> None:
-    head = Head(1, "127.0.0.1")
+    head = Mpiexec(1, "127.0.0.1")
     try:
         line = head.launches[0]
         node = subprocess.Popen([sys.executable, str(PROGRAM), line, "1", "1000000", "1000000"], stdout=subprocess.PIPE)

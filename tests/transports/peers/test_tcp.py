@@ -31,7 +31,7 @@ from hotweights_transports.peers.base import (
 from hotweights_transports.peers.frames import HEADER, Header, Kind
 from hotweights_transports.peers.registry import resolution, transport_for
 from hotweights_transports.peers.stream import address as addresses
-from hotweights_transports.peers.stream.server import TcpServer
+from hotweights_transports.peers.stream.server import StreamServer
 
 Node = Any  # conftest's; a conftest is no module to import from
 Serve = Callable[..., PeerServer]
@@ -130,7 +130,7 @@ def test_a_review_that_fails_says_try_again(node: Node, connect: Connect) -> Non
         raise AuthenticationUnavailable("the API server is away")
 
     with (
-        TcpServer("tcp://127.0.0.1:0", node, authenticate, ServerLimits()) as server,
+        StreamServer("tcp://127.0.0.1:0", node, authenticate, ServerLimits()) as server,
         pytest.raises(PeerRefused, match=r"AuthenticationUnavailable.*API server is away.*try again"),
     ):
         connect(server.address).fetch_manifest(next(iter(node.manifests)))

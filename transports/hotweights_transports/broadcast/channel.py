@@ -23,7 +23,7 @@ from hotweights_transports.peers.base import (
     PeerTimeout,
     PeerUnreachable,
 )
-from hotweights_transports.peers.stream.wire import Broken, Late, Wire, within
+from hotweights_transports.peers.stream.wire import ConnectionBroken, DeadlinePassed, Wire, within
 
 MAX_MESSAGE_NBYTES = 256 * 1024
 _NONCE_NBYTES = 32
@@ -49,7 +49,7 @@ class Channel:
         self._ours, self._theirs = (b"head", b"member") if head else (b"member", b"head")
         mine = secrets.token_bytes(_NONCE_NBYTES)
         try:
-            with _Told(address):
+            with _WireErrors(address):
                 self._wire.send(_MAGIC + mine, within(seconds))
                 theirs = bytes(self._wire.receive(len(_MAGIC) + _NONCE_NBYTES, within(seconds)))
             if not theirs.startswith(_MAGIC):
@@ -67,12 +67,12 @@ class Channel:
             raise PeerProtocolError(self.address, f"a message of {len(payload)} bytes; at most {MAX_MESSAGE_NBYTES}")
         header = _HEADER.pack(_MAGIC, len(payload), self._mac(self._ours, self._sent, payload))
         self._sent += 1
-        with _Told(self.address):
+        with _WireErrors(self.address):
             self._wire.send(header + payload, within(seconds))
 
     def receive(self, seconds: float) -> Message:
         """The next message, within so many seconds, and only if the other side has our secret."""
-        with _Told(self.address):
+        with _WireErrors(self.address):
             in_time = within(seconds)
             magic, nbytes, mac = _HEADER.unpack(self._wire.receive(_HEADER.size, in_time))
             if magic != _MAGIC or nbytes > MAX_MESSAGE_NBYTES:
@@ -107,7 +107,7 @@ class Channel:
         return hmac.digest(self._key, direction + number.to_bytes(8, "big") + payload, hashlib.sha256)
 
 
-class _Told:
+class _WireErrors:
     """What goes wrong on the wire, in the words of peers."""
 
     def __init__(self, address: str) -> None:
@@ -117,7 +117,7 @@ class _Told:
         return
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, Broken):
+        if isinstance(error, ConnectionBroken):
             raise PeerUnreachable(self._address, str(error)) from error
-        if isinstance(error, Late):
+        if isinstance(error, DeadlinePassed):
             raise PeerTimeout(self._address, str(error)) from error

@@ -22,9 +22,9 @@ from hotweights_storage.image import ImageBuilder
 from hotweights_storage.reader import Limits, read_chunks
 from hotweights_storage.sources.base import Source
 from hotweights_transports.broadcast.hydra import MpiFailed
-from hotweights_transports.broadcast.leader import Lead
-from hotweights_transports.broadcast.member import Follow
-from hotweights_transports.broadcast.rank_process import Member
+from hotweights_transports.broadcast.leader import GroupLeader
+from hotweights_transports.broadcast.member import GroupMember
+from hotweights_transports.broadcast.rank_process import RankProcess
 
 VERIFIERS: Final = 2
 FINISH_SECONDS: Final = 10.0
@@ -34,7 +34,7 @@ Kept = Callable[[Chunk], None]
 
 
 def send(
-    lead: Lead,
+    lead: GroupLeader,
     buckets: Sequence[PlanBucket],
     source: Source,
     builder: ImageBuilder,
@@ -44,41 +44,41 @@ def send(
 ) -> str:
     """Rank 0's part: read everything once, and send it along for as long as the others can hear it. Returns why they could
     not hear all of it, or ''. Raises what the source does, and `ChecksumMismatch` before a wrong chunk is sent."""
-    desk = _Desk(lead.member, buckets, stall_seconds)
-    parts = _Parts(builder, kept, source.uri)
+    slots = _Slots(lead.member, buckets, stall_seconds)
+    parts = _ChunkAssembler(builder, kept, source.uri)
     if lead.member is None:
-        desk.lose(lead.why)
+        slots.fail(lead.why)
     try:
         read_chunks(
             source,
-            desk.pieces(),
-            lambda piece, data: desk.take(piece, data, parts),
+            slots.pieces(),
+            lambda piece, data: slots.take(piece, data, parts),
             limits=limits,
-            failing=lambda _: desk.lose("gone"),
+            failing=lambda _: slots.fail("gone"),
         )
-        desk.see_off()
+        slots.send_slot()
     except BaseException as error:
-        desk.lose("gone")
+        slots.fail("gone")
         lead.give_up(f"rank 0 gave up: {error}")
         raise
     finally:
-        desk.close()
-    if desk.lost:
-        lead.give_up(desk.lost)
+        slots.close()
+    if slots.lost:
+        lead.give_up(slots.lost)
     elif lead.member is not None:
         lead.member.finish(FINISH_SECONDS)
-    return desk.lost
+    return slots.lost
 
 
 def receive(
-    follow: Follow, buckets: Sequence[PlanBucket], builder: ImageBuilder, kept: Kept, stall_seconds: float
+    follow: GroupMember, buckets: Sequence[PlanBucket], builder: ImageBuilder, kept: Kept, stall_seconds: float
 ) -> str:
     """Every other rank's part, to the end also when nothing is missing here: the others need this rank. Returns why not all of
     it came, or ''. A chunk that is not what it should be is left missing."""
     member = follow.member
     if member is None:
         return follow.why or "there is no collective"
-    parts = _Parts(builder, kept, follow.address)
+    parts = _ChunkAssembler(builder, kept, follow.address)
     done, whole = 0, False
     try:
         with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as pool:
@@ -97,7 +97,7 @@ def receive(
     return f"{parts.wrong} chunks came wrong" if parts.wrong else ""
 
 
-def _completions(member: Member, buckets: Sequence[PlanBucket], stall_seconds: float) -> Iterator[int]:
+def _completions(member: RankProcess, buckets: Sequence[PlanBucket], stall_seconds: float) -> Iterator[int]:
     """Slots in the order of the buckets; one is posted again when its taker is through with it."""
     for number, bucket in enumerate(buckets[: member.slots]):
         member.post(number, bucket.nbytes)
@@ -110,7 +110,7 @@ def _completions(member: Member, buckets: Sequence[PlanBucket], stall_seconds: f
             member.post(slot, buckets[number + member.slots].nbytes)
 
 
-class _Parts:
+class _ChunkAssembler:
     """From items to verified chunks in the image: whole ones at once, split ones when their last part is here."""
 
     def __init__(self, builder: ImageBuilder, kept: Kept, source: str) -> None:
@@ -153,10 +153,10 @@ class _Parts:
             self._kept(chunk)
 
 
-class _Desk:
+class _Slots:
     """Where rank 0's readers bring items, in any order, and slots leave, in the buckets' order."""
 
-    def __init__(self, member: Member | None, buckets: Sequence[PlanBucket], stall_seconds: float) -> None:
+    def __init__(self, member: RankProcess | None, buckets: Sequence[PlanBucket], stall_seconds: float) -> None:
         self.lost = ""
         """Why nobody hears us any more."""
         self._member = member
@@ -179,7 +179,7 @@ class _Desk:
                     self._items[item.chunk.file, item.file_offset] = number, item
                 yield item.chunk._replace(offset=item.file_offset, nbytes=item.nbytes)
 
-    def take(self, piece: Chunk, data: memoryview, parts: _Parts) -> None:
+    def take(self, piece: Chunk, data: memoryview, parts: _ChunkAssembler) -> None:
         """Verify and keep it, then put it into its slot, as soon as that is free."""
         with self._changed:
             number, item = self._items.pop((piece.file, piece.offset))
@@ -194,12 +194,12 @@ class _Desk:
             self._lacking[number] -= 1
             self._post_full(self._member)
 
-    def see_off(self) -> None:
+    def send_slot(self) -> None:
         """Until everything has been sent, or cannot be."""
         with self._changed:
             self._changed.wait_for(lambda: self.lost or self._completed == len(self._buckets))
 
-    def lose(self, why: str) -> None:
+    def fail(self, why: str) -> None:
         """There is nobody to send to any more."""
         with self._changed:
             if self._completed < len(self._buckets):
@@ -215,13 +215,13 @@ class _Desk:
             self._member.hang_up()
         self._watcher.join()
 
-    def _post_full(self, member: Member) -> None:
+    def _post_full(self, member: RankProcess) -> None:
         try:
             while self._posted < len(self._buckets) and self._lacking[self._posted] == 0:
                 member.post(self._posted % self._slots, self._buckets[self._posted].nbytes)
                 self._posted += 1
         except MpiFailed as error:
-            self.lose(str(error))
+            self.fail(str(error))
         self._changed.notify_all()
 
     def _watch(self) -> None:
@@ -236,7 +236,7 @@ class _Desk:
                 if slot != self._completed % self._slots:
                     raise MpiFailed(f"slot {slot} is through instead of {self._completed % self._slots}")
             except MpiFailed as error:
-                self.lose(f"{error} (after {self._completed} of {len(self._buckets)} buckets)")
+                self.fail(f"{error} (after {self._completed} of {len(self._buckets)} buckets)")
                 return
             with self._changed:
                 self._completed += 1

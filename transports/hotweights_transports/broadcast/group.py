@@ -1,6 +1,6 @@
 """What the two sides of a group of nodes share: the terms that all are told, their patience, and the way to a rank of one's own.
 
-A fixed set of nodes comes together, and the head hands each its part of one MPI job. `leader.Lead` is rank 0's side, `member.Follow` everybody
+A fixed set of nodes comes together, and the head hands each its part of one MPI job. `leader.GroupLeader` is rank 0's side, `member.GroupMember` everybody
 else's. Who came says under which address others can pull from it; so the group is there also where the collective is not: when a rank did
 not come, when MPI does not start, when a member dies. A side's ``member`` is then None, ``why`` says why, and the nodes pull. Afterwards
 nobody leaves before the others have what they need, or are gone, or stand still.
@@ -16,7 +16,7 @@ from typing import Final
 from hotweights_storage.errors import TransferError
 from hotweights_transports.broadcast.hydra import START_SECONDS, MpiFailed, find
 from hotweights_transports.broadcast.launch_line import LaunchRefused, command, parse_launch
-from hotweights_transports.broadcast.rank_process import Member
+from hotweights_transports.broadcast.rank_process import RankProcess
 
 MAX_WHY: Final = 500
 
@@ -35,7 +35,7 @@ class Terms:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class GroupTimeouts:
     """How long the nodes bear with each other."""
 
     join_seconds: float = 60.0
@@ -46,13 +46,13 @@ class Patience:
     """Without progress, in the collective and of a node that still pulls after it."""
 
 
-def start_member(line: str, rank: int, terms: Terms, heads: frozenset[str]) -> tuple[Member | None, str]:
+def start_member(line: str, rank: int, terms: Terms, heads: frozenset[str]) -> tuple[RankProcess | None, str]:
     """The rank of a launch line, ready; or why there is none."""
     try:
         launch = parse_launch(line)
         if launch.proxy_id != rank:
             raise LaunchRefused(f"--proxy-id {launch.proxy_id}: rank {rank} takes its own launch only")
-        member = Member(command(launch, find().proxy, heads), terms.slots, terms.slot_nbytes)
+        member = RankProcess(command(launch, find().proxy, heads), terms.slots, terms.slot_nbytes)
     except TransferError as error:  # LaunchRefused, MpiFailed, MpiUnavailable
         return None, str(error)
     try:

@@ -96,7 +96,7 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
 
 
-class Head:
+class Mpiexec:
     """One mpiexec and its launch lines, one for each of ``ranks``, in rank order. `close` ends the job."""
 
     def __init__(self, ranks: int, address: str, settings: Mapping[str, str] | None = None) -> None:

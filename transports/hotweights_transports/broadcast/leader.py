@@ -12,9 +12,9 @@ from typing import Final
 
 from hotweights_common import hosts
 from hotweights_transports.broadcast.channel import Channel, Message, check_reach
-from hotweights_transports.broadcast.group import MAX_WHY, Patience, Terms, start_member
-from hotweights_transports.broadcast.hydra import Head, MpiFailed, MpiUnavailable
-from hotweights_transports.broadcast.rank_process import Member
+from hotweights_transports.broadcast.group import MAX_WHY, GroupTimeouts, Terms, start_member
+from hotweights_transports.broadcast.hydra import Mpiexec, MpiFailed, MpiUnavailable
+from hotweights_transports.broadcast.rank_process import RankProcess
 from hotweights_transports.peers.base import PeerError, PeerTimeout
 from hotweights_transports.peers.stream import address as addresses
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 MAX_STRANGERS: Final = 16
 
 
-class Lead:
+class GroupLeader:
     """Rank 0. `gather` first; `leave` or `close` at the end."""
 
     def __init__(
@@ -32,14 +32,14 @@ class Lead:
         port: int,
         terms: Terms,
         pull_port: int,
-        patience: Patience,
+        patience: GroupTimeouts,
         settings: Mapping[str, str] | None = None,
     ) -> None:
         """``address``: under which the others know this node, ``pull_port``: where its own chunks can be pulled over TCP.
-        Port 0 takes a free one. ``settings``: as `hydra.Head` takes them."""
+        Port 0 takes a free one. ``settings``: as `hydra.Mpiexec` takes them."""
         self.rank = 0
         self.terms = terms
-        self.member: Member | None = None
+        self.member: RankProcess | None = None
         self.why = ""
         self._patience = patience
         self._settings = settings
@@ -56,7 +56,7 @@ class Lead:
         self._strangers = 0
         self._begun = False
         self._closing = False
-        self._head: Head | None = None
+        self._head: Mpiexec | None = None
         self._threads: list[threading.Thread] = []
         self._spawn(self._accept)
 
@@ -84,7 +84,7 @@ class Lead:
         launches: tuple[str, ...] = ()
         if not self.why:
             try:
-                self._head = Head(self.terms.size, self._host, self._settings)
+                self._head = Mpiexec(self.terms.size, self._host, self._settings)
                 launches = self._head.launches
             except (MpiFailed, MpiUnavailable) as error:
                 self.why = str(error)

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from hotweights_transports.broadcast.channel import Channel, Message, check_reach
-from hotweights_transports.broadcast.group import MAX_WHY, Patience, Terms, start_member
+from hotweights_transports.broadcast.group import MAX_WHY, GroupTimeouts, Terms, start_member
 from hotweights_transports.broadcast.hydra import START_SECONDS
-from hotweights_transports.broadcast.rank_process import Member
+from hotweights_transports.broadcast.rank_process import RankProcess
 from hotweights_transports.peers.base import PeerError, PeerProtocolError, PeerRefused, PeerTimeout, PeerUnreachable
 from hotweights_transports.peers.stream import address as addresses
 
@@ -21,14 +21,16 @@ log = logging.getLogger(__name__)
 AGAIN_SECONDS: Final = 0.1
 
 
-class Follow:
-    """The same calls as `Lead`."""
+class GroupMember:
+    """The same calls as `GroupLeader`."""
 
-    def __init__(self, rank: int, address: str, port: int, terms: Terms, pull_port: int, patience: Patience) -> None:
+    def __init__(
+        self, rank: int, address: str, port: int, terms: Terms, pull_port: int, patience: GroupTimeouts
+    ) -> None:
         self.rank = rank
         self.terms = terms
         self.address = addresses.form(address, port, "mpi")
-        self.member: Member | None = None
+        self.member: RankProcess | None = None
         self.why = ""
         self.pull_addresses: Mapping[int, str] = {}
         self._patience = patience

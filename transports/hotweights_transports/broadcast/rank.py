@@ -37,7 +37,7 @@ def main() -> None:
     control_fd, ring_fd, slots, slot_nbytes = (int(word) for word in os.environ.pop(FDS_VARIABLE).split(","))
     control = socket.socket(fileno=control_fd)
     posts: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_hold_leash, args=(control, posts), daemon=True).start()
+    threading.Thread(target=_die_with_the_node, args=(control, posts), daemon=True).start()
     try:
         _serve(control, posts, memoryview(mmap.mmap(ring_fd, slots * slot_nbytes)), slot_nbytes)
     except Exception as error:  # noqa: BLE001  # the process ends with it, and its node must hear why
@@ -46,7 +46,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _hold_leash(control: socket.socket, posts: queue.SimpleQueue[bytes]) -> None:
+def _die_with_the_node(control: socket.socket, posts: queue.SimpleQueue[bytes]) -> None:
     """Whatever the main thread is waiting for: without its node there is nothing to wait for."""
     try:
         while message := control.recv(POST.size):

@@ -50,7 +50,7 @@ def _mapped() -> set[str]:
     return names
 
 
-class Member:
+class RankProcess:
     """One rank and its ring. One thread posts and another may wait for completions."""
 
     def __init__(self, arguments: list[str], slots: int, slot_nbytes: int) -> None:

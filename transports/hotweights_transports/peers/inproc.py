@@ -34,9 +34,9 @@ from hotweights_transports.peers.base import (
     Want,
     checked_manifest,
 )
-from hotweights_transports.peers.rate_limiter import Throttle
+from hotweights_transports.peers.rate_limiter import RateLimiter
 from hotweights_transports.peers.registry import Availability, Transport
-from hotweights_transports.peers.stall_timeout import Patience
+from hotweights_transports.peers.stall_timeout import StallTimeout
 
 _servers: dict[str, InprocServer] = {}
 _servers_lock = threading.Lock()
@@ -49,7 +49,7 @@ class InprocServer(PeerServer):
         self.address = uri
         self.provider = provider
         self.limits = limits
-        self.throttle = Throttle(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
+        self.throttle = RateLimiter(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
         self.closing = threading.Event()
         self._authenticate = authenticate
         self._places = threading.Semaphore(limits.max_connections)
@@ -112,7 +112,7 @@ class InprocClient(PeerClient):
     ) -> list[Missing]:
         server = self._server()
         missing: list[Missing] = []
-        patience = Patience(self.address, self._limits, time.monotonic())
+        patience = StallTimeout(self.address, self._limits, time.monotonic())
         with server.admitted(self._token()):
             for want in wanted:
                 lease = self._lease(server, want, patience, cancel)
@@ -140,7 +140,7 @@ class InprocClient(PeerClient):
         return server
 
     def _lease(
-        self, server: InprocServer, want: Want, patience: Patience, cancel: threading.Event | None
+        self, server: InprocServer, want: Want, patience: StallTimeout, cancel: threading.Event | None
     ) -> Lease | None:
         while cancel is None or not cancel.is_set():
             if server.closing.is_set():

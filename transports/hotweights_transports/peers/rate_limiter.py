@@ -9,7 +9,7 @@ import threading
 import time
 
 
-class Throttle:
+class RateLimiter:
     """`take` returns at once while the bucket has bytes; afterwards as late as the rate asks for, in turn."""
 
     def __init__(self, bytes_per_second: int, *, burst_seconds: float = 0.1) -> None:

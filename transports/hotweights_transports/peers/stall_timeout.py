@@ -10,7 +10,7 @@ from __future__ import annotations
 from hotweights_transports.peers.base import ClientLimits, PeerTimeout
 
 
-class Patience:
+class StallTimeout:
     """Of one stream. Tell it what happens; `check` raises `PeerTimeout` when it ran out."""
 
     def __init__(self, address: str, limits: ClientLimits, now: float) -> None:

@@ -17,7 +17,7 @@ from hotweights_transports.handoff import frames
 logger = logging.getLogger("vllm.hotweights.orders")
 
 
-class Orders:
+class CommandQueue:
     """``prepare`` gets the slabs' descriptors to look at; they are closed afterwards. Both answer over the connection that asked."""
 
     def __init__(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hotweights.adapters.vllm.rank import dry_load
-from hotweights.adapters.vllm.rank.dry_load import Misfit, Spec, Trace
+from hotweights.adapters.vllm.rank.dry_load import DoesNotFit, Spec, Trace
 from hotweights.adapters.vllm.rank.image import Image
 
 logger = logging.getLogger("vllm.hotweights.suit")
@@ -24,7 +24,7 @@ HEAD = "lm_head.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 
-class Suit:
+class Compatibility:
     def __init__(self, vllm_config: Any, shadow: Any) -> None:
         self._config = vllm_config
         self._shadow = shadow
@@ -33,7 +33,7 @@ class Suit:
         self._expected = self._expect()
         self._last: tuple[str, Trace | None] = ("", None)
 
-    def check(self, image: Image) -> Misfit | None:
+    def check(self, image: Image) -> DoesNotFit | None:
         specs = _specs(image)
         misfit = dry_load.check_specs(specs, self._boot, self._boot_trace)
         if misfit is not None:
@@ -83,7 +83,7 @@ class Suit:
             return None
         return next((name for name in specs if name.endswith("embed_tokens.weight")), None)
 
-    def _check_tied(self, image: Image, trace: Trace) -> Misfit | None:
+    def _check_tied(self, image: Image, trace: Trace) -> DoesNotFit | None:
         """A head that the loaders ignore must equal the embeddings that this model uses in its place."""
         if trace.copied.get(HEAD) or all(entry.name != HEAD for entry in image.table.entries):
             return None
@@ -93,7 +93,7 @@ class Suit:
             if image.same_bytes(name, HEAD):
                 return None
             message = f"{HEAD} differs from {name}, but the running model has them tied: restart it with this version"
-            return Misfit("UnknownTensor", message)
+            return DoesNotFit("UnknownTensor", message)
         return None
 
 

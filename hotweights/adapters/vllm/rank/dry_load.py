@@ -29,7 +29,7 @@ class Spec:
 
 
 @dataclass(frozen=True, slots=True)
-class Misfit:
+class DoesNotFit:
     """Why not; ``reason`` is one of the wire's."""
 
     reason: str
@@ -53,16 +53,16 @@ class Trace:
         return totals
 
 
-def check_specs(version: Mapping[str, Spec], boot: Mapping[str, Spec], boot_trace: Trace | None) -> Misfit | None:
+def check_specs(version: Mapping[str, Spec], boot: Mapping[str, Spec], boot_trace: Trace | None) -> DoesNotFit | None:
     """Tensors that both checkpoints have must agree in shape and in the kind of number."""
     for name, spec in version.items():
         known = boot.get(name)
         if known is None or (boot_trace is not None and not boot_trace.copied.get(name)):
             continue  # a new name is the loaders' question; what they ignored at boot may look as it likes
         if spec.shape != known.shape:
-            return Misfit("ShapeMismatch", f"{name} has shape {_shape(spec)}; the model runs with {_shape(known)}")
+            return DoesNotFit("ShapeMismatch", f"{name} has shape {_shape(spec)}; the model runs with {_shape(known)}")
         if not _same_kind(spec.dtype, known.dtype):
-            return Misfit("DtypeMismatch", f"{name} is {spec.dtype}; the model runs with {known.dtype}")
+            return DoesNotFit("DtypeMismatch", f"{name} is {spec.dtype}; the model runs with {known.dtype}")
     return None
 
 
@@ -71,7 +71,7 @@ def check_trace(
     boot: Mapping[str, Spec],
     trace: Trace,
     expected: Mapping[str, int],
-) -> Misfit | None:
+) -> DoesNotFit | None:
     """The loaders took every tensor, and every parameter got as much as it needs (``expected`` elements)."""
     if trace.failed is not None:
         return _loader_refused(trace.failed, trace.error, version, boot)
@@ -82,27 +82,29 @@ def check_trace(
     absent = sorted(boot.keys() - version.keys())
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        return Misfit("MissingTensor", f"{absent[0]}{more} is missing; {short[0]} would keep its old weights")
-    return Misfit("MissingTensor", f"nothing in the version fills {short[0]} ({len(short)} parameters are incomplete)")
+        return DoesNotFit("MissingTensor", f"{absent[0]}{more} is missing; {short[0]} would keep its old weights")
+    return DoesNotFit(
+        "MissingTensor", f"nothing in the version fills {short[0]} ({len(short)} parameters are incomplete)"
+    )
 
 
-def check_names(version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> Misfit | None:
+def check_names(version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> DoesNotFit | None:
     """Where the loaders cannot be asked: exactly the names that the engine booted from."""
     for name in version:
         if name not in boot:
-            return Misfit("UnknownTensor", f"{name} is not in the checkpoint that this engine booted from")
+            return DoesNotFit("UnknownTensor", f"{name} is not in the checkpoint that this engine booted from")
     for name in boot:
         if name not in version:
-            return Misfit("MissingTensor", f"{name} is missing; the engine booted with it")
+            return DoesNotFit("MissingTensor", f"{name} is missing; the engine booted with it")
     return None
 
 
-def _loader_refused(name: str, error: str, version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> Misfit:
+def _loader_refused(name: str, error: str, version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> DoesNotFit:
     if boot and name not in boot:
-        return Misfit("UnknownTensor", f"{name} is unknown to the model: {error}")
+        return DoesNotFit("UnknownTensor", f"{name} is unknown to the model: {error}")
     if not boot and name in version and "shape" in error.lower():
-        return Misfit("ShapeMismatch", f"{name} {_shape(version[name])}: {error}")
-    return Misfit("LoadFailed", f"the model's loader refused {name}: {error}")
+        return DoesNotFit("ShapeMismatch", f"{name} {_shape(version[name])}: {error}")
+    return DoesNotFit("LoadFailed", f"the model's loader refused {name}: {error}")
 
 
 def _same_kind(first: str, second: str) -> bool:

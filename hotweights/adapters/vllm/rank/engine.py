@@ -30,11 +30,11 @@ from vllm.distributed.weight_transfer.base import (
 
 from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, probe, settings
 from hotweights.adapters.vllm.rank import reload
-from hotweights.adapters.vllm.rank.command_queue import Orders
-from hotweights.adapters.vllm.rank.compatibility import Suit
+from hotweights.adapters.vllm.rank.command_queue import CommandQueue
+from hotweights.adapters.vllm.rank.compatibility import Compatibility
 from hotweights.adapters.vllm.rank.image import Image, ImageError
 from hotweights.adapters.vllm.rank.shadow import Shadow, Unsupported
-from hotweights.adapters.vllm.rank.throttle import Pace
+from hotweights.adapters.vllm.rank.throttle import Throttle
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.engine")
@@ -78,14 +78,14 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         self._pinned: str | None = None  # between a commit's check and its copy nothing may change
         self._call_off = threading.Event()
         self._lock = threading.RLock()  # the shadow and the fields above
-        self._orders = Orders(self._prepare, self._release)
+        self._orders = CommandQueue(self._prepare, self._release)
         self._shadow = self._build_shadow()
         # A skeleton of its own: asking what fits must not disturb a version that is ready to be committed.
-        self._suit = Suit(vllm_config, self._build_shadow() if self._shadow is not None else None)
+        self._compatibility = Compatibility(vllm_config, self._build_shadow() if self._shadow is not None else None)
         if self._settings.socket:
             self._orders.later(_take_one_core)
             self._orders.start()
-            agent_connection.Link(
+            agent_connection.AgentLink(
                 self._settings.socket, self._hello, self._orders.handle, closed=self._orders.forget
             ).start()
 
@@ -127,7 +127,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     def _take(self, digest: str, fds: list[int]) -> int:
         try:
             image = Image.open(fds, digest)
-            misfit = self._suit.check(image)
+            misfit = self._compatibility.check(image)
         except ImageError as error:
             raise Rejection("MapFailed", str(error)) from error
         if misfit is not None:
@@ -139,15 +139,15 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 self._hold(image)  # the same bytes, perhaps in younger memory: the older is let go of
                 return image.nbytes
             self._ready = None
-            pace = Pace(self._settings.prepare_share)
+            throttle = Throttle(self._settings.prepare_share)
 
             def breathe() -> None:
                 if self._call_off.is_set() or self._orders.released == digest:
                     raise Abandoned(digest)
-                pace()
+                throttle()
 
             try:
-                self._shadow.load(self._suit.tensors(image), self._suit.touched(image), breathe)
+                self._shadow.load(self._compatibility.tensors(image), self._compatibility.touched(image), breathe)
                 self._ready = digest
             except Abandoned as error:
                 raise Rejection("Busy", "called off; prepare it again if it is still wanted") from error
@@ -243,7 +243,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             nbytes = self._shadow.install()
         else:
             nbytes = self._images[digest].nbytes
-            reload.reload(self.model, self.vllm_config, self._suit.tensors(self._images[digest]))
+            reload.reload(self.model, self.vllm_config, self._compatibility.tensors(self._images[digest]))
         self._synchronize()
         self._previous, self._digest = self._digest, digest
         return {"ok": True, "rank": self._rank, "seconds": time.monotonic() - began, "nbytes": nbytes}
@@ -293,7 +293,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     def _whole(self, digest: str | None) -> Iterator[tuple[str, torch.Tensor]]:
         if digest is None:
             return iter(reload.boot_tensors(self.model, self.vllm_config))
-        return self._suit.tensors(self._images[digest])
+        return self._compatibility.tensors(self._images[digest])
 
     def _synchronize(self) -> None:
         if self.device.type != "cpu":

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 SWITCH_SECONDS = 0.00005
 
 
-class Pace:
+class Throttle:
     """Works a share of the time and rests the other, so that serving keeps the processors."""
 
     def __init__(self, share: float) -> None:

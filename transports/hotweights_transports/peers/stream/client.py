@@ -33,16 +33,16 @@ from hotweights_transports.peers.base import (
     Want,
     checked_manifest,
 )
-from hotweights_transports.peers.stall_timeout import Patience
+from hotweights_transports.peers.stall_timeout import StallTimeout
 from hotweights_transports.peers.stream import address as addresses
-from hotweights_transports.peers.stream.wire import Broken, Late, Tick, Unusable, Wire, within
+from hotweights_transports.peers.stream.wire import ConnectionBroken, DeadlinePassed, Tick, Unusable, Wire, within
 
 
 class _Stopped(Exception):
     """Another stream failed, or the caller cancelled."""
 
 
-class _Feed:
+class _WantedChunks:
     """The wanted chunks, handed to the streams in order, and what came of them."""
 
     def __init__(self, wanted: Iterable[Want], deliver: Deliver, cancel: threading.Event | None) -> None:
@@ -70,7 +70,7 @@ class _Feed:
             raise _Stopped
 
 
-class TcpClient(PeerClient):
+class StreamClient(PeerClient):
     scheme: ClassVar[str] = "tcp"
     wire_type: ClassVar[type[Wire]] = Wire
 
@@ -100,7 +100,7 @@ class TcpClient(PeerClient):
         *,
         cancel: threading.Event | None = None,
     ) -> list[Missing]:
-        feed = _Feed(wanted, deliver, cancel)
+        feed = _WantedChunks(wanted, deliver, cancel)
         with ThreadPoolExecutor(self._limits.streams, thread_name_prefix=f"pull {self.address}") as executor:
             streams = [executor.submit(self._run, digest, feed) for _ in range(self._limits.streams)]
         for stream in streams:
@@ -111,7 +111,7 @@ class TcpClient(PeerClient):
         while self._idle:
             self._idle.pop().close()
 
-    def _run(self, digest: str, feed: _Feed) -> None:
+    def _run(self, digest: str, feed: _WantedChunks) -> None:
         finished = False
         try:
             self._pull(digest, feed)
@@ -122,7 +122,7 @@ class TcpClient(PeerClient):
             if not finished:
                 feed.stop()
 
-    def _pull(self, digest: str, feed: _Feed) -> None:
+    def _pull(self, digest: str, feed: _WantedChunks) -> None:
         first = feed.take(self._limits.window_nbytes, self._limits.window_chunks)
         if not first:
             return
@@ -150,9 +150,9 @@ class TcpClient(PeerClient):
         except PeerMissing:
             clean = True
             raise
-        except Broken as error:
+        except ConnectionBroken as error:
             raise PeerUnreachable(self.address, str(error)) from error
-        except Late as error:
+        except DeadlinePassed as error:
             raise PeerTimeout(self.address, str(error)) from error
         except frames.FrameError as error:
             raise PeerProtocolError(self.address, str(error)) from error
@@ -172,7 +172,7 @@ class _Stream:
         self.wire = wire
         try:
             self._introduce(token)
-        except (Broken, PeerError):
+        except (ConnectionBroken, PeerError):
             self.close()
             raise
 
@@ -186,9 +186,9 @@ class _Stream:
             header = self._header(frames.TO_STRANGER, in_time)
             frames.read_welcome(bytes(self.wire.receive(header.nbytes, in_time)))
             self.wire.prepare_to_pull(in_time)
-        except Late as error:
+        except DeadlinePassed as error:
             raise PeerTimeout(self._address, f"no welcome within {self._limits.connect_seconds:g} s") from error
-        except Broken as error:
+        except ConnectionBroken as error:
             raise PeerUnreachable(self._address, f"it hung up instead of a welcome: {error}") from error
         except Unusable as error:
             raise PeerRefused(self._address, str(error)) from error
@@ -210,7 +210,7 @@ class _Stream:
         return self._document(frames.group_request(group), frames.Kind.INVITATION, f"it leads no group {group}")
 
     def _document(self, request: bytes, kind: frames.Kind, unknown: str) -> bytes:
-        patience = Patience(self._address, self._limits, time.monotonic())
+        patience = StallTimeout(self._address, self._limits, time.monotonic())
 
         def tick(nbytes: int) -> None:
             now = time.monotonic()
@@ -226,7 +226,7 @@ class _Stream:
             raise frames.FrameError(f"a {header.kind.name} frame came instead of a {kind.name} frame")
         return bytes(self.wire.receive(header.nbytes, tick))
 
-    def chunks(self, digest: str, first: list[Want], feed: _Feed) -> None:
+    def chunks(self, digest: str, first: list[Want], feed: _WantedChunks) -> None:
         _Pull(self._address, self._limits, self.wire, self._header, digest, feed).run(first)
 
 
@@ -240,7 +240,7 @@ class _Pull:
         wire: Wire,
         header: Callable[[frozenset[frames.Kind], Tick], frames.Header],
         digest: str,
-        feed: _Feed,
+        feed: _WantedChunks,
     ) -> None:
         self._address = address
         self._limits = limits
@@ -248,7 +248,7 @@ class _Pull:
         self._header = header
         self._digest = digest
         self._feed = feed
-        self._patience = Patience(address, limits, time.monotonic())
+        self._patience = StallTimeout(address, limits, time.monotonic())
         self._asked: deque[Want] = deque()
         self._asked_nbytes = 0
         self._buffer = bytearray()

@@ -25,9 +25,9 @@ from hotweights_transports.peers.base import (
     Pending,
     ServerLimits,
 )
-from hotweights_transports.peers.rate_limiter import Throttle
+from hotweights_transports.peers.rate_limiter import RateLimiter
 from hotweights_transports.peers.stream import address as addresses
-from hotweights_transports.peers.stream.wire import Broken, Late, Tick, Unusable, Wire, within
+from hotweights_transports.peers.stream.wire import ConnectionBroken, DeadlinePassed, Tick, Unusable, Wire, within
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class _Closing(Exception):
     """The server is being closed."""
 
 
-class TcpServer(PeerServer):
+class StreamServer(PeerServer):
     scheme: ClassVar[str] = "tcp"
     wire_type: ClassVar[type[Wire]] = Wire
 
@@ -55,7 +55,7 @@ class TcpServer(PeerServer):
         self._provider = provider
         self._authenticate = authenticate
         self._limits = limits
-        self._throttle = Throttle(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
+        self._throttle = RateLimiter(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
         self._closing = threading.Event()
         self._lock = threading.Lock()  # of the three below
         self._threads: dict[Wire, threading.Thread] = {}
@@ -116,7 +116,7 @@ class TcpServer(PeerServer):
             wire.say_last(frames.refused("ProtocolError", str(error)))
         except Unusable as error:
             wire.say_last(frames.refused("TransportUnusable", str(error)))
-        except (Broken, Late, _Closing) as error:
+        except (ConnectionBroken, DeadlinePassed, _Closing) as error:
             logger.debug("%s: a puller's connection ended: %s", self.address, error)
         finally:
             wire.close()

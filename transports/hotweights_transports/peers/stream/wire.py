@@ -23,11 +23,11 @@ Tick = Callable[[int], None]
 """Called with the bytes that moved since the last call (0: a tick without any); raises to give up."""
 
 
-class Broken(Exception):
+class ConnectionBroken(Exception):
     """The other side closed the connection, or the network did."""
 
 
-class Late(Exception):
+class DeadlinePassed(Exception):
     """A deadline passed."""
 
 
@@ -36,12 +36,12 @@ class Unusable(Exception):
 
 
 def within(seconds: float) -> Tick:
-    """A tick that raises `Late` once so many seconds have passed, however many bytes dripped in meanwhile."""
+    """A tick that raises `DeadlinePassed` once so many seconds have passed, however many bytes dripped in meanwhile."""
     deadline = time.monotonic() + seconds
 
     def tick(_nbytes: int) -> None:
         if time.monotonic() > deadline:
-            raise Late(f"not done within {seconds:g} s")
+            raise DeadlinePassed(f"not done within {seconds:g} s")
 
     return tick
 
@@ -76,7 +76,7 @@ class Wire:
             except BlockingIOError:
                 nbytes = 0
             except OSError as error:
-                raise Broken(_why(error)) from error
+                raise ConnectionBroken(_why(error)) from error
             sent += nbytes
             tick(nbytes)
 
@@ -90,9 +90,9 @@ class Wire:
                 tick(0)
                 continue
             except OSError as error:
-                raise Broken(_why(error)) from error
+                raise ConnectionBroken(_why(error)) from error
             if sent == 0:
-                raise Broken(f"the file ended at byte {offset}, before {end}")
+                raise ConnectionBroken(f"the file ended at byte {offset}, before {end}")
             offset += sent
             tick(sent)
 
@@ -118,9 +118,9 @@ class Wire:
                     tick(0)
                     continue
                 except OSError as error:
-                    raise Broken(_why(error)) from error
+                    raise ConnectionBroken(_why(error)) from error
             if nbytes == 0:
-                raise Broken("the other side closed the connection")
+                raise ConnectionBroken("the other side closed the connection")
             received += nbytes
             tick(nbytes)
 
@@ -150,7 +150,7 @@ class Wire:
 
     def say_last(self, data: bytes) -> None:
         """Send `data` and see it off: closing with unread input would reset the connection and lose it."""
-        with contextlib.suppress(Broken, Late, OSError):
+        with contextlib.suppress(ConnectionBroken, DeadlinePassed, OSError):
             self.send(data, within(TICK_SECONDS))
             self._sock.shutdown(socket.SHUT_WR)
             self.receive(64 * 1024, within(TICK_SECONDS * 2))

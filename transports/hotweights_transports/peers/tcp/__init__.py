@@ -13,8 +13,8 @@ from hotweights_transports.peers.base import (
     ServerLimits,
 )
 from hotweights_transports.peers.registry import Availability, Transport
-from hotweights_transports.peers.stream.client import TcpClient
-from hotweights_transports.peers.stream.server import TcpServer
+from hotweights_transports.peers.stream.client import StreamClient
+from hotweights_transports.peers.stream.server import StreamServer
 
 
 class TcpTransport(Transport):
@@ -26,10 +26,10 @@ class TcpTransport(Transport):
     def listen(
         self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
     ) -> PeerServer:
-        return TcpServer(uri, provider, authenticate, limits or ServerLimits())
+        return StreamServer(uri, provider, authenticate, limits or ServerLimits())
 
     def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
-        return TcpClient(uri, token, limits or ClientLimits())
+        return StreamClient(uri, token, limits or ClientLimits())
 
 
 TRANSPORT = TcpTransport()

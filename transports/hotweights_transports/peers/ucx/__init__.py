@@ -13,18 +13,18 @@ from hotweights_transports.peers.base import (
     ServerLimits,
 )
 from hotweights_transports.peers.registry import Availability, Transport
-from hotweights_transports.peers.stream.client import TcpClient
-from hotweights_transports.peers.stream.server import TcpServer
+from hotweights_transports.peers.stream.client import StreamClient
+from hotweights_transports.peers.stream.server import StreamServer
 from hotweights_transports.peers.ucx.library import Unavailable, live
 from hotweights_transports.peers.ucx.wire import UcxWire
 
 
-class UcxServer(TcpServer):
+class UcxServer(StreamServer):
     scheme = "ucx"
     wire_type = UcxWire
 
 
-class UcxClient(TcpClient):
+class UcxClient(StreamClient):
     scheme = "ucx"
     wire_type = UcxWire
 

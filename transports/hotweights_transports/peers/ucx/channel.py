@@ -14,7 +14,7 @@ import select
 import time
 from typing import Any, Final
 
-from hotweights_transports.peers.stream.wire import TICK_SECONDS, Broken, Tick
+from hotweights_transports.peers.stream.wire import TICK_SECONDS, ConnectionBroken, Tick
 from hotweights_transports.peers.ucx.library import load
 
 logger = logging.getLogger(__name__)
@@ -48,12 +48,14 @@ class Channel:
         return bytes(self._worker.address.tobytes())
 
     def connect(self, address: bytes) -> None:
-        """Raises `Broken` where UCX sees no way there."""
+        """Raises `ConnectionBroken` where UCX sees no way there."""
         try:
             remote = self._library.api.UCXAddress.create_from_buffer(address)
             self._endpoint = self._library.api.UCXEndpoint.create_from_worker_address(self._worker, remote, True)
         except self._library.error as error:
-            raise Broken(f"UCX sees no way to the other side ({error}): see UCX_NET_DEVICES on both") from error
+            raise ConnectionBroken(
+                f"UCX sees no way to the other side ({error}): see UCX_NET_DEVICES on both"
+            ) from error
 
     def send(self, message: memoryview, tick: Tick) -> None:
         """`message` may change as soon as this returns; not one byte of it is referenced afterwards."""
@@ -71,7 +73,7 @@ class Channel:
         try:
             self._request = operation(self._memory, self._tag)
         except self._library.error as error:
-            raise Broken(_why(error)) from error
+            raise ConnectionBroken(_why(error)) from error
 
     def _complete(self, nbytes: int, tick: Tick) -> None:
         try:
@@ -80,7 +82,7 @@ class Channel:
                     self._wait(tick)
             self._request.check_error()
         except self._library.error as error:
-            raise Broken(_why(error)) from error
+            raise ConnectionBroken(_why(error)) from error
         self._request = self._memory = None
         tick(nbytes)
 
@@ -91,7 +93,7 @@ class Channel:
             while self._worker.progress_once():  # what came before the end counts
                 pass
             if not self._request.completed:
-                raise Broken("the other side closed the connection")
+                raise ConnectionBroken("the other side closed the connection")
         tick(0)
 
     def close(self) -> None:

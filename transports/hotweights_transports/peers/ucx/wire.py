@@ -16,7 +16,7 @@ import struct
 from typing import Final
 
 from hotweights_transports.peers import frames
-from hotweights_transports.peers.stream.wire import Broken, Tick, Unusable, Wire
+from hotweights_transports.peers.stream.wire import ConnectionBroken, Tick, Unusable, Wire
 from hotweights_transports.peers.ucx.channel import Channel
 
 MESSAGE_NBYTES: Final = 4 * 1024 * 1024
@@ -56,7 +56,7 @@ class UcxWire(Wire):
         channel = self._open(tag)
         try:
             channel.connect(address)
-        except Broken as error:
+        except ConnectionBroken as error:
             raise Unusable(str(error)) from error
         self._say(tag, channel, tick)
         channel.send(memoryview(PROOF.pack(tag)), tick)
@@ -85,7 +85,7 @@ class UcxWire(Wire):
                 self._buffer = bytearray(self._message_nbytes)
             with memoryview(self._buffer) as whole, whole[:size] as message:
                 if os.preadv(fd, [message], begin) != size:
-                    raise Broken(f"the file ended before byte {begin + size}")
+                    raise ConnectionBroken(f"the file ended before byte {begin + size}")
                 self._send_message(message, tick)
 
     def receive_chunk(self, view: memoryview, tick: Tick) -> None:
@@ -107,7 +107,7 @@ class UcxWire(Wire):
 
     def _require(self) -> Channel:
         if self._channel is None:
-            raise Broken("chunks before the two sides found each other over UCX")
+            raise ConnectionBroken("chunks before the two sides found each other over UCX")
         return self._channel
 
     def _say(self, tag: int, channel: Channel, tick: Tick) -> None:
