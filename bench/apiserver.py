@@ -1,9 +1,10 @@
 """An API server that is a dictionary, for measuring who talks to it.
 
-It does what a loop of decisions depends on: resourceVersions and the conflicts that they make, generations, server-side apply of
-a manager's own items in a list, merge patches, an answer that takes a while, and watches that tell a little later still. It
-knows no schema, no HTTP and no JSON: bodies are plain dicts, made anew with every write and never changed once handed out.
-What it costs is counted apart (`cpu_seconds`), so that it can be taken off what the process used.
+It does what a loop of decisions depends on: resourceVersions and the conflicts that they make,
+generations, server-side apply of a manager's own items in a list, merge patches, an answer that
+takes a while, and watches that tell a little later still. It knows no schema, no HTTP and no JSON:
+bodies are plain dicts, made anew with every write and never changed once handed out. What it costs
+is counted apart (`cpu_seconds`), so that it can be taken off what the process used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Watcher = Callable[[Body], None]
 
 
 class Server:
-    """Objects by kind and name. Use it from one event loop; before one runs, objects are put there without anybody watching."""
+    """Objects by kind and name. Use it from one event loop; before one runs, objects are put there
+    without anybody watching.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Body]] = {}
@@ -54,7 +57,7 @@ class Server:
             self._counting = False
             self.cpu_seconds += time.thread_time() - began
 
-    # -- what the operator asks ----------------------------------------------------------------------------------------
+    # -- what the operator asks -----------------------------------------------------------------
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Body:
         """One object."""
@@ -64,7 +67,9 @@ class Server:
         """A new object; events are counted and forgotten."""
         return await self._answer(f"create {resource.kind}", lambda: self._create(resource, body))
 
-    async def apply(self, resource: Resource, body: Body, *, manager: str, force: bool = True) -> Body:
+    async def apply(
+        self, resource: Resource, body: Body, *, manager: str, force: bool = True
+    ) -> Body:
         """A manager's items, and no others."""
         return await self._answer("apply", lambda: self.apply_now(resource.kind, body, manager))
 
@@ -83,7 +88,7 @@ class Server:
         await asyncio.sleep(LATENCY_SECONDS / 2)
         return answer
 
-    # -- the same at once, for those who are part of the cluster -------------------------------------------------------
+    # -- the same at once, for those who are part of the cluster --------------------------------
 
     def apply_now(self, kind: str, body: Body, manager: str) -> Body:
         """Server-side apply."""
@@ -97,9 +102,15 @@ class Server:
             if not mine and not told:
                 continue
             gone = mine - told.keys()
-            items = [told.pop(item["uid"], item) for item in spec.get(field, ()) if item["uid"] not in gone]
+            items = [
+                told.pop(item["uid"], item)
+                for item in spec.get(field, ())
+                if item["uid"] not in gone
+            ]
             spec[field] = [*items, *told.values()]
-            self._owned[name, manager, field] = {item["uid"] for item in body["spec"].get(field, ())}
+            self._owned[name, manager, field] = {
+                item["uid"] for item in body["spec"].get(field, ())
+            }
         return self.store(kind, {**known, "spec": spec})
 
     def patch_now(self, kind: str, name: str, patch: Body, version: str = "") -> Body:
@@ -107,7 +118,9 @@ class Server:
         return self.store(kind, _merged(self._fenced(kind, name, version), patch))
 
     def store(self, kind: str, body: Body) -> Body:
-        """The body with its next resourceVersion, and the next generation if the spec is another; as it was if nothing is."""
+        """The body with its next resourceVersion, and the next generation if the spec is another;
+        as it was if nothing is.
+        """
         name = body["metadata"]["name"]
         known = self.objects.setdefault(kind, {}).get(name)
         if known == body:
@@ -116,7 +129,11 @@ class Server:
         generation = body["metadata"].get("generation", 0)
         if known is None or known.get("spec") != body.get("spec"):
             generation += 1
-        metadata = {**body["metadata"], "resourceVersion": str(self._version), "generation": generation}
+        metadata = {
+            **body["metadata"],
+            "resourceVersion": str(self._version),
+            "generation": generation,
+        }
         stored = self.objects[kind][name] = {"kind": kind, **body, "metadata": metadata}
         self.stored(stored)
         return stored
@@ -127,7 +144,10 @@ class Server:
         name = body["metadata"]["name"]
         if name in self.objects.get(resource.kind, {}):
             raise errors.AlreadyExists(f"{resource.kind} {name} is there already")
-        return self.store(resource.kind, {**body, "metadata": {"uid": f"{resource.kind}-{name}", **body["metadata"]}})
+        return self.store(
+            resource.kind,
+            {**body, "metadata": {"uid": f"{resource.kind}-{name}", **body["metadata"]}},
+        )
 
     def _known(self, kind: str, name: str) -> Body:
         try:
@@ -150,5 +170,7 @@ def _merged(body: Body, patch: Body) -> Body:
         if value is None:
             merged.pop(key, None)
         else:
-            merged[key] = _merged(merged.get(key) or {}, value) if isinstance(value, dict) else value
+            merged[key] = (
+                _merged(merged.get(key) or {}, value) if isinstance(value, dict) else value
+            )
     return merged

@@ -1,6 +1,8 @@
-"""How fast a plan's version comes into memory here: ``hotweights bench`` as a program, for machines with and without a GPU.
+"""How fast a plan's version comes into memory here: ``hotweights bench`` as a program, for machines
+with and without a GPU.
 
-    python bench/bench_replicate.py plan.json [--repeat 3] [--pinned] [--device cpu|cuda] [--cold] [--json]
+    python bench/bench_replicate.py plan.json [--repeat 3] [--pinned] [--device cpu|cuda] [--cold]
+    [--json]
 
 The plan's source is read below the current folder, or below what ``--root`` names.
 """

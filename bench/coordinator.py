@@ -1,12 +1,16 @@
-"""How fast a coordinator answers a thousand workers: calls and their latencies, and how soon a commit has reached everybody.
+"""How fast a coordinator answers a thousand workers: calls and their latencies, and how soon a
+commit has reached everybody.
 
-The coordinator is a process of its own (one core: it is one thread); the workers are asynchronous clients in a few other processes.
-They register, then send heartbeats at a fixed rate together while an update of a big plan is submitted, begun, prepared by
-all and committed. A worker counts as reached when a heartbeat's answer says committed; when the event arrived, which makes real
-workers send theirs at once, is measured once in each process. Latencies are what a client sees, so they include its own queue:
-on a machine with fewer cores than processes read ``within_50_ms_of_arrival`` too, which the coordinator counts.
+The coordinator is a process of its own (one core: it is one thread); the workers are asynchronous
+clients in a few other processes. They register, then send heartbeats at a fixed rate together while
+an update of a big plan is submitted, begun, prepared by all and committed. A worker counts as
+reached when a heartbeat's answer says committed; when the event arrived, which makes real workers
+send theirs at once, is measured once in each process. Latencies are what a client sees, so they
+include its own queue: on a machine with fewer cores than processes read ``within_50_ms_of_arrival``
+too, which the coordinator counts.
 
-    python bench/coordinator.py [--workers 1000] [--rate 2000] [--seconds 10] [--items 100000] [--backend memory] [--json FILE]
+    python bench/coordinator.py [--workers 1000] [--rate 2000] [--seconds 10] [--items 100000]
+    [--backend memory] [--json FILE]
 """
 
 from __future__ import annotations
@@ -47,19 +51,35 @@ def make_plan(items: int) -> Plan:
     """That many chunks of invented digests."""
     tensors = items // CHUNKS_PER_TENSOR
     nbytes = CHUNKS_PER_TENSOR * CHUNK_NBYTES
-    entries = [TensorEntry(f"model.layers.{n}.weight", "U8", (nbytes,), nbytes, 8 + nbytes * n) for n in range(tensors)]
+    entries = [
+        TensorEntry(f"model.layers.{n}.weight", "U8", (nbytes,), nbytes, 8 + nbytes * n)
+        for n in range(tensors)
+    ]
     chunks = {
-        entry.name: [hashlib.sha256(f"{entry.name}/{k}".encode()).hexdigest() for k in range(CHUNKS_PER_TENSOR)]
+        entry.name: [
+            hashlib.sha256(f"{entry.name}/{k}".encode()).hexdigest()
+            for k in range(CHUNKS_PER_TENSOR)
+        ]
         for entry in entries
     }
-    manifest = build_manifest("bench", "v1", {"model.safetensors": entries}, chunks, chunk_nbytes=CHUNK_NBYTES)
+    manifest = build_manifest(
+        "bench", "v1", {"model.safetensors": entries}, chunks, chunk_nbytes=CHUNK_NBYTES
+    )
     return build(manifest, None, "file:///weights/v1")
 
 
 @contextmanager
 def coordinator(backend: str, redis_url: str) -> Iterator[tuple[str, str, int, int]]:
     """Its endpoint, where its events are, the port of its metrics, and its process id."""
-    command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", "tcp://127.0.0.1:0", "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "hotweights.cli",
+        "coord-serve",
+        "--endpoint",
+        "tcp://127.0.0.1:0",
+        "--json",
+    ]
     command += ["--backend", backend, "--metrics-port", "0", "--worker-ttl", "60"]
     command += ["--redis-url", redis_url] if redis_url else []
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -79,12 +99,18 @@ def cpu_seconds(pid: int) -> float:
 
 
 def within(port: int, seconds: float) -> float:
-    """The share of all calls that the coordinator itself answered in that time; plans, which take longer, aside."""
+    """The share of all calls that the coordinator itself answered in that time; plans, which take
+    longer, aside.
+    """
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=CALL_SECONDS) as page:
         lines = page.read().decode().splitlines()
     counts: dict[str, float] = {}
     for line in lines:
-        found = re.fullmatch(r'hotweights_coord_call_seconds_bucket\{le="([^"]+)",method="(\w+)"\} (\S+)', line)
+        found = re.fullmatch(
+            r'hotweights_coord_call_seconds_bucket\{le="([^"]+)",method="(\w+)"\} '
+            r"(\S+)",
+            line,
+        )
         if found and found[2] != "submit_plan":
             counts[found[1]] = counts.get(found[1], 0.0) + float(found[3])
     return counts[str(seconds)] / counts["+Inf"]
@@ -119,7 +145,9 @@ class Worker:
             self.committed_at = time.time()
 
 
-async def follow(pipe: Connection, first: int, count: int, endpoint: str, events: str, interval: float) -> None:
+async def follow(
+    pipe: Connection, first: int, count: int, endpoint: str, events: str, interval: float
+) -> None:
     """Workers of one process: heartbeats at fixed times until told to stop."""
     context = zmq.Context()
     context.max_sockets = 10_000
@@ -129,7 +157,9 @@ async def follow(pipe: Connection, first: int, count: int, endpoint: str, events
     listener.linger = 0
     listener.subscribe(b"commit")
     listener.connect(events)
-    await asyncio.gather(*(worker.register(interval * n / count) for n, worker in enumerate(workers)))
+    await asyncio.gather(
+        *(worker.register(interval * n / count) for n, worker in enumerate(workers))
+    )
     pipe.send("registered")
     loop = asyncio.get_running_loop()
     await loop.run_in_executor(None, pipe.recv)
@@ -167,7 +197,9 @@ def process(*args: Any) -> None:
 
 def percentile(values: list[float], share: float) -> float:
     """The value that this share of all is below."""
-    return sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+    return (
+        sorted(values)[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+    )
 
 
 def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
@@ -201,7 +233,9 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
         submit_seconds = time.perf_counter() - submitted
         begun, begun_at = time.perf_counter(), time.time()
         operator.call("begin", version="v1", timeout_seconds=CALL_SECONDS)
-        while (state := operator.call("status", timeout_seconds=CALL_SECONDS).result["state"]) == "begun":
+        while (
+            state := operator.call("status", timeout_seconds=CALL_SECONDS).result["state"]
+        ) == "begun":
             if time.perf_counter() - begun > LIMIT_SECONDS:
                 raise SystemExit(f"not all workers have precommitted after {LIMIT_SECONDS:g} s")
             time.sleep(0.05)
@@ -234,7 +268,9 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
         }
         within_spans = {
             f"{name}_p99_ms": 1000
-            * percentile([s for m, s, at in latencies if m != "register" and since <= at < until], 0.99)
+            * percentile(
+                [s for m, s, at in latencies if m != "register" and since <= at < until], 0.99
+            )
             for name, (since, until) in spans.items()
         }
         missing = sum(1 for at in reached if at is None)
@@ -244,7 +280,8 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
             "plan_bytes": len(plan),
             "plan_items": options.items,
             "register_all_seconds": register_seconds,
-            "register_p99_ms": 1000 * percentile([s for m, s, _ in latencies if m == "register"], 0.99),
+            "register_p99_ms": 1000
+            * percentile([s for m, s, _ in latencies if m == "register"], 0.99),
             "calls": len(calls),
             "calls_per_second": len(calls) / wall,
             "p50_ms": 1000 * percentile(calls, 0.5),
@@ -256,7 +293,8 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
             "begin_to_precommitted_seconds": precommit_seconds,
             "commit_call_seconds": commit_call_seconds,
             "commit_event_seconds": max(heard) - committed_at,
-            "commit_reaches_all_seconds": max(at for at in reached if at is not None) - committed_at,
+            "commit_reaches_all_seconds": max(at for at in reached if at is not None)
+            - committed_at,
             "not_reached": missing,
             "coordinator_cpu_share": cpu / wall,
         }
@@ -264,10 +302,14 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--workers", type=int, default=1000)
     parser.add_argument("--processes", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=2000.0, help="heartbeats per second, of all workers together")
+    parser.add_argument(
+        "--rate", type=float, default=2000.0, help="heartbeats per second, of all workers together"
+    )
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--items", type=int, default=100_000, help="of the plan")
     parser.add_argument("--backend", default="memory", choices=["memory", "redis"])

@@ -1,9 +1,12 @@
-"""How soon another coordinator takes over when the leader is killed, and whether anything is lost or made up meanwhile.
+"""How soon another coordinator takes over when the leader is killed, and whether anything is lost
+or made up meanwhile.
 
-Three coordinators on a Redis of their own (append-only file, synced before every answer), workers and operators that never rest. The
-leader is killed with SIGKILL in the middle of updates, again and again; now and then Redis is restarted or hangs, or the leader is
-frozen for longer than its lease. Two figures for each kill: until another says that it leads, which may take one and a half leases, and until a
-worker is answered, which includes that its client notices. What everybody was told is compared with what Redis wrote.
+Three coordinators on a Redis of their own (append-only file, synced before every answer), workers
+and operators that never rest. The leader is killed with SIGKILL in the middle of updates, again and
+again; now and then Redis is restarted or hangs, or the leader is frozen for longer than its lease.
+Two figures for each kill: until another says that it leads, which may take one and a half leases,
+and until a worker is answered, which includes that its client notices. What everybody was told is
+compared with what Redis wrote.
 
     python bench/coordinator_ha.py [--kills 20] [--lease 1.0] [--json FILE]
 """
@@ -52,7 +55,9 @@ def figures(report: Report, seconds: float) -> dict[str, Any]:
 
 def main() -> int:
     """Exit code 1: something was lost or made up, or a take-over took too long."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=20, metavar="N")
     parser.add_argument("--lease", type=float, default=1.0, metavar="S", help="seconds")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
@@ -66,9 +71,13 @@ def main() -> int:
         print(f"FAULT {fault}")
     for number, one in enumerate(report.take_overs, 1):
         print(
-            f"kill {number:3}: leads after {one.leads_seconds:.2f} s, a worker is answered after {one.serves_seconds:.2f} s"
+            f"kill {number:3}: leads after {one.leads_seconds:.2f} s, a worker is answered "
+            f"after {one.serves_seconds:.2f} s"
         )
-    print(f"{found['within_allowed']} of {len(report.take_overs)} take-overs within {found['allowed_seconds']:g} s")
+    print(
+        f"{found['within_allowed']} of {len(report.take_overs)} take-overs within "
+        f"{found['allowed_seconds']:g} s"
+    )
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
     return 0 if found["ok"] else 1

@@ -1,8 +1,10 @@
-"""What a broadcast of a plan costs beyond MPI itself: two or more ranks on this host, from a source in the page cache into verified images.
+"""What a broadcast of a plan costs beyond MPI itself: two or more ranks on this host, from a source
+in the page cache into verified images.
 
-The floor is measured in the same run, in turn with ours: a plain ``Bcast`` by mpi4py under mpiexec, buckets of the same size between
-buffers that exist already, with nothing read, hashed or stored. All ranks share this host's cores, so the ratio says what the processors do,
-not what a network would carry.
+The floor is measured in the same run, in turn with ours: a plain ``Bcast`` by mpi4py under mpiexec,
+buckets of the same size between buffers that exist already, with nothing read, hashed or stored.
+All ranks share this host's cores, so the ratio says what the processors do, not what a network
+would carry.
 
     python bench/mpi.py [--gigabytes 1] [--ranks 2] [--rounds 3] [--folder DIR]
 """
@@ -70,11 +72,17 @@ def write_plan(folder: Path, nbytes: int) -> Plan:
 
 def plain(ranks: int, plan: Plan) -> float:
     """GB/s of Bcast alone."""
-    settings = [word for name, value in SETTINGS.items() for word in ("-genv", name.replace("IBCAST", "BCAST"), value)]
+    settings = [
+        word
+        for name, value in SETTINGS.items()
+        for word in ("-genv", name.replace("IBCAST", "BCAST"), value)
+    ]
     settings[2] = "pipelined_tree"  # what Ibcast calls tsp_tree
     sizes = [str(DEFAULT_BUCKET_NBYTES), str(max(1, plan.total_nbytes // DEFAULT_BUCKET_NBYTES))]
     arguments = [find().mpiexec, *settings, "-n", str(ranks), sys.executable, "-c", PLAIN, *sizes]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=LIMIT_SECONDS)
+    done = subprocess.run(
+        arguments, capture_output=True, text=True, check=True, timeout=LIMIT_SECONDS
+    )
     return float(done.stdout)
 
 
@@ -83,12 +91,22 @@ def broadcast(ranks: int, plan_file: Path, folder: Path) -> float:
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     hotweights = str(Path(sys.executable).parent / "hotweights")
-    command = [hotweights, "replicate", "--plan", str(plan_file), "--mpi", "--window", "3", "--json"]
+    command = [
+        hotweights,
+        "replicate",
+        "--plan",
+        str(plan_file),
+        "--mpi",
+        "--window",
+        "3",
+        "--json",
+    ]
     command += ["--root", str(folder), "--metrics-port", "0"]
     running = [
         subprocess.Popen(
             [*command, "--home", str(plan_file.parent / f"home.{rank}")],
-            env=dict(os.environ) | {"WORLD_SIZE": str(ranks), "RANK": str(rank), "MASTER_PORT": str(port)},
+            env=dict(os.environ)
+            | {"WORLD_SIZE": str(ranks), "RANK": str(rank), "MASTER_PORT": str(port)},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -107,7 +125,10 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--folder", type=Path, default=None, help="where to write the checkpoint (default: a temporary one)"
+        "--folder",
+        type=Path,
+        default=None,
+        help="where to write the checkpoint (default: a temporary one)",
     )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
@@ -121,12 +142,14 @@ def main() -> None:
             floors.append(plain(arguments.ranks, plan))
             ours.append(rate := broadcast(arguments.ranks, plan_file, folder))
             print(
-                f"round {number + 1}: plain Bcast {floors[-1]:.2f} GB/s, replicated and verified {rate:.2f} GB/s",
+                f"round {number + 1}: plain Bcast {floors[-1]:.2f} GB/s, replicated and "
+                f"verified {rate:.2f} GB/s",
                 flush=True,
             )
         floor, rate = statistics.median(floors), statistics.median(ours)
         print(
-            f"{arguments.ranks} ranks, {plan.total_nbytes / 1e9:.2f} GB: plain {floor:.2f}, ours {rate:.2f} GB/s, "
+            f"{arguments.ranks} ranks, {plan.total_nbytes / 1e9:.2f} GB: plain {floor:.2f}, "
+            f"ours {rate:.2f} GB/s, "
             f"ratio {rate / floor:.2f}"
         )
 

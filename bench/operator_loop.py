@@ -1,4 +1,5 @@
-"""The operator's own parts, put together as in its process, without kopf and without connections. All that benches know of them.
+"""The operator's own parts, put together as in its process, without kopf and without connections.
+All that benches know of them.
 
 Who reads this because something moved in the operator: this is the one place to follow it.
 """
@@ -22,7 +23,9 @@ from hotweights_operator.runtime.reconcile import Reconciler
 from hotweights_operator.runtime.triggers import Key
 from hotweights_operator.settings import AGENT_SELECTOR, Settings
 
-SETTINGS = Settings(SYSTEM, (), AGENT_SELECTOR, "bench", metrics_port=0, health_port=0, log_level="warning")
+SETTINGS = Settings(
+    SYSTEM, (), AGENT_SELECTOR, "bench", metrics_port=0, health_port=0, log_level="warning"
+)
 
 
 class Operator:
@@ -33,9 +36,13 @@ class Operator:
         recorder = Recorder(server, "hotweights.dev/operator", SETTINGS.instance)
         performer = Performer(server, cache, recorder, SETTINGS.namespace)
         loop_health = metrics.LoopHealth(0.0, 0, 0.0, True)
-        self._reconciler = Reconciler(cache, queue, performer, metrics.Metrics(cache, lambda: loop_health))
+        self._reconciler = Reconciler(
+            cache, queue, performer, metrics.Metrics(cache, lambda: loop_health)
+        )
         self._feed = Informers(self._reconciler, SETTINGS)
-        self._sources: dict[str, WatchedKind] = {source.kind: source for source in self._feed.sources}
+        self._sources: dict[str, WatchedKind] = {
+            source.kind: source for source in self._feed.sources
+        }
         self._tasks: list[asyncio.Task[None]] = []
         performer.wrote = self._reconciler.changed
 
@@ -51,7 +58,9 @@ class Operator:
     def decide(self) -> None:
         """Decide about the rollout, and write nothing."""
         cache, loop = self._reconciler.cache, self._reconciler.loop
-        rollouts.decide(cache.get("rollout", "models/llm"), cache.observed(), datetime.now(UTC), loop.started_at)
+        rollouts.decide(
+            cache.get("rollout", "models/llm"), cache.observed(), datetime.now(UTC), loop.started_at
+        )
 
     def start(self) -> None:
         """Work, as soon as everything was listed."""

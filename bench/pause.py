@@ -1,12 +1,15 @@
-"""How long a running engine stands still for new weights, beside vLLM's own way of changing them in place.
+"""How long a running engine stands still for new weights, beside vLLM's own way of changing them in
+place.
 
     python bench/pause.py [--layers 8] [--hidden 512] [--rounds 12] [--idle] [--json FILE]
 
-Two real vLLM servers on the same checkpoints, each with a client that asks without end (``--idle``: without), take turns. *Ours* is what a commit of a
-prepared version reports as its pause: running requests kept, the copy, the caches, a probe of the new weights, and on. *vLLM's own* is what its
-endpoints for reinforcement learning do: ``/pause?mode=keep``, ``reload_weights`` of the folder through ``/collective_rpc``, ``/resume``; it has no probe,
-reads the files inside the pause, and is timed from the first call to the last answer. The *floor* is a copy of as many bytes from
-memory to memory, by one thread. What our preparing costs beside serving stands in its own line.
+Two real vLLM servers on the same checkpoints, each with a client that asks without end (``--idle``:
+without), take turns. *Ours* is what a commit of a prepared version reports as its pause: running
+requests kept, the copy, the caches, a probe of the new weights, and on. *vLLM's own* is what its
+endpoints for reinforcement learning do: ``/pause?mode=keep``, ``reload_weights`` of the folder
+through ``/collective_rpc``, ``/resume``; it has no probe, reads the files inside the pause, and is
+timed from the first call to the last answer. The *floor* is a copy of as many bytes from memory to
+memory, by one thread. What our preparing costs beside serving stands in its own line.
 """
 
 from __future__ import annotations
@@ -40,7 +43,10 @@ THREADS: dict[str, Any] = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREA
 def checkpoints(layers: int, hidden: int) -> list[Path]:
     """Two versions of one model, made once."""
     folder = build.cache() / "models" / f"pause-{layers}-{hidden}"
-    made = [models.Model(folder / f"v{seed}", "llama", seed, layers=layers, hidden=hidden) for seed in (0, 1)]
+    made = [
+        models.Model(folder / f"v{seed}", "llama", seed, layers=layers, hidden=hidden)
+        for seed in (0, 1)
+    ]
     models.make_models(made)
     return [model.dir for model in made]
 
@@ -58,7 +64,8 @@ def theirs(url: str, checkpoint: Path) -> float:
 
 
 def _post(url: str, body: dict[str, Any]) -> None:
-    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})  # our own server
+    # our own server
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
     with urlopen(request, timeout=180) as answer:
         answer.read()
 
@@ -114,16 +121,29 @@ def measure(layers: int, hidden: int, rounds: int, *, idle: bool) -> dict[str, A
 
 def show(found: dict[str, Any]) -> None:
     """One line for each."""
-    table = Table("", "median", "worst", title=f"the pause for {found['bytes'] / 1e6:.0f} MB of weights")
-    for name, key in (("ours, with a probe", "ours_seconds"), ("vLLM's own reload", "vllm_seconds")):
-        table.add_row(name, f"{statistics.median(found[key]) * 1e3:.0f} ms", f"{max(found[key]) * 1e3:.0f} ms")
+    table = Table(
+        "", "median", "worst", title=f"the pause for {found['bytes'] / 1e6:.0f} MB of weights"
+    )
+    for name, key in (
+        ("ours, with a probe", "ours_seconds"),
+        ("vLLM's own reload", "vllm_seconds"),
+    ):
+        table.add_row(
+            name, f"{statistics.median(found[key]) * 1e3:.0f} ms", f"{max(found[key]) * 1e3:.0f} ms"
+        )
     table.add_row("floor: one copy", f"{found['floor_seconds'] * 1e3:.1f} ms", "")
-    table.add_row("preparing, while it serves", f"{statistics.median(found['prepare_seconds']) * 1e3:.0f} ms", "")
+    table.add_row(
+        "preparing, while it serves",
+        f"{statistics.median(found['prepare_seconds']) * 1e3:.0f} ms",
+        "",
+    )
     Console().print(table)
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=12)

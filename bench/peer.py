@@ -1,18 +1,22 @@
-"""Node to node on loopback: how fast a verified version moves, beside what plain sockets do in the same run.
+"""Node to node on loopback: how fast a verified version moves, beside what plain sockets do in the
+same run.
 
-    python bench/peer.py [--transport tcp|ucx] [--gigabytes 1] [--streams 2] [--rounds 7] [--json FILE]
+    python bench/peer.py [--transport tcp|ucx] [--gigabytes 1] [--streams 2] [--rounds 7] [--json
+    FILE]
     python bench/peer.py --nodes 8 [--link-bytes-per-second 100000000] [--gigabytes 0.5]
 
-Two processes. *Ours* is the whole way: authenticated streams, requests, chunks from sealed memory (over TCP by sendfile), BLAKE3 of every
-chunk, and at the end the version in new memory that engines can map. The *floor* is what plain sockets need for the same bytes in
-as much new shared memory: with as many streams, one `sendall` loop and one `recv_into` loop for each; nothing is hashed, framed or
-asked for. *The wire alone* is the same into memory that was there before: what is left when new pages cost nothing, as they do
-on a node with cores to spare. On a machine with few cores new pages, not sockets, are most of the work, and all three compete for
-the processor with each other. They are measured by turns, so that all see the same machine; medians are compared.
+Two processes. *Ours* is the whole way: authenticated streams, requests, chunks from sealed memory
+(over TCP by sendfile), BLAKE3 of every chunk, and at the end the version in new memory that engines
+can map. The *floor* is what plain sockets need for the same bytes in as much new shared memory:
+with as many streams, one `sendall` loop and one `recv_into` loop for each; nothing is hashed,
+framed or asked for. *The wire alone* is the same into memory that was there before: what is left
+when new pages cost nothing, as they do on a node with cores to spare. On a machine with few cores
+new pages, not sockets, are most of the work, and all three compete for the processor with each
+other. They are measured by turns, so that all see the same machine; medians are compared.
 
-With ``--nodes`` as many processes form a chain from one that has the version, and the time of the last is held against S/B, B
-being the limit that every node's link is given (on loopback all nodes share one machine's cores: without a limit this measures
-those, not the chain).
+With ``--nodes`` as many processes form a chain from one that has the version, and the time of the
+last is held against S/B, B being the limit that every node's link is given (on loopback all nodes
+share one machine's cores: without a limit this measures those, not the chain).
 """
 
 from __future__ import annotations
@@ -97,7 +101,9 @@ def anywhere(transport: str) -> str:
 
 
 def parent(pipe: Connection, nbytes: int, streams: int, here: str) -> None:
-    """The process that has the version: serves it our way, and sends as many plain bytes whenever somebody connects."""
+    """The process that has the version: serves it our way, and sends as many plain bytes whenever
+    somebody connects.
+    """
     store = Store()
     manifest, contents = make_version(nbytes)
     stage(store, manifest, contents)
@@ -182,13 +188,19 @@ class Rates:
 
     def result(self) -> dict[str, float]:
         ours, floor = statistics.median(self.ours), statistics.median(self.floor)
-        return {"ours_bytes_per_second": ours, "floor_bytes_per_second": floor, "ratio": ours / floor}
+        return {
+            "ours_bytes_per_second": ours,
+            "floor_bytes_per_second": floor,
+            "ratio": ours / floor,
+        }
 
 
 def measure_pair(nbytes: int, streams: int, rounds: int, transport: str, console: Console) -> Rates:
     here, there = multiprocessing.Pipe()
     arguments = (there, nbytes, streams, anywhere(transport))
-    process = multiprocessing.get_context("fork").Process(target=parent, args=arguments, daemon=True)
+    process = multiprocessing.get_context("fork").Process(
+        target=parent, args=arguments, daemon=True
+    )
     process.start()
     address, plain, canonical = here.recv()
     manifest = Manifest.model_validate_json(canonical)
@@ -205,7 +217,9 @@ def measure_pair(nbytes: int, streams: int, rounds: int, transport: str, console
     return rates
 
 
-def link(pipe: Connection, canonical: bytes, streams: int, bytes_per_second: int | None, here: str) -> None:
+def link(
+    pipe: Connection, canonical: bytes, streams: int, bytes_per_second: int | None, here: str
+) -> None:
     """One node of a chain: serves what it fetches while it fetches it."""
     store = Store()
     manifest = Manifest.model_validate_json(canonical)
@@ -220,11 +234,14 @@ def link(pipe: Connection, canonical: bytes, streams: int, bytes_per_second: int
         else:
             pipe.send("ready")
             pipe.recv()
-            client = transport_for(parent_address).connect(parent_address, token, ClientLimits(streams=streams))
+            client = transport_for(parent_address).connect(
+                parent_address, token, ClientLimits(streams=streams)
+            )
             with store.begin(manifest) as staging:
                 Fetch(staging.builder, [PeerSource(client, manifest.digest)]).run()
                 staging.commit()
-            pipe.send(time.perf_counter())  # CLOCK_MONOTONIC: the same for all processes of a machine
+            # CLOCK_MONOTONIC: the same for all processes of a machine
+            pipe.send(time.perf_counter())
         pipe.recv()
 
 
@@ -255,7 +272,10 @@ def measure_chain(
 
 
 def show_pair(rates: Rates, streams: int, nbytes: int, transport: str, console: Console) -> None:
-    title = f"{nbytes / 1e9:.2f} GB over {streams} streams of {transport}, two processes, {len(rates.ours)} rounds"
+    title = (
+        f"{nbytes / 1e9:.2f} GB over {streams} streams of {transport}, two processes, "
+        f"{len(rates.ours)} rounds"
+    )
     table = Table(title=title)
     for column in ("", "median GB/s", "best GB/s"):
         table.add_column(column, justify="left" if not column else "right")
@@ -265,15 +285,25 @@ def show_pair(rates: Rates, streams: int, nbytes: int, transport: str, console: 
         ("the wire alone: into old memory", rates.wire),
     ]
     for name, measured in rows:
-        table.add_row(name, f"{statistics.median(measured) / 1e9:.2f}", f"{max(measured) / 1e9:.2f}")
+        table.add_row(
+            name, f"{statistics.median(measured) / 1e9:.2f}", f"{max(measured) / 1e9:.2f}"
+        )
     table.add_section()
-    table.add_row("ours / floor", f"{rates.result()['ratio']:.2f}", f"{max(rates.ours) / max(rates.floor):.2f}")
+    table.add_row(
+        "ours / floor",
+        f"{rates.result()['ratio']:.2f}",
+        f"{max(rates.ours) / max(rates.floor):.2f}",
+    )
     wire = statistics.median(rates.ours) / statistics.median(rates.wire)
-    table.add_row("ours / the wire alone", f"{wire:.2f}", f"{max(rates.ours) / max(rates.wire):.2f}")
+    table.add_row(
+        "ours / the wire alone", f"{wire:.2f}", f"{max(rates.ours) / max(rates.wire):.2f}"
+    )
     console.print(table)
 
 
-def show_chain(nbytes: int, done: list[float], bytes_per_second: int | None, console: Console) -> None:
+def show_chain(
+    nbytes: int, done: list[float], bytes_per_second: int | None, console: Console
+) -> None:
     table = Table(title=f"{nbytes / 1e9:.2f} GB along a chain of {len(done)} nodes")
     table.add_column("node", justify="right")
     table.add_column("has it after", justify="right")
@@ -294,19 +324,31 @@ def write_json(file: Path | None, found: dict[str, float]) -> None:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     number: Callable[[str], int] = lambda text: int(float(text))  # noqa: E731
-    parser.add_argument("--transport", choices=TRANSPORTS, default="tcp", help="what carries the chunks")
+    parser.add_argument(
+        "--transport", choices=TRANSPORTS, default="tcp", help="what carries the chunks"
+    )
     parser.add_argument("--gigabytes", type=float, default=1.0, help="size of the version")
-    parser.add_argument("--streams", type=int, default=ClientLimits().streams, help="connections per pair of nodes")
+    parser.add_argument(
+        "--streams", type=int, default=ClientLimits().streams, help="connections per pair of nodes"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="measurements of each kind")
-    parser.add_argument("--nodes", type=int, default=0, help="measure a chain of so many nodes instead")
-    parser.add_argument("--link-bytes-per-second", type=number, default=None, help="limit of each node's link")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="write the result there")
+    parser.add_argument(
+        "--nodes", type=int, default=0, help="measure a chain of so many nodes instead"
+    )
+    parser.add_argument(
+        "--link-bytes-per-second", type=number, default=None, help="limit of each node's link"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=None, metavar="FILE", help="write the result there"
+    )
     options = parser.parse_args(arguments)
     nbytes = int(options.gigabytes * 1e9)
     console = Console()
     if options.nodes:
         limit = options.link_bytes_per_second
-        nbytes, done = measure_chain(options.nodes, nbytes, options.streams, limit, options.transport)
+        nbytes, done = measure_chain(
+            options.nodes, nbytes, options.streams, limit, options.transport
+        )
         show_chain(nbytes, done, limit, console)
         write_json(options.json, {"nbytes": nbytes, "seconds": max(done)})
         return 0

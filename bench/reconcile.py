@@ -1,12 +1,15 @@
-"""What the operator's loop costs as the fleet grows: a decision, an event, a pause, a whole rollout.
+"""What the operator's loop costs as the fleet grows: a decision, an event, a pause, a whole
+rollout.
 
     python bench/reconcile.py [--nodes 1000] [--scale] [--json FILE]
 
-The operator's own parts run as in its process, between the API server and the fleet of `bench.apiserver` and `bench.fleet`, which
-answer after 4 ms (the server) and 0.1-0.4 s (agents); their CPU time is counted apart. Without kopf, HTTP and JSON: those cost
-the same whatever is decided. Events and decisions are CPU time, all else is seconds by the clock. The *floor* of a rollout is the
-same applies once more to a fresh fleet, as many at a time, with nothing decided. ``--scale`` measures events and decisions for
-100 and 5,000 nodes too. Each world has a process of its own.
+The operator's own parts run as in its process, between the API server and the fleet of
+`bench.apiserver` and `bench.fleet`, which answer after 4 ms (the server) and 0.1-0.4 s (agents);
+their CPU time is counted apart. Without kopf, HTTP and JSON: those cost the same whatever is
+decided. Events and decisions are CPU time, all else is seconds by the clock. The *floor* of a
+rollout is the same applies once more to a fresh fleet, as many at a time, with nothing decided.
+``--scale`` measures events and decisions for 100 and 5,000 nodes too. Each world has a process of
+its own.
 """
 
 from __future__ import annotations
@@ -47,11 +50,17 @@ Figures = dict[str, float]
 
 
 class Use:
-    """What happened since it was made: CPU time, requests, and for how long the event loop stood still at most."""
+    """What happened since it was made: CPU time, requests, and for how long the event loop stood
+    still at most.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server, self._loop = server, asyncio.get_running_loop()
-        self._cpu, self._fake, self._requests = time.process_time(), server.cpu_seconds, server.requests.copy()
+        self._cpu, self._fake, self._requests = (
+            time.process_time(),
+            server.cpu_seconds,
+            server.requests.copy(),
+        )
         self._longest, self._due = 0.0, 0.0
         self._tick()
 
@@ -77,7 +86,9 @@ class Use:
 
 @contextlib.asynccontextmanager
 async def world(nodes: int, pods: int) -> AsyncIterator[tuple[Server, Fleet, Operator, Figures]]:
-    """A fleet, and an operator that has listed it and come to rest; v1 is resolved, v0 is served."""
+    """A fleet, and an operator that has listed it and come to rest; v1 is resolved, v0 is
+    served.
+    """
     server = Server()
     fleet = Fleet(server, nodes, pods)
     gc.collect()
@@ -103,7 +114,9 @@ async def at_rest(server: Server, operator: Operator) -> float:
     until = since + LIMIT_SECONDS
     while looks * LOOK_SECONDS < QUIET_SECONDS:
         if time.monotonic() > until:
-            raise SystemExit(f"the operator still writes after {LIMIT_SECONDS:.0f} s: {dict(server.requests)}")
+            raise SystemExit(
+                f"the operator still writes after {LIMIT_SECONDS:.0f} s: {dict(server.requests)}"
+            )
         await asyncio.sleep(LOOK_SECONDS)
         looks += 1
         now = server.requests.total() + operator.depth
@@ -120,7 +133,11 @@ async def reaches(server: Server, kind: str, name: str, condition: str) -> float
     while loop.time() < until:
         body = server.objects[kind][name]
         status, generation = body["status"], body["metadata"]["generation"]
-        found = (c for c in status.get("conditions", ()) if c["type"] == condition and c["status"] == "True")
+        found = (
+            c
+            for c in status.get("conditions", ())
+            if c["type"] == condition and c["status"] == "True"
+        )
         if status.get("observedGeneration") == generation and any(found):
             return loop.time()
         await asyncio.sleep(LOOK_SECONDS)
@@ -128,7 +145,9 @@ async def reaches(server: Server, kind: str, name: str, condition: str) -> float
 
 
 async def small_steps(nodes: int, pods: int) -> Figures:
-    """One node's agent says something; the operator hears of it, and decides. Nothing else happens."""
+    """One node's agent says something; the operator hears of it, and decides. Nothing else
+    happens.
+    """
     events: list[float] = []
     decisions: list[float] = []
     async with world(nodes, pods) as (_, fleet, operator, figures):
@@ -143,7 +162,11 @@ async def small_steps(nodes: int, pods: int) -> Figures:
             operator.decide()
             decisions.append(1e3 * (time.thread_time() - noted))
             events.append(1e3 * (noted - began))
-    spread = {f"{name}_{k}": v for name, values in (("event", events), ("decide", decisions)) for k, v in two(values)}
+    spread = {
+        f"{name}_{k}": v
+        for name, values in (("event", events), ("decide", decisions))
+        for k, v in two(values)
+    }
     return {"nodes": nodes, "pods": nodes * pods, "rounds": len(events), **spread, **figures}
 
 
@@ -154,7 +177,9 @@ async def all_at_once(nodes: int, pods: int) -> Figures:
         fleet.edit(versionRef={"name": "v1"})
         complete = await reaches(server, "WeightRollout", "llm", "Ready")
         used = use.end(nodes)
-        prepared, told, served = (fleet.moments[what, DIGESTS["v1"]] for what in ("prepared", "told", "served"))
+        prepared, told, served = (
+            fleet.moments[what, DIGESTS["v1"]] for what in ("prepared", "told", "served")
+        )
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "spec_to_prepared_seconds": prepared - began,
@@ -171,10 +196,15 @@ async def all_at_once(nodes: int, pods: int) -> Figures:
 
 
 async def floor(asked: Server, nodes: int, pods: int) -> Figures:
-    """The rollout's last applies once more, to a fleet that never heard of them, with nothing decided and nobody listening."""
+    """The rollout's last applies once more, to a fleet that never heard of them, with nothing
+    decided and nobody listening.
+    """
     server, gate = Server(), asyncio.Semaphore(SETTINGS.writes)
     Fleet(server, nodes, pods)
-    versions = {name: body["metadata"]["resourceVersion"] for name, body in server.objects["NodeWeights"].items()}
+    versions = {
+        name: body["metadata"]["resourceVersion"]
+        for name, body in server.objects["NodeWeights"].items()
+    }
 
     async def apply(name: str, manager: str, body: Body) -> None:
         metadata = {**body["metadata"], "resourceVersion": versions[name]}
@@ -184,11 +214,16 @@ async def floor(asked: Server, nodes: int, pods: int) -> Figures:
     use, began = Use(server), time.perf_counter()
     wanted = {key: body for key, body in asked.applied.items() if key[1].endswith(ROLLOUT_UID)}
     await asyncio.gather(*(apply(name, manager, body) for (name, manager), body in wanted.items()))
-    return {"floor_seconds": time.perf_counter() - began, "floor_cpu_seconds": use.end(nodes)["cpu_seconds"]}
+    return {
+        "floor_seconds": time.perf_counter() - began,
+        "floor_cpu_seconds": use.end(nodes)["cpu_seconds"],
+    }
 
 
 async def pause(nodes: int, pods: int) -> Figures:
-    """The rollout is paused when some pods were told to change: how many more are, and when the status says Paused."""
+    """The rollout is paused when some pods were told to change: how many more are, and when the
+    status says Paused.
+    """
     paused_at = heard_at = 0.0
     told_at = {"pause": 0, "heard": 0}
     v1 = DIGESTS["v1"]
@@ -197,7 +232,12 @@ async def pause(nodes: int, pods: int) -> Figures:
 
         def noted(what: str, digest: str) -> None:
             nonlocal paused_at
-            if not paused_at and what == "told" and digest == v1 and fleet.counts[what, digest] >= TOLD_BEFORE_PAUSE:
+            if (
+                not paused_at
+                and what == "told"
+                and digest == v1
+                and fleet.counts[what, digest] >= TOLD_BEFORE_PAUSE
+            ):
                 paused_at, told_at["pause"] = loop.time(), fleet.counts[what, digest]
                 fleet.edit(paused=True)
 
@@ -245,13 +285,17 @@ def run(row: Callable[[int, int], Coroutine[Any, Any, Figures]], nodes: int, pod
 def measure(nodes: int, *, scale: bool) -> dict[str, Figures]:
     """All figures by world; the rollout's and the pause's stand with the first."""
     one = f"{nodes} x 1"
-    small = {one: (nodes, 1), "200 x 100": (200, 100)} | ({"100 x 1": (100, 1), "5000 x 1": (5000, 1)} if scale else {})
+    small = {one: (nodes, 1), "200 x 100": (200, 100)} | (
+        {"100 x 1": (100, 1), "5000 x 1": (5000, 1)} if scale else {}
+    )
     found = {name: apart(small_steps, *size) for name, size in small.items()}
     found[one] |= apart(all_at_once, nodes, 1) | apart(pause, nodes, 1)
     return found
 
 
-def apart(row: Callable[[int, int], Coroutine[Any, Any, Figures]], nodes: int, pods: int) -> Figures:
+def apart(
+    row: Callable[[int, int], Coroutine[Any, Any, Figures]], nodes: int, pods: int
+) -> Figures:
     """A row in a process of its own, so that memory and collections of garbage are its own."""
     print(f"{row.__name__} of {nodes} x {pods}", file=sys.stderr)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -289,9 +333,14 @@ ROWS = (
 
 def show(found: dict[str, Figures]) -> None:
     """A line for each figure, a column for each world."""
-    table = Table("", *found, title=f"the operator's loop, nodes x pods, on {os.cpu_count()} x {processor()}")
+    table = Table(
+        "", *found, title=f"the operator's loop, nodes x pods, on {os.cpu_count()} x {processor()}"
+    )
     for name, key, unit in ROWS:
-        cells = [f"{short(world[key])} {unit}".strip() if key in world else "" for world in found.values()]
+        cells = [
+            f"{short(world[key])} {unit}".strip() if key in world else ""
+            for world in found.values()
+        ]
         table.add_row(name, *cells)
     Console(width=140).print(table)
 
@@ -304,14 +353,19 @@ def short(value: float) -> str:
 def processor() -> str:
     """What this was measured on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def main() -> None:
     """Measure, print, and write what ``--json`` asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=1000, help="with one pod each")
-    parser.add_argument("--scale", action="store_true", help="decisions and events of 100 and 5000 nodes too")
+    parser.add_argument(
+        "--scale", action="store_true", help="decisions and events of 100 and 5000 nodes too"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     options = parser.parse_args()
     load = os.getloadavg()[0]

@@ -1,9 +1,12 @@
-"""How fast a checkpoint becomes an image: from files that are in no cache to sealed, verified memory.
+"""How fast a checkpoint becomes an image: from files that are in no cache to sealed, verified
+memory.
 
-The floor is measured in the same run, in turn with ours, because disks and neighbours have moods: direct reads of the same files
-into memory that is thrown away, by ``fio`` where it is installed, else by plain ``preadv``, with as many readers and reads as
-large as ours. What we do beyond that (BLAKE3 of every byte, a copy, fresh pages, the table, the seals) is what the ratio shows.
-One round of each goes ahead uncounted: memory that a virtual machine touches for the first time measures its hypervisor.
+The floor is measured in the same run, in turn with ours, because disks and neighbours have moods:
+direct reads of the same files into memory that is thrown away, by ``fio`` where it is installed,
+else by plain ``preadv``, with as many readers and reads as large as ours. What we do beyond that
+(BLAKE3 of every byte, a copy, fresh pages, the table, the seals) is what the ratio shows. One round
+of each goes ahead uncounted: memory that a virtual machine touches for the first time measures its
+hypervisor.
 
     python bench/stage.py [--gigabytes 2] [--rounds 5] [--folder DIR] [--json FILE]
 """
@@ -47,7 +50,11 @@ def write_checkpoint(folder: Path, nbytes: int) -> Manifest:
         size = min(SHARD_NBYTES, nbytes - (shard - 1) * SHARD_NBYTES)
         path = folder / f"model-{shard:05}-of-{shards:05}.safetensors"
         print(f"writing {path}", file=sys.stderr)
-        _write_shard(path, [f"model.layers.{next(numbers)}.weight" for _ in range(-(-size // TENSOR_NBYTES))], size)
+        _write_shard(
+            path,
+            [f"model.layers.{next(numbers)}.weight" for _ in range(-(-size // TENSOR_NBYTES))],
+            size,
+        )
     with open_folder(folder) as source:
         manifest = publish(source, "bench", "v0")
     manifest_path.write_bytes(manifest.canonical)
@@ -89,7 +96,9 @@ def ours_seconds(folder: Path, manifest: Manifest, workers: int) -> float:
 
 def preadv_seconds(files: list[Path], workers: int) -> float:
     """Direct reads by as many threads, each into one buffer of its own."""
-    work = iter([(path, offset) for path in files for offset in range(0, path.stat().st_size, SPAN_NBYTES)])
+    work = iter(
+        [(path, offset) for path in files for offset in range(0, path.stat().st_size, SPAN_NBYTES)]
+    )
     descriptors = {path: os.open(path, os.O_RDONLY | os.O_DIRECT) for path in files}
     lock = threading.Lock()
 
@@ -122,7 +131,9 @@ def fio_seconds(files: list[Path], workers: int) -> float:
         f"--filename={':'.join(str(path) for path in files)}", f"--offset_increment={100 // workers}%",
         f"--size={100 // workers}%",
     ]  # fmt: skip
-    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["jobs"][0]["read"]
+    report = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)["jobs"][0][
+        "read"
+    ]
     nbytes = sum(path.stat().st_size for path in files)
     return nbytes / float(report["bw_bytes"])
 
@@ -130,11 +141,19 @@ def fio_seconds(files: list[Path], workers: int) -> float:
 def main() -> None:
     """Measure, print, and write what ``--json`` asks for."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the checkpoint (10^9 bytes)")
-    parser.add_argument("--rounds", type=int, default=5, help="how often both are measured, in turn")
-    parser.add_argument("--workers", type=int, default=default_workers(), help="readers, of ours and of the floor")
     parser.add_argument(
-        "--folder", type=Path, help="where the checkpoint is kept (default: a folder in the temporary one)"
+        "--gigabytes", type=float, default=2.0, help="size of the checkpoint (10^9 bytes)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="how often both are measured, in turn"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=default_workers(), help="readers, of ours and of the floor"
+    )
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        help="where the checkpoint is kept (default: a folder in the temporary one)",
     )
     parser.add_argument("--json", type=Path, help="write the three figures here")
     options = parser.parse_args()
@@ -150,16 +169,29 @@ def main() -> None:
         drop_cache(folder)
         ours_rate = nbytes / ours_seconds(folder, manifest, options.workers)
         rates = f"floor {floor_rate / 1e9:.2f} GB/s, ours {ours_rate / 1e9:.2f} GB/s"
-        print(f"round {number or 'ahead'}: {rates}, ratio {ours_rate / floor_rate:.2f}", file=sys.stderr)
+        print(
+            f"round {number or 'ahead'}: {rates}, ratio {ours_rate / floor_rate:.2f}",
+            file=sys.stderr,
+        )
         if number:
             floor_rates.append(floor_rate)
             ours_rates.append(ours_rate)
     ours, least = statistics.median(ours_rates), statistics.median(floor_rates)
-    print(f"ours   {ours / 1e9:.2f} GB/s (median of {options.rounds}; {nbytes} bytes, verified, sealed)")
-    print(f"floor  {least / 1e9:.2f} GB/s ({floor.__name__.removesuffix('_seconds')}, {options.workers} readers)")
+    print(
+        f"ours   {ours / 1e9:.2f} GB/s (median of {options.rounds}; {nbytes} bytes, verified, "
+        "sealed)"
+    )
+    print(
+        f"floor  {least / 1e9:.2f} GB/s ({floor.__name__.removesuffix('_seconds')}, "
+        f"{options.workers} readers)"
+    )
     print(f"ratio  {ours / least:.2f}")
     if options.json:
-        figures = {"ours_bytes_per_second": ours, "floor_bytes_per_second": least, "ratio": ours / least}
+        figures = {
+            "ours_bytes_per_second": ours,
+            "floor_bytes_per_second": least,
+            "ratio": ours / least,
+        }
         options.json.write_text(json.dumps(figures) + "\n")
 
 

@@ -1,8 +1,9 @@
 """``make demo``: from ``kubectl apply`` to new weights in running vLLM pods, with the evidence.
 
-It does what a user does, with the samples word for word, and then asks the questions that a user would ask: does every pod now
-answer as a vLLM that was started cold on the new checkpoint? How long did it pause? Did any client notice? And how long does the
-same change take by ``kubectl rollout restart``? The answers go to the terminal and to ``build/demo.json``.
+It does what a user does, with the samples word for word, and then asks the questions that a user
+would ask: does every pod now answer as a vLLM that was started cold on the new checkpoint? How long
+did it pause? Did any client notice? And how long does the same change take by ``kubectl rollout
+restart``? The answers go to the terminal and to ``build/demo.json``.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ QUESTIONS = (
     ("get", "pods", "-L", "hotweights.dev/version"),
     ("describe", "wroll", "tiny-llama"),
 )
-"""What a user asks when a rollout is complete; the answers are in ``build/story.txt`` too, and the README quotes them."""
+"""What a user asks when a rollout is complete; the answers are in ``build/story.txt`` too, and the
+README quotes them.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,25 +111,44 @@ class Result:
     def failures(self) -> list[str]:
         """What the demo promised and did not show."""
         problems = [] if self.pods and self.client_requests else ["nothing was compared"]
-        problems += [f"{p.name} does not answer like a cold start" for p in self.pods if not p.hot_equals_cold]
+        problems += [
+            f"{p.name} does not answer like a cold start"
+            for p in self.pods
+            if not p.hot_equals_cold
+        ]
         problems += [f"{p.name} answers as before" for p in self.pods if not p.differs_from_old]
-        problems += [f"{p.name} carries version {p.version_after}" for p in self.pods if p.version_after != "v1"]
+        problems += [
+            f"{p.name} carries version {p.version_after}"
+            for p in self.pods
+            if p.version_after != "v1"
+        ]
         if self.client_failures:
             problems.append(f"{self.client_failures} of {self.client_requests} requests failed")
         return problems
 
 
-def hot(environment: Environment, cold_ids: list[int]) -> tuple[tuple[PodResult, ...], float, Traffic]:
-    """The rollout, under traffic; per-pod results, seconds from apply to Ready, and what the client saw."""
+def hot(
+    environment: Environment, cold_ids: list[int]
+) -> tuple[tuple[PodResult, ...], float, Traffic]:
+    """The rollout, under traffic; per-pod results, seconds from apply to Ready, and what the client
+    saw.
+    """
     kubectl = environment.in_samples
     before = kubectl.pods(LABEL)
     with reach(environment, before, 8000) as addresses:
         old = [complete_ids(address, PROMPT, TOKENS) for address in addresses]
         with Traffic(addresses) as traffic:
             time.sleep(2)  # traffic is under way before anything changes
-            say("$ kubectl apply -f config/samples/weightversion.yaml -f config/samples/weightrollout.yaml")
+            say(
+                "$ kubectl apply -f config/samples/weightversion.yaml -f "
+                "config/samples/weightrollout.yaml"
+            )
             began = time.monotonic()
-            say(kubectl.apply(SAMPLES / "weightversion.yaml", SAMPLES / "weightrollout.yaml").rstrip())
+            say(
+                kubectl.apply(
+                    SAMPLES / "weightversion.yaml", SAMPLES / "weightrollout.yaml"
+                ).rstrip()
+            )
             kubectl(
                 "wait",
                 "--for=condition=Ready",
@@ -159,7 +181,9 @@ def hot(environment: Environment, cold_ids: list[int]) -> tuple[tuple[PodResult,
 
 
 def restart(environment: Environment) -> float:
-    """The same change without Hotweights: the new checkpoint in the old one's place, and ``kubectl rollout restart``."""
+    """The same change without Hotweights: the new checkpoint in the old one's place, and ``kubectl
+    rollout restart``.
+    """
     kubectl = environment.in_samples
     kubectl("delete", "weightrollout", "tiny-llama", "--wait=true")
     with new_checkpoint(environment) as command:
@@ -178,7 +202,8 @@ def restart(environment: Environment) -> float:
 @contextmanager
 def new_checkpoint(environment: Environment) -> Iterator[tuple[str, ...]]:
     """The new checkpoint where restarted pods find it, and how to restart them."""
-    if environment.cluster is None:  # the nodes' folders are out of reach, so the template names the new one instead
+    # the nodes' folders are out of reach, so the template names the new one instead
+    if environment.cluster is None:
         path, value = "/spec/template/spec/containers/0/args/0", f"{MODELS_IN_PODS}/tiny-llama/v1"
         patch = json.dumps([{"op": "replace", "path": path, "value": value}])
         yield ("patch", "deployment", "tiny-llama", "--type=json", "--patch", patch)
@@ -215,8 +240,14 @@ def tell(result: Result) -> None:
     )
     say()
     say(f"apply → Ready            {result.apply_to_ready_seconds:7.1f} s")
-    say(f"kubectl rollout restart  {result.restart_seconds:7.1f} s   ({result.ratio:.0f} times as long)")
-    say(f"client requests          {result.client_requests:7d}     ({result.client_failures} failed)")
+    say(
+        f"kubectl rollout restart  {result.restart_seconds:7.1f} s   ({result.ratio:.0f} times as "
+        "long)"
+    )
+    say(
+        f"client requests          {result.client_requests:7d}     ({result.client_failures} "
+        "failed)"
+    )
 
 
 def show(environment: Environment, *arguments: str) -> str:
@@ -255,9 +286,14 @@ def written(name: str, text: str) -> Path:
 def main() -> int:
     """0 when everything that the demo promises was shown."""
     parser = argparse.ArgumentParser(
-        prog="python -m e2e.demo", description="From kubectl apply to new weights, with the evidence."
+        prog="python -m e2e.demo",
+        description="From kubectl apply to new weights, with the evidence.",
     )
-    parser.add_argument("--keep", action="store_true", help="leave the cluster up (stop it with `make cluster-down`)")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="leave the cluster up (stop it with `make cluster-down`)",
+    )
     arguments = parser.parse_args()
     environment: Environment | None = None
     try:
@@ -265,7 +301,10 @@ def main() -> int:
         result = run(environment)
     except (CommandFailed, TimedOut, ClusterError, BuildError, NotSet, OSError) as error:
         if environment is not None:
-            say(f"what the cluster looked like is in {written('demo-diagnosis.txt', diagnose(environment))}")
+            say(
+                "what the cluster looked like is in "
+                f"{written('demo-diagnosis.txt', diagnose(environment))}"
+            )
         print(f"demo: {error}", file=sys.stderr)
         return 1
     finally:
@@ -273,7 +312,10 @@ def main() -> int:
             environment.cluster.down()
     written("demo.json", json.dumps(result.to_json(), indent=2) + "\n")
     if environment.cluster is None:
-        say(f"left on your cluster: the release {RELEASE} in {SYSTEM}, and the namespace {NAMESPACE}")
+        say(
+            f"left on your cluster: the release {RELEASE} in {SYSTEM}, and the namespace "
+            f"{NAMESPACE}"
+        )
     tell(result)
     problems = result.failures()
     for problem in problems:

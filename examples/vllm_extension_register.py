@@ -1,11 +1,15 @@
-"""`HotweightsWorkerExtension` inside vLLM's workers, by ``worker_extension_cls``: every rank can be told to fetch and apply a version.
+"""`HotweightsWorkerExtension` inside vLLM's workers, by ``worker_extension_cls``: every rank can be
+told to fetch and apply a version.
 
     python examples/vllm_extension_register.py --model MODEL_DIR --next NEXT_DIR
-    python examples/vllm_extension_register.py --model MODEL_DIR --use-coord --endpoint tcp://127.0.0.1:5555
+    python examples/vllm_extension_register.py --model MODEL_DIR --use-coord --endpoint
+    tcp://127.0.0.1:5555
 
-vLLM mixes `HotweightsWorker` into its worker class, so that ``llm.collective_rpc("hotweights_apply")`` reaches it between two steps. The engine
-serves nothing meanwhile, and ranks of one engine switch each for itself: this is for people who drive their engine themselves. Who
-wants a bounded pause, a probe, and all ranks or none calls `install_autobind` instead and changes nothing else.
+vLLM mixes `HotweightsWorker` into its worker class, so that
+``llm.collective_rpc("hotweights_apply")`` reaches it between two steps. The engine serves nothing
+meanwhile, and ranks of one engine switch each for itself: this is for people who drive their engine
+themselves. Who wants a bounded pause, a probe, and all ranks or none calls `install_autobind`
+instead and changes nothing else.
 
 Runs on the CPU build of vLLM too (in float32, eager).
 """
@@ -25,13 +29,17 @@ TOKENS = 8
 class HotweightsWorker:
     """Mixed into vLLM's worker: it may have no constructor, and no name that the worker has."""
 
-    def hotweights_apply(self, plan: bytes | None, endpoint: str, roots: list[str]) -> dict[str, Any]:
+    def hotweights_apply(
+        self, plan: bytes | None, endpoint: str, roots: list[str]
+    ) -> dict[str, Any]:
         """On every rank: bring its model to a plan's version, or to the coordinator's."""
         from hotweights.adapters.vllm_extension import HotweightsWorkerExtension
 
         extension = getattr(self, "_hotweights_extension", None)
         if extension is None:
-            extension = HotweightsWorkerExtension(endpoint=endpoint, roots=roots, device=self.device.type)  # type: ignore[attr-defined]
+            extension = HotweightsWorkerExtension(
+                endpoint=endpoint, roots=roots, device=self.device.type
+            )  # type: ignore[attr-defined]
             extension.bind_module(self.model_runner.model, self.vllm_config)  # type: ignore[attr-defined]
             self._hotweights_extension = extension
         return dataclasses.asdict(extension.apply_update(plan))
@@ -47,7 +55,9 @@ def ask(llm: Any) -> list[int]:
 
 
 def whole_plan(folder: Path) -> bytes:
-    """The plan that brings all of a checkpoint, as `hotweights plan` without a previous manifest writes it."""
+    """The plan that brings all of a checkpoint, as `hotweights plan` without a previous manifest
+    writes it.
+    """
     from hotweights_planner import plan as plans
     from hotweights_storage.resolve import publish
     from hotweights_storage.sources.file import open_folder
@@ -57,12 +67,20 @@ def whole_plan(folder: Path) -> bytes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", type=Path, required=True, help="the checkpoint to start with")
     parser.add_argument("--next", type=Path, help="the checkpoint to change to")
-    parser.add_argument("--use-coord", action="store_true", help="take the version from a coordinator instead")
-    parser.add_argument("--endpoint", default="tcp://127.0.0.1:5555", help="where it is (default: %(default)s)")
-    parser.add_argument("--root", type=Path, action="append", help="folders that the coordinator's plans may name")
+    parser.add_argument(
+        "--use-coord", action="store_true", help="take the version from a coordinator instead"
+    )
+    parser.add_argument(
+        "--endpoint", default="tcp://127.0.0.1:5555", help="where it is (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--root", type=Path, action="append", help="folders that the coordinator's plans may name"
+    )
     arguments = parser.parse_args()
     if arguments.use_coord == bool(arguments.next):
         parser.error("give either --next or --use-coord")
@@ -78,8 +96,13 @@ def main() -> int:
     print(f"Before: {ask(llm)}")
     plan = None if arguments.use_coord else whole_plan(arguments.next)
     roots = [str(folder.resolve()) for folder in arguments.root or [arguments.next or Path()]]
-    for rank, applied in enumerate(llm.collective_rpc("hotweights_apply", args=(plan, arguments.endpoint, roots))):
-        print(f"Rank {rank} applied: {applied['version']} ({applied['digest'][:19]}), {applied['nbytes']} bytes")
+    for rank, applied in enumerate(
+        llm.collective_rpc("hotweights_apply", args=(plan, arguments.endpoint, roots))
+    ):
+        print(
+            f"Rank {rank} applied: {applied['version']} ({applied['digest'][:19]}), "
+            f"{applied['nbytes']} bytes"
+        )
     llm.reset_prefix_cache()  # what was computed with the old weights
     print(f"After:  {ask(llm)}")
     return 0

@@ -1,10 +1,13 @@
-"""New weights for a tiny ``nn.Linear``, by the same road that a vLLM worker's model takes; neither CUDA nor vLLM is needed.
+"""New weights for a tiny ``nn.Linear``, by the same road that a vLLM worker's model takes; neither
+CUDA nor vLLM is needed.
 
     python examples/vllm_smoke_demo.py
-    python examples/vllm_smoke_demo.py --use-coord --endpoint tcp://127.0.0.1:5555     (after `hotweights coord-serve`)
+    python examples/vllm_smoke_demo.py --use-coord --endpoint tcp://127.0.0.1:5555     (after
+    `hotweights coord-serve`)
 
-Two checkpoints are written, hashed and compared, and a plan leads from one to the other. The module holds the first and is brought to the
-second. What it prints is a comparison of tensors; the exit code is 1 where it does not come out, or anything goes wrong on the way.
+Two checkpoints are written, hashed and compared, and a plan leads from one to the other. The module
+holds the first and is brought to the second. What it prints is a comparison of tensors; the exit
+code is 1 where it does not come out, or anything goes wrong on the way.
 """
 
 from __future__ import annotations
@@ -51,8 +54,12 @@ def published(folder: Path, version: str) -> tuple[Manifest, str]:
         return publish(source, "smoke-demo", version), source.uri
 
 
-def apply_through_coordinator(extension: HotweightsWorkerExtension, plan: plans.Plan, endpoint: str) -> Applied:
-    """What `hotweights coord-submit-plan` and `hotweights begin` do; then this process takes part as a worker."""
+def apply_through_coordinator(
+    extension: HotweightsWorkerExtension, plan: plans.Plan, endpoint: str
+) -> Applied:
+    """What `hotweights coord-submit-plan` and `hotweights begin` do; then this process takes part
+    as a worker.
+    """
     with Client(endpoint) as coordinator:
         coordinator.call("submit_plan", binary=plan.canonical)
         coordinator.call("begin", version=plan.version, digest=plan.digest, commit_when_ready=True)
@@ -71,22 +78,34 @@ def run(use_coord: bool, endpoint: str) -> bool:
         following, source = published(folder / "v1", "v1")
         plan = plans.build(following, base, source)
         print(
-            f"Plan: {plan.base_version} -> {plan.version}, {plan.total_nbytes} bytes in {len(plan.buckets)} bucket(s)"
+            f"Plan: {plan.base_version} -> {plan.version}, {plan.total_nbytes} bytes in "
+            f"{len(plan.buckets)} bucket(s)"
         )
         extension = HotweightsWorkerExtension(endpoint=endpoint, roots=[folder])
         extension.bind_module(module)
-        applied = apply_through_coordinator(extension, plan, endpoint) if use_coord else extension.apply_update(plan)
+        applied = (
+            apply_through_coordinator(extension, plan, endpoint)
+            if use_coord
+            else extension.apply_update(plan)
+        )
         print(f"Applied: {applied.version} ({applied.digest[:19]}), {applied.nbytes} bytes")
         extension.close()
-    same = all(torch.equal(tensor, expected.state_dict()[key]) for key, tensor in module.state_dict().items())
+    same = all(
+        torch.equal(tensor, expected.state_dict()[key])
+        for key, tensor in module.state_dict().items()
+    )
     print(f"Applied weights match expected: {same}")
     return same
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--use-coord", action="store_true", help="take the plan from a coordinator")
-    parser.add_argument("--endpoint", default=DEFAULT_ENDPOINT, help="where it is (default: %(default)s)")
+    parser.add_argument(
+        "--endpoint", default=DEFAULT_ENDPOINT, help="where it is (default: %(default)s)"
+    )
     arguments = parser.parse_args()
     try:
         return 0 if run(arguments.use_coord, arguments.endpoint) else 1

@@ -1,7 +1,8 @@
 """The command line: which commands there are, and how any of them fails.
 
-Commands live in ``hotweights.commands``; they raise, and this module turns what they raise into one line that names the thing
-and the remedy. Exit codes: 0 done, 1 refused or failed, 2 wrong usage, 130 interrupted.
+Commands live in ``hotweights.commands``; they raise, and this module turns what they raise into one
+line that names the thing and the remedy. Exit codes: 0 done, 1 refused or failed, 2 wrong usage,
+130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,7 +12,17 @@ import sys
 
 import typer
 
-from hotweights.commands import bench, coordinator, manifest, plan, publish, ranks, replicate, verify_plan, worker
+from hotweights.commands import (
+    bench,
+    coordinator,
+    manifest,
+    plan,
+    publish,
+    ranks,
+    replicate,
+    verify_plan,
+    worker,
+)
 from hotweights_planner.errors import Refused
 from hotweights_storage.errors import TransferError
 
@@ -38,7 +49,9 @@ INTERRUPTED = ("Interrupted", "interrupted; nothing was written", 130)
 
 @app.callback()
 def hotweights() -> None:
-    """Put new weights into running vLLM pods: publish a checkpoint as a version, check one, follow a rollout."""
+    """Put new weights into running vLLM pods: publish a checkpoint as a version, check one, follow
+    a rollout.
+    """
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
 """How much memory the smallest device leaves, for buckets that fit everywhere.
 
-With NVIDIA GPUs it is the GPU with the least free memory, as the driver's own tool reports it (no library, no context on the
-GPU); else what the host leaves this process. It is an answer about now: nothing is reserved.
+With NVIDIA GPUs it is the GPU with the least free memory, as the driver's own tool reports it (no
+library, no context on the GPU); else what the host leaves this process. It is an answer about now:
+nothing is reserved.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def _gpus() -> list[int]:
     if tool is None:
         return []
     try:
-        done = subprocess.run([tool, *QUERY], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
+        done = subprocess.run(
+            [tool, *QUERY], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
     if done.returncode:

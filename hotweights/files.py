@@ -9,16 +9,22 @@ from hotweights_storage.errors import SourceUnavailable, TransferError
 
 
 def read_bounded(path: Path, most_nbytes: int, remedy: str) -> bytes:
-    """All bytes of a file, if they are at most ``most_nbytes``; ``remedy`` is what to do where it cannot be read."""
+    """All bytes of a file, if they are at most ``most_nbytes``; ``remedy`` is what to do where it
+    cannot be read.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(most_nbytes + 1)
     except FileNotFoundError as error:
         raise SourceUnavailable(f"{path} does not exist; {remedy}") from error
     except OSError as error:
-        raise SourceUnavailable(f"cannot read {path}: {error.strerror}; {remedy}", "SourceUnreadable") from error
+        raise SourceUnavailable(
+            f"cannot read {path}: {error.strerror}; {remedy}", "SourceUnreadable"
+        ) from error
     if len(content) > most_nbytes:
-        raise SourceUnavailable(f"{path} has more than {most_nbytes} bytes; {remedy}", "SourceUnreadable")
+        raise SourceUnavailable(
+            f"{path} has more than {most_nbytes} bytes; {remedy}", "SourceUnreadable"
+        )
     return content
 
 

@@ -13,10 +13,14 @@ MAX_NBYTES = MAX_MANIFEST_NBYTES + (1 << 16)
 
 
 def read_published(path: Path) -> Published:
-    """The manifest of a file, and the source that it names; raises `BadManifest` or `SourceUnavailable`."""
+    """The manifest of a file, and the source that it names; raises `BadManifest` or
+    `SourceUnavailable`.
+    """
     return parse_published(read_text(path), str(path))
 
 
 def read_text(path: Path) -> bytes:
     """The bytes of a file that is no larger than a manifest may be."""
-    return read_bounded(path, MAX_NBYTES, "write it with `hotweights publish`, or name another file")
+    return read_bounded(
+        path, MAX_NBYTES, "write it with `hotweights publish`, or name another file"
+    )

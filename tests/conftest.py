@@ -20,7 +20,8 @@ SLOWEST = (
     "tests/coordinator/test_redis_ha.py",
 )
 
-# Other work on the machine must not fail a test: by default hypothesis has an example end within 0.2 s.
+# Other work on the machine must not fail a test: by default hypothesis has an example end within
+# 0.2 s.
 settings.register_profile("hotweights", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("hotweights")
 
@@ -34,7 +35,8 @@ class _ByFile(LoadScopeScheduling):  # type: ignore[misc]
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _ByFile:
-    config.option.loadscopereorder = False  # files with many tests first, which here are the quick ones
+    # files with many tests first, which here are the quick ones
+    config.option.loadscopereorder = False
     return _ByFile(config, log)
 
 
@@ -45,13 +47,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _leaves_the_process_as_it_was() -> Iterator[None]:
-    """What a test changes for the whole process would fail another one, and only in the order of that day."""
+    """What a test changes for the whole process would fail another one, and only in the order of
+    that day.
+    """
     before = (logging.root.manager.disable, Path.cwd())
     yield
     assert (logging.root.manager.disable, Path.cwd()) == before
 
 
 def pytest_configure() -> None:
-    """A shell has what it runs in the background ignore Ctrl-C, and what tests start and interrupt would inherit that."""
+    """A shell has what it runs in the background ignore Ctrl-C, and what tests start and interrupt
+    would inherit that.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

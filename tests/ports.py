@@ -13,8 +13,9 @@ _TRIES = 100
 
 
 def free_ports(count: int = 1) -> list[int]:
-    """So many in a row, free now. None that the system gives to connections: one could get it before its owner, or between two of
-    them, listens."""
+    """So many in a row, free now. None that the system gives to connections: one could get it
+    before its owner, or between two of them, listens.
+    """
     below = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else 32_768
     for _ in range(_TRIES):
         first = random.randrange(_LOWEST, below - count)

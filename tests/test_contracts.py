@@ -1,4 +1,6 @@
-"""What may import what is a contract that is checked: a forbidden import in a copy of each layer makes the check fail, and names it."""
+"""What may import what is a contract that is checked: a forbidden import in a copy of each layer
+makes the check fail, and names it.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +29,22 @@ FORBIDDEN = (
     ("Layers", "hotweights_operator.model.fencing", "hotweights_agent"),
     ("Within the agent", "hotweights_agent.staging.progress", "hotweights_agent.local.state_file"),
     ("Within the agent", "hotweights_agent.session.phases", "hotweights_agent.engines.limits"),
-    ("Within the operator", "hotweights_operator.model.selectors", "hotweights_operator.decide.blocked"),
+    (
+        "Within the operator",
+        "hotweights_operator.model.selectors",
+        "hotweights_operator.decide.blocked",
+    ),
     ("Within the operator", "hotweights_operator.runtime.queue", "hotweights_operator.sim"),
-    ("Within the coordinator", "hotweights_coordinator.state.state", "hotweights_coordinator.backends.base"),
-    ("Within the transports", "hotweights_transports.peers.base", "hotweights_transports.broadcast.group"),
+    (
+        "Within the coordinator",
+        "hotweights_coordinator.state.state",
+        "hotweights_coordinator.backends.base",
+    ),
+    (
+        "Within the transports",
+        "hotweights_transports.peers.base",
+        "hotweights_transports.broadcast.group",
+    ),
     ("TCP and UCX", "hotweights_transports.peers.stream.wire", "hotweights_transports.peers.ucx"),
     ("The bottom floor", "hotweights_common.sizes", "prometheus_client"),
     ("The planner is pure", "hotweights_planner.layout", "random"),
@@ -48,7 +62,11 @@ FORBIDDEN = (
 
 def folder_of(package: str) -> Path:
     """Where a package lies: in a top folder of its own name, or in the root."""
-    return Path(package) if package == "hotweights" else Path(package.removeprefix("hotweights_")) / package
+    return (
+        Path(package)
+        if package == "hotweights"
+        else Path(package.removeprefix("hotweights_")) / package
+    )
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +75,9 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> str:
     copy = tmp_path_factory.mktemp("tree")
     for package in PACKAGES:
         shutil.copytree(
-            ROOT / folder_of(package), copy / folder_of(package), ignore=shutil.ignore_patterns("__pycache__")
+            ROOT / folder_of(package),
+            copy / folder_of(package),
+            ignore=shutil.ignore_patterns("__pycache__"),
         )
     shutil.copy(ROOT / "pyproject.toml", copy)
     for _, module, imported in FORBIDDEN:
@@ -91,5 +111,7 @@ def test_each_contract_and_each_layer_is_tried() -> None:
     assert [name for name in names if not any(name.startswith(begin) for begin in tried)] == []
     layers = [name.strip() for line in CONFIG["contracts"][0]["layers"] for name in line.split("|")]
     assert sorted(layers) == sorted(PACKAGES)
-    tried_layers = {module.split(".")[0] for contract, module, _ in FORBIDDEN if contract == "Layers"}
+    tried_layers = {
+        module.split(".")[0] for contract, module, _ in FORBIDDEN if contract == "Layers"
+    }
     assert tried_layers == set(layers) - {layers[0]}

@@ -1,4 +1,6 @@
-"""What the documents tell their readers to type exists: verbs, flags, resources, values, files. Whether it works, e2e/cluster finds out."""
+"""What the documents tell their readers to type exists: verbs, flags, resources, values, files.
+Whether it works, e2e/cluster finds out.
+"""
 
 from __future__ import annotations
 
@@ -21,23 +23,59 @@ from hotweights_operator import metrics as operator
 from hotweights_operator.runtime.cache import Cache
 from localcluster import binaries
 
-DOCUMENTS = sorted({*docs.RUN, "CONTRIBUTING.md", *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md"))})
+DOCUMENTS = sorted(
+    {
+        *docs.RUN,
+        "CONTRIBUTING.md",
+        *(str(path.relative_to(ROOT)) for path in ROOT.glob("docs/*.md")),
+    }
+)
 VALUES = yaml.safe_load((ROOT / "helm" / "hotweights" / "values.yaml").read_text())
 DEFINITIONS = [yaml.safe_load(path.read_text()) for path in sorted((ROOT / "crds").glob("*.yaml"))]
-OF_KUBERNETES = {"pod", "node", "deployment", "replicaset", "event", "namespace", "daemonset", "persistentvolumeclaim"}
-WITH_RESOURCE = {"get", "describe", "delete", "patch", "wait", "scale", "rollout status", "rollout restart", "label"}
+OF_KUBERNETES = {
+    "pod",
+    "node",
+    "deployment",
+    "replicaset",
+    "event",
+    "namespace",
+    "daemonset",
+    "persistentvolumeclaim",
+}
+WITH_RESOURCE = {
+    "get",
+    "describe",
+    "delete",
+    "patch",
+    "wait",
+    "scale",
+    "rollout status",
+    "rollout restart",
+    "label",
+}
 
 
 def commands(program: str) -> list[Any]:
     """Every command of the documents that this program is to run."""
-    found = [(document, words) for document in DOCUMENTS for words in docs.ours(document) if words[0] == program]
-    return [pytest.param(words[1:], id=f"{document}: {' '.join(words)}"[:120]) for document, words in found]
+    found = [
+        (document, words)
+        for document in DOCUMENTS
+        for words in docs.ours(document)
+        if words[0] == program
+    ]
+    return [
+        pytest.param(words[1:], id=f"{document}: {' '.join(words)}"[:120])
+        for document, words in found
+    ]
 
 
 def spans(pattern: str) -> list[Any]:
     """Whatever stands between backticks in the documents and looks like this."""
     found = {
-        (document, span) for document in DOCUMENTS for span in docs.inline(document) if re.fullmatch(pattern, span)
+        (document, span)
+        for document in DOCUMENTS
+        for span in docs.inline(document)
+        if re.fullmatch(pattern, span)
     }
     return [pytest.param(span, id=f"{document}: {span}") for document, span in sorted(found)]
 
@@ -48,14 +86,19 @@ def options(program: str, *verb: str) -> dict[str, bool]:
     path = binaries.ensure([program])[program]
     pages = [[*verb, "--help"], *([["options"]] if program == "kubectl" else [])]
     text = "".join(
-        subprocess.run([path, *page], capture_output=True, text=True, check=True, timeout=30).stdout for page in pages
+        subprocess.run([path, *page], capture_output=True, text=True, check=True, timeout=30).stdout
+        for page in pages
     )
     found: dict[str, bool] = {}
     if program == "kubectl":  # -A, --all-namespaces=false:
-        for short, long, default in re.findall(r"^ +(?:(-\w), )?(--[\w-]+)=(.*):$", text, re.MULTILINE):
+        for short, long, default in re.findall(
+            r"^ +(?:(-\w), )?(--[\w-]+)=(.*):$", text, re.MULTILINE
+        ):
             found |= {flag: default not in ("true", "false") for flag in (short, long) if flag}
     else:  # -n, --namespace string   namespace scope
-        for short, long, kind in re.findall(r"^ +(?:(-\w), )?(--[\w-]+)( \S+)?(?:  |$)", text, re.MULTILINE):
+        for short, long, kind in re.findall(
+            r"^ +(?:(-\w), )?(--[\w-]+)( \S+)?(?:  |$)", text, re.MULTILINE
+        ):
             found |= {flag: bool(kind) and "[=" not in kind for flag in (short, long) if flag}
     return found
 
@@ -88,7 +131,11 @@ def test_hotweights_knows_its_commands_and_flags(words: list[str]) -> None:
         name = rest.pop(0)
         assert name in command.commands
         command = command.commands[name]
-    known = {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    known = {
+        flag
+        for parameter in command.params
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    } | {"--help"}
     assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known
 
 
@@ -101,15 +148,23 @@ def test_kubectl_knows_its_verbs_flags_and_resources(words: list[str]) -> None:
 
 
 def resources() -> set[str]:
-    """What kubectl may be asked for: our definitions' names in all their forms, and some of Kubernetes'."""
+    """What kubectl may be asked for: our definitions' names in all their forms, and some of
+    Kubernetes'.
+    """
     names = [definition["spec"]["names"] for definition in DEFINITIONS]
-    ours = {form for name in names for form in (name["plural"], name["singular"], *name.get("shortNames", ()))}
+    ours = {
+        form
+        for name in names
+        for form in (name["plural"], name["singular"], *name.get("shortNames", ()))
+    }
     return ours | OF_KUBERNETES | {f"{name}s" for name in OF_KUBERNETES}
 
 
 @pytest.mark.parametrize("words", commands("helm"))
 def test_helm_takes_it_with_these_values(words: list[str], tmp_path: Path) -> None:
-    """An installation is rendered as the document says, with the document's own values.yaml; the chart's schema knows every key."""
+    """An installation is rendered as the document says, with the document's own values.yaml; the
+    chart's schema knows every key.
+    """
     flags = options("helm", *words[: 2 if words[0] == "show" else 1])
     left = arguments(words[1:], flags)
     if words[0] not in ("install", "upgrade") or len(left) < 2:
@@ -118,7 +173,11 @@ def test_helm_takes_it_with_these_values(words: list[str], tmp_path: Path) -> No
         for block in docs.blocks(document):
             if block.text.startswith("# values.yaml\n"):
                 (tmp_path / "values.yaml").write_text(block.text)
-    rendered = [str(tmp_path / word) if word == "values.yaml" else word for word in words[1:] if word != "--install"]
+    rendered = [
+        str(tmp_path / word) if word == "values.yaml" else word
+        for word in words[1:]
+        if word != "--install"
+    ]
     done = subprocess.run(
         [binaries.ensure(["helm"])["helm"], "template", *rendered],
         cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
@@ -131,9 +190,17 @@ def named_paths() -> Iterator[Any]:
     top = {path.name for path in ROOT.iterdir()} - {"build"}
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
-        words = {word for command in docs.ours(document) for word in command} | set(docs.inline(document))
-        names = {word for word in words if re.fullmatch(r"[\w.-]+/[\w./-]*\w/?", word) and word.split("/")[0] in top}
-        names |= {str(Path(document).parent / link) for link in re.findall(r"\]\(([\w./-]+)\)", text)}
+        words = {word for command in docs.ours(document) for word in command} | set(
+            docs.inline(document)
+        )
+        names = {
+            word
+            for word in words
+            if re.fullmatch(r"[\w.-]+/[\w./-]*\w/?", word) and word.split("/")[0] in top
+        }
+        names |= {
+            str(Path(document).parent / link) for link in re.findall(r"\]\(([\w./-]+)\)", text)
+        }
         yield from (pytest.param(name, id=f"{document}: {name}") for name in sorted(names))
 
 
@@ -142,7 +209,9 @@ def test_what_is_named_is_there(name: str) -> None:
     assert (ROOT / name).exists()
 
 
-@pytest.mark.parametrize("key", [s for s in spans(r"[a-z]\w*(\.\w+)+") if s.values[0].split(".")[0] in VALUES])
+@pytest.mark.parametrize(
+    "key", [s for s in spans(r"[a-z]\w*(\.\w+)+") if s.values[0].split(".")[0] in VALUES]
+)
 def test_the_chart_has_this_value(key: str) -> None:
     found = VALUES
     for part in key.split("."):
@@ -155,10 +224,13 @@ def test_a_definition_has_this_field(field: str) -> None:
     def has(schema: dict[str, Any], names: list[str]) -> bool:
         schema = schema.get("items", schema)
         return not names or (
-            names[0] in schema.get("properties", {}) and has(schema["properties"][names[0]], names[1:])
+            names[0] in schema.get("properties", {})
+            and has(schema["properties"][names[0]], names[1:])
         )
 
-    schemas = [definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for definition in DEFINITIONS]
+    schemas = [
+        definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"] for definition in DEFINITIONS
+    ]
     assert any(has(schema, field.split(".")) for schema in schemas)
 
 
@@ -181,7 +253,9 @@ def source() -> str:
         )
         for path in (ROOT / folder).rglob("*.py")
     ]
-    return "".join(path.read_text() for path in [*text, ROOT / "Makefile", *(ROOT / "helm").rglob("*.yaml")])
+    return "".join(
+        path.read_text() for path in [*text, ROOT / "Makefile", *(ROOT / "helm").rglob("*.yaml")]
+    )
 
 
 @pytest.mark.parametrize("variable", spans(r"HOTWEIGHTS_[A-Z_]+"))
@@ -191,7 +265,9 @@ def test_this_variable_is_read_somewhere(variable: str) -> None:
 
 def reasons() -> list[str]:
     """The reasons in the first column of the tables of docs/troubleshooting.md."""
-    cells = re.findall(r"^\| (`[A-Z].*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE)
+    cells = re.findall(
+        r"^\| (`[A-Z].*?) \|", (ROOT / "docs" / "troubleshooting.md").read_text(), re.MULTILINE
+    )
     return sorted({reason for cell in cells for reason in re.findall(r"`(\w+)`", cell)})
 
 
@@ -206,8 +282,12 @@ def test_every_metric_of_operator_and_agent_is_described() -> None:
         agent.Metrics().registry,
     )
     families = [family for registry in registries for family in registry.collect()]
-    there = {f"{family.name}_total" if family.type == "counter" else family.name for family in families}
-    cells = re.findall(r"^\| (`hotweights_.*?) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    there = {
+        f"{family.name}_total" if family.type == "counter" else family.name for family in families
+    }
+    cells = re.findall(
+        r"^\| (`hotweights_.*?) \|", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE
+    )
     described = {name for cell in cells for name in re.findall(r"`(\w+)`", cell)}
     ours = {
         name
@@ -220,7 +300,9 @@ def test_every_metric_of_operator_and_agent_is_described() -> None:
 def test_blocks_are_read_as_they_stand() -> None:
     read = {str(block): block for document in docs.RUN for block in docs.blocks(document)}
     assert all(block.text.strip() for block in read.values())
-    assert len(docs.runnable()) + len(docs.not_run()) == sum(block.is_commands for block in read.values())
+    assert len(docs.runnable()) + len(docs.not_run()) == sum(
+        block.is_commands for block in read.values()
+    )
     assert all(block.not_run != "" for block in docs.not_run())
     assert {"docs/install.md", "docs/troubleshooting.md", "config/samples/README.md"} <= {
         b.document for b in docs.runnable()
@@ -228,7 +310,10 @@ def test_blocks_are_read_as_they_stand() -> None:
 
 
 def test_commands_are_found_in_pipes_quotes_and_substitutions() -> None:
-    text = "pod=$(kubectl get pods -o name | head -1)  # a pod's name\nhelm upgrade \\\n  --set 'a={b}' && make test\n"
+    text = (
+        "pod=$(kubectl get pods -o name | head -1)  # a pod's name\nhelm upgrade \\\n  --set "
+        "'a={b}' && make test\n"
+    )
     assert [" ".join(words) for words in docs.commands(text)] == [
         "pod=$",
         "kubectl get pods -o name",
@@ -241,6 +326,15 @@ def test_commands_are_found_in_pipes_quotes_and_substitutions() -> None:
 
 
 def test_a_console_shows_commands_and_what_they_print() -> None:
-    block = docs.Block("x.md", 1, "console", "$ kubectl get wroll\nNAME  VERSION\na     v1\n\n$ kubectl get wver\n", "")
-    assert block.shown == [("kubectl get wroll", "NAME  VERSION\na     v1"), ("kubectl get wver", "")]
+    block = docs.Block(
+        "x.md",
+        1,
+        "console",
+        "$ kubectl get wroll\nNAME  VERSION\na     v1\n\n$ kubectl get wver\n",
+        "",
+    )
+    assert block.shown == [
+        ("kubectl get wroll", "NAME  VERSION\na     v1"),
+        ("kubectl get wver", ""),
+    ]
     assert block.script == "kubectl get wroll\nkubectl get wver\n"

@@ -1,4 +1,6 @@
-"""What a docstring or a comment calls by name is there: `such` names are modules, classes, functions, fields or parameters of the tree."""
+"""What a docstring or a comment calls by name is there: `such` names are modules, classes,
+functions, fields or parameters of the tree.
+"""
 
 from __future__ import annotations
 
@@ -39,15 +41,26 @@ def sources() -> list[Path]:
 
 @cache
 def known() -> frozenset[str]:
-    """Every name that is defined or used anywhere in the product, and its modules and their folders."""
+    """Every name that is defined or used anywhere in the product, and its modules and their
+    folders.
+    """
     found: set[str] = set()
     for path in sources():
         found |= {part.removesuffix(".py") for part in path.relative_to(ROOT).parts}
         for node in ast.walk(ast.parse(path.read_text())):
             match node:
-                case ast.Name(id=name) | ast.Attribute(attr=name) | ast.arg(arg=name) | ast.keyword(arg=str(name)):
+                case (
+                    ast.Name(id=name)
+                    | ast.Attribute(attr=name)
+                    | ast.arg(arg=name)
+                    | ast.keyword(arg=str(name))
+                ):
                     found.add(name)
-                case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                case (
+                    ast.FunctionDef(name=name)
+                    | ast.AsyncFunctionDef(name=name)
+                    | ast.ClassDef(name=name)
+                ):
                     found.add(name)
                 case ast.alias(name=name):
                     found |= set(name.split("."))
@@ -59,7 +72,11 @@ def known() -> frozenset[str]:
 def prose(text: str) -> Iterator[str]:
     """The docstrings and comments of a module."""
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             yield node.value.value
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
@@ -77,5 +94,7 @@ def quoted() -> list[tuple[str, str]]:
 def test_a_name_in_prose_is_a_name_of_the_tree() -> None:
     found = quoted()
     assert len(found) > 300
-    missing = [(place, name) for place, name in found if not set(name.split(".")) <= known() | OUTSIDE]
+    missing = [
+        (place, name) for place, name in found if not set(name.split(".")) <= known() | OUTSIDE
+    ]
     assert missing == []

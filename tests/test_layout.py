@@ -7,12 +7,24 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TOP_FOLDERS = ("agent", "common", "coordinator", "crds", "kube", "operator", "planner", "storage", "transports")
+TOP_FOLDERS = (
+    "agent",
+    "common",
+    "coordinator",
+    "crds",
+    "kube",
+    "operator",
+    "planner",
+    "storage",
+    "transports",
+)
 
 
 @pytest.mark.parametrize("folder", TOP_FOLDERS)
 def test_a_top_folder_is_no_package(folder: str) -> None:
-    assert not (ROOT / folder / "__init__.py").exists(), f"{folder}/__init__.py would shadow a module or hide a package"
+    assert not (ROOT / folder / "__init__.py").exists(), (
+        f"{folder}/__init__.py would shadow a module or hide a package"
+    )
 
 
 def test_tests_are_no_packages() -> None:

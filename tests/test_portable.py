@@ -1,4 +1,6 @@
-"""Hosts that are no Linux: everything imports, and what needs no shared memory of the kernel works (macOS is developed on)."""
+"""Hosts that are no Linux: everything imports, and what needs no shared memory of the kernel works
+(macOS is developed on).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,7 @@ import importlib, pkgutil
 for package in ("hotweights", "hotweights_planner", "hotweights_transports", "hotweights_agent"):
     found = importlib.import_module(package)
     for module in pkgutil.walk_packages(found.__path__, f"{package}."):
-        if module.name.startswith("hotweights.adapters.") or module.name.endswith(("__main__", ".mpi.rank")):
+        if module.name.startswith("hotweights.adapters.") or module.name.endswith(("__main__", ".broadcast.rank")):
             continue  # they import torch and vLLM at their top, or are programs
         importlib.import_module(module.name)
 importlib.import_module("hotweights.adapters.vllm_auto")
@@ -58,8 +60,11 @@ print("planned")
 
 def python(code: str, folder: Path) -> str:
     words = [sys.executable, "-c", AS_ON_A_MAC + code]
-    environment = os.environ | {"HOTWEIGHTS_HOME": str(folder / "home")}  # or it knows what this host has committed
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    # or it knows what this host has committed
+    environment = os.environ | {"HOTWEIGHTS_HOME": str(folder / "home")}
+    done = subprocess.run(
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -70,15 +75,20 @@ def test_every_module_imports(tmp_path: Path) -> None:
 
 def test_publishing_and_planning_work(tmp_path: Path) -> None:
     (tmp_path / "next").mkdir()
-    save_file({"weight": numpy.ones((64, 64), numpy.float32)}, tmp_path / "next" / "model.safetensors")
+    save_file(
+        {"weight": numpy.ones((64, 64), numpy.float32)}, tmp_path / "next" / "model.safetensors"
+    )
     assert python(PLAN, tmp_path).strip().endswith("planned")
 
 
 def test_a_plan_is_replicated(tmp_path: Path) -> None:
     (tmp_path / "next").mkdir()
-    save_file({"weight": numpy.ones((64, 64), numpy.float32)}, tmp_path / "next" / "model.safetensors")
+    save_file(
+        {"weight": numpy.ones((64, 64), numpy.float32)}, tmp_path / "next" / "model.safetensors"
+    )
     text = PLAN.replace(
-        '"verify-plan --plan plan.json"', '"replicate --plan plan.json --verify --commit --home home --metrics-port 0"'
+        '"verify-plan --plan plan.json"',
+        '"replicate --plan plan.json --verify --commit --home home --metrics-port 0"',
     )
     assert python(text, tmp_path).strip().endswith("planned")
     assert (tmp_path / "home" / "current" / "model.safetensors").is_file()

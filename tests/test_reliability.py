@@ -1,4 +1,6 @@
-"""docs/reliability.md names tests: each of them exists, and every finding has one or says that it is open."""
+"""docs/reliability.md names tests: each of them exists, and every finding has one or says that it
+is open.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ def test_every_test_that_is_named_exists() -> None:
 
 def test_every_finding_is_shown_or_open() -> None:
     findings, _, _ = PAGE.partition("## Whole rollouts in memory")
-    rows = [line for line in findings.splitlines() if line.startswith("| ") and "what was wrong" not in line]
+    rows = [
+        line
+        for line in findings.splitlines()
+        if line.startswith("| ") and "what was wrong" not in line
+    ]
     assert len(rows) >= 36
     assert {f"F{n}" for n in range(1, 21)} <= {row.split("|")[1].strip() for row in rows}
     for row in rows:

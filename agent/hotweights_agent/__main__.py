@@ -1,6 +1,7 @@
 """``python -m hotweights_agent``: runs the agent of one node until SIGTERM or SIGINT.
 
-Exit codes: 0 after a signal, 2 when the settings are unusable, 1 when a part could not be started or broke.
+Exit codes: 0 after a signal, 2 when the settings are unusable, 1 when a part could not be started
+or broke.
 """
 
 from __future__ import annotations
@@ -35,13 +36,22 @@ def version() -> str:
 
 def main() -> int:
     """Parse, read the settings, run."""
-    parser = argparse.ArgumentParser(prog="python -m hotweights_agent", description="The Hotweights agent of one node.")
+    parser = argparse.ArgumentParser(
+        prog="python -m hotweights_agent", description="The Hotweights agent of one node."
+    )
     parser.add_argument("--version", action="version", version=version())
     parser.add_argument(
-        "--config", type=Path, metavar="FILE", help=f"settings in YAML or JSON (default: ${settings.CONFIG_VARIABLE})"
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help=f"settings in YAML or JSON (default: ${settings.CONFIG_VARIABLE})",
     )
-    parser.add_argument("--check", action="store_true", help="print the settings and end; 2 when they are unusable")
-    parser.epilog = "Environment: " + ", ".join([*settings.FROM_ENVIRONMENT, settings.CONFIG_VARIABLE])
+    parser.add_argument(
+        "--check", action="store_true", help="print the settings and end; 2 when they are unusable"
+    )
+    parser.epilog = "Environment: " + ", ".join(
+        [*settings.FROM_ENVIRONMENT, settings.CONFIG_VARIABLE]
+    )
     arguments = parser.parse_args()
     try:
         found = settings.read(os.environ, arguments.config)
@@ -52,7 +62,9 @@ def main() -> int:
         print(found)
         return 0
     logging.basicConfig(
-        level=found.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=found.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     return asyncio.run(_run(found))
 
@@ -68,18 +80,24 @@ async def _run(found: Settings) -> int:
     try:
         await agent.run(found, version(), stop)
     except (ServerNotStarted, PluginNotInstalled, NotConfigured, OSError) as error:
-        log.error("the agent cannot run: %s", error)  # noqa: TRY400 - the text says what to do
+        log.error("the agent cannot run: %s", error)
         return 1
     log.info("the agent ends; engines go on serving")
     return 0
 
 
 def _keep_plugins(found: Settings) -> None:
-    """A pod may name the plugin of an agent before this one, and a reboot has emptied the run folder."""
+    """A pod may name the plugin of an agent before this one, and a reboot has emptied the run
+    folder.
+    """
     try:
-        again = plugin_folder.keep(found.plugin_folder, found.state_folder / "plugin", found.run_folder, version())
+        again = plugin_folder.keep(
+            found.plugin_folder, found.state_folder / "plugin", found.run_folder, version()
+        )
     except PluginNotInstalled as error:
-        log.warning("%s; pods that started with them cannot restart their containers after a reboot", error)
+        log.warning(
+            "%s; pods that started with them cannot restart their containers after a reboot", error
+        )
     else:
         if again:
             log.info("earlier versions of the plugin are laid out again: %s", ", ".join(again))

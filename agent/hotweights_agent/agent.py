@@ -1,7 +1,7 @@
 """One agent of a cluster: a node's parts, told by the API server what to do.
 
-Starting: what the disk remembers, then the peers' port, the socket and the plugin, then the API. Ending: engines first (they go
-on serving), then peers, then what is being fetched.
+Starting: what the disk remembers, then the peers' port, the socket and the plugin, then the API.
+Ending: engines first (they go on serving), then peers, then what is being fetched.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from hotweights_agent.driver import Driver
 from hotweights_agent.kube.pod_status import PodStatusWriter
 from hotweights_agent.kube.status_writer import StatusWriter
 from hotweights_agent.kube.sync import KubeSync, patch_pod_status, patch_status
-from hotweights_agent.kube.token_review import EngineAuthenticator, PeerAuthenticator, TokenReviews, claims_of
+from hotweights_agent.kube.token_review import (
+    EngineAuthenticator,
+    PeerAuthenticator,
+    TokenReviews,
+    claims_of,
+)
 from hotweights_agent.local import plugin_folder
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, NodeConfig, until, utc
@@ -43,7 +48,10 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
     log.info("the plugin is at %s", plugin or "no place: the image has none")
     async with contextlib.AsyncExitStack() as stack:
         api = await stack.enter_async_context(
-            await Api.connect(timeout_seconds=settings.kube.request_seconds, user_agent=f"hotweights-agent/{version}")
+            await Api.connect(
+                timeout_seconds=settings.kube.request_seconds,
+                user_agent=f"hotweights-agent/{version}",
+            )
         )
         node = await Node.open(
             stack,
@@ -55,7 +63,9 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
         )
         sync, status = _kube(api, settings, node.driver, metrics)
         await node.serve(stack)
-        endpoints = Endpoints(settings.metrics_port, metrics.registry, node.stuck, partial(_not_ready, sync, status))
+        endpoints = Endpoints(
+            settings.metrics_port, metrics.registry, node.stuck, partial(_not_ready, sync, status)
+        )
         stack.push_async_callback(asyncio.to_thread, endpoints.close)
         log.info("agent %s of node %s: engines at %s, peers at %s, metrics at port %d",
                  version, settings.node, node.driver.server.path, node.endpoints[0], endpoints.port)  # fmt: skip
@@ -66,18 +76,24 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
     token = partial(_token, settings)
     host = hosts.bracketed(settings.address)
     peer = PeerAuthenticator(
-        _reviews(api, peers.TOKEN_AUDIENCE, metrics), asyncio.get_running_loop(), partial(_me, token)
+        _reviews(api, peers.TOKEN_AUDIENCE, metrics),
+        asyncio.get_running_loop(),
+        partial(_me, token),
     )
     return NodeConfig(
         version=version,
         run_folder=settings.run_folder / settings.node,
         state_folder=settings.state_folder,
         listen=peer_endpoints.listeners(settings.peer_port, settings.ucx_port),
-        advertise=lambda address: f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}",
+        advertise=lambda address: (
+            f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}"
+        ),
         broadcasts=BroadcastContext(settings.node, settings.address, token, peer, Groups(token))
         if settings.mpi
         else None,
-        measure_endpoints=partial(peer_endpoints.describe, ucx_port=settings.ucx_port, mpi=settings.mpi),
+        measure_endpoints=partial(
+            peer_endpoints.describe, ucx_port=settings.ucx_port, mpi=settings.mpi
+        ),
         sources=allowed_sources.allowed(settings.roots),
         peers=peer,
         peer_token=token,
@@ -85,7 +101,9 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
     )
 
 
-def _kube(api: Api, settings: Settings, driver: Driver, metrics: Metrics) -> tuple[KubeSync, StatusWriter]:
+def _kube(
+    api: Api, settings: Settings, driver: Driver, metrics: Metrics
+) -> tuple[KubeSync, StatusWriter]:
     driver.status = status = StatusWriter(
         patch_status(api, settings.node, settings.namespace),
         time.monotonic,
@@ -120,7 +138,9 @@ def _reviews(api: Api, audience: str, metrics: Metrics) -> TokenReviews:
     async def ask(token: str) -> Identity:
         return await review(api, token, [audience])
 
-    return TokenReviews(ask, time.time, counted=lambda result: metrics.reviews.labels(audience, result).inc())
+    return TokenReviews(
+        ask, time.time, counted=lambda result: metrics.reviews.labels(audience, result).inc()
+    )
 
 
 def _token(settings: Settings) -> str:
@@ -128,7 +148,9 @@ def _token(settings: Settings) -> str:
         return settings.peer_token_file.read_text().strip()
     except OSError as error:
         log.warning(
-            "%s: %s; without it no peer lets us in, and we let none in", settings.peer_token_file, error.strerror
+            "%s: %s; without it no peer lets us in, and we let none in",
+            settings.peer_token_file,
+            error.strerror,
         )
         return ""
 

@@ -1,9 +1,9 @@
 """Runs the session: messages in, one after the other, and its effects out into the world.
 
-The queue is bounded, so that whoever talks too much waits. Effects are done in their order; those that take time are only begun
-here, and what comes of them returns as a message. Messages that wait together are looked at together, because looking costs more
-than noting. A defect costs the message, the engine or the effect that brought it to light; it is logged and counted, and the node
-goes on.
+The queue is bounded, so that whoever talks too much waits. Effects are done in their order; those
+that take time are only begun here, and what comes of them returns as a message. Messages that wait
+together are looked at together, because looking costs more than noting. A defect costs the message,
+the engine or the effect that brought it to light; it is logged and counted, and the node goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ from hotweights_agent.local.state_file import StateFile, StateFileNotWritten
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.session import effects as fx
 from hotweights_agent.session.defects import contained
-from hotweights_agent.session.messages import AssignmentsLoaded, CapacityChanged, Message, Now, Pod, StageFailed, Ticked
+from hotweights_agent.session.messages import (
+    AssignmentsLoaded,
+    CapacityChanged,
+    Message,
+    Now,
+    Pod,
+    StageFailed,
+    Ticked,
+)
 from hotweights_agent.session.session import Session
 from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Pin, Store, UnknownVersion
@@ -70,7 +78,9 @@ class _PinnedImage:
 
 
 class Driver:
-    """One agent's session with everything around it. Parts that need `tell` are given after construction."""
+    """One agent's session with everything around it. Parts that need `tell` are given after
+    construction.
+    """
 
     def __init__(
         self,
@@ -134,12 +144,18 @@ class Driver:
                 await self._do(effect)
         self.turned_at = now.seconds
 
-    def _defect(self, where: str, error: Exception, subject: str = "", story: Sequence[str] = ()) -> None:
+    def _defect(
+        self, where: str, error: Exception, subject: str = "", story: Sequence[str] = ()
+    ) -> None:
         self._metrics.defects.inc()
         now, what = self._now().seconds, (where, type(error).__name__)
         if now >= self._named.get(what, float("-inf")) + DEFECT_AGAIN_SECONDS:
             self._named[what] = now
-            whose = f", which cost the engine of {subject} its connections ({'; '.join(story)})" if subject else ""
+            whose = (
+                f", which cost the engine of {subject} its connections ({'; '.join(story)})"
+                if subject
+                else ""
+            )
             text = "a defect of the agent in %s%s; please report it. The node goes on without it"
             log.error(text, where, whose, exc_info=error)
 
@@ -194,4 +210,4 @@ class Driver:
             await asyncio.to_thread(write, *arguments)
         except StateFileNotWritten as error:
             self._metrics.defects.inc()
-            log.error("%s. Until then a restarted engine waits for the API server", error)  # noqa: TRY400
+            log.error("%s. Until then a restarted engine waits for the API server", error)

@@ -1,6 +1,7 @@
 """What Prometheus is told.
 
-Names say what is counted and in which unit. Labels are bounded: no pod, no digest, no version is one.
+Names say what is counted and in which unit. Labels are bounded: no pod, no digest, no version is
+one.
 """
 
 from __future__ import annotations
@@ -26,28 +27,51 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.staged = Counter("hotweights_agent_staged_bytes", "Bytes of versions that became staged.", registry=r)
+        self.staged = Counter(
+            "hotweights_agent_staged_bytes", "Bytes of versions that became staged.", registry=r
+        )
         self.stage_seconds = Histogram(
-            "hotweights_agent_stage_seconds", "From the order to a staged version.", buckets=STAGE_BUCKETS, registry=r
+            "hotweights_agent_stage_seconds",
+            "From the order to a staged version.",
+            buckets=STAGE_BUCKETS,
+            registry=r,
         )
         self.stage_failures = Counter(
             "hotweights_agent_stage_failures", "Stagings that failed.", ["reason"], registry=r
         )
         self.fetched = Counter(
-            "hotweights_agent_fetched_bytes", "Verified bytes, by transport.", ["transport"], registry=r
+            "hotweights_agent_fetched_bytes",
+            "Verified bytes, by transport.",
+            ["transport"],
+            registry=r,
         )
         self.checksums = Counter(
-            "hotweights_agent_checksum_failures", "Chunks with other bytes than promised.", registry=r
+            "hotweights_agent_checksum_failures",
+            "Chunks with other bytes than promised.",
+            registry=r,
         )
-        self.commits = Counter("hotweights_agent_commits", "Answers to commits.", ["result"], registry=r)
-        self.rejections = Counter("hotweights_agent_prepare_rejections", "Refused prepares.", ["reason"], registry=r)
+        self.commits = Counter(
+            "hotweights_agent_commits", "Answers to commits.", ["result"], registry=r
+        )
+        self.rejections = Counter(
+            "hotweights_agent_prepare_rejections", "Refused prepares.", ["reason"], registry=r
+        )
         self.pauses = Histogram(
-            "hotweights_agent_pause_seconds", "Pauses of commits.", buckets=PAUSE_BUCKETS, registry=r
+            "hotweights_agent_pause_seconds",
+            "Pauses of commits.",
+            buckets=PAUSE_BUCKETS,
+            registry=r,
         )
         self.engines = Gauge("hotweights_agent_engines", "Engines by phase.", ["phase"], registry=r)
-        self.capacity = Gauge("hotweights_agent_capacity_bytes", "Memory for versions.", ["kind"], registry=r)
-        self.reviews = Counter("hotweights_agent_token_reviews", "Token reviews.", ["audience", "result"], registry=r)
-        self.api_writes = Counter("hotweights_agent_api_writes", "Writes to the API.", ["object", "result"], registry=r)
+        self.capacity = Gauge(
+            "hotweights_agent_capacity_bytes", "Memory for versions.", ["kind"], registry=r
+        )
+        self.reviews = Counter(
+            "hotweights_agent_token_reviews", "Token reviews.", ["audience", "result"], registry=r
+        )
+        self.api_writes = Counter(
+            "hotweights_agent_api_writes", "Writes to the API.", ["object", "result"], registry=r
+        )
         self.defects = Counter(
             "hotweights_agent_defects",
             "Defects of the agent: what it left out of an exception that nobody expected.",
@@ -77,7 +101,9 @@ class Metrics:
     def show(self, status: NodeWeightsStatus) -> None:
         """Set what is a state rather than an event."""
         for phase in Phase:
-            self.engines.labels(phase.value).set(sum(1 for engine in status.engines if engine.phase == phase.value))
+            self.engines.labels(phase.value).set(
+                sum(1 for engine in status.engines if engine.phase == phase.value)
+            )
         self.capacity.labels("memory").set(status.capacity.memory_bytes)
         self.capacity.labels("free").set(status.capacity.free_bytes)
 

@@ -1,7 +1,9 @@
-"""One node put together: store, session, stager, peers' servers and the engines' socket, and the order in which they start and end.
+"""One node put together: store, session, stager, peers' servers and the engines' socket, and the
+order in which they start and end.
 
-Everything that an agent is, but for who tells it what to do. `agent` has the API server do that, the standalone worker a
-coordinator; they bring the authentication and the two that tell the outside (`Driver.status`, `Driver.pod_status`).
+Everything that an agent is, but for who tells it what to do. `agent` has the API server do that,
+the standalone worker a coordinator; they bring the authentication and the two that tell the outside
+(`Driver.status`, `Driver.pod_status`).
 """
 
 from __future__ import annotations
@@ -75,11 +77,14 @@ class NodeConfig:
 
 
 class Node:
-    """`Node.open` makes the parts and listens for peers; `serve` opens the socket, after whoever steers has told where
-    `driver` reports to. All of it ends with the stack that it was opened in: engines first (they go on serving), then what is
-    being fetched, then peers."""
+    """`Node.open` makes the parts and listens for peers; `serve` opens the socket, after whoever
+    steers has told where `driver` reports to. All of it ends with the stack that it was opened in:
+    engines first (they go on serving), then what is being fetched, then peers.
+    """
 
-    def __init__(self, driver: Driver, store: Store, manifests: ManifestCache, endpoints: tuple[str, ...]) -> None:
+    def __init__(
+        self, driver: Driver, store: Store, manifests: ManifestCache, endpoints: tuple[str, ...]
+    ) -> None:
         self.driver = driver
         self.store = store
         self.manifests = manifests
@@ -99,7 +104,9 @@ class Node:
     ) -> Node:
         """What cannot be started raises."""
         budget = Budget(memory_bytes)
-        store = Store(reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget)
+        store = Store(
+            reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget
+        )
         budget.store = store
         memory = StateFile(config.state_folder / "pods.json")
         memory.load()
@@ -130,7 +137,9 @@ class Node:
             driver.tell,
             token=config.peer_token,
             settings=staging,
-            broadcasts=Broadcasts(config.broadcasts, staging.patience_seconds) if config.broadcasts else None,
+            broadcasts=Broadcasts(config.broadcasts, staging.patience_seconds)
+            if config.broadcasts
+            else None,
             fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
         )
         stack.push_async_callback(driver.stager.close)
@@ -155,7 +164,9 @@ class Node:
 
 
 class Budget:
-    """What versions may still take: what the node and its control groups leave, and not more than the settings allow."""
+    """What versions may still take: what the node and its control groups leave, and not more than
+    the settings allow.
+    """
 
     def __init__(self, most_nbytes: int) -> None:
         """0: no limit of our own."""
@@ -164,7 +175,9 @@ class Budget:
         self.store: Store | None = None
 
     def __call__(self) -> int:
-        """As `Store` wants it. The store's own account asks us, so while we read that account only the node counts."""
+        """As `Store` wants it. The store's own account asks us, so while we read that account only
+        the node counts.
+        """
         available = available_nbytes()
         if self.store is None or not self._most_nbytes or getattr(self._asking, "now", False):
             return available

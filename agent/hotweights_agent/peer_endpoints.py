@@ -1,7 +1,9 @@
-"""What this agent can serve peers over, and how fast each of it is here: for the operator, which chooses.
+"""What this agent can serve peers over, and how fast each of it is here: for the operator, which
+chooses.
 
-The measurement is a third of a second over loopback, one chunk again and again, without hashing: it compares what transports cost this
-host's processors. Where there is only one transport nothing is measured. It knows no version and no peer.
+The measurement is a third of a second over loopback, one chunk again and again, without hashing: it
+compares what transports cost this host's processors. Where there is only one transport nothing is
+measured. It knows no version and no peer.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ VERSION = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
 def listeners(port: int, ucx_port: int) -> list[str]:
-    """Where to listen for peers: always TCP; UCX where it is asked for (``ucx_port`` not 0) and works."""
+    """Where to listen for peers: always TCP; UCX where it is asked for (``ucx_port`` not 0) and
+    works.
+    """
     found = [f"tcp://0.0.0.0:{port}"]
     if ucx_port and resolution()["ucx"].works:
         found.append(f"ucx://0.0.0.0:{ucx_port}")
@@ -55,7 +59,9 @@ def listeners(port: int, ucx_port: int) -> list[str]:
 
 
 def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[Endpoint, ...]:
-    """Of what is listened at, of broadcasts, whose invitations are fetched over TCP, and of what is not there."""
+    """Of what is listened at, of broadcasts, whose invitations are fetched over TCP, and of what is
+    not there.
+    """
     because = {
         "tcp": "sockets are everywhere",
         "ucx": "it is not switched on: ucx_port in the agent's settings",
@@ -102,10 +108,13 @@ def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
 
     try:
         with (
-            transport_for(uri).listen(uri, one, _only(token), ServerLimits(max_connections=8)) as server,
+            transport_for(uri).listen(
+                uri, one, _only(token), ServerLimits(max_connections=8)
+            ) as server,
             transport_for(uri).connect(server.address, lambda: token) as client,
         ):
-            client.fetch_chunks(VERSION, [one.want], count)  # the first one makes connections and pages
+            # the first one makes connections and pages
+            client.fetch_chunks(VERSION, [one.want], count)
             arrived, began = 0, time.monotonic()
             client.fetch_chunks(VERSION, _until(one.want, began + seconds), count)
             return int(arrived / (time.monotonic() - began) / 1e6)
@@ -177,7 +186,9 @@ class _OneChunk(ChunkProvider):
 
 
 def _only(token: str) -> Authenticate:
-    return lambda given: Identity("self") if secrets.compare_digest(given.encode(), token.encode()) else None
+    return lambda given: (
+        Identity("self") if secrets.compare_digest(given.encode(), token.encode()) else None
+    )
 
 
 def _until(want: Want, deadline: float) -> Iterator[Want]:

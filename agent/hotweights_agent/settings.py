@@ -1,7 +1,9 @@
-"""What the installation says about this agent: read once, at the start, from the environment and one YAML file.
+"""What the installation says about this agent: read once, at the start, from the environment and
+one YAML file.
 
-The environment carries what differs from node to node (Kubernetes fills it in), the file what the whole installation shares. A
-key that nobody knows is an error, because a misspelt limit that silently does not hold is worse than an agent that does not start.
+The environment carries what differs from node to node (Kubernetes fills it in), the file what the
+whole installation shares. A key that nobody knows is an error, because a misspelt limit that
+silently does not hold is worse than an agent that does not start.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class RootSettings:
     name: str = ""
     """Its name in the chart; only for people."""
     claim: str = ""
-    """The PersistentVolumeClaim that is mounted there: ``pvc://claim/…`` is allowed then, instead of ``file://``."""
+    """The PersistentVolumeClaim that is mounted there: ``pvc://claim/…`` is allowed then, instead
+    of ``file://``.
+    """
     namespaces: tuple[str, ...] = ()
     """Namespaces whose objects may name it; ``*`` is all of them. Empty: nobody's."""
 
@@ -40,11 +44,15 @@ class StagingSettings:
     """How versions come onto the node."""
 
     reserve_bytes: int = 256 * 2**20
-    """Memory that stays free for the agent itself; a version that would eat into it is refused before its first byte."""
+    """Memory that stays free for the agent itself; a version that would eat into it is refused
+    before its first byte.
+    """
     at_once: int = 1
     """How many versions are staged at the same time."""
     patience_seconds: float = 20.0
-    """How long a parent that does not know a version yet is asked again before anybody goes past it."""
+    """How long a parent that does not know a version yet is asked again before anybody goes past
+    it.
+    """
     donors_at_once: int = 8
     """From how many donors stripes of one version are pulled at the same time."""
     origin_workers: int = 0
@@ -60,7 +68,9 @@ class EngineSettings:
     prepare_seconds: float = 600.0
     """To build the next version beside the one that is served."""
     reconnect_seconds: float = 10.0
-    """After the agent's start: how long living engines may take to come back before their pods are marked."""
+    """After the agent's start: how long living engines may take to come back before their pods are
+    marked.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +98,27 @@ class Settings:
     peer_port: int = 7600
     """The port for peers; 0: any."""
     ucx_port: int = 0
-    """The port for peers over UCX, beside the other; 0: UCX is not used. Its data has ports of its own, which nobody guards."""
+    """The port for peers over UCX, beside the other; 0: UCX is not used. Its data has ports of its
+    own, which nobody guards.
+    """
     mpi: bool = False
-    """Whether this node joins MPI broadcasts. Their ports are nobody's in particular, and who leads one names the program that the
-    others' ranks run: so all agents must be trusted alike."""
+    """Whether this node joins MPI broadcasts. Their ports are nobody's in particular, and who leads
+    one names the program that the others' ranks run: so all agents must be trusted alike.
+    """
     metrics_port: int = 8080
     """The port of /metrics, /healthz and /readyz; 0: any."""
     memory_bytes: int = 0
-    """What versions may take together (HOTWEIGHTS_MEMORY_BYTES); 0: what the node and its control groups leave."""
+    """What versions may take together (HOTWEIGHTS_MEMORY_BYTES); 0: what the node and its control
+    groups leave.
+    """
     run_folder: Path = Path("/run/hotweights")
     """Shared with the pods: the socket and the plugin."""
     state_folder: Path = Path("/var/lib/hotweights")
     """On the node's disk: what pods were to serve, and manifests."""
     plugin_folder: Path = Path("/opt/hotweights/plugin")
-    """The plugin as it was built into the agent's image: one folder for each version. Not there: nothing is installed."""
+    """The plugin as it was built into the agent's image: one folder for each version. Not there:
+    nothing is installed.
+    """
     peer_token_file: Path = Path("/var/run/secrets/hotweights/peer-token")
     """The token (audience hotweights-peer) by which other agents know this one."""
     log_level: str = "info"
@@ -134,14 +151,20 @@ CONFIG_VARIABLE = "HOTWEIGHTS_CONFIG"
 
 def read(environment: Mapping[str, str], config: Path | None = None) -> Settings:
     """The settings; what the environment says goes before the file. Raises `SettingsError`."""
-    path = config or (Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None)
+    path = config or (
+        Path(environment[CONFIG_VARIABLE]) if environment.get(CONFIG_VARIABLE) else None
+    )
     body: dict[str, Any] = _load(path) if path is not None else {}
-    body |= {key: environment[name] for name, key in FROM_ENVIRONMENT.items() if environment.get(name)}
+    body |= {
+        key: environment[name] for name, key in FROM_ENVIRONMENT.items() if environment.get(name)
+    }
     if not body.get("node"):
         raise SettingsError("no node name: set NODE_NAME (in a pod, from the field spec.nodeName)")
     settings: Settings = _build(Settings, body, "")
     if settings.log_level not in ("debug", "info", "warning", "error"):
-        raise SettingsError(f"log_level: {settings.log_level!r} is not debug, info, warning or error")
+        raise SettingsError(
+            f"log_level: {settings.log_level!r} is not debug, info, warning or error"
+        )
     return settings
 
 
@@ -164,7 +187,9 @@ def _build(cls: Any, body: Any, where: str) -> Any:
     types = typing.get_type_hints(cls)
     unknown = sorted(set(map(str, body)) - set(types))
     if unknown:
-        raise SettingsError(f"{where}{unknown[0]}: no such setting; there are {', '.join(sorted(types))}")
+        raise SettingsError(
+            f"{where}{unknown[0]}: no such setting; there are {', '.join(sorted(types))}"
+        )
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in body and _required(f)]
     if missing:
         raise SettingsError(f"{where}{missing[0]}: is missing")
@@ -181,7 +206,9 @@ def _value(kind: Any, value: Any, where: str) -> Any:
     if typing.get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
             raise SettingsError(f"{where}: is a list, not {value!r}")
-        return tuple(_value(typing.get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value))
+        return tuple(
+            _value(typing.get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value)
+        )
     if isinstance(kind, UnionType) or kind not in (bool, int, float, str, Path):
         raise SettingsError(f"{where}: {kind} cannot be set")
     if kind is bool:

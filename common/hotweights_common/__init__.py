@@ -1,1 +1,3 @@
-"""The bottom floor: small things that every other package needs, each in one place. It knows the standard library and nothing of ours."""
+"""The bottom floor: small things that every other package needs, each in one place. It knows the
+standard library and nothing of ours.
+"""

@@ -8,14 +8,17 @@ from pathlib import Path
 
 
 def replace(path: Path, content: bytes, mode: int) -> None:
-    """Give ``path`` this content and these permissions in one step: readers see all of it or all of the old. Raises `OSError`.
+    """Give ``path`` this content and these permissions in one step: readers see all of it or all of
+    the old. Raises `OSError`.
 
-    The new file is made beside it, because only within one file system a rename is one step; under a name that nobody can have
-    prepared and no other writer has.
+    The new file is made beside it, because only within one file system a rename is one step; under
+    a name that nobody can have prepared and no other writer has.
     """
     beside: Path | None = None
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
             beside = Path(file.name)
             os.fchmod(file.fileno(), mode)
             file.write(content)

@@ -1,4 +1,6 @@
-"""What can be read off a host's name or address, with or without an IPv6 address's brackets. Nobody is asked."""
+"""What can be read off a host's name or address, with or without an IPv6 address's brackets. Nobody
+is asked.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""The small HTTP server of every process but the operator: /metrics for Prometheus, and the kubelet's two probes.
+"""The small HTTP server of every process but the operator: /metrics for Prometheus, and the
+kubelet's two probes.
 
-It runs in a thread of its own, so that a busy process still answers. It needs prometheus_client, which only some installations have:
-nothing else of this package imports it.
+It runs in a thread of its own, so that a busy process still answers. It needs prometheus_client,
+which only some installations have: nothing else of this package imports it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class Endpoints:
         ready: Callable[[], str],
         host: str = "",
     ) -> None:
-        """``healthy`` and ``ready`` say what is wrong; empty: nothing. No ``host``: every address."""
+        """``healthy`` and ``ready`` say what is wrong; empty: nothing. No ``host``: every
+        address.
+        """
 
         class Handler(BaseHTTPRequestHandler):
             timeout = 5
@@ -41,9 +44,17 @@ class Endpoints:
                     self._answer(200, generate_latest(registry), CONTENT_TYPE_LATEST)
                 elif self.path in ("/healthz", "/readyz"):
                     wrong = healthy() if self.path == "/healthz" else ready()
-                    self._answer(503 if wrong else 200, f"{wrong or 'ok'}\n".encode(), "text/plain; charset=utf-8")
+                    self._answer(
+                        503 if wrong else 200,
+                        f"{wrong or 'ok'}\n".encode(),
+                        "text/plain; charset=utf-8",
+                    )
                 else:
-                    self._answer(404, b"there are /metrics, /healthz and /readyz\n", "text/plain; charset=utf-8")
+                    self._answer(
+                        404,
+                        b"there are /metrics, /healthz and /readyz\n",
+                        "text/plain; charset=utf-8",
+                    )
 
             def _answer(self, code: int, body: bytes, kind: str) -> None:
                 self.send_response(code)

@@ -1,4 +1,6 @@
-"""Locks between processes, by files. The kernel lets go of them when a process ends, however it ends (flock(2))."""
+"""Locks between processes, by files. The kernel lets go of them when a process ends, however it
+ends (flock(2)).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ class Busy(Exception):
 
 @contextmanager
 def held(path: Path, wait_seconds: float = 0.0) -> Iterator[None]:
-    """The lock that this file is. Raises `Busy` if another process or another opening of it has it for so long."""
+    """The lock that this file is. Raises `Busy` if another process or another opening of it has it
+    for so long.
+    """
     until = time.monotonic() + wait_seconds
     with path.open("w") as file:
         while True:

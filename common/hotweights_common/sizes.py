@@ -1,4 +1,6 @@
-"""Numbers of bytes for people: powers of 1024 where Kubernetes shows memory, powers of 1000 where disks and networks are spoken of."""
+"""Numbers of bytes for people: powers of 1024 where Kubernetes shows memory, powers of 1000 where
+disks and networks are spoken of.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,13 @@ def decimal(nbytes: float) -> str:
 
 
 def _show(nbytes: float, step: int, units: tuple[str, ...], space: str) -> str:
-    """One digit after the point, and the next unit as soon as that rounding would show ``step`` of this one."""
+    """One digit after the point, and the next unit as soon as that rounding would show ``step`` of
+    this one.
+    """
     for unit in units[:-1]:
         if round(nbytes, 1) < step:
-            return f"{nbytes:.0f}{space}{unit}" if unit == units[0] else f"{nbytes:.1f}{space}{unit}"
+            return (
+                f"{nbytes:.0f}{space}{unit}" if unit == units[0] else f"{nbytes:.1f}{space}{unit}"
+            )
         nbytes /= step
     return f"{nbytes:.1f}{space}{units[-1]}"

@@ -1,7 +1,8 @@
-"""``python -m hotweights_crds [--check]``: writes the CRD YAML files from the models, or says which are out of date.
+"""``python -m hotweights_crds [--check]``: writes the CRD YAML files from the models, or says which
+are out of date.
 
-Two copies are written: ``crds/*.yaml`` for people and GitOps, and the chart's, which are the same but for the lines that let Helm
-keep them on uninstall.
+Two copies are written: ``crds/*.yaml`` for people and GitOps, and the chart's, which are the same
+but for the lines that let Helm keep them on uninstall.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ def chart_yaml(body: dict[str, Any]) -> str:
     """The same as a Helm template, behind ``crds.enabled`` and ``crds.keep``."""
     text = yaml.dump(body, Dumper=_PlainDumper, sort_keys=False, width=120)
     name = f"  name: {body['metadata']['name']}\n"
-    annotated = text.replace(name, f'{name}  annotations:\n    hotweights.dev/generated: "true"\n{KEEP}', 1)
+    annotated = text.replace(
+        name, f'{name}  annotations:\n    hotweights.dev/generated: "true"\n{KEEP}', 1
+    )
     return HEADER + CHART_OPEN + annotated + CHART_CLOSE
 
 
@@ -47,17 +50,27 @@ def generated(root: Path) -> dict[Path, str]:
     for kind in KINDS:
         body = definition(kind)
         files[root / "crds" / f"{kind.plural}.yaml"] = plain_yaml(body)
-        files[root / "helm" / "hotweights" / "templates" / "crds" / f"{kind.plural}.yaml"] = chart_yaml(body)
+        files[root / "helm" / "hotweights" / "templates" / "crds" / f"{kind.plural}.yaml"] = (
+            chart_yaml(body)
+        )
     return files
 
 
 def main() -> int:
     """Write or check; 1 when a file is out of date."""
     parser = argparse.ArgumentParser(prog="python -m hotweights_crds", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a file is out of date")
-    parser.add_argument("--root", type=Path, default=Path.cwd(), help="the repository's root (default: here)")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 when a file is out of date"
+    )
+    parser.add_argument(
+        "--root", type=Path, default=Path.cwd(), help="the repository's root (default: here)"
+    )
     arguments = parser.parse_args()
-    stale = [p for p, text in generated(arguments.root).items() if not p.exists() or p.read_text() != text]
+    stale = [
+        p
+        for p, text in generated(arguments.root).items()
+        if not p.exists() or p.read_text() != text
+    ]
     for path in stale:
         if arguments.check:
             print(f"{path} is out of date: run `make generate`", file=sys.stderr)

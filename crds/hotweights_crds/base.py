@@ -1,8 +1,9 @@
 """What all models of custom resources share.
 
-Objects in a cluster may come from a newer release, so unknown fields are ignored on reading (strict twins would break a
-rollback of the operator); the samples and the tests parse with ``extra="forbid"`` through `strict`. Field names are snake_case
-here and camelCase in YAML; every field has a description, because it is what ``kubectl explain`` prints.
+Objects in a cluster may come from a newer release, so unknown fields are ignored on reading (strict
+twins would break a rollback of the operator); the samples and the tests parse with
+``extra="forbid"`` through `strict`. Field names are snake_case here and camelCase in YAML; every
+field has a description, because it is what ``kubectl explain`` prints.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ LABEL_VALUE_PATTERN = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 
 
 def digest_label(digest: str) -> str:
-    """The 16 hexadecimal digits that fit into the label hotweights.dev/digest; empty for no digest."""
+    """The 16 hexadecimal digits that fit into the label hotweights.dev/digest; empty for no
+    digest.
+    """
     return digest.removeprefix("sha256:")[:16]
 
 
 def camel(name: str) -> str:
-    """``manifest_digest`` → ``manifestDigest``; the acronyms of Kubernetes stay whole (``pod_uid`` → ``podUID``)."""
+    """``manifest_digest`` → ``manifestDigest``; the acronyms of Kubernetes stay whole (``pod_uid``
+    → ``podUID``).
+    """
     text = to_camel(name)
     for plain, whole in (("Uri", "URI"), ("Uid", "UID"), ("Id", "ID")):
         if text.endswith(plain):
@@ -37,7 +42,9 @@ def camel(name: str) -> str:
 class Model(BaseModel):
     """A frozen piece of a custom resource, with camelCase aliases."""
 
-    model_config = ConfigDict(alias_generator=camel, populate_by_name=True, frozen=True, extra="ignore")
+    model_config = ConfigDict(
+        alias_generator=camel, populate_by_name=True, frozen=True, extra="ignore"
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in YAML: camelCase names, absent where None."""

@@ -1,8 +1,9 @@
 """Conditions as Kubernetes means them.
 
-A condition's ``lastTransitionTime`` changes only with its status, a reason is one CamelCase word, and every condition says which
-generation it speaks of, so that ``kubectl wait`` and kstatus never take yesterday's answer for today's. `upsert` keeps those
-rules in one place; it is pure, the time comes from the caller.
+A condition's ``lastTransitionTime`` changes only with its status, a reason is one CamelCase word,
+and every condition says which generation it speaks of, so that ``kubectl wait`` and kstatus never
+take yesterday's answer for today's. `upsert` keeps those rules in one place; it is pure, the time
+comes from the caller.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ class Condition(Model):
 
     type: str = Field(description="What is observed, in CamelCase.", max_length=64)
     status: ConditionStatus = Field(description="True, False or Unknown.")
-    observed_generation: int = Field(default=0, description="The generation that this was observed at.", ge=0)
-    last_transition_time: str = Field(description="When the status last changed (RFC 3339).", max_length=32)
+    observed_generation: int = Field(
+        default=0, description="The generation that this was observed at.", ge=0
+    )
+    last_transition_time: str = Field(
+        description="When the status last changed (RFC 3339).", max_length=32
+    )
     reason: str = Field(description="One CamelCase word for programs.", max_length=64)
     message: str = Field(default="", description="A sentence for people.", max_length=MAX_MESSAGE)
 

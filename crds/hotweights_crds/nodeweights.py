@@ -1,7 +1,9 @@
-"""NodeWeights: what one node is to hold and serve (by the operator), and what it does hold and serve (by its agent).
+"""NodeWeights: what one node is to hold and serve (by the operator), and what it does hold and
+serve (by its agent).
 
-One small object per node, named like it, in the installation's namespace. Each rollout applies its own entry of ``spec.rollouts``
-under a field manager of its own, so that two rollouts on a node never lose each other's writes.
+One small object per node, named like it, in the installation's namespace. Each rollout applies its
+own entry of ``spec.rollouts`` under a field manager of its own, so that two rollouts on a node
+never lose each other's writes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from hotweights_crds.structural import atomic, list_map
 UNASSIGNED = "unassigned"
 
 MAX_ROLLOUTS = 128
-"""Entries in ``spec.rollouts``. Whoever writes a bounded list cuts it and says so; the API server refuses a longer one."""
+"""Entries in ``spec.rollouts``. Whoever writes a bounded list cuts it and says so; the API server
+refuses a longer one.
+"""
 MAX_STAGE = 16
 MAX_PODS = 512
 MAX_RESOLVE = 64
@@ -30,7 +34,15 @@ NodeName = Annotated[str, Field(max_length=253)]
 
 StagePhase = Literal["Waiting", "Fetching", "Staged", "Failed"]
 EnginePhase = Literal[
-    "Disconnected", "Booting", "Serving", "Preparing", "Prepared", "Committing", "Refused", "Failed", "Dirty"
+    "Disconnected",
+    "Booting",
+    "Serving",
+    "Preparing",
+    "Prepared",
+    "Committing",
+    "Refused",
+    "Failed",
+    "Dirty",
 ]
 
 
@@ -38,18 +50,26 @@ class Endpoint(Model):
     """One transport of an agent."""
 
     scheme: str = Field(description="tcp, ucx or mpi.", max_length=16)
-    endpoint: str = Field(default="", description="Where peers reach it by that; empty: not at all.", max_length=256)
-    megabytes_per_second: int = Field(
-        default=0, description="Measured over loopback when the agent started; 0: there was nothing to choose."
+    endpoint: str = Field(
+        default="", description="Where peers reach it by that; empty: not at all.", max_length=256
     )
-    message: str = Field(default="", description="What carries it, or why it is not there.", max_length=512)
+    megabytes_per_second: int = Field(
+        default=0,
+        description="Measured over loopback when the agent started; 0: there was nothing to "
+        "choose.",
+    )
+    message: str = Field(
+        default="", description="What carries it, or why it is not there.", max_length=512
+    )
 
 
 class Peer(Model):
     """Another node's agent."""
 
     node: str = Field(description="Name of the node.", max_length=253)
-    endpoint: str = Field(description="tcp://address:port or ucx://address:port of its agent.", max_length=256)
+    endpoint: str = Field(
+        description="tcp://address:port or ucx://address:port of its agent.", max_length=256
+    )
 
 
 class Collective(Model):
@@ -58,13 +78,16 @@ class Collective(Model):
     name: str = Field(description="Names the job.", max_length=128)
     head: str = Field(description="mpi://address:port of the first member's agent.", max_length=256)
     members: list[NodeName] = Field(
-        description="Names of the nodes in the order of their ranks; the first one reads the source.",
+        description="Names of the nodes in the order of their ranks; the first one reads the "
+        "source.",
         min_length=2,
         max_length=64,
         json_schema_extra=atomic(),
     )
     base: str = Field(
-        default="", description="A version that all of them hold: what it has too is not sent.", max_length=71
+        default="",
+        description="A version that all of them hold: what it has too is not sent.",
+        max_length=71,
     )
 
 
@@ -73,7 +96,8 @@ class StageItem(Model):
 
     digest: str = Field(description="Digest of the manifest.", max_length=71)
     namespace: str = Field(
-        description="Namespace of the WeightVersion; decides which roots may be read.", max_length=63
+        description="Namespace of the WeightVersion; decides which roots may be read.",
+        max_length=63,
     )
     model: str = Field(default="", description="Its model.", max_length=63)
     version: str = Field(default="", description="Its version.", max_length=63)
@@ -91,7 +115,8 @@ class StageItem(Model):
         json_schema_extra=atomic(),
     )
     collective: Collective | None = Field(
-        default=None, description="Get it together with others; what that does not bring is pulled as above."
+        default=None,
+        description="Get it together with others; what that does not bring is pulled as above.",
     )
     timeout_seconds: int = Field(default=1800, description="How long staging may take.", ge=1)
 
@@ -103,45 +128,68 @@ class PodAssignment(Model):
     name: str = Field(description="The pod's name.", max_length=253)
     namespace: str = Field(description="The pod's namespace.", max_length=63)
     token: int = Field(
-        default=0, description="Grows with every change; an agent refuses a lower one.", ge=0, le=MAX_TOKEN
+        default=0,
+        description="Grows with every change; an agent refuses a lower one.",
+        ge=0,
+        le=MAX_TOKEN,
     )
     rollout: str = Field(
         default="",
-        description="UID of the rollout that this is of; empty: of none, or said by a release before 0.2.",
+        description="UID of the rollout that this is of; empty: of none, or said by a release "
+        "before "
+        "0.2.",
         max_length=63,
     )
     revision: int = Field(
         default=0,
-        description="Its revision that this is of: what an engine gave up is tried again in another one.",
+        description="Its revision that this is of: what an engine gave up is tried again in "
+        "another "
+        "one.",
         ge=0,
         le=MAX_TOKEN,
     )
     restarts: int = Field(
         default=0,
-        description="How often the engine's container had restarted when this was written: more since then speak against it.",
+        description="How often the engine's container had restarted when this was written: more "
+        "since "
+        "then speak against it.",
         ge=0,
         le=MAX_TOKEN,
     )
     ended_preparing: int = Field(
         default=0,
-        description="How often that container ended in this revision while it was asked to prepare: twice speaks against the version.",
+        description="How often that container ended in this revision while it was asked to "
+        "prepare: "
+        "twice "
+        "speaks against the version.",
         ge=0,
         le=MAX_TOKEN,
     )
     digest: str = Field(
-        default="", description="The version to serve; empty: keep what the engine booted.", max_length=71
+        default="",
+        description="The version to serve; empty: keep what the engine booted.",
+        max_length=71,
     )
     version: str = Field(default="", description="Its name, for the pod's label.", max_length=63)
-    prepare: str = Field(default="", description="A version to prepare now and to commit later.", max_length=71)
-    mode: Literal["Keep", "Wait", "Abort"] = Field(default="Keep", description="What happens to running requests.")
-    drain_timeout_seconds: int = Field(default=30, description="With Wait: how long running requests may take.")
+    prepare: str = Field(
+        default="", description="A version to prepare now and to commit later.", max_length=71
+    )
+    mode: Literal["Keep", "Wait", "Abort"] = Field(
+        default="Keep", description="What happens to running requests."
+    )
+    drain_timeout_seconds: int = Field(
+        default=30, description="With Wait: how long running requests may take."
+    )
     commit_timeout_seconds: int = Field(default=60, description="Bound of the pause.")
 
 
 class RolloutAssignment(Model):
     """All that one rollout wants of this node."""
 
-    uid: str = Field(description="The rollout's UID; 'unassigned' for opted-in pods without a rollout.", max_length=63)
+    uid: str = Field(
+        description="The rollout's UID; 'unassigned' for opted-in pods without a rollout.",
+        max_length=63,
+    )
     namespace: str = Field(default="", description="The rollout's namespace.", max_length=63)
     name: str = Field(default="", description="The rollout's name.", max_length=253)
     stage: list[StageItem] = Field(
@@ -168,7 +216,9 @@ class ResolveItem(Model):
     version: str = Field(description="Its version.", max_length=63)
     uri: str = Field(description="Its source.", max_length=1024)
     digest: str = Field(
-        default="", description="The digest that it must have; empty: what is found counts.", max_length=71
+        default="",
+        description="The digest that it must have; empty: what is found counts.",
+        max_length=71,
     )
 
 
@@ -187,7 +237,10 @@ class NodeWeightsSpec(Model):
         json_schema_extra=list_map("uid"),
     )
     resolve: list[ResolveItem] = Field(
-        default_factory=list, description="Sources to read.", max_length=MAX_RESOLVE, json_schema_extra=list_map("uid")
+        default_factory=list,
+        description="Sources to read.",
+        max_length=MAX_RESOLVE,
+        json_schema_extra=list_map("uid"),
     )
 
 
@@ -199,44 +252,68 @@ class StagedVersion(Model):
     phase: StagePhase = Field(description="Staged: complete and every chunk verified.")
     bytes_done: int = Field(default=0, description="Verified bytes.")
     bytes_total: int = Field(default=0, description="Bytes of the version.")
-    bytes_fetched: int = Field(default=0, description="Bytes that came from peers or the source; the rest was here.")
+    bytes_fetched: int = Field(
+        default=0, description="Bytes that came from peers or the source; the rest was here."
+    )
     seconds: float = Field(default=0.0, description="How long it took.")
     reason: str = Field(default="", description="One CamelCase word when it failed.", max_length=64)
-    message: str = Field(default="", description="How it came, or what went wrong and what to do.", max_length=512)
+    message: str = Field(
+        default="", description="How it came, or what went wrong and what to do.", max_length=512
+    )
 
 
 class GivenUp(Model):
-    """A version that an engine was asked to take and will not be asked again in the same revision of the same rollout."""
+    """A version that an engine was asked to take and will not be asked again in the same revision
+    of the same rollout.
+    """
 
     digest: str = Field(description="The version.", max_length=71)
     rollout: str = Field(
-        default="", description="UID of the rollout of the assignment that it failed for.", max_length=63
+        default="",
+        description="UID of the rollout of the assignment that it failed for.",
+        max_length=63,
     )
-    revision: int = Field(default=0, description="The revision of the assignment that it failed for.", ge=0)
+    revision: int = Field(
+        default=0, description="The revision of the assignment that it failed for.", ge=0
+    )
     token: int = Field(default=0, description="The token of that assignment.", ge=0)
     step: Literal["Prepare", "Commit"] = Field(description="Where it failed.")
-    booting: bool = Field(default=False, description="Whether the engine was still to open its port.")
+    booting: bool = Field(
+        default=False, description="Whether the engine was still to open its port."
+    )
     reason: str = Field(default="", description="One CamelCase word.", max_length=64)
     message: str = Field(default="", description="What happened and what to do.", max_length=512)
 
 
 class EngineStatus(Model):
-    """One engine on this node. ``digest`` is only ever what it confirmed in its current life, with the probe passed."""
+    """One engine on this node. ``digest`` is only ever what it confirmed in its current life, with
+    the probe passed.
+    """
 
     pod_uid: str = Field(description="UID of its pod.", max_length=63)
     pod: str = Field(default="", description="namespace/name of its pod.", max_length=317)
     phase: EnginePhase = Field(description="What it does.")
-    digest: str = Field(default="", description="What it confirmed; empty: what it booted.", max_length=71)
+    digest: str = Field(
+        default="", description="What it confirmed; empty: what it booted.", max_length=71
+    )
     version: str = Field(default="", description="The name of that.", max_length=63)
-    prepared: str = Field(default="", description="The digest that every rank has prepared.", max_length=71)
+    prepared: str = Field(
+        default="", description="The digest that every rank has prepared.", max_length=71
+    )
     token: int = Field(default=0, description="The assignment's token that this answers.")
-    confirmed_at: str = Field(default="", description="When it confirmed (RFC 3339, this node's clock).", max_length=32)
+    confirmed_at: str = Field(
+        default="", description="When it confirmed (RFC 3339, this node's clock).", max_length=32
+    )
     pause_seconds: float = Field(default=0.0, description="How long its last commit paused it.")
     failed: GivenUp | None = Field(
         default=None,
-        description="The version that it gave up last in its present life; absent once it serves or has prepared that one.",
+        description="The version that it gave up last in its present life; absent once it serves or "
+        "has "
+        "prepared that one.",
     )
-    reason: str = Field(default="", description="One CamelCase word when it refused or failed.", max_length=64)
+    reason: str = Field(
+        default="", description="One CamelCase word when it refused or failed.", max_length=64
+    )
     message: str = Field(default="", description="What happened and what to do.", max_length=512)
 
 
@@ -244,7 +321,9 @@ class ResolvedVersion(Model):
     """What reading a source gave."""
 
     uid: str = Field(description="UID of the WeightVersion.", max_length=63)
-    digest: str = Field(default="", description="Digest of the manifest; empty when it failed.", max_length=71)
+    digest: str = Field(
+        default="", description="Digest of the manifest; empty when it failed.", max_length=71
+    )
     nbytes: int = Field(default=0, description="Bytes of all tensors.")
     tensors: int = Field(default=0, description="Number of tensors.")
     chunks: int = Field(default=0, description="Number of chunks.")
@@ -263,12 +342,18 @@ class Capacity(Model):
 class NodeWeightsStatus(Model):
     """Written by the node's agent alone."""
 
-    observed_generation: int = Field(default=0, description="The generation that this status speaks of.")
+    observed_generation: int = Field(
+        default=0, description="The generation that this status speaks of."
+    )
     boot_id: str = Field(
-        default="", description="Changes when the agent starts: what was staged before is gone.", max_length=63
+        default="",
+        description="Changes when the agent starts: what was staged before is gone.",
+        max_length=63,
     )
     agent_version: str = Field(default="", description="Version of the agent.", max_length=63)
-    endpoint: str = Field(default="", description="tcp://address:port at which peers reach it.", max_length=256)
+    endpoint: str = Field(
+        default="", description="tcp://address:port at which peers reach it.", max_length=256
+    )
     endpoints: list[Endpoint] = Field(
         default_factory=list,
         description="The same for each transport.",
@@ -294,10 +379,17 @@ class NodeWeightsStatus(Model):
         max_length=MAX_RESOLVE,
         json_schema_extra=list_map("uid"),
     )
-    summary: str = Field(default="", description="engines on their assigned version/engines.", max_length=32)
+    summary: str = Field(
+        default="", description="engines on their assigned version/engines.", max_length=32
+    )
     left_out: str = Field(
-        default="", description="What did not fit into the lists above and is not in them.", max_length=256
+        default="",
+        description="What did not fit into the lists above and is not in them.",
+        max_length=256,
     )
     conditions: list[Condition] = Field(
-        default_factory=list, description="Ready: the agent follows.", max_length=8, json_schema_extra=list_map("type")
+        default_factory=list,
+        description="Ready: the agent follows.",
+        max_length=8,
+        json_schema_extra=list_map("type"),
     )

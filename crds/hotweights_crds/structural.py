@@ -1,8 +1,9 @@
 """From pydantic's JSON schema to the structural schema that an API server takes.
 
-The API server refuses references, nullable unions and much else that pydantic emits, and what it does not refuse it may silently
-prune. So this translates the little that our models use and raises `NotStructural` at everything else, at generation time,
-instead of leaving the surprise to ``kubectl apply``. It is ``dict -> dict``; it knows nothing of our models.
+The API server refuses references, nullable unions and much else that pydantic emits, and what it
+does not refuse it may silently prune. So this translates the little that our models use and raises
+`NotStructural` at everything else, at generation time, instead of leaving the surprise to ``kubectl
+apply``. It is ``dict -> dict``; it knows nothing of our models.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, WithJsonSchema
 
-IntOrPercent = Annotated[int | str, WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 8})]
+IntOrPercent = Annotated[
+    int | str, WithJsonSchema({"x-kubernetes-int-or-string": True, "maxLength": 8})
+]
 """A count or a percentage, as in Deployments."""
 
 _KEPT = {
@@ -26,7 +29,9 @@ class NotStructural(Exception):
 
 
 def cel(rule: str, message: str) -> dict[str, Any]:
-    """A validation rule for `Field(json_schema_extra=…)`; the message says what to write instead."""
+    """A validation rule for `Field(json_schema_extra=…)`; the message says what to write
+    instead.
+    """
     return {"x-kubernetes-validations": [{"rule": rule, "message": message}]}
 
 
@@ -41,7 +46,9 @@ def atomic() -> dict[str, Any]:
 
 
 def structural(model: type[BaseModel]) -> dict[str, Any]:
-    """The structural schema of a model. Raises `NotStructural` naming the path that does not fit."""
+    """The structural schema of a model. Raises `NotStructural` naming the path that does not
+    fit.
+    """
     schema = model.model_json_schema(by_alias=True, mode="validation")
     return _convert(schema, schema.get("$defs", {}), model.__name__)
 
@@ -57,15 +64,21 @@ def _convert(node: dict[str, Any], definitions: dict[str, Any], path: str) -> di
         elif key not in _DROPPED and key != "$defs":
             raise NotStructural(f"{path}: {key!r} has no place in a structural schema")
     if "properties" in out:
-        out["properties"] = {k: _convert(v, definitions, f"{path}.{k}") for k, v in out["properties"].items()}
+        out["properties"] = {
+            k: _convert(v, definitions, f"{path}.{k}") for k, v in out["properties"].items()
+        }
     if isinstance(out.get("items"), dict):
         out["items"] = _convert(out["items"], definitions, f"{path}[]")
     if isinstance(out.get("additionalProperties"), dict):
-        out["additionalProperties"] = _convert(out["additionalProperties"], definitions, f"{path}{{}}")
+        out["additionalProperties"] = _convert(
+            out["additionalProperties"], definitions, f"{path}{{}}"
+        )
     if out.get("type") == "integer":
         out["format"] = "int64"
     if out.get("default") is None:
         out.pop("default", None)
+    if "description" in out:  # a docstring's lines end where the source's do
+        out["description"] = " ".join(out["description"].split())
     return out
 
 
@@ -74,7 +87,9 @@ def _resolve(node: dict[str, Any], definitions: dict[str, Any], path: str) -> di
     if "anyOf" in node:
         rest = [option for option in node["anyOf"] if option.get("type") != "null"]
         if len(rest) != 1:
-            raise NotStructural(f"{path}: a union of {len(rest)} types; use optional members and a CEL rule")
+            raise NotStructural(
+                f"{path}: a union of {len(rest)} types; use optional members and a CEL rule"
+            )
         beside = {k: v for k, v in node.items() if k != "anyOf"}
         return {**_resolve(rest[0], definitions, path), **beside}
     if "$ref" in node:

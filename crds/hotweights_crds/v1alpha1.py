@@ -1,4 +1,6 @@
-"""The three custom resources of ``hotweights.dev/v1alpha1``, and their definitions as the API server takes them."""
+"""The three custom resources of ``hotweights.dev/v1alpha1``, and their definitions as the API
+server takes them.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ WEIGHT_ROLLOUT = Kind(
     kind="WeightRollout",
     plural="weightrollouts",
     short_names=("wroll",),
-    description="Which version of the weights the selected vLLM pods are to serve, and how they get there.",
+    description="Which version of the weights the selected vLLM pods are to serve, and how they "
+    "get "
+    "there.",
     spec=WeightRolloutSpec,
     status=WeightRolloutStatus,
     columns=(
@@ -109,7 +113,11 @@ def definition(kind: Kind) -> dict[str, Any]:
                 "message": "a WeightVersion is immutable: create another one and point the rollout at it",
             }
         ]
-    status = {"description": "What is observed.", **structural(kind.status), "default": {"observedGeneration": -1}}
+    status = {
+        "description": "What is observed.",
+        **structural(kind.status),
+        "default": {"observedGeneration": -1},
+    }
     schema = {
         "type": "object",
         "description": kind.description,
@@ -145,7 +153,12 @@ def definition(kind: Kind) -> dict[str, Any]:
                     "schema": {"openAPIV3Schema": schema},
                     "subresources": {"status": {}},
                     "additionalPrinterColumns": [
-                        {"name": name, "type": type_, "jsonPath": path, **({"priority": priority} if priority else {})}
+                        {
+                            "name": name,
+                            "type": type_,
+                            "jsonPath": path,
+                            **({"priority": priority} if priority else {}),
+                        }
                         for name, type_, path, priority in kind.columns
                     ],
                 }

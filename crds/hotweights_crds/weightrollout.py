@@ -1,7 +1,8 @@
 """WeightRollout: which version the selected pods are to serve, and how they get there.
 
-It lives as long as the fleet does. A release changes ``spec.versionRef`` and nothing else, so that GitOps is natural and setting
-it back is the rollback. The status is bounded whatever the size of the fleet: counts, at most 20 failures, a short history.
+It lives as long as the fleet does. A release changes ``spec.versionRef`` and nothing else, so that
+GitOps is natural and setting it back is the rollback. The status is bounded whatever the size of
+the fleet: counts, at most 20 failures, a short history.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ MAX_HISTORY = 10
 MAX_HELD = 4
 
 Transport = Literal["Auto", "TCP", "UCX", "MPI"]
-Phase = Literal["Pending", "Resolving", "Staging", "Activating", "Paused", "Complete", "Stalled", "Aborted"]
+Phase = Literal[
+    "Pending", "Resolving", "Staging", "Activating", "Paused", "Complete", "Stalled", "Aborted"
+]
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 LabelValue = Annotated[str, Field(max_length=63)]
 
@@ -27,12 +30,17 @@ LabelValue = Annotated[str, Field(max_length=63)]
 class VersionRef(Model):
     """Names a WeightVersion of the same namespace."""
 
-    name: str = Field(description="Name of the WeightVersion; it may be created later.", min_length=1, max_length=253)
+    name: str = Field(
+        description="Name of the WeightVersion; it may be created later.",
+        min_length=1,
+        max_length=253,
+    )
 
 
 _SHOWN = "'hotweights.dev/version', 'hotweights.dev/digest'"
 _SHOWN_MESSAGE = (
-    "hotweights.dev/version and hotweights.dev/digest change with what a pod serves: select by other labels"
+    "hotweights.dev/version and hotweights.dev/digest change with what a pod serves: select "
+    "by other labels"
 )
 
 
@@ -41,7 +49,8 @@ class Requirement(Model):
 
     model_config = ConfigDict(
         json_schema_extra=cel(
-            "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0",
+            "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : "
+            "!has(self.values) || size(self.values) == 0",
             "In and NotIn need values, Exists and DoesNotExist take none",
         )
     )
@@ -54,7 +63,10 @@ class Requirement(Model):
     )
     operator: Operator = Field(description="In, NotIn, Exists or DoesNotExist.")
     values: list[LabelValue] = Field(
-        default_factory=list, description="Values for In and NotIn.", max_length=32, json_schema_extra=atomic()
+        default_factory=list,
+        description="Values for In and NotIn.",
+        max_length=32,
+        json_schema_extra=atomic(),
     )
 
 
@@ -64,7 +76,10 @@ class LabelSelector(Model):
     match_labels: dict[str, LabelValue] = Field(
         default_factory=dict,
         description="Labels that a pod must have.",
-        json_schema_extra={"maxProperties": 32, **cel(f"!self.exists(key, key in [{_SHOWN}])", _SHOWN_MESSAGE)},
+        json_schema_extra={
+            "maxProperties": 32,
+            **cel(f"!self.exists(key, key in [{_SHOWN}])", _SHOWN_MESSAGE),
+        },
     )
     match_expressions: list[Requirement] = Field(
         default_factory=list,
@@ -80,8 +95,10 @@ class Target(Model):
     selector: LabelSelector = Field(
         description="Selects pods of this namespace that carry hotweights.dev/inject=true.",
         json_schema_extra=cel(
-            "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
-            "an empty selector would select every pod: write at least one label into target.selector.matchLabels",
+            "(has(self.matchLabels) && size(self.matchLabels) > 0) || "
+            "(has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+            "an empty selector would select every pod: write at least one label into "
+            "target.selector.matchLabels",
         ),
     )
 
@@ -91,7 +108,8 @@ class Rolling(Model):
 
     max_unavailable: IntOrPercent = Field(
         default=1,
-        description="How many of the selected pods may be unavailable at once, as a number or a percentage (rounded down, at least 1).",
+        description="How many of the selected pods may be unavailable at once, as a number or a "
+        "percentage (rounded down, at least 1).",
         json_schema_extra=cel(
             "type(self) == int ? self > 0 : self.matches('^([1-9][0-9]?|100)%$')",
             "write a number of at least 1 or a percentage from 1% to 100%",
@@ -104,7 +122,8 @@ class Strategy(Model):
 
     type: Literal["Rolling", "AllAtOnce"] = Field(
         default="Rolling",
-        description="Rolling: within a budget of unavailable pods. AllAtOnce: as soon as every pod is prepared.",
+        description="Rolling: within a budget of unavailable pods. AllAtOnce: as soon as every pod is "
+        "prepared.",
     )
     rolling: Rolling | None = Field(default=None, description="Only with type Rolling.")
 
@@ -113,14 +132,19 @@ class Staging(Model):
     """How the bytes reach the nodes."""
 
     origin_readers: int = Field(
-        default=1, description="How many nodes read the source; the others pull from them in chains.", ge=1, le=64
+        default=1,
+        description="How many nodes read the source; the others pull from them in chains.",
+        ge=1,
+        le=64,
     )
     timeout_seconds: int = Field(
         default=1800, description="How long a node may take to stage a version.", ge=1, le=86400
     )
     transport: Transport = Field(
         default="Auto",
-        description="What carries bytes between nodes. Auto: what they measured as fastest. UCX: where both sides have it, else TCP. "
+        description="What carries bytes between nodes. Auto: what they measured as fastest. UCX: "
+        "where "
+        "both sides have it, else TCP. "
         "MPI: one broadcast to all nodes that have it; what it does not bring is pulled over TCP.",
     )
 
@@ -130,14 +154,20 @@ class Activation(Model):
 
     mode: Literal["Keep", "Wait", "Abort"] = Field(
         default="Keep",
-        description="Running requests are kept and go on with the new weights (Keep), may end first (Wait), or are aborted (Abort).",
+        description="Running requests are kept and go on with the new weights (Keep), may end "
+        "first "
+        "(Wait), or are aborted (Abort).",
     )
     drain_timeout_seconds: int = Field(
-        default=30, description="With Wait: how long running requests may take to end.", ge=1, le=3600
+        default=30,
+        description="With Wait: how long running requests may take to end.",
+        ge=1,
+        le=3600,
     )
     commit_timeout_seconds: int = Field(
         default=60,
-        description="Bound of the pause itself; an engine that exceeds it is repaired or restarted.",
+        description="Bound of the pause itself; an engine that exceeds it is repaired or "
+        "restarted.",
         ge=1,
         le=600,
     )
@@ -151,17 +181,22 @@ class FailurePolicy(Model):
     )
     action: Literal["Pause", "Abort"] = Field(
         default="Pause",
-        description="Pause: no further pod is activated until the version or the policy changes, or a retry is asked for. Abort: the revision is given up; every pod keeps what it serves.",
+        description="Pause: no further pod is activated until the version or the policy changes, or a "
+        "retry is asked for. Abort: the revision is given up; every pod keeps what it serves.",
     )
 
 
 class WeightRolloutSpec(Model):
     """What the selected pods are to serve."""
 
-    version_ref: VersionRef = Field(description="The WeightVersion to serve: the only field that a release changes.")
+    version_ref: VersionRef = Field(
+        description="The WeightVersion to serve: the only field that a release changes."
+    )
     target: Target = Field(
         description="The pods to update. Immutable.",
-        json_schema_extra=cel("self == oldSelf", "target is immutable: create another WeightRollout for other pods"),
+        json_schema_extra=cel(
+            "self == oldSelf", "target is immutable: create another WeightRollout for other pods"
+        ),
     )
     strategy: Strategy = Field(
         default_factory=Strategy,
@@ -183,17 +218,23 @@ class WeightRolloutSpec(Model):
     )
     progress_deadline_seconds: int = Field(
         default=600,
-        description="Without progress for so long the rollout is Stalled; paused time does not count.",
+        description="Without progress for so long the rollout is Stalled; paused time does not "
+        "count.",
         ge=1,
         le=86400,
     )
     min_ready_seconds: int = Field(
         default=0,
-        description="How long a pod that changed must be Ready before it counts as available and the next one changes.",
+        description="How long a pod that changed must be Ready before it counts as available and "
+        "the "
+        "next "
+        "one changes.",
         ge=0,
         le=86400,
     )
-    paused: bool = Field(default=False, description="True: nothing further is staged, prepared or activated.")
+    paused: bool = Field(
+        default=False, description="True: nothing further is staged, prepared or activated."
+    )
 
 
 class VersionStatus(Model):
@@ -205,13 +246,19 @@ class VersionStatus(Model):
 
 
 class Counts(Model):
-    """Pods by what they serve. Only what an engine confirmed after its last start counts as updated."""
+    """Pods by what they serve. Only what an engine confirmed after its last start counts as
+    updated.
+    """
 
     desired: int = Field(default=0, description="Selected pods.")
-    prepared: int = Field(default=0, description="Of them, holding the version ready to commit, or serving it.")
+    prepared: int = Field(
+        default=0, description="Of them, holding the version ready to commit, or serving it."
+    )
     updated: int = Field(default=0, description="Of them, serving the rollout's version.")
     ready: int = Field(default=0, description="Of the updated ones, Ready.")
-    available: int = Field(default=0, description="Selected pods that are Ready, whatever version they serve.")
+    available: int = Field(
+        default=0, description="Selected pods that are Ready, whatever version they serve."
+    )
     failed: int = Field(default=0, description="Pods that failed to follow.")
 
 
@@ -219,7 +266,9 @@ class NodeCounts(Model):
     """Nodes by what they hold."""
 
     desired: int = Field(default=0, description="Nodes with selected pods.")
-    staged: int = Field(default=0, description="Of them, holding the version completely and verified.")
+    staged: int = Field(
+        default=0, description="Of them, holding the version completely and verified."
+    )
     summary: str = Field(default="", description="staged/desired.", max_length=16)
 
 
@@ -246,7 +295,9 @@ class Failure(Model):
 
     pod: str = Field(default="", description="Name of the pod.", max_length=253)
     pod_uid: str = Field(
-        default="", description="Its UID: a new pod of the same name has failed nothing.", max_length=63
+        default="",
+        description="Its UID: a new pod of the same name has failed nothing.",
+        max_length=63,
     )
     node: str = Field(default="", description="Name of the node.", max_length=253)
     reason: str = Field(default="", description="One CamelCase word.", max_length=64)
@@ -266,36 +317,61 @@ class HistoryEntry(Model):
 class WeightRolloutStatus(Model):
     """How far the rollout is; bounded whatever the size of the fleet."""
 
-    observed_generation: int = Field(default=0, description="The generation that this status speaks of.")
-    phase: Phase = Field(default="Pending", description="A summary for people; programs read the conditions.")
-    message: str = Field(default="", description="One sentence: what it does or what it waits for.", max_length=1024)
+    observed_generation: int = Field(
+        default=0, description="The generation that this status speaks of."
+    )
+    phase: Phase = Field(
+        default="Pending", description="A summary for people; programs read the conditions."
+    )
+    message: str = Field(
+        default="", description="One sentence: what it does or what it waits for.", max_length=1024
+    )
     revision: int = Field(default=0, description="Grows with every change of version.")
-    revision_started_at: str = Field(default="", description="When this revision began (RFC 3339).", max_length=32)
-    last_progress_at: str = Field(default="", description="When it last made progress (RFC 3339).", max_length=32)
+    revision_started_at: str = Field(
+        default="", description="When this revision began (RFC 3339).", max_length=32
+    )
+    last_progress_at: str = Field(
+        default="", description="When it last made progress (RFC 3339).", max_length=32
+    )
     aborted_revision: int = Field(default=0, description="The last revision that was given up.")
     prepared_revision: int = Field(
         default=0,
-        description="The last revision that every pod which could had prepared: from then on each pod waits for itself only.",
+        description="The last revision that every pod which could had prepared: from then on each "
+        "pod "
+        "waits for itself only.",
     )
     goes_back: bool = Field(
         default=False,
-        description="This revision goes to a version that was complete last or before that: all pods prepare it at once.",
+        description="This revision goes to a version that was complete last or before that: all "
+        "pods "
+        "prepare it at once.",
     )
-    most_failed: int = Field(default=0, description="The most pods that had failed in this revision at one time.")
+    most_failed: int = Field(
+        default=0, description="The most pods that had failed in this revision at one time."
+    )
     retried: str = Field(
         default="",
         description="The value of the annotation hotweights.dev/retry that was answered last.",
         max_length=128,
     )
-    high_water: HighWater = Field(default_factory=HighWater, description="The furthest that this revision has come.")
-    target: VersionStatus = Field(default_factory=VersionStatus, description="The version being rolled out, or served.")
+    high_water: HighWater = Field(
+        default_factory=HighWater, description="The furthest that this revision has come."
+    )
+    target: VersionStatus = Field(
+        default_factory=VersionStatus, description="The version being rolled out, or served."
+    )
     stable: VersionStatus = Field(
         default_factory=VersionStatus,
-        description="What was complete last. It stays staged, and new pods and repairs get it while the rollout holds.",
+        description="What was complete last. It stays staged, and new pods and repairs get it "
+        "while "
+        "the "
+        "rollout holds.",
     )
     previous: VersionStatus = Field(
         default_factory=VersionStatus,
-        description="What was complete before the target, and stays staged for the rollback; empty: nothing was.",
+        description="What was complete before the target, and stays staged for the rollback; "
+        "empty: "
+        "nothing was.",
     )
     held: list[VersionStatus] = Field(
         default_factory=list,
@@ -310,10 +386,14 @@ class WeightRolloutStatus(Model):
     staged_percent: str = Field(default="", description="Share of the bytes staged.", max_length=8)
     rollback: Literal["", "Local", "NotLocal"] = Field(
         default="",
-        description="Whether every node still holds the previous version, so that going back needs no network.",
+        description="Whether every node still holds the previous version, so that going back needs no "
+        "network.",
     )
     failures: list[Failure] = Field(
-        default_factory=list, description="The first failures.", max_length=MAX_FAILURES, json_schema_extra=atomic()
+        default_factory=list,
+        description="The first failures.",
+        max_length=MAX_FAILURES,
+        json_schema_extra=atomic(),
     )
     failures_total: int = Field(default=0, description="Number of all failures.")
     history: list[HistoryEntry] = Field(
@@ -324,7 +404,8 @@ class WeightRolloutStatus(Model):
     )
     conditions: list[Condition] = Field(
         default_factory=list,
-        description="Ready, Progressing, Available, Staged, Paused, VersionResolved, TargetsFound, Reconciling, Stalled.",
+        description="Ready, Progressing, Available, Staged, Paused, VersionResolved, TargetsFound, "
+        "Reconciling, Stalled.",
         max_length=12,
         json_schema_extra=list_map("type"),
     )

@@ -1,4 +1,6 @@
-"""One cluster with two vLLM pods for all of these tests; every test begins with the rollout complete on v0."""
+"""One cluster with two vLLM pods for all of these tests; every test begins with the rollout
+complete on v0.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ def pytest_report_header() -> list[str]:
     return [f"not run: {block}: {block.not_run}" for block in docs.not_run()]
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
     """The way back, case by case, also when all is well; and in ``build/way-back.json``."""
     if rows := config.stash.get(WAY_BACK, []):
         header = tuple(rows[0])
-        cells = [tuple("-" if value is None else str(value) for value in row.values()) for row in rows]
+        cells = [
+            tuple("-" if value is None else str(value) for value in row.values()) for row in rows
+        ]
         terminalreporter.section("the way back")
         terminalreporter.write_line(table(tuple(name.upper() for name in header), cells))
         (ROOT / "build").mkdir(exist_ok=True)
@@ -63,10 +69,14 @@ def cluster_environment(installed: Environment) -> Environment:
 
 
 @pytest.fixture
-def environment(cluster_environment: Environment, request: pytest.FixtureRequest) -> Iterator[Environment]:
+def environment(
+    cluster_environment: Environment, request: pytest.FixtureRequest
+) -> Iterator[Environment]:
     """The cluster, at v0; what it looked like is printed when the test failed."""
     cluster_environment.in_samples.apply(
-        SAMPLES / "weightversion-v0.yaml", SAMPLES / "weightversion.yaml", SAMPLES / "weightrollout-v0.yaml"
+        SAMPLES / "weightversion-v0.yaml",
+        SAMPLES / "weightversion.yaml",
+        SAMPLES / "weightrollout-v0.yaml",
     )
     samples.until_ready(cluster_environment)
     failed_before = request.session.testsfailed

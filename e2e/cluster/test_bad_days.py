@@ -1,6 +1,8 @@
-"""Whatever dies, it converges without help, and nobody is ever said to serve what it does not serve.
+"""Whatever dies, it converges without help, and nobody is ever said to serve what it does not
+serve.
 
-While each of these runs, a witness compares every statement of a version (label, status) with the engine's own answers.
+While each of these runs, a witness compares every statement of a version (label, status) with the
+engine's own answers.
 """
 
 from __future__ import annotations
@@ -39,9 +41,11 @@ class Account:
 
 @contextmanager
 def witness(environment: Environment, cold: dict[str, list[int]]) -> Iterator[Account]:
-    """Asks every pod again and again, from when it has seen one serve v0; in the end it must have seen v1 as well, and no lie.
+    """Asks every pod again and again, from when it has seen one serve v0; in the end it must have
+    seen v1 as well, and no lie.
 
-    Label, answer, label: a pod counts only when it said the same before and after the answer, for it may change in between.
+    Label, answer, label: a pod counts only when it said the same before and after the answer, for
+    it may change in between.
     """
     account = Account()
     stop = threading.Event()
@@ -57,7 +61,8 @@ def witness(environment: Environment, cold: dict[str, list[int]]) -> Iterator[Ac
             error.close()  # it holds the connection
             return
         except (OSError, HTTPException, ValueError, KeyError, CommandFailed, TimedOut):
-            return  # the API server or the pod is away (or has no address yet): that is what these tests do
+            # the API server or the pod is away (or has no address yet): that is what these tests do
+            return
         if said and said == again:
             account.compared[said] += 1
             if answered != cold.get(said):
@@ -91,7 +96,9 @@ def system_pod(environment: Environment, component: str, node: str = "") -> dict
     return next(item for item in items if not node or item["spec"]["nodeName"] == node)
 
 
-def converges(environment: Environment, cold: dict[str, list[int]], timeout_seconds: float = 300) -> None:
+def converges(
+    environment: Environment, cold: dict[str, list[int]], timeout_seconds: float = 300
+) -> None:
     samples.until_ready(environment, timeout_seconds=timeout_seconds)
     assert answers(environment) == [cold["v1"]] * 2
 
@@ -104,7 +111,9 @@ def test_agent_killed_while_staging(environment: Environment, cold: dict[str, li
         converges(environment, cold)
 
 
-def test_operator_killed_in_the_middle(environment: Environment, cold: dict[str, list[int]]) -> None:
+def test_operator_killed_in_the_middle(
+    environment: Environment, cold: dict[str, list[int]]
+) -> None:
     with witness(environment, cold):
         environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
         eventually("it goes to v1", lambda: _goes_to_v1(environment), every_seconds=0.1)
@@ -113,7 +122,9 @@ def test_operator_killed_in_the_middle(environment: Environment, cold: dict[str,
 
 
 def _goes_to_v1(environment: Environment) -> bool:
-    """Begun; on a machine that is quick it may be over already, and then the next operator finds that."""
+    """Begun; on a machine that is quick it may be over already, and then the next operator finds
+    that.
+    """
     status = environment.in_samples.get("weightrollout", "tiny-llama")["status"]
     return bool(status["target"]["version"] == "v1")
 
@@ -126,7 +137,8 @@ def test_vllm_killed_in_its_commit(environment: Environment, cold: dict[str, lis
         eventually(
             "it prepares or commits",
             lambda: (
-                samples.engine_status(environment).get(uid, {}).get("phase") in ("Preparing", "Prepared", "Committing")
+                samples.engine_status(environment).get(uid, {}).get("phase")
+                in ("Preparing", "Prepared", "Committing")
             ),
             every_seconds=0.05,
         )
@@ -134,9 +146,13 @@ def test_vllm_killed_in_its_commit(environment: Environment, cold: dict[str, lis
         converges(environment, cold, timeout_seconds=400)
 
 
-def test_api_server_stopped_for_20_seconds(environment: Environment, cold: dict[str, list[int]]) -> None:
+def test_api_server_stopped_for_20_seconds(
+    environment: Environment, cold: dict[str, list[int]]
+) -> None:
     if environment.cluster is None:
-        raise CommandFailed("somebody else's API server is not ours to stop: run the e2e without KUBECONFIG")
+        raise CommandFailed(
+            "somebody else's API server is not ours to stop: run the e2e without KUBECONFIG"
+        )
     with witness(environment, cold):
         environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
         environment.cluster.control_plane.stop_apiserver()

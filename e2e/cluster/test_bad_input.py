@@ -26,7 +26,12 @@ def version_object(name: str, uri: str, digest: str = "") -> str:
     }
     metadata = {"name": f"tiny-llama-{name}", "namespace": NAMESPACE}
     return json.dumps(
-        {"apiVersion": "hotweights.dev/v1alpha1", "kind": "WeightVersion", "metadata": metadata, "spec": spec}
+        {
+            "apiVersion": "hotweights.dev/v1alpha1",
+            "kind": "WeightVersion",
+            "metadata": metadata,
+            "spec": spec,
+        }
     )
 
 
@@ -34,7 +39,12 @@ def roll_out(environment: Environment, name: str, uri: str = "", digest: str = "
     """Create a version and point the rollout at it."""
     kubectl = environment.in_samples
     kubectl("delete", "weightversion", f"tiny-llama-{name}", "--ignore-not-found")
-    kubectl("apply", "-f", "-", stdin=version_object(name, uri or f"file://{MODELS_IN_PODS}/tiny-llama/{name}", digest))
+    kubectl(
+        "apply",
+        "-f",
+        "-",
+        stdin=version_object(name, uri or f"file://{MODELS_IN_PODS}/tiny-llama/{name}", digest),
+    )
     kubectl(
         "patch",
         "weightrollout",
@@ -71,8 +81,16 @@ def test_a_flipped_byte_stalls_with_file_and_chunk(environment: Environment) -> 
     ("name", "breakage", "named"),
     [
         ("truncated", checkpoints.truncate, checkpoints.WEIGHTS),
-        ("huge-header", lambda folder: checkpoints.claim_header_of(folder, 1 << 30), checkpoints.WEIGHTS),
-        ("path-like", lambda folder: checkpoints.rename_tensor(folder, TENSOR, "../../etc/passwd"), "../../etc/passwd"),
+        (
+            "huge-header",
+            lambda folder: checkpoints.claim_header_of(folder, 1 << 30),
+            checkpoints.WEIGHTS,
+        ),
+        (
+            "path-like",
+            lambda folder: checkpoints.rename_tensor(folder, TENSOR, "../../etc/passwd"),
+            "../../etc/passwd",
+        ),
     ],
 )
 def test_a_broken_file_is_refused(
@@ -89,7 +107,9 @@ def test_a_broken_file_is_refused(
     [
         (
             "unknown-tensor",
-            lambda folder: checkpoints.rename_tensor(folder, TENSOR, "model.layers.9.surprise.weight"),
+            lambda folder: checkpoints.rename_tensor(
+                folder, TENSOR, "model.layers.9.surprise.weight"
+            ),
             "UnknownTensor",
         ),
         ("wrong-shape", lambda folder: checkpoints.transpose(folder, TENSOR), "ShapeMismatch"),
@@ -148,7 +168,9 @@ def test_two_rollouts_of_one_pod(environment: Environment) -> None:
 
 def reasons(environment: Environment, pod: str) -> list[str]:
     """Why the rollout's status says that this pod does not follow."""
-    failures = environment.in_samples.get("weightrollout", "tiny-llama")["status"].get("failures", [])
+    failures = environment.in_samples.get("weightrollout", "tiny-llama")["status"].get(
+        "failures", []
+    )
     return [failure["reason"] for failure in failures if failure["pod"] == pod]
 
 
@@ -167,7 +189,12 @@ def test_a_pod_without_the_plugin_is_named(environment: Environment) -> None:
         "spec": {
             "terminationGracePeriodSeconds": 0,
             "containers": [
-                {"name": "main", "image": image, "imagePullPolicy": "IfNotPresent", "command": ["sleep", "600"]}
+                {
+                    "name": "main",
+                    "image": image,
+                    "imagePullPolicy": "IfNotPresent",
+                    "command": ["sleep", "600"],
+                }
             ],
         },
     }
@@ -175,7 +202,9 @@ def test_a_pod_without_the_plugin_is_named(environment: Environment) -> None:
     try:
         kubectl.apply(SAMPLES / "weightrollout.yaml")
         eventually(
-            "stranger named as not connected", lambda: "EngineNotConnected" in reasons(environment, "stranger"), 120
+            "stranger named as not connected",
+            lambda: "EngineNotConnected" in reasons(environment, "stranger"),
+            120,
         )
         eventually(
             "the others go on",
@@ -191,4 +220,11 @@ def test_invalid_objects_are_rejected_with_the_remedy(environment: Environment) 
     with pytest.raises(CommandFailed, match="write file:///absolute/path or pvc://claim/path"):
         kubectl("apply", "-f", "-", stdin=version_object("bad", "ftp://somewhere"))
     with pytest.raises(CommandFailed, match="a WeightVersion is immutable"):
-        kubectl("patch", "weightversion", "tiny-llama-v0", "--type=merge", "-p", '{"spec": {"version": "v9"}}')
+        kubectl(
+            "patch",
+            "weightversion",
+            "tiny-llama-v0",
+            "--type=merge",
+            "-p",
+            '{"spec": {"version": "v9"}}',
+        )

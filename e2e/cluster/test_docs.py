@@ -1,6 +1,8 @@
-"""What the documents tell their readers to type works, as it stands, on a cluster with the samples on it.
+"""What the documents tell their readers to type works, as it stands, on a cluster with the samples
+on it.
 
-What cannot be run here is marked in the document; pytest's header lists it with its reasons (conftest).
+What cannot be run here is marked in the document; pytest's header lists it with its reasons
+(conftest).
 """
 
 from __future__ import annotations
@@ -23,15 +25,24 @@ BLOCK_SECONDS = 660
 
 @pytest.fixture
 def reader(environment: Environment, tmp_path: Path) -> dict[str, str]:
-    """The shell of somebody who read the documents so far: our programs, and a kubeconfig whose namespace is the samples'."""
+    """The shell of somebody who read the documents so far: our programs, and a kubeconfig whose
+    namespace is the samples'.
+    """
     kubeconfig = tmp_path / "kubeconfig"
     shutil.copy(environment.kubectl.kubeconfig, kubeconfig)
-    programs = (environment.kubectl.binary.parent, environment.helm.parent, Path(sys.executable).parent)
+    programs = (
+        environment.kubectl.binary.parent,
+        environment.helm.parent,
+        Path(sys.executable).parent,
+    )
     run(
         environment.kubectl.binary, "--kubeconfig", kubeconfig,
         "config", "set-context", "--current", f"--namespace={NAMESPACE}",
     )  # fmt: skip
-    return {"PATH": os.pathsep.join([*map(str, programs), os.environ["PATH"]]), "KUBECONFIG": str(kubeconfig)}
+    return {
+        "PATH": os.pathsep.join([*map(str, programs), os.environ["PATH"]]),
+        "KUBECONFIG": str(kubeconfig),
+    }
 
 
 def typed(script: str, reader: dict[str, str]) -> str:
@@ -57,7 +68,9 @@ def test_what_the_documents_say_works(block: Block, reader: dict[str, str]) -> N
         typed(block.script, reader)
     for command, shown in block.shown:
         printed = typed(command, reader)
-        assert header(printed) == header(shown) or not shown, f"{command} prints another header than the document shows"
+        assert header(printed) == header(shown) or not shown, (
+            f"{command} prints another header than the document shows"
+        )
 
 
 def header(text: str) -> list[str]:

@@ -1,4 +1,6 @@
-"""A real Prometheus scrapes the operator and the agents, and every query of the dashboard is answered."""
+"""A real Prometheus scrapes the operator and the agents, and every query of the dashboard is
+answered.
+"""
 
 from __future__ import annotations
 
@@ -21,5 +23,7 @@ def test_the_dashboard_shows_a_rollout(environment: Environment, tmp_path: Path)
     assert len(ours) == 3, "an operator and two agents"
     with reach(environment, ours, 8080) as addresses, prometheus(tmp_path, addresses) as server:
         server.until_scraped(len(addresses))
-        asked = panels(DASHBOARD, "Rollouts (Kubernetes)") + panels(DASHBOARD, "Hosts (agents and workers)")
+        asked = panels(DASHBOARD, "Rollouts (Kubernetes)") + panels(
+            DASHBOARD, "Hosts (agents and workers)"
+        )
         assert not server.unanswered(asked)

@@ -1,4 +1,6 @@
-"""Pods come, go and die while a rollout runs and after it; what they serve is always what was decided."""
+"""Pods come, go and die while a rollout runs and after it; what they serve is always what was
+decided.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,11 @@ def new_pod(environment: Environment, known: set[str]) -> str:
     found: str = eventually(
         "a new pod",
         lambda: next(
-            (p["metadata"]["name"] for p in environment.in_samples.pods(LABEL) if p["metadata"]["name"] not in known),
+            (
+                p["metadata"]["name"]
+                for p in environment.in_samples.pods(LABEL)
+                if p["metadata"]["name"] not in known
+            ),
             "",
         ),
     )
@@ -70,12 +76,16 @@ def test_a_pod_that_scales_up_after_the_rollout_serves_its_version_at_once(
     scale(environment, 3)
     pod = new_pod(environment, known)
     assert first_answer(environment, pod) == cold["v1"]
-    environment.in_samples("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s", timeout_seconds=70)
+    environment.in_samples(
+        "wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s", timeout_seconds=70
+    )
     assert samples.version_of(environment, pod) == "v1"
 
 
 @pytest.mark.usefixtures("two_pods_after")
-def test_two_pods_on_one_node_follow_one_after_the_other(environment: Environment, cold: dict[str, list[int]]) -> None:
+def test_two_pods_on_one_node_follow_one_after_the_other(
+    environment: Environment, cold: dict[str, list[int]]
+) -> None:
     """And a pod that appears in the middle of it serves the version that the rollout leads to."""
     kubectl = environment.in_samples
     known = {pod["metadata"]["name"] for pod in kubectl.pods(LABEL)}
@@ -94,7 +104,9 @@ def test_two_pods_on_one_node_follow_one_after_the_other(environment: Environmen
     assert answers(environment) == [cold["v0"]] * 3
 
 
-def test_a_killed_container_comes_back_on_the_new_version(environment: Environment, cold: dict[str, list[int]]) -> None:
+def test_a_killed_container_comes_back_on_the_new_version(
+    environment: Environment, cold: dict[str, list[int]]
+) -> None:
     kubectl = environment.in_samples
     kubectl.apply(SAMPLES / "weightrollout.yaml")
     samples.until_ready(environment)
@@ -111,8 +123,12 @@ def test_a_killed_container_comes_back_on_the_new_version(environment: Environme
     samples.until_ready(environment, timeout_seconds=120)
 
 
-def test_uninstalled_pods_go_on_serving(environment: Environment, cold: dict[str, list[int]]) -> None:
-    """Running pods notice nothing; a new one is an ordinary vLLM pod, because the policy that made it more is gone."""
+def test_uninstalled_pods_go_on_serving(
+    environment: Environment, cold: dict[str, list[int]]
+) -> None:
+    """Running pods notice nothing; a new one is an ordinary vLLM pod, because the policy that made
+    it more is gone.
+    """
     kubectl = environment.in_samples
     kubectl.apply(SAMPLES / "weightrollout.yaml")
     samples.until_ready(environment)
@@ -138,7 +154,11 @@ def test_uninstalled_pods_go_on_serving(environment: Environment, cold: dict[str
         scale(environment, 3)
         assert first_answer(environment, new_pod(environment, known)) == cold["v0"]
         scale(environment, 2)
-        eventually("the new pod gone", lambda: {p["metadata"]["name"] for p in kubectl.pods(LABEL)} == known, 120)
+        eventually(
+            "the new pod gone",
+            lambda: {p["metadata"]["name"] for p in kubectl.pods(LABEL)} == known,
+            120,
+        )
     finally:
         install(environment)
         samples.until_ready(environment)

@@ -12,10 +12,15 @@ from e2e.harness.reach import reach
 from e2e.harness.traffic import Traffic
 
 
-def test_there_and_back_and_there_again(environment: Environment, cold: dict[str, list[int]]) -> None:
+def test_there_and_back_and_there_again(
+    environment: Environment, cold: dict[str, list[int]]
+) -> None:
     kubectl = environment.in_samples
     assert answers(environment) == [cold["v0"]] * 2
-    with reach(environment, kubectl.pods("app=tiny-llama"), 8000) as addresses, Traffic(addresses) as traffic:
+    with (
+        reach(environment, kubectl.pods("app=tiny-llama"), 8000) as addresses,
+        Traffic(addresses) as traffic,
+    ):
         for version, file in (
             ("v1", "weightrollout.yaml"),
             ("v0", "weightrollout-v0.yaml"),
@@ -25,14 +30,18 @@ def test_there_and_back_and_there_again(environment: Environment, cold: dict[str
             kubectl.apply(SAMPLES / file)
             samples.until_ready(environment)
             print(f"{version}: apply to Ready in {time.monotonic() - began:.1f} s")
-            assert {pod["metadata"]["labels"]["hotweights.dev/version"] for pod in kubectl.pods("app=tiny-llama")} == {
-                version
-            }
+            assert {
+                pod["metadata"]["labels"]["hotweights.dev/version"]
+                for pod in kubectl.pods("app=tiny-llama")
+            } == {version}
     assert answers(environment) == [cold["v1"]] * 2
     assert traffic.failures == []
     assert traffic.requests > 10
     pauses = [engine["pauseSeconds"] for engine in samples.engine_status(environment).values()]
-    print(f"pauses: {[f'{pause * 1000:.0f} ms' for pause in pauses]}; slowest request {traffic.slowest_seconds:.2f} s")
+    print(
+        f"pauses: {[f'{pause * 1000:.0f} ms' for pause in pauses]}; slowest request "
+        f"{traffic.slowest_seconds:.2f} s"
+    )
 
 
 def test_the_printed_columns_tell_the_story(environment: Environment) -> None:

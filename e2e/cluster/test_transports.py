@@ -1,4 +1,6 @@
-"""A rollout over MPI: the agents of both nodes get a version by one broadcast, with the rights and the image of the chart."""
+"""A rollout over MPI: the agents of both nodes get a version by one broadcast, with the rights and
+the image of the chart.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ def with_mpi(environment: Environment) -> Iterator[None]:
     install(environment, "agent.transports.mpi=true")
     yield
     environment.in_samples(
-        "patch", "weightrollout", "tiny-llama", "--type=merge", "-p", json.dumps({"spec": {"staging": None}})
+        "patch",
+        "weightrollout",
+        "tiny-llama",
+        "--type=merge",
+        "-p",
+        json.dumps({"spec": {"staging": None}}),
     )
     install(environment)
 
@@ -37,8 +44,13 @@ def nodes(environment: Environment) -> dict[str, dict[str, Any]]:
 def ready_for_mpi(environment: Environment) -> bool:
     """Whether every agent offers broadcasts and has every engine back at its version."""
     found = nodes(environment).values()
-    offers = [{one["scheme"]: one.get("endpoint") for one in status.get("endpoints", [])} for status in found]
-    return [bool(o.get("mpi")) for o in offers] == [True] * 2 and [s.get("summary") for s in found] == ["1/1"] * 2
+    offers = [
+        {one["scheme"]: one.get("endpoint") for one in status.get("endpoints", [])}
+        for status in found
+    ]
+    return [bool(o.get("mpi")) for o in offers] == [True] * 2 and [
+        s.get("summary") for s in found
+    ] == ["1/1"] * 2
 
 
 @pytest.mark.usefixtures("with_mpi")

@@ -1,12 +1,15 @@
-"""The way back always works: whatever a new version did, setting ``versionRef`` back is enough, and the next good version follows.
+"""The way back always works: whatever a new version did, setting ``versionRef`` back is enough, and
+the next good version follows.
 
-Four bad days: a version that fails its commit on one pod only; one that is refused by engines that boot; one whose engines die five
-seconds after they serve it; one that is taken back in the middle of a commit, which then fails or succeeds. After each, nothing is
-done but to set ``versionRef`` back: from when all pods can serve (their containers run, their engines ask) it takes at most 20 s to
-Ready. All the while nobody says what is not so.
+Four bad days: a version that fails its commit on one pod only; one that is refused by engines that
+boot; one whose engines die five seconds after they serve it; one that is taken back in the middle
+of a commit, which then fails or succeeds. After each, nothing is done but to set ``versionRef``
+back: from when all pods can serve (their containers run, their engines ask) it takes at most 20 s
+to Ready. All the while nobody says what is not so.
 
-By itself this runs each of them once, with another failure policy each time; ``HOTWEIGHTS_WAY_BACK=all`` (`make e2e-way-back`) runs
-them under every policy. The table at the end is in ``build/way-back.json`` too.
+By itself this runs each of them once, with another failure policy each time;
+``HOTWEIGHTS_WAY_BACK=all`` (`make e2e-way-back`) runs them under every policy. The table at the end
+is in ``build/way-back.json`` too.
 """
 
 from __future__ import annotations
@@ -68,7 +71,13 @@ class Case:
         return f"{self.event}-{self.max_failed}-{self.action}"
 
 
-EVENTS = ("one-pod-fails", "refused-at-boot", "crash-loop", "commit-fails-meanwhile", "commit-succeeds-meanwhile")
+EVENTS = (
+    "one-pod-fails",
+    "refused-at-boot",
+    "crash-loop",
+    "commit-fails-meanwhile",
+    "commit-succeeds-meanwhile",
+)
 QUICK = (
     Case("one-pod-fails", 1, "Pause"),
     Case("refused-at-boot", 0, "Abort"),
@@ -78,7 +87,9 @@ QUICK = (
 )
 ENOUGH = 4  # answers that were held against what a pod's label says
 WITNESS_SECONDS = (
-    60.0  # how long it may take to get them after the last version is Ready: on a quiet machine all is over in five
+    # how long it may take to get them after the last version is Ready: on a quiet machine all is
+    # over in five
+    60.0
 )
 IS_QUICK = os.environ.get("HOTWEIGHTS_WAY_BACK") != "all"
 """Not to wait for what takes minutes to be noticed."""
@@ -99,13 +110,17 @@ def fleet(installed: Environment) -> Iterator[Fleet]:
 def truth() -> dict[str, list[int]]:
     """What every version answers that can be served."""
     found = {version: cold.answers(version, PROMPT, TOKENS) for version in (*GOOD, BAD)}
-    assert len({tuple(answer) for answer in found.values()}) == len(found), "whatever a pod served, it would pass"
+    assert len({tuple(answer) for answer in found.values()}) == len(found), (
+        "whatever a pod served, it would pass"
+    )
     return found
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", QUICK if IS_QUICK else ALL, ids=str)
-def test_the_way_back(fleet: Fleet, truth: dict[str, list[int]], case: Case, request: pytest.FixtureRequest) -> None:
+def test_the_way_back(
+    fleet: Fleet, truth: dict[str, list[int]], case: Case, request: pytest.FixtureRequest
+) -> None:
     row: dict[str, Any] = {**dict.fromkeys(COLUMNS), **dataclasses.asdict(case)}
     request.config.stash.setdefault(WAY_BACK, []).append(row)
     _begin(fleet, case)
@@ -115,7 +130,11 @@ def test_the_way_back(fleet: Fleet, truth: dict[str, list[int]], case: Case, req
     ):
         try:
             _there_and_back(fleet, tape, case, row)
-            eventually("the witness has seen enough", lambda: account.compared.total() >= ENOUGH, WITNESS_SECONDS)
+            eventually(
+                "the witness has seen enough",
+                lambda: account.compared.total() >= ENOUGH,
+                WITNESS_SECONDS,
+            )
         finally:
             tape.save(ROOT / "build" / "way-back" / f"{case}.jsonl")
     compared, lies = false_statements(tape)
@@ -137,8 +156,11 @@ def _begin(fleet: Fleet, case: Case) -> None:
         fleet.renew()
     elif any(restarts(pod) >= worn for pod in fleet.kubectl.pods(SELECTOR)):
         fleet.freshen()
-    # A version whose engines die after five seconds is what minReadySeconds is for: nobody else changes within them.
-    fleet.set_policy(case.max_failed, case.action, min_ready_seconds=8 if case.event == "crash-loop" else 0)
+    # A version whose engines die after five seconds is what minReadySeconds is for: nobody else
+    # changes within them.
+    fleet.set_policy(
+        case.max_failed, case.action, min_ready_seconds=8 if case.event == "crash-loop" else 0
+    )
     fleet.until_ready()
 
 
@@ -151,7 +173,9 @@ def _there_and_back(fleet: Fleet, tape: Tape, case: Case, row: dict[str, Any]) -
     began = time.monotonic()
     generation = fleet.lead_to(old)
     if meanwhile is not None:
-        tape.until("the way back is decided", lambda t: _observed(t) >= generation, PATIENCE_SECONDS)
+        tape.until(
+            "the way back is decided", lambda t: _observed(t) >= generation, PATIENCE_SECONDS
+        )
         began = meanwhile()
     ready_at = _until_ready(tape, generation)
     row["back_seconds"] = round(ready_at - max(began, could_serve_since(tape, ready_at)), 2)
@@ -165,12 +189,16 @@ def _there_and_back(fleet: Fleet, tape: Tape, case: Case, row: dict[str, Any]) -
     assert (status["stable"]["version"], status["previous"]["version"]) == (following, old)
 
 
-# -- the bad days; each ends when it is time to go back -------------------------------------------------------------------
+# -- the bad days; each ends when it is time to go back -----------------------------------------
 
 
 def _one_pod_fails(fleet: Fleet, tape: Tape, case: Case) -> None:
-    """The last pod fails where that ends the rollout, so that another one serves the version; else the first, and the other goes on."""
-    pods = sorted(tape.latest("pod"), key=lambda pod: (pod["spec"]["nodeName"], pod["metadata"]["name"]))
+    """The last pod fails where that ends the rollout, so that another one serves the version; else
+    the first, and the other goes on.
+    """
+    pods = sorted(
+        tape.latest("pod"), key=lambda pod: (pod["spec"]["nodeName"], pod["metadata"]["name"])
+    )
     failing = pods[-1 if case.max_failed == 0 else 0]["metadata"]["name"]
     fleet.sabotage.order(fleet.digests[BAD], {failing: "mismatch"})
     generation = fleet.lead_to(BAD)
@@ -181,12 +209,18 @@ def _one_pod_fails(fleet: Fleet, tape: Tape, case: Case) -> None:
 
 
 def _refused_at_boot(fleet: Fleet, tape: Tape, case: Case) -> None:
-    """Engines boot while the rollout leads to what does not fit: both where one refusal ends it, else one of two, or a new pod's."""
+    """Engines boot while the rollout leads to what does not fit: both where one refusal ends it,
+    else one of two, or a new pod's.
+    """
     if case.max_failed == 1 and case.action == "Abort":
         fleet.scale(1)
         tape.until("one pod", lambda t: len(t.latest("pod")) == 1, PATIENCE_SECONDS)
         fleet.scale(2)
-        tape.until("a second one on a node", lambda t: sum("nodeName" in p["spec"] for p in t.latest("pod")) == 2, 60)
+        tape.until(
+            "a second one on a node",
+            lambda t: sum("nodeName" in p["spec"] for p in t.latest("pod")) == 2,
+            60,
+        )
     else:
         dying = tape.latest("pod")[case.max_failed :]
         for pod in dying:
@@ -194,7 +228,9 @@ def _refused_at_boot(fleet: Fleet, tape: Tape, case: Case) -> None:
         lives = {pod["metadata"]["uid"]: restarts(pod) for pod in dying}
         tape.until(
             "they are started again",
-            lambda t: all(restarts(pod) > lives.get(pod["metadata"]["uid"], -1) for pod in t.latest("pod")),
+            lambda t: all(
+                restarts(pod) > lives.get(pod["metadata"]["uid"], -1) for pod in t.latest("pod")
+            ),
             60,
         )
     generation = fleet.lead_to(MISFIT)
@@ -216,13 +252,20 @@ def _crash_loop(fleet: Fleet, tape: Tape, case: Case) -> None:
     wanted = 1 if IS_QUICK else 2
 
     def looping(t: Tape) -> bool:
-        return any(restarts(pod) - before.get(pod["metadata"]["uid"], 0) >= wanted for pod in t.latest("pod"))
+        return any(
+            restarts(pod) - before.get(pod["metadata"]["uid"], 0) >= wanted
+            for pod in t.latest("pod")
+        )
 
     def named(t: Tape) -> bool:
         failures = _rollout(t)["status"].get("failures", [])
         return any(failure["reason"] == "CrashLooping" for failure in failures)
 
-    tape.until("a crash loop", named if case.action == "Abort" and not IS_QUICK else looping, 2 * PATIENCE_SECONDS)
+    tape.until(
+        "a crash loop",
+        named if case.action == "Abort" and not IS_QUICK else looping,
+        2 * PATIENCE_SECONDS,
+    )
 
 
 def _in_the_middle(fleet: Fleet, tape: Tape, ends: str) -> Any:
@@ -252,7 +295,7 @@ BEGIN: dict[str, Any] = {
 }
 
 
-# -- what the tape says ---------------------------------------------------------------------------------------------------
+# -- what the tape says -------------------------------------------------------------------------
 
 
 def _rollout(tape: Tape) -> Body:
@@ -268,7 +311,9 @@ def _charged(tape: Tape, generation: int) -> list[str]:
     statuses = [said.body.get("status", {}) for said in tape.said if said.kind == "rollout"]
     since = [status for status in statuses if status.get("observedGeneration", 0) >= generation]
     return [
-        status["message"] for status in since if status["pods"]["failed"] or status["phase"] in ("Stalled", "Aborted")
+        status["message"]
+        for status in since
+        if status["pods"]["failed"] or status["phase"] in ("Stalled", "Aborted")
     ]
 
 
@@ -278,7 +323,9 @@ def _served(fleet: Fleet) -> str:
 
 def _reason(status: Body) -> str:
     found = {c["type"]: c for c in status["conditions"] if c["status"] == "True"}
-    return str(found.get("Stalled", found.get("Ready", found.get("Progressing", {}))).get("reason", ""))
+    return str(
+        found.get("Stalled", found.get("Ready", found.get("Progressing", {}))).get("reason", "")
+    )
 
 
 def _until_ready(tape: Tape, generation: int) -> float:
@@ -294,7 +341,9 @@ def _until_ready(tape: Tape, generation: int) -> float:
 def _until_stalled(tape: Tape, generation: int) -> None:
     def stalled(t: Tape) -> bool:
         status = _rollout(t).get("status", {})
-        is_true = any(c["type"] == "Stalled" and c["status"] == "True" for c in status.get("conditions", []))
+        is_true = any(
+            c["type"] == "Stalled" and c["status"] == "True" for c in status.get("conditions", [])
+        )
         return is_true and status["observedGeneration"] >= generation
 
     tape.until("it is given up", stalled, PATIENCE_SECONDS)

@@ -1,4 +1,6 @@
-"""A stand-in for the node's agent: it speaks the wire, believes every token, and does what the test says."""
+"""A stand-in for the node's agent: it speaks the wire, believes every token, and does what the test
+says.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class Peer:
 
 
 class Agent:
-    """Listens at ``path``. ``boot`` says what a booting engine is told: an image to commit, "keep", or nothing at all."""
+    """Listens at ``path``. ``boot`` says what a booting engine is told: an image to commit, "keep",
+    or nothing at all.
+    """
 
     def __init__(self, path: Path, boot: Image | str | None = "keep") -> None:
         self.path = path
@@ -61,7 +65,10 @@ class Agent:
         self.until(lambda: not self.peers)
 
     def until(
-        self, condition: Callable[[], Any], seconds: float = 600.0, alive: Callable[[], bool] = lambda: True
+        self,
+        condition: Callable[[], Any],
+        seconds: float = 600.0,
+        alive: Callable[[], bool] = lambda: True,
     ) -> Any:
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -81,13 +88,18 @@ class Agent:
 
     def prepare(self, image: Image, seconds: float = 120.0) -> list[frames.Frame]:
         """Prepare on every rank; their answers, by rank."""
-        sent = [(rank, frames.Prepare(self._next(), image.digest, len(image.fds) - 1)) for rank in sorted(self.ranks())]
+        sent = [
+            (rank, frames.Prepare(self._next(), image.digest, len(image.fds) - 1))
+            for rank in sorted(self.ranks())
+        ]
         for rank, frame in sent:
             sockets.send(self.peers[rank].sock, frame, tuple(image.fds))
         return [self._answer(rank, frame.id, seconds) for rank, frame in sent]
 
     def release(self, digest: str) -> list[frames.Frame]:
-        return [self._ask(rank, frames.Release(self._next(), digest)) for rank in sorted(self.ranks())]
+        return [
+            self._ask(rank, frames.Release(self._next(), digest)) for rank in sorted(self.ranks())
+        ]
 
     def start_commit(self, digest: str, token: int | None = None, **values: Any) -> frames.Commit:
         if token is None:
@@ -148,7 +160,9 @@ class Agent:
             self.hellos.append(hello)
             self._changed.notify_all()
         if key == "server" and hello.state == "Booting" and self.boot is not None:
-            threading.Thread(target=self._answer_boot, args=(hello.world_size,), daemon=True).start()
+            threading.Thread(
+                target=self._answer_boot, args=(hello.world_size,), daemon=True
+            ).start()
         try:
             while True:
                 frame, _ = sockets.recv(sock)

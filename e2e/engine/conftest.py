@@ -1,4 +1,6 @@
-"""One real vLLM per module, with a stand-in agent; checkpoints and golden tokens are made once and kept in the cache."""
+"""One real vLLM per module, with a stand-in agent; checkpoints and golden tokens are made once and
+kept in the cache.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") -> Path:
     folder = build.cache() / "models" / f"{arch}-{seed}-{shards}-{dtype}"
-    with paths.locked(folder.with_name(f"{folder.name}.lock"), f"writing {folder.name}", MAKE_SECONDS):
+    with paths.locked(
+        folder.with_name(f"{folder.name}.lock"), f"writing {folder.name}", MAKE_SECONDS
+    ):
         models.make_models([models.Model(folder, arch, seed, shards, dtype)])
     return folder
 
@@ -42,7 +46,9 @@ def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") ->
 def golden(model: Path) -> list[dict[str, Any]]:
     """The version's probes, from a cold load (recorded once)."""
     record = model.with_name(f"{model.name}.golden.json")
-    with paths.locked(model.with_name(f"{model.name}.lock"), f"the golden tokens of {model.name}", MAKE_SECONDS):
+    with paths.locked(
+        model.with_name(f"{model.name}.lock"), f"the golden tokens of {model.name}", MAKE_SECONDS
+    ):
         if not record.exists():
             paths.write_atomically(record, _cold_load(model))
     recorded: list[dict[str, Any]] = json.loads(record.read_text())
@@ -51,8 +57,20 @@ def golden(model: Path) -> list[dict[str, Any]]:
 
 def _cold_load(model: Path) -> str:
     plugin = bundle.write(build.cache() / "plugin-under-test")
-    command = [str(localvllm.python()), "-m", "hotweights.adapters.vllm.golden", str(model), "--dtype", "float32"]
-    command += ["--tokens", str(TOKENS), "--prompts", json.dumps([list(prompt) for prompt in PROMPTS])]
+    command = [
+        str(localvllm.python()),
+        "-m",
+        "hotweights.adapters.vllm.golden",
+        str(model),
+        "--dtype",
+        "float32",
+    ]
+    command += [
+        "--tokens",
+        str(TOKENS),
+        "--prompts",
+        json.dumps([list(prompt) for prompt in PROMPTS]),
+    ]
     variables = {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_CI_ENV": "1",
@@ -60,7 +78,12 @@ def _cold_load(model: Path) -> str:
         "PYTHONPATH": str(plugin),
     }
     result = subprocess.run(
-        command, env={**os.environ, **variables}, cwd=model.parent, check=False, capture_output=True, text=True
+        command,
+        env={**os.environ, **variables},
+        cwd=model.parent,
+        check=False,
+        capture_output=True,
+        text=True,
     )
     if result.returncode:
         raise RuntimeError(result.stderr[-4000:])
@@ -83,9 +106,18 @@ class Engine:
         self.ranks = ranks
         self.order = folder / "sabotage"
         self.agent = Agent(folder / "agent.sock", boot)
-        variables = {"VLLM_PLUGINS": "hotweights_sabotage", "HOTWEIGHTS_SABOTAGE": str(self.order), **environment}
+        variables = {
+            "VLLM_PLUGINS": "hotweights_sabotage",
+            "HOTWEIGHTS_SABOTAGE": str(self.order),
+            **environment,
+        }
         self.vllm = VLLM(
-            model, folder, self.agent.path, arguments=arguments, environment=variables, extra_path=SABOTAGE
+            model,
+            folder,
+            self.agent.path,
+            arguments=arguments,
+            environment=variables,
+            extra_path=SABOTAGE,
         )
 
     def connected(self) -> None:
@@ -120,7 +152,9 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
 
 
 def probes(model: Path) -> list[dict[str, Any]]:
-    """What travels with a version: few tokens, because each of them is a step of the model inside the pause."""
+    """What travels with a version: few tokens, because each of them is a step of the model inside
+    the pause.
+    """
     return [{**probe, "tokenIds": probe["tokenIds"][:8]} for probe in golden(model)[:2]]
 
 
@@ -132,7 +166,10 @@ def version(model: Path, name: str, **changes: Any) -> Image:
 def assert_serves(engine: Engine, model: Path) -> None:
     """Over HTTP, what a cold load of that checkpoint answers."""
     for probe in golden(model):
-        assert engine.vllm.complete(probe["promptTokenIds"], len(probe["tokenIds"])) == probe["tokenIds"]
+        assert (
+            engine.vllm.complete(probe["promptTokenIds"], len(probe["tokenIds"]))
+            == probe["tokenIds"]
+        )
 
 
 def report(request: pytest.FixtureRequest, text: str) -> None:
@@ -142,7 +179,9 @@ def report(request: pytest.FixtureRequest, text: str) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Tests may have run in other processes: what they report travels with their outcome."""
-    passed = [outcome for outcome in terminalreporter.getreports("passed") if outcome.when == "call"]
+    passed = [
+        outcome for outcome in terminalreporter.getreports("passed") if outcome.when == "call"
+    ]
     for outcome in passed:
         for name, text in outcome.user_properties:
             if name == "figure":

@@ -1,6 +1,8 @@
-"""A version's image from a checkpoint folder, as small as possible: memfds and a table, for tests that have no agent.
+"""A version's image from a checkpoint folder, as small as possible: memfds and a table, for tests
+that have no agent.
 
-Chunks are laid out so that the plugin has to earn its tensors: they alternate between two slabs, so every larger tensor has several extents.
+Chunks are laid out so that the plugin has to earn its tensors: they alternate between two slabs, so
+every larger tensor has several extents.
 """
 
 from __future__ import annotations
@@ -50,12 +52,20 @@ def read(folder: Path) -> list[Tensor]:
         header.pop("__metadata__", None)
         for name, item in sorted(header.items(), key=lambda entry: entry[1]["data_offsets"]):
             begin, end = item["data_offsets"]
-            tensors.append(Tensor(name, item["dtype"], item["shape"], data[8 + length + begin : 8 + length + end]))
+            tensors.append(
+                Tensor(
+                    name, item["dtype"], item["shape"], data[8 + length + begin : 8 + length + end]
+                )
+            )
     return tensors
 
 
-def build(tensors: list[Tensor], probes: list[dict[str, Any]] | None = None, version: str = "v1") -> Image:
-    """Seal the tensors into two slabs; the digest is of their contents, as a manifest's would be."""
+def build(
+    tensors: list[Tensor], probes: list[dict[str, Any]] | None = None, version: str = "v1"
+) -> Image:
+    """Seal the tensors into two slabs; the digest is of their contents, as a manifest's would
+    be.
+    """
     slabs = [bytearray(), bytearray()]
     entries, digest = [], hashlib.sha256(json.dumps([version, probes]).encode())
     for tensor in tensors:

@@ -1,4 +1,6 @@
-"""Starts a real vLLM with the plugin on its path, exactly as an injected pod would: by environment alone."""
+"""Starts a real vLLM with the plugin on its path, exactly as an injected pod would: by environment
+alone.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +59,17 @@ class VLLM:
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONUNBUFFERED": "1",
         }
-        variables |= {key: value for key, value in (environment or {}).items() if key != "VLLM_PLUGINS"}
+        variables |= {
+            key: value for key, value in (environment or {}).items() if key != "VLLM_PLUGINS"
+        }
         (folder / "token").write_text("not-a-real-token\n")
-        command = [str(localvllm.python()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+        command = [
+            str(localvllm.python()),
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            str(model),
+        ]
         command += [
             "--served-model-name",
             MODEL_NAME,
@@ -70,9 +80,15 @@ class VLLM:
         ]
         command += ["--port", str(self.port), *arguments]
         self._stream = self.log.open("w")
-        # In a folder of its own: `python -m` looks there first, and would find this project's modules in its root.
+        # In a folder of its own: `python -m` looks there first, and would find this project's
+        # modules in its root.
         self.process = subprocess.Popen(
-            command, env=variables, stdout=self._stream, stderr=subprocess.STDOUT, start_new_session=True, cwd=folder
+            command,
+            env=variables,
+            stdout=self._stream,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            cwd=folder,
         )
 
     def alive(self) -> bool:
@@ -99,9 +115,17 @@ class VLLM:
     def tail(self, characters: int = 4000) -> str:
         return self.log.read_text(errors="replace")[-characters:]
 
-    def complete(self, prompt: Sequence[int], tokens: int = TOKENS, timeout: float = 60.0) -> list[int]:
+    def complete(
+        self, prompt: Sequence[int], tokens: int = TOKENS, timeout: float = 60.0
+    ) -> list[int]:
         """Greedy token ids."""
-        body = {"model": MODEL_NAME, "prompt": list(prompt), "max_tokens": tokens, "temperature": 0, "ignore_eos": True}
+        body = {
+            "model": MODEL_NAME,
+            "prompt": list(prompt),
+            "max_tokens": tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
         answer = self.post("/v1/completions", {**body, "return_token_ids": True}, timeout)
         return [int(token) for token in answer["choices"][0]["token_ids"]]
 
@@ -119,7 +143,12 @@ class VLLM:
         found = []
         for child in descendants(self.process.pid):
             try:
-                title = Path(f"/proc/{child}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                title = (
+                    Path(f"/proc/{child}/cmdline")
+                    .read_bytes()
+                    .replace(b"\0", b" ")
+                    .decode(errors="replace")
+                )
             except OSError:
                 continue
             if "Worker" in title:
@@ -141,7 +170,9 @@ def descendants(pid: int) -> list[int]:
     found: list[int] = []
     try:
         children = [
-            int(c) for task in Path(f"/proc/{pid}/task").iterdir() for c in (task / "children").read_text().split()
+            int(c)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for c in (task / "children").read_text().split()
         ]
     except OSError:
         return found

@@ -1,4 +1,6 @@
-"""What the tests of the seeds' adapters need: a coordinator in a process of its own, plans of checkpoints, and a program with an engine."""
+"""What the tests of the seeds' adapters need: a coordinator in a process of its own, plans of
+checkpoints, and a program with an engine.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,18 @@ from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
 INSIDE = Path(__file__).with_name("inside")
-PACKAGES = ("common", "crds", "kube", "planner", "storage", "transports", "coordinator", "agent", "hack", ".")
+PACKAGES = (
+    "common",
+    "crds",
+    "kube",
+    "planner",
+    "storage",
+    "transports",
+    "coordinator",
+    "agent",
+    "hack",
+    ".",
+)
 ENGINE_SECONDS = 600.0
 
 
@@ -80,7 +93,11 @@ class Operator:
 
     def begin(self, plan: plans.Plan, **values: Any) -> int:
         self.client.call("submit_plan", binary=plan.canonical)
-        return int(self.client.call("begin", version=plan.version, digest=plan.digest, **values).result["token"])
+        return int(
+            self.client.call("begin", version=plan.version, digest=plan.digest, **values).result[
+                "token"
+            ]
+        )
 
     def commit(self, version: str) -> None:
         self.client.call("commit", version=version)
@@ -90,7 +107,9 @@ class Operator:
         deadline = time.monotonic() + seconds
         while not (result := condition()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {seconds} s; the coordinator says {json.dumps(self.status())}")
+                raise TimeoutError(
+                    f"not within {seconds} s; the coordinator says {json.dumps(self.status())}"
+                )
             time.sleep(0.1)
         return result
 
@@ -112,7 +131,14 @@ class Coordinator(Operator):
     def __init__(self) -> None:
         port, _events, metrics = free_ports(3)
         super().__init__(f"tcp://127.0.0.1:{port}")
-        command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", self.endpoint]
+        command = [
+            sys.executable,
+            "-m",
+            "hotweights.cli",
+            "coord-serve",
+            "--endpoint",
+            self.endpoint,
+        ]
         variables = {**os.environ, "HOTWEIGHTS_COORD_METRICS_PORT": str(metrics)}
         self.process = subprocess.Popen(command, env=variables, cwd=ROOT)
         try:
@@ -155,7 +181,9 @@ class Program:
                 return result
             except queue.Empty:
                 if self.process.poll() is not None and self._lines.empty():
-                    raise RuntimeError(f"it ended with {self.process.returncode}:\n{self.tail()}") from None
+                    raise RuntimeError(
+                        f"it ended with {self.process.returncode}:\n{self.tail()}"
+                    ) from None
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"nothing within {seconds} s:\n{self.tail()}") from None
 

@@ -1,6 +1,8 @@
-"""Hot equals cold: after a swap, every architecture answers token by token what a cold load of that checkpoint does.
+"""Hot equals cold: after a swap, every architecture answers token by token what a cold load of that
+checkpoint does.
 
-Tied embeddings (qwen2, gpt2, opt) and experts come out wrong of vLLM's in-place reload on CPUs; they have to come out right here.
+Tied embeddings (qwen2, gpt2, opt) and experts come out wrong of vLLM's in-place reload on CPUs;
+they have to come out right here.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from hotweights_transports.handoff import frames
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3-moe", "gpt2", "opt"])
-def test_hot_equals_cold(start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest) -> None:
+def test_hot_equals_cold(
+    start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest
+) -> None:
     old, new = checkpoint(arch, 0), checkpoint(arch, 1)
     engine = start(old).ready()
     assert_serves(engine, old)
@@ -32,7 +36,9 @@ def test_hot_equals_cold(start: Callable[..., Engine], arch: str, request: pytes
 
 
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3-moe"])
-def test_the_plain_way_is_right_too(start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest) -> None:
+def test_the_plain_way_is_right_too(
+    start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest
+) -> None:
     """Loaded inside the pause, as for a model that cannot be finished beside the running one."""
     old, new = checkpoint(arch, 0), checkpoint(arch, 1)
     engine = start(old, HOTWEIGHTS_SABOTAGE_PLAIN="1").ready()
@@ -49,7 +55,9 @@ def test_the_plain_way_is_right_too(start: Callable[..., Engine], arch: str, req
 
 
 def heads(engine: Engine, model: Path) -> None:
-    """A tied head in the checkpoint: welcome when it equals the embeddings; another one would be silently ignored."""
+    """A tied head in the checkpoint: welcome when it equals the embeddings; another one would be
+    silently ignored.
+    """
     tensors = images.read(model)
     embedding = next(tensor for tensor in tensors if tensor.name == "model.embed_tokens.weight")
     equal = images.Tensor("lm_head.weight", embedding.dtype, embedding.shape, embedding.data)

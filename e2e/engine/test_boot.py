@@ -23,7 +23,8 @@ def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
     engine.agent.swap(image)
     engine.vllm.ready(60)
     assert_serves(engine, new)
-    # Killed in the middle of a commit: nobody is told "committed", and the connection says that it has gone.
+    # Killed in the middle of a commit: nobody is told "committed", and the connection says that it
+    # has gone.
     back = version(old, "v0")
     engine.agent.prepare(back)
     engine.order.write_text("slow")
@@ -35,10 +36,16 @@ def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
     engine.stop()
 
 
-def test_serve_opens_after_the_time_out_and_takes_a_version_later(start: Callable[..., Engine]) -> None:
+def test_serve_opens_after_the_time_out_and_takes_a_version_later(
+    start: Callable[..., Engine],
+) -> None:
     old, new = checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)
     engine = start(
-        old, None, HOTWEIGHTS_BOOT_TIMEOUT_SECONDS="1", HOTWEIGHTS_BOOT_POLICY="Serve", HOTWEIGHTS_REPAIR_SECONDS="60"
+        old,
+        None,
+        HOTWEIGHTS_BOOT_TIMEOUT_SECONDS="1",
+        HOTWEIGHTS_BOOT_POLICY="Serve",
+        HOTWEIGHTS_REPAIR_SECONDS="60",
     )
     engine.ready()
     assert_serves(engine, old)

@@ -1,6 +1,8 @@
-"""One engine through everything that can happen to it, in the order of a bad day. The tests share it: the last one leaves it dead.
+"""One engine through everything that can happen to it, in the order of a bad day. The tests share
+it: the last one leaves it dead.
 
-The first two begin with what was booted; each of the others says which version it begins with, so any of them can be run alone.
+The first two begin with what was booted; each of the others says which version it begins with, so
+any of them can be run alone.
 """
 
 from __future__ import annotations
@@ -72,7 +74,9 @@ def test_hot_equals_cold_there_and_back(
 
 
 @pytest.mark.usefixtures("from_v1")
-def test_what_is_active_already_is_committed_again_without_a_pause(engine: Engine, versions: list[Image]) -> None:
+def test_what_is_active_already_is_committed_again_without_a_pause(
+    engine: Engine, versions: list[Image]
+) -> None:
     for token in (engine.agent.token, None):
         answer = engine.agent.commit(versions[1].digest, token)
         assert isinstance(answer, frames.Committed)
@@ -91,7 +95,9 @@ def test_an_old_token_is_refused(engine: Engine, versions: list[Image]) -> None:
 
 
 @pytest.mark.usefixtures("from_v1")
-def test_what_is_not_prepared_is_refused_without_a_pause(engine: Engine, models: list[Path]) -> None:
+def test_what_is_not_prepared_is_refused_without_a_pause(
+    engine: Engine, models: list[Path]
+) -> None:
     answer = engine.agent.commit("sha256:unheard-of")
     assert isinstance(answer, frames.CommitFailed)
     assert (answer.reason, answer.dirty) == ("NotPrepared", False)
@@ -99,13 +105,17 @@ def test_what_is_not_prepared_is_refused_without_a_pause(engine: Engine, models:
 
 
 def _resized(tensors: list[images.Tensor]) -> images.Tensor:
-    tensor = next(tensor for tensor in tensors if tensor.name.endswith("layers.1.self_attn.q_proj.weight"))
+    tensor = next(
+        tensor for tensor in tensors if tensor.name.endswith("layers.1.self_attn.q_proj.weight")
+    )
     rows, columns = tensor.shape
     return images.Tensor(tensor.name, tensor.dtype, [rows * 2, columns], tensor.data * 2)
 
 
 def _retyped(tensors: list[images.Tensor]) -> images.Tensor:
-    tensor = next(tensor for tensor in tensors if tensor.name.endswith("layers.0.mlp.up_proj.weight"))
+    tensor = next(
+        tensor for tensor in tensors if tensor.name.endswith("layers.0.mlp.up_proj.weight")
+    )
     return images.Tensor(tensor.name, "I32", tensor.shape, tensor.data)
 
 
@@ -155,7 +165,9 @@ def test_what_is_ready_stays_ready_whatever_else_is_asked(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
     engine.agent.prepare(versions[0])
-    assert isinstance(engine.agent.prepare(images.build(images.read(models[1])[1:]))[0], frames.Rejected)
+    assert isinstance(
+        engine.agent.prepare(images.build(images.read(models[1])[1:]))[0], frames.Rejected
+    )
     assert isinstance(engine.agent.prepare(versions[0])[0], frames.Prepared)
     assert isinstance(engine.agent.commit(versions[0].digest), frames.Committed)
     assert_serves(engine, models[0])
@@ -190,9 +202,15 @@ def test_users_notice_nothing_but_a_short_wait(
             prepared = time.monotonic()
             answer = engine.agent.commit(versions[number].digest, mode="Keep")
             assert isinstance(answer, frames.Committed)
-            gaps = [traffic.worst_gap(began, prepared), traffic.worst_gap(prepared, time.monotonic() + 0.5)]
+            gaps = [
+                traffic.worst_gap(began, prepared),
+                traffic.worst_gap(prepared, time.monotonic() + 0.5),
+            ]
             report(
-                request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}; gaps {gaps}, calm {calm:.3f}"
+                request,
+                f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}; gaps "
+                f"{gaps}, "
+                f"calm {calm:.3f}",
             )
     assert traffic.failures == []
     assert traffic.requests > 0
@@ -200,7 +218,9 @@ def test_users_notice_nothing_but_a_short_wait(
 
 
 @pytest.mark.usefixtures("from_v1")
-def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: list[Image], models: list[Path]) -> None:
+def test_wait_lets_requests_end_and_gives_up_in_time(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
     with Traffic([engine.vllm.address], streams=1, max_tokens=40) as traffic:
         time.sleep(1)
         engine.agent.prepare(versions[0])
@@ -216,7 +236,9 @@ def test_wait_lets_requests_end_and_gives_up_in_time(engine: Engine, versions: l
 
 
 @pytest.mark.usefixtures("from_v0")
-def test_abort_ends_requests_and_serves_on(engine: Engine, versions: list[Image], models: list[Path]) -> None:
+def test_abort_ends_requests_and_serves_on(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
     engine.agent.prepare(versions[1])
     with Traffic([engine.vllm.address], streams=1, max_tokens=200):
         time.sleep(1)
@@ -239,7 +261,9 @@ def test_a_failed_copy_is_repaired_before_anybody_is_served(
     probe = golden(models[1])[0]
     frame = engine.agent.start_commit(versions[0].digest)
     answers: list[list[int]] = []
-    user = threading.Thread(target=lambda: answers.append(engine.vllm.complete(probe["promptTokenIds"], 24)))
+    user = threading.Thread(
+        target=lambda: answers.append(engine.vllm.complete(probe["promptTokenIds"], 24))
+    )
     answer = engine.agent.answer_of(frame)
     user.start()  # while it is dirty: this request has to wait for the repair
     assert isinstance(answer, frames.CommitFailed)
@@ -260,7 +284,9 @@ def test_wrong_answers_inside_the_pause_are_never_served(
     engine: Engine, versions: list[Image], models: list[Path]
 ) -> None:
     wrong = version(
-        models[1], "v1-wrong", probes=[{**probe, "tokenIds": [1, 2, 3]} for probe in versions[1].table["probes"]]
+        models[1],
+        "v1-wrong",
+        probes=[{**probe, "tokenIds": [1, 2, 3]} for probe in versions[1].table["probes"]],
     )
     engine.agent.prepare(wrong)
     answer = engine.agent.commit(wrong.digest)
@@ -285,7 +311,9 @@ def test_a_copy_beyond_its_deadline_is_dirty_and_repaired(
 
 
 @pytest.mark.usefixtures("from_v0")
-def test_a_commit_ends_by_itself_when_the_agent_goes(engine: Engine, versions: list[Image], models: list[Path]) -> None:
+def test_a_commit_ends_by_itself_when_the_agent_goes(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
     engine.agent.prepare(versions[1])
     engine.order.write_text("slow")
     engine.agent.start_commit(versions[1].digest, version="v1")
@@ -297,7 +325,11 @@ def test_a_commit_ends_by_itself_when_the_agent_goes(engine: Engine, versions: l
     engine.agent.up()
     engine.connected()
     hello = next(hello for hello in engine.agent.hellos[before:] if hello.role == "server")
-    assert (hello.state, hello.digest, hello.commit_token) == ("Serving", versions[1].digest, engine.agent.token)
+    assert (hello.state, hello.digest, hello.commit_token) == (
+        "Serving",
+        versions[1].digest,
+        engine.agent.token,
+    )
 
 
 @pytest.mark.usefixtures("from_v1")
@@ -310,7 +342,9 @@ def test_memory_is_flat_over_twenty_swaps(
         engine.agent.swap(versions[turn % 2])
         time.sleep(0.1)
         measured.append(_resident(worker))
-    report(request, f"{measured[5] / 1e6:.1f} MB after 6 swaps, {measured[-1] / 1e6:.1f} MB after 20")
+    report(
+        request, f"{measured[5] / 1e6:.1f} MB after 6 swaps, {measured[-1] / 1e6:.1f} MB after 20"
+    )
     assert measured[-1] - measured[5] < 8e6  # less than two of these models
     maps = Path(f"/proc/{worker}/maps").read_text().count("memfd:hotweights-test")
     assert maps < 1000
@@ -318,7 +352,9 @@ def test_memory_is_flat_over_twenty_swaps(
 
 
 @pytest.mark.usefixtures("from_v1")
-def test_a_killed_worker_ends_the_container_with_an_error(engine: Engine, versions: list[Image]) -> None:
+def test_a_killed_worker_ends_the_container_with_an_error(
+    engine: Engine, versions: list[Image]
+) -> None:
     engine.agent.prepare(versions[0])
     engine.order.write_text("kill")
     try:

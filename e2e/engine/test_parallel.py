@@ -10,7 +10,9 @@ from e2e.engine.conftest import Engine, checkpoint, report, version
 from hotweights_transports.handoff import frames
 
 
-def test_two_ranks_are_one_engine(start: Callable[..., Engine], request: pytest.FixtureRequest) -> None:
+def test_two_ranks_are_one_engine(
+    start: Callable[..., Engine], request: pytest.FixtureRequest
+) -> None:
     old, new = checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)
     arguments = ["--tensor-parallel-size", "2"]
     engine = start(old, "keep", arguments, 2, VLLM_CPU_OMP_THREADS_BIND="0|1").ready()

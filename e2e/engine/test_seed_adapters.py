@@ -1,5 +1,7 @@
-"""The adapters for those who have no cluster, on real engines: a program that called `install_autobind` follows a coordinator, and the
-extension updates a model inside vLLM's worker and outside of vLLM."""
+"""The adapters for those who have no cluster, on real engines: a program that called
+`install_autobind` follows a coordinator, and the extension updates a model inside vLLM's worker and
+outside of vLLM.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ import pytest
 import localvllm
 from e2e.engine.conftest import SABOTAGE, checkpoint, golden
 from e2e.engine.images import Tensor
-from e2e.engine.seed_world import INSIDE, ROOT, Coordinator, Program, environment, plan_of, rewritten
+from e2e.engine.seed_world import (
+    INSIDE,
+    ROOT,
+    Coordinator,
+    Program,
+    environment,
+    plan_of,
+    rewritten,
+)
 
 EXAMPLES = ROOT / "examples"
 
@@ -37,7 +47,12 @@ def program(tmp_path: Path, coordinator: Coordinator) -> Iterator[Callable[..., 
     def start(kind: str, autobind: dict[str, Any] | None = None, **values: str) -> Program:
         folder = tmp_path / f"program-{len(started)}"
         folder.mkdir()
-        arguments = {"endpoint": coordinator.endpoint, "roots": ["/"], "poll_interval": 0.5, **(autobind or {})}
+        arguments = {
+            "endpoint": coordinator.endpoint,
+            "roots": ["/"],
+            "poll_interval": 0.5,
+            **(autobind or {}),
+        }
         asked = {"kind": kind, "model": str(old()), "autobind": arguments}
         started.append(Program(folder, asked, **values))
         assert started[-1].line() == {"bound": True}
@@ -61,7 +76,8 @@ def new() -> Path:
 def serves(program: Program, model: Path) -> bool:
     """What a cold load of that checkpoint answers."""
     return all(
-        program.ask(probe["promptTokenIds"], len(probe["tokenIds"])) == probe["tokenIds"] for probe in golden(model)
+        program.ask(probe["promptTokenIds"], len(probe["tokenIds"])) == probe["tokenIds"]
+        for probe in golden(model)
     )
 
 
@@ -86,8 +102,11 @@ def test_an_llm_follows_the_coordinator_and_refuses_what_does_not_fit(
     coordinator.commit("v1")
     coordinator.until(lambda: (coordinator.status() or {})["applied"], 300.0)
     assert serves(engine, new())
-    # A version that lacks a tensor: the attempt is aborted with the engine's words, and what was served goes on.
-    lacking = rewritten(old(), tmp_path / "lacking", lambda t: None if t.name == "model.norm.weight" else t)
+    # A version that lacks a tensor: the attempt is aborted with the engine's words, and what was
+    # served goes on.
+    lacking = rewritten(
+        old(), tmp_path / "lacking", lambda t: None if t.name == "model.norm.weight" else t
+    )
     coordinator.begin(plan_of(lacking, "v2"))
     status = coordinator.until_state("aborted", 300.0)
     assert "model.norm.weight" in status["reason"]
@@ -124,7 +143,9 @@ def test_a_switch_that_breaks_is_undone_and_said_and_a_lost_engine_serves_nobody
 ) -> None:
     order = tmp_path / "sabotage"
     paths = os.pathsep.join([environment()["PYTHONPATH"], str(SABOTAGE)])
-    engine = program("llm", PYTHONPATH=paths, HOTWEIGHTS_SABOTAGE=str(order), HOTWEIGHTS_REPAIR_SECONDS="60")
+    engine = program(
+        "llm", PYTHONPATH=paths, HOTWEIGHTS_SABOTAGE=str(order), HOTWEIGHTS_REPAIR_SECONDS="60"
+    )
 
     def failure() -> str:
         (worker,) = coordinator.client.call("list_workers").result["workers"]
@@ -159,7 +180,9 @@ def test_the_hosts_worker_can_stage_for_the_process(
     worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HOTWEIGHTS_METRICS_PORT": "0"})
     try:
         coordinator.until((folder / "engine.token").is_file, 180.0)
-        engine = program("llm", HOTWEIGHTS_USE_IPC_AGENT="1", HOTWEIGHTS_SOCKET=str(folder / "agent.sock"))
+        engine = program(
+            "llm", HOTWEIGHTS_USE_IPC_AGENT="1", HOTWEIGHTS_SOCKET=str(folder / "agent.sock")
+        )
         assert serves(engine, old())
         roll_out(coordinator, new(), "v1")
         assert serves(engine, new())
@@ -186,7 +209,10 @@ def test_the_smoke_demo_says_what_it_compared(tmp_path: Path, coordinator: Coord
 def test_modules_of_torch(checks: str, tmp_path: Path) -> None:
     """Under vLLM's Python, which has torch, with the pytest of this environment."""
     here = Path(pytest.__file__).parents[1]
-    start = f"import sys; sys.path.append({str(here)!r}); import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    start = (
+        f"import sys; sys.path.append({str(here)!r}); import pytest; "
+        "sys.exit(pytest.main(sys.argv[1:]))"
+    )
     run_inside(
         tmp_path,
         "-c",
@@ -203,7 +229,13 @@ def run_inside(folder: Path, *arguments: str | Path) -> str:
     """What a program under vLLM's Python prints; its end is without an error."""
     command = [str(localvllm.python()), *map(str, arguments)]
     done = subprocess.run(
-        command, env=environment(), cwd=folder, check=False, capture_output=True, text=True, timeout=900
+        command,
+        env=environment(),
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, json.dumps(done.stdout)[-3000:] + done.stderr[-6000:]
     return done.stdout

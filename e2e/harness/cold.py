@@ -1,6 +1,8 @@
-"""What a vLLM that is started cold on a checkpoint answers: the truth that running engines are compared with.
+"""What a vLLM that is started cold on a checkpoint answers: the truth that running engines are
+compared with.
 
-A cold start takes half a minute, and what it answers never changes, so it is kept beside the checkpoint that was made once.
+A cold start takes half a minute, and what it answers never changes, so it is kept beside the
+checkpoint that was made once.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from localvllm.models import Model
 
 
 def made(version: str) -> Path:
-    """The folder of the samples' model in this version (v0, v1, …: seeds of one architecture), made where it is missing."""
+    """The folder of the samples' model in this version (v0, v1, …: seeds of one architecture), made
+    where it is missing.
+    """
     folder = build.cache() / "models" / "tiny-llama" / version
     models.make_models([Model(folder, "llama", int(version.removeprefix("v")))])
     return folder

@@ -1,8 +1,10 @@
-"""What the documents tell their readers to type: fenced blocks of commands, and commands within the text.
+"""What the documents tell their readers to type: fenced blocks of commands, and commands within the
+text.
 
-A block in ``sh`` is a script; a block in ``console`` holds commands after ``$`` and what they print. Both are run as they stand. A
-block that cannot be run has a comment in front of it that says why: ``<!-- not run: needs a registry -->``. This module reads; it
-knows neither a cluster nor what the commands mean.
+A block in ``sh`` is a script; a block in ``console`` holds commands after ``$`` and what they
+print. Both are run as they stand. A block that cannot be run has a comment in front of it that says
+why: ``<!-- not run: needs a registry -->``. This module reads; it knows neither a cluster nor what
+the commands mean.
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ class Block:
     def shown(self) -> list[tuple[str, str]]:
         """The commands of a console, each with what the document shows of its output."""
         parts = re.split(r"^\$ ", self.text, flags=re.MULTILINE)[1:]
-        return [(command, output.strip("\n")) for command, _, output in (part.partition("\n") for part in parts)]
+        return [
+            (command, output.strip("\n"))
+            for command, _, output in (part.partition("\n") for part in parts)
+        ]
 
     @property
     def script(self) -> str:
@@ -75,22 +80,36 @@ def blocks(document: str) -> list[Block]:
 
 def runnable() -> list[Block]:
     """All that is run."""
-    return [block for document in RUN for block in blocks(document) if block.is_commands and not block.not_run]
+    return [
+        block
+        for document in RUN
+        for block in blocks(document)
+        if block.is_commands and not block.not_run
+    ]
 
 
 def not_run() -> list[Block]:
     """All that cannot be run, with the reasons."""
-    return [block for document in RUN for block in blocks(document) if block.is_commands and block.not_run]
+    return [
+        block
+        for document in RUN
+        for block in blocks(document)
+        if block.is_commands and block.not_run
+    ]
 
 
 def inline(document: str) -> list[str]:
     """What stands between backticks in the text."""
-    text = re.sub(r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(
+        r"^```.*?^```$", "", (ROOT / document).read_text(), flags=re.MULTILINE | re.DOTALL
+    )
     return _INLINE.findall(text)
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The simple commands of a script, as words; those of pipes and substitutions too. Raises ValueError for an open quote."""
+    """The simple commands of a script, as words; those of pipes and substitutions too. Raises
+    ValueError for an open quote.
+    """
     line = ""
     for piece in text.replace("\\\n", " ").splitlines(keepends=True):
         line += piece
@@ -119,8 +138,12 @@ def _tokens(line: str) -> list[str]:
 def ours(document: str) -> Iterator[list[str]]:
     """Every command of a document that one of our readers' programs is to run."""
     scripts = [block.script for block in blocks(document) if block.is_commands]
-    scripts += [block.text for block in blocks(document) if not block.language and _is_only_ours(block.text)]
-    scripts += [span for span in inline(document) if span.split()[0] in PROGRAMS and len(span.split()) > 1]
+    scripts += [
+        block.text for block in blocks(document) if not block.language and _is_only_ours(block.text)
+    ]
+    scripts += [
+        span for span in inline(document) if span.split()[0] in PROGRAMS and len(span.split()) > 1
+    ]
     for script in scripts:
         yield from (words for words in commands(script) if words[0] in PROGRAMS)
 

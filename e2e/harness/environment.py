@@ -1,8 +1,10 @@
 """The cluster that demo and e2e run on, with Hotweights installed as a user installs it.
 
-Without KUBECONFIG it is a cluster of this machine (`localcluster`), with images built from this tree. With KUBECONFIG it is
-that cluster; its user pushed the image to the registry that HOTWEIGHTS_REGISTRY names, and copied the models into the folder of
-the nodes that HOTWEIGHTS_MODELS names. The chart allows that folder as a source, and a PersistentVolumeClaim shows it to the vLLM pods.
+Without KUBECONFIG it is a cluster of this machine (`localcluster`), with images built from this
+tree. With KUBECONFIG it is that cluster; its user pushed the image to the registry that
+HOTWEIGHTS_REGISTRY names, and copied the models into the folder of the nodes that HOTWEIGHTS_MODELS
+names. The chart allows that folder as a source, and a PersistentVolumeClaim shows it to the vLLM
+pods.
 """
 
 from __future__ import annotations
@@ -61,14 +63,24 @@ def models_folder() -> Path:
 
 
 def make_models() -> Path:
-    """The folder with v0 and v1 of the samples' model: two seeds of one architecture, fresh copies of what was made once."""
+    """The folder with v0 and v1 of the samples' model: two seeds of one architecture, fresh copies
+    of what was made once.
+    """
     made, folder = vllm_build.cache() / "models", models_folder()
     with step("vLLM for CPUs, and two versions of a tiny Llama"):
         vllm_build.ensure()
-        models.make_models([Model(made / "tiny-llama" / f"v{seed}", "llama", seed) for seed in (0, 1)])
+        models.make_models(
+            [Model(made / "tiny-llama" / f"v{seed}", "llama", seed) for seed in (0, 1)]
+        )
         for version in ("v0", "v1"):
             if not (made / "tiny-llama" / version / "hotweights.manifest.json").exists():
-                publish(made / "tiny-llama" / version, version, "--record-probes", "--probe-dtype", "float32")
+                publish(
+                    made / "tiny-llama" / version,
+                    version,
+                    "--record-probes",
+                    "--probe-dtype",
+                    "float32",
+                )
     shutil.rmtree(
         folder / "tiny-llama", ignore_errors=True
     )  # an earlier run may have been killed in the middle of a change
@@ -78,7 +90,16 @@ def make_models() -> Path:
 
 def publish(checkpoint: Path, version: str, *options: str) -> str:
     """``hotweights publish``, as a user runs it; the digest that it prints."""
-    command = (sys.executable, "-m", "hotweights.cli", "publish", "--checkpoint", checkpoint, "--model", "tiny-llama")
+    command = (
+        sys.executable,
+        "-m",
+        "hotweights.cli",
+        "publish",
+        "--checkpoint",
+        checkpoint,
+        "--model",
+        "tiny-llama",
+    )
     printed = run(
         *command,
         "--version",
@@ -92,13 +113,17 @@ def publish(checkpoint: Path, version: str, *options: str) -> str:
 
 
 def provide(nodes: int = 2) -> Environment:
-    """A cluster with Hotweights installed and the samples' namespace ready; what is there already is kept."""
+    """A cluster with Hotweights installed and the samples' namespace ready; what is there already
+    is kept.
+    """
     given = somebody_elses()
     here = make_models()
     tools = binaries.ensure(["kubectl", "helm"])
     if given is not None:
         kubectl = Kubectl(tools["kubectl"], given)
-        environment = Environment(kubectl, tools["helm"], here, Path(os.environ["HOTWEIGHTS_MODELS"]), None)
+        environment = Environment(
+            kubectl, tools["helm"], here, Path(os.environ["HOTWEIGHTS_MODELS"]), None
+        )
     else:
         with step(f"a Kubernetes cluster with {nodes} nodes on this machine"):
             cluster = Cluster.up(nodes=nodes)
@@ -106,34 +131,49 @@ def provide(nodes: int = 2) -> Environment:
             cluster.load(*build_images())
         kubectl = Kubectl(tools["kubectl"], cluster.kubeconfig)
         environment = Environment(kubectl, tools["helm"], here, here, cluster)
-        environment.kubectl("apply", "--filename", "-", stdin=str(yaml.safe_dump_all(host.policy())))
+        environment.kubectl(
+            "apply", "--filename", "-", stdin=str(yaml.safe_dump_all(host.policy()))
+        )
     install(environment)
     return environment
 
 
 def somebody_elses(variables: Mapping[str, str] = os.environ) -> Path | None:
-    """The kubeconfig of a cluster that is not ours; None: use ours. Raises `NotSet` for what only its user can give."""
+    """The kubeconfig of a cluster that is not ours; None: use ours. Raises `NotSet` for what only
+    its user can give.
+    """
     given = variables.get("KUBECONFIG", "")
     if not given:
         return None
     if not Path(given).is_file():
-        raise NotSet(f"KUBECONFIG={given} is no file; one for several is made by: kubectl config view --flatten > FILE")
+        raise NotSet(
+            f"KUBECONFIG={given} is no file; one for several is made by: kubectl config "
+            "view "
+            "--flatten > FILE"
+        )
     if not variables.get("HOTWEIGHTS_REGISTRY"):
         raise NotSet(
-            "With KUBECONFIG, set HOTWEIGHTS_REGISTRY: where the image of images/Dockerfile was pushed to, as "
+            "With KUBECONFIG, set HOTWEIGHTS_REGISTRY: where the image of images/Dockerfile "
+            "was pushed to, as "
             f"$HOTWEIGHTS_REGISTRY/hotweights:{version()}"
         )
     if not Path(variables.get("HOTWEIGHTS_MODELS", "")).is_absolute():
         raise NotSet(
-            "With KUBECONFIG, set HOTWEIGHTS_MODELS: the absolute path of a folder on every node that holds a copy of "
-            f"{models_folder()} (made by the first run without KUBECONFIG, or: python -m e2e.harness.environment)"
+            "With KUBECONFIG, set HOTWEIGHTS_MODELS: the absolute path of a folder on every "
+            "node that holds a copy of "
+            f"{models_folder()} (made by the first run without KUBECONFIG, or: python -m "
+            "e2e.harness.environment)"
         )
     return Path(given).resolve()
 
 
 def build_images() -> Sequence[Path]:
-    """Archives of the image of operator and agent, and of what stands in for the sample's vLLM image."""
-    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    """Archives of the image of operator and agent, and of what stands in for the sample's vLLM
+    image.
+    """
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"][
+        "targets"
+    ]["wheel"]
     packages = [ROOT / package for package in wheel["packages"]]
     inputs = [ROOT / "pyproject.toml", *packages]
     return [
@@ -156,14 +196,19 @@ def version() -> str:
 
 def install(environment: Environment, *settings: str) -> None:
     """``helm upgrade --install`` as docs/install.md says, and wait until everything is ready."""
-    registry = os.environ.get("HOTWEIGHTS_REGISTRY", "localhost") if environment.cluster is None else "localhost"
+    registry = (
+        os.environ.get("HOTWEIGHTS_REGISTRY", "localhost")
+        if environment.cluster is None
+        else "localhost"
+    )
     values = [
         f"image.registry={registry}",
         "sources[0].name=models",
         f"sources[0].path={MODELS_IN_PODS}",
         f"sources[0].hostPath={environment.models_on_nodes}",
         f"sources[0].namespaces={{{NAMESPACE}}}",
-        # vLLM's processes spin while they serve, and all nodes share this machine's cores: what decides must not queue behind.
+        # vLLM's processes spin while they serve, and all nodes share this machine's cores: what
+        # decides must not queue behind.
         "operator.resources.requests.cpu=250m",
         "agent.resources.requests.cpu=250m",
         *settings,
@@ -182,10 +227,42 @@ def diagnose(environment: Environment) -> str:
     kubectl = environment.kubectl
     pieces = []
     for arguments in (
-        ("get", "weightrollouts,weightversions,nodeweights,pods", "--all-namespaces", "--output", "wide"),
-        ("--namespace", SYSTEM, "logs", "--selector", "app.kubernetes.io/component=operator", "--tail", "40"),
-        ("--namespace", SYSTEM, "logs", "--selector", "app.kubernetes.io/component=agent", "--tail", "40", "--prefix"),
-        ("--namespace", NAMESPACE, "logs", "--selector", "app=tiny-llama", "--tail", "30", "--prefix"),
+        (
+            "get",
+            "weightrollouts,weightversions,nodeweights,pods",
+            "--all-namespaces",
+            "--output",
+            "wide",
+        ),
+        (
+            "--namespace",
+            SYSTEM,
+            "logs",
+            "--selector",
+            "app.kubernetes.io/component=operator",
+            "--tail",
+            "40",
+        ),
+        (
+            "--namespace",
+            SYSTEM,
+            "logs",
+            "--selector",
+            "app.kubernetes.io/component=agent",
+            "--tail",
+            "40",
+            "--prefix",
+        ),
+        (
+            "--namespace",
+            NAMESPACE,
+            "logs",
+            "--selector",
+            "app=tiny-llama",
+            "--tail",
+            "30",
+            "--prefix",
+        ),
         ("get", "events", "--all-namespaces", "--sort-by", ".lastTimestamp"),
     ):
         try:

@@ -1,7 +1,9 @@
-"""Two vLLM pods with a rollout of their own, whose engines do with a version what the test says (`sabotage`).
+"""Two vLLM pods with a rollout of their own, whose engines do with a version what the test says
+(`sabotage`).
 
-They are the sample's Deployment under another name; the sample's own pods are away meanwhile, because they share the same cores.
-Everything after `start` goes by ``spec.versionRef``, as a user's release does. Needs a cluster of this machine.
+They are the sample's Deployment under another name; the sample's own pods are away meanwhile,
+because they share the same cores. Everything after `start` goes by ``spec.versionRef``, as a user's
+release does. Needs a cluster of this machine.
 """
 
 from __future__ import annotations
@@ -45,29 +47,41 @@ class Fleet:
         """The sample's pods go, if they are there; ours come, and serve v0."""
         if self._has_samples():
             self.kubectl("scale", "deployment/tiny-llama", "--replicas=0")
-            eventually("the sample's pods gone", lambda: not self.kubectl.pods("app=tiny-llama"), 120)
+            eventually(
+                "the sample's pods gone", lambda: not self.kubectl.pods("app=tiny-llama"), 120
+            )
         else:
             samples.make_namespace(self.environment)
         shutil.copytree(cold.made(BAD), self._folder(BAD), dirs_exist_ok=True)
-        checkpoints.transpose(checkpoints.copy(self._folder("v1"), MISFIT), "model.layers.0.mlp.down_proj.weight")
+        checkpoints.transpose(
+            checkpoints.copy(self._folder("v1"), MISFIT), "model.layers.0.mlp.down_proj.weight"
+        )
         for version in (*GOOD, BAD, MISFIT):
             self._apply("WeightVersion", f"tiny-llama-{version}", _version(version))
         self.renew()
         for version in (*GOOD, BAD, MISFIT):
-            self.digests[version] = eventually(f"{version} resolved", functools.partial(self._digest, version), 60)
+            self.digests[version] = eventually(
+                f"{version} resolved", functools.partial(self._digest, version), 60
+            )
 
     def renew(self) -> None:
-        """A new Deployment and a new rollout, at v0: where nothing else helps, and to begin with."""
+        """A new Deployment and a new rollout, at v0: where nothing else helps, and to begin
+        with.
+        """
         self.sabotage.clear()
         for thing in (f"weightrollout/{NAME}", f"deployment/{NAME}"):
             self.kubectl("delete", thing, "--ignore-not-found", "--wait=true", timeout_seconds=120)
         eventually("no pods", lambda: not self.kubectl.pods(SELECTOR), 120)
-        self._apply("WeightRollout", NAME, {"versionRef": {"name": "tiny-llama-v0"}, "target": _target()})
+        self._apply(
+            "WeightRollout", NAME, {"versionRef": {"name": "tiny-llama-v0"}, "target": _target()}
+        )
         self.kubectl("apply", "--filename", "-", stdin=_deployment())
         self.until_ready()
 
     def freshen(self) -> None:
-        """New pods, where the kubelet would wait long before it restarts the containers of those that there are."""
+        """New pods, where the kubelet would wait long before it restarts the containers of those
+        that there are.
+        """
         self.scale(0)
         eventually("no pods", lambda: not self.kubectl.pods(SELECTOR), 120)
         self.scale(2)
@@ -98,7 +112,9 @@ class Fleet:
     def until_ready(self) -> None:
         """Wait as a user waits, for the generation that there is."""
         eventually(
-            "Ready", lambda: is_ready(rollout := self.rollout(), rollout["metadata"]["generation"]), START_SECONDS
+            "Ready",
+            lambda: is_ready(rollout := self.rollout(), rollout["metadata"]["generation"]),
+            START_SECONDS,
         )
 
     def rollout(self) -> Body:
@@ -118,11 +134,22 @@ class Fleet:
             yield tape
 
     def _has_samples(self) -> bool:
-        return bool(self.kubectl("get", "deployment", "tiny-llama", "--ignore-not-found", "--output", "name").strip())
+        return bool(
+            self.kubectl(
+                "get", "deployment", "tiny-llama", "--ignore-not-found", "--output", "name"
+            ).strip()
+        )
 
     def _patch(self, spec: Body) -> int:
         text = self.kubectl(
-            "patch", "weightrollout", NAME, "--type=merge", "--patch", json.dumps({"spec": spec}), "--output", "json"
+            "patch",
+            "weightrollout",
+            NAME,
+            "--type=merge",
+            "--patch",
+            json.dumps({"spec": spec}),
+            "--output",
+            "json",
         )
         return int(json.loads(text)["metadata"]["generation"])
 
@@ -135,7 +162,12 @@ class Fleet:
 
     def _apply(self, kind: str, name: str, spec: Body) -> None:
         metadata = {"name": name, "namespace": NAMESPACE}
-        body = {"apiVersion": "hotweights.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
+        body = {
+            "apiVersion": "hotweights.dev/v1alpha1",
+            "kind": kind,
+            "metadata": metadata,
+            "spec": spec,
+        }
         self.kubectl("apply", "--filename", "-", stdin=json.dumps(body))
 
 
@@ -149,7 +181,9 @@ def is_ready(rollout: Body, generation: int) -> bool:
 def engines(tape: Tape) -> dict[str, Body]:
     """What the agents say of every engine, by pod UID."""
     return {
-        engine["podUID"]: engine for node in tape.latest("node") for engine in node.get("status", {}).get("engines", [])
+        engine["podUID"]: engine
+        for node in tape.latest("node")
+        for engine in node.get("status", {}).get("engines", [])
     }
 
 
@@ -160,16 +194,23 @@ def restarts(pod: Body) -> int:
 
 
 def can_serve(pod: Body, engine: Body | None) -> bool:
-    """Whether it could serve what it is told: its container runs, and its engine asks what that is, or is told already."""
+    """Whether it could serve what it is told: its container runs, and its engine asks what that is,
+    or is told already.
+    """
     statuses = pod.get("status", {}).get("containerStatuses", [])
     runs = bool(statuses) and "running" in statuses[0]["state"]
     return (
-        runs and engine is not None and engine["phase"] != "Disconnected" and engine.get("reason", "") not in _NOT_YET
+        runs
+        and engine is not None
+        and engine["phase"] != "Disconnected"
+        and engine.get("reason", "") not in _NOT_YET
     )
 
 
 def could_serve_since(tape: Tape, until: float) -> float:
-    """Since when, at this moment, all pods could serve; monotonic seconds, 0 if none ever could not."""
+    """Since when, at this moment, all pods could serve; monotonic seconds, 0 if none ever could
+    not.
+    """
     pods: dict[str, Body] = {}
     nodes: dict[str, Body] = {}
     since, could = 0.0, True
@@ -180,7 +221,11 @@ def could_serve_since(tape: Tape, until: float) -> float:
         known[said.name] = said.body
         if said.gone:
             del known[said.name]
-        words = {e["podUID"]: e for node in nodes.values() for e in node.get("status", {}).get("engines", [])}
+        words = {
+            e["podUID"]: e
+            for node in nodes.values()
+            for e in node.get("status", {}).get("engines", [])
+        }
         can = all(can_serve(pod, words.get(pod["metadata"]["uid"])) for pod in pods.values())
         since = said.at if can and not could else since
         could = can
@@ -206,5 +251,7 @@ def _deployment() -> str:
     for constraint in pod["topologySpreadConstraints"]:
         constraint["labelSelector"]["matchLabels"]["app"] = NAME
     pod["terminationGracePeriodSeconds"] = 5
-    pod["containers"][0]["env"] += [{"name": name, "value": value} for name, value in sabotage.VARIABLES.items()]
+    pod["containers"][0]["env"] += [
+        {"name": name, "value": value} for name, value in sabotage.VARIABLES.items()
+    ]
     return json.dumps(body)

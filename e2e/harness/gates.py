@@ -1,4 +1,6 @@
-"""What the API server says of pods' gates, change by change: times in statuses have whole seconds, the order of changes is exact."""
+"""What the API server says of pods' gates, change by change: times in statuses have whole seconds,
+the order of changes is exact.
+"""
 
 from __future__ import annotations
 

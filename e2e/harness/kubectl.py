@@ -1,4 +1,6 @@
-"""kubectl as a user calls it: demo and tests say what a user would type, and see what a user would see."""
+"""kubectl as a user calls it: demo and tests say what a user would type, and see what a user would
+see.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ class TimedOut(Exception):
 
 
 def run(
-    *command: str | Path, stdin: str | None = None, timeout_seconds: float = 120, env: dict[str, str] | None = None
+    *command: str | Path,
+    stdin: str | None = None,
+    timeout_seconds: float = 120,
+    env: dict[str, str] | None = None,
 ) -> str:
     """What the command prints. Raises `CommandFailed`, `TimedOut`."""
     line = [str(part) for part in command]
@@ -38,12 +43,18 @@ def run(
     except subprocess.TimeoutExpired as error:
         raise TimedOut(f"{' '.join(line)} ran longer than {timeout_seconds:g} s") from error
     if done.returncode != 0:
-        raise CommandFailed(f"{' '.join(line)} ended with {done.returncode}: {(done.stderr or done.stdout).strip()}")
+        raise CommandFailed(
+            f"{' '.join(line)} ended with {done.returncode}: {(done.stderr or done.stdout).strip()}"
+        )
     return done.stdout
 
 
-def eventually(what: str, probe: Callable[[], Any], timeout_seconds: float = 60, every_seconds: float = 0.5) -> Any:
-    """The first truthy answer of ``probe``; its `CommandFailed` count as "not yet". Raises `TimedOut` with the last answer."""
+def eventually(
+    what: str, probe: Callable[[], Any], timeout_seconds: float = 60, every_seconds: float = 0.5
+) -> Any:
+    """The first truthy answer of ``probe``; its `CommandFailed` count as "not yet". Raises
+    `TimedOut` with the last answer.
+    """
     deadline = time.monotonic() + timeout_seconds
     seen: object = None
     while time.monotonic() < deadline:
@@ -66,7 +77,9 @@ class Kubectl:
     kubeconfig: Path
     namespace: str = "default"
 
-    def __call__(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60) -> str:
+    def __call__(
+        self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60
+    ) -> str:
         """Run ``kubectl`` with these arguments."""
         return run(
             self.binary, "--kubeconfig", self.kubeconfig, "--namespace", self.namespace, *arguments,

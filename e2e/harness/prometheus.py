@@ -37,14 +37,18 @@ class Prometheus:
             if sum(target["health"] == "up" for target in targets) >= count:
                 return
             if time.monotonic() > until:
-                raise TimeoutError(f"not all targets answer: {[(t['scrapeUrl'], t['lastError']) for t in targets]}")
+                raise TimeoutError(
+                    f"not all targets answer: {[(t['scrapeUrl'], t['lastError']) for t in targets]}"
+                )
             time.sleep(0.3)
 
     def unanswered(self, asked: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
         """Those of ``asked`` (title, expression) that give nothing, however long one waits."""
         until, silent = time.monotonic() + PATIENCE_SECONDS, list(asked)
         while silent and time.monotonic() < until:
-            silent = [(title, expression) for title, expression in silent if not self.query(expression)]
+            silent = [
+                (title, expression) for title, expression in silent if not self.query(expression)
+            ]
             time.sleep(0.5)
         return silent
 
@@ -62,7 +66,11 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
     if program is None:
         raise FileNotFoundError("prometheus is missing: install the Debian package prometheus")
     config = folder / "prometheus.yaml"
-    job = {"job_name": "hotweights", "scrape_interval": "1s", "static_configs": [{"targets": list(targets)}]}
+    job = {
+        "job_name": "hotweights",
+        "scrape_interval": "1s",
+        "static_configs": [{"targets": list(targets)}],
+    }
     config.write_text(yaml.safe_dump({"scrape_configs": [job]}))
     address = f"127.0.0.1:{free_ports()[0]}"
     command = [
@@ -89,7 +97,9 @@ def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
                 return
         except (urllib.error.URLError, OSError) as error:
             if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"prometheus does not start: {log.read_text()[-500:]}") from error
+                raise RuntimeError(
+                    f"prometheus does not start: {log.read_text()[-500:]}"
+                ) from error
             time.sleep(0.2)
 
 

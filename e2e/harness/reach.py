@@ -1,4 +1,6 @@
-"""How this machine reaches a pod's port: directly where pods have addresses here, through kubectl elsewhere."""
+"""How this machine reaches a pod's port: directly where pods have addresses here, through kubectl
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ _FORWARD_SECONDS = 30.0
 
 
 @contextmanager
-def reach(environment: Environment, pods: Sequence[dict[str, Any]], port: int) -> Iterator[list[str]]:
+def reach(
+    environment: Environment, pods: Sequence[dict[str, Any]], port: int
+) -> Iterator[list[str]]:
     """``host:port`` for every pod, valid inside the context."""
     if environment.cluster is not None:
         yield [f"{pod['status']['podIP']}:{port}" for pod in pods]
@@ -34,7 +38,8 @@ def _forwarded(environment: Environment, pod: dict[str, Any], port: int) -> Iter
         str(kubectl.binary), "--kubeconfig", str(kubectl.kubeconfig), "--namespace", pod["metadata"]["namespace"],
         "port-forward", f"pod/{pod['metadata']['name']}", f":{port}",
     ]  # fmt: skip
-    with tempfile.TemporaryFile() as said:  # a pipe that nobody reads would be full after some thousand connections
+    # a pipe that nobody reads would be full after some thousand connections
+    with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)
         try:
             yield _address(process, said, " ".join(command))
@@ -52,7 +57,8 @@ def _address(process: subprocess.Popen[bytes], said: IO[bytes], command: str) ->
     deadline = time.monotonic() + _FORWARD_SECONDS
     while time.monotonic() < deadline:
         ended = process.poll() is not None
-        text = os.pread(said.fileno(), 65536, 0).decode()  # kubectl writes at the offset that a seek would move
+        # kubectl writes at the offset that a seek would move
+        text = os.pread(said.fileno(), 65536, 0).decode()
         if found := re.search(r"127\.0\.0\.1:(\d+)", text):
             return f"127.0.0.1:{found[1]}"
         if ended:

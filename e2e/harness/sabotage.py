@@ -1,6 +1,8 @@
-"""What the tests have their engines do with a version: the orders that `e2e/cluster/sabotage` reads in the pods.
+"""What the tests have their engines do with a version: the orders that `e2e/cluster/sabotage` reads
+in the pods.
 
-The plugin and its file lie in the folder of the models, which every pod mounts: so a change is seen at once, by pods that boot too.
+The plugin and its file lie in the folder of the models, which every pod mounts: so a change is seen
+at once, by pods that boot too.
 """
 
 from __future__ import annotations

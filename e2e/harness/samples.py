@@ -1,4 +1,6 @@
-"""The samples on a cluster: the files of ``config/samples`` word for word, and what they ask the cluster for."""
+"""The samples on a cluster: the files of ``config/samples`` word for word, and what they ask the
+cluster for.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +48,12 @@ def models_volume(environment: Environment) -> str:
 def make_namespace(environment: Environment) -> None:
     """The samples' namespace, with nothing in it but the models."""
     kubectl = environment.in_samples
-    kubectl("delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout_seconds=120)
-    kubectl("delete", "persistentvolume", f"{NAMESPACE}-models", "--ignore-not-found", "--wait=true")
+    kubectl(
+        "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout_seconds=120
+    )
+    kubectl(
+        "delete", "persistentvolume", f"{NAMESPACE}-models", "--ignore-not-found", "--wait=true"
+    )
     kubectl.apply(SAMPLES / "namespace.yaml")
     kubectl("apply", "--filename", "-", stdin=models_volume(environment))
 
@@ -56,17 +62,37 @@ def start_pods(environment: Environment) -> None:
     """The sample Deployment, Ready, and its pods on version v0 by a rollout of their own."""
     kubectl = environment.in_samples
     make_namespace(environment)
-    kubectl.apply(SAMPLES / "vllm.yaml", SAMPLES / "weightversion-v0.yaml", SAMPLES / "weightrollout-v0.yaml")
-    if not injects(environment):
-        kubectl("patch", "deployment", "tiny-llama", "--patch-file", str(SAMPLES / "manual-injection.yaml"))
-    kubectl(
-        "rollout", "status", "deployment/tiny-llama", f"--timeout={START_SECONDS}s", timeout_seconds=START_SECONDS + 10
+    kubectl.apply(
+        SAMPLES / "vllm.yaml", SAMPLES / "weightversion-v0.yaml", SAMPLES / "weightrollout-v0.yaml"
     )
-    kubectl("wait", "--for=condition=Ready", "weightrollout/tiny-llama", "--timeout=120s", timeout_seconds=130)
+    if not injects(environment):
+        kubectl(
+            "patch",
+            "deployment",
+            "tiny-llama",
+            "--patch-file",
+            str(SAMPLES / "manual-injection.yaml"),
+        )
+    kubectl(
+        "rollout",
+        "status",
+        "deployment/tiny-llama",
+        f"--timeout={START_SECONDS}s",
+        timeout_seconds=START_SECONDS + 10,
+    )
+    kubectl(
+        "wait",
+        "--for=condition=Ready",
+        "weightrollout/tiny-llama",
+        "--timeout=120s",
+        timeout_seconds=130,
+    )
 
 
 def injects(environment: Environment) -> bool:
-    """Whether the label is enough on this cluster; before Kubernetes 1.36 the template is patched."""
+    """Whether the label is enough on this cluster; before Kubernetes 1.36 the template is
+    patched.
+    """
     group = json.loads(environment.kubectl("get", "--raw", "/apis/admissionregistration.k8s.io/v1"))
     return any(resource["name"] == "mutatingadmissionpolicies" for resource in group["resources"])
 
@@ -74,7 +100,11 @@ def injects(environment: Environment) -> bool:
 def engine_status(environment: Environment) -> dict[str, dict[str, Any]]:
     """What the agents say of every engine, by pod UID."""
     items = environment.kubectl.get("nodeweights", "--namespace", SYSTEM)["items"]
-    return {engine["podUID"]: engine for item in items for engine in item.get("status", {}).get("engines", [])}
+    return {
+        engine["podUID"]: engine
+        for item in items
+        for engine in item.get("status", {}).get("engines", [])
+    }
 
 
 def version_of(environment: Environment, pod: str) -> str:
@@ -83,7 +113,9 @@ def version_of(environment: Environment, pod: str) -> str:
     return str(body["metadata"].get("labels", {}).get("hotweights.dev/version", ""))
 
 
-def until_ready(environment: Environment, name: str = "tiny-llama", timeout_seconds: float = 180) -> None:
+def until_ready(
+    environment: Environment, name: str = "tiny-llama", timeout_seconds: float = 180
+) -> None:
     """Wait as a user waits."""
     environment.in_samples(
         "wait",
@@ -101,7 +133,11 @@ def condition(environment: Environment, type_: str, name: str = "tiny-llama") ->
 
 
 def until_condition(
-    environment: Environment, type_: str, reason: str, name: str = "tiny-llama", timeout_seconds: float = 120
+    environment: Environment,
+    type_: str,
+    reason: str,
+    name: str = "tiny-llama",
+    timeout_seconds: float = 120,
 ) -> dict[str, Any]:
     """The condition once it has this reason."""
     found: dict[str, Any] = eventually(

@@ -1,7 +1,9 @@
-"""Everything that the API server says of a rollout, its pods and their nodes, in order: nothing is missed between two looks.
+"""Everything that the API server says of a rollout, its pods and their nodes, in order: nothing is
+missed between two looks.
 
-Three watches, one of each kind, are read into one tape. Objects of one cluster share the numbers of their resourceVersions, so
-what was said first is known across kinds. A tape is for one story of some minutes; a watch that ends is an error, not silence.
+Three watches, one of each kind, are read into one tape. Objects of one cluster share the numbers of
+their resourceVersions, so what was said first is known across kinds. A tape is for one story of
+some minutes; a watch that ends is an error, not silence.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ class Tape:
             return self._now(kind)
 
     def until(self, what: str, probe: Callable[[Tape], Any], timeout_seconds: float) -> Any:
-        """The first truthy answer of ``probe``, which is asked whenever something is said. Raises `TimedOut`, `CommandFailed`."""
+        """The first truthy answer of ``probe``, which is asked whenever something is said. Raises
+        `TimedOut`, `CommandFailed`.
+        """
         deadline = time.monotonic() + timeout_seconds
         with self._changed:
             while True:
@@ -86,7 +90,8 @@ class Tape:
         """One line of JSON for everything that was said, with its time."""
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [
-            {"at": round(said.at, 3), "kind": said.kind, "gone": said.gone, "object": said.body} for said in self.said
+            {"at": round(said.at, 3), "kind": said.kind, "gone": said.gone, "object": said.body}
+            for said in self.said
         ]
         path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
 
@@ -121,7 +126,13 @@ class Tape:
                 self._broken = f"the watch of {kind}: {event['object'].get('message', event)}"
             elif event["type"] != "BOOKMARK":
                 body = event["object"]
-                said = Said(kind, body["metadata"]["name"], body, event["type"] == "DELETED", time.monotonic())
+                said = Said(
+                    kind,
+                    body["metadata"]["name"],
+                    body,
+                    event["type"] == "DELETED",
+                    time.monotonic(),
+                )
                 self._said.append(said)
                 self._latest[kind, said.name] = said
             self._changed.notify_all()
@@ -129,10 +140,16 @@ class Tape:
 
 @contextmanager
 def record(kubectl: Kubectl, paths: Mapping[str, str]) -> Iterator[Tape]:
-    """A tape that has begun for every kind, and runs while the context lasts. Every kind must have an object by then."""
+    """A tape that has begun for every kind, and runs while the context lasts. Every kind must have
+    an object by then.
+    """
     tape = Tape(kubectl, paths)
     try:
-        tape.until("an object of every kind", lambda t: all(t.latest(kind) for kind in paths), FIRST_SECONDS)
+        tape.until(
+            "an object of every kind",
+            lambda t: all(t.latest(kind) for kind in paths),
+            FIRST_SECONDS,
+        )
         yield tape
     finally:
         tape.close()

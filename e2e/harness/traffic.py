@@ -1,8 +1,8 @@
 """Clients that never stop asking: they find out whether anybody notices a change of weights.
 
-Every address gets clients that send one completion after the other, and clients that read theirs as a stream and notice how long
-they wait between two tokens. A request counts as failed when it does not end with status 200 and a reason that a client would
-accept; what failed is kept, word for word.
+Every address gets clients that send one completion after the other, and clients that read theirs as
+a stream and notice how long they wait between two tokens. A request counts as failed when it does
+not end with status 200 and a reason that a client would accept; what failed is kept, word for word.
 """
 
 from __future__ import annotations
@@ -20,17 +20,32 @@ from typing import Self
 ACCEPTED = ("length", "stop")
 
 
-def complete_ids(address: str, prompt: Sequence[int], max_tokens: int = 24, timeout_seconds: float = 60) -> list[int]:
-    """The greedy continuation of a prompt by the engine at ``host:port``, in token ids: what two engines are compared by."""
+def complete_ids(
+    address: str, prompt: Sequence[int], max_tokens: int = 24, timeout_seconds: float = 60
+) -> list[int]:
+    """The greedy continuation of a prompt by the engine at ``host:port``, in token ids: what two
+    engines are compared by.
+    """
     with _post(address, list(prompt), max_tokens, timeout_seconds) as answer:
         return list(json.loads(answer.read())["choices"][0]["token_ids"])
 
 
 @contextmanager
 def _post(
-    address: str, prompt: str | list[int], max_tokens: int, timeout_seconds: float, *, stream: bool = False
+    address: str,
+    prompt: str | list[int],
+    max_tokens: int,
+    timeout_seconds: float,
+    *,
+    stream: bool = False,
 ) -> Iterator[HTTPResponse]:
-    body = {"return_token_ids": True, "prompt": prompt, "max_tokens": max_tokens, "temperature": 0, "ignore_eos": True}
+    body = {
+        "return_token_ids": True,
+        "prompt": prompt,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+    }
     request = urllib.request.Request(
         f"http://{address}/v1/completions",
         json.dumps({**body, "stream": stream}).encode(),
@@ -43,7 +58,9 @@ def _post(
 class Traffic:
     """A context manager: requests run from entry to exit, and all of them end before it returns."""
 
-    def __init__(self, addresses: Sequence[str], plain: int = 1, streams: int = 0, max_tokens: int = 16) -> None:
+    def __init__(
+        self, addresses: Sequence[str], plain: int = 1, streams: int = 0, max_tokens: int = 16
+    ) -> None:
         """So many clients of either kind for each address."""
         self._max_tokens = max_tokens
         self._stop = threading.Event()
@@ -51,9 +68,12 @@ class Traffic:
         self._requests = 0
         self._failures: list[str] = []
         self._slowest_seconds = 0.0
-        self._gaps: list[tuple[float, float]] = []  # when, and the seconds between two tokens of one stream
+        # when, and the seconds between two tokens of one stream
+        self._gaps: list[tuple[float, float]] = []
         self._threads = [
-            threading.Thread(target=self._ask, args=(address, number, number < streams), daemon=True)
+            threading.Thread(
+                target=self._ask, args=(address, number, number < streams), daemon=True
+            )
             for address in addresses
             for number in range(streams + plain)
         ]
@@ -87,7 +107,10 @@ class Traffic:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._stop.set()
         for thread in self._threads:
@@ -102,7 +125,11 @@ class Traffic:
             failure = ""
             try:
                 with _post(address, prompt, self._max_tokens, 60, stream=stream) as answer:
-                    reason = self._read(answer) if stream else json.loads(answer.read())["choices"][0]["finish_reason"]
+                    reason = (
+                        self._read(answer)
+                        if stream
+                        else json.loads(answer.read())["choices"][0]["finish_reason"]
+                    )
                 if reason not in ACCEPTED:
                     failure = f"{address}: ended with {reason}"
             except (OSError, HTTPException, ValueError, KeyError) as error:

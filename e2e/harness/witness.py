@@ -1,7 +1,9 @@
-"""Who looks whether what is said is true: labels by asking the engines, statuses by what was said before.
+"""Who looks whether what is said is true: labels by asking the engines, statuses by what was said
+before.
 
-A witness that could not look has not seen that all is well. So it counts what it compared, an error of its own is an error, and an
-engine that did not answer is excused only by a container that was started anew, or a pod that is gone.
+A witness that could not look has not seen that all is well. So it counts what it compared, an error
+of its own is an error, and an engine that did not answer is excused only by a container that was
+started anew, or a pod that is gone.
 """
 
 from __future__ import annotations
@@ -44,16 +46,24 @@ class Shown:
 class Account:
     """What a witness saw."""
 
-    compared: Counter[str] = field(default_factory=Counter)  # statements that were compared, by version
+    # statements that were compared, by version
+    compared: Counter[str] = field(default_factory=Counter)
     lies: list[str] = field(default_factory=list)
-    unanswered: dict[tuple[str, str], str] = field(default_factory=dict)  # (uid, life) → what happened
+    # (uid, life) → what happened
+    unanswered: dict[tuple[str, str], str] = field(default_factory=dict)
 
 
 @contextmanager
 def watch_labels(
-    environment: Environment, selector: str, cold: Mapping[str, list[int]], prompt: Sequence[int], tokens: int
+    environment: Environment,
+    selector: str,
+    cold: Mapping[str, list[int]],
+    prompt: Sequence[int],
+    tokens: int,
 ) -> Iterator[Account]:
-    """Label, answer, label: a pod counts where it said the same before and after the answer. Raises whatever kept it from looking."""
+    """Label, answer, label: a pod counts where it said the same before and after the answer. Raises
+    whatever kept it from looking.
+    """
     account = Account()
     stop = threading.Event()
 
@@ -80,7 +90,9 @@ def watch_labels(
             account.compared[shown.version] += 1
             if answer != cold.get(shown.version):
                 others = [version for version, ids in cold.items() if ids == answer]
-                account.lies.append(f"{shown.name} is labelled {shown.version} and answers as {others or answer}")
+                account.lies.append(
+                    f"{shown.name} is labelled {shown.version} and answers as {others or answer}"
+                )
 
     def run(pool: ThreadPoolExecutor) -> None:
         while not stop.wait(EVERY_SECONDS):
@@ -113,7 +125,12 @@ def _unexcused(environment: Environment, selector: str, account: Account) -> lis
         return [text for life, text in account.unanswered.items() if life in lives]
 
     try:
-        eventually("every engine that did not answer was started anew", lambda: not left(), EXCUSED_SECONDS, 2.0)
+        eventually(
+            "every engine that did not answer was started anew",
+            lambda: not left(),
+            EXCUSED_SECONDS,
+            2.0,
+        )
     except TimedOut:
         return [f"is said to serve, and does not: {text}" for text in left()]
     return []
@@ -126,8 +143,9 @@ def _condition(status: Body, type_: str) -> Body:
 def false_statements(tape: Tape) -> tuple[int, list[str]]:
     """What the statuses on a tape said that was not so; and how many statements were compared.
 
-    *stable* and *previous* name only what the rollout called complete at some time before. When it becomes Ready, every pod shows
-    the version, and every engine has confirmed it; as long as it is Ready, none shows or confirms another one.
+    *stable* and *previous* name only what the rollout called complete at some time before. When it
+    becomes Ready, every pod shows the version, and every engine has confirmed it; as long as it is
+    Ready, none shows or confirms another one.
     """
     complete: set[str] = set()
     pods: dict[str, Body] = {}
@@ -148,7 +166,9 @@ def false_statements(tape: Tape) -> tuple[int, list[str]]:
                 name = status.get(named, {}).get("name", "")
                 compared += 1
                 if name and name not in complete:
-                    lies.append(f"status.{named} names {name}, complete were only {sorted(complete)}")
+                    lies.append(
+                        f"status.{named} names {name}, complete were only {sorted(complete)}"
+                    )
             was_ready = ready
             continue
         known = pods if said.kind == "pod" else nodes
@@ -164,9 +184,13 @@ def _known_complete(status: Body) -> set[str]:
     return names - {""}
 
 
-def _of_fleet(target: Body, pods: dict[str, Body], nodes: dict[str, Body], *, became: bool) -> tuple[int, list[str]]:
+def _of_fleet(
+    target: Body, pods: dict[str, Body], nodes: dict[str, Body], *, became: bool
+) -> tuple[int, list[str]]:
     """What pods and engines say while the rollout says that all serve ``target``."""
-    engines = {e["podUID"]: e for node in nodes.values() for e in node.get("status", {}).get("engines", [])}
+    engines = {
+        e["podUID"]: e for node in nodes.values() for e in node.get("status", {}).get("engines", [])
+    }
     compared = 0
     lies: list[str] = []
     for pod in pods.values():
@@ -178,5 +202,8 @@ def _of_fleet(target: Body, pods: dict[str, Body], nodes: dict[str, Body], *, be
         for shown, wanted in ((label, target["version"]), (digest, target["digest"])):
             compared += 1
             if shown != wanted and (shown or became):
-                lies.append(f"Ready with {target['version']}, and {metadata['name']} says {shown or 'nothing'}")
+                lies.append(
+                    f"Ready with {target['version']}, and {metadata['name']} says "
+                    f"{shown or 'nothing'}"
+                )
     return compared, lies

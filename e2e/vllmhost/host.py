@@ -1,8 +1,9 @@
-"""The sample's vLLM image on a cluster of this machine: a small image under the same name, and the host's vLLM mounted into it.
+"""The sample's vLLM image on a cluster of this machine: a small image under the same name, and the
+host's vLLM mounted into it.
 
-The samples are applied word for word, so what this machine needs cannot stand in them. A mutating policy of the demo's own adds
-the mounts to every container that has the sample's image; Hotweights' policy is another one and knows nothing of it. On a
-cluster that pulls images neither is needed.
+The samples are applied word for word, so what this machine needs cannot stand in them. A mutating
+policy of the demo's own adds the mounts to every container that has the sample's image; Hotweights'
+policy is another one and knows nothing of it. On a cluster that pulls images neither is needed.
 """
 
 from __future__ import annotations
@@ -40,14 +41,25 @@ def policy() -> list[dict[str, Any]]:
                 "reinvocationPolicy": "IfNeeded",
                 "matchConstraints": {
                     "resourceRules": [
-                        {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+                        {
+                            "apiGroups": [""],
+                            "apiVersions": ["v1"],
+                            "operations": ["CREATE"],
+                            "resources": ["pods"],
+                        }
                     ]
                 },
                 "matchConditions": [
-                    {"name": "has-the-image", "expression": f"object.spec.containers.exists(c, c.image == '{IMAGE}')"}
+                    {
+                        "name": "has-the-image",
+                        "expression": f"object.spec.containers.exists(c, c.image == '{IMAGE}')",
+                    }
                 ],
                 "mutations": [
-                    {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": _expression(volumes)}}
+                    {
+                        "patchType": "ApplyConfiguration",
+                        "applyConfiguration": {"expression": _expression(volumes)},
+                    }
                 ],
             },
         },
@@ -79,4 +91,6 @@ def _expression(volumes: dict[str, tuple[str, str]]) -> str:
 def _python_installation() -> str:
     """Where the interpreter lives that vLLM's virtual environment links to."""
     ask = "import sys; print(sys.base_prefix)"
-    return subprocess.run([build.python(), "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+    return subprocess.run(
+        [build.python(), "-c", ask], capture_output=True, text=True, check=True
+    ).stdout.strip()

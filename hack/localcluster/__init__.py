@@ -1,7 +1,8 @@
-"""A real Kubernetes on this machine, without Docker and without a registry: for tests, the demo and e2e.
+"""A real Kubernetes on this machine, without Docker and without a registry: for tests, the demo and
+e2e.
 
-On a machine with Docker, kind or any other cluster does as well: whatever KUBECONFIG names is used the same
-way. This is for the machines without, and it starts faster.
+On a machine with Docker, kind or any other cluster does as well: whatever KUBECONFIG names is used
+the same way. This is for the machines without, and it starts faster.
 
     python -m localcluster up                        # 2 nodes; prints where the kubeconfig is
     python -m localcluster up --control-plane-only   # no root, ready in seconds

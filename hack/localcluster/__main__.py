@@ -1,4 +1,6 @@
-"""The command line: each verb is a few calls into the package. Answers go to stdout, progress to stderr."""
+"""The command line: each verb is a few calls into the package. Answers go to stdout, progress to
+stderr.
+"""
 
 from __future__ import annotations
 
@@ -27,19 +29,30 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"localcluster: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("localcluster: stopped halfway. The next `up` or `down` clears away what there is.", file=sys.stderr)
+        print(
+            "localcluster: stopped halfway. The next `up` or `down` clears away what there is.",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--name", default=paths.DEFAULT_NAME, help="which cluster (default: %(default)s)")
-    common.add_argument("--state", type=Path, help="its folder (default: in the cache, under its name)")
-    parser = argparse.ArgumentParser(prog="python -m localcluster", description="A real Kubernetes on this machine.")
+    common.add_argument(
+        "--name", default=paths.DEFAULT_NAME, help="which cluster (default: %(default)s)"
+    )
+    common.add_argument(
+        "--state", type=Path, help="its folder (default: in the cache, under its name)"
+    )
+    parser = argparse.ArgumentParser(
+        prog="python -m localcluster", description="A real Kubernetes on this machine."
+    )
     verbs = parser.add_subparsers(required=True, metavar="VERB")
 
-    up = verbs.add_parser("up", parents=[common], help="bring a cluster up; one that is up stays as it is")
+    up = verbs.add_parser(
+        "up", parents=[common], help="bring a cluster up; one that is up stays as it is"
+    )
     up.add_argument("--nodes", type=int, default=2)
     up.add_argument("--control-plane-only", action="store_true", help="no nodes, no root")
     up.set_defaults(run=_up)
@@ -47,21 +60,29 @@ def _parser() -> argparse.ArgumentParser:
     down = verbs.add_parser("down", parents=[common], help="take away everything of a cluster")
     down.set_defaults(run=lambda arguments: cluster.down(arguments.name, state=arguments.state))
 
-    status = verbs.add_parser("status", parents=[common], help="what runs; fails if something does not")
+    status = verbs.add_parser(
+        "status", parents=[common], help="what runs; fails if something does not"
+    )
     status.set_defaults(run=_status)
 
-    kubeconfig = verbs.add_parser("kubeconfig", parents=[common], help="print the path of the admin's kubeconfig")
+    kubeconfig = verbs.add_parser(
+        "kubeconfig", parents=[common], help="print the path of the admin's kubeconfig"
+    )
     kubeconfig.set_defaults(run=_kubeconfig)
 
     logs = verbs.add_parser("logs", parents=[common], help="print a component's log")
-    logs.add_argument("component", nargs="?", help="such as kube-apiserver or node-0-kubelet; none lists them")
+    logs.add_argument(
+        "component", nargs="?", help="such as kube-apiserver or node-0-kubelet; none lists them"
+    )
     logs.set_defaults(run=_logs)
 
     load = verbs.add_parser("load", parents=[common], help="import image archives into every node")
     load.add_argument("archive", nargs="+", type=Path)
     load.set_defaults(run=lambda arguments: _attach(arguments).load(*arguments.archive))
 
-    image = verbs.add_parser("image", help="make images").add_subparsers(required=True, metavar="WHAT")
+    image = verbs.add_parser("image", help="make images").add_subparsers(
+        required=True, metavar="WHAT"
+    )
     base = image.add_parser("base", help="Debian with Python; prints the archive's path")
     base.set_defaults(run=lambda arguments: print(images.base()))
     build = image.add_parser("build", help="from a Dockerfile; prints the archive's path")
@@ -72,10 +93,16 @@ def _parser() -> argparse.ArgumentParser:
     build.set_defaults(run=_build)
 
     ready = verbs.add_parser("preflight", help="install the Debian packages that are missing")
-    ready.add_argument("--tests", action="store_true", help="only what the tests without a cluster need")
-    ready.set_defaults(run=lambda arguments: preflight.install(preflight.TESTS if arguments.tests else _EVERYTHING))
+    ready.add_argument(
+        "--tests", action="store_true", help="only what the tests without a cluster need"
+    )
+    ready.set_defaults(
+        run=lambda arguments: preflight.install(preflight.TESTS if arguments.tests else _EVERYTHING)
+    )
 
-    built = verbs.add_parser("binaries", help="build binaries that are missing (default: all); print their paths")
+    built = verbs.add_parser(
+        "binaries", help="build binaries that are missing (default: all); print their paths"
+    )
     built.add_argument("binary", nargs="*", metavar="NAME")
     built.set_defaults(run=_binaries)
     return parser
@@ -98,14 +125,18 @@ def _attach(arguments: argparse.Namespace) -> Cluster:
 def _kubeconfig(arguments: argparse.Namespace) -> None:
     path = cluster.state_folder(arguments.name, arguments.state) / "kubeconfig"
     if not path.exists():
-        raise ClusterError(f"There is no cluster {arguments.name!r}. Bring it up: python -m localcluster up")
+        raise ClusterError(
+            f"There is no cluster {arguments.name!r}. Bring it up: python -m localcluster up"
+        )
     print(path)
 
 
 def _status(arguments: argparse.Namespace) -> None:
     daemons = Daemons(cluster.state_folder(arguments.name, arguments.state))
     if not daemons.names():
-        raise ClusterError(f"Cluster {arguments.name!r} is down. Bring it up: python -m localcluster up")
+        raise ClusterError(
+            f"Cluster {arguments.name!r} is down. Bring it up: python -m localcluster up"
+        )
     for name in daemons.names():
         record = daemons.record(name)
         print(f"{name:<28} {f'process {record.pid}' if record and record.alive() else 'DEAD'}")
@@ -126,13 +157,19 @@ def _logs(arguments: argparse.Namespace) -> None:
 
 def _build(arguments: argparse.Namespace) -> None:
     pairs = dict(pair.partition("=")[::2] for pair in arguments.build_arg)
-    print(images.build(arguments.context, arguments.tag, dockerfile=arguments.file, arguments=pairs))
+    print(
+        images.build(arguments.context, arguments.tag, dockerfile=arguments.file, arguments=pairs)
+    )
 
 
 def _binaries(arguments: argparse.Namespace) -> None:
     print(
         json.dumps(
-            {name: str(path) for name, path in binaries.ensure(arguments.binary or binaries.BINARIES).items()}, indent=2
+            {
+                name: str(path)
+                for name, path in binaries.ensure(arguments.binary or binaries.BINARIES).items()
+            },
+            indent=2,
         )
     )
 

@@ -1,6 +1,8 @@
-"""The few questions that starting a cluster asks its API server, over the standard library's HTTP client.
+"""The few questions that starting a cluster asks its API server, over the standard library's HTTP
+client.
 
-Tests and the product use the real Kubernetes client with the kubeconfig; this package must not need it.
+Tests and the product use the real Kubernetes client with the kubeconfig; this package must not need
+it.
 """
 
 from __future__ import annotations

@@ -21,11 +21,16 @@ def write_image(path: Path, name: str, files: Mapping[str, bytes], entrypoint: l
             "architecture": "amd64",
             "os": "linux",
             "config": {"Entrypoint": entrypoint},
-            "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+            "rootfs": {
+                "type": "layers",
+                "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"],
+            },
         }
     ).encode()
     config_name = f"{hashlib.sha256(config).hexdigest()}.json"
-    manifest = json.dumps([{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]).encode()
+    manifest = json.dumps(
+        [{"Config": config_name, "RepoTags": [name], "Layers": ["layer.tar"]}]
+    ).encode()
     members = {config_name: config, "layer.tar": layer, "manifest.json": manifest}
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_bytes(_tar({name: (content, 0o644) for name, content in members.items()}))

@@ -1,9 +1,10 @@
 """The cluster's programs, built from pinned Go modules into the cache.
 
-No registry and no download page is needed: the Go module proxy (or a vendored copy) is the only source,
-and go.sum says what it may deliver. A binary's folder carries a key over everything that went into it:
-its module's go.mod and go.sum and the flags. So a changed pin builds beside the old binary, and an
-unchanged one costs a stat. A build writes into a temporary folder; what is whole is renamed to its place.
+No registry and no download page is needed: the Go module proxy (or a vendored copy) is the only
+source, and go.sum says what it may deliver. A binary's folder carries a key over everything that
+went into it: its module's go.mod and go.sum and the flags. So a changed pin builds beside the old
+binary, and an unchanged one costs a stat. A build writes into a temporary folder; what is whole is
+renamed to its place.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Binary:
 
     module: str  # the folder under hack/modules
     package: str
-    versioned_by: str = ""  # the module path whose required version names the binary; none for our own
+    # the module path whose required version names the binary; none for our own
+    versioned_by: str = ""
     tags: str = ""
     stamp: tuple[str, ...] = ()  # the variables that take the version, major and minor
 
@@ -41,7 +43,9 @@ class Binary:
         """Linker flags: no symbols, and the version where the program expects to be told."""
         major, minor, *_ = version.removeprefix("v").split(".")
         values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
-        return " ".join(["-s -w", *(f"-X {name}={values[name.rpartition('.')[2]]}" for name in self.stamp)])
+        return " ".join(
+            ["-s -w", *(f"-X {name}={values[name.rpartition('.')[2]]}" for name in self.stamp)]
+        )
 
 
 _KUBERNETES_STAMP = (
@@ -53,7 +57,9 @@ _KUBERNETES_STAMP = (
 
 
 def _kubernetes(name: str) -> Binary:
-    return Binary("kubernetes", f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes", stamp=_KUBERNETES_STAMP)
+    return Binary(
+        "kubernetes", f"k8s.io/kubernetes/cmd/{name}", "k8s.io/kubernetes", stamp=_KUBERNETES_STAMP
+    )
 
 
 def _containerd(name: str) -> Binary:
@@ -98,9 +104,13 @@ def version_of(binary: Binary, modules: Path = paths.HACK / "modules") -> str:
     if not binary.versioned_by:
         return _OUR_VERSION
     text = (modules / binary.module / "go.mod").read_text()
-    found = re.search(rf"^(?:require)?\s+{re.escape(binary.versioned_by)} (v\S+)", text, re.MULTILINE)
+    found = re.search(
+        rf"^(?:require)?\s+{re.escape(binary.versioned_by)} (v\S+)", text, re.MULTILINE
+    )
     if found is None:
-        raise ClusterError(f"{modules / binary.module / 'go.mod'} does not require {binary.versioned_by}.")
+        raise ClusterError(
+            f"{modules / binary.module / 'go.mod'} does not require {binary.versioned_by}."
+        )
     return found[1]
 
 
@@ -120,7 +130,14 @@ def key_of(binary: Binary, modules: Path = paths.HACK / "modules") -> str:
 
 def _flags(binary: Binary, version: str) -> list[str]:
     tags = [f"-tags={binary.tags}"] if binary.tags else []
-    return ["-trimpath", "-buildvcs=false", "-mod=readonly", *tags, "-ldflags", binary.ldflags(version)]
+    return [
+        "-trimpath",
+        "-buildvcs=false",
+        "-mod=readonly",
+        *tags,
+        "-ldflags",
+        binary.ldflags(version),
+    ]
 
 
 def _program(name: str) -> Path:
@@ -131,7 +148,9 @@ def _program(name: str) -> Path:
 
 
 def _build_missing(programs: dict[str, Path]) -> None:
-    """Programs of one module and with the same flags: what they share is compiled once, and one links while another compiles."""
+    """Programs of one module and with the same flags: what they share is compiled once, and one
+    links while another compiles.
+    """
     with ExitStack() as stack:
         for name, program in programs.items():
             lock = paths.cache() / "locks" / program.parent.name
@@ -139,7 +158,9 @@ def _build_missing(programs: dict[str, Path]) -> None:
         missing = {name: program for name, program in programs.items() if not program.exists()}
         if missing:
             version = version_of(BINARIES[next(iter(missing))])
-            with step(f"building {', '.join(missing)} {version} (once; minutes on a small machine)"):
+            with step(
+                f"building {', '.join(missing)} {version} (once; minutes on a small machine)"
+            ):
                 _build(missing, version)
 
 
@@ -147,17 +168,26 @@ def _build(programs: dict[str, Path], version: str) -> None:
     """Build what this process holds the locks of."""
     if shutil.which("go") is None:
         raise ClusterError(
-            f"Building {', '.join(programs)} needs Go (https://go.dev/doc/install): put `go` on PATH, then try again."
+            f"Building {', '.join(programs)} needs Go (https://go.dev/doc/install): put `go` "
+            "on PATH, then try again."
         )
     binaries = [BINARIES[name] for name in programs]
     first = next(iter(programs.values())).parent
     for left in first.parent.glob(f"{first.name}.unfinished-*"):
         shutil.rmtree(left)
-    # Named for the process: a compiler that outlived a killed run must not write into the next one's folder.
+    # Named for the process: a compiler that outlived a killed run must not write into the next
+    # one's folder.
     built = first.with_name(f"{first.name}.unfinished-{os.getpid()}")
     built.mkdir(parents=True)
     run(
-        ["go", "build", "-o", f"{built}/", *_flags(binaries[0], version), *(binary.package for binary in binaries)],
+        [
+            "go",
+            "build",
+            "-o",
+            f"{built}/",
+            *_flags(binaries[0], version),
+            *(binary.package for binary in binaries),
+        ],
         cwd=paths.HACK / "modules" / binaries[0].module,
         environment={
             "CGO_ENABLED": "0",
@@ -166,7 +196,8 @@ def _build(programs: dict[str, Path], version: str) -> None:
             "GOGC": "400",  # of the compiler: a sixth of its time, for some memory
         },
         timeout_seconds=_BUILD_TIMEOUT_SECONDS,
-        hint="Is the Go module proxy reachable (`go env GOPROXY`)? What was built is kept: run it again.",
+        hint="Is the Go module proxy reachable (`go env GOPROXY`)? What was built is kept: run it "
+        "again.",
     )
     for name, program in programs.items():
         unfinished = built / f"of-{name}"
@@ -177,7 +208,9 @@ def _build(programs: dict[str, Path], version: str) -> None:
 
 
 def _go_names(binary: Binary) -> str:
-    """The file that `go build` writes for a package: its folder's name, a major version's left out."""
+    """The file that `go build` writes for a package: its folder's name, a major version's left
+    out.
+    """
     if binary.package == ".":
         return binary.module
     *_, above, last = binary.package.split("/")

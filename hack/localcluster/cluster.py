@@ -1,9 +1,9 @@
 """A whole cluster on this machine: a control plane, and nodes that are namespaces.
 
-`up` either finds the cluster complete and running, or clears away whatever is left of it and makes it
-anew: a half-made cluster is never repaired, because making one takes less time than understanding one.
-What is left is found by what the kernel and the records say is ours (slot, cgroup, recorded processes,
-named namespaces), never by guessing.
+`up` either finds the cluster complete and running, or clears away whatever is left of it and makes
+it anew: a half-made cluster is never repaired, because making one takes less time than
+understanding one. What is left is found by what the kernel and the records say is ours (slot,
+cgroup, recorded processes, named namespaces), never by guessing.
 """
 
 from __future__ import annotations
@@ -28,9 +28,12 @@ from localcluster.node import Node
 from localcluster.progress import say, step
 
 _LOCK_TIMEOUT_SECONDS = 900.0
-# On a machine of its own a node's pods weigh 1024 for every core against all of the system together. Here they would weigh, all in one
-# group, as much as one process of this machine, and come after the control plane and whoever asks them: of 24 commits under load the
-# longest pause was 305 ms, of 12 with this 83 ms. With twice as much the control plane starves, and a rollout takes twice as long.
+# On a machine of its own a node's pods weigh 1024 for every core against all of the system
+# together. Here they would weigh, all in one
+# group, as much as one process of this machine, and come after the control plane and whoever asks
+# them: of 24 commits under load the
+# longest pause was 305 ms, of 12 with this 83 ms. With twice as much the control plane starves, and
+# a rollout takes twice as long.
 _SHARES_PER_NODE = 2048
 
 
@@ -43,7 +46,9 @@ class Remembered:
     controller_manager_arguments: tuple[str, ...]
 
     def control_plane(self, state: Path, endpoints: Endpoints | None = None) -> ControlPlane:
-        """The control plane in this folder; its endpoints are given once and then remembered there."""
+        """The control plane in this folder; its endpoints are given once and then remembered
+        there.
+        """
         return ControlPlane(
             state,
             endpoints=endpoints,
@@ -72,7 +77,9 @@ class Cluster:
         apiserver_arguments: Sequence[str] = (),
         controller_manager_arguments: Sequence[str] = (),
     ) -> Cluster:
-        """Bring up a cluster and wait until every node is ready; one that is up already is given back as it is."""
+        """Bring up a cluster and wait until every node is ready; one that is up already is given
+        back as it is.
+        """
         state = state_folder(name, state)
         if not 1 <= nodes <= MAX_NODES:
             raise ClusterError(f"A cluster has 1 to {MAX_NODES} nodes, not {nodes}.")
@@ -84,12 +91,18 @@ class Cluster:
                 found = cls.attach(name, state=state)
                 if found.complete():
                     if len(found.nodes) != nodes:
-                        raise ClusterError(f"Cluster {name!r} is up with {len(found.nodes)} nodes; take it down first.")
+                        raise ClusterError(
+                            f"Cluster {name!r} is up with {len(found.nodes)} nodes; take it "
+                            "down "
+                            "first."
+                        )
                     return found
                 say(f"cluster {name} is not whole any more: making it anew")
             _clear(name, state)
             slot = slots.claim(name, state)
-            remembered = Remembered(nodes, tuple(apiserver_arguments), tuple(controller_manager_arguments))
+            remembered = Remembered(
+                nodes, tuple(apiserver_arguments), tuple(controller_manager_arguments)
+            )
             cluster = cls(name, remembered.control_plane(state, slot.endpoints()), slot, nodes)
             cluster._make(pause)
             paths.write_atomically(state / "cluster.json", json.dumps(asdict(remembered)))
@@ -101,7 +114,11 @@ class Cluster:
         state = state_folder(name, state)
         slot = slots.held(name)
         if slot is None or not (state / "cluster.json").exists():
-            raise ClusterError(f"There is no cluster {name!r}. Bring it up: python -m localcluster up --name {name}")
+            raise ClusterError(
+                f"There is no cluster {name!r}. Bring it up: python -m localcluster up "
+                "--name "
+                f"{name}"
+            )
         remembered = Remembered(**json.loads((state / "cluster.json").read_text()))
         return cls(name, remembered.control_plane(state), slot, remembered.nodes)
 
@@ -109,7 +126,10 @@ class Cluster:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.down()
 
@@ -126,14 +146,20 @@ class Cluster:
     def complete(self) -> bool:
         """Whether every daemon runs."""
         alive = self.control_plane.daemons.alive
-        expected = [*self.control_plane.programs, *(name for node in self.nodes for name in node.daemon_names)]
+        expected = [
+            *self.control_plane.programs,
+            *(name for node in self.nodes for name in node.daemon_names),
+        ]
         return all(alive(name) for name in expected) and all(node.ready() for node in self.nodes)
 
     def load(self, *archives: Path, nodes: Iterable[Node] | None = None) -> None:
         """Import image archives into all nodes, or into these."""
         for archive in archives:
             with step(f"loading {archive.name}"):
-                _at_once(functools.partial(Node.load, archive=archive), self.nodes if nodes is None else nodes)
+                _at_once(
+                    functools.partial(Node.load, archive=archive),
+                    self.nodes if nodes is None else nodes,
+                )
 
     def down(self) -> None:
         """Take everything away."""
@@ -144,7 +170,9 @@ class Cluster:
             network.start_forwarding()
             network.create_bridge(self.slot)
             for index, node in enumerate(self.nodes):
-                network.create_node(self.slot, node.addresses, [other.addresses for other in self.nodes[:index]])
+                network.create_node(
+                    self.slot, node.addresses, [other.addresses for other in self.nodes[:index]]
+                )
         self.control_plane.start()
         with step(f"starting {len(self.nodes)} nodes"):
             cgroups.create(cgroups.name_of(self.name))
@@ -184,7 +212,9 @@ def _clear(name: str, state: Path) -> None:
 
 
 def _exclusive(name: str) -> AbstractContextManager[None]:
-    return paths.locked(paths.clusters() / f".{name}.lock", f"cluster {name}", _LOCK_TIMEOUT_SECONDS)
+    return paths.locked(
+        paths.clusters() / f".{name}.lock", f"cluster {name}", _LOCK_TIMEOUT_SECONDS
+    )
 
 
 def _at_once(action: Callable[[Node], None], nodes: Iterable[Node]) -> None:

@@ -1,9 +1,9 @@
 """etcd, the API server and the controllers, as processes of this machine.
 
-Alone it needs no root and listens on loopback: validation, admission, watches, garbage collection and
-service accounts are the real ones, which is what most tests need, and it is ready in a few seconds. With
-nodes (`cluster`) it listens on the address of the nodes' bridge instead, and is otherwise the same.
-The API server can be stopped and started while everything else keeps running.
+Alone it needs no root and listens on loopback: validation, admission, watches, garbage collection
+and service accounts are the real ones, which is what most tests need, and it is ready in a few
+seconds. With nodes (`cluster`) it listens on the address of the nodes' bridge instead, and is
+otherwise the same. The API server can be stopped and started while everything else keeps running.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ CONTROLLER_MANAGER, SCHEDULER = "kube-controller-manager", "kube-scheduler"
 _LOOPBACK = "127.0.0.1"
 _READY_WITHIN_SECONDS = 90.0
 _TEMPORARY_PREFIX = "tmp-"
-# Below the range from which the kernel takes ports for outgoing connections: there, a client that knocks at
+# Below the range from which the kernel takes ports for outgoing connections: there, a client that
+# knocks at
 # a stopped API server's port can be given that very port, and then talks to itself.
 _PORTS = range(20000, 32000)
 
@@ -67,7 +68,10 @@ class Endpoints:
         """What the API server's certificate must vouch for."""
         service = ("kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost")
         addresses = (self.address, _LOOPBACK, self.service_address)
-        return (*(f"DNS:{name}" for name in service), *(f"IP:{address}" for address in dict.fromkeys(addresses)))
+        return (
+            *(f"DNS:{name}" for name in service),
+            *(f"IP:{address}" for address in dict.fromkeys(addresses)),
+        )
 
 
 def free_endpoints() -> Endpoints:
@@ -84,10 +88,11 @@ def _free_ports() -> Iterator[int]:
 
 
 class ControlPlane:
-    """A control plane in a state folder; as a context manager it starts, and takes everything away at the end.
+    """A control plane in a state folder; as a context manager it starts, and takes everything away
+    at the end.
 
-    Without a state folder it takes a temporary one. If its process is killed, the next temporary control
-    plane on this machine clears it away.
+    Without a state folder it takes a temporary one. If its process is killed, the next temporary
+    control plane on this machine clears it away.
     """
 
     def __init__(
@@ -121,7 +126,10 @@ class ControlPlane:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.remove()
 
@@ -143,7 +151,9 @@ class ControlPlane:
             sweep()
             self.credentials.ensure(self.endpoints.server_names)
             admin = self.credentials.token(credentials.ADMIN)
-            paths.write_atomically(self.kubeconfig, self.credentials.kubeconfig(self.url, admin), 0o600)
+            paths.write_atomically(
+                self.kubeconfig, self.credentials.kubeconfig(self.url, admin), 0o600
+            )
             self.daemons.start(ETCD, [programs[ETCD], *etcd_arguments(self.state, self.endpoints)])
             self.start_apiserver()
             if CONTROLLER_MANAGER in self._controllers:
@@ -154,7 +164,9 @@ class ControlPlane:
             if SCHEDULER in self._controllers:
                 config = self.kubeconfig_of(credentials.SCHEDULER)
                 common = ("--leader-elect=false", "--secure-port=0")
-                self.daemons.start(SCHEDULER, [programs[SCHEDULER], f"--kubeconfig={config}", *common])
+                self.daemons.start(
+                    SCHEDULER, [programs[SCHEDULER], f"--kubeconfig={config}", *common]
+                )
             self._wait_for_controllers()
 
     def start_apiserver(self) -> None:
@@ -163,7 +175,10 @@ class ControlPlane:
         arguments = apiserver_arguments(self.credentials, self.endpoints)
         self.daemons.start(APISERVER, [program, *arguments, *self._apiserver_arguments])
         self.daemons.wait_until(
-            self.api.ready, "The API server is ready", needs=[ETCD, APISERVER], timeout_seconds=_READY_WITHIN_SECONDS
+            self.api.ready,
+            "The API server is ready",
+            needs=[ETCD, APISERVER],
+            timeout_seconds=_READY_WITHIN_SECONDS,
         )
 
     def stop_apiserver(self, *, grace_seconds: float = 0.0) -> None:
@@ -182,7 +197,9 @@ class ControlPlane:
     def kubeconfig_of(self, user: User) -> Path:
         """A kubeconfig for one of the static identities."""
         path = self.state / "pki" / f"{user.name.replace(':', '-')}.kubeconfig"
-        paths.write_atomically(path, self.credentials.kubeconfig(self.url, self.credentials.token(user)), 0o600)
+        paths.write_atomically(
+            path, self.credentials.kubeconfig(self.url, self.credentials.token(user)), 0o600
+        )
         return path
 
     def service_account_token(
@@ -194,11 +211,15 @@ class ControlPlane:
         seconds: int = 3600,
         bound_to: dict[str, str] | None = None,  # boundObjectRef: kind, apiVersion, name, uid
     ) -> str:
-        """A token that the API server issues for a service account, as a projected volume would hold it."""
+        """A token that the API server issues for a service account, as a projected volume would
+        hold it.
+        """
         spec: dict[str, object] = {"audiences": list(audiences), "expirationSeconds": seconds}
         if bound_to is not None:
             spec["boundObjectRef"] = bound_to
-        answer = self.api.post(f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", {"spec": spec})
+        answer = self.api.post(
+            f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", {"spec": spec}
+        )
         return str(answer["status"]["token"])
 
     def kubeconfig_for(self, namespace: str, service_account: str) -> Path:
@@ -221,7 +242,9 @@ class ControlPlane:
         )
 
     def _remembered(self, given: Endpoints | None) -> Endpoints:
-        """The endpoints of this state folder: chosen once, so that kubeconfigs stay true over restarts."""
+        """The endpoints of this state folder: chosen once, so that kubeconfigs stay true over
+        restarts.
+        """
         file = self.state / "endpoints.json"
         if given is None and file.exists():
             return Endpoints(**json.loads(file.read_text()))
@@ -246,7 +269,9 @@ def etcd_arguments(state: Path, endpoints: Endpoints) -> list[str]:
 
 
 def apiserver_arguments(keys: Credentials, endpoints: Endpoints) -> list[str]:
-    """Authorizers and admission as in a production cluster. Both policy kinds and PodSecurity are on by default."""
+    """Authorizers and admission as in a production cluster. Both policy kinds and PodSecurity are
+    on by default.
+    """
     certificate, key = keys.certificate("apiserver")
     kubelet_certificate, kubelet_key = keys.certificate("kubelet-client")
     return [

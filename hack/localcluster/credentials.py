@@ -1,9 +1,10 @@
-"""Who may talk to the cluster: one small authority for certificates, and a bearer token for each component.
+"""Who may talk to the cluster: one small authority for certificates, and a bearer token for each
+component.
 
-Every component has the identity it has in a real cluster (`system:node:NAME` and so on), so that the Node
-authorizer, NodeRestriction and RBAC decide here what they decide there. Tokens come from a static file,
-because that needs no certificate per user; certificates are only for serving and for the API server's
-way into the kubelets. openssl writes them: the standard library cannot.
+Every component has the identity it has in a real cluster (`system:node:NAME` and so on), so that
+the Node authorizer, NodeRestriction and RBAC decide here what they decide there. Tokens come from a
+static file, because that needs no certificate per user; certificates are only for serving and for
+the API server's way into the kubelets. openssl writes them: the standard library cannot.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from localcluster import paths
 from localcluster.host.commands import run
 
 MAX_NODES = 16
-"""How many nodes a cluster can have: their tokens are made at once, as the API server reads the file once."""
+"""How many nodes a cluster can have: their tokens are made at once, as the API server reads the
+file once.
+"""
 
 _EC_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
 _DAYS = "3650"
@@ -59,20 +62,30 @@ class Credentials:
         self.tokens = self._folder / "tokens.csv"
 
     def ensure(self, server_names: tuple[str, ...]) -> None:
-        """Make what is missing. `server_names` are subjectAltName entries such as `IP:127.0.0.1`."""
+        """Make what is missing. `server_names` are subjectAltName entries such as
+        `IP:127.0.0.1`.
+        """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not self.authority.exists():
             self._make_authority()
         if not self.service_account_public_key.exists():
             self._make_service_account_key()
         self.certificate("apiserver", extensions=(f"subjectAltName={','.join(server_names)}",))
-        self.certificate("kubelet-client", "/O=system:masters/CN=kube-apiserver", ("extendedKeyUsage=clientAuth",))
+        self.certificate(
+            "kubelet-client",
+            "/O=system:masters/CN=kube-apiserver",
+            ("extendedKeyUsage=clientAuth",),
+        )
         if not self.tokens.exists():
             nodes = (node_user(node_name(index)) for index in range(MAX_NODES))
             users = (ADMIN, CONTROLLER_MANAGER, SCHEDULER, PROXY, *nodes)
-            paths.write_atomically(self.tokens, render_tokens({user: secrets.token_hex(20) for user in users}), 0o600)
+            paths.write_atomically(
+                self.tokens, render_tokens({user: secrets.token_hex(20) for user in users}), 0o600
+            )
 
-    def certificate(self, name: str, subject: str = "", extensions: tuple[str, ...] = ()) -> tuple[Path, Path]:
+    def certificate(
+        self, name: str, subject: str = "", extensions: tuple[str, ...] = ()
+    ) -> tuple[Path, Path]:
         """A certificate of our authority and its key, made on first use."""
         certificate, key = self._folder / f"{name}.crt", self._folder / f"{name}.key"
         if not certificate.exists():
@@ -80,7 +93,16 @@ class Credentials:
             signer = ("-CA", self.authority, "-CAkey", self._folder / "ca.key")
             leaf = ("basicConstraints=critical,CA:FALSE", *extensions)
             added = [word for extension in leaf for word in ("-addext", extension)]
-            what = ("-days", _DAYS, "-subj", subject or f"/CN={name}", "-keyout", key, "-out", unfinished)
+            what = (
+                "-days",
+                _DAYS,
+                "-subj",
+                subject or f"/CN={name}",
+                "-keyout",
+                key,
+                "-out",
+                unfinished,
+            )
             run(["openssl", "req", "-x509", *_EC_KEY, *signer, *what, *added])
             unfinished.rename(certificate)
         return certificate, key
@@ -102,7 +124,21 @@ class Credentials:
         usage = "keyUsage=critical,keyCertSign,cRLSign"
         subject = ("-subj", "/CN=hotweights-localcluster", "-addext", usage)
         key = self._folder / "ca.key"
-        run(["openssl", "req", "-x509", *_EC_KEY, *subject, "-days", _DAYS, "-keyout", key, "-out", unfinished])
+        run(
+            [
+                "openssl",
+                "req",
+                "-x509",
+                *_EC_KEY,
+                *subject,
+                "-days",
+                _DAYS,
+                "-keyout",
+                key,
+                "-out",
+                unfinished,
+            ]
+        )
         unfinished.rename(self.authority)
 
     def _make_service_account_key(self) -> None:
@@ -115,7 +151,10 @@ class Credentials:
 
 def render_tokens(tokens: dict[User, str]) -> str:
     """The API server's static token file: token, user, uid, and the groups in quotes."""
-    return "".join(f'{token},{user.name},{user.name},"{",".join(user.groups)}"\n' for user, token in tokens.items())
+    return "".join(
+        f'{token},{user.name},{user.name},"{",".join(user.groups)}"\n'
+        for user, token in tokens.items()
+    )
 
 
 def render_kubeconfig(url: str, authority: bytes, token: str) -> str:
@@ -127,11 +166,16 @@ def render_kubeconfig(url: str, authority: bytes, token: str) -> str:
         "clusters": [
             {
                 "name": name,
-                "cluster": {"server": url, "certificate-authority-data": base64.b64encode(authority).decode()},
+                "cluster": {
+                    "server": url,
+                    "certificate-authority-data": base64.b64encode(authority).decode(),
+                },
             }
         ],
         "users": [{"name": name, "user": {"token": token}}],
-        "contexts": [{"name": name, "context": {"cluster": name, "user": name, "namespace": "default"}}],
+        "contexts": [
+            {"name": name, "context": {"cluster": name, "user": name, "namespace": "default"}}
+        ],
         "current-context": name,
     }
     return json.dumps(config, indent=2) + "\n"

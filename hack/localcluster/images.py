@@ -1,7 +1,8 @@
-"""Container images without a registry: pause, a Debian base, and builds from Dockerfiles, each as a tar.
+"""Container images without a registry: pause, a Debian base, and builds from Dockerfiles, each as a
+tar.
 
-buildah builds without a daemon. Its storage is ours, in the cache. The Dockerfile gets its base image as
-the build argument BASE, so that the same file builds on a public base elsewhere.
+buildah builds without a daemon. Its storage is ours, in the cache. The Dockerfile gets its base
+image as the build argument BASE, so that the same file builds on a public base elsewhere.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ def pause() -> Path:
 
 def base() -> Path:
     """The archive of the base image: Debian with Python and nothing else. Made once."""
-    key = hashlib.sha256(f"{hostsetup.DEBIAN_SUITE} {_BASE_PACKAGES}".encode()).hexdigest()[:_KEY_NDIGITS]
+    key = hashlib.sha256(f"{hostsetup.DEBIAN_SUITE} {_BASE_PACKAGES}".encode()).hexdigest()[
+        :_KEY_NDIGITS
+    ]
     path = folder() / f"hotweights-base-{key}.tar"
     if path.exists():
         return path
@@ -64,7 +67,9 @@ def build(
     arguments: Mapping[str, str] | None = None,
     inputs: Sequence[Path] = (),  # what the build reads of the context, by default all of it
 ) -> Path:
-    """Build a Dockerfile on our base; gives back the archive, to be loaded into nodes. What is unchanged is not built."""
+    """Build a Dockerfile on our base; gives back the archive, to be loaded into nodes. What is
+    unchanged is not built.
+    """
     base_archive = base()
     name = tag.rpartition("/")[2].replace(":", "-")
     key = _key(
@@ -77,7 +82,10 @@ def build(
     words = ["--build-arg", f"BASE={BASE_IMAGE}"]
     for argument, value in {**hostsetup.proxies(), **(arguments or {})}.items():
         words += ["--build-arg", f"{argument}={value}"]
-    with paths.locked(folder() / "lock", "building an image", _LOCK_TIMEOUT_SECONDS), step(f"building {tag}"):
+    with (
+        paths.locked(folder() / "lock", "building an image", _LOCK_TIMEOUT_SECONDS),
+        step(f"building {tag}"),
+    ):
         _buildah("rm", "--all")  # a failed or killed build leaves its container
         if not _stored(BASE_IMAGE):  # buildah's storage was cleared, the archives were not
             _buildah("pull", f"docker-archive:{base_archive}")
@@ -89,18 +97,26 @@ def build(
             *("--tag", tag, "--file", dockerfile or context / "Dockerfile"),
             context,
         )
-        for old in folder().glob(f"{name}-{'[0-9a-f]' * _KEY_NDIGITS}.tar"):  # and no tag's that only begins alike
+        # and no tag's that only begins alike
+        for old in folder().glob(f"{name}-{'[0-9a-f]' * _KEY_NDIGITS}.tar"):
             old.unlink()
         _export(tag, path)
-        _buildah("rmi", "--prune")  # this storage shares nothing between images: old ones are whole copies
+        # this storage shares nothing between images: old ones are whole copies
+        _buildah("rmi", "--prune")
     return path
 
 
 def _key(inputs: Sequence[Path], arguments: Mapping[str, str]) -> str:
-    """A name for everything that a build reads, so that it is built again exactly when something changes."""
+    """A name for everything that a build reads, so that it is built again exactly when something
+    changes.
+    """
     state = hashlib.sha256(repr(sorted(arguments.items())).encode())
     for given in inputs:
-        files = sorted(file for file in given.rglob("*") if file.is_file()) if given.is_dir() else [given]
+        files = (
+            sorted(file for file in given.rglob("*") if file.is_file())
+            if given.is_dir()
+            else [given]
+        )
         for file in files:
             if "__pycache__" not in file.parts:
                 state.update(f"{file.relative_to(given.parent)} {file.stat().st_mode:o}\n".encode())
@@ -114,7 +130,8 @@ def _make_base(path: Path) -> None:
         shutil.rmtree(left)
     root = storage / f"debian-{os.getpid()}"
     root.mkdir(parents=True)
-    # In a mount namespace of its own: a killed debootstrap would leave /proc mounted in what is deleted next.
+    # In a mount namespace of its own: a killed debootstrap would leave /proc mounted in what is
+    # deleted next.
     debootstrap = ("unshare", "--mount", "--propagation", "private", "debootstrap")
     source = (hostsetup.DEBIAN_SUITE, root, hostsetup.debian_mirror())
     run(
@@ -137,7 +154,9 @@ def _make_base(path: Path) -> None:
 
 
 def _mounts() -> list[str]:
-    """This machine's package index and certificate authorities, shown to the build and not kept in the image."""
+    """This machine's package index and certificate authorities, shown to the build and not kept in
+    the image.
+    """
     words: list[str] = []
     authorities = hostsetup.authorities()
     if authorities is not None:

@@ -1,8 +1,8 @@
 """One node: a network and a mount namespace with containerd, a kubelet and kube-proxy inside.
 
-Its daemons join a cgroup of the node's own, and its pods are put into the same subtree; so the whole node
-can be counted, crashed and removed as one. The helpers for bad days are here: kill the kubelet, pull the
-cable, slow the link, crash everything.
+Its daemons join a cgroup of the node's own, and its pods are put into the same subtree; so the
+whole node can be counted, crashed and removed as one. The helpers for bad days are here: kill the
+kubelet, pull the cable, slow the link, crash everything.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Node:
         self._state = control_plane.state / self.name
         self._daemons: Daemons = control_plane.daemons
         self._cgroup = f"{cgroups.name_of(slot.cluster)}/{self.name}"
-        # A node has its cores to itself, as a machine has: engines spin while they serve, and would starve one another.
+        # A node has its cores to itself, as a machine has: engines spin while they serve, and would
+        # starve one another.
         self._cpus = cgroups.share_of(os.sched_getaffinity(0), index, nodes)
         self._kubelet_started = datetime.min.replace(tzinfo=UTC)
 
@@ -52,7 +53,9 @@ class Node:
         return [self.daemon(program) for program in (CONTAINERD, KUBELET, KUBE_PROXY)]
 
     def start(self) -> None:
-        """Start what does not run yet. Needs the node's network; returns once containerd takes images."""
+        """Start what does not run yet. Needs the node's network; returns once containerd takes
+        images.
+        """
         self._configure()
         cgroups.create(f"{self._cgroup}/daemons")
         if not succeeds([*self.enter(), "true"]):
@@ -89,7 +92,9 @@ class Node:
         self._daemons.stop(self.daemon(KUBELET), grace_seconds=0)
 
     def crash(self) -> None:
-        """Everything on the node dies at once, containers and /run included, as when a machine loses power."""
+        """Everything on the node dies at once, containers and /run included, as when a machine
+        loses power.
+        """
         for program in (KUBELET, KUBE_PROXY, CONTAINERD):
             self._daemons.stop(self.daemon(program), grace_seconds=0)
         cgroups.kill(self._cgroup)
@@ -109,7 +114,9 @@ class Node:
         network.set_link(self.addresses, up=True)
 
     def shape(self, *, rate: str | None = None, delay: str | None = None) -> None:
-        """Slow the node's link: a rate (`100mbit`) and a delay (`5ms`) in each direction; without either, full speed."""
+        """Slow the node's link: a rate (`100mbit`) and a delay (`5ms`) in each direction; without
+        either, full speed.
+        """
         network.shape(self.addresses, rate=rate, delay=delay)
 
     def ready(self) -> bool:
@@ -119,20 +126,28 @@ class Node:
         except (Unreachable, Refused):
             return False
         conditions = node.get("status", {}).get("conditions", [])
-        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+        return any(
+            condition["type"] == "Ready" and condition["status"] == "True"
+            for condition in conditions
+        )
 
     def wait_ready(self) -> None:
-        """Wait until the node is ready, as this kubelet says, and no longer if one of its daemons dies."""
+        """Wait until the node is ready, as this kubelet says, and no longer if one of its daemons
+        dies.
+        """
         self._daemons.wait_until(
             lambda: self._heard() and self.ready(),
             f"{self.name} is ready",
             needs=self.daemon_names,
             timeout_seconds=_READY_WITHIN_SECONDS,
         )
-        cgroups.limit_cpus(f"{self._cgroup}/kubepods", self._cpus)  # the kubelet makes it, with all cores
+        # the kubelet makes it, with all cores
+        cgroups.limit_cpus(f"{self._cgroup}/kubepods", self._cpus)
 
     def _heard(self) -> bool:
-        """Whether the kubelet has renewed its lease since we started it; before, Ready is its predecessor's."""
+        """Whether the kubelet has renewed its lease since we started it; before, Ready is its
+        predecessor's.
+        """
         try:
             lease = self._control_plane.api.get(
                 f"/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/{self.name}"
@@ -145,22 +160,41 @@ class Node:
         """Import an image archive (docker or OCI) into the node's containerd."""
         # Through stdin, because the file's folder may look different inside the node.
         with archive.open("rb") as content:
-            run([*self.ctr(), "images", "import", "-"], file=content, timeout_seconds=_IMPORT_TIMEOUT_SECONDS)
+            run(
+                [*self.ctr(), "images", "import", "-"],
+                file=content,
+                timeout_seconds=_IMPORT_TIMEOUT_SECONDS,
+            )
 
     def enter(self) -> list[str]:
         """The words that, put before a command, run it inside the node."""
         # Not `ip netns exec`: it mounts a new /sys, which hides the cgroups.
         mount_namespace = mounts.namespace_file(self._slot.cluster, self.name)
-        return ["nsenter", f"--mount={mount_namespace}", f"--net={network.namespace_file(self.addresses)}"]
+        return [
+            "nsenter",
+            f"--mount={mount_namespace}",
+            f"--net={network.namespace_file(self.addresses)}",
+        ]
 
     def ctr(self) -> list[str | Path]:
         """The words that, put before a verb, run containerd's client for this node's pods."""
         program = binaries.ensure(["ctr"])["ctr"]
-        return [*self.enter(), program, "--address", nodeconfig.CONTAINERD_SOCKET, "--namespace", "k8s.io"]
+        return [
+            *self.enter(),
+            program,
+            "--address",
+            nodeconfig.CONTAINERD_SOCKET,
+            "--namespace",
+            "k8s.io",
+        ]
 
     def _start(self, program: str, arguments: list[str | Path]) -> None:
         programs = binaries.ensure([program, "containerd-shim-runc-v2"])
-        search = [str(programs["containerd-shim-runc-v2"].parent), os.environ.get("PATH", ""), "/usr/sbin:/sbin"]
+        search = [
+            str(programs["containerd-shim-runc-v2"].parent),
+            os.environ.get("PATH", ""),
+            "/usr/sbin:/sbin",
+        ]
         self._daemons.start(
             self.daemon(program),
             [*self.enter(), programs[program], *arguments],
@@ -174,10 +208,15 @@ class Node:
         resolv_conf = nodeconfig.resolv_conf(Path("/etc/resolv.conf").read_text())
         lowerable = nodeconfig.may_lower_oom_scores(Path("/proc/self/status").read_text())
         files = {
-            "containerd.toml": nodeconfig.containerd(self._state / "cni", restrict_oom_scores=not lowerable),
+            "containerd.toml": nodeconfig.containerd(
+                self._state / "cni", restrict_oom_scores=not lowerable
+            ),
             "cni/10-pods.conflist": nodeconfig.cni(self.addresses),
             "kubelet.json": nodeconfig.kubelet(
-                self._cgroup, authority, self._state / "resolv.conf", nodeconfig.name_servers(resolv_conf)
+                self._cgroup,
+                authority,
+                self._state / "resolv.conf",
+                nodeconfig.name_servers(resolv_conf),
             ),
             "kube-proxy.json": nodeconfig.kube_proxy(self.addresses, self._slot.pod_cidr, proxy),
             "resolv.conf": resolv_conf,

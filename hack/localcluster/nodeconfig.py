@@ -1,7 +1,8 @@
-"""The configuration files of a node's three daemons, as pure functions of its addresses and folders.
+"""The configuration files of a node's three daemons, as pure functions of its addresses and
+folders.
 
-Every line that differs from the defaults is here because a node of this cluster shares its kernel with the
-others, or because this machine has traps of its own; each says which.
+Every line that differs from the defaults is here because a node of this cluster shares its kernel
+with the others, or because this machine has traps of its own; each says which.
 """
 
 from __future__ import annotations
@@ -21,13 +22,17 @@ _RUNTIME = "plugins.'io.containerd.cri.v1.runtime'"
 
 
 def may_lower_oom_scores(status: str) -> bool:
-    """Whether a process with this /proc/PID/status may make itself less likely to be killed for memory."""
+    """Whether a process with this /proc/PID/status may make itself less likely to be killed for
+    memory.
+    """
     effective = next(line for line in status.splitlines() if line.startswith("CapEff:"))
     return bool(int(effective.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
 
 
 def containerd(cni_folder: Path, *, restrict_oom_scores: bool) -> str:
-    """containerd's TOML. Where scores cannot be lowered, every sandbox would die without the restriction."""
+    """containerd's TOML. Where scores cannot be lowered, every sandbox would die without the
+    restriction.
+    """
     return f"""\
 version = 3
 root = "/var/lib/containerd"
@@ -55,7 +60,9 @@ sandbox = "{PAUSE_IMAGE}"
 
 
 def cni(node: NodeAddresses) -> str:
-    """The pods' network: a bridge in the node. No masquerading, so that peers see each other's addresses."""
+    """The pods' network: a bridge in the node. No masquerading, so that peers see each other's
+    addresses.
+    """
     bridge = {
         "type": "bridge",
         "bridge": "cni0",
@@ -72,8 +79,12 @@ def cni(node: NodeAddresses) -> str:
     return _json({"cniVersion": "1.0.0", "name": "pods", "plugins": [bridge, ports]})
 
 
-def kubelet(cgroup: str, client_authority: Path, resolv_conf_file: Path, name_servers: list[str]) -> str:
-    """The kubelet's configuration. It asks the API server who may read logs and exec, as it should."""
+def kubelet(
+    cgroup: str, client_authority: Path, resolv_conf_file: Path, name_servers: list[str]
+) -> str:
+    """The kubelet's configuration. It asks the API server who may read logs and exec, as it
+    should.
+    """
     return _json(
         {
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
@@ -93,10 +104,12 @@ def kubelet(cgroup: str, client_authority: Path, resolv_conf_file: Path, name_se
             "enforceNodeAllocatable": [],  # nodes share one machine: each believes it has all of it
             "oomScoreAdj": 0,
             "resolvConf": str(resolv_conf_file),
-            "clusterDNS": name_servers,  # none of our own: pods ask the host's; without any, each pod is warned about
+            # none of our own: pods ask the host's; without any, each pod is warned about
+            "clusterDNS": name_servers,
             "maxPods": 110,
             "serializeImagePulls": False,
-            # The machine's disk is shared and may be full of other things; images come back only by hand.
+            # The machine's disk is shared and may be full of other things; images come back only by
+            # hand.
             "imageGCHighThresholdPercent": 100,
             "imageGCLowThresholdPercent": 99,
             "evictionHard": {
@@ -112,7 +125,9 @@ def kubelet(cgroup: str, client_authority: Path, resolv_conf_file: Path, name_se
 
 
 def kube_proxy(node: NodeAddresses, cluster_cidr: str, kubeconfig: Path) -> str:
-    """kube-proxy's configuration. Its conntrack limits are the kernel's, not a namespace's: left alone."""
+    """kube-proxy's configuration. Its conntrack limits are the kernel's, not a namespace's: left
+    alone.
+    """
     return _json(
         {
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",

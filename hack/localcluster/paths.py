@@ -1,7 +1,7 @@
 """Where things are kept: one cache folder outside the tree, and in it a folder for each cluster.
 
-Binaries, images and clusters live under `$HOTWEIGHTS_CACHE` (default `~/.cache/hotweights`), so that a
-fresh clone starts quickly and `git clean` costs nothing.
+Binaries, images and clusters live under `$HOTWEIGHTS_CACHE` (default `~/.cache/hotweights`), so
+that a fresh clone starts quickly and `git clean` costs nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def valid_name(name: str) -> str:
     """The name itself, refused where it could not be part of file, namespace and cgroup names."""
     if not _NAME.fullmatch(name):
         raise ClusterError(
-            f"{name!r} is no name for a cluster: use at most 30 lower-case letters, digits and dashes, "
+            f"{name!r} is no name for a cluster: use at most 30 lower-case letters, digits "
+            "and dashes, "
             "beginning with a letter and not ending with a dash."
         )
     return name
@@ -68,9 +69,9 @@ def write_atomically(path: Path, text: str, mode: int = 0o644) -> None:
 def discard(folder: Path) -> None:
     """Delete a folder: out of sight at once, off the disk by a process of its own.
 
-    A node's images are tens of thousands of files, and where the file system tells the disk about each
-    deleted block, deleting them takes longer than bringing the cluster up. What a killed deletion leaves
-    goes with the next one.
+    A node's images are tens of thousands of files, and where the file system tells the disk about
+    each deleted block, deleting them takes longer than bringing the cluster up. What a killed
+    deletion leaves goes with the next one.
     """
     trash = cache() / "trash"
     trash.mkdir(exist_ok=True)
@@ -94,7 +95,9 @@ def discard(folder: Path) -> None:
 
 @contextmanager
 def locked(lock: Path, what: str, timeout_seconds: float) -> Iterator[None]:
-    """Hold a lock file; the kernel releases it with the process, so a killed holder blocks nobody."""
+    """Hold a lock file; the kernel releases it with the process, so a killed holder blocks
+    nobody.
+    """
     lock.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_seconds
     with lock.open("w") as file:
@@ -109,7 +112,8 @@ def locked(lock: Path, what: str, timeout_seconds: float) -> Iterator[None]:
                     told = True
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"Another process has been busy with {what} for {timeout_seconds:.0f} s (it holds {lock}). "
+                    f"Another process has been busy with {what} for {timeout_seconds:.0f} s "
+                    f"(it holds {lock}). "
                     f"`fuser {lock}` names it."
                 )
             time.sleep(_LOCK_POLL_SECONDS)

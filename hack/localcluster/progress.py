@@ -1,8 +1,8 @@
 """Progress lines: what is being waited for, and for how long already.
 
 Everything that may last longer than two seconds runs inside `step`, which says so at the start and
-every few seconds after, from a thread of its own, so that the code that waits stays plain. Lines go to
-stderr, because the commands' answers go to stdout.
+every few seconds after, from a thread of its own, so that the code that waits stays plain. Lines go
+to stderr, because the commands' answers go to stdout.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ def say(line: str) -> None:
 
 @contextmanager
 def step(what: str) -> Iterator[None]:
-    """Say `what` once it takes noticeable time, repeat it with the seconds gone, and say when it is done."""
+    """Say `what` once it takes noticeable time, repeat it with the seconds gone, and say when it is
+    done.
+    """
     began = time.monotonic()
     over = threading.Event()
     spoke = threading.Event()

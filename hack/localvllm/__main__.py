@@ -1,4 +1,6 @@
-"""`python -m localvllm ensure` builds vLLM and prints its folder; `python -m localvllm models DIR` writes tiny models."""
+"""`python -m localvllm ensure` builds vLLM and prints its folder; `python -m localvllm models DIR`
+writes tiny models.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +14,14 @@ from localvllm import build, models
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m localvllm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("ensure", help="build vLLM for CPUs if it is not there, and print its folder")
+    commands.add_parser(
+        "ensure", help="build vLLM for CPUs if it is not there, and print its folder"
+    )
     make = commands.add_parser("models", help="write tiny checkpoints into DIR/<arch>-<seed>")
     make.add_argument("dir", type=Path)
-    make.add_argument("--arch", choices=models.ARCHITECTURES, action="append", help="default: all of them")
+    make.add_argument(
+        "--arch", choices=models.ARCHITECTURES, action="append", help="default: all of them"
+    )
     make.add_argument("--seeds", type=int, default=2, help="how many versions of each (default: 2)")
     make.add_argument("--shards", type=int, default=1)
     make.add_argument("--dtype", choices=models.DTYPES, default="float32")
@@ -25,7 +31,9 @@ def main() -> int:
             print(build.ensure())
         else:
             wanted = [
-                models.Model(arguments.dir / f"{arch}-{seed}", arch, seed, arguments.shards, arguments.dtype)
+                models.Model(
+                    arguments.dir / f"{arch}-{seed}", arch, seed, arguments.shards, arguments.dtype
+                )
                 for arch in arguments.arch or models.ARCHITECTURES
                 for seed in range(arguments.seeds)
             ]

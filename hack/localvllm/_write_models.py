@@ -1,4 +1,6 @@
-"""Runs inside vLLM's environment: writes the checkpoints that the JSON argument lists. See `models.py`."""
+"""Runs inside vLLM's environment: writes the checkpoints that the JSON argument lists. See
+`models.py`.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,16 @@ BYTES, BOS, EOS = 256, 256, 257
 def write_tokenizer(folder: Path) -> None:
     """One token per byte, so that any text is a valid prompt of any of these models."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {letter: number for number, letter in enumerate(alphabet)} | {"<s>": BOS, "</s>": EOS}
+    vocabulary = {letter: number for number, letter in enumerate(alphabet)} | {
+        "<s>": BOS,
+        "</s>": EOS,
+    }
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>"
+    )
     fast.save_pretrained(folder)
 
 
@@ -36,9 +43,13 @@ def build(arch: str, layers: int, hidden: int) -> Any:
     if arch == "llama":
         return transformers.LlamaForCausalLM(transformers.LlamaConfig(**modern))
     if arch == "qwen2":
-        return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**modern, tie_word_embeddings=True))
+        return transformers.Qwen2ForCausalLM(
+            transformers.Qwen2Config(**modern, tie_word_embeddings=True)
+        )
     if arch == "gpt2":
-        config = transformers.GPT2Config(**common, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=512)
+        config = transformers.GPT2Config(
+            **common, n_embd=hidden, n_layer=layers, n_head=heads, n_positions=512
+        )
         return transformers.GPT2LMHeadModel(config)
     if arch == "opt":
         return transformers.OPTForCausalLM(transformers.OPTConfig(
@@ -50,7 +61,9 @@ def build(arch: str, layers: int, hidden: int) -> Any:
     ))  # fmt: skip
 
 
-def write(dir: str, arch: str, seed: int, shards: int, dtype: str, layers: int, hidden: int) -> None:
+def write(
+    dir: str, arch: str, seed: int, shards: int, dtype: str, layers: int, hidden: int
+) -> None:
     torch.manual_seed(seed)
     model = build(arch, layers, hidden)
     with torch.no_grad():

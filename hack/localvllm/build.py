@@ -1,8 +1,9 @@
 """Builds the virtual environment with vLLM's CPU build, once per set of pinned requirements.
 
-It is built under a temporary name beside its place, moved there with one rename, and guarded by a file lock: an interrupted build leaves
-nothing that a later run could mistake for a finished one, and two test runs at a time build once. A virtual environment does
-not survive a rename by itself (its scripts name their interpreter), so nothing here uses its scripts: only `bin/python`.
+It is built under a temporary name beside its place, moved there with one rename, and guarded by a
+file lock: an interrupted build leaves nothing that a later run could mistake for a finished one,
+and two test runs at a time build once. A virtual environment does not survive a rename by itself
+(its scripts name their interpreter), so nothing here uses its scripts: only `bin/python`.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ def python() -> Path:
 
 
 def ensure() -> Path:
-    """The finished environment's folder; builds it when it is not there (minutes, several gigabytes)."""
+    """The finished environment's folder; builds it when it is not there (minutes, several
+    gigabytes).
+    """
     place = location()
     if place.is_dir():
         return place
@@ -68,11 +71,23 @@ def _build(place: Path) -> None:
     _say(f"building vLLM {VLLM_VERSION} for CPUs in {place} (once; about 6 GB)")
     try:
         uv = _uv(partial)
-        _run([*uv, "venv", "--quiet", "--python", sys.executable, str(partial)], "create the virtual environment")
+        _run(
+            [*uv, "venv", "--quiet", "--python", sys.executable, str(partial)],
+            "create the virtual environment",
+        )
         interpreter = partial / "bin" / "python"
-        # No dependencies: the file lists them all, and vLLM's own metadata would bring back what must be absent.
-        # Compiled now: three processes per start would otherwise each compile torch, transformers and vLLM.
-        install = ["pip", "install", "--python", str(interpreter), "--no-deps", "--compile-bytecode"]
+        # No dependencies: the file lists them all, and vLLM's own metadata would bring back what
+        # must be absent.
+        # Compiled now: three processes per start would otherwise each compile torch, transformers
+        # and vLLM.
+        install = [
+            "pip",
+            "install",
+            "--python",
+            str(interpreter),
+            "--no-deps",
+            "--compile-bytecode",
+        ]
         install += ["--requirement", str(REQUIREMENTS)]
         _run([*uv, *install], "install the pinned packages")
         _say("checking that it imports")
@@ -92,7 +107,10 @@ def _uv(partial: Path) -> list[str]:
     _say(f"fetching uv {UV_VERSION}")
     home = _uv_home(partial)
     _run([sys.executable, "-m", "venv", str(home)], "create an environment for uv")
-    _run([str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"], "fetch uv")
+    _run(
+        [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", f"uv=={UV_VERSION}"],
+        "fetch uv",
+    )
     return [str(home / "bin" / "uv")]
 
 
@@ -101,10 +119,16 @@ def _uv_home(partial: Path) -> Path:
 
 
 def _run(command: list[str], what: str) -> None:
-    # uv hard-links from its cache where it can; copying 6 GB is the fallback that it announces as a warning.
-    result = subprocess.run(command, check=False, stdout=sys.stderr, env={**os.environ, "UV_LINK_MODE": "hardlink"})
+    # uv hard-links from its cache where it can; copying 6 GB is the fallback that it announces as a
+    # warning.
+    result = subprocess.run(
+        command, check=False, stdout=sys.stderr, env={**os.environ, "UV_LINK_MODE": "hardlink"}
+    )
     if result.returncode:
-        raise BuildError(f"could not {what} (exit {result.returncode}, output above); it left nothing, run it again")
+        raise BuildError(
+            f"could not {what} (exit {result.returncode}, output above); it left nothing, run it "
+            "again"
+        )
 
 
 @contextmanager

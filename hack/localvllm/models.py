@@ -1,8 +1,9 @@
 """Tiny checkpoints, different enough that two versions of one model answer visibly different text.
 
-Real architectures with two small layers and a byte-level tokenizer, written by `transformers` inside vLLM's environment
-(`_write_models.py` runs there). Heads are 64 wide, because vLLM's CPU attention refuses widths that are no multiple of 32, and
-only at the first request. Weights are scaled up, because a fresh random model repeats one token whatever its seed.
+Real architectures with two small layers and a byte-level tokenizer, written by `transformers`
+inside vLLM's environment (`_write_models.py` runs there). Heads are 64 wide, because vLLM's CPU
+attention refuses widths that are no multiple of 32, and only at the first request. Weights are
+scaled up, because a fresh random model repeats one token whatever its seed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ def make_model(
     shards: int = 1,
     dtype: str = "float32",
 ) -> Path:
-    """Write one tiny checkpoint (about 2 s, most of it imports; `make_models` writes many in one go)."""
+    """Write one tiny checkpoint (about 2 s, most of it imports; `make_models` writes many in one
+    go).
+    """
     make_models([Model(dir, arch, seed, shards, dtype)])
     return dir
 
@@ -51,14 +54,27 @@ def make_models(models: Sequence[Model]) -> None:
     missing = [model for model in models if not (model.dir / "config.json").exists()]
     for model in missing:
         if model.arch not in ARCHITECTURES or model.dtype not in DTYPES:
-            raise ValueError(f"{model.arch}/{model.dtype}: choose from {ARCHITECTURES} and {DTYPES}")
+            raise ValueError(
+                f"{model.arch}/{model.dtype}: choose from {ARCHITECTURES} and {DTYPES}"
+            )
     if missing:
-        _in_vllm("_write_models.py", json.dumps([dataclasses.asdict(model) for model in missing], default=str))
+        _in_vllm(
+            "_write_models.py",
+            json.dumps([dataclasses.asdict(model) for model in missing], default=str),
+        )
 
 
-def greedy_text(model: Path, prompts: Sequence[Sequence[int]] = PROMPTS, tokens: int = 24) -> list[list[int]]:
-    """The greedy token ids that a cold vLLM (float32, eager) gives for prompts: what a hot swap must give too."""
-    request = {"model": str(model), "prompts": [list(prompt) for prompt in prompts], "tokens": tokens}
+def greedy_text(
+    model: Path, prompts: Sequence[Sequence[int]] = PROMPTS, tokens: int = 24
+) -> list[list[int]]:
+    """The greedy token ids that a cold vLLM (float32, eager) gives for prompts: what a hot swap
+    must give too.
+    """
+    request = {
+        "model": str(model),
+        "prompts": [list(prompt) for prompt in prompts],
+        "tokens": tokens,
+    }
     return [list(answer) for answer in json.loads(_in_vllm("_greedy_text.py", json.dumps(request)))]
 
 
@@ -66,5 +82,7 @@ def _in_vllm(script: str, argument: str) -> str:
     command = [str(build.python()), str(Path(__file__).with_name(script)), argument]
     result = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
     if result.returncode:
-        raise build.BuildError(f"{script} failed (exit {result.returncode}):\n{result.stderr[-3000:]}")
+        raise build.BuildError(
+            f"{script} failed (exit {result.returncode}):\n{result.stderr[-3000:]}"
+        )
     return result.stdout.splitlines()[-1] if result.stdout else ""

@@ -1,16 +1,20 @@
-"""New weights for every vLLM engine that this process constructs: `install_autobind`, called before the first of them.
+"""New weights for every vLLM engine that this process constructs: `install_autobind`, called before
+the first of them.
 
     from hotweights.adapters.vllm_auto import install_autobind
 
     install_autobind(name_map=None, endpoint="tcp://127.0.0.1:5555")
     llm = LLM(...)              # or AsyncLLM, or vllm's API server in this process
 
-Each engine then follows the coordinator as a worker does: it prepares the version of an open attempt beside the one that it serves, says so,
-and once that is committed it switches inside a pause (copy, probe, resume), by the plugin's own protocol. A version is *applied* when the
-engine has answered the probe with it; until then, and when anything goes wrong before the pause, the old one is served.
+Each engine then follows the coordinator as a worker does: it prepares the version of an open
+attempt beside the one that it serves, says so, and once that is committed it switches inside a
+pause (copy, probe, resume), by the plugin's own protocol. A version is *applied* when the engine
+has answered the probe with it; until then, and when anything goes wrong before the pause, the old
+one is served.
 
-With ``HOTWEIGHTS_USE_IPC_AGENT=1`` versions come from this host's `hotweights worker` through its socket (``HOTWEIGHTS_SOCKET``) instead of being
-staged in this process: one copy for all engines of the host.
+With ``HOTWEIGHTS_USE_IPC_AGENT=1`` versions come from this host's `hotweights worker` through its
+socket (``HOTWEIGHTS_SOCKET``) instead of being staged in this process: one copy for all engines of
+the host.
 """
 
 from __future__ import annotations
@@ -46,8 +50,9 @@ def install_autobind(
 ) -> bool:
     """Whether engines will be bound; if not, the log says why. A second call changes nothing.
 
-    ``name_map``: checkpoint names by the version's names. ``poll_interval``: seconds between two questions to the coordinator when nothing is
-    heard from it. ``roots``: folders that sources may lie in. ``use_mpi``, ``pinned``, ``verify`` and ``device`` are taken for compatibility: every
+    ``name_map``: checkpoint names by the version's names. ``poll_interval``: seconds between two
+    questions to the coordinator when nothing is heard from it. ``roots``: folders that sources may
+    lie in. ``use_mpi``, ``pinned``, ``verify`` and ``device`` are taken for compatibility: every
     chunk is verified, every switch is probed, and engines write to the devices that they run on.
     """
     global _installed
@@ -58,12 +63,18 @@ def install_autobind(
             logger.warning("install_autobind was called before with other arguments; those stay")
         return True
     if use_mpi or not verify:
-        logger.info("use_mpi and verify=False change nothing here: versions come from peers or their source, verified")
+        logger.info(
+            "use_mpi and verify=False change nothing here: versions come from peers or "
+            "their "
+            "source, verified"
+        )
     try:
         import vllm  # noqa: F401
     except ImportError as error:
         logger.warning(
-            "No engine will be bound: vLLM cannot be imported (%s); install it, or use HotweightsWorkerExtension", error
+            "No engine will be bound: vLLM cannot be imported (%s); install it, or use "
+            "HotweightsWorkerExtension",
+            error,
         )
         return False
     from hotweights.adapters.inprocess.binder import already_served
@@ -84,11 +95,15 @@ def _agent_problem(name_map: NameMap) -> str:
     if os.environ.get(AGENT_VARIABLE, "") not in ("1", "true"):
         return ""
     if name_map is not None:
-        return f"with {AGENT_VARIABLE} versions come as the host's worker hands them over: name_map cannot be used"
+        return (
+            f"with {AGENT_VARIABLE} versions come as the host's worker hands them over: name_map "
+            "cannot be used"
+        )
     host = _host_agent()
     if not host.token_file.is_file():
         return (
-            f"{AGENT_VARIABLE} is set, and no worker has left its token at {host.token_file}: start `hotweights worker`"
+            f"{AGENT_VARIABLE} is set, and no worker has left its token at {host.token_file}: "
+            "start `hotweights worker`"
         )
     return ""
 
@@ -126,7 +141,9 @@ def _binder(
         return EmbeddedNode(
             folder,
             loop,
-            EmbeddedNodeSettings(endpoint, name_map, allowed_roots(roots), worker_id or "", secret, poll_interval),
+            EmbeddedNodeSettings(
+                endpoint, name_map, allowed_roots(roots), worker_id or "", secret, poll_interval
+            ),
         )
 
     return Binder(open_room)

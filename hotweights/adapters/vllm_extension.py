@@ -6,10 +6,12 @@
     extension.bind_module(model)
     extension.apply_update()
 
-Either it fetches a version itself (`apply_update`, from the coordinator's plan or from one that it is given), or somebody streams one in:
-`begin_update`, `request_buffer` and `finalize_shard` for every tensor, `precommit`, `commit`. Both ways end alike: every name, shape and dtype
-is checked against the model first, the copy is in place and all or nothing, and what was copied is read back and compared. What runs the
-model in another thread holds ``extension.lock`` while it does; nothing else stops it here (`install_autobind` pauses a whole engine).
+Either it fetches a version itself (`apply_update`, from the coordinator's plan or from one that it
+is given), or somebody streams one in: `begin_update`, `request_buffer` and `finalize_shard` for
+every tensor, `precommit`, `commit`. Both ways end alike: every name, shape and dtype is checked
+against the model first, the copy is in place and all or nothing, and what was copied is read back
+and compared. What runs the model in another thread holds ``extension.lock`` while it does; nothing
+else stops it here (`install_autobind` pauses a whole engine).
 """
 
 from __future__ import annotations
@@ -58,7 +60,9 @@ class Applied:
 
 
 class HotweightsWorkerExtension:
-    """One model and what is put into it. One update at a time; every method may be called from any thread."""
+    """One model and what is put into it. One update at a time; every method may be called from any
+    thread.
+    """
 
     def __init__(
         self,
@@ -72,9 +76,11 @@ class HotweightsWorkerExtension:
         worker_id: str | None = None,
         token: str | None = None,
     ) -> None:
-        """``name_map``: the model's names by the version's (a dict, or a function of the plan). ``verify=False`` takes streamed shards
-        without a hash; everything that is fetched is verified in any case, and everything that is copied is read back. ``pinned`` and
-        ``device="cuda"`` are for hosts with CUDA and mean nothing elsewhere. ``roots``: folders that sources may lie in.
+        """``name_map``: the model's names by the version's (a dict, or a function of the plan).
+        ``verify=False`` takes streamed shards without a hash; everything that is fetched is
+        verified in any case, and everything that is copied is read back. ``pinned`` and
+        ``device="cuda"`` are for hosts with CUDA and mean nothing elsewhere. ``roots``: folders
+        that sources may lie in.
         """
         self._endpoint = endpoint
         self._name_map = name_map
@@ -84,9 +90,15 @@ class HotweightsWorkerExtension:
         self._token = token
         self._pinned = _with_cuda(device) and pinned
         if use_mpi:
-            _say_once("use_mpi: this model fetches for itself; broadcast among ranks is `hotweights replicate --mpi`")
+            _say_once(
+                "use_mpi: this model fetches for itself; broadcast among ranks is "
+                "`hotweights "
+                "replicate --mpi`"
+            )
         self.lock = threading.RLock()
-        """Held while the model changes, and only then: not while a version is fetched or a commit is waited for."""
+        """Held while the model changes, and only then: not while a version is fetched or a commit
+        is waited for.
+        """
         self._calls = threading.RLock()
         self._model: TorchModel | VllmModel | None = None
         self._staging: PlanStaging | None = None
@@ -97,10 +109,12 @@ class HotweightsWorkerExtension:
         self.applied: Applied | None = None
         """The last version that was put into the model."""
 
-    # --- the model --------------------------------------------------------------------------------------------------
+    # --- the model -----------------------------------------------------------------------------
 
     def bind_module(self, module: torch.nn.Module, vllm_config: Any = None) -> None:
-        """The model to update. One of vLLM's needs its ``vllm_config`` (a worker has it as ``self.vllm_config``)."""
+        """The model to update. One of vLLM's needs its ``vllm_config`` (a worker has it as
+        ``self.vllm_config``).
+        """
         from hotweights.adapters.inprocess.torch_model import TorchModel
 
         with self._calls:
@@ -114,37 +128,49 @@ class HotweightsWorkerExtension:
                 self._model = VllmModel(module, config)
             self.applied = None
 
-    # --- streamed in ------------------------------------------------------------------------------------------------
+    # --- streamed in ---------------------------------------------------------------------------
 
     def begin_update(self, version: str, manifest: Manifest | Mapping[str, Any] | bytes) -> None:
-        """Open an attempt. ``manifest`` is a published one, or at least says ``{"tensors": [{"name", "dtype", "shape"}, …]}``."""
+        """Open an attempt. ``manifest`` is a published one, or at least says ``{"tensors":
+        [{"name", "dtype", "shape"}, …]}``.
+        """
         from hotweights.adapters.inprocess.buffers import Buffers, specs_of
 
         with self._calls:
             self._bound()
             if self._begun:
-                raise NotApplied("Busy", f"{self._begun} has begun; commit it, or call abort_update")
+                raise NotApplied(
+                    "Busy", f"{self._begun} has begun; commit it, or call abort_update"
+                )
             whole, body = _manifest(manifest)
             specs = specs_of(body)
             self._called = names.renamed(
-                self._name_map, dict, [{"name": n, "dtype": s.dtype, "shape": s.shape} for n, s in specs.items()]
+                self._name_map,
+                dict,
+                [{"name": n, "dtype": s.dtype, "shape": s.shape} for n, s in specs.items()],
             )
             self._buffers = Buffers(specs, whole, pinned=self._pinned, verify=self._verify)
             self._begun, self._ready = version, None
 
     def request_buffer(self, tensor: str, shard_rank: int, nbytes: int) -> torch.Tensor:
-        """Memory for a tensor's bytes, or for one shard of them (in order, from 0): a ``uint8`` tensor to write into."""
+        """Memory for a tensor's bytes, or for one shard of them (in order, from 0): a ``uint8``
+        tensor to write into.
+        """
         with self._calls:
             self._ready = None
             return self._open_buffers().request(tensor, shard_rank, nbytes)
 
     def finalize_shard(self, tensor: str, shard_rank: int, hash_: str | None = None) -> None:
-        """It is filled and must have this hash: ``blake3:…`` or ``sha256:…``. From here on nobody may write to it."""
+        """It is filled and must have this hash: ``blake3:…`` or ``sha256:…``. From here on nobody
+        may write to it.
+        """
         with self._calls:
             self._open_buffers().finalize(tensor, shard_rank, hash_)
 
     def precommit(self) -> None:
-        """Is everything there, and does it fit the model? Raises `NotApplied`, which names the tensor; the attempt stays open."""
+        """Is everything there, and does it fit the model? Raises `NotApplied`, which names the
+        tensor; the attempt stays open.
+        """
         from hotweights.adapters.inprocess.version import Version
 
         with self._calls:
@@ -160,10 +186,14 @@ class HotweightsWorkerExtension:
         with self._calls:
             if not self._begun or version != self._begun:
                 raise NotApplied(
-                    "NotBegun", f"{version} has not begun ({self._begun or 'nothing'} has); call begin_update"
+                    "NotBegun",
+                    f"{version} has not begun ({self._begun or 'nothing'} has); call begin_update",
                 )
             if self._ready is None:
-                raise NotApplied("NotPrecommitted", f"{version} was not prechecked, or changed since; call precommit")
+                raise NotApplied(
+                    "NotPrecommitted",
+                    f"{version} was not prechecked, or changed since; call precommit",
+                )
             ready = self._ready
             self._ready = None
             applied = self._switch(ready, 0)
@@ -177,7 +207,7 @@ class HotweightsWorkerExtension:
                 self._model.discard()
             self._close_attempt()
 
-    # --- fetched ----------------------------------------------------------------------------------------------------
+    # --- fetched -------------------------------------------------------------------------------
 
     def apply_update(
         self,
@@ -185,16 +215,21 @@ class HotweightsWorkerExtension:
         timeout_seconds: float = APPLY_SECONDS,
         wait_for_commit: bool = False,
     ) -> Applied:
-        """Bring the model to the coordinator's version: that of the open attempt, or of the last commit.
+        """Bring the model to the coordinator's version: that of the open attempt, or of the last
+        commit.
 
-        While an attempt is open this worker takes part in it: it says when it is ready, waits for the commit, and says when it has applied
-        it, or why it could not. Where it is the only worker, nobody else has anything to be ready with, and it commits by itself, unless it is
-        to ``wait_for_commit``. With ``plan`` there is no coordinator: that plan is fetched and applied.
+        While an attempt is open this worker takes part in it: it says when it is ready, waits for
+        the commit, and says when it has applied it, or why it could not. Where it is the only
+        worker, nobody else has anything to be ready with, and it commits by itself, unless it is to
+        ``wait_for_commit``. With ``plan`` there is no coordinator: that plan is fetched and
+        applied.
         """
         with self._calls:
             self._bound()
             if self._begun:
-                raise NotApplied("Busy", f"{self._begun} is being streamed in; commit it, or call abort_update")
+                raise NotApplied(
+                    "Busy", f"{self._begun} is being streamed in; commit it, or call abort_update"
+                )
             if plan is not None:
                 return self._apply_plan(plan, timeout_seconds)
             return self._apply_assigned(timeout_seconds, wait_for_commit)
@@ -213,25 +248,36 @@ class HotweightsWorkerExtension:
         return self._switch(version, 0)
 
     def _apply_assigned(self, seconds: float, patient: bool) -> Applied:
-        from hotweights.adapters.inprocess.coordinator_session import CoordinatorSession, default_worker_id
+        from hotweights.adapters.inprocess.coordinator_session import (
+            CoordinatorSession,
+            default_worker_id,
+        )
         from hotweights_coordinator.client.client import Client
 
         until = time.monotonic() + seconds
         self._worker_id = self._worker_id or default_worker_id("extension")
-        with Client(self._endpoint, self._token) as client, CoordinatorSession(client, self._worker_id) as part:
+        with (
+            Client(self._endpoint, self._token) as client,
+            CoordinatorSession(client, self._worker_id) as part,
+        ):
             found = part.assignment
             open_ = found.get("state") in ("begun", "precommitted")
             goal = found if open_ else found.get("current")
             if not goal:
                 text = "the coordinator has no version: submit a plan and begin it"
-                raise NotApplied("NothingToApply", f"{text} (`hotweights coord-submit-plan`, `hotweights begin`)")
+                raise NotApplied(
+                    "NothingToApply", f"{text} (`hotweights coord-submit-plan`, `hotweights begin`)"
+                )
             token = int(goal["token"])
             if self.applied is not None and self.applied.digest == goal["digest"]:
                 if open_:
                     self._await_commit(part, goal, until, patient)
                 return self._again(part, self.applied, token)
             try:
-                body = client.call("get_plan", digest=goal["plan_digest"], timeout_seconds=60.0).binary or b""
+                body = (
+                    client.call("get_plan", digest=goal["plan_digest"], timeout_seconds=60.0).binary
+                    or b""
+                )
                 version = self._stages().bring(
                     _plan(body), max(1.0, until - time.monotonic()), _whence(found, self._token)
                 )
@@ -239,8 +285,13 @@ class HotweightsWorkerExtension:
                 if open_:
                     self._await_commit(part, goal, until, patient)
                 applied = self._switch(version, token)
-            except Exception as error:  # whatever it was, the coordinator has to hear that this worker is not ready
-                part.failed(getattr(error, "reason", "ApplyFailed"), f"{type(error).__name__}: {error}", token)
+            # whatever it was, the coordinator has to hear that this worker is not ready
+            except Exception as error:
+                part.failed(
+                    getattr(error, "reason", "ApplyFailed"),
+                    f"{type(error).__name__}: {error}",
+                    token,
+                )
                 self._bound().discard()
                 raise
             part.applied(applied.version, applied.digest, token)
@@ -253,7 +304,9 @@ class HotweightsWorkerExtension:
         return self.applied
 
     @staticmethod
-    def _await_commit(part: CoordinatorSession, goal: Mapping[str, Any], until: float, patient: bool) -> None:
+    def _await_commit(
+        part: CoordinatorSession, goal: Mapping[str, Any], until: float, patient: bool
+    ) -> None:
         token = int(goal["token"])
         part.precommit(token)
         if not patient:
@@ -262,7 +315,7 @@ class HotweightsWorkerExtension:
             text = f"attempt {token} was aborted or replaced; the model keeps what it had"
             raise NotApplied("Aborted", f"{text} (`hotweights coord-status` says why)")
 
-    # --- both -------------------------------------------------------------------------------------------------------
+    # --- both ----------------------------------------------------------------------------------
 
     def _take(self, version: Version) -> None:
         model = self._bound()
@@ -273,8 +326,12 @@ class HotweightsWorkerExtension:
         began = time.monotonic()
         with self.lock:
             nbytes = self._bound().switch()
-        self.applied = Applied(version.table.version, version.digest, token, nbytes, time.monotonic() - began)
-        logger.info("Applied %s: %d bytes in %.3f s", self.applied.version, nbytes, self.applied.seconds)
+        self.applied = Applied(
+            version.table.version, version.digest, token, nbytes, time.monotonic() - began
+        )
+        logger.info(
+            "Applied %s: %d bytes in %.3f s", self.applied.version, nbytes, self.applied.seconds
+        )
         return self.applied
 
     def _bound(self) -> TorchModel | VllmModel:
@@ -294,7 +351,9 @@ class HotweightsWorkerExtension:
         if self._staging is None:
             from hotweights.adapters.inprocess import peer_sources
 
-            self._staging = peer_sources.PlanStaging(peer_sources.allowed_roots(self._roots), self._name_map)
+            self._staging = peer_sources.PlanStaging(
+                peer_sources.allowed_roots(self._roots), self._name_map
+            )
         return self._staging
 
 
@@ -305,7 +364,10 @@ def _with_cuda(device: str) -> bool:
     if not device.startswith("cuda"):
         return False
     if not torch.cuda.is_available():
-        _say_once("there is no CUDA here: staging in plain memory, and the model's own devices are written to")
+        _say_once(
+            "there is no CUDA here: staging in plain memory, and the model's own devices are "
+            "written to"
+        )
         return False
     return True
 
@@ -323,12 +385,15 @@ def _config_of(module: torch.nn.Module) -> Any:
     config = getattr(module, "vllm_config", None)
     if config is None:
         raise NotApplied(
-            "NoConfig", f"{type(module).__name__} is a model of vLLM's: bind_module(model, worker.vllm_config)"
+            "NoConfig",
+            f"{type(module).__name__} is a model of vLLM's: bind_module(model, worker.vllm_config)",
         )
     return config
 
 
-def _manifest(given: Manifest | Mapping[str, Any] | bytes) -> tuple[Manifest | None, Mapping[str, Any]]:
+def _manifest(
+    given: Manifest | Mapping[str, Any] | bytes,
+) -> tuple[Manifest | None, Mapping[str, Any]]:
     """The manifest, where it is one with chunks, and its object."""
     from hotweights_planner.manifest import FORMAT, Manifest, parse
 

@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from hotweights.commands.options import Json, progress
-from hotweights.commands.replicate import DIRECT_VARIABLE, Mpi, Pinned, PlanFile, Ucx, Window, folder_of
+from hotweights.commands.replicate import (
+    DIRECT_VARIABLE,
+    Mpi,
+    Pinned,
+    PlanFile,
+    Ucx,
+    Window,
+    folder_of,
+)
 from hotweights.commands.worker import Device, Roots
 from hotweights.replicate.world import World
 from hotweights_common import sizes
@@ -22,7 +30,8 @@ def bench(
         Device, typer.Option(help="Where to put it; without a GPU it stays in host memory.")
     ] = Device.CPU,
     cold: Annotated[
-        bool, typer.Option("--cold", help="Let the kernel forget the source's files before each round.")
+        bool,
+        typer.Option("--cold", help="Let the kernel forget the source's files before each round."),
     ] = False,
     mpi: Mpi = False,
     ucx: Ucx = False,
@@ -51,7 +60,16 @@ def bench(
     done: list[Round] = []
     with progress("measuring", repeat * found.manifest.nbytes) as report:
         going = rounds(
-            *(found, replicator, lambda: allowed.open(found.source, ""), world, repeat, road, folder), cold=cold
+            *(
+                found,
+                replicator,
+                lambda: allowed.open(found.source, ""),
+                world,
+                repeat,
+                road,
+                folder,
+            ),
+            cold=cold,
         )
         for number, one in enumerate(going, 1):
             done.append(one)
@@ -60,7 +78,8 @@ def bench(
                 nbytes, seconds = one.measured.nbytes, one.measured.seconds
                 onto = f", {one.device_seconds:.2f} s onto the GPU" if one.device_seconds else ""
                 print(
-                    f"round {number}: {sizes.decimal(nbytes)} in {seconds:.3f} s ({one.bytes_per_second / 1e9:.2f} GB/s){onto}"
+                    f"round {number}: {sizes.decimal(nbytes)} in {seconds:.3f} s "
+                    f"({one.bytes_per_second / 1e9:.2f} GB/s){onto}"
                 )
     rate = median_rate(done)
     if as_json:
@@ -80,5 +99,6 @@ def bench(
         print(json.dumps(shown))
         return
     print(
-        f"median {rate / 1e9:.2f} GB/s by {done[0].measured.transport}, verified, in {road.name} memory ({road.because})"
+        f"median {rate / 1e9:.2f} GB/s by {done[0].measured.transport}, verified, in "
+        f"{road.name} memory ({road.because})"
     )

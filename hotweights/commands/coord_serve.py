@@ -20,19 +20,30 @@ BACKEND_VARIABLE = "HOTWEIGHTS_COORD_BACKEND"
 
 
 def serve(
-    endpoint: Annotated[str, typer.Option(metavar="URI", help="Where calls come in; port 0: any.")] = DEFAULT_ENDPOINT,
+    endpoint: Annotated[
+        str, typer.Option(metavar="URI", help="Where calls come in; port 0: any.")
+    ] = DEFAULT_ENDPOINT,
     pub_endpoint: Annotated[
         str, typer.Option(metavar="URI", help="Where events go out (default: the next port).")
     ] = "",
     advertise: Annotated[
-        str, typer.Option(metavar="URI", help="How others reach it, if not by --endpoint (for several coordinators).")
+        str,
+        typer.Option(
+            metavar="URI",
+            help="How others reach it, if not by --endpoint (for several coordinators).",
+        ),
     ] = "",
     backend: Annotated[
         str,
-        typer.Option(metavar="memory|redis|auto", envvar=BACKEND_VARIABLE, help="What keeps the state; auto: memory."),
+        typer.Option(
+            metavar="memory|redis|auto",
+            envvar=BACKEND_VARIABLE,
+            help="What keeps the state; auto: memory.",
+        ),
     ] = "auto",
     redis_url: Annotated[
-        str, typer.Option(metavar="URL", envvar="HOTWEIGHTS_REDIS_URL", help="With redis: where it is.")
+        str,
+        typer.Option(metavar="URL", envvar="HOTWEIGHTS_REDIS_URL", help="With redis: where it is."),
     ] = "",
     instance_id: Annotated[
         str, typer.Option(metavar="ID", help="This coordinator's name (default: host and pid).")
@@ -41,15 +52,26 @@ def serve(
     curve: Curve = None,
     metrics_port: Annotated[
         int,
-        typer.Option(metavar="PORT", envvar="HOTWEIGHTS_COORD_METRICS_PORT", min=0, max=65535, help="0: any."),
+        typer.Option(
+            metavar="PORT", envvar="HOTWEIGHTS_COORD_METRICS_PORT", min=0, max=65535, help="0: any."
+        ),
     ] = 9100,
     worker_ttl: Annotated[
         float,
-        typer.Option(metavar="S", min=0.2, max=3600.0, help="Seconds a worker may be silent before it is dropped."),
+        typer.Option(
+            metavar="S",
+            min=0.2,
+            max=3600.0,
+            help="Seconds a worker may be silent before it is dropped.",
+        ),
     ] = 15.0,
     origin_readers: Annotated[
         int,
-        typer.Option(metavar="N", min=1, help="Workers that read the source at the same time; others pull from them."),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Workers that read the source at the same time; others pull from them.",
+        ),
     ] = 1,
     as_json: Json = False,
 ) -> None:
@@ -63,7 +85,8 @@ def serve(
     from hotweights_coordinator.wire import auth
 
     logging.basicConfig(
-        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
+        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
     )
     settings = ServeSettings(
         endpoint=endpoint,
@@ -97,10 +120,13 @@ async def _serve(settings: Any, backend_name: str, redis_url: str, as_json: bool
         server.close()
         await backend.close()
         raise
-    # What is loaded by now is never garbage; looking through all of it would stop a busy coordinator for tens of milliseconds.
+    # What is loaded by now is never garbage; looking through all of it would stop a busy
+    # coordinator for tens of milliseconds.
     gc.collect()
     gc.freeze()
-    guarded = " and ".join(filter(None, ["token" if settings.token else "", "curve" if settings.curve else ""]))
+    guarded = " and ".join(
+        filter(None, ["token" if settings.token else "", "curve" if settings.curve else ""])
+    )
     shown = {
         "endpoint": server.sockets.endpoint,
         "pub_endpoint": server.sockets.events_endpoint,
@@ -115,8 +141,13 @@ async def _serve(settings: Any, backend_name: str, redis_url: str, as_json: bool
     else:
         events, port = server.sockets.events_endpoint, server.web.port
         role = "leading" if server.leads else "standing by"
-        text = f"Coordinator {settings.instance_id} serves at {server.sockets.endpoint}, events at {events}, metrics at"
-        print(f"{text} port {port}; backend {backend.name}, auth {shown['auth']}, {role}", flush=True)
+        text = (
+            f"Coordinator {settings.instance_id} serves at {server.sockets.endpoint}, events at "
+            f"{events}, metrics at"
+        )
+        print(
+            f"{text} port {port}; backend {backend.name}, auth {shown['auth']}, {role}", flush=True
+        )
     await server.run(stop)
 
 
@@ -129,7 +160,9 @@ def _backend(name: str, redis_url: str) -> Any:
         settings = RedisSettings.read()
         return RedisBackend(replace(settings, url=redis_url) if redis_url else settings)
     if name not in ("memory", "auto", ""):
-        raise typer.BadParameter(f"{name!r} keeps nothing; give memory or redis", param_hint="--backend")
+        raise typer.BadParameter(
+            f"{name!r} keeps nothing; give memory or redis", param_hint="--backend"
+        )
     from hotweights_coordinator.backends.memory import MemoryBackend
 
     return MemoryBackend()

@@ -1,7 +1,9 @@
-"""``hotweights coord-*``, ``begin``, ``precommit``, ``commit``, ``abort``, ``status``: the coordinator, and what is asked of it.
+"""``hotweights coord-*``, ``begin``, ``precommit``, ``commit``, ``abort``, ``status``: the
+coordinator, and what is asked of it.
 
-Each of them is one call, shown for people or, with ``--json``, as it came. What the coordinator refuses, and a coordinator that
-does not answer, is one line and exit code 1. The coordinator itself is `coord_serve`, what a status looks like `status_text`.
+Each of them is one call, shown for people or, with ``--json``, as it came. What the coordinator
+refuses, and a coordinator that does not answer, is one line and exit code 1. The coordinator itself
+is `coord_serve`, what a status looks like `status_text`.
 """
 
 from __future__ import annotations
@@ -23,10 +25,15 @@ from hotweights_storage.errors import TransferError
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
 POLL_SECONDS = 0.2
 
-Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.05, help="Seconds to wait for an answer.")]
+Timeout = Annotated[
+    float, typer.Option("--timeout", metavar="S", min=0.05, help="Seconds to wait for an answer.")
+]
 Version = Annotated[str, typer.Option("--version", metavar="V", help="Name of the version.")]
 OpenAttempt = Annotated[
-    int | None, typer.Option("--token", metavar="N", help="The attempt's token (default: the one that is open).")
+    int | None,
+    typer.Option(
+        "--token", metavar="N", help="The attempt's token (default: the one that is open)."
+    ),
 ]
 
 
@@ -53,7 +60,9 @@ def register(app: typer.Typer) -> None:
 
 
 def submit_plan(
-    plan: Annotated[Path, typer.Option(metavar="FILE", help="The plan, as `hotweights plan` writes it.")],
+    plan: Annotated[
+        Path, typer.Option(metavar="FILE", help="The plan, as `hotweights plan` writes it.")
+    ],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -63,10 +72,17 @@ def submit_plan(
     """Give the coordinator the plan that the next begin is about."""
     from hotweights_coordinator.wire.messages import MAX_BINARY_NBYTES
 
-    content = read_bounded(plan, MAX_BINARY_NBYTES, "write it with `hotweights plan`, or name another file")
+    content = read_bounded(
+        plan, MAX_BINARY_NBYTES, "write it with `hotweights plan`, or name another file"
+    )
     with _client(endpoint, token_file, curve, timeout) as client:
         result = client.call("submit_plan", binary=content).result
-    _show(result, as_json, f"Plan of {result['version']} submitted ({sizes.decimal(len(content))}, {result['digest']})")
+    _show(
+        result,
+        as_json,
+        f"Plan of {result['version']} submitted ({sizes.decimal(len(content))}, "
+        f"{result['digest']})",
+    )
 
 
 def begin(
@@ -75,15 +91,24 @@ def begin(
         str, typer.Option(metavar="D", help="Digest that the version's manifest or plan must have.")
     ] = "",
     deadline: Annotated[
-        float, typer.Option(metavar="S", min=0.1, max=7 * 86400.0, help="Aborted if it is not committed by then.")
+        float,
+        typer.Option(
+            metavar="S", min=0.1, max=7 * 86400.0, help="Aborted if it is not committed by then."
+        ),
     ] = 3600.0,
     commit_when_ready: Annotated[
-        bool, typer.Option("--commit-when-ready", help="Commit as soon as all workers have prepared it.")
+        bool,
+        typer.Option("--commit-when-ready", help="Commit as soon as all workers have prepared it."),
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Until it is precommitted; with --commit-when-ready until it is applied.")
+        bool,
+        typer.Option(
+            "--wait", help="Until it is precommitted; with --commit-when-ready until it is applied."
+        ),
     ] = False,
-    wait_timeout: Annotated[float, typer.Option("--wait-timeout", metavar="S", help="How long to wait.")] = 600.0,
+    wait_timeout: Annotated[
+        float, typer.Option("--wait-timeout", metavar="S", help="How long to wait.")
+    ] = 600.0,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -95,7 +120,11 @@ def begin(
     Example: hotweights begin --version v1 --commit-when-ready --wait
     """
     with _client(endpoint, token_file, curve, timeout) as client:
-        args = {"version": version, "deadline_seconds": deadline, "commit_when_ready": commit_when_ready}
+        args = {
+            "version": version,
+            "deadline_seconds": deadline,
+            "commit_when_ready": commit_when_ready,
+        }
         result = client.call("begin", **args, **({"digest": digest} if digest else {})).result
         if wait:
             result |= _waited(client, result["token"], commit_when_ready, wait_timeout)
@@ -103,7 +132,9 @@ def begin(
 
 
 def precommit(
-    worker_id: Annotated[str, typer.Option(metavar="ID", help="The worker that has prepared the version.")],
+    worker_id: Annotated[
+        str, typer.Option(metavar="ID", help="The worker that has prepared the version.")
+    ],
     attempt: OpenAttempt = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
@@ -120,9 +151,15 @@ def precommit(
 
 def commit(
     version: Version,
-    attempt: Annotated[int | None, typer.Option("--token", metavar="N", help="The attempt's token.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Until every worker has applied it.")] = False,
-    wait_timeout: Annotated[float, typer.Option("--wait-timeout", metavar="S", help="How long to wait.")] = 600.0,
+    attempt: Annotated[
+        int | None, typer.Option("--token", metavar="N", help="The attempt's token.")
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Until every worker has applied it.")
+    ] = False,
+    wait_timeout: Annotated[
+        float, typer.Option("--wait-timeout", metavar="S", help="How long to wait.")
+    ] = 600.0,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -131,14 +168,18 @@ def commit(
 ) -> None:
     """Make the version that all workers have prepared the one that is served."""
     with _client(endpoint, token_file, curve, timeout) as client:
-        result = client.call("commit", version=version, **({} if attempt is None else {"token": attempt})).result
+        result = client.call(
+            "commit", version=version, **({} if attempt is None else {"token": attempt})
+        ).result
         if wait:
             result |= _waited(client, result["token"], True, wait_timeout)
     _show(result, as_json, f"{version} is {result['state']} (token {result['token']})")
 
 
 def abort(
-    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; workers and events carry it.")] = "operator abort",
+    reason: Annotated[
+        str, typer.Option(metavar="TEXT", help="Why; workers and events carry it.")
+    ] = "operator abort",
     attempt: OpenAttempt = None,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
@@ -154,7 +195,9 @@ def abort(
 
 
 def set_current(
-    manifest: Annotated[Path, typer.Option(metavar="FILE", help="The manifest of what is served now.")],
+    manifest: Annotated[
+        Path, typer.Option(metavar="FILE", help="The manifest of what is served now.")
+    ],
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -199,16 +242,24 @@ def subscribe(
     pub_endpoint: Annotated[
         str,
         typer.Option(
-            metavar="URI", envvar=EVENTS_VARIABLE, help="Where events go out (default: --endpoint's next port)."
+            metavar="URI",
+            envvar=EVENTS_VARIABLE,
+            help="Where events go out (default: --endpoint's next port).",
         ),
     ] = "",
     topics: Annotated[
-        list[str] | None, typer.Option(metavar="T", help="Only these topics; may be given several times.")
+        list[str] | None,
+        typer.Option(metavar="T", help="Only these topics; may be given several times."),
     ] = None,
     seconds: Annotated[
-        float | None, typer.Option("--for", metavar="S", min=0.0, help="How long to listen (default: until Ctrl-C).")
+        float | None,
+        typer.Option(
+            "--for", metavar="S", min=0.0, help="How long to listen (default: until Ctrl-C)."
+        ),
     ] = None,
-    print_last: Annotated[bool, typer.Option("--print-last", help="The latest events first.")] = False,
+    print_last: Annotated[
+        bool, typer.Option("--print-last", help="The latest events first.")
+    ] = False,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -232,15 +283,21 @@ def subscribe(
                 _show(heard[1], as_json, status_text.event_line(heard[1]))
 
 
-def keys(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the keys to.")]) -> None:
+def keys(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the keys to.")],
+) -> None:
     """Write CURVE keys for a coordinator and its clients.
 
-    A client needs server.key and client.key_secret of the folder; the coordinator needs the whole folder.
+    A client needs server.key and client.key_secret of the folder; the coordinator needs the whole
+    folder.
     """
     from hotweights_coordinator.wire import auth
 
     auth.write_keys(folder)
-    print(f"Wrote keys to {folder}: coord-serve --curve {folder}; give clients server.key and client.key_secret")
+    print(
+        f"Wrote keys to {folder}: coord-serve --curve {folder}; give clients server.key and "
+        "client.key_secret"
+    )
 
 
 def _open_attempt(client: Any) -> int:
@@ -262,15 +319,33 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
     while True:
         now = client.call("status").result
         if now["state"] == "aborted" or now["token"] != token:
-            what = f"{now['version']} is {now['state']}: {now['reason']}" if now["reason"] else "another attempt began"
+            what = (
+                f"{now['version']} is {now['state']}: {now['reason']}"
+                if now["reason"]
+                else "another attempt began"
+            )
             raise CommandFailed(what, "Aborted")
-        done = now["state"] == "committed" and not now["waiting_for"] if until_applied else now["state"] != "begun"
+        done = (
+            now["state"] == "committed" and not now["waiting_for"]
+            if until_applied
+            else now["state"] != "begun"
+        )
         if done:
-            return {"state": now["state"], "applied": now["applied"], "precommitted": now["precommitted"]}
+            return {
+                "state": now["state"],
+                "applied": now["applied"],
+                "precommitted": now["precommitted"],
+            }
         if time.monotonic() > until:
             waiting = ", ".join(now["waiting_for"][:5]) or "a first worker"
-            text = f"{now['version']} is still {now['state']} after {seconds:g} s, waiting for {waiting}"
-            raise CommandFailed(f"{text}; see `hotweights coord-status`, or end it with `hotweights abort`", "Timeout")
+            text = (
+                f"{now['version']} is still {now['state']} after {seconds:g} s, waiting for "
+                f"{waiting}"
+            )
+            raise CommandFailed(
+                f"{text}; see `hotweights coord-status`, or end it with `hotweights abort`",
+                "Timeout",
+            )
         time.sleep(POLL_SECONDS)
 
 

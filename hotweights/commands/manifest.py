@@ -30,7 +30,8 @@ def manifests() -> None:
 def verify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The checkpoint's folder.")],
     manifest: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"The manifest (default: {FILE_NAME} in the folder).")
+        Path | None,
+        typer.Option(metavar="FILE", help=f"The manifest (default: {FILE_NAME} in the folder)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -49,6 +50,9 @@ def verify(
         if len(differences) > MOST_SHOWN:
             typer.echo(f"error: and {len(differences) - MOST_SHOWN} more", err=True)
     else:
-        print(f"{folder} is {expected.model} {expected.version} ({sizes.decimal(expected.nbytes)}, {expected.digest})")
+        print(
+            f"{folder} is {expected.model} {expected.version} ({sizes.decimal(expected.nbytes)}, "
+            f"{expected.digest})"
+        )
     if differences:
         raise typer.Exit(1)

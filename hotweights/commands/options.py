@@ -9,13 +9,25 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from hotweights_storage.resolve import Progress as Report
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines; errors too.")]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object for machines; errors too.")
+]
 CheckpointFolder = Annotated[
-    Path, typer.Option("--checkpoint", metavar="DIR", help="Folder with .safetensors, config and tokenizer files.")
+    Path,
+    typer.Option(
+        "--checkpoint", metavar="DIR", help="Folder with .safetensors, config and tokenizer files."
+    ),
 ]
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
@@ -29,9 +41,12 @@ Endpoint = Annotated[
     ),
 ]
 TokenFile = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="File with the token (default: $HOTWEIGHTS_COORD_TOKEN).")
+    Path | None,
+    typer.Option(metavar="FILE", help="File with the token (default: $HOTWEIGHTS_COORD_TOKEN)."),
 ]
-Curve = Annotated[Path | None, typer.Option(metavar="DIR", help="Folder with CURVE keys, see coord-keys.")]
+Curve = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Folder with CURVE keys, see coord-keys.")
+]
 
 
 @contextmanager
@@ -45,6 +60,8 @@ def progress(what: str, nbytes: int) -> Iterator[Report]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(what, total=nbytes)
         yield lambda done: bar.advance(task, done)

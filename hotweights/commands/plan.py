@@ -1,7 +1,8 @@
 """``hotweights plan``: what has to move from the version that is there to the next one.
 
-It reads two manifests and writes the plan that workers and ranks follow. Where no previous manifest is named, the coordinator's
-counts, then the one that the last commit on this host left, then nothing: a plan for everything. No weights are read.
+It reads two manifests and writes the plan that workers and ranks follow. Where no previous manifest
+is named, the coordinator's counts, then the one that the last commit on this host left, then
+nothing: a plan for everything. No weights are read.
 """
 
 from __future__ import annotations
@@ -43,37 +44,57 @@ class Previous(NamedTuple):
 
 
 def plan(
-    following: Annotated[Path, typer.Option("--next", metavar="FILE", help="The next version's manifest.")],
+    following: Annotated[
+        Path, typer.Option("--next", metavar="FILE", help="The next version's manifest.")
+    ],
     prev: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="The previous version's manifest (default: the coordinator's, then this host's last one, then nothing).",
+            help="The previous version's manifest (default: the coordinator's, then this host's "
+            "last one, then nothing).",
         ),
     ] = None,
-    bucket_mb: Annotated[int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest bucket.")] = 64,
-    auto: Annotated[bool, typer.Option("--auto", help="Choose the bucket's size by free memory instead.")] = False,
+    bucket_mb: Annotated[
+        int, typer.Option(metavar="MIB", min=1, max=1 << 20, help="Largest bucket.")
+    ] = 64,
+    auto: Annotated[
+        bool, typer.Option("--auto", help="Choose the bucket's size by free memory instead.")
+    ] = False,
     alpha: Annotated[
-        float, typer.Option(metavar="A", min=0.001, max=1.0, help="With --auto: this part of the smallest device's.")
+        float,
+        typer.Option(
+            metavar="A", min=0.001, max=1.0, help="With --auto: this part of the smallest device's."
+        ),
     ] = 0.25,
     group_map: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", envvar="HOTWEIGHTS_GROUP_MAP", help="JSON: tensor patterns and the ranks that need them."
+            metavar="FILE",
+            envvar="HOTWEIGHTS_GROUP_MAP",
+            help="JSON: tensor patterns and the ranks that need them.",
         ),
     ] = None,
     coord_endpoint: Annotated[
         str,
         typer.Option(
-            metavar="URI[,URI]", envvar="HOTWEIGHTS_COORD", help="Whose current manifest is the previous one."
+            metavar="URI[,URI]",
+            envvar="HOTWEIGHTS_COORD",
+            help="Whose current manifest is the previous one.",
         ),
     ] = "",
     token_file: TokenFile = None,
     curve: Curve = None,
-    no_verify: Annotated[bool, typer.Option("--no-verify", help="Write no verification into the plan.")] = False,
+    no_verify: Annotated[
+        bool, typer.Option("--no-verify", help="Write no verification into the plan.")
+    ] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings fail.")] = False,
     source: Annotated[
-        str, typer.Option(metavar="URI", help="Where the next version's folder is (default: what its manifest says).")
+        str,
+        typer.Option(
+            metavar="URI",
+            help="Where the next version's folder is (default: what its manifest says).",
+        ),
     ] = "",
     output: Annotated[Path, typer.Option(metavar="FILE", help="The plan.")] = Path(plans.FILE_NAME),
     as_json: Json = False,
@@ -83,10 +104,14 @@ def plan(
     Example: hotweights plan --prev m_prev.json --next m_next.json --bucket-mb 64 --output plan.json
     """
     if not output.parent.is_dir():
-        raise typer.BadParameter(f"the folder {output.parent} does not exist; make it first", param_hint="--output")
+        raise typer.BadParameter(
+            f"the folder {output.parent} does not exist; make it first", param_hint="--output"
+        )
     published = read_published(following)
     uri = source or published.source or _folder_of(following, published.manifest)
-    previous = _named_previous(prev, coord_endpoint, token_file, curve) or _hosts_previous(published)
+    previous = _named_previous(prev, coord_endpoint, token_file, curve) or _hosts_previous(
+        published
+    )
     base = previous.published.manifest if previous.published else None
     free = free_memory() if auto else None
     bucket_nbytes = suggested_bucket_nbytes(alpha, free) if free else bucket_mb << 20
@@ -100,9 +125,14 @@ def plan(
     if as_json:
         print(json.dumps(_summary(made, output, previous, report)))
         return
-    chosen = f" ({alpha:g} of what {free.device} has free: {sizes.decimal(free.nbytes)})" if free else ""
+    chosen = (
+        f" ({alpha:g} of what {free.device} has free: {sizes.decimal(free.nbytes)})" if free else ""
+    )
     print(f"Planned {made.model_id} {made.version} {_from(made, previous)}: {_counts(made)}")
-    print(f"plan   {output} ({len(made.buckets)} buckets of at most {made.bucket_nbytes >> 20} MiB{chosen})")
+    print(
+        f"plan   {output} ({len(made.buckets)} buckets of at most {made.bucket_nbytes >> 20} "
+        f"MiB{chosen})"
+    )
     print(f"digest {made.digest}")
 
 
@@ -111,7 +141,9 @@ def home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "hotweights")
 
 
-def _named_previous(prev: Path | None, endpoint: str, token_file: Path | None, curve: Path | None) -> Previous | None:
+def _named_previous(
+    prev: Path | None, endpoint: str, token_file: Path | None, curve: Path | None
+) -> Previous | None:
     if prev is not None:
         return Previous(_published_or_nothing(read_text(prev), str(prev)), str(prev))
     if endpoint:
@@ -127,7 +159,11 @@ def _hosts_previous(published: Published) -> Previous:
     if not current.exists():
         return Previous(None, "")
     found = _published_or_nothing(read_text(current), str(current))
-    if found is None or found.manifest.model == published.manifest.model or _are_not_told_apart(found, published):
+    if (
+        found is None
+        or found.manifest.model == published.manifest.model
+        or _are_not_told_apart(found, published)
+    ):
         return Previous(found, str(current))
     return Previous(None, str(current), f"is of another model, {found.manifest.model}")
 
@@ -142,17 +178,25 @@ def _published_or_nothing(text: bytes, where: str) -> Published | None:
             document = json.loads(text)
         except ValueError:  # the manifest's own reader says it better
             document = None
-        if document == [] or document == {} or (isinstance(document, dict) and document.get("tensors") == []):
+        if (
+            document == []
+            or document == {}
+            or (isinstance(document, dict) and document.get("tensors") == [])
+        ):
             return None
     return parse_published(text, where)
 
 
-def _coordinators_manifest(endpoint: str, token_file: Path | None, curve: Path | None) -> bytes | None:
+def _coordinators_manifest(
+    endpoint: str, token_file: Path | None, curve: Path | None
+) -> bytes | None:
     from hotweights_coordinator.client.client import Client  # zmq is needed for this alone
     from hotweights_coordinator.wire import auth
     from hotweights_coordinator.wire.messages import CallRefused
 
-    with Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=COORDINATOR_SECONDS) as client:
+    with Client(
+        endpoint, auth.read_token(token_file), curve, timeout_seconds=COORDINATOR_SECONDS
+    ) as client:
         try:
             return client.call("get_current_manifest").binary
         except CallRefused as error:
@@ -171,7 +215,9 @@ def _folder_of(path: Path, manifest: Manifest) -> str:
 
 
 def _named_after_folder(published: Published) -> bool:
-    """Whether the model's name is only what `publish` makes up without --model; it then tells no models apart."""
+    """Whether the model's name is only what `publish` makes up without --model; it then tells no
+    models apart.
+    """
     folder = unquote(urlsplit(published.source or "").path).rstrip("/").rpartition("/")[2]
     return folder == published.manifest.model
 
@@ -208,7 +254,9 @@ def _from(made: Plan, previous: Previous) -> str:
     if previous.published is not None:
         return f"from {made.base_version} ({previous.where})"
     return (
-        f"from nothing ({previous.where} {previous.why})" if previous.where else "from nothing (no previous manifest)"
+        f"from nothing ({previous.where} {previous.why})"
+        if previous.where
+        else "from nothing (no previous manifest)"
     )
 
 

@@ -1,8 +1,9 @@
 """``hotweights publish``: a checkpoint folder becomes a version.
 
-It hashes the folder and writes the manifest, whose digest is the version's identity; with ``--emit`` it prints the
-WeightVersion that pins it. With ``--record-probes`` a vLLM, in whatever environment has one, answers a few prompts from a cold
-load first; engines are held to these tokens when they switch. It talks to no cluster.
+It hashes the folder and writes the manifest, whose digest is the version's identity; with
+``--emit`` it prints the WeightVersion that pins it. With ``--record-probes`` a vLLM, in whatever
+environment has one, answers a few prompts from a cold load first; engines are held to these tokens
+when they switch. It talks to no cluster.
 """
 
 from __future__ import annotations
@@ -39,30 +40,46 @@ VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"
 
 def publish(
     checkpoint: CheckpointFolder,
-    version: Annotated[str, typer.Option(metavar="V", help="Name of the version; pods will carry it as a label.")],
-    model: Annotated[str, typer.Option(metavar="NAME", help="Name of the model (default: the folder's name).")] = "",
+    version: Annotated[
+        str, typer.Option(metavar="V", help="Name of the version; pods will carry it as a label.")
+    ],
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="Name of the model (default: the folder's name).")
+    ] = "",
     output: Annotated[
-        Path | None, typer.Option(metavar="FILE", help=f"The manifest (default: {FILE_NAME} in the folder).")
+        Path | None,
+        typer.Option(metavar="FILE", help=f"The manifest (default: {FILE_NAME} in the folder)."),
     ] = None,
-    emit: Annotated[bool, typer.Option("--emit", help="Print the WeightVersion to apply, digest pinned.")] = False,
+    emit: Annotated[
+        bool, typer.Option("--emit", help="Print the WeightVersion to apply, digest pinned.")
+    ] = False,
     source_uri: Annotated[
         str,
         typer.Option(
             metavar="URI",
-            help="Where the nodes find the folder, for --emit and for a manifest elsewhere (default: file:// and its path).",
+            help="Where the nodes find the folder, for --emit and for a manifest elsewhere "
+            "(default: file:// and its path).",
         ),
     ] = "",
-    namespace: Annotated[str, typer.Option(metavar="NS", help="With --emit: the WeightVersion's namespace.")] = "",
+    namespace: Annotated[
+        str, typer.Option(metavar="NS", help="With --emit: the WeightVersion's namespace.")
+    ] = "",
     record_probes: Annotated[
         bool,
-        typer.Option("--record-probes", help=f"Record golden tokens with vLLM, run by the Python of ${VLLM_PYTHON}."),
+        typer.Option(
+            "--record-probes",
+            help=f"Record golden tokens with vLLM, run by the Python of ${VLLM_PYTHON}.",
+        ),
     ] = False,
-    probe_dtype: Annotated[str, typer.Option(metavar="T", help="With --record-probes: the pods' --dtype.")] = "auto",
+    probe_dtype: Annotated[
+        str, typer.Option(metavar="T", help="With --record-probes: the pods' --dtype.")
+    ] = "auto",
     as_json: Json = False,
 ) -> None:
     """Hash a checkpoint folder and write the manifest that makes it a version.
 
-    Example: hotweights publish --checkpoint ./ckpt --model demo --version v1 --emit | kubectl apply -f -
+    Example: hotweights publish --checkpoint ./ckpt --model demo --version v1 --emit | kubectl apply
+    -f -
     """
     model = model or checkpoint.resolve().name
     _check_names(model, version)
@@ -77,14 +94,27 @@ def publish(
             manifest = publish_source(source, model, version, found, probes, report)
     uri = source_uri or "file://" + quote(str(checkpoint.resolve()))
     beside = target.resolve().parent == checkpoint.resolve()
-    write_whole(target, manifest.canonical if beside else published_text(manifest, uri), "the manifest")
+    write_whole(
+        target, manifest.canonical if beside else published_text(manifest, uri), "the manifest"
+    )
     seconds = time.perf_counter() - began
     custom_resource = weight_version(manifest, uri, namespace) if emit else None
     if as_json:
-        print(json.dumps(_summary(manifest, target, seconds) | ({"weightVersion": custom_resource} if emit else {})))
+        print(
+            json.dumps(
+                _summary(manifest, target, seconds)
+                | ({"weightVersion": custom_resource} if emit else {})
+            )
+        )
         return
-    rate = f"{sizes.decimal(manifest.nbytes)} in {seconds:.1f} s ({sizes.decimal(manifest.nbytes / seconds)}/s)"
-    counts = f"{len(manifest.tensors)} tensors, {manifest.chunk_count} chunks, {len(manifest.files)} side files"
+    rate = (
+        f"{sizes.decimal(manifest.nbytes)} in {seconds:.1f} s "
+        f"({sizes.decimal(manifest.nbytes / seconds)}/s)"
+    )
+    counts = (
+        f"{len(manifest.tensors)} tensors, {manifest.chunk_count} chunks, {len(manifest.files)} "
+        "side files"
+    )
     typer.echo(f"Published {model} {version}: {counts}, {rate}", err=True)
     typer.echo(f"manifest {target}\ndigest   {manifest.digest}", err=True)
     if custom_resource is not None:
@@ -93,7 +123,9 @@ def publish(
 
 def weight_version(manifest: Manifest, uri: str, namespace: str = "") -> dict[str, Any]:
     """The WeightVersion of a manifest, with its digest pinned."""
-    metadata = {"name": object_name(manifest.model, manifest.version)} | ({"namespace": namespace} if namespace else {})
+    metadata = {"name": object_name(manifest.model, manifest.version)} | (
+        {"namespace": namespace} if namespace else {}
+    )
     return {
         "apiVersion": API_VERSION,
         "kind": "WeightVersion",
@@ -108,7 +140,9 @@ def weight_version(manifest: Manifest, uri: str, namespace: str = "") -> dict[st
 
 
 def object_name(model: str, version: str) -> str:
-    """``<model>-<version>`` as a Kubernetes name: lower case, and '-' for what may not stand there."""
+    """``<model>-<version>`` as a Kubernetes name: lower case, and '-' for what may not stand
+    there.
+    """
     name = re.sub(r"[^a-z0-9.]+", "-", f"{model}-{version}".lower())
     return re.sub(r"-*\.[-.]*", ".", name).strip("-.")
 
@@ -116,37 +150,61 @@ def object_name(model: str, version: str) -> str:
 def _check_names(model: str, version: str) -> None:
     for option, value in (("--model", model), ("--version", version)):
         if not re.fullmatch(LABEL_VALUE_PATTERN, value):
-            rule = "at most 63 letters, digits, '.', '_' or '-', beginning and ending with a letter or digit"
+            rule = (
+                "at most 63 letters, digits, '.', '_' or '-', beginning and ending with a letter "
+                "or digit"
+            )
             raise typer.BadParameter(f"{value!r} is no label value; give {rule}", param_hint=option)
 
 
 def _check_target(target: Path, checkpoint: Path) -> None:
-    if target.resolve().parent == checkpoint.resolve() and not target.name.endswith(".manifest.json"):
-        text = "it would become a file of the checkpoint; let its name end with .manifest.json, or write it elsewhere"
-        raise typer.BadParameter(f"{target} is in the checkpoint's folder, where {text}", param_hint="--output")
+    if target.resolve().parent == checkpoint.resolve() and not target.name.endswith(
+        ".manifest.json"
+    ):
+        text = (
+            "it would become a file of the checkpoint; let its name end with .manifest.json, or "
+            "write it elsewhere"
+        )
+        raise typer.BadParameter(
+            f"{target} is in the checkpoint's folder, where {text}", param_hint="--output"
+        )
     if not target.parent.is_dir():
-        raise typer.BadParameter(f"the folder {target.parent} does not exist; make it first", param_hint="--output")
+        raise typer.BadParameter(
+            f"the folder {target.parent} does not exist; make it first", param_hint="--output"
+        )
 
 
 def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
     python = os.environ.get(VLLM_PYTHON, sys.executable)
     roots = [Path(module.__path__[0]).parent for module in (package, hotweights_transports)]
-    path = os.pathsep.join([*map(str, dict.fromkeys(roots)), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join(
+        [*map(str, dict.fromkeys(roots)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    )
     command = [python, "-m", "hotweights.adapters.vllm.golden", str(checkpoint), "--dtype", dtype]
     typer.echo("recording probes: a cold load by vLLM", err=True)
     try:
-        done = subprocess.run(command, capture_output=True, env=os.environ | {"PYTHONPATH": path}, check=False)
+        done = subprocess.run(
+            command, capture_output=True, env=os.environ | {"PYTHONPATH": path}, check=False
+        )
     except OSError as error:
-        text = f"cannot run {python}: {error.strerror}; set ${VLLM_PYTHON} to the Python of an environment with vLLM"
+        text = (
+            f"cannot run {python}: {error.strerror}; set ${VLLM_PYTHON} to the Python of an "
+            "environment with vLLM"
+        )
         raise TransferError(text, "ProbesFailed") from error
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         text = f"vLLM recorded no probes: {last or f'exit code {done.returncode}'}"
-        raise TransferError(f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM", "ProbesFailed")
+        raise TransferError(
+            f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM", "ProbesFailed"
+        )
     try:
         return TypeAdapter(tuple[Probe, ...]).validate_json(done.stdout)
     except ValidationError as error:
-        text = f"{python} printed something else than probes: {error.errors()[0]['msg']}; are both of one release?"
+        text = (
+            f"{python} printed something else than probes: {error.errors()[0]['msg']}; are both "
+            "of one release?"
+        )
         raise TransferError(text, "ProbesFailed") from error
 
 

@@ -1,4 +1,6 @@
-"""``hotweights tp-groups``, ``verify-tp`` and ``bucket-suggest``: calculators for who needs what, and how much at once."""
+"""``hotweights tp-groups``, ``verify-tp`` and ``bucket-suggest``: calculators for who needs what,
+and how much at once.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +18,27 @@ from hotweights_planner.consumers import Groups, check_groups, contiguous_groups
 
 MAX_GROUPS_NBYTES = 16 << 20
 
-WorldSize = Annotated[int | None, typer.Option(metavar="N", min=1, max=1 << 20, help="How many ranks there are.")]
+WorldSize = Annotated[
+    int | None, typer.Option(metavar="N", min=1, max=1 << 20, help="How many ranks there are.")
+]
 TpGroups = Annotated[
     str | None,
     typer.Option(
-        metavar="JSON|FILE", envvar="HOTWEIGHTS_TP_GROUPS", help='Groups of ranks: {"0": [0, 1], "1": [2, 3]}.'
+        metavar="JSON|FILE",
+        envvar="HOTWEIGHTS_TP_GROUPS",
+        help='Groups of ranks: {"0": [0, 1], "1": [2, 3]}.',
     ),
 ]
 
 
 def tp_groups(
-    world_size: Annotated[int, typer.Option(metavar="N", min=1, max=1 << 20, help="How many ranks there are.")],
+    world_size: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1 << 20, help="How many ranks there are.")
+    ],
     tp: Annotated[int, typer.Option(metavar="N", min=1, help="Ranks in a group.")],
-    output: Annotated[Path | None, typer.Option(metavar="FILE", help="Write them there (default: print them).")] = None,
+    output: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write them there (default: print them).")
+    ] = None,
 ) -> None:
     """Divide ranks into tensor-parallel groups of neighbours, as JSON."""
     text = json.dumps(contiguous_groups(world_size, tp))
@@ -40,9 +50,12 @@ def tp_groups(
 
 def verify_tp(
     tp_groups: Annotated[
-        str, typer.Option(metavar="JSON|FILE", envvar="HOTWEIGHTS_TP_GROUPS", help="Groups of ranks.")
+        str,
+        typer.Option(metavar="JSON|FILE", envvar="HOTWEIGHTS_TP_GROUPS", help="Groups of ranks."),
     ],
-    world_size: Annotated[int, typer.Option(metavar="N", min=1, max=1 << 20, help="How many ranks there are.")],
+    world_size: Annotated[
+        int, typer.Option(metavar="N", min=1, max=1 << 20, help="How many ranks there are.")
+    ],
     as_json: Json = False,
 ) -> None:
     """Check that every rank is in exactly one tensor-parallel group; exit code 1 if not."""
@@ -63,17 +76,34 @@ def verify_tp(
 
 
 def bucket_suggest(
-    alpha: Annotated[float, typer.Option(metavar="A", min=0.001, max=1.0, help="Part of the free memory.")] = 0.25,
+    alpha: Annotated[
+        float, typer.Option(metavar="A", min=0.001, max=1.0, help="Part of the free memory.")
+    ] = 0.25,
     as_json: Json = False,
 ) -> None:
-    """Print a bucket size in MiB for `plan --bucket-mb`: a part of what the smallest device has free."""
+    """Print a bucket size in MiB for `plan --bucket-mb`: a part of what the smallest device has
+    free.
+    """
     free = free_memory()
     nbytes = suggested_bucket_nbytes(alpha, free)
     if as_json:
-        print(json.dumps({"bucketMb": nbytes >> 20, "freeBytes": free.nbytes, "device": free.device, "alpha": alpha}))
+        print(
+            json.dumps(
+                {
+                    "bucketMb": nbytes >> 20,
+                    "freeBytes": free.nbytes,
+                    "device": free.device,
+                    "alpha": alpha,
+                }
+            )
+        )
         return
     print(nbytes >> 20)
-    typer.echo(f"{alpha:g} of the {sizes.decimal(free.nbytes)} that {free.device} has free, 1 MiB to 1 GiB", err=True)
+    typer.echo(
+        f"{alpha:g} of the {sizes.decimal(free.nbytes)} that {free.device} has free, 1 MiB to "
+        "1 GiB",
+        err=True,
+    )
 
 
 def read_groups(given: str | None) -> Groups | None:
@@ -83,5 +113,6 @@ def read_groups(given: str | None) -> Groups | None:
     if given.lstrip().startswith("{"):
         return parse_groups(given, "tensor-parallel groups")
     return parse_groups(
-        read_bounded(Path(given), MAX_GROUPS_NBYTES, "name a JSON file, or give the JSON itself"), given
+        read_bounded(Path(given), MAX_GROUPS_NBYTES, "name a JSON file, or give the JSON itself"),
+        given,
     )

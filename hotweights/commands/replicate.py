@@ -1,4 +1,6 @@
-"""``hotweights replicate``: one plan, once: stage it, verify it, and with ``--commit`` put the version in place."""
+"""``hotweights replicate``: one plan, once: stage it, verify it, and with ``--commit`` put the
+version in place.
+"""
 
 from __future__ import annotations
 
@@ -36,18 +38,29 @@ log = logging.getLogger(__name__)
 DEFAULT_METRICS_PORT = 9097
 DIRECT_VARIABLE = "HOTWEIGHTS_USE_GDS"
 
-PlanFile = Annotated[Path, typer.Option("--plan", metavar="FILE", help="The plan, as `hotweights plan` writes it.")]
-Pinned = Annotated[bool, typer.Option("--pinned/--no-pinned", help="Onto a GPU through page-locked buffers.")]
-Ucx = Annotated[bool, typer.Option("--ucx", help="With WORLD_SIZE > 1: ranks pull from each other over UCX.")]
+PlanFile = Annotated[
+    Path, typer.Option("--plan", metavar="FILE", help="The plan, as `hotweights plan` writes it.")
+]
+Pinned = Annotated[
+    bool, typer.Option("--pinned/--no-pinned", help="Onto a GPU through page-locked buffers.")
+]
+Ucx = Annotated[
+    bool, typer.Option("--ucx", help="With WORLD_SIZE > 1: ranks pull from each other over UCX.")
+]
 Mpi = Annotated[bool, typer.Option("--mpi", help="With WORLD_SIZE > 1: rank 0 broadcasts by MPI.")]
-Window = Annotated[int, typer.Option(metavar="N", min=1, max=64, help="Among ranks: buckets on their way at once.")]
+Window = Annotated[
+    int, typer.Option(metavar="N", min=1, max=64, help="Among ranks: buckets on their way at once.")
+]
 
 
 def replicate(
     plan: PlanFile,
-    verify: Annotated[bool, typer.Option("--verify", help="Read the finished image once more and compare.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read the finished image once more and compare.")
+    ] = False,
     commit: Annotated[
-        bool, typer.Option("--commit", help="Put the version in place: by the coordinator, else here.")
+        bool,
+        typer.Option("--commit", help="Put the version in place: by the coordinator, else here."),
     ] = False,
     device: Annotated[
         Device, typer.Option(help="Where to put it; without a GPU it stays in host memory.")
@@ -60,26 +73,41 @@ def replicate(
     coord_endpoint: Annotated[
         str,
         typer.Option(
-            metavar="URI[,URI]", envvar="HOTWEIGHTS_COORD", help="With --commit: the coordinator that decides."
+            metavar="URI[,URI]",
+            envvar="HOTWEIGHTS_COORD",
+            help="With --commit: the coordinator that decides.",
         ),
     ] = "",
     home: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where this host keeps versions (default: $HOTWEIGHTS_HOME or ~/.cache/hotweights)."
+            metavar="DIR",
+            help="Where this host keeps versions (default: $HOTWEIGHTS_HOME or "
+            "~/.cache/hotweights).",
         ),
     ] = None,
     metrics_port: Annotated[
-        int, typer.Option(metavar="PORT", min=0, max=65535, envvar="HOTWEIGHTS_CLIENT_METRICS_PORT", help="0: any.")
+        int,
+        typer.Option(
+            metavar="PORT",
+            min=0,
+            max=65535,
+            envvar="HOTWEIGHTS_CLIENT_METRICS_PORT",
+            help="0: any.",
+        ),
     ] = DEFAULT_METRICS_PORT,
     metrics_hold: Annotated[
         float,
         typer.Option(
-            metavar="S", min=0.0, envvar="HOTWEIGHTS_METRICS_HOLD", help="Serve metrics so long after the end."
+            metavar="S",
+            min=0.0,
+            envvar="HOTWEIGHTS_METRICS_HOLD",
+            help="Serve metrics so long after the end.",
         ),
     ] = 0.0,
     wait_timeout: Annotated[
-        float, typer.Option("--wait-timeout", metavar="S", help="How long other workers are waited for.")
+        float,
+        typer.Option("--wait-timeout", metavar="S", help="How long other workers are waited for."),
     ] = 600.0,
     token_file: TokenFile = None,
     curve: Curve = None,
@@ -87,9 +115,10 @@ def replicate(
 ) -> None:
     """Bring a plan's version into memory, verified chunk by chunk, and say how fast that was.
 
-    What the version that was committed here before has already is not read again. The plan's source is only read below --root
-    (default: the current folder). With --commit and a coordinator the coordinator's workers put it in place, this one among them;
-    without a coordinator it becomes `current` in --home.
+    What the version that was committed here before has already is not read again. The plan's source
+    is only read below --root (default: the current folder). With --commit and a coordinator the
+    coordinator's workers put it in place, this one among them; without a coordinator it becomes
+    `current` in --home.
 
     Example: hotweights replicate --plan plan.json --verify --commit --device cpu
     """
@@ -99,7 +128,8 @@ def replicate(
     from hotweights.worker.allowed_sources import sources
 
     logging.basicConfig(
-        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "WARNING").upper(), format="%(levelname)s %(message)s"
+        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "WARNING").upper(),
+        format="%(levelname)s %(message)s",
     )
     world = World.read(os.environ, mpiexec=mpi)
     found = run.read_plan(plan)
@@ -110,7 +140,9 @@ def replicate(
     with ExitStack() as stack:
         port = stack.enter_context(metrics.served(metrics_port))
         participant = (
-            _participant(stack, found, world, coord_endpoint, token_file, curve) if commit and coord_endpoint else None
+            _participant(stack, found, world, coord_endpoint, token_file, curve)
+            if commit and coord_endpoint
+            else None
         )
         stack.enter_context(participant.taking_part(stop) if participant else nullcontext())
         metrics.planned.set(found.manifest.nbytes)
@@ -123,7 +155,11 @@ def replicate(
             )
         _count(metrics, done)
         where = _finish(found, done.image, allowed, device, pinned, verify)
-        placed = _commit(participant, store, found, done.image, allowed, wait_timeout) if commit else None
+        placed = (
+            _commit(participant, store, found, done.image, allowed, wait_timeout)
+            if commit
+            else None
+        )
         _show(found, world, done, where, verify, placed, port, as_json)
         time.sleep(metrics_hold)
 
@@ -160,7 +196,12 @@ def _base(store: VersionStore, plan: Plan) -> Base | None:
 
 
 def _participant(
-    stack: ExitStack, plan: Plan, world: World, endpoint: str, token_file: Path | None, curve: Path | None
+    stack: ExitStack,
+    plan: Plan,
+    world: World,
+    endpoint: str,
+    token_file: Path | None,
+    curve: Path | None,
 ) -> Participant:
     from hotweights.replicate.participant import Participant
     from hotweights_coordinator.client.client import Client
@@ -168,10 +209,14 @@ def _participant(
 
     client = stack.enter_context(Client(endpoint, auth.read_token(token_file), curve))
     host = socket.gethostname()
-    return Participant(client, plan, world, f"replicate-{host}-{os.getpid()}", host, uuid.uuid4().hex)
+    return Participant(
+        client, plan, world, f"replicate-{host}-{os.getpid()}", host, uuid.uuid4().hex
+    )
 
 
-def _finish(plan: Plan, image: Image, allowed: Sources, device: Device, pinned: bool, verify: bool) -> str:
+def _finish(
+    plan: Plan, image: Image, allowed: Sources, device: Device, pinned: bool, verify: bool
+) -> str:
     """Verify once more, and bring it onto the device; where it is now, in words."""
     from hotweights.replicate.image_check import verify_image
     from hotweights_storage import device as devices
@@ -222,12 +267,22 @@ def _commit(
     if participant is not None:
         participant.commit(WaitLimits(wait_seconds))
         return "by the coordinator"
-    with allowed.open(plan.source, "") as source, progress("committing", plan.manifest.nbytes) as report:
+    with (
+        allowed.open(plan.source, "") as source,
+        progress("committing", plan.manifest.nbytes) as report,
+    ):
         return str(store.commit(image, source, report))
 
 
 def _show(
-    plan: Plan, world: World, done: Replicated, where: str, verified: bool, placed: str | None, port: int, as_json: bool
+    plan: Plan,
+    world: World,
+    done: Replicated,
+    where: str,
+    verified: bool,
+    placed: str | None,
+    port: int,
+    as_json: bool,
 ) -> None:
     measured = done.measured
     rate = measured.nbytes / measured.seconds if measured.seconds else 0.0
@@ -254,10 +309,14 @@ def _show(
         return
     rank = f"rank {world.rank}: " if world.size > 1 else ""
     counts = (
-        f"{sizes.decimal(measured.nbytes)} by {measured.transport} in {measured.seconds:.2f} s ({rate / 1e9:.2f} GB/s)"
+        f"{sizes.decimal(measured.nbytes)} by {measured.transport} in {measured.seconds:.2f} "
+        f"s ({rate / 1e9:.2f} GB/s)"
     )
     again = ", read again and equal" if verified else ""
-    print(f"{rank}Staged {plan.model_id} {plan.version}: {counts}, {sizes.decimal(done.reused_nbytes)} reused{again}")
+    print(
+        f"{rank}Staged {plan.model_id} {plan.version}: {counts}, "
+        f"{sizes.decimal(done.reused_nbytes)} reused{again}"
+    )
     for name, value in measured.details.items():
         print(f"{rank}{name}: {value}")
     print(f"{rank}in     {where}")

@@ -23,16 +23,22 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
-    current, role = result["current"], "leads" if result["leads"] else f"follows {result['leader'] or 'nobody'}"
+    current, role = (
+        result["current"],
+        "leads" if result["leads"] else f"follows {result['leader'] or 'nobody'}",
+    )
     submitted = result["submitted"]
     lines = [
-        f"coordinator  {result['instance_id']} {role}, backend {result['backend']}, up {_age(result['uptime_seconds'])}",
+        f"coordinator  {result['instance_id']} {role}, backend {result['backend']}, up "
+        f"{_age(result['uptime_seconds'])}",
         f"state        {result['state']}"
         + (f" {result['version']}, token {result['token']}" if result["version"] else ""),
         f"current      {current['version']} {current['digest']}, token {current['token']}"
         if current
         else "current      none",
-        f"plan         {submitted['version']} {submitted['digest']}" if submitted else "plan         none",
+        f"plan         {submitted['version']} {submitted['digest']}"
+        if submitted
+        else "plan         none",
     ]
     if result["reason"]:
         lines.append(f"reason       {result['reason']}")
@@ -61,7 +67,10 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
 
 
 def event_line(event: dict[str, Any]) -> str:
-    return f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['topic']:<10} {event['text']}"
+    return (
+        f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['topic']:<10} "
+        f"{event['text']}"
+    )
 
 
 def _age(seconds: float) -> str:

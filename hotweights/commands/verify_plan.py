@@ -1,4 +1,6 @@
-"""``hotweights verify-plan``: whether a plan is one, and whether it fits the ranks and the version that it is meant for."""
+"""``hotweights verify-plan``: whether a plan is one, and whether it fits the ranks and the version
+that it is meant for.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ MOST_SHOWN = 20
 def verify_plan(
     plan: Annotated[Path, typer.Option(metavar="FILE", help="The plan.")],
     prev: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Hold it against this previous manifest too.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Hold it against this previous manifest too."),
     ] = None,
     world_size: WorldSize = None,
     tp_groups: TpGroups = None,
@@ -33,14 +36,21 @@ def verify_plan(
         bool, typer.Option("--require-consumers", help="Every bucket must say which ranks need it.")
     ] = False,
     enforce_tp_superset: Annotated[
-        bool, typer.Option("--enforce-tp-superset", help="A bucket goes to whole tensor-parallel groups only.")
+        bool,
+        typer.Option(
+            "--enforce-tp-superset", help="A bucket goes to whole tensor-parallel groups only."
+        ),
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a plan: every byte of it, and whether its ranks fit; exit code 1 if something is wrong."""
+    """Check a plan: every byte of it, and whether its ranks fit; exit code 1 if something is
+    wrong.
+    """
     groups = read_groups(tp_groups)
     if enforce_tp_superset and groups is None:
-        raise typer.BadParameter("needs the groups; name them with --tp-groups", param_hint="--enforce-tp-superset")
+        raise typer.BadParameter(
+            "needs the groups; name them with --tp-groups", param_hint="--enforce-tp-superset"
+        )
     found = read_plan(plan)
     base = read_published(prev).manifest if prev else None
     report = verify(found, base, world_size, groups, require_consumers, enforce_tp_superset)
@@ -55,8 +65,14 @@ def verify_plan(
         for warning in report.warnings:
             typer.echo(f"warning: {warning['warning']}", err=True)
         if not report.problems:
-            size = f"{report.items} items in {report.buckets} buckets, {sizes.decimal(found.total_nbytes)}"
-            print(f"{plan} leads to {found.model_id} {found.version} from {found.base_version or 'nothing'}: {size}")
+            size = (
+                f"{report.items} items in {report.buckets} buckets, "
+                f"{sizes.decimal(found.total_nbytes)}"
+            )
+            print(
+                f"{plan} leads to {found.model_id} {found.version} from "
+                f"{found.base_version or 'nothing'}: {size}"
+            )
             print(f"digest {found.digest}")
     if report.problems:
         raise typer.Exit(1)
@@ -64,7 +80,9 @@ def verify_plan(
 
 def read_plan(path: Path) -> Plan:
     """The plan of a file, checked; raises `BadPlan` or `SourceUnavailable`."""
-    text = read_bounded(path, MAX_PLAN_NBYTES, "write it with `hotweights plan`, or name another file")
+    text = read_bounded(
+        path, MAX_PLAN_NBYTES, "write it with `hotweights plan`, or name another file"
+    )
     if not text.strip():
         raise BadPlan(str(path), "it is empty")
     return plans.parse(text, str(path))

@@ -1,4 +1,6 @@
-"""``hotweights worker``: this host follows a coordinator, and its engines with it, until it is told to stop."""
+"""``hotweights worker``: this host follows a coordinator, and its engines with it, until it is told
+to stop.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ Roots = Annotated[
         "--root",
         metavar="DIR",
         envvar=ROOTS_VARIABLE,
-        help=f"A folder that plans may have this host read; several times (or ${ROOTS_VARIABLE} with ':'). Default: the current one.",
+        help=f"A folder that plans may have this host read; several times (or ${ROOTS_VARIABLE} "
+        "with ':'). Default: the current one.",
     ),
 ]
 
@@ -52,57 +55,96 @@ class TransportChoice(StrEnum):
 def worker(
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     root: Roots = None,
-    device: Annotated[Device, typer.Option(help="Where engines want the weights; they copy them there.")] = Device.CPU,
+    device: Annotated[
+        Device, typer.Option(help="Where engines want the weights; they copy them there.")
+    ] = Device.CPU,
     worker_id: Annotated[
-        str, typer.Option(metavar="ID", envvar="WORKER_ID", help="This worker's name (default: host and pid).")
+        str,
+        typer.Option(
+            metavar="ID", envvar="WORKER_ID", help="This worker's name (default: host and pid)."
+        ),
     ] = "",
     listen: Annotated[
-        str, typer.Option(metavar="URI", help="Where other workers connect; beyond this host only with a secret.")
+        str,
+        typer.Option(
+            metavar="URI", help="Where other workers connect; beyond this host only with a secret."
+        ),
     ] = "tcp://127.0.0.1:0",
     advertise: Annotated[
-        str, typer.Option(metavar="HOST", help="How they reach it (default: the address of --listen).")
+        str,
+        typer.Option(metavar="HOST", help="How they reach it (default: the address of --listen)."),
     ] = "",
     transport: Annotated[
-        TransportChoice, typer.Option(help="How workers talk; auto: TCP, and UCX where others want it.")
+        TransportChoice,
+        typer.Option(help="How workers talk; auto: TCP, and UCX where others want it."),
     ] = TransportChoice.AUTO,
     ucx: Annotated[bool, typer.Option("--ucx", help="As --transport ucx.")] = False,
     zone: Annotated[
-        str, typer.Option(metavar="Z", envvar="HOTWEIGHTS_ZONE", help="The neighbourhood (default: the address's /24).")
+        str,
+        typer.Option(
+            metavar="Z",
+            envvar="HOTWEIGHTS_ZONE",
+            help="The neighbourhood (default: the address's /24).",
+        ),
     ] = "",
     socket_folder: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where the engines' socket and token are (default: worker in $HOTWEIGHTS_HOME)."
+            metavar="DIR",
+            help="Where the engines' socket and token are (default: worker in $HOTWEIGHTS_HOME).",
         ),
     ] = None,
     concurrency: Annotated[
-        int, typer.Option(metavar="N", min=1, max=64, envvar="HOTWEIGHTS_P2P_CONCURRENCY", help="Donors at a time.")
+        int,
+        typer.Option(
+            metavar="N",
+            min=1,
+            max=64,
+            envvar="HOTWEIGHTS_P2P_CONCURRENCY",
+            help="Donors at a time.",
+        ),
     ] = 8,
     pinned: Annotated[
-        bool, typer.Option("--pinned/--no-pinned", help="For engines with a GPU: page-locked copies.")
+        bool,
+        typer.Option("--pinned/--no-pinned", help="For engines with a GPU: page-locked copies."),
     ] = False,
-    no_mpi: Annotated[bool, typer.Option("--no-mpi/--mpi", help="Workers talk pairwise; MPI is for replicate.")] = True,
+    no_mpi: Annotated[
+        bool, typer.Option("--no-mpi/--mpi", help="Workers talk pairwise; MPI is for replicate.")
+    ] = True,
     no_verify: Annotated[
         bool, typer.Option("--no-verify", help="Has no effect: every chunk is always verified.")
     ] = False,
     once: Annotated[bool, typer.Option("--once", help="End when one version was applied.")] = False,
     wait: Annotated[
-        float, typer.Option(metavar="S", min=0.1, help="How long a coordinator is looked for at the start.")
+        float,
+        typer.Option(
+            metavar="S", min=0.1, help="How long a coordinator is looked for at the start."
+        ),
     ] = 30.0,
     pub_endpoint: Annotated[
-        str, typer.Option(metavar="URI", envvar=EVENTS_VARIABLE, help="Where events go out (default: the next port).")
+        str,
+        typer.Option(
+            metavar="URI",
+            envvar=EVENTS_VARIABLE,
+            help="Where events go out (default: the next port).",
+        ),
     ] = "",
     metrics_port: Annotated[
-        int, typer.Option(metavar="PORT", min=0, max=65535, envvar="HOTWEIGHTS_METRICS_PORT", help="0: any.")
+        int,
+        typer.Option(
+            metavar="PORT", min=0, max=65535, envvar="HOTWEIGHTS_METRICS_PORT", help="0: any."
+        ),
     ] = 9099,
     token_file: TokenFile = None,
     curve: Curve = None,
     as_json: Json = False,
 ) -> None:
-    """Follow a coordinator: stage what it begins, have this host's engines prepare it, switch them when it is committed.
+    """Follow a coordinator: stage what it begins, have this host's engines prepare it, switch them
+    when it is committed.
 
-    Engines are the processes that connect to the socket with the token beside it: set HOTWEIGHTS_SOCKET and
-    HOTWEIGHTS_TOKEN_FILE for vLLM to what is printed here. Ends with Ctrl-C or SIGTERM; engines go on serving.
+    Engines are the processes that connect to the socket with the token beside it: set
+    HOTWEIGHTS_SOCKET and HOTWEIGHTS_TOKEN_FILE for vLLM to what is printed here. Ends with Ctrl-C
+    or SIGTERM; engines go on serving.
 
     Example: hotweights worker --endpoint tcp://127.0.0.1:5555 --root /models
     """
@@ -112,12 +154,16 @@ def worker(
     from hotweights_coordinator.wire import auth
 
     logging.basicConfig(
-        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
+        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(),
+        format="%(asctime)s %(levelname)s %(message)s",
     )
     if no_verify:
         log.warning("--no-verify has no effect: every chunk is verified before anybody sees it")
     if not no_mpi:
-        log.warning("--mpi has no effect: workers talk pairwise; `hotweights replicate --mpi` moves a plan by MPI")
+        log.warning(
+            "--mpi has no effect: workers talk pairwise; `hotweights replicate --mpi` moves a "
+            "plan by MPI"
+        )
     if device is Device.CUDA:
         log.info("versions are staged in host memory; %s", _transport(pinned))
     defaults = WorkerSettings(endpoint)
@@ -135,7 +181,9 @@ def worker(
         curve=curve,
         events_endpoint=pub_endpoint,
         metrics_port=metrics_port,
-        staging=StagingSettings(patience_seconds=defaults.staging.patience_seconds, donors_at_once=concurrency),
+        staging=StagingSettings(
+            patience_seconds=defaults.staging.patience_seconds, donors_at_once=concurrency
+        ),
         timing=HeartbeatTiming(first_seconds=wait),
     )
     asyncio.run(_run(settings, once, as_json))
@@ -155,7 +203,9 @@ async def _run(settings: WorkerSettings, once: bool, as_json: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    await service.run(settings, version(), stop, once=once, started=lambda running: _show(running, as_json))
+    await service.run(
+        settings, version(), stop, once=once, started=lambda running: _show(running, as_json)
+    )
 
 
 def _show(running: Running, as_json: bool) -> None:
@@ -170,6 +220,10 @@ def _show(running: Running, as_json: bool) -> None:
         print(json.dumps(shown), flush=True)
         return
     print(
-        f"Worker {running.worker_id}: peers at {', '.join(running.endpoints)}, metrics at port {running.metrics_port}"
+        f"Worker {running.worker_id}: peers at {', '.join(running.endpoints)}, metrics at "
+        f"port {running.metrics_port}"
     )
-    print(f"engines: HOTWEIGHTS_SOCKET={running.socket} HOTWEIGHTS_TOKEN_FILE={running.token_file}", flush=True)
+    print(
+        f"engines: HOTWEIGHTS_SOCKET={running.socket} HOTWEIGHTS_TOKEN_FILE={running.token_file}",
+        flush=True,
+    )

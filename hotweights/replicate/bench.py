@@ -1,7 +1,9 @@
-"""The same replication several times over, measured: what `hotweights bench` and ``bench/bench_replicate.py`` print.
+"""The same replication several times over, measured: what `hotweights bench` and
+``bench/bench_replicate.py`` print.
 
-Every round brings everything that the plan's version has, into fresh memory, verified; nothing is committed. ``cold`` lets the kernel
-forget the source's files first, so that the disk is measured and not the page cache.
+Every round brings everything that the plan's version has, into fresh memory, verified; nothing is
+committed. ``cold`` lets the kernel forget the source's files first, so that the disk is measured
+and not the page cache.
 """
 
 from __future__ import annotations

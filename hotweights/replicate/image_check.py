@@ -1,4 +1,6 @@
-"""What an image's bytes amount to: one digest that ranks can compare, and every byte read once more where that is asked for."""
+"""What an image's bytes amount to: one digest that ranks can compare, and every byte read once more
+where that is asked for.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,22 @@ def verify_image(image: Image, progress: Progress = lambda _nbytes: None) -> Non
 
     def check(chunk: Chunk) -> None:
         if blake3(_read(image, chunk)).hexdigest() != chunk.blake3:
-            place = (chunk.file, chunk.tensor, chunk.number, chunk.offset, chunk.nbytes, chunk.blake3)
+            place = (
+                chunk.file,
+                chunk.tensor,
+                chunk.number,
+                chunk.offset,
+                chunk.nbytes,
+                chunk.blake3,
+            )
             raise ChecksumMismatch("the image in memory", *place)
         with counting:
             progress(chunk.nbytes)
 
     with ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="verify") as executor:
-        checks = [executor.submit(check, chunk) for chunk in image.manifest.first_chunks(image.chunks)]
+        checks = [
+            executor.submit(check, chunk) for chunk in image.manifest.first_chunks(image.chunks)
+        ]
         try:
             for done in checks:
                 done.result()
@@ -35,10 +46,14 @@ def verify_image(image: Image, progress: Progress = lambda _nbytes: None) -> Non
 
 
 def image_digest(image: Image) -> str:
-    """Over every tensor's name, type, shape and bytes, in load order: of the verified chunks' digests, so it costs nothing."""
+    """Over every tensor's name, type, shape and bytes, in load order: of the verified chunks'
+    digests, so it costs nothing.
+    """
     state = blake3()
     for tensor in image.manifest.tensors:
-        state.update(f"{tensor.name}\0{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode())
+        state.update(
+            f"{tensor.name}\0{tensor.dtype}\0{','.join(map(str, tensor.shape))}\0".encode()
+        )
         for digest in tensor.chunks:
             state.update(bytes.fromhex(digest))
     return f"blake3:{state.hexdigest()}"

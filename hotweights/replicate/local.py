@@ -1,4 +1,6 @@
-"""A world of one: the plan's chunks out of its source, by this host's own threads, in load order."""
+"""A world of one: the plan's chunks out of its source, by this host's own threads, in load
+order.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,12 @@ class LocalReplicator:
     """See `world.Replicator`."""
 
     def run(
-        self, plan: Plan, builder: ImageBuilder, source: Callable[[], Source], world: World, progress: Progress
+        self,
+        plan: Plan,
+        builder: ImageBuilder,
+        source: Callable[[], Source],
+        world: World,
+        progress: Progress,
     ) -> Measured:
         """Reads what is missing, whoever planned it."""
         nbytes = sum(builder.nbytes(digest) for digest in builder.missing)

@@ -21,20 +21,36 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         r = self.registry
-        self.planned = Gauge("hotweights_replicate_planned_bytes", "Bytes of the version.", registry=r)
-        self.moved = Counter("hotweights_replicate_bytes", "Verified bytes that came in.", ["transport"], registry=r)
-        self.reused = Counter("hotweights_replicate_reused_bytes", "Bytes that were on this host.", registry=r)
-        self.seconds = Gauge("hotweights_replicate_seconds", "What the last transfer took.", registry=r)
-        self.rate = Gauge("hotweights_replicate_bytes_per_second", "Measured in the last transfer.", registry=r)
-        self.runs = Counter("hotweights_replicate_runs", "Transfers, by how they ended.", ["result"], registry=r)
+        self.planned = Gauge(
+            "hotweights_replicate_planned_bytes", "Bytes of the version.", registry=r
+        )
+        self.moved = Counter(
+            "hotweights_replicate_bytes", "Verified bytes that came in.", ["transport"], registry=r
+        )
+        self.reused = Counter(
+            "hotweights_replicate_reused_bytes", "Bytes that were on this host.", registry=r
+        )
+        self.seconds = Gauge(
+            "hotweights_replicate_seconds", "What the last transfer took.", registry=r
+        )
+        self.rate = Gauge(
+            "hotweights_replicate_bytes_per_second", "Measured in the last transfer.", registry=r
+        )
+        self.runs = Counter(
+            "hotweights_replicate_runs", "Transfers, by how they ended.", ["result"], registry=r
+        )
 
     @contextmanager
     def served(self, port: int) -> Iterator[int]:
-        """At /metrics of this host; a port that is taken costs the metrics, not the replication. Gives the port, 0: none."""
+        """At /metrics of this host; a port that is taken costs the metrics, not the replication.
+        Gives the port, 0: none.
+        """
         try:
             web = Endpoints(port, self.registry, lambda: "", lambda: "", host=HOST)
         except OSError as error:
-            log.warning("no metrics: port %d: %s; name another with --metrics-port", port, error.strerror)
+            log.warning(
+                "no metrics: port %d: %s; name another with --metrics-port", port, error.strerror
+            )
             yield 0
             return
         try:

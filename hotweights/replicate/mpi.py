@@ -1,8 +1,11 @@
-"""Ranks in an MPI broadcast: rank 0 reads the source once, and all get every bucket as it comes; who loses the collective pulls.
+"""Ranks in an MPI broadcast: rank 0 reads the source once, and all get every bucket as it comes;
+who loses the collective pulls.
 
-The ranks meet at MASTER_ADDR:MASTER_PORT, rank 0 starts the job, each node its own part of it (`broadcast.group`), and the plan's buckets
-go through it (`broadcast.collective`). A rank that dies takes the collective with it, not the others: what had come is kept, and the
-rest is pulled, by the agent's fetch, from the earlier ranks and at last from the source. Nobody leaves before the others are through.
+The ranks meet at MASTER_ADDR:MASTER_PORT, rank 0 starts the job, each node its own part of it
+(`broadcast.group`), and the plan's buckets go through it (`broadcast.collective`). A rank that dies
+takes the collective with it, not the others: what had come is kept, and the rest is pulled, by the
+agent's fetch, from the earlier ranks and at last from the source. Nobody leaves before the others
+are through.
 """
 
 from __future__ import annotations
@@ -41,11 +44,15 @@ MAX_WINDOW: Final = 4
 
 
 def replicator(*, window: int, patience: GroupTimeouts | None = None) -> Replicator:
-    """Raises `TransferError` where MPI does not work here. ``window``: buckets on their way at once."""
+    """Raises `TransferError` where MPI does not work here. ``window``: buckets on their way at
+    once.
+    """
     found = availability()
     if not found.works:
         raise MpiUnavailable(f"MPI does not work here: {found.because}")
-    return MpiReplicator(min(max(2, window), MAX_WINDOW), patience or GroupTimeouts(), found.because)
+    return MpiReplicator(
+        min(max(2, window), MAX_WINDOW), patience or GroupTimeouts(), found.because
+    )
 
 
 class MpiReplicator:
@@ -89,7 +96,9 @@ class MpiReplicator:
             needed = builder.missing
             if isinstance(group, GroupLeader):
                 with source() as opened:
-                    lost = send(group, plan.buckets, opened, builder, kept, self._patience.stall_seconds)
+                    lost = send(
+                        group, plan.buckets, opened, builder, kept, self._patience.stall_seconds
+                    )
             else:
                 lost = receive(group, plan.buckets, builder, kept, self._patience.stall_seconds)
             pulled = self._pull(group, plan, builder, board, source, door, lost)
@@ -117,15 +126,22 @@ class MpiReplicator:
         door: PeerSecret,
         lost: str,
     ) -> int:
-        """What the collective did not bring: from the earlier ranks, the nearest first, then from the source."""
+        """What the collective did not bring: from the earlier ranks, the nearest first, then from
+        the source.
+        """
         if not builder.missing_count:
             return 0
         limits = ClientLimits(stall_seconds=self._patience.stall_seconds)
         earlier = sorted((rank for rank in group.pull_addresses if rank < group.rank), reverse=True)
         with ExitStack() as stack:
             uris = [group.pull_addresses[rank] for rank in earlier]
-            clients = [stack.enter_context(transport_for(uri).connect(uri, door.token, limits)) for uri in uris]
-            peers = [board.announcing(PeerSource(client, plan.manifest.digest)) for client in clients]
+            clients = [
+                stack.enter_context(transport_for(uri).connect(uri, door.token, limits))
+                for uri in uris
+            ]
+            peers = [
+                board.announcing(PeerSource(client, plan.manifest.digest)) for client in clients
+            ]
             origin = board.announcing(OriginSource("the source", source, plan.manifest))
             fetch = Fetch(builder, [*peers, origin], progress=lambda _: group.progressed())
             try:

@@ -1,6 +1,8 @@
-"""What one rank has of a plan so far, for the ranks after it, and whether the next one has said goodbye.
+"""What one rank has of a plan so far, for the ranks after it, and whether the next one has said
+goodbye.
 
-A builder in progress as `ChunkProvider`: verified chunks are lent, missing ones are waited for. It knows no transport.
+A builder in progress as `ChunkProvider`: verified chunks are lent, missing ones are waited for. It
+knows no transport.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
 class RankProvider(ChunkProvider):
     """Asked from any thread."""
 
-    def __init__(self, plan: Plan, builder: ImageBuilder, child: int | None, progress: Progress) -> None:
+    def __init__(
+        self, plan: Plan, builder: ImageBuilder, child: int | None, progress: Progress
+    ) -> None:
         self._plan = plan
         self._builder = builder
         self._progress = progress
@@ -41,7 +45,9 @@ class RankProvider(ChunkProvider):
         return _Announcing(source, self)
 
     def goodbye(self, rank: int) -> str:
-        """The digest of what ``rank`` asks its parent for when it has everything: only who knows the plan knows it."""
+        """The digest of what ``rank`` asks its parent for when it has everything: only who knows
+        the plan knows it.
+        """
         return _digest(self._words(rank))
 
     def arrived(self, want: Want) -> None:
@@ -97,7 +103,9 @@ class _Announcing(ChunkSource):
         self._source = source
         self._board = board
 
-    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
         def announce(want: Want, data: memoryview) -> None:
             deliver(want, data)
             self._board.arrived(want)

@@ -1,7 +1,8 @@
-"""One plan into one image on this host: what is here already is reused, the rest is brought, verified and measured.
+"""One plan into one image on this host: what is here already is reused, the rest is brought,
+verified and measured.
 
-Chunks are verified as they come, always; the finished image can be read once more. It knows neither who decides (the coordinator,
-`participant`) nor where versions are kept (`version_store`).
+Chunks are verified as they come, always; the finished image can be read once more. It knows neither
+who decides (the coordinator, `participant`) nor where versions are kept (`version_store`).
 """
 
 from __future__ import annotations
@@ -71,7 +72,9 @@ class Stop:
 
 def read_plan(path: Path) -> Plan:
     """The plan of a file. Raises `BadPlan` or `SourceUnavailable`."""
-    content = read_bounded(path, MAX_PLAN_NBYTES, "write it with `hotweights plan`, or name another with --plan")
+    content = read_bounded(
+        path, MAX_PLAN_NBYTES, "write it with `hotweights plan`, or name another with --plan"
+    )
     return plans.parse(content, str(path))
 
 
@@ -87,7 +90,10 @@ def replicator_for(world: World, *, ucx: bool, mpi: bool, window: int) -> Replic
         from hotweights.replicate import ucx as by_ucx
 
         return by_ucx.replicator(window=window)
-    text = f"WORLD_SIZE is {world.size}, and nothing says how its ranks talk; add --ucx or --mpi, or unset WORLD_SIZE"
+    text = (
+        f"WORLD_SIZE is {world.size}, and nothing says how its ranks talk; add --ucx or --mpi, or "
+        "unset WORLD_SIZE"
+    )
     raise TransferError(text, "NoTransport")
 
 
@@ -126,12 +132,17 @@ def replicated(
 def _check_room(builder: ImageBuilder) -> None:
     free = available_nbytes()
     if builder.new_nbytes > free:
-        text = f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of memory, {free} are free here"
+        text = (
+            f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of memory, "
+            f"{free} are free here"
+        )
         raise NoCapacity(f"{text}; free some, or replicate where there is more")
 
 
 def _reuse(builder: ImageBuilder, base: Base, progress: Progress) -> int:
-    """Take unchanged chunks from the version that is here; one that went bad on the disk is brought anew."""
+    """Take unchanged chunks from the version that is here; one that went bad on the disk is brought
+    anew.
+    """
     wanted = list(base.manifest.first_chunks(builder.missing))
     lock = threading.Lock()
     taken = 0

@@ -1,11 +1,14 @@
-"""Ranks in a chain over UCX: rank 0 reads the source, every other rank pulls from the one before it while that is still pulling.
+"""Ranks in a chain over UCX: rank 0 reads the source, every other rank pulls from the one before it
+while that is still pulling.
 
-It is the agent's fetch over the agent's peers, so each chunk is verified before anybody gets it from here, and a rank whose parent
-dies goes on with the earlier ranks and at last with the source. What is new is only how the ranks find each other and part:
-each listens at MASTER_PORT plus its rank, asks its parent until that is there, and says goodbye when it has everything; a parent
-stays until its child said so, or has asked for nothing for a while.
+It is the agent's fetch over the agent's peers, so each chunk is verified before anybody gets it
+from here, and a rank whose parent dies goes on with the earlier ranks and at last with the source.
+What is new is only how the ranks find each other and part: each listens at MASTER_PORT plus its
+rank, asks its parent until that is there, and says goodbye when it has everything; a parent stays
+until its child said so, or has asked for nothing for a while.
 
-MASTER_ADDR is rank 0's host, or a list of all ranks' hosts, separated by commas; a single one counts for all.
+MASTER_ADDR is rank 0's host, or a list of all ranks' hosts, separated by commas; a single one
+counts for all.
 """
 
 from __future__ import annotations
@@ -25,7 +28,13 @@ from hotweights_common import hosts
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_storage.errors import TransferError
-from hotweights_transports.peers.base import ClientLimits, PeerClient, PeerError, PeerTimeout, PeerUnreachable
+from hotweights_transports.peers.base import (
+    ClientLimits,
+    PeerClient,
+    PeerError,
+    PeerTimeout,
+    PeerUnreachable,
+)
 from hotweights_transports.peers.stream import address as addresses
 from hotweights_transports.peers.ucx import TRANSPORT
 
@@ -51,18 +60,26 @@ class RankMissing(TransferError):
     reason = "RankMissing"
 
 
-def replicator(*, window: int, join_seconds: float = JOIN_SECONDS, quiet_seconds: float = QUIET_SECONDS) -> Replicator:
-    """Raises `TransferError` where UCX does not work here. ``window``: buckets on their way at once."""
+def replicator(
+    *, window: int, join_seconds: float = JOIN_SECONDS, quiet_seconds: float = QUIET_SECONDS
+) -> Replicator:
+    """Raises `TransferError` where UCX does not work here. ``window``: buckets on their way at
+    once.
+    """
     availability = TRANSPORT.available()
     if not availability.works:
-        raise TransferError(f"UCX does not work here: {availability.because}", "TransportUnavailable")
+        raise TransferError(
+            f"UCX does not work here: {availability.because}", "TransportUnavailable"
+        )
     return UcxReplicator(window, join_seconds, quiet_seconds, availability.because)
 
 
 class UcxReplicator:
     """See `world.Replicator`."""
 
-    def __init__(self, window: int, join_seconds: float, quiet_seconds: float, networks: str) -> None:
+    def __init__(
+        self, window: int, join_seconds: float, quiet_seconds: float, networks: str
+    ) -> None:
         self._window = window
         self._join_seconds = join_seconds
         self._quiet_seconds = quiet_seconds
@@ -79,16 +96,24 @@ class UcxReplicator:
         """Until this rank has everything and its child too."""
         hosts = hosts_of(world)
         door = PeerSecret(peer_secret(os.environ.get(TOKEN_VARIABLE, "")))
-        limits = ClientLimits(window_nbytes=min(max(1, self._window) * plan.bucket_nbytes, MAX_WINDOW_NBYTES))
+        limits = ClientLimits(
+            window_nbytes=min(max(1, self._window) * plan.bucket_nbytes, MAX_WINDOW_NBYTES)
+        )
         child = world.rank + 1 if world.rank + 1 < world.size else None
         board = RankProvider(plan, builder, child, progress)
         with ExitStack() as stack:
             if child is not None:
                 uri = _bindable(hosts[world.rank], world.port + world.rank, door)
                 stack.enter_context(TRANSPORT.listen(uri, board, door))
-                stack.callback(board.end)  # first of all, so that nobody waits for what does not come
-            uris = [addresses.form(hosts[rank], world.port + rank, SCHEME) for rank in reversed(range(world.rank))]
-            parents = [stack.enter_context(TRANSPORT.connect(uri, door.token, limits)) for uri in uris]
+                # first of all, so that nobody waits for what does not come
+                stack.callback(board.end)
+            uris = [
+                addresses.form(hosts[rank], world.port + rank, SCHEME)
+                for rank in reversed(range(world.rank))
+            ]
+            parents = [
+                stack.enter_context(TRANSPORT.connect(uri, door.token, limits)) for uri in uris
+            ]
             if parents:
                 self._meet(parents[0], plan, world.rank - 1)
             began = time.monotonic()
@@ -100,7 +125,12 @@ class UcxReplicator:
                 _say_goodbye(parents[0], board.goodbye(world.rank))
             if child is not None:
                 self._await_child(board, child)
-        return Measured(SCHEME, found.done_nbytes, seconds, {"networks": self._networks, **_shares(found.by_source)})
+        return Measured(
+            SCHEME,
+            found.done_nbytes,
+            seconds,
+            {"networks": self._networks, **_shares(found.by_source)},
+        )
 
     def _meet(self, parent: PeerClient, plan: Plan, rank: int) -> None:
         deadline = time.monotonic() + self._join_seconds
@@ -111,12 +141,14 @@ class UcxReplicator:
             except (PeerUnreachable, PeerTimeout) as error:
                 if time.monotonic() > deadline:
                     raise RankMissing(
-                        f"rank {rank} did not answer within {self._join_seconds:g} s ({error}): start it, or see "
+                        f"rank {rank} did not answer within {self._join_seconds:g} s "
+                        f"({error}): start it, or see "
                         "MASTER_ADDR and MASTER_PORT"
                     ) from error
             except PeerError as error:
                 raise RankMissing(
-                    f"rank {rank} replicates something else, or knows another secret ({error})", error.reason
+                    f"rank {rank} replicates something else, or knows another secret ({error})",
+                    error.reason,
                 ) from error
             time.sleep(AGAIN_SECONDS)
 
@@ -126,9 +158,13 @@ class UcxReplicator:
             now = time.monotonic()
             if board.heard_at is None:
                 if now - began > self._join_seconds:
-                    raise RankMissing(f"rank {rank} did not come within {self._join_seconds:g} s: start it")
+                    raise RankMissing(
+                        f"rank {rank} did not come within {self._join_seconds:g} s: start it"
+                    )
             elif now - max(board.heard_at, began) > self._quiet_seconds:
-                raise RankMissing(f"rank {rank} fell silent before it had everything; see what it says")
+                raise RankMissing(
+                    f"rank {rank} fell silent before it had everything; see what it says"
+                )
             board.wait(AGAIN_SECONDS)
 
 
@@ -141,15 +177,22 @@ def hosts_of(world: World) -> list[str]:
         raise Refused(
             "MASTER_ADDR",
             f"{world.address!r} names {len(hosts)} hosts for {world.size} ranks",
-            "name rank 0's host if it is everybody's, else one host for each rank, separated by commas",
+            "name rank 0's host if it is everybody's, else one host for each rank, separated "
+            "by commas",
         )
     if world.port + world.size - 2 > MAX_PORT:
-        raise Refused("MASTER_PORT", f"{world.port} leaves no ports for {world.size} ranks", "choose a lower one")
+        raise Refused(
+            "MASTER_PORT",
+            f"{world.port} leaves no ports for {world.size} ranks",
+            "choose a lower one",
+        )
     return hosts
 
 
 def _bindable(host: str, port: int, door: PeerSecret) -> str:
-    """Where to listen as ``host``: what others know this rank by need not be an address of one of its own interfaces."""
+    """Where to listen as ``host``: what others know this rank by need not be an address of one of
+    its own interfaces.
+    """
     if hosts.is_loopback(host):
         return addresses.form(host, port, SCHEME)
     if not door.protected:

@@ -1,12 +1,14 @@
 """The versions that were committed on this host: written, read back, and put in place by one step.
 
     <home>/versions/<64 hex digits>/   a whole checkpoint folder, its manifest beside the weights
-    <home>/current                     a link to the one that counts; <home>/previous to the one before it
+    <home>/current                     a link to the one that counts; <home>/previous to the one
+    before it
     <home>/current_manifest.json       what `hotweights plan` starts from
 
-A version appears under its name only when every byte of it was flushed, read back and compared; ``current`` changes last, by
-replacing a link. So whenever it ends (Ctrl-C, a full disk, the power), what counted before counts still, and the rest of an
-unfinished version goes with the next commit. Older versions than the previous one are removed.
+A version appears under its name only when every byte of it was flushed, read back and compared;
+``current`` changes last, by replacing a link. So whenever it ends (Ctrl-C, a full disk, the power),
+what counted before counts still, and the rest of an unfinished version goes with the next commit.
+Older versions than the previous one are removed.
 """
 
 from __future__ import annotations
@@ -65,8 +67,12 @@ class VersionStore:
         with open_folder(folder) as source:
             return read_manifest(source, FILE_NAME, source.files().get(FILE_NAME, 0))
 
-    def commit(self, image: Image, source: Source, progress: Progress = lambda _nbytes: None) -> Path:
-        """Put the version in place; ``source`` gives its headers and side files. Raises `CannotCommit`."""
+    def commit(
+        self, image: Image, source: Source, progress: Progress = lambda _nbytes: None
+    ) -> Path:
+        """Put the version in place; ``source`` gives its headers and side files. Raises
+        `CannotCommit`.
+        """
         try:
             self._versions.mkdir(parents=True, exist_ok=True)
             with self._locked():
@@ -117,7 +123,8 @@ class VersionStore:
             _link(self._previous, before)
         _link(self._current, folder)
         text = published_text(manifest, "file://" + quote(str(folder.resolve())))
-        write_whole(self.home / MANIFEST_FILE, text, "the current manifest")  # and all names in the folder with it
+        # and all names in the folder with it
+        write_whole(self.home / MANIFEST_FILE, text, "the current manifest")
 
     def _prune(self) -> None:
         kept = {link.resolve() for link in (self._current, self._previous)}
@@ -133,7 +140,9 @@ class VersionStore:
                 yield
         except locks.Busy:
             text = f"another commit into {self.home} did not end within {LOCK_SECONDS:g} s"
-            raise CannotCommit(f"{text}; look for it, or name another place with --home", "Busy") from None
+            raise CannotCommit(
+                f"{text}; look for it, or name another place with --home", "Busy"
+            ) from None
 
 
 def _write_checkpoint(folder: Path, image: Image, source: Source, progress: Progress) -> None:
@@ -142,7 +151,9 @@ def _write_checkpoint(folder: Path, image: Image, source: Source, progress: Prog
     check_headers(manifest, read_checkpoint(source), source.uri)
     sizes = source.files()
     for name in dict.fromkeys(tensor.file for tensor in manifest.tensors):
-        nbytes = PREFIX_NBYTES + header_nbytes(read_small(source, name, PREFIX_NBYTES), sizes[name], name)
+        nbytes = PREFIX_NBYTES + header_nbytes(
+            read_small(source, name, PREFIX_NBYTES), sizes[name], name
+        )
         with (folder / name).open("wb", buffering=0) as file:
             _write_all(file.fileno(), read_small(source, name, nbytes), 0)
             _write_tensors(file.fileno(), name, image, progress)
@@ -162,9 +173,13 @@ def _write_tensors(descriptor: int, name: str, image: Image, progress: Progress)
         for index, digest in enumerate(tensor.chunks):
             found = image.range(digest)
             if found is None:
-                raise CannotCommit(f"chunk {digest[:16]}… is not among the image's {len(places)}", "Incomplete")
+                raise CannotCommit(
+                    f"chunk {digest[:16]}… is not among the image's {len(places)}", "Incomplete"
+                )
             for begin in range(0, found.nbytes, PIECE_NBYTES):
-                piece = os.pread(found.fd, min(PIECE_NBYTES, found.nbytes - begin), found.offset + begin)
+                piece = os.pread(
+                    found.fd, min(PIECE_NBYTES, found.nbytes - begin), found.offset + begin
+                )
                 _write_all(descriptor, piece, tensor.offset + index * whole + begin)
             progress(found.nbytes)
 
@@ -188,7 +203,9 @@ def _check(folder: Path, manifest: Manifest) -> None:
     with open_folder(folder) as source:
         differences = verify(source, manifest)
     if differences:
-        raise CannotCommit(f"what was written was not read back: {differences[0].message}", "ChecksumMismatch")
+        raise CannotCommit(
+            f"what was written was not read back: {differences[0].message}", "ChecksumMismatch"
+        )
 
 
 def _link(link: Path, target: Path) -> None:
@@ -203,4 +220,6 @@ def _refused(error: OSError, home: Path) -> CannotCommit:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = f"cannot write the version into {home}: {error.strerror}; what was there stays"
     remedy = "make room" if full else "see its permissions"
-    return CannotCommit(f"{what}: {remedy}, or name another place with --home", "DiskFull" if full else None)
+    return CannotCommit(
+        f"{what}: {remedy}, or name another place with --home", "DiskFull" if full else None
+    )

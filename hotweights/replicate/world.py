@@ -1,7 +1,7 @@
 """The ranks that replicate a plan together, and what whoever moves the bytes promises.
 
-A launcher (mpiexec, Slurm, a shell loop) says by four variables who is who. It knows no wire: ``ucx`` and ``mpi`` are two
-`Replicator`, ``local`` is what happens without any.
+A launcher (mpiexec, Slurm, a shell loop) says by four variables who is who. It knows no wire:
+``ucx`` and ``mpi`` are two `Replicator`, ``local`` is what happens without any.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class World:
 
     @classmethod
     def read(cls, environment: Mapping[str, str], *, mpiexec: bool = False) -> World:
-        """From WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT; what is not set is a world of one. With ``mpiexec``, size and
-        rank are also taken from what that tells its ranks."""
+        """From WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT; what is not set is a world of one.
+        With ``mpiexec``, size and rank are also taken from what that tells its ranks.
+        """
         size_name, rank_name = ("WORLD_SIZE", "RANK")
         if mpiexec and not environment.get(size_name) and environment.get("PMI_SIZE"):
             size_name, rank_name = ("PMI_SIZE", "PMI_RANK")
@@ -59,14 +60,17 @@ class Measured:
 
 
 class Replicator(Protocol):
-    """Moves the plan's buckets from rank 0 to all ranks. ``ucx`` and ``mpi`` each have ``replicator(*, window: int) -> Replicator``,
-    which raises `TransferError` with the reason where it cannot work here; ``window`` is how many buckets are on their way at once.
+    """Moves the plan's buckets from rank 0 to all ranks. ``ucx`` and ``mpi`` each have
+    ``replicator(*, window: int) -> Replicator``, which raises `TransferError` with the reason where
+    it cannot work here; ``window`` is how many buckets are on their way at once.
 
-    `run` is called once on every rank, in a thread that may block. Rank 0 reads ``source``; every other rank may open it only
-    after its peers failed for good, or raise instead. Every chunk that ``builder`` is missing goes through `ImageBuilder.put`,
-    which verifies it; ranks may miss different chunks, because each has what it has of the base version. ``progress`` is told
-    the bytes that came in addition, by one thread at a time. When `run` returns, nothing of the version is missing on this rank;
-    it does not finish the builder. It raises `TransferError` or `PeerError`, in bounded time whatever the others do.
+    `run` is called once on every rank, in a thread that may block. Rank 0 reads ``source``; every
+    other rank may open it only after its peers failed for good, or raise instead. Every chunk that
+    ``builder`` is missing goes through `ImageBuilder.put`, which verifies it; ranks may miss
+    different chunks, because each has what it has of the base version. ``progress`` is told the
+    bytes that came in addition, by one thread at a time. When `run` returns, nothing of the version
+    is missing on this rank; it does not finish the builder. It raises `TransferError` or
+    `PeerError`, in bounded time whatever the others do.
     """
 
     def run(
@@ -85,5 +89,9 @@ def _number(environment: Mapping[str, str], name: str, default: int, least: int,
         return default
     number = int(text) if text.isascii() and text.isdigit() else -1
     if not least <= number <= most:
-        raise Refused(name, f"{text!r} is not a number from {least} to {most}", "let the launcher set it, or unset it")
+        raise Refused(
+            name,
+            f"{text!r} is not a number from {least} to {most}",
+            "let the launcher set it, or unset it",
+        )
     return number

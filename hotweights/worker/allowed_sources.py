@@ -1,6 +1,7 @@
 """Which folders a plan may make this host read: its own, named at the start, and no others.
 
-A plan comes from whoever may speak to the coordinator, so the source in it is only ever opened below these.
+A plan comes from whoever may speak to the coordinator, so the source in it is only ever opened
+below these.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ class _Below:
             if error.reason != "SourceNotAllowed":
                 raise
             below = ", ".join(map(str, self._roots))
-            text = f"{uri}: may not be read here, only what lies below {below}; allow its folder with --root"
+            text = (
+                f"{uri}: may not be read here, only what lies below {below}; allow its folder "
+                "with --root"
+            )
             raise SourceRefused(text) from error
 
 

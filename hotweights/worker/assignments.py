@@ -1,8 +1,10 @@
-"""What a coordinator asks of a worker, as the node's session wants it said, and what the session reports, as the coordinator wants it.
+"""What a coordinator asks of a worker, as the node's session wants it said, and what the session
+reports, as the coordinator wants it.
 
-Pure: an answer and a status in, a `NodeWeightsSpec` and a `WorkerStatus` out. While an attempt is open every engine prepares its
-version and goes on serving what was committed last; once it is committed they are to serve it. A coordinator that lost its state has
-nothing current; then what was current last goes on to hold.
+Pure: an answer and a status in, a `NodeWeightsSpec` and a `WorkerStatus` out. While an attempt is
+open every engine prepares its version and goes on serving what was committed last; once it is
+committed they are to serve it. A coordinator that lost its state has nothing current; then what was
+current last goes on to hold.
 """
 
 from __future__ import annotations
@@ -76,7 +78,10 @@ class Assignment(_Part):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
-            text = f"the coordinator's assignment cannot be understood ({where}: {first['msg']}); use one release everywhere"
+            text = (
+                f"the coordinator's assignment cannot be understood ({where}: {first['msg']}); "
+                "use one release everywhere"
+            )
             raise CoordinatorError(text, "BadAnswer") from error
 
     @property
@@ -96,7 +101,9 @@ class Assignment(_Part):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Whom to ask for a version, as endpoints that work here. Several parents each give a stripe."""
+    """Whom to ask for a version, as endpoints that work here. Several parents each give a
+    stripe.
+    """
 
     parents: tuple[Peer, ...] = ()
     fallbacks: tuple[Peer, ...] = ()
@@ -117,7 +124,11 @@ class WorkerStatus:
 
 
 def spec_of(
-    attempt: Version | None, current: Version | None, token: int, engines: Sequence[str], routes: Mapping[str, Route]
+    attempt: Version | None,
+    current: Version | None,
+    token: int,
+    engines: Sequence[str],
+    routes: Mapping[str, Route],
 ) -> NodeWeightsSpec:
     """What the session is to do."""
     wanted = {version.digest: version for version in (attempt, current) if version is not None}
@@ -142,7 +153,9 @@ def connected(status: NodeWeightsStatus) -> list[EngineStatus]:
     return [engine for engine in status.engines if engine.phase != "Disconnected"]
 
 
-def worker_status(status: NodeWeightsStatus, attempt: Version | None, current: Version | None) -> WorkerStatus:
+def worker_status(
+    status: NodeWeightsStatus, attempt: Version | None, current: Version | None
+) -> WorkerStatus:
     """What the session's status means for the coordinator."""
     have = tuple(version.digest for version in status.staged if version.phase == "Staged")
     engines = connected(status)
@@ -152,11 +165,15 @@ def worker_status(status: NodeWeightsStatus, attempt: Version | None, current: V
         and all(attempt.digest in (engine.prepared, engine.digest) for engine in engines)
     )
     applied = (
-        current is not None and current.digest in have and all(engine.digest == current.digest for engine in engines)
+        current is not None
+        and current.digest in have
+        and all(engine.digest == current.digest for engine in engines)
     )
     wanted = attempt or current
     failure = _failure(status, engines, wanted) if wanted is not None and not ready else None
-    return WorkerStatus(have, ready, applied, failure if attempt or not applied else None, len(engines))
+    return WorkerStatus(
+        have, ready, applied, failure if attempt or not applied else None, len(engines)
+    )
 
 
 def _item(version: Version, route: Route) -> StageItem:
@@ -172,13 +189,20 @@ def _item(version: Version, route: Route) -> StageItem:
     )
 
 
-def _failure(status: NodeWeightsStatus, engines: Sequence[EngineStatus], wanted: Version) -> tuple[str, str] | None:
-    """Why this version will not come by itself; what failed for another one, or for an earlier attempt, says nothing about it."""
+def _failure(
+    status: NodeWeightsStatus, engines: Sequence[EngineStatus], wanted: Version
+) -> tuple[str, str] | None:
+    """Why this version will not come by itself; what failed for another one, or for an earlier
+    attempt, says nothing about it.
+    """
     for version in status.staged:
         if version.digest == wanted.digest and version.phase == "Failed":
             return version.reason, version.message
     for engine in engines:
         failed = engine.failed
         if failed is not None and failed.digest == wanted.digest and failed.token >= wanted.token:
-            return failed.reason or f"{failed.step}Failed", f"engine {engine.pod_uid}: {failed.message}"
+            return (
+                failed.reason or f"{failed.step}Failed",
+                f"engine {engine.pod_uid}: {failed.message}",
+            )
     return None

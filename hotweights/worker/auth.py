@@ -1,8 +1,10 @@
-"""Who may come in: engines with the token that lies beside the socket, peers that know the group's secret.
+"""Who may come in: engines with the token that lies beside the socket, peers that know the group's
+secret.
 
-Whoever can read the token file is this host's user, and that is the whole of an engine's authentication. Several engines of one
-host tell themselves apart by a name behind the token, ``<token>:<name>``, in a token file of their own. Peers show an HMAC of the
-secret, never the secret; without any secret nobody listens beyond this host.
+Whoever can read the token file is this host's user, and that is the whole of an engine's
+authentication. Several engines of one host tell themselves apart by a name behind the token,
+``<token>:<name>``, in a token file of their own. Peers show an HMAC of the secret, never the
+secret; without any secret nobody listens beyond this host.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ class LocalEngineAuthenticator:
         """The engine behind the token. Raises `Unauthenticated`."""
         given, _, name = token.partition(":")
         if not hmac.compare_digest(given.encode("utf-8", "surrogatepass"), self._token.encode()):
-            text = f"the token is not this worker's; let HOTWEIGHTS_TOKEN_FILE name the file {TOKEN_FILE} beside its socket"
+            text = (
+                "the token is not this worker's; let HOTWEIGHTS_TOKEN_FILE name the file "
+                f"{TOKEN_FILE} beside its socket"
+            )
             raise Unauthenticated("TokenInvalid", text)
         name = name or ONLY_ENGINE
         if not _NAME.fullmatch(name):
             raise Unauthenticated(
-                "TokenInvalid", "the engine's name behind the token is not letters, digits, '.', '_', '-'"
+                "TokenInvalid",
+                "the engine's name behind the token is not letters, digits, '.', '_', '-'",
             )
         return Pod(name, NAMESPACE, name)
 
@@ -70,7 +76,9 @@ class PeerSecret:
         """Empty: everybody on this host is let in."""
         self.protected = bool(secret)
         self._shown = (
-            hmac.new(secret.encode(), TOKEN_AUDIENCE.encode(), hashlib.sha256).hexdigest() if secret else "open"
+            hmac.new(secret.encode(), TOKEN_AUDIENCE.encode(), hashlib.sha256).hexdigest()
+            if secret
+            else "open"
         )
 
     def token(self) -> str:
@@ -84,7 +92,9 @@ class PeerSecret:
 
 
 def peer_secret(coordinator_token: str) -> str:
-    """What all workers of the group know: their own variable, else what follows from the coordinator's token."""
+    """What all workers of the group know: their own variable, else what follows from the
+    coordinator's token.
+    """
     given = os.environ.get(PEER_VARIABLE, "")
     if given or not coordinator_token:
         return given

@@ -1,4 +1,6 @@
-"""Hears what coordinators publish, so that the next heartbeat comes at once. Nobody depends on it: an event may get lost."""
+"""Hears what coordinators publish, so that the next heartbeat comes at once. Nobody depends on it:
+an event may get lost.
+"""
 
 from __future__ import annotations
 

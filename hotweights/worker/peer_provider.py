@@ -1,7 +1,7 @@
 """What other workers get to see of this worker's store.
 
-A worker that may not read the source waits for the others; if it let the others wait for it in turn, all would wait for each other.
-So it lends what it has and lets nobody wait.
+A worker that may not read the source waits for the others; if it let the others wait for it in
+turn, all would wait for each other. So it lends what it has and lets nobody wait.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Whom this worker pulls from: the others as the coordinator names them, as endpoints that work from here, the nearest first."""
+"""Whom this worker pulls from: the others as the coordinator names them, as endpoints that work
+from here, the nearest first.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from hotweights_planner.donors import Spot, choose, nearest_first
 
 
 class PeerSelection:
-    """One worker among the others. ``schemes`` are the transports that work here, the preferred one first."""
+    """One worker among the others. ``schemes`` are the transports that work here, the preferred one
+    first.
+    """
 
     def __init__(self, worker_id: str, address: str, zone: str, schemes: Sequence[str]) -> None:
         self._here = Spot(worker_id, address, zone)
@@ -31,9 +35,12 @@ class PeerSelection:
         if not spots:
             return Route()
         near = [spot.name for spot in choose(self._here, spots, at_most=MOST_PEERS)]
-        rest = [spot.name for spot in nearest_first(self._here, spots) if spot.name not in near][:MOST_PEERS]
+        rest = [spot.name for spot in nearest_first(self._here, spots) if spot.name not in near][
+            :MOST_PEERS
+        ]
         return Route(
-            tuple(self._peers(by_name[name] for name in near)), tuple(self._peers(by_name[name] for name in rest))
+            tuple(self._peers(by_name[name] for name in near)),
+            tuple(self._peers(by_name[name] for name in rest)),
         )
 
     def everybody(self, listed: object) -> Route:
@@ -46,14 +53,24 @@ class PeerSelection:
     def _members(self, listed: object) -> list[Member]:
         entries = listed if isinstance(listed, list) else []
         try:
-            members = [Member.model_validate(entry) for entry in entries if isinstance(entry, Mapping)]
+            members = [
+                Member.model_validate(entry) for entry in entries if isinstance(entry, Mapping)
+            ]
         except ValidationError as error:
-            raise CoordinatorError("the coordinator's list of workers cannot be understood", "BadAnswer") from error
-        return [member for member in members if member.worker_id != self._here.name and self._endpoint(member)]
+            raise CoordinatorError(
+                "the coordinator's list of workers cannot be understood", "BadAnswer"
+            ) from error
+        return [
+            member
+            for member in members
+            if member.worker_id != self._here.name and self._endpoint(member)
+        ]
 
     def _peers(self, members: Iterable[Member]) -> list[Peer]:
         found = [
-            (member.worker_id, self._endpoint(member)) for member in members if member.worker_id != self._here.name
+            (member.worker_id, self._endpoint(member))
+            for member in members
+            if member.worker_id != self._here.name
         ]
         return [Peer(node=name, endpoint=endpoint) for name, endpoint in found if endpoint]
 

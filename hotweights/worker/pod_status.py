@@ -1,7 +1,8 @@
-"""Where a cluster's agent marks pods: here nobody reads labels, so what an engine should show is shown at once.
+"""Where a cluster's agent marks pods: here nobody reads labels, so what an engine should show is
+shown at once.
 
-The session takes an engine's label away before it lets the engine switch, and waits until that is through. Without an API server it
-is through as soon as it is asked for.
+The session takes an engine's label away before it lets the engine switch, and waits until that is
+through. Without an API server it is through as soon as it is asked for.
 """
 
 from __future__ import annotations

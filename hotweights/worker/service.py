@@ -1,7 +1,8 @@
-"""One worker put together from its settings: a node's parts, told by a coordinator what to do, and the order in which they start and end.
+"""One worker put together from its settings: a node's parts, told by a coordinator what to do, and
+the order in which they start and end.
 
-Its run folder is its own: two workers of one host that shared a socket would take engines from each other, so the second one is
-refused, or, where nobody named a folder, gets another.
+Its run folder is its own: two workers of one host that shared a socket would take engines from each
+other, so the second one is refused, or, where nobody named a folder, gets another.
 """
 
 from __future__ import annotations
@@ -85,7 +86,9 @@ class WorkerSettings:
     """0: any."""
     memory_bytes: int = 0
     """What versions may take; 0: what the host leaves."""
-    staging: StagingSettings = field(default_factory=lambda: StagingSettings(patience_seconds=PATIENCE_SECONDS))
+    staging: StagingSettings = field(
+        default_factory=lambda: StagingSettings(patience_seconds=PATIENCE_SECONDS)
+    )
     engines: EngineSettings = field(default_factory=EngineSettings)
     timing: HeartbeatTiming = field(default_factory=HeartbeatTiming)
 
@@ -109,7 +112,9 @@ async def run(
     once: bool = False,
     started: Callable[[Running], None] = lambda _running: None,
 ) -> None:
-    """Run a worker until ``stop``, or with ``once`` until it has applied a version. What cannot be started raises."""
+    """Run a worker until ``stop``, or with ``once`` until it has applied a version. What cannot be
+    started raises.
+    """
     worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
     door = PeerSecret(peer_secret(settings.token))
     listen = _listen(settings, door)
@@ -143,9 +148,12 @@ async def run(
             )
         except OSError as error:
             raise WorkerError(
-                f"cannot listen for peers at {settings.listen}: {error.strerror}; name another --listen"
+                f"cannot listen for peers at {settings.listen}: {error.strerror}; name "
+                "another --listen"
             ) from error
-        client = AsyncClient(settings.endpoints, settings.token, settings.curve, settings.timing.call_seconds)
+        client = AsyncClient(
+            settings.endpoints, settings.token, settings.curve, settings.timing.call_seconds
+        )
         stack.push_async_callback(client.close)
         done = asyncio.Event()
         sync = CoordinatorSync(
@@ -168,15 +176,22 @@ async def run(
         stack.push_async_callback(asyncio.to_thread, web.close)
         log.info("worker %s: engines at %s, peers at %s, metrics at port %d",
                  worker_id, node.driver.server.path, ", ".join(node.endpoints), web.port)  # fmt: skip
-        started(Running(worker_id, node.driver.server.path, folder / TOKEN_FILE, node.endpoints, web.port))
+        started(
+            Running(
+                worker_id, node.driver.server.path, folder / TOKEN_FILE, node.endpoints, web.port
+            )
+        )
         heard = [
-            partial(events.listen, endpoint, settings.curve, sync.hurry) for endpoint in _event_endpoints(settings)
+            partial(events.listen, endpoint, settings.curve, sync.hurry)
+            for endpoint in _event_endpoints(settings)
         ]
         await _until_either(stop, done, [node.driver.run, sync.run, *heard])
 
 
 async def _until_either(
-    stop: asyncio.Event, done: asyncio.Event, parts: Sequence[Callable[[], Coroutine[None, None, None]]]
+    stop: asyncio.Event,
+    done: asyncio.Event,
+    parts: Sequence[Callable[[], Coroutine[None, None, None]]],
 ) -> None:
     over = asyncio.Event()
 
@@ -206,7 +221,9 @@ def _own_folder(stack: contextlib.AsyncExitStack, settings: WorkerSettings, work
             log.info("%s is another worker's", folder)
             continue
         return folder
-    raise WorkerError(f"{folders[-1]} is another worker's; give each worker of a host its own --socket-folder")
+    raise WorkerError(
+        f"{folders[-1]} is another worker's; give each worker of a host its own --socket-folder"
+    )
 
 
 def _listen(settings: WorkerSettings, door: PeerSecret) -> list[str]:
@@ -218,15 +235,21 @@ def _listen(settings: WorkerSettings, door: PeerSecret) -> list[str]:
         host, port = "", None
     if parts.scheme not in ("tcp", "ucx") or not host or port is None:
         raise WorkerError(
-            f"{settings.listen}: not where peers can connect; write --listen tcp://address:port (0: any port)"
+            f"{settings.listen}: not where peers can connect; write --listen "
+            "tcp://address:port (0: any port)"
         )
     if not door.protected and not hosts.is_loopback(host):
-        text = f"{settings.listen} can be reached from other hosts; set ${PEER_VARIABLE} (or the coordinator's token)"
+        text = (
+            f"{settings.listen} can be reached from other hosts; set ${PEER_VARIABLE} (or the "
+            "coordinator's token)"
+        )
         raise WorkerError(f"{text}, or listen at tcp://127.0.0.1:0", "Unprotected")
     wanted = {"auto": ("tcp", "ucx"), "tcp": ("tcp",), "ucx": ("ucx", "tcp")}[settings.transport]
     schemes = [scheme for scheme in wanted if _works(scheme)]
     shown = hosts.bracketed(host)
-    return [f"{scheme}://{shown}:{port + index if port else 0}" for index, scheme in enumerate(schemes)]
+    return [
+        f"{scheme}://{shown}:{port + index if port else 0}" for index, scheme in enumerate(schemes)
+    ]
 
 
 def _works(scheme: str) -> bool:
@@ -244,12 +267,16 @@ def _advertised(settings: WorkerSettings) -> str:
     if settings.advertise or not hosts.is_wildcard(host):
         return settings.advertise or host
     where = address.parse(address.split(settings.endpoints)[0])
-    with socket.socket(socket.AF_INET6 if ":" in where.bare_host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    with socket.socket(
+        socket.AF_INET6 if ":" in where.bare_host else socket.AF_INET, socket.SOCK_DGRAM
+    ) as probe:
         try:
-            probe.connect((where.bare_host, where.port))  # sends nothing; says which of our addresses leads there
+            # sends nothing; says which of our addresses leads there
+            probe.connect((where.bare_host, where.port))
         except OSError as error:
             text = (
-                f"none of this host's addresses leads to {where}: {error.strerror or error}; name one with --advertise"
+                f"none of this host's addresses leads to {where}: {error.strerror or error}; "
+                "name one with --advertise"
             )
             raise WorkerError(text) from error
         found: str = probe.getsockname()[0]
@@ -267,7 +294,9 @@ def _event_endpoints(settings: WorkerSettings) -> list[str]:
     return [address.events_endpoint(endpoint) for endpoint in address.split(settings.endpoints)]
 
 
-def _metrics(settings: WorkerSettings, metrics: Metrics, node: Node, sync: CoordinatorSync) -> Endpoints:
+def _metrics(
+    settings: WorkerSettings, metrics: Metrics, node: Node, sync: CoordinatorSync
+) -> Endpoints:
     """They can be read from other hosts where peers come from other hosts."""
     host = "127.0.0.1" if hosts.is_loopback(urlsplit(settings.listen).hostname or "") else ""
 
@@ -277,5 +306,7 @@ def _metrics(settings: WorkerSettings, metrics: Metrics, node: Node, sync: Coord
     try:
         return Endpoints(settings.metrics_port, metrics.registry, node.stuck, ready, host=host)
     except OSError as error:
-        log.warning("metrics are not at port %d (%s) but at another", settings.metrics_port, error.strerror)
+        log.warning(
+            "metrics are not at port %d (%s) but at another", settings.metrics_port, error.strerror
+        )
         return Endpoints(0, metrics.registry, node.stuck, ready, host=host)

@@ -1,8 +1,10 @@
-"""Between a worker and the coordinator: heartbeats out, what they answer in; it stands where `KubeSync` stands in a cluster.
+"""Between a worker and the coordinator: heartbeats out, what they answer in; it stands where
+`KubeSync` stands in a cluster.
 
-By level: every answer says all that holds, so a lost event, another leader or a coordinator that began anew costs at most one
-heartbeat. Events only make the next heartbeat come sooner. While no coordinator answers, the session is told so and engines are kept
-on what they were told last. It decides nothing: `assignments` says what an answer means, the session does it.
+By level: every answer says all that holds, so a lost event, another leader or a coordinator that
+began anew costs at most one heartbeat. Events only make the next heartbeat come sooner. While no
+coordinator answers, the session is told so and engines are kept on what they were told last. It
+decides nothing: `assignments` says what an answer means, the session does it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,11 @@ from hotweights.worker.peers import PeerSelection
 from hotweights_agent.node import Node
 from hotweights_agent.session.messages import ApiUnavailable, Assigned
 from hotweights_coordinator.client.client import AsyncClient
-from hotweights_coordinator.wire.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
+from hotweights_coordinator.wire.messages import (
+    CallRefused,
+    CoordinatorError,
+    CoordinatorUnreachable,
+)
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_planner import plan as plans
 from hotweights_planner.errors import Refused
@@ -30,7 +36,9 @@ from hotweights_storage.sources.base import Sources
 log = logging.getLogger(__name__)
 
 COMPLAIN_SECONDS = 30.0
-TRANSIENT = frozenset(["NoPlan", "NotLeader", "BackendUnavailable", "UnknownWorker", "StaleToken", "Aborted", "Busy"])
+TRANSIENT = frozenset(
+    ["NoPlan", "NotLeader", "BackendUnavailable", "UnknownWorker", "StaleToken", "Aborted", "Busy"]
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +96,8 @@ class CoordinatorSync:
         self._status = NodeWeightsStatus()
         self._assignment: Assignment | None = None
         self._current: Version | None = None
-        self._plans: dict[str, tuple[str, str] | None] = {}  # plan's digest → why it cannot be used; None: it can
+        # plan's digest → why it cannot be used; None: it can
+        self._plans: dict[str, tuple[str, str] | None] = {}
         self._spec: NodeWeightsSpec | None = None
         self._generation = 0
         self._registered = False
@@ -110,7 +119,9 @@ class CoordinatorSync:
         self._wake.set()
 
     async def run(self) -> None:
-        """Until cancelled. Raises `CoordinatorError` when none takes this worker in, at the start."""
+        """Until cancelled. Raises `CoordinatorError` when none takes this worker in, at the
+        start.
+        """
         while True:
             self._wake.clear()
             try:
@@ -131,21 +142,36 @@ class CoordinatorSync:
         found = assignments.worker_status(self._status, attempt, self._current)
         wanted = attempt or self._current
         unusable = self._plans.get(wanted.plan_digest) if wanted else None
-        return found if unusable is None else WorkerStatus(found.have, False, found.applied, unusable, found.engines)
+        return (
+            found
+            if unusable is None
+            else WorkerStatus(found.have, False, found.applied, unusable, found.engines)
+        )
 
     @property
     def _beat_seconds(self) -> float:
-        """When all is settled as rarely as the coordinator allows: an event makes the next one come at once."""
+        """When all is settled as rarely as the coordinator allows: an event makes the next one come
+        at once.
+        """
         now = self._assignment
-        settled = now is not None and now.attempt is None and (self._current is None or self._said_applied)
+        settled = (
+            now is not None
+            and now.attempt is None
+            and (self._current is None or self._said_applied)
+        )
         return (now.heartbeat_seconds if now and settled else None) or self._timing.beat_seconds
 
     async def _beat(self) -> None:
         answer = Assignment.parse(await self._ask())
         self._heard_at, self.synced = time.monotonic(), True
         if self._assignment is not None and answer.token < self._assignment.token:
-            what = f"an assignment with token {answer.token} came after one with {self._assignment.token}"
-            raise CoordinatorError(f"{what} and is not followed: is the coordinator's clock right?", "StaleToken")
+            what = (
+                f"an assignment with token {answer.token} came after one with "
+                f"{self._assignment.token}"
+            )
+            raise CoordinatorError(
+                f"{what} and is not followed: is the coordinator's clock right?", "StaleToken"
+            )
         await self._follow(answer)
         if answer.state == "begun" and self.worker_status.ready:
             await self._client.call("precommit", worker_id=self._me.worker_id, token=answer.token)
@@ -168,7 +194,9 @@ class CoordinatorSync:
             log.info("worker %s takes part", self._me.worker_id)
             return reply.result
         current = self._current
-        applied = {"digest": current.digest, "token": current.token} if current and now.applied else None
+        applied = (
+            {"digest": current.digest, "token": current.token} if current and now.applied else None
+        )
         try:
             reply = await self._client.call(
                 "heartbeat",
@@ -201,13 +229,20 @@ class CoordinatorSync:
         self._current = answer.current or self._current
         attempt = answer.attempt
         if before is None or (before.state, before.token) != (answer.state, answer.token):
-            log.info("the coordinator says: %s %s (token %d)", answer.state, answer.version or "nothing", answer.token)
+            log.info(
+                "the coordinator says: %s %s (token %d)",
+                answer.state,
+                answer.version or "nothing",
+                answer.token,
+            )
         wanted = [version for version in (attempt, self._current) if version is not None]
         for version in wanted:
             if version.plan_digest not in self._plans:
                 await self._learn(version)
         usable = [version for version in wanted if self._plans[version.plan_digest] is None]
-        readable = {v.digest: await asyncio.to_thread(may_read, self._sources, v.uri) for v in usable}
+        readable = {
+            v.digest: await asyncio.to_thread(may_read, self._sources, v.uri) for v in usable
+        }
         self._lending.waits = all(readable.values())
         engines = [engine.pod_uid for engine in assignments.connected(self._status)]
         spec = assignments.spec_of(
@@ -223,24 +258,33 @@ class CoordinatorSync:
             await self._node.driver.tell(Assigned(spec, self._generation))
 
     async def _learn(self, version: Version) -> None:
-        """The version's manifest, out of its plan; a plan that is not what it should be is never used."""
+        """The version's manifest, out of its plan; a plan that is not what it should be is never
+        used.
+        """
         reply = await self._client.call("get_plan", digest=version.plan_digest)
         try:
-            plan = await asyncio.to_thread(plans.parse, reply.binary or b"", f"plan {version.plan_digest}")
+            plan = await asyncio.to_thread(
+                plans.parse, reply.binary or b"", f"plan {version.plan_digest}"
+            )
         except Refused as error:
             self._plans[version.plan_digest] = (error.reason, str(error))
             return
         found = (plan.digest, plan.manifest.digest, plan.source)
         if found != (version.plan_digest, version.digest, version.uri):
-            text = f"the coordinator's plan of {version.version} is not the plan that it names; submit it again"
+            text = (
+                f"the coordinator's plan of {version.version} is not the plan that it names; "
+                "submit it again"
+            )
             self._plans[version.plan_digest] = ("DigestMismatch", text)
             return
         await asyncio.to_thread(self._node.manifests.put, plan.manifest)
         self._plans[version.plan_digest] = None
 
     async def _route(self, version: Version, answer: Assignment, readable: bool) -> Route:
-        """Whom to ask. For the attempt as the coordinator says, so that a crowd forms chains; for what is current its donors,
-        the nearest first; and where the source may not be read here, everybody."""
+        """Whom to ask. For the attempt as the coordinator says, so that a crowd forms chains; for
+        what is current its donors, the nearest first; and where the source may not be read here,
+        everybody.
+        """
         if version.digest in self.worker_status.have:
             return Route()
         if not readable:
@@ -248,7 +292,9 @@ class CoordinatorSync:
             return self._peering.everybody(listed)
         if version.digest == answer.digest and answer.state in assignments.OPEN:
             return self._peering.chain(answer.parents, answer.fallbacks)
-        donors = (await self._client.call("who_has", digest=version.digest)).result.get("workers", [])
+        donors = (await self._client.call("who_has", digest=version.digest)).result.get(
+            "workers", []
+        )
         return self._peering.donors(donors)
 
     async def _note_trouble(self, error: CoordinatorError) -> None:

@@ -1,7 +1,7 @@
 """A thin asynchronous face of the Kubernetes API, shared by operator and agent.
 
-`client.Api` asks, `watch.watch` follows, `events.Recorder` tells, `token_review.review` checks who somebody is. All of them take and
-give plain dicts and raise only what `errors` lists.
+`client.Api` asks, `watch.watch` follows, `events.Recorder` tells, `token_review.review` checks who
+somebody is. All of them take and give plain dicts and raise only what `errors` lists.
 """
 
 from hotweights_kube.client import Api, Listing, Selection

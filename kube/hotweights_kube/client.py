@@ -1,9 +1,12 @@
-"""A thin asynchronous face of the API server: plain dicts in and out, a deadline on every request, own exceptions.
+"""A thin asynchronous face of the API server: plain dicts in and out, a deadline on every request,
+own exceptions.
 
-It uses the official client's configuration (kubeconfigs with all their ways to log in, a pod's rotating token) and its HTTP
-layer, and none of its hundreds of generated models: custom resources have none, and server-side apply wants exactly the fields
-that we mean. It refuses to know what the objects mean, and it never retries: whoever asked knows whether the question still
-stands. This is the only module that imports the ``kubernetes`` package, and only when it connects, because that takes a second.
+It uses the official client's configuration (kubeconfigs with all their ways to log in, a pod's
+rotating token) and its HTTP layer, and none of its hundreds of generated models: custom resources
+have none, and server-side apply wants exactly the fields that we mean. It refuses to know what the
+objects mean, and it never retries: whoever asked knows whether the question still stands. This is
+the only module that imports the ``kubernetes`` package, and only when it connects, because that
+takes a second.
 """
 
 from __future__ import annotations
@@ -35,7 +38,9 @@ JSON_PATCH = "application/json-patch+json"
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """A consistent list of objects, and the version of the collection from which a watch goes on."""
+    """A consistent list of objects, and the version of the collection from which a watch goes
+    on.
+    """
 
     items: list[Body]
     resource_version: str
@@ -75,7 +80,8 @@ class Api:
         timeout_seconds: float = 15.0,
         user_agent: str = "hotweights",
     ) -> Self:
-        """By the kubeconfig given, else ``KUBECONFIG``, else the pod's service account, else ~/.kube/config.
+        """By the kubeconfig given, else ``KUBECONFIG``, else the pod's service account, else
+        ~/.kube/config.
 
         Nothing is asked of the API server yet, so this works while it is away.
         """
@@ -95,7 +101,10 @@ class Api:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self.close()
 
@@ -103,7 +112,9 @@ class Api:
         """One object. Raises `NotFound`."""
         return await self._ask("GET", resource.path(namespace, name))
 
-    async def list(self, resource: Resource, selection: Selection | None = None, *, page_size: int = 500) -> Listing:
+    async def list(
+        self, resource: Resource, selection: Selection | None = None, *, page_size: int = 500
+    ) -> Listing:
         """All selected objects at once. What may be thousands of objects is read by `pages`."""
         items: list[Body] = []
         version = ""
@@ -116,10 +127,12 @@ class Api:
     async def pages(
         self, resource: Resource, selection: Selection | None = None, *, page_size: int = 100
     ) -> AsyncGenerator[Listing, None]:
-        """All selected objects, a page at a time; the next one is asked for when this one has been dealt with.
+        """All selected objects, a page at a time; the next one is asked for when this one has been
+        dealt with.
 
-        All pages show the same moment. Items carry their kind, which the API server leaves out in lists. Raises `Expired` when
-        the caller took so long that the API server has forgotten that moment.
+        All pages show the same moment. Items carry their kind, which the API server leaves out in
+        lists. Raises `Expired` when the caller took so long that the API server has forgotten that
+        moment.
         """
         selection = selection or Selection()
         query = {**selection.query(), "limit": str(page_size)}
@@ -142,12 +155,18 @@ class Api:
         return await self._ask("POST", path, {"fieldManager": manager}, body, subject=name_of(body))
 
     async def apply(
-        self, resource: Resource, body: Body, *, manager: str, force: bool = True, subresource: str | None = None
+        self,
+        resource: Resource,
+        body: Body,
+        *,
+        manager: str,
+        force: bool = True,
+        subresource: str | None = None,
     ) -> Body:
         """Server-side apply: afterwards ``manager`` owns exactly the fields in the body.
 
-        A ``metadata.resourceVersion`` in the body fences: `Conflict` if the object has changed since. Without it nothing does,
-        not even ``force=False`` against an older self.
+        A ``metadata.resourceVersion`` in the body fences: `Conflict` if the object has changed
+        since. Without it nothing does, not even ``force=False`` against an older self.
         """
         metadata = body["metadata"]
         path = resource.path(metadata.get("namespace"), metadata["name"], subresource)
@@ -166,9 +185,14 @@ class Api:
         resource_version: str = "",
         manager: str = "hotweights",
     ) -> Body:
-        """Replace the named fields; None removes one. With a resourceVersion, `Conflict` if the object has changed since."""
+        """Replace the named fields; None removes one. With a resourceVersion, `Conflict` if the
+        object has changed since.
+        """
         if resource_version:
-            patch = {**patch, "metadata": {**patch.get("metadata", {}), "resourceVersion": resource_version}}
+            patch = {
+                **patch,
+                "metadata": {**patch.get("metadata", {}), "resourceVersion": resource_version},
+            }
         path = resource.path(namespace, name, subresource)
         return await self._ask("PATCH", path, {"fieldManager": manager}, patch, content_type=MERGE)
 
@@ -184,10 +208,16 @@ class Api:
     ) -> Body:
         """RFC 6902 operations in one write; a failed ``test`` raises `Invalid`."""
         path = resource.path(namespace, name, subresource)
-        return await self._ask("PATCH", path, {"fieldManager": manager}, list(operations), content_type=JSON_PATCH)
+        return await self._ask(
+            "PATCH", path, {"fieldManager": manager}, list(operations), content_type=JSON_PATCH
+        )
 
-    async def delete(self, resource: Resource, name: str, *, namespace: str | None = None, uid: str = "") -> None:
-        """Delete the object, in the background what it owns. With a UID, only that very one (else `Conflict`)."""
+    async def delete(
+        self, resource: Resource, name: str, *, namespace: str | None = None, uid: str = ""
+    ) -> None:
+        """Delete the object, in the background what it owns. With a UID, only that very one (else
+        `Conflict`).
+        """
         body: Body = {"propagationPolicy": "Background"}
         if uid:
             body["preconditions"] = {"uid": uid}
@@ -198,26 +228,40 @@ class Api:
         return await self._ask("POST", resource.path(), None, body)
 
     async def stream(
-        self, resource: Resource, selection: Selection, query: Mapping[str, str], *, silence_seconds: float
+        self,
+        resource: Resource,
+        selection: Selection,
+        query: Mapping[str, str],
+        *,
+        silence_seconds: float,
     ) -> AsyncGenerator[Body, None]:
-        """The lines of one watch request as they come. `Unavailable` after ``silence_seconds`` without a byte."""
+        """The lines of one watch request as they come. `Unavailable` after ``silence_seconds``
+        without a byte.
+        """
         path = resource.path(selection.namespace)
         parameters = {**selection.query(), **query, "watch": "true"}
         timeout = aiohttp.ClientTimeout(
-            total=None, connect=self._timeout_seconds, sock_connect=self._timeout_seconds, sock_read=silence_seconds
+            total=None,
+            connect=self._timeout_seconds,
+            sock_connect=self._timeout_seconds,
+            sock_read=silence_seconds,
         )
         request = f"watch {path}"
         try:
             response = await self._send("GET", path, parameters, None, JSON, timeout)
             try:
                 if response.status >= HTTPStatus.BAD_REQUEST:
-                    raise errors.from_response(request, response.status, await response.read(), response.headers)
+                    raise errors.from_response(
+                        request, response.status, await response.read(), response.headers
+                    )
                 async for line in _lines(response.response.content):
                     yield json.loads(line)
             finally:
                 response.response.close()
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            raise errors.Unavailable(f"{request} at {self.url} broke off: {_said(error)}. It is tried again") from error
+            raise errors.Unavailable(
+                f"{request} at {self.url} broke off: {_said(error)}. It is tried again"
+            ) from error
 
     async def _ask(
         self,
@@ -236,17 +280,21 @@ class Api:
             content = await response.read()
         except TimeoutError as error:
             raise errors.Unavailable(
-                f"{request}: no answer from {self.url} within {self._timeout_seconds:g} s. It is tried again"
+                f"{request}: no answer from {self.url} within {self._timeout_seconds:g} s. It "
+                "is tried again"
             ) from error
         except (aiohttp.ClientError, OSError) as error:
-            raise errors.Unavailable(f"{request}: {self.url} is away: {_said(error)}. It is tried again") from error
+            raise errors.Unavailable(
+                f"{request}: {self.url} is away: {_said(error)}. It is tried again"
+            ) from error
         if response.status >= HTTPStatus.BAD_REQUEST:
             raise errors.from_response(request, response.status, content, response.headers)
         try:
             answer: Body = json.loads(content)
         except ValueError as error:
             raise errors.Unavailable(
-                f"{request}: {self.url} answered something else than JSON, is it an API server? It is tried again"
+                f"{request}: {self.url} answered something else than JSON, is it an API "
+                "server? It is tried again"
             ) from error
         return answer
 
@@ -263,7 +311,9 @@ class Api:
         for setting in (await self._configuration.auth_settings()).values():
             headers[setting["key"]] = setting["value"]
         url = self.url + path + (f"?{urlencode(query)}" if query else "")
-        return await self._rest.request(method, url, headers=headers, body=body, _request_timeout=timeout)
+        return await self._rest.request(
+            method, url, headers=headers, body=body, _request_timeout=timeout
+        )
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -290,15 +340,23 @@ async def _load_configuration(kubeconfig: Path | None, context: str | None) -> A
     file = str(kubeconfig or os.environ.get("KUBECONFIG", ""))
     try:
         if not file and "KUBERNETES_SERVICE_HOST" in os.environ:
-            await asyncio.to_thread(config.load_incluster_config, client_configuration=configuration)
+            await asyncio.to_thread(
+                config.load_incluster_config, client_configuration=configuration
+            )
         elif file or home.exists():
             await config.load_kube_config(
-                file or str(home), context=context, client_configuration=configuration, persist_config=False
+                file or str(home),
+                context=context,
+                client_configuration=configuration,
+                persist_config=False,
             )
         else:
             raise errors.NotConfigured(
-                "no way to an API server: set KUBECONFIG to a kubeconfig file, or run in a pod with a service account"
+                "no way to an API server: set KUBECONFIG to a kubeconfig file, or run in a "
+                "pod with a service account"
             )
     except (config.ConfigException, OSError) as error:
-        raise errors.NotConfigured(f"{file or 'the service account'} cannot be used: {error}") from error
+        raise errors.NotConfigured(
+            f"{file or 'the service account'} cannot be used: {error}"
+        ) from error
     return configuration

@@ -7,7 +7,8 @@ Callers decide by type, people by the message, which names the object and says w
     │   └── AlreadyExists   create found one of that name
     ├── NotFound        no such object, or the resource definition is not installed
     ├── Forbidden       the identity may not do that: RBAC, an admission policy, or an expired token
-    ├── Invalid         the API server will never take this body: a defect of ours or of the user's input
+    ├── Invalid         the API server will never take this body: a defect of ours or of the user's
+    input
     ├── Unavailable     nobody answered in time, or not now: try again after `retry_after_seconds`
     ├── Expired         a watch's resourceVersion is too old: list again
     ├── TokenRefused    a token review said no
@@ -25,7 +26,9 @@ from http import HTTPStatus
 from typing import Any
 
 MAX_RETRY_AFTER_SECONDS = 60.0
-"""A server, or something before it, that asks for more patience than this is asked again all the same."""
+"""A server, or something before it, that asks for more patience than this is asked again all the
+same.
+"""
 
 
 class KubeError(Exception):
@@ -87,8 +90,12 @@ _INVALID = {
 }
 
 
-def from_response(request: str, status: int, content: bytes, headers: Mapping[str, str]) -> KubeError:
-    """The exception for an answer that is not a success; ``request`` is what was asked, for the message."""
+def from_response(
+    request: str, status: int, content: bytes, headers: Mapping[str, str]
+) -> KubeError:
+    """The exception for an answer that is not a success; ``request`` is what was asked, for the
+    message.
+    """
     said = _status(content)
     message = f"{request}: {said.get('message') or f'HTTP {status}'}"
     if status == HTTPStatus.NOT_FOUND:
@@ -100,7 +107,10 @@ def from_response(request: str, status: int, content: bytes, headers: Mapping[st
     if status == HTTPStatus.GONE:
         return Expired(f"{message}. List again")
     if status == HTTPStatus.UNAUTHORIZED:
-        return Forbidden(f"{message}. The credentials are missing, wrong or expired: renew the kubeconfig or the token")
+        return Forbidden(
+            f"{message}. The credentials are missing, wrong or expired: renew the kubeconfig or "
+            "the token"
+        )
     if status == HTTPStatus.FORBIDDEN:
         return Forbidden(f"{message}. Grant it in RBAC, or see which admission policy said no")
     if status in _INVALID:
@@ -118,8 +128,12 @@ def _status(content: bytes) -> dict[str, Any]:
 
 
 def _retry_after(headers: Mapping[str, str], said: Mapping[str, Any]) -> float | None:
-    """Seconds, as a number or as the date when it may be tried again, in the header or (errors in a watch have none) the Status."""
-    value = str(headers.get("Retry-After") or (said.get("details") or {}).get("retryAfterSeconds") or "")
+    """Seconds, as a number or as the date when it may be tried again, in the header or (errors in a
+    watch have none) the Status.
+    """
+    value = str(
+        headers.get("Retry-After") or (said.get("details") or {}).get("retryAfterSeconds") or ""
+    )
     try:
         seconds = float(value)
     except ValueError:

@@ -1,8 +1,9 @@
 """Kubernetes events (events.k8s.io/v1): what people see in ``kubectl describe``.
 
-The same thing said again within ten minutes raises the count of the event that said it, and one object gets at most 25 different
-ones in that time: a fleet that fails a thousand times must not bury the API server or the reader. Events are for people, nothing
-is decided by them: one that cannot be written is logged and forgotten.
+The same thing said again within ten minutes raises the count of the event that said it, and one
+object gets at most 25 different ones in that time: a fleet that fails a thousand times must not
+bury the API server or the reader. Events are for people, nothing is decided by them: one that
+cannot be written is logged and forgotten.
 """
 
 from __future__ import annotations
@@ -40,11 +41,22 @@ class Reference:
     def of(cls, body: Body) -> Reference:
         """From the object itself."""
         metadata = body["metadata"]
-        return cls(body["apiVersion"], body["kind"], metadata["name"], metadata["uid"], metadata.get("namespace", ""))
+        return cls(
+            body["apiVersion"],
+            body["kind"],
+            metadata["name"],
+            metadata["uid"],
+            metadata.get("namespace", ""),
+        )
 
     def to_dict(self) -> dict[str, str]:
         """As an ObjectReference."""
-        reference = {"apiVersion": self.api_version, "kind": self.kind, "name": self.name, "uid": self.uid}
+        reference = {
+            "apiVersion": self.api_version,
+            "kind": self.kind,
+            "name": self.name,
+            "uid": self.uid,
+        }
         return {**reference, "namespace": self.namespace} if self.namespace else reference
 
 
@@ -66,14 +78,18 @@ class EventWriter(Protocol):
         """Create an event."""
         ...
 
-    async def merge_patch(self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None) -> Body:
+    async def merge_patch(
+        self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None
+    ) -> Body:
         """Raise an event's count."""
         ...
 
 
 @dataclass(slots=True)
 class _Said:
-    """What was said of one notice. The lock has whoever writes it, so that it is written as one event."""
+    """What was said of one notice. The lock has whoever writes it, so that it is written as one
+    event.
+    """
 
     namespace: str
     last: datetime
@@ -85,13 +101,16 @@ class _Said:
 
 @dataclass(slots=True)
 class Recorder:
-    """Writes notices as events of one controller. Each costs the same, however many were said before."""
+    """Writes notices as events of one controller. Each costs the same, however many were said
+    before.
+    """
 
     api: EventWriter
     controller: str  # hotweights.dev/operator
     instance: str  # the pod's name
     now: Callable[[], datetime] = field(default=lambda: datetime.now(UTC))
-    _said: OrderedDict[Notice, _Said] = field(default_factory=OrderedDict)  # the one that was said last is last
+    # the one that was said last is last
+    _said: OrderedDict[Notice, _Said] = field(default_factory=OrderedDict)
     _of_object: Counter[Reference] = field(default_factory=Counter)
     _serial: int = 0
 
@@ -111,7 +130,12 @@ class Recorder:
             async with said.lock:
                 await self._write(notice, said)
         except errors.KubeError as error:
-            log.warning("the event %s of %s was not written: %s", notice.reason, notice.regarding.name, error)
+            log.warning(
+                "the event %s of %s was not written: %s",
+                notice.reason,
+                notice.regarding.name,
+                error,
+            )
 
     def _forget_before(self, moment: datetime) -> None:
         while self._said:
@@ -124,12 +148,16 @@ class Recorder:
                 del self._of_object[notice.regarding]
 
     async def _write(self, notice: Notice, said: _Said) -> None:
-        """Bring the event to the count, which others may have raised meanwhile and may have written already."""
+        """Bring the event to the count, which others may have raised meanwhile and may have written
+        already.
+        """
         count, last = said.count, said.last
         if said.name and said.written < count:
             series = {"count": count, "lastObservedTime": timestamps.show_micros(last)}
             try:
-                await self.api.merge_patch(EVENTS, said.name, {"series": series}, namespace=said.namespace)
+                await self.api.merge_patch(
+                    EVENTS, said.name, {"series": series}, namespace=said.namespace
+                )
             except errors.NotFound:  # events do not live long
                 said.name, said.count = "", said.count - count + 1
         if not said.name:

@@ -1,4 +1,6 @@
-"""Which resources we speak about, and where the API server keeps them. Pure: paths in, paths out."""
+"""Which resources we speak about, and where the API server keeps them. Pure: paths in, paths
+out.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ class Resource:
     plural: str
     namespaced: bool = True
 
-    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        """The URL path of an object, or of the collection without a name (of all namespaces without a namespace)."""
+    def path(
+        self, namespace: str | None = None, name: str | None = None, subresource: str | None = None
+    ) -> str:
+        """The URL path of an object, or of the collection without a name (of all namespaces without
+        a namespace).
+        """
         root = "/api" if "/" not in self.api_version else "/apis"
         parts = [root, self.api_version]
         if namespace and self.namespaced:
@@ -36,9 +42,14 @@ PODS = Resource("v1", "Pod", "pods")
 NODES = Resource("v1", "Node", "nodes", namespaced=False)
 NAMESPACES = Resource("v1", "Namespace", "namespaces", namespaced=False)
 EVENTS = Resource("events.k8s.io/v1", "Event", "events")
-TOKEN_REVIEWS = Resource("authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False)
+TOKEN_REVIEWS = Resource(
+    "authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False
+)
 CUSTOM_RESOURCE_DEFINITIONS = Resource(
-    "apiextensions.k8s.io/v1", "CustomResourceDefinition", "customresourcedefinitions", namespaced=False
+    "apiextensions.k8s.io/v1",
+    "CustomResourceDefinition",
+    "customresourcedefinitions",
+    namespaced=False,
 )
 WEIGHT_VERSIONS = Resource(API_VERSION, "WeightVersion", "weightversions")
 WEIGHT_ROLLOUTS = Resource(API_VERSION, "WeightRollout", "weightrollouts")
@@ -60,7 +71,7 @@ def version_of(body: Body) -> str:
 def newer(left: Body, right: Body) -> bool:
     """Whether ``left`` is a later state of the same object than ``right``.
 
-    Kubernetes promises since 1.35 that the resourceVersions of one resource compare as integers, and every etcd-backed
-    server did before.
+    Kubernetes promises since 1.35 that the resourceVersions of one resource compare as integers,
+    and every etcd-backed server did before.
     """
     return int(version_of(left) or 0) > int(version_of(right) or 0)

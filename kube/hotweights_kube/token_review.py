@@ -1,4 +1,6 @@
-"""Who is behind a service-account token, as the API server says. It caches nothing: for how long an answer counts is the caller's."""
+"""Who is behind a service-account token, as the API server says. It caches nothing: for how long an
+answer counts is the caller's.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Reviewer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a token speaks for. The pod and the node are empty unless the token is bound to a pod."""
+    """Whom a token speaks for. The pod and the node are empty unless the token is bound to a
+    pod.
+    """
 
     username: str  # system:serviceaccount:<namespace>:<name>
     namespace: str
@@ -34,15 +38,21 @@ class Identity:
 
 
 async def review(api: Reviewer, token: str, audiences: Sequence[str]) -> Identity:
-    """The identity behind a token that was issued for one of these audiences; `TokenRefused` otherwise."""
+    """The identity behind a token that was issued for one of these audiences; `TokenRefused`
+    otherwise.
+    """
     answer = await api.post(TOKEN_REVIEWS, {"spec": {"token": token, "audiences": list(audiences)}})
     status = answer.get("status", {})
     wanted = " or ".join(audiences)
     if not status.get("authenticated"):
-        raise TokenRefused(f"the token is not valid for {wanted}: {status.get('error') or 'not authenticated'}")
+        raise TokenRefused(
+            f"the token is not valid for {wanted}: {status.get('error') or 'not authenticated'}"
+        )
     granted = tuple(status.get("audiences") or ())
     if not set(granted) & set(audiences):
-        raise TokenRefused(f"the token is meant for {', '.join(granted) or 'nobody'}, not for {wanted}")
+        raise TokenRefused(
+            f"the token is meant for {', '.join(granted) or 'nobody'}, not for {wanted}"
+        )
     user = status.get("user", {})
     extra = user.get("extra") or {}
     username = str(user.get("username", ""))
@@ -60,7 +70,11 @@ async def review(api: Reviewer, token: str, audiences: Sequence[str]) -> Identit
 
 def _service_account(username: str) -> tuple[str, str]:
     parts = username.split(":")
-    return (parts[2], parts[3]) if parts[:2] == ["system", "serviceaccount"] and len(parts) == 4 else ("", "")
+    return (
+        (parts[2], parts[3])
+        if parts[:2] == ["system", "serviceaccount"] and len(parts) == 4
+        else ("", "")
+    )
 
 
 def _first(values: list[str] | None) -> str:

@@ -1,11 +1,13 @@
-"""List and watch, for as long as it takes: what changes reaches the caller, whatever happens to the connection.
+"""List and watch, for as long as it takes: what changes reaches the caller, whatever happens to the
+connection.
 
-A generator that never ends by itself: it lists, says ``SYNCED``, watches from there, and starts again where it left off when the
-connection breaks, or from a new list when the API server has forgotten that point. A list is told page by page, so that a large
-one never stands in memory at once. Objects that vanished unseen come as ``DELETED`` at the end of a list, with the list's
-resourceVersion: that they are gone is as new as the list, and newer than whatever was known of them. Bookmarks keep the point
-fresh, and a connection without even those is taken for dead. It refuses to know what the objects mean; a consumer that is slow
-slows only its own watch.
+A generator that never ends by itself: it lists, says ``SYNCED``, watches from there, and starts
+again where it left off when the connection breaks, or from a new list when the API server has
+forgotten that point. A list is told page by page, so that a large one never stands in memory at
+once. Objects that vanished unseen come as ``DELETED`` at the end of a list, with the list's
+resourceVersion: that they are gone is as new as the list, and newer than whatever was known of
+them. Bookmarks keep the point fresh, and a connection without even those is taken for dead. It
+refuses to know what the objects mean; a consumer that is slow slows only its own watch.
 """
 
 from __future__ import annotations
@@ -29,13 +31,16 @@ log = logging.getLogger(__name__)
 ChangeType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED"]
 
 _Name = tuple[str, str]  # namespace and name: one object at a time has it
-_Known = dict[_Name, tuple[str, str]]  # UID and resourceVersion, to tell of a deletion that happens unseen
+# UID and resourceVersion, to tell of a deletion that happens unseen
+_Known = dict[_Name, tuple[str, str]]
 
 
 class Watched(Protocol):
     """What a watch needs of the API."""
 
-    def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
+    def pages(
+        self, resource: Resource, selection: Selection | None = None
+    ) -> AsyncGenerator[Listing, None]:
         """All selected objects, a page at a time."""
         ...
 
@@ -50,8 +55,8 @@ class Watched(Protocol):
 class Change:
     """What happened to one object; ``SYNCED`` when everything that exists has been told.
 
-    ``SYNCED`` has the list's resourceVersion in its body, and in ``listed`` the metadata of all that was in the list: whatever else
-    somebody knows of, and is not newer, does not exist.
+    ``SYNCED`` has the list's resourceVersion in its body, and in ``listed`` the metadata of all
+    that was in the list: whatever else somebody knows of, and is not newer, does not exist.
     """
 
     type: ChangeType
@@ -64,7 +69,9 @@ class WatchTiming:
     """How long a watch lasts, and how fast it is tried again."""
 
     watch_seconds: tuple[float, float] = (240.0, 360.0)
-    """A request's length is drawn from here, so that a thousand watchers do not come back at once."""
+    """A request's length is drawn from here, so that a thousand watchers do not come back at
+    once.
+    """
     silence_seconds: float = 90.0
     """Bookmarks come every minute; without one for so long the connection is dead."""
     backoff: Backoff = Backoff(0.25, 8.0)
@@ -85,7 +92,8 @@ async def watch(
     on_heard: Callable[[], None] = lambda: None,
     draw: Callable[[], float] = random.random,
 ) -> AsyncGenerator[Change, None]:
-    """Every change of the selected objects, from a first full list on, without end. Close it with ``aclosing``.
+    """Every change of the selected objects, from a first full list on, without end. Close it with
+    ``aclosing``.
 
     ``on_heard`` is called whenever the API server says anything, if only a bookmark.
     """
@@ -116,7 +124,8 @@ async def watch(
                     on_heard()
                     if told is not None:
                         yield told
-            if not heard:  # a server that ends every watch at once must not be asked in a tight loop
+            # a server that ends every watch at once must not be asked in a tight loop
+            if not heard:
                 await asyncio.sleep(timing.backoff.spread(1, draw))
         except errors.Expired:
             version = ""  # the list that follows says what was missed
@@ -125,13 +134,21 @@ async def watch(
         except errors.KubeError as error:
             failures += 1
             on_trouble(error)
-            await asyncio.sleep(max(errors.wait_seconds(error) or 0.0, timing.backoff.spread(failures, draw)))
+            await asyncio.sleep(
+                max(errors.wait_seconds(error) or 0.0, timing.backoff.spread(failures, draw))
+            )
 
 
 async def _list(
-    api: Watched, resource: Resource, selection: Selection, known: _Known, on_heard: Callable[[], None]
+    api: Watched,
+    resource: Resource,
+    selection: Selection,
+    known: _Known,
+    on_heard: Callable[[], None],
 ) -> AsyncGenerator[Change, None]:
-    """Everything that is there, then what is not any more, then ``SYNCED``. What was told stays in ``known`` if it breaks off."""
+    """Everything that is there, then what is not any more, then ``SYNCED``. What was told stays in
+    ``known`` if it breaks off.
+    """
     present: set[_Name] = set()
     version = ""
     async with aclosing(api.pages(resource, selection)) as pages:
@@ -167,7 +184,9 @@ def _read(event: Body, known: _Known, resource: Resource) -> tuple[Change | None
             return Change("DELETED", body), version_of(body)
         case _:
             code = int(body.get("code") or 500)
-            raise errors.from_response(f"watch {resource.plural}", code, json.dumps(body).encode(), {})
+            raise errors.from_response(
+                f"watch {resource.plural}", code, json.dumps(body).encode(), {}
+            )
 
 
 def _name(body: Body) -> _Name:

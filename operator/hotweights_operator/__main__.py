@@ -1,4 +1,6 @@
-"""``python -m hotweights_operator``: the operator's process. It puts the parts together, and ends when one of them does."""
+"""``python -m hotweights_operator``: the operator's process. It puts the parts together, and ends
+when one of them does.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run until a signal, or until something that cannot be repaired."""
     settings = parse(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(
-        level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+        level=settings.log_level.upper(),
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        stream=sys.stderr,
     )
     if settings.log_level != "debug":
         logging.getLogger("kopf").setLevel(logging.WARNING)
@@ -54,7 +58,9 @@ async def run(settings: Settings) -> None:
         await _run(settings, api, stop, listen)
 
 
-async def _run(settings: Settings, api: Api, stop: asyncio.Event, listen: Callable[[], None]) -> None:
+async def _run(
+    settings: Settings, api: Api, stop: asyncio.Event, listen: Callable[[], None]
+) -> None:
     cache, queue = Cache(), WorkQueue[Key](settings.pace_seconds)
     recorder = Recorder(api, "hotweights.dev/operator", settings.instance)
     performer = Performer(api, cache, recorder, settings.namespace)
@@ -106,13 +112,16 @@ async def _serve(
     reconciler: Reconciler,
     listen: Callable[[], None],
 ) -> None:
-    """Everything that runs, in the order in which it may start. A part that fails takes the process with it."""
+    """Everything that runs, in the order in which it may start. A part that fails takes the process
+    with it.
+    """
     await handlers.wait_for_resources(api, settings)
     async with asyncio.TaskGroup() as group:
         for source in informers.sources:
             for namespace in () if source.by_kopf else source.namespaces:
                 group.create_task(
-                    informers.follow(api, source, namespace), name=f"watch-{source.kind}-{namespace or 'all'}"
+                    informers.follow(api, source, namespace),
+                    name=f"watch-{source.kind}-{namespace or 'all'}",
                 )
         group.create_task(informers.relist(api), name="relist")
         await informers.complete.wait()

@@ -1,9 +1,11 @@
 """Metrics and health over HTTP.
 
-What is a state is read from the cache when it is scraped, so metrics say what the status says and nothing is left over from
-objects that are gone. /healthz says whether a restart would help: it fails when the loop does not run (then nobody answers) or a
-decision has been waiting for too long. /readyz says whether the operator sees: it fails until everything was listed, and while
-nothing is heard of some kind. No Service leads to the operator, so nothing depends on that but ``helm --wait`` and people.
+What is a state is read from the cache when it is scraped, so metrics say what the status says and
+nothing is left over from objects that are gone. /healthz says whether a restart would help: it
+fails when the loop does not run (then nobody answers) or a decision has been waiting for too long.
+/readyz says whether the operator sees: it fails until everything was listed, and while nothing is
+heard of some kind. No Service leads to the operator, so nothing depends on that but ``helm --wait``
+and people.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from hotweights_operator.runtime.cache import Cache, Kind
 _PREFIX = "hotweights_operator"
 _ROLLOUT = "hotweights_rollout"
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
-_ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)  # status has whole seconds
+# status has whole seconds
+_ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +42,11 @@ class LoopHealth:
     queue_depth: int
     queue_oldest_seconds: float
     synced: bool
-    ages: Mapping[Kind, float] = field(default_factory=dict)  # since when nothing was heard of a kind
+    # since when nothing was heard of a kind
+    ages: Mapping[Kind, float] = field(default_factory=dict)
     unlisted: Sequence[Kind] = ()  # not listed yet
-    malformed: Mapping[Kind, int] = field(default_factory=dict)  # objects that do not fit this release
+    # objects that do not fit this release
+    malformed: Mapping[Kind, int] = field(default_factory=dict)
 
     def stale(self, stale_seconds: float) -> dict[Kind, float]:
         """The kinds of which nothing was heard for so long."""
@@ -60,29 +65,46 @@ class Rollouts(Collector):
         rollouts: list[Rollout] = self._cache.values("rollout")
         info = GaugeMetricFamily(
             f"{_ROLLOUT}_info",
-            "The version that a rollout wants (its pods may still serve another one), the one before it, and the phase.",
+            "The version that a rollout wants (its pods may still serve another one), the one "
+            "before it, and the phase.",
             labels=[*labels, "version", "previous", "phase"],
         )
         condition = GaugeMetricFamily(
-            f"{_ROLLOUT}_condition", "1 where a condition is True.", labels=[*labels, "type", "reason"]
+            f"{_ROLLOUT}_condition",
+            "1 where a condition is True.",
+            labels=[*labels, "type", "reason"],
         )
-        pods = GaugeMetricFamily(f"{_ROLLOUT}_pods", "Pods of a rollout by state.", labels=[*labels, "state"])
-        nodes = GaugeMetricFamily(f"{_ROLLOUT}_nodes", "Nodes of a rollout by state.", labels=[*labels, "state"])
-        nbytes = GaugeMetricFamily(f"{_ROLLOUT}_bytes", "Bytes staged over all nodes.", labels=[*labels, "state"])
+        pods = GaugeMetricFamily(
+            f"{_ROLLOUT}_pods", "Pods of a rollout by state.", labels=[*labels, "state"]
+        )
+        nodes = GaugeMetricFamily(
+            f"{_ROLLOUT}_nodes", "Nodes of a rollout by state.", labels=[*labels, "state"]
+        )
+        nbytes = GaugeMetricFamily(
+            f"{_ROLLOUT}_bytes", "Bytes staged over all nodes.", labels=[*labels, "state"]
+        )
         for rollout in rollouts:
             where, status = [rollout.namespace, rollout.name], rollout.status
-            info.add_metric([*where, status.target.version, status.previous.version, status.phase], 1)
+            info.add_metric(
+                [*where, status.target.version, status.previous.version, status.phase], 1
+            )
             for found in status.conditions:
-                condition.add_metric([*where, found.type, found.reason], 1 if found.status == "True" else 0)
+                condition.add_metric(
+                    [*where, found.type, found.reason], 1 if found.status == "True" else 0
+                )
             for state, count in status.pods.model_dump().items():
                 pods.add_metric([*where, state], count)
             nodes.add_metric([*where, "desired"], status.nodes.desired)
             nodes.add_metric([*where, "staged"], status.nodes.staged)
             nbytes.add_metric([*where, "total"], status.nbytes.total)
             nbytes.add_metric([*where, "done"], status.nbytes.done)
-        reasons = Counts((r.namespace, r.name, f.reason) for r in rollouts for f in r.status.failures)
+        reasons = Counts(
+            (r.namespace, r.name, f.reason) for r in rollouts for f in r.status.failures
+        )
         failures = GaugeMetricFamily(
-            f"{_ROLLOUT}_failures", "Named failures (at most 20 are named) by reason.", labels=[*labels, "reason"]
+            f"{_ROLLOUT}_failures",
+            "Named failures (at most 20 are named) by reason.",
+            labels=[*labels, "reason"],
         )
         for (namespace, name, reason), count in reasons.items():
             failures.add_metric([namespace, name, reason], count)
@@ -99,7 +121,9 @@ class Watches(Collector):
         """One family per figure."""
         loop_health = self._loop_health()
         ages = GaugeMetricFamily(
-            f"{_PREFIX}_watch_age_seconds", "Since something was heard of a kind, if only a bookmark.", labels=["kind"]
+            f"{_PREFIX}_watch_age_seconds",
+            "Since something was heard of a kind, if only a bookmark.",
+            labels=["kind"],
         )
         malformed = GaugeMetricFamily(
             f"{_PREFIX}_malformed_objects",
@@ -119,18 +143,26 @@ class Metrics:
     def __init__(self, cache: Cache, loop_health: Callable[[], LoopHealth]) -> None:
         self.registry = CollectorRegistry()
         self._reconciled = Counter(
-            f"{_PREFIX}_reconcile", "Decisions by kind and result.", ["kind", "result"], registry=self.registry
+            f"{_PREFIX}_reconcile",
+            "Decisions by kind and result.",
+            ["kind", "result"],
+            registry=self.registry,
         )
         self._seconds = Histogram(
             f"{_PREFIX}_reconcile_duration_seconds", "Time of a decision with its writes.", ["kind"],
             buckets=_BUCKETS, registry=self.registry,
         )  # fmt: skip
         self._rollouts = Histogram(
-            f"{_ROLLOUT}_duration_seconds", "From the beginning of a revision to its end, by how it ended.", ["outcome"],
+            f"{_ROLLOUT}_duration_seconds", "From the beginning of a revision to its end, by how it "
+                "ended.", ["outcome"],
             buckets=_ROLLOUT_BUCKETS, registry=self.registry,
         )  # fmt: skip
-        self._actions = Counter(f"{_PREFIX}_actions", "Writes done, by kind.", ["action"], registry=self.registry)
-        build = Gauge(f"{_PREFIX}_build_info", "Version of the operator.", ["version"], registry=self.registry)
+        self._actions = Counter(
+            f"{_PREFIX}_actions", "Writes done, by kind.", ["action"], registry=self.registry
+        )
+        build = Gauge(
+            f"{_PREFIX}_build_info", "Version of the operator.", ["version"], registry=self.registry
+        )
         build.labels(version("hotweights")).set(1)
         for name, text, read in (
             (
@@ -179,14 +211,19 @@ def health(loop_health: LoopHealth, stuck_seconds: float) -> tuple[int, dict[str
     return 503 if loop_health.queue_oldest_seconds > stuck_seconds else 200, body
 
 
-def readiness(loop_health: LoopHealth, stale_seconds: float, now: datetime) -> tuple[int, dict[str, Any]]:
+def readiness(
+    loop_health: LoopHealth, stale_seconds: float, now: datetime
+) -> tuple[int, dict[str, Any]]:
     """HTTP status and body of /readyz, which names what is not heard, and since when."""
     stale = loop_health.stale(stale_seconds)
     ready = loop_health.synced and not stale
     body = {
         "ready": ready,
         "unlisted": list(loop_health.unlisted),
-        "stale": {kind: (now - timedelta(seconds=age)).isoformat(timespec="seconds") for kind, age in stale.items()},
+        "stale": {
+            kind: (now - timedelta(seconds=age)).isoformat(timespec="seconds")
+            for kind, age in stale.items()
+        },
     }
     return 200 if ready else 503, body
 
@@ -216,7 +253,9 @@ async def serve(
     runners = []
     for port in sorted({metrics_port, health_port} - {0}):
         application = web.Application()
-        application.add_routes([web.get("/metrics", show), web.get("/healthz", healthz), web.get("/readyz", readyz)])
+        application.add_routes(
+            [web.get("/metrics", show), web.get("/healthz", healthz), web.get("/readyz", readyz)]
+        )
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         await web.TCPSite(runner, None, port).start()

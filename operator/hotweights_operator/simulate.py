@@ -1,8 +1,10 @@
-"""``python -m hotweights_operator.simulate``: whole rollouts in memory, around the decisions that the operator takes.
+"""``python -m hotweights_operator.simulate``: whole rollouts in memory, around the decisions that
+the operator takes.
 
-``run`` tells the stories of many seeds, with faults and stale reads, checks the invariants after every step, and prints how often
-each thing happened; what never happened was not tried. ``plan -f FILE`` prints what a WeightRollout would do, step by step, in a
-cluster without faults: before anybody applies it.
+``run`` tells the stories of many seeds, with faults and stale reads, checks the invariants after
+every step, and prints how often each thing happened; what never happened was not tried. ``plan -f
+FILE`` prints what a WeightRollout would do, step by step, in a cluster without faults: before
+anybody applies it.
 """
 
 from __future__ import annotations
@@ -39,30 +41,50 @@ SEEDS_FOR_ALL = 1000
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """1 when an invariant was violated or something never happened, 2 when the input is no WeightRollout."""
-    parser = argparse.ArgumentParser(prog="python -m hotweights_operator.simulate", description=__doc__)
+    """1 when an invariant was violated or something never happened, 2 when the input is no
+    WeightRollout.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m hotweights_operator.simulate", description=__doc__
+    )
     verbs = parser.add_subparsers(dest="verb", required=True)
     run = verbs.add_parser("run", help="many stories with faults, by seed")
     run.add_argument("--seeds", type=int, default=100, help="how many (default: %(default)s)")
     run.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
-    run.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    run.add_argument("--ignore", action="append", default=[], metavar="NAME", help="go on after this violation")
-    run.add_argument("--json", type=Path, metavar="FILE", help="write the counts and the violations there, too")
+    run.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)"
+    )
+    run.add_argument(
+        "--ignore", action="append", default=[], metavar="NAME", help="go on after this violation"
+    )
+    run.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the counts and the violations there, too"
+    )
     run.add_argument("--tell", action="store_true", help="print each story, in one process")
     plan = verbs.add_parser("plan", help="what one WeightRollout would do")
     plan.add_argument(
-        "-f", "--file", type=Path, required=True, help="YAML with a WeightRollout; other objects are passed over"
+        "-f",
+        "--file",
+        type=Path,
+        required=True,
+        help="YAML with a WeightRollout; other objects are passed over",
     )
-    plan.add_argument("--pods", type=int, default=6, help="pods that it selects (default: %(default)s)")
-    plan.add_argument("--nodes", type=int, default=3, help="nodes that they are on (default: %(default)s)")
+    plan.add_argument(
+        "--pods", type=int, default=6, help="pods that it selects (default: %(default)s)"
+    )
+    plan.add_argument(
+        "--nodes", type=int, default=3, help="nodes that they are on (default: %(default)s)"
+    )
     read = parser.parse_args(arguments)
     if read.verb == "run":
         seeds = range(read.first, read.first + read.seeds)
-        return _run(seeds, 1 if read.tell else read.jobs, tuple(read.ignore), read.json, tells=read.tell)
+        return _run(
+            seeds, 1 if read.tell else read.jobs, tuple(read.ignore), read.json, tells=read.tell
+        )
     return _plan(read.file, read.pods, read.nodes)
 
 
-# -- run ---------------------------------------------------------------------------------------------------------------
+# -- run ----------------------------------------------------------------------------------------
 
 
 class _Told(NamedTuple):
@@ -97,10 +119,14 @@ def _tell_all(seeds: range, jobs: int, ignored: tuple[str, ...], *, tells: bool)
     with ExitStack() as stack:
         pool = stack.enter_context(ProcessPoolExecutor(jobs))
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
-        yield from pool.map(_tell_one, seeds, [ignored] * len(seeds), chunksize=max(1, min(20, len(seeds) // jobs)))
+        yield from pool.map(
+            _tell_one, seeds, [ignored] * len(seeds), chunksize=max(1, min(20, len(seeds) // jobs))
+        )
 
 
-def _run(seeds: range, jobs: int, ignored: tuple[str, ...], file: Path | None, *, tells: bool) -> int:
+def _run(
+    seeds: range, jobs: int, ignored: tuple[str, ...], file: Path | None, *, tells: bool
+) -> int:
     total: Counts = Counter()
     ends: Counts = Counter()
     violations: dict[int, str] = {}
@@ -115,10 +141,17 @@ def _run(seeds: range, jobs: int, ignored: tuple[str, ...], file: Path | None, *
     for violation in list(violations.values())[:_SHOWN_VIOLATIONS]:
         print(f"violated: {violation}", file=sys.stderr)
     phases = ", ".join(f"{count} {phase}" for phase, count in ends.most_common())
-    held = f"{len(violations)} of them violated an invariant" if violations else "every invariant held"
+    held = (
+        f"{len(violations)} of them violated an invariant" if violations else "every invariant held"
+    )
     print(f"{len(seeds)} stories, {held}: {phases}")
     if file is not None:
-        found = {"first": seeds.start, "seeds": len(seeds), "counts": dict(sorted(total.items())), "missing": missing}
+        found = {
+            "first": seeds.start,
+            "seeds": len(seeds),
+            "counts": dict(sorted(total.items())),
+            "missing": missing,
+        }
         file.write_text(json.dumps({**found, "violations": violations}, indent=1) + "\n")
     is_long = len(seeds) >= SEEDS_FOR_ALL and not ignored
     if missing and is_long:
@@ -126,7 +159,7 @@ def _run(seeds: range, jobs: int, ignored: tuple[str, ...], file: Path | None, *
     return 1 if violations or (missing and is_long) else 0
 
 
-# -- plan --------------------------------------------------------------------------------------------------------------
+# -- plan ---------------------------------------------------------------------------------------
 
 
 def _plan(file: Path, pods: int, nodes: int) -> int:
@@ -140,7 +173,9 @@ def _plan(file: Path, pods: int, nodes: int) -> int:
 
 def _spec(file: Path) -> WeightRolloutSpec:
     """The rollout's spec, for the pods and versions of the simulated cluster."""
-    bodies: list[Any] = [body for body in yaml.safe_load_all(file.read_text()) if isinstance(body, dict)]
+    bodies: list[Any] = [
+        body for body in yaml.safe_load_all(file.read_text()) if isinstance(body, dict)
+    ]
     found = next((body for body in bodies if body.get("kind") == "WeightRollout"), None)
     if found is None:
         raise LookupError("there is no WeightRollout in it")
@@ -150,20 +185,27 @@ def _spec(file: Path) -> WeightRolloutSpec:
 
 
 def _tell_plan(spec: WeightRolloutSpec, pods: int, nodes: int) -> int:
-    """First everybody serves v0, then comes the version; what happens is printed with its second."""
+    """First everybody serves v0, then comes the version; what happens is printed with its
+    second.
+    """
     plan = Simulation(1, with_faults=False)
     plan.set_up(spec.model_copy(update={"version_ref": VersionRef(name="v0")}), nodes, pods)
     _until_ready(plan)
     began, seen = plan.now, ""
     plan.put_rollout(plan.apps[0], spec.model_copy(update={"version_ref": VersionRef(name="v1")}))
-    print(f"{pods} pods on {nodes} nodes serve the version before; {spec.version_ref.name} is applied")
+    print(
+        f"{pods} pods on {nodes} nodes serve the version before; {spec.version_ref.name} is applied"
+    )
     for _ in range(_PLAN_STEPS):
         plan.step(seconds=1.0)
         (rollout,) = plan.rollouts()
         line = _line(plan, rollout)
         if line != seen:
             seen = line
-            print(f"{(plan.now - began).total_seconds():5.0f} s  {line.replace('v1', spec.version_ref.name)}")
+            print(
+                f"{(plan.now - began).total_seconds():5.0f} s  "
+                f"{line.replace('v1', spec.version_ref.name)}"
+            )
         if is_true(rollout.status.conditions, "Ready") and rollout.status.target.name == "v1":
             return 0
     print("it did not come to an end: please report this", file=sys.stderr)
@@ -179,10 +221,17 @@ def _until_ready(plan: Simulation) -> None:
 
 def _line(plan: Simulation, rollout: Rollout) -> str:
     status = rollout.status
-    changing = sorted(f"pod-{pod.name.rpartition('-')[2]}" for pod in plan.fleet.pods() if not pod.ready)
+    changing = sorted(
+        f"pod-{pod.name.rpartition('-')[2]}" for pod in plan.fleet.pods() if not pod.ready
+    )
     pods = status.pods
-    counts = f"{status.nodes.summary} nodes staged, {pods.prepared} prepared, {pods.updated} of {pods.desired} updated"
-    return f"{status.phase:<10} {counts}" + (f", changing: {', '.join(changing)}" if changing else "")
+    counts = (
+        f"{status.nodes.summary} nodes staged, {pods.prepared} prepared, {pods.updated} of "
+        f"{pods.desired} updated"
+    )
+    return f"{status.phase:<10} {counts}" + (
+        f", changing: {', '.join(changing)}" if changing else ""
+    )
 
 
 if __name__ == "__main__":

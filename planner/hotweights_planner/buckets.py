@@ -1,7 +1,8 @@
 """Buckets: consecutive chunks in load order, the unit of scheduling.
 
-A bucket does not mix layers unless whole layers fit into it: a consumer that works layer by layer then waits for few buckets.
-A layer that is larger than a bucket is split. It knows nothing of time or bandwidth; the size is the caller's decision.
+A bucket does not mix layers unless whole layers fit into it: a consumer that works layer by layer
+then waits for few buckets. A layer that is larger than a bucket is split. It knows nothing of time
+or bandwidth; the size is the caller's decision.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Bucket(Generic[P]):
 
 @lru_cache(maxsize=1 << 12)  # chunks of a tensor come together
 def layer_of(tensor: str) -> str:
-    """``model.layers.12`` of ``model.layers.12.mlp.up_proj.weight``; the name itself without its last part elsewhere."""
+    """``model.layers.12`` of ``model.layers.12.mlp.up_proj.weight``; the name itself without its
+    last part elsewhere.
+    """
     found = _LAYER.match(tensor)
     return found[0] if found else tensor.rpartition(".")[0] or tensor
 
@@ -73,7 +76,8 @@ def buckets(chunks: Iterable[P], bucket_nbytes: int = DEFAULT_BUCKET_NBYTES) -> 
         for chunk in members:
             if chunk.nbytes > bucket_nbytes:
                 text = (
-                    f"chunk {chunk.number} of tensor {chunk.tensor} has {chunk.nbytes} bytes, a bucket {bucket_nbytes}"
+                    f"chunk {chunk.number} of tensor {chunk.tensor} has {chunk.nbytes} bytes, "
+                    f"a bucket {bucket_nbytes}"
                 )
                 raise ValueError(f"{text}; make the buckets at least as large as a chunk")
             if nbytes + chunk.nbytes > bucket_nbytes:

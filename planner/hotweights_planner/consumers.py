@@ -1,8 +1,9 @@
 """Consumers: which ranks need which tensors, as a group map and tensor-parallel groups say.
 
-A group map is an object of patterns (``model.layers.0.*``) and ranks, or the id of a tensor-parallel group; the first pattern
-that matches counts, and a tensor that none matches is everybody's. A chunk that stands in several tensors is needed wherever any
-of them is: it moves once, to all of them. It knows nothing of how a rank is reached.
+A group map is an object of patterns (``model.layers.0.*``) and ranks, or the id of a
+tensor-parallel group; the first pattern that matches counts, and a tensor that none matches is
+everybody's. A chunk that stands in several tensors is needed wherever any of them is: it moves
+once, to all of them. It knows nothing of how a rank is reached.
 """
 
 from __future__ import annotations
@@ -45,17 +46,26 @@ def is_ranks(value: object) -> bool:
 
 def parse_groups(text: bytes | str, where: str) -> Groups:
     """``{"0": [0, 1], "1": [2, 3]}``."""
-    return {name: _ranks(value, f"{where}: group {name!a}") for name, value in _object(text, where).items()}
+    return {
+        name: _ranks(value, f"{where}: group {name!a}")
+        for name, value in _object(text, where).items()
+    }
 
 
 def parse_group_map(text: bytes | str, where: str, groups: Groups | None = None) -> GroupMap:
-    """``{"model.layers.0.*": [0, 1], "lm_head.*": 0}``: a list is ranks, a number or a word is a group of ``groups``."""
+    """``{"model.layers.0.*": [0, 1], "lm_head.*": 0}``: a list is ranks, a number or a word is a
+    group of ``groups``.
+    """
     found: list[tuple[str, Ranks]] = []
     for pattern, value in _object(text, where).items():
         if isinstance(value, str) or type(value) is int:
             if groups is None or str(value) not in groups:
                 text = f"pattern {pattern!a}: there is no tensor-parallel group {value!a}"
-                raise BadGroups(where, text, "name the groups with $HOTWEIGHTS_TP_GROUPS, or write a list of ranks")
+                raise BadGroups(
+                    where,
+                    text,
+                    "name the groups with $HOTWEIGHTS_TP_GROUPS, or write a list of ranks",
+                )
             found.append((pattern, groups[str(value)]))
         else:
             found.append((pattern, _ranks(value, f"{where}: pattern {pattern!a}")))
@@ -67,7 +77,9 @@ def consumers_by_digest(manifest: Manifest, group_map: GroupMap) -> dict[str, Ra
     ranks_of: dict[str, Ranks] = {}
     everybody: set[str] = set()
     for tensor in manifest.tensors:
-        ranks = next((ranks for pattern, ranks in group_map if fnmatchcase(tensor.name, pattern)), None)
+        ranks = next(
+            (ranks for pattern, ranks in group_map if fnmatchcase(tensor.name, pattern)), None
+        )
         if ranks is None:
             everybody.update(tensor.chunks)
             continue
@@ -82,8 +94,12 @@ def contiguous_groups(world_size: int, tp: int) -> Groups:
     """Ranks in groups of ``tp`` neighbours."""
     if tp < 1 or world_size < 1 or world_size % tp:
         text = f"{world_size} ranks cannot be divided into groups of {tp}"
-        raise BadGroups("tensor-parallel groups", text, "give a world size that is a multiple of it")
-    return {str(index): tuple(range(index * tp, (index + 1) * tp)) for index in range(world_size // tp)}
+        raise BadGroups(
+            "tensor-parallel groups", text, "give a world size that is a multiple of it"
+        )
+    return {
+        str(index): tuple(range(index * tp, (index + 1) * tp)) for index in range(world_size // tp)
+    }
 
 
 def check_groups(groups: Groups, world_size: int) -> GroupsReport:
@@ -123,4 +139,6 @@ def _ranks(value: object, where: str) -> Ranks:
         ordered = sorted(set(value))
         if is_ranks(ordered):
             return tuple(ordered)
-    raise BadGroups(where, f"{ascii(value)[:80]} is no list of ranks", "write a list of numbers from 0")
+    raise BadGroups(
+        where, f"{ascii(value)[:80]} is no list of ranks", "write a list of numbers from 0"
+    )

@@ -1,7 +1,7 @@
 """What a version needs that a node does not have: each distinct chunk once, in load order.
 
-It asks only whether a digest is there, never where or whose it is. There may be a million, so they stay digests: a `Chunk` each
-would take ten times as long, most of it in Python's garbage collector.
+It asks only whether a digest is there, never where or whose it is. There may be a million, so they
+stay digests: a `Chunk` each would take ten times as long, most of it in Python's garbage collector.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ def delta(manifest: Manifest, present: Container[str]) -> Delta:
     chunks = (digest for tensor in manifest.tensors for digest in tensor.chunks)
     missing = dict.fromkeys(digest for digest in chunks if digest not in present)
     whole = manifest.chunk_bytes
-    lasts = {tensor.chunks[-1]: part for tensor in manifest.tensors if (part := tensor.nbytes % whole)}
-    missing_nbytes = len(missing) * whole - sum(whole - part for digest, part in lasts.items() if digest in missing)
+    lasts = {
+        tensor.chunks[-1]: part for tensor in manifest.tensors if (part := tensor.nbytes % whole)
+    }
+    missing_nbytes = len(missing) * whole - sum(
+        whole - part for digest, part in lasts.items() if digest in missing
+    )
     return Delta(tuple(missing), missing_nbytes, manifest.nbytes - missing_nbytes)

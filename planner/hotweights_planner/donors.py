@@ -1,7 +1,8 @@
 """Which of those who have a version are asked for it: the nearest.
 
-Near is what an address tells: the same host, the same zone (or /24, where nobody names zones), the same /16, anything else.
-Among equals everybody has an order of his own, so that a crowd of newcomers does not fall upon one donor. Pure; it opens nothing.
+Near is what an address tells: the same host, the same zone (or /24, where nobody names zones), the
+same /16, anything else. Among equals everybody has an order of his own, so that a crowd of
+newcomers does not fall upon one donor. Pure; it opens nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ class Distance(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where somebody is. ``address`` is an IP address or a name, ``zone`` what an operator calls the neighbourhood."""
+    """Where somebody is. ``address`` is an IP address or a name, ``zone`` what an operator calls
+    the neighbourhood.
+    """
 
     name: str
     address: str
@@ -44,7 +47,11 @@ def distance(here: Spot, there: Spot) -> Distance:
             return Distance.SAME_ZONE
     elif _same_network(here.address, there.address, 24):
         return Distance.SAME_ZONE
-    return Distance.SAME_NETWORK if _same_network(here.address, there.address, 16) else Distance.ELSEWHERE
+    return (
+        Distance.SAME_NETWORK
+        if _same_network(here.address, there.address, 16)
+        else Distance.ELSEWHERE
+    )
 
 
 def nearest_first(here: Spot, others: Iterable[Spot]) -> list[Spot]:

@@ -6,7 +6,8 @@
     ├── BadPlan            a plan
     └── BadGroups          a group map, or tensor-parallel groups
 
-Each says where, what is wrong and what to do about it; ``reason`` is the CamelCase word that ends up in conditions.
+Each says where, what is wrong and what to do about it; ``reason`` is the CamelCase word that ends
+up in conditions.
 """
 
 from __future__ import annotations

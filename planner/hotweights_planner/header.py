@@ -1,8 +1,9 @@
 """Reads the header of a ``.safetensors`` file, strictly, from bytes that somebody else has read.
 
-The library of that name is lenient where we must not be: it takes the last of two equal keys and any tensor name. A header
-comes from whoever wrote the checkpoint, so everything in it is checked before a number of it is used: its length before it is
-read at all (`header_nbytes`), then the text (`parse_header`). Whatever is accepted here the library accepts too.
+The library of that name is lenient where we must not be: it takes the last of two equal keys and
+any tensor name. A header comes from whoever wrote the checkpoint, so everything in it is checked
+before a number of it is used: its length before it is read at all (`header_nbytes`), then the text
+(`parse_header`). Whatever is accepted here the library accepts too.
 
 It knows nothing of files, folders or tensors' contents.
 """
@@ -32,7 +33,8 @@ BITS_OF_DTYPE = {
     "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
 
-_DIGITS_TOO_MANY = re.compile(r"\d{21}")  # more than any 64 bit number; Python would gladly parse a million of them
+# more than any 64 bit number; Python would gladly parse a million of them
+_DIGITS_TOO_MANY = re.compile(r"\d{21}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +49,13 @@ class TensorEntry:
 
 
 def header_nbytes(prefix: bytes, file_nbytes: int, where: str) -> int:
-    """Length of the header that follows ``prefix`` (the file's first eight bytes), once it is known to be sane."""
+    """Length of the header that follows ``prefix`` (the file's first eight bytes), once it is known
+    to be sane.
+    """
     if len(prefix) < PREFIX_NBYTES or file_nbytes < PREFIX_NBYTES:
-        raise BadCheckpoint(where, f"truncated: {file_nbytes} bytes, and the header's length alone takes 8")
+        raise BadCheckpoint(
+            where, f"truncated: {file_nbytes} bytes, and the header's length alone takes 8"
+        )
     nbytes = int.from_bytes(prefix[:PREFIX_NBYTES], "little")
     if nbytes > MAX_HEADER_NBYTES:
         raise BadCheckpoint(
@@ -60,18 +66,26 @@ def header_nbytes(prefix: bytes, file_nbytes: int, where: str) -> int:
     if nbytes < 2:
         raise BadCheckpoint(where, f"a header of {nbytes} bytes cannot be a JSON object")
     if PREFIX_NBYTES + nbytes > file_nbytes:
-        raise BadCheckpoint(where, f"truncated: the header ends at byte {PREFIX_NBYTES + nbytes} of {file_nbytes}")
+        raise BadCheckpoint(
+            where, f"truncated: the header ends at byte {PREFIX_NBYTES + nbytes} of {file_nbytes}"
+        )
     return nbytes
 
 
 def parse_header(header: bytes, file_nbytes: int, where: str) -> tuple[TensorEntry, ...]:
-    """The file's tensors by offset. They must fill it from the header's end to the last byte, without hole or overlap."""
+    """The file's tensors by offset. They must fill it from the header's end to the last byte,
+    without hole or overlap.
+    """
     document = _object_of(header, where)
     metadata = document.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise BadCheckpoint(where, "__metadata__ must be an object of strings")
     if len(document) > MAX_TENSORS:
-        raise BadCheckpoint(where, f"{len(document)} tensors; at most {MAX_TENSORS} a file", "split it into shards")
+        raise BadCheckpoint(
+            where, f"{len(document)} tensors; at most {MAX_TENSORS} a file", "split it into shards"
+        )
     data_offset = PREFIX_NBYTES + len(header)
     entries = sorted(
         (_entry(name, fields, data_offset, where) for name, fields in document.items()),
@@ -82,7 +96,9 @@ def parse_header(header: bytes, file_nbytes: int, where: str) -> tuple[TensorEnt
 
 
 def check_tensor_name(name: str) -> str | None:
-    """What is wrong with a tensor's name, or None. Names end up in logs, in conditions and in other people's dictionaries."""
+    """What is wrong with a tensor's name, or None. Names end up in logs, in conditions and in other
+    people's dictionaries.
+    """
     if not name:
         return "is empty"
     if not name.isprintable():
@@ -101,13 +117,17 @@ def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int | None:
 
 
 def is_size(value: object) -> bool:
-    """Whether ``value`` is a number of bytes or elements that fits 63 bits (True is not a number here)."""
+    """Whether ``value`` is a number of bytes or elements that fits 63 bits (True is not a number
+    here).
+    """
     return type(value) is int and 0 <= value <= MAX_INTEGER
 
 
 def _object_of(header: bytes, where: str) -> dict[str, object]:
     if not header.startswith(b"{"):
-        raise BadCheckpoint(where, "the header does not begin with '{'", "is it a .safetensors file?")
+        raise BadCheckpoint(
+            where, "the header does not begin with '{'", "is it a .safetensors file?"
+        )
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         fields = dict(pairs)
@@ -123,11 +143,18 @@ def _object_of(header: bytes, where: str) -> dict[str, object]:
         return int(digits)
 
     try:
-        document = json.loads(header.decode(), object_pairs_hook=unique, parse_int=integer, parse_constant=_no_constant)
+        document = json.loads(
+            header.decode(),
+            object_pairs_hook=unique,
+            parse_int=integer,
+            parse_constant=_no_constant,
+        )
     except UnicodeDecodeError as error:
         raise BadCheckpoint(where, f"the header is not UTF-8 (byte {8 + error.start})") from error
     except json.JSONDecodeError as error:
-        raise BadCheckpoint(where, f"the header is not JSON: {error.msg} at character {error.pos}") from error
+        raise BadCheckpoint(
+            where, f"the header is not JSON: {error.msg} at character {error.pos}"
+        ) from error
     except RecursionError as error:
         raise BadCheckpoint(where, "the header is nested too deeply") from error
     except _NotJson as error:
@@ -151,12 +178,18 @@ def _entry(name: str, fields: object, data_offset: int, where: str) -> TensorEnt
     if fault:
         raise BadCheckpoint(where, f"the tensor name {_shown(name)} {fault}", "rename the tensor")
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
-        raise BadCheckpoint(where, f"tensor {name}: needs dtype, shape and data_offsets, and nothing else")
+        raise BadCheckpoint(
+            where, f"tensor {name}: needs dtype, shape and data_offsets, and nothing else"
+        )
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not isinstance(dtype, str) or dtype not in BITS_OF_DTYPE:
-        raise BadCheckpoint(where, f"tensor {name}: unknown dtype {_shown(dtype)}", "convert the tensor")
+        raise BadCheckpoint(
+            where, f"tensor {name}: unknown dtype {_shown(dtype)}", "convert the tensor"
+        )
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(is_size, shape)):
-        raise BadCheckpoint(where, f"tensor {name}: the shape must be at most {MAX_DIMENSIONS} sizes")
+        raise BadCheckpoint(
+            where, f"tensor {name}: the shape must be at most {MAX_DIMENSIONS} sizes"
+        )
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(map(is_size, offsets)):
         raise BadCheckpoint(where, f"tensor {name}: data_offsets must be two offsets")
     begin, end = offsets
@@ -167,26 +200,40 @@ def _entry(name: str, fields: object, data_offset: int, where: str) -> TensorEnt
         raise BadCheckpoint(where, f"tensor {name}: {dtype} x {shape} overflows")
     if end - begin != nbytes:
         raise BadCheckpoint(
-            where, f"tensor {name}: {dtype} x {shape} is {nbytes} bytes, data_offsets span {end - begin}"
+            where,
+            f"tensor {name}: {dtype} x {shape} is {nbytes} bytes, data_offsets span {end - begin}",
         )
     return TensorEntry(name, dtype, tuple(shape), nbytes, data_offset + begin)
 
 
-def _check_filled(entries: list[TensorEntry], data_offset: int, file_nbytes: int, where: str) -> None:
+def _check_filled(
+    entries: list[TensorEntry], data_offset: int, file_nbytes: int, where: str
+) -> None:
     if entries and entries[0].offset != data_offset:
-        raise BadCheckpoint(where, f"a hole of {entries[0].offset - data_offset} bytes before tensor {entries[0].name}")
+        raise BadCheckpoint(
+            where,
+            f"a hole of {entries[0].offset - data_offset} bytes before tensor {entries[0].name}",
+        )
     for left, right in pairwise(entries):
         gap = right.offset - (left.offset + left.nbytes)
         if gap < 0:
-            raise BadCheckpoint(where, f"tensors {left.name} and {right.name} overlap by {-gap} bytes")
+            raise BadCheckpoint(
+                where, f"tensors {left.name} and {right.name} overlap by {-gap} bytes"
+            )
         if gap > 0:
-            raise BadCheckpoint(where, f"a hole of {gap} bytes between tensors {left.name} and {right.name}")
+            raise BadCheckpoint(
+                where, f"a hole of {gap} bytes between tensors {left.name} and {right.name}"
+            )
     end = entries[-1].offset + entries[-1].nbytes if entries else data_offset
     last = f"tensor {entries[-1].name} ends" if entries else "the header ends"
     if end > file_nbytes:
-        raise BadCheckpoint(where, f"truncated or out of range: {last} at byte {end}, the file at {file_nbytes}")
+        raise BadCheckpoint(
+            where, f"truncated or out of range: {last} at byte {end}, the file at {file_nbytes}"
+        )
     if end < file_nbytes:
-        raise BadCheckpoint(where, f"{file_nbytes - end} bytes after the last tensor ({last} at byte {end})")
+        raise BadCheckpoint(
+            where, f"{file_nbytes - end} bytes after the last tensor ({last} at byte {end})"
+        )
 
 
 def _shown(value: object) -> str:

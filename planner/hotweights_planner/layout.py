@@ -1,8 +1,10 @@
-"""Lays a version out in memory: which chunks are where they were, where the new ones go, and the table over both.
+"""Lays a version out in memory: which chunks are where they were, where the new ones go, and the
+table over both.
 
-Every chunk begins on a page, so a tensor can be put together in virtual memory from whatever slabs its chunks are in, and an
-unchanged chunk of the next version is the same extent: no copy, no second memory. New chunks go, in load order, into slabs of
-bounded size: a slab is freed when no version uses any of it, so small slabs come back sooner.
+Every chunk begins on a page, so a tensor can be put together in virtual memory from whatever slabs
+its chunks are in, and an unchanged chunk of the next version is the same extent: no copy, no second
+memory. New chunks go, in load order, into slabs of bounded size: a slab is freed when no version
+uses any of it, so small slabs come back sooner.
 
 What a slab is, it does not know: the caller's own objects are passed through.
 """
@@ -31,7 +33,9 @@ class Place(NamedTuple, Generic[S]):
 
 
 Extent = tuple[int, int, int]
-"""Consecutive bytes: index of the slab in the layout, offset in it, length. A plain tuple, since there may be a million."""
+"""Consecutive bytes: index of the slab in the layout, offset in it, length. A plain tuple, since
+there may be a million.
+"""
 
 
 class NewSlab(NamedTuple):
@@ -47,7 +51,9 @@ class Layout(Generic[S]):
     slabs: tuple[S | NewSlab, ...]
     """Earlier slabs that go on being used, and new ones; extents count in this order."""
     missing: tuple[str, ...]
-    """The digests that are to be fetched, in load order, each once; `Manifest.first_chunks` says whence."""
+    """The digests that are to be fetched, in load order, each once; `Manifest.first_chunks` says
+    whence.
+    """
     places: dict[str, Extent]
     """Where each distinct chunk is or goes."""
     extents: tuple[tuple[Extent, ...], ...]
@@ -64,10 +70,15 @@ def page_rounded(nbytes: int) -> int:
     return -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES
 
 
-def lay_out(manifest: Manifest, present: Mapping[str, Place[S]], max_slab_nbytes: int = MAX_SLAB_NBYTES) -> Layout[S]:
+def lay_out(
+    manifest: Manifest, present: Mapping[str, Place[S]], max_slab_nbytes: int = MAX_SLAB_NBYTES
+) -> Layout[S]:
     """The layout of ``manifest`` on a node that has ``present`` (by digest)."""
     if max_slab_nbytes < page_rounded(manifest.chunk_bytes):
-        raise ValueError(f"a slab of {max_slab_nbytes} bytes holds no chunk of {manifest.chunk_bytes}; make it larger")
+        raise ValueError(
+            f"a slab of {max_slab_nbytes} bytes holds no chunk of {manifest.chunk_bytes}; make it "
+            "larger"
+        )
     slabs: list[S | NewSlab] = []
     indices: dict[S, int] = {}
     places: dict[str, Extent] = {}
@@ -135,8 +146,12 @@ def _check_place(tensor: str, digest: str, nbytes: int, place: Place[S]) -> None
     if place.nbytes != nbytes:
         raise _two_sizes(tensor, digest, nbytes, place.nbytes)
     if place.offset % PAGE_NBYTES:
-        raise ValueError(f"chunk {digest} is held at {place.offset}, which is no page; keep chunks on pages")
+        raise ValueError(
+            f"chunk {digest} is held at {place.offset}, which is no page; keep chunks on pages"
+        )
 
 
 def _two_sizes(tensor: str, digest: str, nbytes: int, known_nbytes: int) -> BadManifest:
-    return BadManifest(f"tensor {tensor}", f"chunk {digest} has {nbytes} bytes here and {known_nbytes} elsewhere")
+    return BadManifest(
+        f"tensor {tensor}", f"chunk {digest} has {nbytes} bytes here and {known_nbytes} elsewhere"
+    )

@@ -1,8 +1,9 @@
 """The manifest: what a version is, tensor by tensor and chunk by chunk.
 
-Its canonical bytes are the version's identity, so there is exactly one spelling of it and `parse` takes no other. It arrives
-from disks and from peers: everything in it is checked before it is used. A big model has a million chunks, therefore the
-lists of digests are checked as one long string and never become objects; `Chunk` tuples are made when somebody iterates.
+Its canonical bytes are the version's identity, so there is exactly one spelling of it and `parse`
+takes no other. It arrives from disks and from peers: everything in it is checked before it is used.
+A big model has a million chunks, therefore the lists of digests are checked as one long string and
+never become objects; `Chunk` tuples are made when somebody iterates.
 
 It knows nothing of files, of nodes, or of where a chunk is; only what the version consists of.
 """
@@ -45,7 +46,9 @@ Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class Chunk(NamedTuple):
-    """At most ``chunkBytes`` of one tensor: the unit of hashing, transfer and reuse. Its digest is its name."""
+    """At most ``chunkBytes`` of one tensor: the unit of hashing, transfer and reuse. Its digest is
+    its name.
+    """
 
     blake3: str
     nbytes: int
@@ -100,7 +103,9 @@ class Manifest(_Part):
     format: Literal["hotweights/manifest/v1"] = FORMAT
     model: Annotated[str, Field(pattern=_LABEL_VALUE)]
     version: Annotated[str, Field(pattern=_LABEL_VALUE)]
-    chunk_bytes: Annotated[int, Field(ge=PAGE_NBYTES, le=1 << 30, multiple_of=PAGE_NBYTES)] = CHUNK_NBYTES
+    chunk_bytes: Annotated[int, Field(ge=PAGE_NBYTES, le=1 << 30, multiple_of=PAGE_NBYTES)] = (
+        CHUNK_NBYTES
+    )
     tensors: tuple[Tensor, ...]
     files: Annotated[tuple[SideFile, ...], Field(max_length=4096)] = ()
     probes: Annotated[tuple[Probe, ...] | None, Field(max_length=64)] = None
@@ -138,11 +143,17 @@ class Manifest(_Part):
         """The first chunk of each of ``digests`` that occurs, in load order."""
         wanted = set(digests)
         whole = self.chunk_bytes
-        new = tuple.__new__  # there may be a million, and a NamedTuple's own constructor is a Python function
+        # there may be a million, and a NamedTuple's own constructor is a Python function
+        new = tuple.__new__
         for tensor in self.tensors:
             if wanted.isdisjoint(tensor.chunks):
                 continue
-            name, file, offset, last = tensor.name, tensor.file, tensor.offset, len(tensor.chunks) - 1
+            name, file, offset, last = (
+                tensor.name,
+                tensor.file,
+                tensor.offset,
+                len(tensor.chunks) - 1,
+            )
             for index, blake3 in enumerate(tensor.chunks):
                 if blake3 in wanted:
                     wanted.remove(blake3)
@@ -180,7 +191,9 @@ def build(
     probes: Sequence[Probe] | None = None,
     chunk_nbytes: int = CHUNK_NBYTES,
 ) -> Manifest:
-    """The manifest of a checkpoint: ``headers`` by file name in load order, ``chunks`` (BLAKE3, hex) by tensor name."""
+    """The manifest of a checkpoint: ``headers`` by file name in load order, ``chunks`` (BLAKE3,
+    hex) by tensor name.
+    """
     tensors = tuple(
         Tensor(
             name=entry.name, dtype=entry.dtype, shape=entry.shape, nbytes=entry.nbytes,
@@ -201,18 +214,24 @@ def build(
 
 
 def parse(text: bytes, where: str = FILE_NAME, digest: str | None = None) -> Manifest:
-    """The manifest that ``text`` spells; with ``digest``, only if it is that one. Everything in it is checked."""
+    """The manifest that ``text`` spells; with ``digest``, only if it is that one. Everything in it
+    is checked.
+    """
     if len(text) > MAX_MANIFEST_NBYTES:
         raise BadManifest(where, f"{len(text)} bytes; a manifest has at most {MAX_MANIFEST_NBYTES}")
     if digest is not None and digest_of(text) != digest:
-        raise BadManifest(where, f"its digest is {digest_of(text)}, expected {digest}", "fetch it again")
+        raise BadManifest(
+            where, f"its digest is {digest_of(text)}, expected {digest}", "fetch it again"
+        )
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         raise _refusal(error, where) from error
     _check(manifest, where)
     if manifest.canonical != text:
-        raise BadManifest(where, "it is not in canonical form (sorted keys, no blanks, nothing twice)")
+        raise BadManifest(
+            where, "it is not in canonical form (sorted keys, no blanks, nothing twice)"
+        )
     return manifest
 
 
@@ -242,10 +261,15 @@ def _check(manifest: Manifest, where: str) -> None:
             file, end = tensor.file, 0
             _check_file_names([file], where)
             if file in done:
-                raise BadManifest(where, f"tensor {tensor.name}: the tensors of {file} do not stand together")
+                raise BadManifest(
+                    where, f"tensor {tensor.name}: the tensors of {file} do not stand together"
+                )
             done.add(file)
         if tensor.offset < end:
-            raise BadManifest(where, f"tensor {tensor.name}: begins at byte {tensor.offset} of {file}, before {end}")
+            raise BadManifest(
+                where,
+                f"tensor {tensor.name}: begins at byte {tensor.offset} of {file}, before {end}",
+            )
         end = tensor.offset + tensor.nbytes
         if end > MAX_INTEGER:
             raise BadManifest(where, f"tensor {tensor.name}: ends beyond 2**63 bytes")
@@ -257,11 +281,15 @@ def _check_tensor(tensor: Tensor, chunk_nbytes: int, where: str) -> None:
         raise BadManifest(where, f"tensor {tensor.name}: unknown dtype {ascii(tensor.dtype)[:40]}")
     nbytes = tensor_nbytes(tensor.dtype, tensor.shape)
     if nbytes != tensor.nbytes:
-        text = f"{tensor.dtype} x {list(tensor.shape)} is {nbytes} bytes, nbytes says {tensor.nbytes}"
+        text = (
+            f"{tensor.dtype} x {list(tensor.shape)} is {nbytes} bytes, nbytes says {tensor.nbytes}"
+        )
         raise BadManifest(where, f"tensor {tensor.name}: {text}")
     count = chunk_count_of(nbytes, chunk_nbytes)
     if len(tensor.chunks) != count:
-        raise BadManifest(where, f"tensor {tensor.name}: {len(tensor.chunks)} chunks, {nbytes} bytes make {count}")
+        raise BadManifest(
+            where, f"tensor {tensor.name}: {len(tensor.chunks)} chunks, {nbytes} bytes make {count}"
+        )
 
 
 def _check_file_names(names: list[str], where: str) -> None:
@@ -280,7 +308,9 @@ def _check_file_names(names: list[str], where: str) -> None:
 
 
 def _check_digests(manifest: Manifest, where: str) -> None:
-    """64 digits each, and equal digests mean equal sizes: an image trusts a chunk's size before it has its bytes."""
+    """64 digits each, and equal digests mean equal sizes: an image trusts a chunk's size before it
+    has its bytes.
+    """
     for tensor in manifest.tensors:
         text = "".join(tensor.chunks)
         if (
@@ -289,20 +319,28 @@ def _check_digests(manifest: Manifest, where: str) -> None:
             or text.encode().translate(None, _HEX)
             or any(len(chunk) != 64 for chunk in tensor.chunks)
         ):
-            raise BadManifest(where, f"tensor {tensor.name}: a chunk's digest is not 64 hexadecimal digits")
+            raise BadManifest(
+                where, f"tensor {tensor.name}: a chunk's digest is not 64 hexadecimal digits"
+            )
     whole: set[str] = set()
     parts: dict[str, int] = {}
     for tensor in manifest.tensors:
         part = tensor.nbytes % manifest.chunk_bytes
         whole.update(tensor.chunks[:-1] if part else tensor.chunks)
         if part and parts.setdefault(tensor.chunks[-1], part) != part:
-            raise BadManifest(where, f"tensor {tensor.name}: its last chunk's digest stands for two sizes")
+            raise BadManifest(
+                where, f"tensor {tensor.name}: its last chunk's digest stands for two sizes"
+            )
     if not whole.isdisjoint(parts):
-        raise BadManifest(where, f"the digest {next(iter(whole & parts.keys()))} stands for two sizes")
+        raise BadManifest(
+            where, f"the digest {next(iter(whole & parts.keys()))} stands for two sizes"
+        )
 
 
 def _canonical(manifest: Manifest) -> bytes:
-    """As ``json.dumps(…, sort_keys=True)`` without blanks would write it, but quick with a million digests."""
+    """As ``json.dumps(…, sort_keys=True)`` without blanks would write it, but quick with a million
+    digests.
+    """
     dumps = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
     tensors = ",".join(
         f'{{"chunks":[{_quoted(tensor.chunks)}],"dtype":{dumps(tensor.dtype)},"file":{dumps(tensor.file)},'

@@ -1,8 +1,10 @@
 """The plan: which bytes of the next version have to move, in which order and in which buckets.
 
-A plan is a pure function of two manifests and a few options, and it carries the next manifest whole. So nothing in it has to be
-trusted: `parse` makes it anew out of what cannot be computed (which chunks are missing, who needs them, the bucket's size) and
-takes only what comes out the same. A part of a chunk is an item like any other; the chunk is verified when all its parts are there.
+A plan is a pure function of two manifests and a few options, and it carries the next manifest
+whole. So nothing in it has to be trusted: `parse` makes it anew out of what cannot be computed
+(which chunks are missing, who needs them, the bucket's size) and takes only what comes out the
+same. A part of a chunk is an item like any other; the chunk is verified when all its parts are
+there.
 
 It knows nothing of who has which bytes or how they travel, and opens no URI.
 """
@@ -83,7 +85,9 @@ class PlanBucket:
     nbytes: int
     consumers: Ranks | None
     pieces: tuple[Chunk | Item, ...]
-    """Whole chunks, and the parts of others, whose ``offset`` is not set: a plan may have a million of them."""
+    """Whole chunks, and the parts of others, whose ``offset`` is not set: a plan may have a million
+    of them.
+    """
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -93,7 +97,9 @@ class PlanBucket:
         new = tuple.__new__  # as in `Manifest.first_chunks`
         for piece in self.pieces:
             nbytes = piece.nbytes
-            chunk, chunk_offset = (piece, 0) if isinstance(piece, Chunk) else (piece.chunk, piece.chunk_offset)
+            chunk, chunk_offset = (
+                (piece, 0) if isinstance(piece, Chunk) else (piece.chunk, piece.chunk_offset)
+            )
             placed.append(new(Item, (chunk, offset, chunk_offset, nbytes)))
             offset += nbytes
         return tuple(placed)
@@ -101,7 +107,10 @@ class PlanBucket:
     @property
     def digests(self) -> set[str]:
         """The chunks that it has anything of."""
-        return {piece.blake3 if isinstance(piece, Chunk) else piece.chunk.blake3 for piece in self.pieces}
+        return {
+            piece.blake3 if isinstance(piece, Chunk) else piece.chunk.blake3
+            for piece in self.pieces
+        }
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,9 @@ class Plan:
         return sum(len(bucket.pieces) for bucket in self.buckets)
 
     def chunks_in_order(self) -> Iterator[tuple[Chunk, ...]]:
-        """Per bucket the chunks that are whole once it has come; a split chunk counts where its last part is."""
+        """Per bucket the chunks that are whole once it has come; a split chunk counts where its
+        last part is.
+        """
         for bucket in self.buckets:
             yield tuple(item.chunk for item in bucket.items if item.is_last)
 
@@ -171,7 +182,12 @@ class Plan:
         if verification is None:
             return self.canonical
         return b"".join(
-            [self._head, b',"verification":', dumps(verification).encode(errors="surrogatepass"), self._tail]
+            [
+                self._head,
+                b',"verification":',
+                dumps(verification).encode(errors="surrogatepass"),
+                self._tail,
+            ]
         )
 
     @cached_property
@@ -181,7 +197,9 @@ class Plan:
             "base_digest": dumps(self.base_digest),
             "base_version": dumps(self.base_version),
             "bucket_bytes": str(self.bucket_nbytes),
-            "buckets": "[" + ",".join(_bucket_text(bucket, tensors, self.source) for bucket in self.buckets) + "]",
+            "buckets": "["
+            + ",".join(_bucket_text(bucket, tensors, self.source) for bucket in self.buckets)
+            + "]",
             "manifest": self.manifest.canonical.decode(),
             "manifest_digest": dumps(self.manifest.digest),
             "model_id": dumps(self.model_id),
@@ -198,7 +216,9 @@ class Plan:
         return f',"version":{dumps(self.version)}}}'.encode()
 
     def document(self) -> dict[str, Any]:
-        """The plan as an object of plain lists and dictionaries, for name maps and other people's code."""
+        """The plan as an object of plain lists and dictionaries, for name maps and other people's
+        code.
+        """
         document: dict[str, Any] = json.loads(self.canonical)
         return document
 
@@ -211,7 +231,8 @@ def build(
     group_map: GroupMap | None = None,
     renamed: bool = False,
 ) -> Plan:
-    """The plan that leads from ``base`` (None: from nothing) to ``following``, whose folder is at ``source_uri``.
+    """The plan that leads from ``base`` (None: from nothing) to ``following``, whose folder is at
+    ``source_uri``.
 
     A base of another model is refused, unless the caller knows that the model was only ``renamed``.
     """
@@ -221,7 +242,11 @@ def build(
         raise BadPlan(where, fault, "name another")
     if base is not None and base.model != following.model and not renamed:
         text = f"the previous manifest is of another model, {base.model} ({base.version})"
-        raise BadPlan(where, text, "give a previous manifest of the same model, or publish both with the same --model")
+        raise BadPlan(
+            where,
+            text,
+            "give a previous manifest of the same model, or publish both with the same --model",
+        )
     present = {digest for tensor in base.tensors for digest in tensor.chunks} if base else set()
     names = {tensor.name for tensor in following.tensors}
     return Plan(
@@ -230,7 +255,9 @@ def build(
         base_digest=base.digest if base else None,
         source=source_uri,
         bucket_nbytes=bucket_nbytes,
-        removed=tuple(tensor.name for tensor in base.tensors if tensor.name not in names) if base else (),
+        removed=tuple(tensor.name for tensor in base.tensors if tensor.name not in names)
+        if base
+        else (),
         buckets=_packed(
             following.first_chunks(delta(following, present).missing),
             bucket_nbytes,
@@ -240,14 +267,19 @@ def build(
 
 
 def parse(text: bytes, where: str = "plan") -> Plan:
-    """The plan that ``text`` spells. Everything in it is checked; what can be computed must be what comes out."""
+    """The plan that ``text`` spells. Everything in it is checked; what can be computed must be what
+    comes out.
+    """
     found = read_document(text, where)
     plan = Plan(
         found.manifest, found.base_version, found.base_digest, found.source, found.bucket_nbytes, found.removed,
         _packed(found.chunks, found.bucket_nbytes, found.consumers),
     )  # fmt: skip
     if plan.base_digest is None and plan.unchanged_nbytes:
-        raise BadPlan(where, f"it has no base, and {plan.unchanged_nbytes} bytes of its manifest are in no bucket")
+        raise BadPlan(
+            where,
+            f"it has no base, and {plan.unchanged_nbytes} bytes of its manifest are in no bucket",
+        )
     if plan.text(found.verification) != text:  # another spelling, or another plan
         document = json.loads(text)
         document.pop("verification", None)
@@ -258,10 +290,16 @@ def parse(text: bytes, where: str = "plan") -> Plan:
     return plan
 
 
-def _packed(chunks: Iterable[Chunk], bucket_nbytes: int, consumers: Mapping[str, Ranks]) -> tuple[PlanBucket, ...]:
+def _packed(
+    chunks: Iterable[Chunk], bucket_nbytes: int, consumers: Mapping[str, Ranks]
+) -> tuple[PlanBucket, ...]:
     """In load order; a bucket ends where others need the next chunk."""
     made: list[PlanBucket] = []
-    runs = groupby(chunks, key=lambda chunk: consumers.get(chunk.blake3)) if consumers else [(None, chunks)]
+    runs = (
+        groupby(chunks, key=lambda chunk: consumers.get(chunk.blake3))
+        if consumers
+        else [(None, chunks)]
+    )
     for ranks, run in runs:
         for packed in buckets(_parts(run, bucket_nbytes), bucket_nbytes):
             made.append(PlanBucket(len(made), packed.nbytes, ranks, packed.chunks))
@@ -279,7 +317,9 @@ def _parts(chunks: Iterable[Chunk], bucket_nbytes: int) -> Iterator[Chunk | Item
 
 
 def _bucket_text(bucket: PlanBucket, tensors: Mapping[str, Tensor], source: str) -> str:
-    consumers = f'"consumer_ranks":{dumps(bucket.consumers)},' if bucket.consumers is not None else ""
+    consumers = (
+        f'"consumer_ranks":{dumps(bucket.consumers)},' if bucket.consumers is not None else ""
+    )
     items: list[str] = []
     tensor, file, key, rest, uri = None, None, "", "", ""
     for chunk, offset, chunk_offset, nbytes in bucket.items:
@@ -294,7 +334,10 @@ def _bucket_text(bucket: PlanBucket, tensors: Mapping[str, Tensor], source: str)
                 uri = f',"uri":{dumps(source.rstrip("/") + "/" + quote(file))}}}'
         part, suffix = "", ""
         if nbytes != chunk.nbytes:
-            part, suffix = f'"chunk_nbytes":{chunk.nbytes},"chunk_offset":{chunk_offset},', f"+{chunk_offset}"
+            part, suffix = (
+                f'"chunk_nbytes":{chunk.nbytes},"chunk_offset":{chunk_offset},',
+                f"+{chunk_offset}",
+            )
         begin = chunk.offset + chunk_offset
         items.append(
             f'{{{part}"dtype":"{tensor.dtype}","file_offset":{begin},"hash":"blake3:{chunk.blake3}",'

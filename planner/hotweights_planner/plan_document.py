@@ -1,7 +1,9 @@
-"""A plan's JSON as it comes from outside: what is taken from it, checked, and where it differs from what it should be.
+"""A plan's JSON as it comes from outside: what is taken from it, checked, and where it differs from
+what it should be.
 
-Only what cannot be computed is taken: the manifest, the base's name, the source, the bucket's size, and which chunks are in the
-buckets and for whom. `plan.parse` makes the rest anew and compares. It knows nothing of how buckets are filled.
+Only what cannot be computed is taken: the manifest, the base's name, the source, the bucket's size,
+and which chunks are in the buckets and for whom. `plan.parse` makes the rest anew and compares. It
+knows nothing of how buckets are filled.
 """
 
 from __future__ import annotations
@@ -45,23 +47,30 @@ class Document(NamedTuple):
 def read_document(text: bytes, where: str) -> Document:
     """What ``text`` says, or `BadPlan`."""
     if len(text) > MAX_PLAN_NBYTES:
-        raise BadPlan(where, f"{len(text)} bytes; a plan has at most {MAX_PLAN_NBYTES}", "use larger buckets")
+        raise BadPlan(
+            where, f"{len(text)} bytes; a plan has at most {MAX_PLAN_NBYTES}", "use larger buckets"
+        )
     document = _object(text, where)
     verification = document.pop("verification", None)
     if verification is not None and not isinstance(verification, dict):
         raise BadPlan(where, "its verification is not an object")
-    wanted, consumers, count = _wanted(document.pop("buckets"), where)  # they go first: they may be a million objects
+    # they go first: they may be a million objects
+    wanted, consumers, count = _wanted(document.pop("buckets"), where)
     manifest = _manifest_of(document, where)
     chunks = tuple(manifest.first_chunks(wanted))
     if len(chunks) != len(wanted):
-        raise BadPlan(where, f"{len(wanted) - len(chunks)} chunks of its buckets are not in its manifest")
+        raise BadPlan(
+            where, f"{len(wanted) - len(chunks)} chunks of its buckets are not in its manifest"
+        )
     bucket_nbytes, source = document["bucket_bytes"], document["source"]
     fault = source_fault(source) or bucket_fault(bucket_nbytes) or _base_fault(document, manifest)
     if fault:
         raise BadPlan(where, fault)
     expected_count = sum(-(-chunk.nbytes // bucket_nbytes) for chunk in chunks)
     if count != expected_count:  # before so many are made
-        raise BadPlan(where, f"{count} items, and its chunks and bucket_bytes make {expected_count}")
+        raise BadPlan(
+            where, f"{count} items, and its chunks and bucket_bytes make {expected_count}"
+        )
     return Document(
         manifest, document["base_version"], document["base_digest"], source, bucket_nbytes,
         tuple(document["removed"]), chunks, consumers, verification,
@@ -71,7 +80,8 @@ def read_document(text: bytes, where: str) -> Document:
 def _object(text: bytes, where: str) -> dict[str, Any]:
     try:
         document = json.loads(text)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and too many digits are ValueErrors
+    # UnicodeDecodeError and too many digits are ValueErrors
+    except (ValueError, RecursionError) as error:
         raise BadPlan(where, f"it is not JSON: {error}") from error
     if not isinstance(document, dict):
         raise BadPlan(where, "it is not a JSON object")
@@ -92,14 +102,17 @@ def _manifest_of(document: Mapping[str, Any], where: str) -> Manifest:
         raise BadPlan(where, "manifest_digest is no digest")
     try:
         return manifests.parse(dumps(document["manifest"]).encode(), f"{where}: manifest", digest)
-    except (UnicodeEncodeError, RecursionError) as error:  # a lone surrogate, or brackets without end
+    # a lone surrogate, or brackets without end
+    except (UnicodeEncodeError, RecursionError) as error:
         raise BadPlan(where, "its manifest is not Unicode, or nested too deeply") from error
     except BadManifest as error:
         raise BadPlan(error.where, error.what) from error
 
 
 def _wanted(found: Any, where: str) -> tuple[set[str], dict[str, Ranks], int]:
-    """The digests that the buckets name, for whom, and in how many items: all that is taken from them."""
+    """The digests that the buckets name, for whom, and in how many items: all that is taken from
+    them.
+    """
     if not isinstance(found, list):
         raise BadPlan(where, "buckets is not a list")
     wanted: set[str] = set()
@@ -116,7 +129,9 @@ def _wanted(found: Any, where: str) -> tuple[set[str], dict[str, Ranks], int]:
         count += len(digests)
         if "consumer_ranks" in bucket:
             if not is_ranks(bucket["consumer_ranks"]):
-                raise BadPlan(where, f"consumer_ranks of bucket {number} are not ascending ranks, each once")
+                raise BadPlan(
+                    where, f"consumer_ranks of bucket {number} are not ascending ranks, each once"
+                )
             consumers.update(dict.fromkeys(digests, tuple(bucket["consumer_ranks"])))
     return wanted, consumers, count
 
@@ -125,21 +140,33 @@ def source_fault(source: object) -> str | None:
     """What is wrong with a source's URI, or None."""
     if not isinstance(source, str) or "://" not in source:
         return f"the source {ascii(source)[:80]} is no URI"
-    if not source.isascii() or not source.isprintable() or len(source) > MAX_SOURCE_NBYTES or " " in source:
+    if (
+        not source.isascii()
+        or not source.isprintable()
+        or len(source) > MAX_SOURCE_NBYTES
+        or " " in source
+    ):
         return f"the source {ascii(source)[:80]} is not percent-encoded"
     return None
 
 
 def bucket_fault(bucket_nbytes: object) -> str | None:
     """What is wrong with a bucket's size, or None."""
-    if type(bucket_nbytes) is not int or not MIN_BUCKET_NBYTES <= bucket_nbytes <= MAX_BUCKET_NBYTES:
+    if (
+        type(bucket_nbytes) is not int
+        or not MIN_BUCKET_NBYTES <= bucket_nbytes <= MAX_BUCKET_NBYTES
+    ):
         text = f"a bucket has {MIN_BUCKET_NBYTES} to {MAX_BUCKET_NBYTES} bytes"
         return f"{text}, not {ascii(bucket_nbytes)[:40]}"
     return None
 
 
 def _base_fault(document: Mapping[str, Any], manifest: Manifest) -> str | None:
-    version, digest, removed = document["base_version"], document["base_digest"], document["removed"]
+    version, digest, removed = (
+        document["base_version"],
+        document["base_digest"],
+        document["removed"],
+    )
     if (version is None) != (digest is None):
         return "base_version and base_digest belong together"
     if digest is not None and not (
@@ -150,7 +177,9 @@ def _base_fault(document: Mapping[str, Any], manifest: Manifest) -> str | None:
         return "removed is not a list of names"
     if removed and digest is None:
         return "it has no base, and removes tensors"
-    if len({*removed, *(tensor.name for tensor in manifest.tensors)}) != len(removed) + len(manifest.tensors):
+    if len({*removed, *(tensor.name for tensor in manifest.tensors)}) != len(removed) + len(
+        manifest.tensors
+    ):
         return "removed names a tensor twice, or one that its manifest has"
     for name in removed:
         try:
@@ -167,7 +196,9 @@ def difference(found: Any, expected: Any, path: str = "") -> str | None:
     if isinstance(expected, dict) and isinstance(found, dict):
         for name in sorted(expected.keys() | found.keys()):
             if name not in found or name not in expected:
-                return f"{path}{name!a}"[:200] + (" is missing" if name not in found else " should not be there")
+                return f"{path}{name!a}"[:200] + (
+                    " is missing" if name not in found else " should not be there"
+                )
             if found[name] != expected[name]:
                 return difference(found[name], expected[name], f"{path}{name}.")
         return None

@@ -1,7 +1,8 @@
-"""A manifest that lies away from the weights: the same JSON, and under ``source`` where the folder is.
+"""A manifest that lies away from the weights: the same JSON, and under ``source`` where the folder
+is.
 
-The source is no part of the version's identity, because the same version may lie anywhere; beside the weights it is never written.
-It knows nothing of files.
+The source is no part of the version's identity, because the same version may lie anywhere; beside
+the weights it is never written. It knows nothing of files.
 """
 
 from __future__ import annotations

@@ -1,16 +1,19 @@
 """Routes: who reads the origin, and from whom every other node pulls.
 
-The graph is a handful of chains. A link is full duplex, so a node that passes on what it receives costs its parent nothing: one
-chain delivers to N nodes in the time of one, and every node uploads once. A chain hangs from a node that has the version
-already (a donor) or from one that reads the origin; there are ``readers`` chains, or one per donor where those are more.
+The graph is a handful of chains. A link is full duplex, so a node that passes on what it receives
+costs its parent nothing: one chain delivers to N nodes in the time of one, and every node uploads
+once. A chain hangs from a node that has the version already (a donor) or from one that reads the
+origin; there are ``readers`` chains, or one per donor where those are more.
 
-Every node is ranked by its distance from its chain's start, and pulls, in the worst case too, only from lower ranks: so there
-is never a circle of nodes that wait for each other. Its first fallback is its parent's parent, which loses its own child when
-the parent dies and therefore still uploads once; then come donors, spread evenly, then nodes of other chains. The origin is
-everybody's last resort and is not listed. The route of a donor is empty: it needs nobody.
+Every node is ranked by its distance from its chain's start, and pulls, in the worst case too, only
+from lower ranks: so there is never a circle of nodes that wait for each other. Its first fallback
+is its parent's parent, which loses its own child when the parent dies and therefore still uploads
+once; then come donors, spread evenly, then nodes of other chains. The origin is everybody's last
+resort and is not listed. The route of a donor is empty: it needs nobody.
 
-Given the ``previous`` parents, what still holds stays: a node that left is bridged over, a node that came goes to an end. So
-plans may be made anew at every step of a rollout. It knows names and zones of nodes, no addresses, no rates.
+Given the ``previous`` parents, what still holds stays: a node that left is bridged over, a node
+that came goes to an end. So plans may be made anew at every step of a rollout. It knows names and
+zones of nodes, no addresses, no rates.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ _NO_ZONES: Mapping[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Whom one node asks, in order. With ``reads_origin`` the origin comes before the fallbacks, else after them."""
+    """Whom one node asks, in order. With ``reads_origin`` the origin comes before the fallbacks,
+    else after them.
+    """
 
     parents: tuple[str, ...]
     reads_origin: bool
@@ -40,7 +45,9 @@ def plan_routes(
     previous: Mapping[str, tuple[str, ...]] = _NOTHING,
     zones: Mapping[str, str] = _NO_ZONES,
 ) -> dict[str, Route]:
-    """The route of every node of ``nodes``; donors count only where they are among them. Equal input, equal plan."""
+    """The route of every node of ``nodes``; donors count only where they are among them. Equal
+    input, equal plan.
+    """
     if readers < 1:
         raise ValueError(f"readers is {readers}; at least one node must be able to read the origin")
     order = sorted(set(nodes), key=lambda name: (zones.get(name, ""), name))
@@ -72,17 +79,24 @@ def _dealt(donors: list[str], others: list[str], readers: int) -> list[list[str]
 
 
 def _kept(order: list[str], previous: Mapping[str, tuple[str, ...]]) -> list[list[str]]:
-    """The chains that ``previous`` describes, without the nodes that are gone. Whatever it describes, no node comes twice."""
+    """The chains that ``previous`` describes, without the nodes that are gone. Whatever it
+    describes, no node comes twice.
+    """
     alive = set(order)
     child: dict[str, str] = {}
     parent: dict[str, str] = {}
     for node in order:
-        if node in previous and (above := _ancestor(node, previous, alive)) is not None and above not in child:
+        if (
+            node in previous
+            and (above := _ancestor(node, previous, alive)) is not None
+            and above not in child
+        ):
             child[above], parent[node] = node, above
     chains: list[list[str]] = []
     placed: set[str] = set()
     known = [node for node in order if node in previous]
-    for start in [node for node in known if node not in parent] + known:  # then whoever stands in a circle
+    # then whoever stands in a circle
+    for start in [node for node in known if node not in parent] + known:
         chain: list[str] = []
         at: str | None = start
         while at is not None and at not in placed:
@@ -109,9 +123,14 @@ def _ancestor(node: str, previous: Mapping[str, tuple[str, ...]], alive: set[str
 
 
 def _joined(chains: list[list[str]], donors: frozenset[str], readers: int) -> list[list[str]]:
-    """At most as many chains that begin with a reader as there may be; the others go to the ends of the shortest ones."""
+    """At most as many chains that begin with a reader as there may be; the others go to the ends of
+    the shortest ones.
+    """
     begun = [chain for chain in chains if chain[0] in donors]
-    reading = sorted((chain for chain in chains if chain[0] not in donors), key=lambda chain: (-len(chain), chain[0]))
+    reading = sorted(
+        (chain for chain in chains if chain[0] not in donors),
+        key=lambda chain: (-len(chain), chain[0]),
+    )
     allowed = max(readers - len(begun), 0 if begun else 1)
     result = begun + reading[:allowed]
     for chain in reading[allowed:]:
@@ -120,15 +139,28 @@ def _joined(chains: list[list[str]], donors: frozenset[str], readers: int) -> li
 
 
 def _append(
-    chains: list[list[str]], new: list[str], donors: frozenset[str], readers: int, zones: Mapping[str, str]
+    chains: list[list[str]],
+    new: list[str],
+    donors: frozenset[str],
+    readers: int,
+    zones: Mapping[str, str],
 ) -> None:
-    """New nodes begin a chain where one is lacking, else go to the end that is nearest to a whole copy; same zone first."""
+    """New nodes begin a chain where one is lacking, else go to the end that is nearest to a whole
+    copy; same zone first.
+    """
     for node in sorted(new, key=lambda name: name not in donors):
         if node in donors or len(chains) < readers:
             chains.append([node])
             continue
         zone = zones.get(node, "")
-        best = min(chains, key=lambda chain: (zones.get(chain[-1], "") != zone, _distance(chain, donors), chain[0]))
+        best = min(
+            chains,
+            key=lambda chain: (
+                zones.get(chain[-1], "") != zone,
+                _distance(chain, donors),
+                chain[0],
+            ),
+        )
         best.append(node)
 
 
@@ -148,7 +180,9 @@ def _routes(chains: list[list[str]], donors: frozenset[str]) -> dict[str, Route]
             parents = (chain[rank - 1],) if rank else ()
             fallbacks = _fallbacks(chains, number, rank, _spread(copies, len(routes)))
             routes[node] = Route(
-                parents, not rank, tuple(name for name in fallbacks if name not in parents)[:FALLBACKS]
+                parents,
+                not rank,
+                tuple(name for name in fallbacks if name not in parents)[:FALLBACKS],
             )
     return routes
 
@@ -158,8 +192,12 @@ def _spread(copies: list[str], turn: int) -> list[str]:
     return [copies[(turn + step) % len(copies)] for step in range(min(2, len(copies)))]
 
 
-def _fallbacks(chains: list[list[str]], number: int, rank: int, copies: list[str]) -> dict[str, None]:
-    """The grandparent, donors, then other chains' nodes one rank higher (their children are this node's peers)."""
+def _fallbacks(
+    chains: list[list[str]], number: int, rank: int, copies: list[str]
+) -> dict[str, None]:
+    """The grandparent, donors, then other chains' nodes one rank higher (their children are this
+    node's peers).
+    """
     chosen = dict.fromkeys([chains[number][rank - 2]] if rank >= 2 else [])
     chosen.update(dict.fromkeys(copies))
     for step in range(1, min(len(chains), FALLBACKS + 2)):

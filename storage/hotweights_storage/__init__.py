@@ -1,1 +1,3 @@
-"""Where a checkpoint's bytes come from and lie: sources, readers, slabs, images in memory. Imports the planner; knows no peer."""
+"""Where a checkpoint's bytes come from and lie: sources, readers, slabs, images in memory. Imports
+the planner; knows no peer.
+"""

@@ -1,7 +1,9 @@
-"""How much memory this process may still take, and the refusal before the first byte if that is too little.
+"""How much memory this process may still take, and the refusal before the first byte if that is too
+little.
 
-The node's MemAvailable and every memory limit of the control groups above this process count, v2 and v1; what a group holds in
-inactive page cache counts as free, because the kernel gives it up first. It is an answer about now: nothing is reserved.
+The node's MemAvailable and every memory limit of the control groups above this process count, v2
+and v1; what a group holds in inactive page cache counts as free, because the kernel gives it up
+first. It is an answer about now: nothing is reserved.
 """
 
 from __future__ import annotations
@@ -24,9 +26,12 @@ def check_capacity(nbytes: int, reserve_nbytes: int = 0, root: Path = Path("/"))
     available = available_nbytes(root)
     if nbytes + reserve_nbytes > available:
         text = (
-            f"needs {nbytes} bytes of memory, and {reserve_nbytes} are to stay free; {max(available, 0)} are available"
+            f"needs {nbytes} bytes of memory, and {reserve_nbytes} are to stay free; "
+            f"{max(available, 0)} are available"
         )
-        raise NoCapacity(f"{text}: raise the agent's memory limit, or release a version on this node")
+        raise NoCapacity(
+            f"{text}: raise the agent's memory limit, or release a version on this node"
+        )
 
 
 def _node(meminfo: Path) -> int:
@@ -41,9 +46,18 @@ def _groups(root: Path) -> Iterator[int]:
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            mount, limit, usage, inactive = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
+            mount, limit, usage, inactive = (
+                root / "sys/fs/cgroup",
+                "memory.max",
+                "memory.current",
+                "inactive_file",
+            )
         elif "memory" in controllers.split(","):
-            mount, limit, usage = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            mount, limit, usage = (
+                root / "sys/fs/cgroup/memory",
+                "memory.limit_in_bytes",
+                "memory.usage_in_bytes",
+            )
             inactive = "total_inactive_file"
         else:
             continue

@@ -1,8 +1,10 @@
-"""Reads a Hugging-Face-style checkpoint folder: which files are weights, what tensors they hold, what else belongs to it.
+"""Reads a Hugging-Face-style checkpoint folder: which files are weights, what tensors they hold,
+what else belongs to it.
 
-Only ``.safetensors`` are weights; a folder of pickles is refused, because reading one runs its code. The index, where there is
-one, decides which files count and is held to its word in both directions: a tensor or shard too many is as wrong as one too few,
-for an engine would load something else than what was published. Load order is by file name, then by offset.
+Only ``.safetensors`` are weights; a folder of pickles is refused, because reading one runs its
+code. The index, where there is one, decides which files count and is held to its word in both
+directions: a tensor or shard too many is as wrong as one too few, for an engine would load
+something else than what was published. Load order is by file name, then by offset.
 """
 
 from __future__ import annotations
@@ -44,14 +46,22 @@ class Checkpoint:
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
-    """What is in the folder, after everything about it that can be checked without reading the weights."""
+    """What is in the folder, after everything about it that can be checked without reading the
+    weights.
+    """
     sizes = source.files()
-    weights = {name: nbytes for name, nbytes in sizes.items() if name.endswith(".safetensors") and name[0] != "."}
+    weights = {
+        name: nbytes
+        for name, nbytes in sizes.items()
+        if name.endswith(".safetensors") and name[0] != "."
+    }
     if not weights:
         raise BadCheckpoint(source.uri, *_no_weights(sizes))
     indices = [name for name in sizes if name.endswith(_INDEX)]
     if len(indices) > 1:
-        raise BadCheckpoint(source.uri, f"two indices, {indices[0]} and {indices[1]}", "keep the one that counts")
+        raise BadCheckpoint(
+            source.uri, f"two indices, {indices[0]} and {indices[1]}", "keep the one that counts"
+        )
     where = f"{source.uri}/{indices[0]}" if indices else source.uri
     listed = _weight_map(source, indices[0], sizes[indices[0]]) if indices else None
     chosen = _chosen(weights, listed, where)
@@ -60,7 +70,11 @@ def read_checkpoint(source: Source) -> Checkpoint:
     side_files = {name: nbytes for name, nbytes in sizes.items() if _is_side_file(name)}
     for name, nbytes in side_files.items():
         if nbytes > MAX_SIDE_FILE_NBYTES:
-            raise BadCheckpoint(f"{source.uri}/{name}", f"{nbytes} bytes for a side file", "move it out of the folder")
+            raise BadCheckpoint(
+                f"{source.uri}/{name}",
+                f"{nbytes} bytes for a side file",
+                "move it out of the folder",
+            )
     return Checkpoint(headers, side_files)
 
 
@@ -74,7 +88,10 @@ def read_header(source: Source, file: str, file_nbytes: int) -> tuple[TensorEntr
 def _no_weights(sizes: Mapping[str, int]) -> tuple[str, str]:
     pickles = [name for name in sizes if name.endswith(_PICKLES)]
     if pickles:
-        what = f"the weights are pickles ({', '.join(pickles[:3])}), and reading a pickle runs code that is in it"
+        what = (
+            f"the weights are pickles ({', '.join(pickles[:3])}), and reading a pickle runs code "
+            "that is in it"
+        )
         return what, "save the model again with safetensors (save_pretrained does)"
     return "no .safetensors file in it", "name the folder that holds config.json and the weights"
 
@@ -86,13 +103,17 @@ def _is_side_file(name: str) -> bool:
 def _weight_map(source: Source, index: str, nbytes: int) -> dict[str, str]:
     where = f"{source.uri}/{index}"
     if nbytes > MAX_HEADER_NBYTES:
-        raise BadCheckpoint(where, f"an index of {nbytes} bytes; at most {MAX_HEADER_NBYTES} are read")
+        raise BadCheckpoint(
+            where, f"an index of {nbytes} bytes; at most {MAX_HEADER_NBYTES} are read"
+        )
     try:
         document = json.loads(read_small(source, index, nbytes), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise BadCheckpoint(where, f"not JSON: {error}") from error
     weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(file, str) for file in weight_map.values()
+    ):
         raise BadCheckpoint(where, "has no weight_map from tensor to file")
     return weight_map
 
@@ -107,15 +128,24 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _chosen(weights: Mapping[str, int], listed: Mapping[str, str] | None, where: str) -> list[str]:
     """The files that count, in load order."""
     if listed is None:
-        names = sorted(name for name in weights if not name.startswith("consolidated")) or sorted(weights)
+        names = sorted(name for name in weights if not name.startswith("consolidated")) or sorted(
+            weights
+        )
         _check_numbering(names, where)
         return names
     named = set(listed.values())
     for name in sorted(named - weights.keys()):
-        raise BadCheckpoint(where, f"names {name[:255]!a}, which is not in the folder", "copy the missing shard")
+        raise BadCheckpoint(
+            where, f"names {name[:255]!a}, which is not in the folder", "copy the missing shard"
+        )
     for name in sorted(weights.keys() - named):
-        if not name.startswith("consolidated"):  # the same weights once more, in the layout of their authors
-            raise BadCheckpoint(where, f"does not name {name}, which is in the folder", "delete the file, or index it")
+        # the same weights once more, in the layout of their authors
+        if not name.startswith("consolidated"):
+            raise BadCheckpoint(
+                where,
+                f"does not name {name}, which is in the folder",
+                "delete the file, or index it",
+            )
     return sorted(named)
 
 
@@ -124,7 +154,9 @@ def _check_numbering(names: list[str], where: str) -> None:
     shards = [found for name in names if (found := _SHARD.fullmatch(name))]
     present = {(found[1], int(found[2])) for found in shards}
     for found in shards:
-        missing = (number for number in range(1, int(found[3]) + 1) if (found[1], number) not in present)
+        missing = (
+            number for number in range(1, int(found[3]) + 1) if (found[1], number) not in present
+        )
         if (number := next(missing, 0)) > 0:
             text = f"shard {number} of {found[3]} of {found[1]} is not in the folder"
             raise BadCheckpoint(where, text, "copy the missing shard and the index")
@@ -146,7 +178,9 @@ def _check_tensors(
         raise BadCheckpoint(where, f"{len(file_of)} tensors; at most {MAX_TENSORS} a version")
     for tensor, file in (listed or {}).items():
         if file_of.get(tensor) != file:
-            raise BadCheckpoint(where, f"says that {file} has a tensor {tensor[:512]!a}; it does not")
+            raise BadCheckpoint(
+                where, f"says that {file} has a tensor {tensor[:512]!a}; it does not"
+            )
     if listed is not None:
         for tensor, file in file_of.items():
             if tensor not in listed:

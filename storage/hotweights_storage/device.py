@@ -1,16 +1,16 @@
 """A version in a GPU's memory, by the fastest road that was proved to work on this machine.
 
-That a library can be imported proves nothing: GPUDirect Storage falls back in silence, kvikio needs a driver for every call, and a
-container may see neither. So `choose` tries what it is about to use, once, on real bytes, and says why it took what it took.
-The roads, best first:
+That a library can be imported proves nothing: GPUDirect Storage falls back in silence, kvikio needs
+a driver for every call, and a container may see neither. So `choose` tries what it is about to use,
+once, on real bytes, and says why it took what it took. The roads, best first:
 
     gds       file → GPU by kvikio, no copy in host memory      (asked for by HOTWEIGHTS_USE_GDS=1)
     pinned    image → page-locked buffers → GPU, two in turn
     pageable  image → GPU, through the driver's own buffers
     host      no GPU: the version stays where it is
 
-Whatever the road, `DeviceVersion.verify` reads the bytes back and holds them against the manifest. cupy and kvikio are known
-here alone, and imported only when a GPU is asked for.
+Whatever the road, `DeviceVersion.verify` reads the bytes back and holds them against the manifest.
+cupy and kvikio are known here alone, and imported only when a GPU is asked for.
 """
 
 from __future__ import annotations
@@ -41,8 +41,12 @@ class CopyPath(NamedTuple):
     because: str
 
 
-def choose(device: str, *, pinned: bool = False, direct: bool = False, sample: Path | None = None) -> CopyPath:
-    """The best road to ``device`` (``cpu`` or ``cuda``) that works here. ``sample`` is a file of the source, for the probe."""
+def choose(
+    device: str, *, pinned: bool = False, direct: bool = False, sample: Path | None = None
+) -> CopyPath:
+    """The best road to ``device`` (``cpu`` or ``cuda``) that works here. ``sample`` is a file of
+    the source, for the probe.
+    """
     if device == "cpu":
         return CopyPath("host", "the CPU was asked for")
     reason = _no_gpu()
@@ -56,7 +60,11 @@ def choose(device: str, *, pinned: bool = False, direct: bool = False, sample: P
     if not pinned:
         return CopyPath("pageable", "page-locked buffers were not asked for (--pinned)")
     reason = _no_pinned_memory()
-    return CopyPath("pageable", reason) if reason else CopyPath("pinned", "two page-locked buffers in turn")
+    return (
+        CopyPath("pageable", reason)
+        if reason
+        else CopyPath("pinned", "two page-locked buffers in turn")
+    )
 
 
 class DeviceVersion:
@@ -65,7 +73,9 @@ class DeviceVersion:
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
         self.arrays: dict[str, Any] = {}
-        """Name → one-dimensional ``cupy.ndarray`` of uint8; DLPack and ``__cuda_array_interface__`` give it to others."""
+        """Name → one-dimensional ``cupy.ndarray`` of uint8; DLPack and ``__cuda_array_interface__``
+        give it to others.
+        """
 
     def verify(self) -> None:
         """Read everything back and compare each chunk's BLAKE3. Raises `ChecksumMismatch`."""
@@ -75,7 +85,14 @@ class DeviceVersion:
                 begin = number * whole
                 data = array[begin : begin + whole].get()
                 if blake3(memoryview(data)).hexdigest() != digest:
-                    place = (tensor.file, tensor.name, number, tensor.offset + begin, len(data), digest)
+                    place = (
+                        tensor.file,
+                        tensor.name,
+                        number,
+                        tensor.offset + begin,
+                        len(data),
+                        digest,
+                    )
                     raise ChecksumMismatch("GPU memory", *place)
 
     def close(self) -> None:
@@ -83,9 +100,14 @@ class DeviceVersion:
 
 
 def to_device(
-    image: Image, road: CopyPath, folder: Path | None = None, report: Callable[[int], None] = lambda _nbytes: None
+    image: Image,
+    road: CopyPath,
+    folder: Path | None = None,
+    report: Callable[[int], None] = lambda _nbytes: None,
 ) -> DeviceVersion:
-    """``image`` on the GPU. With the road ``gds`` the bytes come from the files in ``folder`` and are verified at once."""
+    """``image`` on the GPU. With the road ``gds`` the bytes come from the files in ``folder`` and
+    are verified at once.
+    """
     if road.name == "host":
         raise TransferError(f"no road to a GPU: {road.because}", "NoDevice")
     version = DeviceVersion(image.manifest)
@@ -112,7 +134,9 @@ def _pieces(image: Image, tensor: Tensor) -> Iterator[tuple[int, int, int, int]]
     for digest in tensor.chunks:
         found = image.range(digest)
         if found is None:
-            raise TransferError(f"chunk {digest[:16]}… of tensor {tensor.name} is not in the image", "Incomplete")
+            raise TransferError(
+                f"chunk {digest[:16]}… of tensor {tensor.name} is not in the image", "Incomplete"
+            )
         for done in range(0, found.nbytes, PIECE_NBYTES):
             nbytes = min(PIECE_NBYTES, found.nbytes - done)
             yield begin + done, nbytes, found.fd, found.offset + done
@@ -129,7 +153,9 @@ class _Buffers:
         self._stream = cupy.cuda.Stream(non_blocking=True)
         self._turns: list[tuple[Any, Any]] = []
         for _ in range(2):
-            memory = cupy.cuda.alloc_pinned_memory(PIECE_NBYTES) if pinned else bytearray(PIECE_NBYTES)
+            memory = (
+                cupy.cuda.alloc_pinned_memory(PIECE_NBYTES) if pinned else bytearray(PIECE_NBYTES)
+            )
             host = numpy.frombuffer(memory, dtype=numpy.uint8, count=PIECE_NBYTES)
             self._turns.append((host, cupy.cuda.Event(disable_timing=True)))
 
@@ -164,7 +190,8 @@ def _read_directly(path: Path, tensor: Tensor) -> Any:
         count = file.pread(array, tensor.nbytes, tensor.offset).get()
     if count != tensor.nbytes:
         raise TransferError(
-            f"{path}: {count} bytes of tensor {tensor.name}, which has {tensor.nbytes}", "SourceUnreadable"
+            f"{path}: {count} bytes of tensor {tensor.name}, which has {tensor.nbytes}",
+            "SourceUnreadable",
         )
     return array
 
@@ -180,7 +207,8 @@ def _no_gpu() -> str:
             return "it does not add 0, 1 and 2 to 3"
     except ImportError as error:
         return f"{error}; pip install 'hotweights[gds]'"
-    except RuntimeError as error:  # CUDARuntimeError and its kin: no driver, no device, too old a driver
+    # CUDARuntimeError and its kin: no driver, no device, too old a driver
+    except RuntimeError as error:
         return str(error)
     return ""
 
@@ -191,12 +219,17 @@ def _no_pinned_memory() -> str:
     try:
         cupy.cuda.alloc_pinned_memory(PIECE_NBYTES)
     except RuntimeError as error:
-        return f"no page-locked memory is to be had ({error}); raise the limit of locked memory (ulimit -l)"
+        return (
+            f"no page-locked memory is to be had ({error}); raise the limit of locked memory "
+            "(ulimit -l)"
+        )
     return ""
 
 
 def _no_direct_read(sample: Path) -> str:
-    """Why a file cannot be read straight into GPU memory: tried on its first bytes, and compared."""
+    """Why a file cannot be read straight into GPU memory: tried on its first bytes, and
+    compared.
+    """
     import cupy
 
     try:
@@ -207,7 +240,10 @@ def _no_direct_read(sample: Path) -> str:
     nbytes = min(PROBE_NBYTES, sample.stat().st_size)
     try:
         if kvikio.defaults.is_compat_mode_preferred():
-            return "kvikio is in compatibility mode: it would go through host memory (is /run/udev mounted, nvidia-fs loaded?)"
+            return (
+                "kvikio is in compatibility mode: it would go through host memory (is /run/udev "
+                "mounted, nvidia-fs loaded?)"
+            )
         array = cupy.empty(nbytes, dtype=cupy.uint8)
         with kvikio.CuFile(str(sample), "r") as file:
             count = file.pread(array, nbytes, 0).get()
@@ -216,5 +252,7 @@ def _no_direct_read(sample: Path) -> str:
     with sample.open("rb") as stream:
         expected = stream.read(nbytes)
     return (
-        "" if count == nbytes and array.get().tobytes() == expected else f"kvikio read other bytes than are in {sample}"
+        ""
+        if count == nbytes and array.get().tobytes() == expected
+        else f"kvikio read other bytes than are in {sample}"
     )

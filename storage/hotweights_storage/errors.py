@@ -1,14 +1,16 @@
 """What goes wrong while bytes move, and how it says so.
 
     TransferError
-    ├── SourceRefused       SourceNotAllowed | BadURI | UnknownScheme: configuration or the URI has to change
+    ├── SourceRefused       SourceNotAllowed | BadURI | UnknownScheme: configuration or the URI has
+    to change
     ├── SourceUnavailable   SourceNotFound | SourceUnreadable | SourceChanged: may be there later
     ├── ChecksumMismatch    the bytes are not what the manifest says
     ├── NoCapacity          they would not fit; nothing was read
     ├── Incomplete          an image that is not whole was to be used
     └── Cancelled           Cancelled | DeadlineExceeded: somebody no longer wants them
 
-``reason`` is the CamelCase word that ends up in conditions; the text names the thing and what to do about it.
+``reason`` is the CamelCase word that ends up in conditions; the text names the thing and what to do
+about it.
 """
 
 from __future__ import annotations
@@ -38,17 +40,34 @@ class SourceUnavailable(TransferError):
 
 
 class ChecksumMismatch(TransferError):
-    """A chunk's bytes are not the manifest's: where they lie, so that the source can be repaired."""
+    """A chunk's bytes are not the manifest's: where they lie, so that the source can be
+    repaired.
+    """
 
     reason = "ChecksumMismatch"
 
     def __init__(
-        self, source: str, file: str, tensor: str, number: int, offset: int, nbytes: int, expected: str
+        self,
+        source: str,
+        file: str,
+        tensor: str,
+        number: int,
+        offset: int,
+        nbytes: int,
+        expected: str,
     ) -> None:
-        self.file, self.tensor, self.number, self.offset, self.nbytes = file, tensor, number, offset, nbytes
+        self.file, self.tensor, self.number, self.offset, self.nbytes = (
+            file,
+            tensor,
+            number,
+            offset,
+            nbytes,
+        )
         super().__init__(
-            f"{source}: {file}: chunk {number} of tensor {tensor} (bytes {offset} to {offset + nbytes}) does not have "
-            f"BLAKE3 {expected[:16]}…; copy the file again, or publish the checkpoint anew if it was meant to change"
+            f"{source}: {file}: chunk {number} of tensor {tensor} (bytes {offset} to "
+            f"{offset + nbytes}) does not have "
+            f"BLAKE3 {expected[:16]}…; copy the file again, or publish the checkpoint anew if "
+            "it was meant to change"
         )
 
 

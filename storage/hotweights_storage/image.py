@@ -1,10 +1,12 @@
 """One version in memory: `ImageBuilder` while it arrives, `Image` when it is whole.
 
-Whoever brings bytes (a source, a peer) asks the builder what is missing and puts chunks in, in any order, from any thread.
-`ImageBuilder.put` hashes the caller's buffer and only then copies it into its final place: nobody ever holds a writable view
-of a slab, so a slow second parent cannot overwrite what was verified and sent on. (The copy is cheap: it comes out of the
-cache, and it spares the zeroing and faulting of the pages.) What is verified can be read at once, so that it can be sent on
-while the rest arrives; what is not verified cannot be read at all. An image exists only whole and sealed.
+Whoever brings bytes (a source, a peer) asks the builder what is missing and puts chunks in, in any
+order, from any thread. `ImageBuilder.put` hashes the caller's buffer and only then copies it into
+its final place: nobody ever holds a writable view of a slab, so a slow second parent cannot
+overwrite what was verified and sent on. (The copy is cheap: it comes out of the cache, and it
+spares the zeroing and faulting of the pages.) What is verified can be read at once, so that it can
+be sent on while the rest arrives; what is not verified cannot be read at all. An image exists only
+whole and sealed.
 
 It does not know where bytes come from, nor who maps them.
 """
@@ -33,10 +35,16 @@ class Range(NamedTuple):
 
 
 class Image:
-    """A whole version: sealed slabs and the table over them. `close` gives up its share of the slabs."""
+    """A whole version: sealed slabs and the table over them. `close` gives up its share of the
+    slabs.
+    """
 
     def __init__(
-        self, manifest: Manifest, slabs: tuple[Slab, ...], table: bytes, chunks: dict[str, Place[Slab]]
+        self,
+        manifest: Manifest,
+        slabs: tuple[Slab, ...],
+        table: bytes,
+        chunks: dict[str, Place[Slab]],
     ) -> None:
         self.manifest = manifest
         self.slabs = slabs
@@ -47,7 +55,9 @@ class Image:
 
     @property
     def fds(self) -> tuple[int, ...]:
-        """Read-only descriptors for an engine: the table first, then the slabs in the table's order."""
+        """Read-only descriptors for an engine: the table first, then the slabs in the table's
+        order.
+        """
         return (self._table.fd, *(slab.fd for slab in self.slabs))
 
     @property
@@ -69,7 +79,9 @@ class Image:
 
 
 class ImageBuilder:
-    """A version that is arriving. Call `finish` when nothing is `missing`, or `close` to give up; both end its use."""
+    """A version that is arriving. Call `finish` when nothing is `missing`, or `close` to give up;
+    both end its use.
+    """
 
     def __init__(
         self,
@@ -78,8 +90,9 @@ class ImageBuilder:
         on_chunk: Callable[[str], None] | None = None,
         max_slab_nbytes: int = MAX_SLAB_NBYTES,
     ) -> None:
-        """``present`` are chunks of other images, which must stay open until this returns; ``on_chunk`` is called, from
-        whatever thread, with each digest as it becomes verified."""
+        """``present`` are chunks of other images, which must stay open until this returns;
+        ``on_chunk`` is called, from whatever thread, with each digest as it becomes verified.
+        """
         self.manifest = manifest
         self._layout = lay_out(manifest, present or {}, max_slab_nbytes)
         self._on_chunk = on_chunk
@@ -90,7 +103,9 @@ class ImageBuilder:
         self._slabs: list[Slab] = []
         try:
             for slab in self._layout.slabs:
-                self._slabs.append(Slab(slab.nbytes) if isinstance(slab, NewSlab) else slab.retain())
+                self._slabs.append(
+                    Slab(slab.nbytes) if isinstance(slab, NewSlab) else slab.retain()
+                )
         except (OSError, TransferError):
             self.close()
             raise
@@ -124,18 +139,24 @@ class ImageBuilder:
         return digest in self._layout.places and digest not in self._missing
 
     def range(self, digest: str) -> Range | None:
-        """Where a chunk's bytes can be read, until `close` or `Image.close`; None while it is not verified."""
+        """Where a chunk's bytes can be read, until `close` or `Image.close`; None while it is not
+        verified.
+        """
         if not self.has(digest):
             return None
         index, offset, nbytes = self._layout.places[digest]
         return Range(self._slabs[index].fd, offset, nbytes)
 
     def put(self, digest: str, data: memoryview | bytes, source: str = "peer") -> bool:
-        """Verify ``data``, then store it; False if somebody else brought or is bringing it, or nobody wants it any more."""
+        """Verify ``data``, then store it; False if somebody else brought or is bringing it, or
+        nobody wants it any more.
+        """
         index, offset, nbytes = self._layout.places[digest]
         if len(data) != nbytes or blake3(data).hexdigest() != digest:
             chunk = self.chunk(digest)
-            raise ChecksumMismatch(source, chunk.file, chunk.tensor, chunk.number, chunk.offset, chunk.nbytes, digest)
+            raise ChecksumMismatch(
+                source, chunk.file, chunk.tensor, chunk.number, chunk.offset, chunk.nbytes, digest
+            )
         with self._changed:
             if not self._open or digest not in self._missing or digest in self._arriving:
                 return False
@@ -162,10 +183,15 @@ class ImageBuilder:
         """The sealed image; refused while a chunk is missing."""
         with self._changed:
             if self._missing:
-                text = f"{len(self._missing)} of {len(self._layout.places)} chunks are not verified; fetch them first"
+                text = (
+                    f"{len(self._missing)} of {len(self._layout.places)} chunks are not verified; "
+                    "fetch them first"
+                )
                 raise Incomplete(f"version {self.manifest.version}: {text}")
             if not self._open:
-                raise Incomplete(f"version {self.manifest.version}: the builder was closed or finished before")
+                raise Incomplete(
+                    f"version {self.manifest.version}: the builder was closed or finished before"
+                )
             for slab in self._slabs:
                 slab.seal()
             chunks = {
@@ -182,7 +208,8 @@ class ImageBuilder:
         with self._changed:
             if self._open:
                 self._open = False
-                self._changed.wait_for(lambda: not self._arriving)  # else its descriptor would be closed under a writer
+                # else its descriptor would be closed under a writer
+                self._changed.wait_for(lambda: not self._arriving)
                 for slab in self._slabs:
                     slab.release()
 
@@ -190,6 +217,9 @@ class ImageBuilder:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()

@@ -1,7 +1,7 @@
 """What Linux offers and other systems do not, each with what is done where it is missing.
 
-Nodes run Linux. Publishing, planning, replicating and trying things out also work on a developer's macOS, a little slower: memory
-is an unlinked file there, which nothing seals.
+Nodes run Linux. Publishing, planning, replicating and trying things out also work on a developer's
+macOS, a little slower: memory is an unlinked file there, which nothing seals.
 """
 
 from __future__ import annotations

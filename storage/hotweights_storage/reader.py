@@ -1,8 +1,9 @@
 """Reads chunks from a source with several threads and constant memory.
 
-Chunks that are neighbours in a file become one large read (`spans`); each thread reads a span into its own page-aligned buffer
-and gives its chunks, one by one, to whoever wants them. The buffers are all the memory it takes. It neither verifies nor
-stores: publishing, verifying and staging differ only in what they do with a chunk.
+Chunks that are neighbours in a file become one large read (`spans`); each thread reads a span into
+its own page-aligned buffer and gives its chunks, one by one, to whoever wants them. The buffers are
+all the memory it takes. It neither verifies nor stores: publishing, verifying and staging differ
+only in what they do with a chunk.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Limits:
         if self.stop.is_set():
             raise Cancelled("staging was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
-            raise Cancelled("staging took longer than its deadline; allow more time, or read from fewer nodes at once",
+            raise Cancelled("staging took longer than its deadline; allow more time, or read from "
+                "fewer "
+                "nodes "
+                "at once",
                             "DeadlineExceeded")  # fmt: skip
 
 
@@ -82,9 +86,13 @@ def read_chunks(
     limits: Limits | None = None,
     failing: Callable[[BaseException], None] | None = None,
 ) -> None:
-    """Give every chunk's bytes to ``sink``, from several threads. The first error ends it and is raised when all have stopped;
-    ``failing`` hears of it at once, for a sink that would wait for a chunk that does not come any more."""
-    _Pool(source, spans(chunks), sink, limits or Limits(), failing).run(workers or default_workers())
+    """Give every chunk's bytes to ``sink``, from several threads. The first error ends it and is
+    raised when all have stopped; ``failing`` hears of it at once, for a sink that would wait for a
+    chunk that does not come any more.
+    """
+    _Pool(source, spans(chunks), sink, limits or Limits(), failing).run(
+        workers or default_workers()
+    )
 
 
 class _Pool:
@@ -105,7 +113,10 @@ class _Pool:
         self._errors: list[BaseException] = []
 
     def run(self, workers: int) -> None:
-        threads = [threading.Thread(target=self._read_all, name=f"hotweights-read-{n}") for n in range(workers)]
+        threads = [
+            threading.Thread(target=self._read_all, name=f"hotweights-read-{n}")
+            for n in range(workers)
+        ]
         started: list[threading.Thread] = []
         try:
             for thread in threads:
@@ -113,7 +124,8 @@ class _Pool:
                 started.append(thread)
             for thread in started:
                 thread.join()
-        except BaseException as error:  # Ctrl-C, no more threads: let the others stop before their buffers go
+        # Ctrl-C, no more threads: let the others stop before their buffers go
+        except BaseException as error:
             self._fail(error)
             for thread in started:
                 thread.join()
@@ -148,7 +160,8 @@ class _Pool:
             done = self._source.read_into(span.file, begin, view)
             if begin + done < span.offset + span.nbytes:
                 text = (
-                    f"{self._source.uri}: {span.file} ends before byte {span.offset + span.nbytes}, which is a tensor's"
+                    f"{self._source.uri}: {span.file} ends before byte "
+                    f"{span.offset + span.nbytes}, which is a tensor's"
                 )
                 raise SourceUnavailable(f"{text}; copy the file again", "SourceTruncated")
             for chunk in span.chunks:
@@ -171,4 +184,6 @@ class _Buffer:
 
 def _span(chunks: list[Chunk]) -> Span:
     offset = chunks[0].offset
-    return Span(chunks[0].file, offset, chunks[-1].offset + chunks[-1].nbytes - offset, tuple(chunks))
+    return Span(
+        chunks[0].file, offset, chunks[-1].offset + chunks[-1].nbytes - offset, tuple(chunks)
+    )

@@ -1,7 +1,9 @@
-"""From a checkpoint folder to its manifest, and back: hash it, find its manifest, hold it against one.
+"""From a checkpoint folder to its manifest, and back: hash it, find its manifest, hold it against
+one.
 
-Hashing reads every byte once, in parallel, with constant memory. Publishing a folder and resolving one without a manifest give
-the same bytes, wherever and by whomever it is done: nothing but content, model and version goes into them.
+Hashing reads every byte once, in parallel, with constant memory. Publishing a folder and resolving
+one without a manifest give the same bytes, wherever and by whomever it is done: nothing but
+content, model and version goes into them.
 """
 
 from __future__ import annotations
@@ -57,15 +59,23 @@ def publish(
         count(chunk.nbytes)
 
     read_chunks(source, _unhashed(checkpoint), note, limits=limits)
-    files = [side_file(source, name, nbytes) for name, nbytes in sorted(checkpoint.side_files.items())]
+    files = [
+        side_file(source, name, nbytes) for name, nbytes in sorted(checkpoint.side_files.items())
+    ]
     source.check_unchanged()
     return manifests.build(model, version, checkpoint.headers, digests, files, probes)
 
 
 def resolve(
-    source: Source, model: str, version: str, progress: Progress | None = None, limits: Limits | None = None
+    source: Source,
+    model: str,
+    version: str,
+    progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> Manifest:
-    """The manifest that lies beside the weights, if it speaks of them; else the one that publishing them would give."""
+    """The manifest that lies beside the weights, if it speaks of them; else the one that publishing
+    them would give.
+    """
     checkpoint = read_checkpoint(source)
     nbytes = source.files().get(FILE_NAME)
     if nbytes is None:
@@ -73,8 +83,12 @@ def resolve(
     where = f"{source.uri}/{FILE_NAME}"
     found = read_manifest(source, FILE_NAME, nbytes)
     if (found.model, found.version) != (model, version):
-        text = f"it is of version {found.version} of model {found.model}, not of {version} of {model}"
-        raise BadManifest(where, text, "publish the folder under these names, or correct the WeightVersion")
+        text = (
+            f"it is of version {found.version} of model {found.model}, not of {version} of {model}"
+        )
+        raise BadManifest(
+            where, text, "publish the folder under these names, or correct the WeightVersion"
+        )
     check_headers(found, checkpoint, where)
     return found
 
@@ -83,7 +97,9 @@ def read_manifest(source: Source, file: str, nbytes: int) -> Manifest:
     """A manifest out of a folder."""
     where = f"{source.uri}/{file}"
     if nbytes > manifests.MAX_MANIFEST_NBYTES:
-        raise BadManifest(where, f"{nbytes} bytes; a manifest has at most {manifests.MAX_MANIFEST_NBYTES}")
+        raise BadManifest(
+            where, f"{nbytes} bytes; a manifest has at most {manifests.MAX_MANIFEST_NBYTES}"
+        )
     return manifests.parse(read_small(source, file, nbytes), where)
 
 
@@ -98,19 +114,29 @@ def check_headers(manifest: Manifest, checkpoint: Checkpoint, where: str) -> Non
     for tensor in manifest.tensors:
         entry = found.pop(tensor.name, None)
         if entry is None:
-            raise BadCheckpoint(where, f"tensor {tensor.name} of the manifest is in no file", remedy)
+            raise BadCheckpoint(
+                where, f"tensor {tensor.name} of the manifest is in no file", remedy
+            )
         if entry != (tensor.file, tensor.dtype, tensor.shape, tensor.offset):
             said = f"{tensor.dtype} {list(tensor.shape)} at byte {tensor.offset} of {tensor.file}"
-            text = f"{entry[1]} {list(entry[2])} at byte {entry[3]} of {entry[0]}; the manifest says {said}"
+            text = (
+                f"{entry[1]} {list(entry[2])} at byte {entry[3]} of {entry[0]}; the manifest says "
+                f"{said}"
+            )
             raise BadCheckpoint(where, f"tensor {tensor.name} is {text}", remedy)
     for name in found:
         raise BadCheckpoint(where, f"tensor {name} is not in the manifest", remedy)
 
 
 def verify(
-    source: Source, manifest: Manifest, progress: Progress | None = None, limits: Limits | None = None
+    source: Source,
+    manifest: Manifest,
+    progress: Progress | None = None,
+    limits: Limits | None = None,
 ) -> list[Difference]:
-    """Every chunk and side file that is not what the manifest says; `BadCheckpoint` where the headers differ already."""
+    """Every chunk and side file that is not what the manifest says; `BadCheckpoint` where the
+    headers differ already.
+    """
     check_headers(manifest, read_checkpoint(source), source.uri)
     differences: list[Difference] = []
     count = _counter(progress)
@@ -119,7 +145,13 @@ def verify(
         if blake3(data).hexdigest() != chunk.blake3:
             text = str(
                 ChecksumMismatch(
-                    source.uri, chunk.file, chunk.tensor, chunk.number, chunk.offset, chunk.nbytes, chunk.blake3
+                    source.uri,
+                    chunk.file,
+                    chunk.tensor,
+                    chunk.number,
+                    chunk.offset,
+                    chunk.nbytes,
+                    chunk.blake3,
                 )
             )
             differences.append(Difference(chunk.file, chunk.tensor, chunk.number, text))
@@ -130,9 +162,13 @@ def verify(
     sizes = source.files()
     for file in manifest.files:
         if file.name not in sizes:
-            differences.append(Difference(file.name, "", 0, f"{file.name} is missing; copy it again"))
+            differences.append(
+                Difference(file.name, "", 0, f"{file.name} is missing; copy it again")
+            )
         elif side_file(source, file.name, sizes[file.name]) != file:
-            text = f"{file.name} is not what was published; copy it again, or publish the folder anew"
+            text = (
+                f"{file.name} is not what was published; copy it again, or publish the folder anew"
+            )
             differences.append(Difference(file.name, "", 0, text))
     return differences
 

@@ -1,11 +1,14 @@
 """A block of memory that weights lie in: a memfd that the agent fills, seals and hands to engines.
 
-Bytes are put in with ``pwrite``: the kernel then takes fresh pages without zeroing them first and without a fault per page,
-which is what costs most on a CPU host; and nothing of it is mapped here, so that sealing never waits for anybody. Sealing
-forbids every change for ever. Engines and peers only ever get a second, read-only descriptor, which exists from the start, so
-that verified chunks can be sent while others still arrive (and which kernels before 6.7 need, to map a sealed memfd shared).
+Bytes are put in with ``pwrite``: the kernel then takes fresh pages without zeroing them first and
+without a fault per page, which is what costs most on a CPU host; and nothing of it is mapped here,
+so that sealing never waits for anybody. Sealing forbids every change for ever. Engines and peers
+only ever get a second, read-only descriptor, which exists from the start, so that verified chunks
+can be sent while others still arrive (and which kernels before 6.7 need, to map a sealed memfd
+shared).
 
-Versions share slabs, so a slab counts its users and is freed with the last. It knows nothing of chunks.
+Versions share slabs, so a slab counts its users and is freed with the last. It knows nothing of
+chunks.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from hotweights_storage.errors import TransferError
 
 
 class Slab:
-    """``nbytes`` of shared memory. Born with one user; every `retain` is answered by one `release`."""
+    """``nbytes`` of shared memory. Born with one user; every `retain` is answered by one
+    `release`.
+    """
 
     def __init__(self, nbytes: int, name: str = "hotweights-slab") -> None:
         self.nbytes = nbytes
@@ -62,12 +67,16 @@ class Slab:
         """One user more."""
         with self._lock:
             if self._users == 0:
-                raise TransferError("the slab is already freed; retain it while somebody else still does")
+                raise TransferError(
+                    "the slab is already freed; retain it while somebody else still does"
+                )
             self._users += 1
             return self
 
     def release(self) -> None:
-        """One user less; the last one frees it (engines that mapped it keep the memory until they unmap it)."""
+        """One user less; the last one frees it (engines that mapped it keep the memory until they
+        unmap it).
+        """
         with self._lock:
             self._users -= 1
             if self._users:

@@ -1,7 +1,8 @@
 """Brings what an image lacks from a source into memory: read, verify, store, tell.
 
-It runs in the caller's thread and in a pool of its own until everything asked for is there, or raises. Chunks that somebody
-else (a peer) brought meanwhile are left out. It does not decide what is fetched from where; that is the agent's plan.
+It runs in the caller's thread and in a pool of its own until everything asked for is there, or
+raises. Chunks that somebody else (a peer) brought meanwhile are left out. It does not decide what
+is fetched from where; that is the agent's plan.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def stage_from_source(
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Put ``wanted`` digests (default: all that are missing) into ``builder``, whose ``on_chunk`` hears of each."""
+    """Put ``wanted`` digests (default: all that are missing) into ``builder``, whose ``on_chunk``
+    hears of each.
+    """
     counting = threading.Lock()
 
     def lacking() -> Iterator[Chunk]:
@@ -33,7 +36,11 @@ def stage_from_source(
                 yield chunk
 
     def put(chunk: Chunk, data: memoryview) -> None:
-        if not builder.has(chunk.blake3) and builder.put(chunk.blake3, data, source.uri) and progress is not None:
+        if (
+            not builder.has(chunk.blake3)
+            and builder.put(chunk.blake3, data, source.uri)
+            and progress is not None
+        ):
             with counting:
                 progress(chunk.nbytes)
 

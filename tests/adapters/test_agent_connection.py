@@ -48,7 +48,9 @@ class Engine:
         )
         self.link.start()
 
-    def handle(self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]) -> None:
+    def handle(
+        self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]
+    ) -> None:
         self.heard.append((frame, len(fds)))
         for fd in fds:
             os.close(fd)
@@ -145,18 +147,31 @@ def test_a_token_is_read_anew_and_may_be_absent(tmp_path: Path) -> None:
 
 
 FRAMES = st.sampled_from(
-    [frames.Hello, frames.Prepare, frames.Commit, frames.Committed, frames.State, frames.Keep, frames.Ping]
+    [
+        frames.Hello,
+        frames.Prepare,
+        frames.Commit,
+        frames.Committed,
+        frames.State,
+        frames.Keep,
+        frames.Ping,
+    ]
 )
 
 
 @given(FRAMES, st.integers(0, frames.MAX_NUMBER), st.text(max_size=20))
 def test_frames_survive_the_wire(kind: type[frames.Frame], number: int, text: str) -> None:
     values = {"id": number, "digest": text, "commit_token": number, "state": text, "token": text}
-    frame = kind(**{key: value for key, value in values.items() if key in kind.__dataclass_fields__})
+    frame = kind(
+        **{key: value for key, value in values.items() if key in kind.__dataclass_fields__}
+    )
     assert frames.decode(frames.encode(frame)) == frame
 
 
-@given(st.binary(max_size=200) | st.text(max_size=50).map(lambda text: f'{{"op":"commit","digest":{text!r}}}'.encode()))
+@given(
+    st.binary(max_size=200)
+    | st.text(max_size=50).map(lambda text: f'{{"op":"commit","digest":{text!r}}}'.encode())
+)
 def test_no_datagram_is_worse_than_a_wire_error(data: bytes) -> None:
     try:
         frame = frames.decode(data)

@@ -1,4 +1,5 @@
-"""What `install_autobind` puts beside the engines of a process: a node that takes part while they are there, and only when all are.
+"""What `install_autobind` puts beside the engines of a process: a node that takes part while they
+are there, and only when all are.
 
 The coordinator and the node are real, the engine speaks the wire; real engines are in e2e.
 """
@@ -85,7 +86,9 @@ async def test_it_is_ready_and_has_applied_only_with_its_engine(world: World) ->
     assert (await world.call("status"))["workers"] == []  # no engine was constructed yet
     room.wait_until_connected(1)
     await world.until(lambda status: status["workers"] == ["vllm"])
-    await world.until(lambda status: status["state"] == "begun" and status["waiting_for"] == ["vllm"])
+    await world.until(
+        lambda status: status["state"] == "begun" and status["waiting_for"] == ["vllm"]
+    )
     engine = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving")
     try:
         await engine.start()
@@ -111,7 +114,9 @@ async def test_a_stranger_does_not_get_in(world: World) -> None:
 
 async def test_what_the_engine_refuses_aborts_the_attempt(world: World) -> None:
     room = await world.room()
-    engine = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving", refuses="ShapeMismatch")
+    engine = FakeEngine(
+        room.socket, f"{room.token()}:engine-1", state="Serving", refuses="ShapeMismatch"
+    )
     try:
         await engine.start()
         room.wait_until_connected(1)
@@ -125,7 +130,11 @@ async def test_what_the_engine_refuses_aborts_the_attempt(world: World) -> None:
 
 
 def shouted(document: dict[str, Any]) -> dict[str, str]:
-    return {item["key"]: item["tensor"].upper() for bucket in document["buckets"] for item in bucket["items"]}
+    return {
+        item["key"]: item["tensor"].upper()
+        for bucket in document["buckets"]
+        for item in bucket["items"]
+    }
 
 
 async def test_the_engine_gets_the_names_that_the_map_says(world: World) -> None:
@@ -167,7 +176,9 @@ async def test_a_lost_engine_holds_the_commit_up(world: World) -> None:
     await world.until(lambda status: status["workers"] == ["vllm"])
     await engine.stop()
     await world.begin(world.version("v1", 1.0))
-    await world.until(lambda status: status["state"] == "begun" and status["waiting_for"] == ["vllm"])
+    await world.until(
+        lambda status: status["state"] == "begun" and status["waiting_for"] == ["vllm"]
+    )
     back = FakeEngine(room.socket, f"{room.token()}:engine-1", state="Serving")
     try:
         await back.start()
@@ -176,8 +187,15 @@ async def test_a_lost_engine_holds_the_commit_up(world: World) -> None:
         await back.stop()
 
 
-def test_without_vllm_nothing_is_bound_and_the_log_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    assert install_autobind(None, endpoint="tcp://127.0.0.1:1", use_mpi=True, pinned=True, device="cuda") is False
+def test_without_vllm_nothing_is_bound_and_the_log_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    assert (
+        install_autobind(
+            None, endpoint="tcp://127.0.0.1:1", use_mpi=True, pinned=True, device="cuda"
+        )
+        is False
+    )
     assert "vLLM cannot be imported" in caplog.text
 
 

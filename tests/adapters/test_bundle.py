@@ -1,4 +1,6 @@
-"""The folder on PYTHONPATH: complete or absent, found by vLLM's way of looking, and free of foreign imports."""
+"""The folder on PYTHONPATH: complete or absent, found by vLLM's way of looking, and free of foreign
+imports.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,18 @@ def test_it_is_found_by_its_entry_points(tmp_path: Path) -> None:
 
 
 def test_it_stands_alone(tmp_path: Path) -> None:
-    code = "import hotweights.adapters.vllm.agent_connection as m; import hotweights_transports.handoff.frames as w; print(m.__file__, w.__file__)"
-    command = [sys.executable, "-SP", "-c", code]  # without the project's own installation, and without this folder
+    code = (
+        "import hotweights.adapters.vllm.agent_connection as m; import "
+        "hotweights_transports.handoff.frames as w; print(m.__file__, w.__file__)"
+    )
+    # without the project's own installation, and without this folder
+    command = [sys.executable, "-SP", "-c", code]
     output = subprocess.run(
-        command, env={"PYTHONPATH": str(bundle.write(tmp_path / "plugin"))}, check=True, capture_output=True, text=True
+        command,
+        env={"PYTHONPATH": str(bundle.write(tmp_path / "plugin"))},
+        check=True,
+        capture_output=True,
+        text=True,
     )
     assert output.stdout.count(str(tmp_path)) == 2
 
@@ -73,6 +83,8 @@ def test_what_runs_inside_vllm_imports_nothing_else() -> None:
     for name, text in bundle.contents().items():
         if name.endswith(".py"):
             for node in ast.walk(ast.parse(text)):
-                modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                modules = (
+                    [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                )
                 modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 assert {module.split(".")[0] for module in modules} <= STANDARD | ALLOWED, name

@@ -110,5 +110,7 @@ def test_others_wait_as_long_as_before_when_it_is_done() -> None:
     with giving_way():
         with suppress(KeyError), giving_way():
             raise KeyError
-        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS, abs=1e-5), "it counts whole microseconds"
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS, abs=1e-5), (
+            "it counts whole microseconds"
+        )
     assert sys.getswitchinterval() == usual

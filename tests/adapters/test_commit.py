@@ -1,4 +1,6 @@
-"""The order of a commit, without a vLLM: what is refused before the pause, what makes an engine dirty, and what never happens."""
+"""The order of a commit, without a vLLM: what is refused before the pause, what makes an engine
+dirty, and what never happens.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,14 @@ async def test_a_commit_goes_in_this_order() -> None:
     answer = await engine.commit()
     assert isinstance(answer, frames.Committed)
     assert answer.probe == "Golden"
-    assert engine.engine_client.steps == ["check", "pause Keep", "install", "probe", "open", "settle"]
+    assert engine.engine_client.steps == [
+        "check",
+        "pause Keep",
+        "install",
+        "probe",
+        "open",
+        "settle",
+    ]
     assert (engine.switch.digest, engine.switch.token, engine.switch.dirty, engine.switch.torn) == (
         "new",
         1,
@@ -112,11 +121,16 @@ async def test_without_golden_tokens_an_answer_has_to_come_without_nan() -> None
 async def test_what_is_refused_is_refused_before_the_pause() -> None:
     engine = Engine(check=RankError("NotPrepared", "rank 0: no"))
     answer = await engine.commit()
-    assert (answer.reason, answer.dirty, engine.engine_client.steps) == ("NotPrepared", False, ["check", "unpin"])
+    assert (answer.reason, answer.dirty, engine.engine_client.steps) == (
+        "NotPrepared",
+        False,
+        ["check", "unpin"],
+    )
 
 
 @pytest.mark.parametrize(
-    "probes", [[{}], [{"promptTokenIds": [1], "tokenIds": ["x"]}], [{"promptTokenIds": 1, "tokenIds": []}]]
+    "probes",
+    [[{}], [{"promptTokenIds": [1], "tokenIds": ["x"]}], [{"promptTokenIds": 1, "tokenIds": []}]],
 )
 async def test_malformed_probes_are_refused_before_the_pause(probes: list[Any]) -> None:
     engine = Engine()
@@ -146,7 +160,9 @@ async def test_keep_is_fenced_too() -> None:
 
 async def test_two_commits_at_a_time_are_one_or_busy() -> None:
     engine = Engine(install=0.05)
-    first, same, other = await asyncio.gather(engine.commit(), engine.commit(), engine.commit("other"))
+    first, same, other = await asyncio.gather(
+        engine.commit(), engine.commit(), engine.commit("other")
+    )
     assert isinstance(first, frames.Committed)
     assert isinstance(same, frames.Committed)
     assert other.reason == "Busy"
@@ -178,7 +194,9 @@ async def test_a_pause_that_fails_changes_nothing() -> None:
     ],
     ids=["rank", "error", "deadline", "probe", "nan"],
 )
-async def test_a_failure_after_the_copy_began_is_dirty_and_never_resumed(fail: dict[str, Any], reason: str) -> None:
+async def test_a_failure_after_the_copy_began_is_dirty_and_never_resumed(
+    fail: dict[str, Any], reason: str
+) -> None:
     engine = Engine(**fail)
     answer = await engine.commit(deadline_seconds=0.02)
     assert (answer.reason, answer.dirty) == (reason, True)
@@ -205,7 +223,11 @@ async def test_a_repair_is_probed_before_it_resumes(ended: list[str]) -> None:
     await engine.switch.repair()
     assert engine.engine_client.steps == ["repair", "forget", "probe", "settle", "label", "resume"]
     assert (engine.switch.digest, engine.switch.dirty, ended) == ("old", False, [])
-    assert (engine.told[-1].state, engine.told[-1].digest, engine.told[-1].reason) == ("Serving", "old", "Repaired")
+    assert (engine.told[-1].state, engine.told[-1].digest, engine.told[-1].reason) == (
+        "Serving",
+        "old",
+        "Repaired",
+    )
 
 
 @pytest.mark.parametrize("broken", ["repair", "forget", "probe"])
@@ -219,7 +241,9 @@ async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken
     assert not engine.engine_client.resumed
 
 
-async def test_a_repair_that_answers_otherwise_than_before_ends_the_process(ended: list[str]) -> None:
+async def test_a_repair_that_answers_otherwise_than_before_ends_the_process(
+    ended: list[str],
+) -> None:
     engine = Engine()
     await engine.switch.remember_boot()
     engine.engine_client.fail = {"install": RuntimeError("torn")}
@@ -253,6 +277,8 @@ async def test_tidying_up_cannot_undo_a_commit() -> None:
     assert isinstance(await engine.commit(), frames.Committed)
 
 
-@pytest.mark.parametrize("call", [lambda switch: switch.commit(frames.Commit(digest="n", mode="Sideways"))])
+@pytest.mark.parametrize(
+    "call", [lambda switch: switch.commit(frames.Commit(digest="n", mode="Sideways"))]
+)
 async def test_an_unknown_mode_is_refused(call: Callable[[Switch], Any]) -> None:
     assert (await call(Engine().switch)).reason == "CommitFailed"

@@ -9,7 +9,12 @@ from pathlib import Path
 from hotweights.adapters.vllm.rank import dry_load
 from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
 
-BOOT = {"embed": Spec("F32", (8, 4)), "q": Spec("F32", (4, 4)), "k": Spec("F32", (2, 4)), "inv_freq": Spec("F32", (2,))}
+BOOT = {
+    "embed": Spec("F32", (8, 4)),
+    "q": Spec("F32", (4, 4)),
+    "k": Spec("F32", (2, 4)),
+    "inv_freq": Spec("F32", (2,)),
+}
 BOOT_TRACE = Trace(copied={"embed": {"embed": 32}, "q": {"qkv": 16}, "k": {"qkv": 8}})
 EXPECTED = BOOT_TRACE.by_parameter()
 
@@ -73,7 +78,10 @@ def test_a_known_tensor_that_the_loader_refuses_is_a_failed_load() -> None:
 
 def test_without_loaders_the_names_have_to_be_the_same() -> None:
     assert dry_load.check_names(BOOT, BOOT) is None
-    missing, unknown = dry_load.check_names(specs(q=None), BOOT), dry_load.check_names(specs(x=Spec("F32", ())), BOOT)
+    missing, unknown = (
+        dry_load.check_names(specs(q=None), BOOT),
+        dry_load.check_names(specs(x=Spec("F32", ())), BOOT),
+    )
     assert missing is not None
     assert unknown is not None
     assert (missing.reason, unknown.reason) == ("MissingTensor", "UnknownTensor")
@@ -81,7 +89,8 @@ def test_without_loaders_the_names_have_to_be_the_same() -> None:
 
 def safetensors(path: Path, **tensors: Spec) -> None:
     header = {
-        name: {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [0, 0]} for name, spec in tensors.items()
+        name: {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [0, 0]}
+        for name, spec in tensors.items()
     }
     data = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     path.write_bytes(struct.pack("<Q", len(data)) + data)
@@ -97,7 +106,9 @@ def test_a_checkpoint_is_read_by_its_headers(tmp_path: Path) -> None:
 def test_the_index_says_which_files_count(tmp_path: Path) -> None:
     safetensors(tmp_path / "a.safetensors", q=BOOT["q"])
     safetensors(tmp_path / "b.safetensors", k=BOOT["k"])
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"q": "a.safetensors"}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"q": "a.safetensors"}})
+    )
     assert dry_load.read_checkpoint(tmp_path) == {"q": BOOT["q"]}
 
 

@@ -1,4 +1,6 @@
-"""The gate between a synchronous engine's caller and a switch: never both, calls inside calls pass, a switch is not starved."""
+"""The gate between a synchronous engine's caller and a switch: never both, calls inside calls pass,
+a switch is not starved.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What a version's tensors are called in a model: as they are, by a table, by a function; never two by one name."""
+"""What a version's tensors are called in a model: as they are, by a table, by a function; never two
+by one name.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ from hotweights.adapters.inprocess.names import NameMap, renamed
 
 TENSORS = [{"name": name, "dtype": "F32", "shape": (2,)} for name in ("a/w", "a/b", "c")]
 PLAN: dict[str, Any] = {
-    "buckets": [{"bucket_id": 0, "items": [{"key": "a/w:0", "tensor": "a/w"}, {"key": "a/w:1+4", "tensor": "a/w"}]}]
+    "buckets": [
+        {
+            "bucket_id": 0,
+            "items": [{"key": "a/w:0", "tensor": "a/w"}, {"key": "a/w:1+4", "tensor": "a/w"}],
+        }
+    ]
 }
 
 

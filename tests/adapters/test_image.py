@@ -17,11 +17,20 @@ DIGEST = "sha256:" + "0" * 64
 
 
 def table(*tensors: dict[str, Any], **values: Any) -> bytes:
-    return json.dumps({"digest": DIGEST, "version": "v1", "tensors": list(tensors), **values}).encode()
+    return json.dumps(
+        {"digest": DIGEST, "version": "v1", "tensors": list(tensors), **values}
+    ).encode()
 
 
 def tensor(**values: Any) -> dict[str, Any]:
-    return {"name": "w", "dtype": "F32", "shape": [1024], "nbytes": 4096, "extents": [[0, 0, 4096]], **values}
+    return {
+        "name": "w",
+        "dtype": "F32",
+        "shape": [1024],
+        "nbytes": 4096,
+        "extents": [[0, 0, 4096]],
+        **values,
+    }
 
 
 def opened(*fds: int, digest: str = DIGEST) -> Image:
@@ -34,7 +43,9 @@ def opened(*fds: int, digest: str = DIGEST) -> Image:
 
 def test_a_tensor_in_many_extents_is_contiguous() -> None:
     data = os.urandom(5 * images.CHUNK + 123)
-    built = images.build([images.Tensor("a", "U8", [len(data)], data), images.Tensor("b", "U8", [3], b"xyz")])
+    built = images.build(
+        [images.Tensor("a", "U8", [len(data)], data), images.Tensor("b", "U8", [3], b"xyz")]
+    )
     image = Image.open(built.fds, built.digest)
     built.close()
     assert [bytes(image.view(entry)) for entry in image.table.entries] == [data, b"xyz"]
@@ -49,7 +60,9 @@ def test_the_mapping_outlives_the_image_as_long_as_a_view_does() -> None:
 
 
 def test_empty_tensors_and_scalars_have_their_place() -> None:
-    built = images.build([images.Tensor("empty", "F32", [0, 7], b""), images.Tensor("scalar", "F32", [], b"1234")])
+    built = images.build(
+        [images.Tensor("empty", "F32", [0, 7], b""), images.Tensor("scalar", "F32", [], b"1234")]
+    )
     image = Image.open(built.fds, built.digest)
     built.close()
     assert [bytes(image.view(entry)) for entry in image.table.entries] == [b"", b"1234"]
@@ -57,7 +70,10 @@ def test_empty_tensors_and_scalars_have_their_place() -> None:
 
 def test_equal_bytes_are_seen_as_equal() -> None:
     built = images.build(
-        [images.Tensor(n, "U8", [9000], d) for n, d in (("a", b"q" * 9000), ("b", b"q" * 9000), ("c", b"r" * 9000))]
+        [
+            images.Tensor(n, "U8", [9000], d)
+            for n, d in (("a", b"q" * 9000), ("b", b"q" * 9000), ("c", b"r" * 9000))
+        ]
     )
     image = Image.open(built.fds, built.digest)
     built.close()
@@ -120,7 +136,9 @@ def test_a_name_twice_is_refused() -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
 
@@ -131,11 +149,16 @@ def test_no_bytes_crash_the_parser(data: bytes) -> None:
         parse_table(data, [4096])
 
 
-@given(st.dictionaries(st.sampled_from(["name", "dtype", "shape", "nbytes", "extents"]), json_values), json_values)
+@given(
+    st.dictionaries(st.sampled_from(["name", "dtype", "shape", "nbytes", "extents"]), json_values),
+    json_values,
+)
 def test_no_json_crashes_the_parser(change: dict[str, Any], probes: Any) -> None:
     try:
         parsed = parse_table(table(tensor(**change), probes=probes), [4096])
     except ImageError:
         return
     for entry in parsed.entries:
-        assert all(offset + nbytes <= 4096 and offset % PAGE == 0 for _, offset, nbytes in entry.extents)
+        assert all(
+            offset + nbytes <= 4096 and offset % PAGE == 0 for _, offset, nbytes in entry.extents
+        )

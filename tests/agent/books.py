@@ -1,4 +1,6 @@
-"""What engines were asked and how it ended, kept beside the session, so that its word on failures can be held against it."""
+"""What engines were asked and how it ended, kept beside the session, so that its word on failures
+can be held against it.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ class Books:
         self.lives: dict[str, int] = defaultdict(int)
         self.images: dict[str, int] = defaultdict(int)
         self.open: dict[int, Ask] = {}  # by connection
-        self.ended: dict[Ask, list[tuple[str, bool]]] = defaultdict(list)  # (reason, whether it was the last word)
+        # (reason, whether it was the last word)
+        self.ended: dict[Ask, list[tuple[str, bool]]] = defaultdict(list)
 
     def new_life(self, uid: str) -> None:
         self.lives[uid] += 1
@@ -41,12 +44,22 @@ class Books:
     def pending(self, uid: str, conn: int, step: str, digest: str, wanted: PodAssignment) -> None:
         """A frame goes out: never for what was given up, as long as the order is the same."""
         image = self.images[digest] if step == "Prepare" else 0
-        ask = Ask(uid, self.lives[uid], step, digest, wanted.token, (wanted.rollout, wanted.revision), image)
+        ask = Ask(
+            uid,
+            self.lives[uid],
+            step,
+            digest,
+            wanted.token,
+            (wanted.rollout, wanted.revision),
+            image,
+        )
         for other, ends in self.ended.items():
             same = other[:2] == ask[:2] and other[3:6] == ask[3:6]
             if same and (other.image == image or other.step == "Commit" or step == "Commit"):
                 assert not any(last for _, last in ends), f"{ask} was given up: {ends}"
-                assert other.step == "Prepare" or len(ends) < (COMMIT_RETRIES.most or 0), f"{ask} was given up: {ends}"
+                assert other.step == "Prepare" or len(ends) < (COMMIT_RETRIES.most or 0), (
+                    f"{ask} was given up: {ends}"
+                )
         self.open[conn] = ask
 
     def answered(self, conn: int, frame: frames.Frame) -> None:
@@ -54,7 +67,9 @@ class Books:
         match frame:
             case frames.Rejected() | frames.CommitFailed() if conn in self.open:
                 dirty = isinstance(frame, frames.CommitFailed) and frame.dirty
-                self.ended[self.open.pop(conn)].append((frame.reason, dirty or frame.reason not in TRANSIENT))
+                self.ended[self.open.pop(conn)].append(
+                    (frame.reason, dirty or frame.reason not in TRANSIENT)
+                )
             case frames.Prepared() | frames.Committed():
                 self.open.pop(conn, None)
 
@@ -72,7 +87,9 @@ class Books:
                     del self.ended[ask]
 
     def check(self, session: Session, status: NodeWeightsStatus | None) -> None:
-        """A failure that is told did happen, for that order, in this life; and one that happened is told."""
+        """A failure that is told did happen, for that order, in this life; and one that happened is
+        told.
+        """
         for engine in session.engines:
             failed = engine.failed
             if failed is None:
@@ -81,17 +98,24 @@ class Books:
             ends = [
                 end
                 for ask, ends in self.ended.items()
-                if (ask.uid, ask.life, ask.step) == (engine.pod.uid, self.lives[engine.pod.uid], step)
+                if (ask.uid, ask.life, ask.step)
+                == (engine.pod.uid, self.lives[engine.pod.uid], step)
                 and (ask.digest, ask.token) == (failed.goal.digest, failed.goal.token)
                 and ask.revision == (failed.goal.rollout, failed.goal.revision)
                 for end in ends
             ]
             assert failed.reason in [reason for reason, _ in ends], f"{failed} never happened"
-            assert any(last for _, last in ends) or len(ends) >= (MOST[step] or 0), f"{failed} was not given up: {ends}"
+            assert any(last for _, last in ends) or len(ends) >= (MOST[step] or 0), (
+                f"{failed} was not given up: {ends}"
+            )
         for one in status.engines if status else ():
             if one.failed is not None:
-                assert one.failed.digest != one.digest, "it serves what it is said to have failed at"
-                assert one.failed.step == "Commit" or one.failed.digest != one.prepared, "it has prepared that one"
+                assert one.failed.digest != one.digest, (
+                    "it serves what it is said to have failed at"
+                )
+                assert one.failed.step == "Commit" or one.failed.digest != one.prepared, (
+                    "it has prepared that one"
+                )
             elif one.phase in ("Refused", "Failed", "Dirty"):
                 assert one.reason in ("StaleToken", "EngineDirty"), (
                     f"{one.phase} without what it failed at: {one.reason}"

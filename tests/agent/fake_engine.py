@@ -1,4 +1,6 @@
-"""An engine that speaks the wire in this process: a leader and its ranks, each on a connection of its own."""
+"""An engine that speaks the wire in this process: a leader and its ranks, each on a connection of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -103,8 +105,15 @@ class FakeEngine:
                     gathered[frame.id][1].extend(fds)
                 case frames.Commit() if self.answers_commits:
                     self.commits.append(frame)
-                    self.state, self.digest, self.commit_token = "Serving", frame.digest, frame.commit_token
-                    sockets.send(process.sock, frames.Committed(frame.id, frame.digest, frame.commit_token, 0.042))
+                    self.state, self.digest, self.commit_token = (
+                        "Serving",
+                        frame.digest,
+                        frame.commit_token,
+                    )
+                    sockets.send(
+                        process.sock,
+                        frames.Committed(frame.id, frame.digest, frame.commit_token, 0.042),
+                    )
                 case frames.Keep():
                     self.keeps += 1
                     self.state = "Serving"

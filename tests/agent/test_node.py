@@ -1,4 +1,6 @@
-"""A whole node in one process, without an API server: driver, session, store, sources, socket; the engine is played."""
+"""A whole node in one process, without an API server: driver, session, store, sources, socket; the
+engine is played.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +89,11 @@ class Node:
         seconds = itertools.count()
         session = Session(AgentInfo("boot"), reconnect_seconds=0.0)
         self.driver = Driver(
-            session, self.memory, self.store, Metrics(), lambda: Now(next(seconds) / 5, "2026-01-01T00:00:00Z")
+            session,
+            self.memory,
+            self.store,
+            Metrics(),
+            lambda: Now(next(seconds) / 5, "2026-01-01T00:00:00Z"),
         )
         self.driver.stager = Stager(
             self.store,
@@ -119,7 +125,12 @@ class Node:
 
     async def assign(self, stage: list[StageItem], *pods: PodAssignment) -> None:
         await self.tell(
-            Assigned(NodeWeightsSpec(rollouts=[RolloutAssignment(uid="r", stage=stage, pods=list(pods))]), 1)
+            Assigned(
+                NodeWeightsSpec(
+                    rollouts=[RolloutAssignment(uid="r", stage=stage, pods=list(pods))]
+                ),
+                1,
+            )
         )
 
     def engine(self) -> FakeEngine:
@@ -147,16 +158,21 @@ def checkpoint(root: Path, version: str, value: float) -> StageItem:
     folder = root / version
     folder.mkdir()
     save_file(
-        {"a": np.full((64, 64), value, np.float32), "b": np.zeros((8,), np.float32)}, folder / "model.safetensors"
+        {"a": np.full((64, 64), value, np.float32), "b": np.zeros((8,), np.float32)},
+        folder / "model.safetensors",
     )
     with open_folder(folder) as source:
         found = publish(source, "m", version).digest
-    return StageItem(digest=found, namespace="ns", model="m", version=version, uri=f"file://{folder}")
+    return StageItem(
+        digest=found, namespace="ns", model="m", version=version, uri=f"file://{folder}"
+    )
 
 
 def pod(item: StageItem | None, token: int) -> PodAssignment:
     digest, version = (item.digest, item.version) if item else ("", "")
-    return PodAssignment(uid=POD.uid, name=POD.name, namespace="ns", token=token, digest=digest, version=version)
+    return PodAssignment(
+        uid=POD.uid, name=POD.name, namespace="ns", token=token, digest=digest, version=version
+    )
 
 
 async def test_from_the_files_to_the_engine(node: Node, tmp_path: Path) -> None:
@@ -224,7 +240,11 @@ async def test_a_flipped_byte_is_named_and_nothing_is_staged(node: Node, tmp_pat
         ({"uri": "s3://bucket"}, "UnknownScheme", False),
         ({"namespace": "other"}, "SourceNotAllowed", False),
         ({"digest": "sha256:" + "1" * 64}, "DigestMismatch", False),
-        ({"parents": [Peer(node="b", endpoint="tcp://127.0.0.1:1")], "uri": "file:///etc"}, "SourceNotAllowed", False),
+        (
+            {"parents": [Peer(node="b", endpoint="tcp://127.0.0.1:1")], "uri": "file:///etc"},
+            "SourceNotAllowed",
+            False,
+        ),
     ],
     ids=str,
 )
@@ -253,16 +273,24 @@ async def test_sources_are_resolved_with_and_without_a_pin(node: Node, tmp_path:
     item = checkpoint(tmp_path, "v1", 1.0)
     fields = {"namespace": "ns", "model": "m", "version": "v1", "uri": item.uri}
     pins = {"free": "", "right": item.digest, "wrong": "sha256:" + "1" * 64}
-    resolve = [ResolveItem(uid=uid, name=uid, digest=digest, **fields) for uid, digest in pins.items()]
+    resolve = [
+        ResolveItem(uid=uid, name=uid, digest=digest, **fields) for uid, digest in pins.items()
+    ]
     await node.tell(Assigned(NodeWeightsSpec(resolve=resolve), 1))
     await until(lambda: len([m for m in node.heard if isinstance(m, ResolveDone)]) == 3)
     results = {m.result.uid: m.result for m in node.heard if isinstance(m, ResolveDone)}
     assert results["free"].digest == results["right"].digest == item.digest
-    assert (results["free"].tensors, results["free"].chunks, results["free"].nbytes) == (2, 2, 64 * 64 * 4 + 32)
+    assert (results["free"].tensors, results["free"].chunks, results["free"].nbytes) == (
+        2,
+        2,
+        64 * 64 * 4 + 32,
+    )
     assert (results["wrong"].reason, results["wrong"].digest) == ("DigestMismatch", "")
 
 
-async def test_reading_sources_keeps_no_version_waiting_and_can_be_called_off(node: Node, tmp_path: Path) -> None:
+async def test_reading_sources_keeps_no_version_waiting_and_can_be_called_off(
+    node: Node, tmp_path: Path
+) -> None:
     """More sources that hang than there are threads of any kind."""
     v1 = checkpoint(tmp_path, "v1", 1.0)
     hung = asyncio.Event()
@@ -276,7 +304,10 @@ async def test_reading_sources_keeps_no_version_waiting_and_can_be_called_off(no
             raise SourceUnavailable("gone", "SourceNotFound")
 
     real, stager._sources = stager._sources, Hanging()  # type: ignore[assignment]
-    asked = [ResolveItem(uid=f"u{i}", namespace="ns", name="w", model="m", version="v", uri=v1.uri) for i in range(40)]
+    asked = [
+        ResolveItem(uid=f"u{i}", namespace="ns", name="w", model="m", version="v", uri=v1.uri)
+        for i in range(40)
+    ]
     await node.tell(Assigned(NodeWeightsSpec(resolve=asked), 1))
     await asyncio.wait_for(hung.wait(), 2)
     stager._sources = real
@@ -293,7 +324,12 @@ async def test_an_engine_that_refuses_serves_on(node: Node, tmp_path: Path) -> N
     engine.refuses = "ShapeMismatch"
     await node.assign([v1], pod(None, 1).model_copy(update={"prepare": v1.digest}))
     await engine.start()
-    await until(lambda: any(isinstance(m, FrameReceived) and isinstance(m.frame, frames.Rejected) for m in node.heard))
+    await until(
+        lambda: any(
+            isinstance(m, FrameReceived) and isinstance(m.frame, frames.Rejected)
+            for m in node.heard
+        )
+    )
     await until(lambda: [e.phase for e in node.told.status.engines] == ["Refused"])
     assert node.told.pod_status[POD.uid].gate
     await engine.stop()

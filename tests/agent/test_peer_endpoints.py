@@ -28,7 +28,9 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:
 def test_all_are_told_of_with_what_they_reach() -> None:
     assert peer_endpoints.listeners(7600, 0) == ["tcp://0.0.0.0:7600"]
     assert peer_endpoints.listeners(7600, 7601) == ["tcp://0.0.0.0:7600", "ucx://0.0.0.0:7601"]
-    tcp, ucx, mpi = peer_endpoints.describe(["tcp://10.0.0.1:7600", "ucx://10.0.0.1:7601"], ucx_port=7601, mpi=True)
+    tcp, ucx, mpi = peer_endpoints.describe(
+        ["tcp://10.0.0.1:7600", "ucx://10.0.0.1:7601"], ucx_port=7601, mpi=True
+    )
     assert tcp.megabytes_per_second > 0
     assert ucx.megabytes_per_second > 0
     assert "tcp on" in ucx.message

@@ -32,7 +32,9 @@ def config(tmp_path: Path, text: str) -> Path:
 
 def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
     text = "peer_port: 1\nroots: [{path: /m, namespaces: [a, b]}]\nstaging: {at_once: 3}\n"
-    found = read({**NODE, "HOTWEIGHTS_PEER_PORT": "2", "POD_IP": "10.0.0.1"}, config(tmp_path, text))
+    found = read(
+        {**NODE, "HOTWEIGHTS_PEER_PORT": "2", "POD_IP": "10.0.0.1"}, config(tmp_path, text)
+    )
     assert (found.peer_port, found.address, found.staging.at_once) == (2, "10.0.0.1", 3)
     assert found.roots == (RootSettings(Path("/m"), namespaces=("a", "b")),)
 
@@ -104,7 +106,10 @@ def test_the_plugin_is_installed_whole_and_once(tmp_path: Path) -> None:
     (built / "hotweights" / "a.py").write_text("2")
     plugin_folder.install(built, run, "0.1.0")
     plugin_folder.install(built, run, "0.2.0")
-    assert [(place / "hotweights" / "a.py").read_text(), sorted(p.name for p in place.parent.iterdir())] == [
+    assert [
+        (place / "hotweights" / "a.py").read_text(),
+        sorted(p.name for p in place.parent.iterdir()),
+    ] == [
         "2",
         ["0.1.0", "0.2.0"],
     ]

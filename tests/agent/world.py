@@ -1,6 +1,8 @@
-"""A node in memory: engines that tell the truth about what they serve, an API server that can be away, a disk; and the session.
+"""A node in memory: engines that tell the truth about what they serve, an API server that can be
+away, a disk; and the session.
 
-Used by the session's tests. Frames lie in queues until a test delivers them, so that anything can overtake anything.
+Used by the session's tests. Frames lie in queues until a test delivers them, so that anything can
+overtake anything.
 """
 
 from __future__ import annotations
@@ -31,13 +33,26 @@ def digest(n: int) -> str:
 
 def item(n: int, **changes: object) -> StageItem:
     """A stage list's entry for the n-th version."""
-    fields: dict[str, object] = {"digest": digest(n), "namespace": "ns", "version": f"v{n}", "uri": f"file:///w/v{n}"}
+    fields: dict[str, object] = {
+        "digest": digest(n),
+        "namespace": "ns",
+        "version": f"v{n}",
+        "uri": f"file:///w/v{n}",
+    }
     return StageItem.model_validate(fields | changes)
 
 
-def pod(uid: str = "a", version: int = 0, token: int = 1, prepare: int = 0, **changes: object) -> PodAssignment:
+def pod(
+    uid: str = "a", version: int = 0, token: int = 1, prepare: int = 0, **changes: object
+) -> PodAssignment:
     """What a pod is to serve and to prepare."""
-    fields: dict[str, object] = {"uid": uid, "name": uid, "namespace": "ns", "token": token, "digest": digest(version)}
+    fields: dict[str, object] = {
+        "uid": uid,
+        "name": uid,
+        "namespace": "ns",
+        "token": token,
+        "digest": digest(version),
+    }
     fields |= {"version": f"v{version}" if version else "", "prepare": digest(prepare)}
     return PodAssignment.model_validate(fields | changes)
 
@@ -55,9 +70,11 @@ class EngineModel:
     server: int | None = None  # connection
     ranks: dict[int, int] = field(default_factory=dict)  # rank → connection
     prepared: dict[int, set[str]] = field(default_factory=dict)
-    inbox: deque[tuple[int, frames.Frame]] = field(default_factory=deque)  # frames of the agent, not read yet
+    # frames of the agent, not read yet
+    inbox: deque[tuple[int, frames.Frame]] = field(default_factory=deque)
     rejects: set[str] = field(default_factory=set)
-    fails: list[str] = field(default_factory=list)  # what the next commits end with: a reason, or "dirty"
+    # what the next commits end with: a reason, or "dirty"
+    fails: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
 
 
@@ -85,12 +102,14 @@ class World:
         self.books = Books()
         self.start_agent()
 
-    # -- the agent ---------------------------------------------------------------------------------------------------
+    # -- the agent ------------------------------------------------------------------------------
 
     def start_agent(self) -> None:
         """A new agent: memory gone, the disk kept, every connection lost."""
         self.boots += 1
-        self.session = Session(AgentInfo(f"boot-{self.boots}"), reconnect_seconds=self.reconnect_seconds)
+        self.session = Session(
+            AgentInfo(f"boot-{self.boots}"), reconnect_seconds=self.reconnect_seconds
+        )
         self.staged, self.fetching, self.wanted_marks = set(), {}, {}
         self.by_conn = {}
         self.books.images.clear()
@@ -116,15 +135,21 @@ class World:
         self.log.append(effect)
         match effect:
             case fx.Stage():
-                assert effect.item.digest not in self.fetching, "a version is fetched once at a time"
+                assert effect.item.digest not in self.fetching, (
+                    "a version is fetched once at a time"
+                )
                 self.fetching[effect.item.digest] = effect.item
             case fx.CancelStage():
                 self.fetching.pop(effect.digest, None)
             case fx.ReleaseVersion():
                 self.staged.discard(effect.digest)
-                assert effect.digest not in self.fetching, "what is being fetched is cancelled, not released"
+                assert effect.digest not in self.fetching, (
+                    "what is being fetched is cancelled, not released"
+                )
             case fx.SendPrepare():
-                assert effect.digest in self.staged, "only what is staged and verified is handed over"
+                assert effect.digest in self.staged, (
+                    "only what is staged and verified is handed over"
+                )
                 self.note_ask(effect.conn, "Prepare", effect.digest)
                 self.send(effect.conn, frames.Prepare(effect.id, effect.digest, 1))
             case fx.Send():
@@ -149,15 +174,21 @@ class World:
                 self.status = effect.status
 
     def check_commit(self, conn: int, frame: frames.Commit) -> None:
-        """A commit goes out only for what is assigned, to an engine whose every rank has it, with no old label showing."""
+        """A commit goes out only for what is assigned, to an engine whose every rank has it, with
+        no old label showing.
+        """
         engine = self.engines[self.by_conn[conn]]
         wanted = self.note_ask(conn, "Commit", frame.digest)
         assert (wanted.digest, wanted.token) == (frame.digest, frame.commit_token)
         assert set(engine.ranks) == set(range(engine.world_size))
-        assert all(frame.digest in engine.prepared.get(rank, set()) for rank in engine.ranks), "not every rank has it"
+        assert all(frame.digest in engine.prepared.get(rank, set()) for rank in engine.ranks), (
+            "not every rank has it"
+        )
         remembered = self.disk[engine.uid].assignment
         assert remembered.token == frame.commit_token, "the disk knew before the engine"
-        assert frame.commit_token >= self.highest.get(engine.uid, 0), "an older assignment undid a newer one"
+        assert frame.commit_token >= self.highest.get(engine.uid, 0), (
+            "an older assignment undid a newer one"
+        )
 
     def note_ask(self, conn: int, step: str, name: str) -> PodAssignment:
         uid = self.by_conn[conn]
@@ -209,7 +240,7 @@ class World:
         self.now += seconds
         self.tell(msg.Ticked())
 
-    # -- engines -----------------------------------------------------------------------------------------------------
+    # -- engines --------------------------------------------------------------------------------
 
     def boot(self, uid: str, world_size: int = 1) -> EngineModel:
         """A container starts, or starts again: what it was is gone."""
@@ -306,7 +337,9 @@ class World:
 
     def commit(self, engine: EngineModel, frame: frames.Commit) -> frames.Frame:
         def failed(reason: str, dirty: bool = False) -> frames.Frame:
-            return frames.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, "no", dirty)
+            return frames.CommitFailed(
+                frame.id, frame.digest, frame.commit_token, reason, "no", dirty
+            )
 
         if frame.commit_token < engine.token:
             return failed("StaleToken")
@@ -324,7 +357,7 @@ class World:
         engine.state, engine.active = "Serving", frame.digest
         return frames.Committed(frame.id, frame.digest, frame.commit_token, 0.05, {}, "Golden")
 
-    # -- what must always hold -----------------------------------------------------------------------------------------
+    # -- what must always hold ------------------------------------------------------------------
 
     def check(self) -> None:
         """Nothing is said of an engine that is not so."""
@@ -338,10 +371,14 @@ class World:
             truth = self.engines.get(uid)
             if truth is None or truth.state != "Serving":
                 continue
-            assert pod_status.digest_label in ("", str(truth.active)[7:23]), "a pod is shown on what it does not serve"
+            assert pod_status.digest_label in ("", str(truth.active)[7:23]), (
+                "a pod is shown on what it does not serve"
+            )
             wanted = self.session.assignment(uid)
             if pod_status.gate and wanted is not None and self.wanted_marks.get(uid) == pod_status:
-                assert wanted.digest in ("", truth.active), "the gate is True on another version than the assigned one"
+                assert wanted.digest in ("", truth.active), (
+                    "the gate is True on another version than the assigned one"
+                )
 
     def settle(self, rounds: int = 60) -> None:
         """Faults are over: everybody answers and time passes."""

@@ -19,7 +19,12 @@ def test_waits_grow_to_the_longest_and_stay_there() -> None:
     doubling = Backoff(0.5, 8.0)
     assert [doubling.seconds(n) for n in range(7)] == [0.0, 0.5, 1.0, 2.0, 4.0, 8.0, 8.0]
     assert doubling.seconds(10**6) == 8.0
-    assert [Backoff(1.0, 60.0, factor=4.0).seconds(n) for n in (1, 2, 3, 4)] == [1.0, 4.0, 16.0, 60.0]
+    assert [Backoff(1.0, 60.0, factor=4.0).seconds(n) for n in (1, 2, 3, 4)] == [
+        1.0,
+        4.0,
+        16.0,
+        60.0,
+    ]
 
 
 @given(failures=st.integers(0, 10**9), drawn=st.floats(0.0, 1.0, exclude_max=True))
@@ -49,16 +54,28 @@ def test_what_reaches_this_machine_only(host: str, is_loopback: bool) -> None:
 
 
 def test_addresses_with_colons_stand_in_brackets_once() -> None:
-    assert [hosts.bracketed(h) for h in ("::1", "[::1]", "10.0.0.1", "node")] == ["[::1]", "[::1]", "10.0.0.1", "node"]
+    assert [hosts.bracketed(h) for h in ("::1", "[::1]", "10.0.0.1", "node")] == [
+        "[::1]",
+        "[::1]",
+        "10.0.0.1",
+        "node",
+    ]
     assert [hosts.bare(h) for h in ("[::1]", "::1", "node")] == ["::1", "::1", "node"]
-    assert [hosts.is_wildcard(h) for h in ("*", "0.0.0.0", "[::]", "::1")] == [True, True, True, False]
+    assert [hosts.is_wildcard(h) for h in ("*", "0.0.0.0", "[::]", "::1")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_moments_are_written_in_utc_and_read_with_any_zone() -> None:
     moment = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
     assert timestamps.show(moment) == "2026-01-02T03:04:05Z"
     assert timestamps.show_micros(moment) == "2026-01-02T03:04:05.678901Z"
-    assert timestamps.show(moment.astimezone(timezone(timedelta(hours=5)))) == "2026-01-02T03:04:05Z"
+    assert (
+        timestamps.show(moment.astimezone(timezone(timedelta(hours=5)))) == "2026-01-02T03:04:05Z"
+    )
     assert timestamps.parse("2026-01-02T08:04:05+05:00") == moment.replace(microsecond=0)
     assert timestamps.parse("2026-01-02T03:04:05") == moment.replace(microsecond=0)
     assert [timestamps.parse(text) for text in (None, "", "yesterday")] == [None, None, None]

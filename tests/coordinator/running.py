@@ -1,4 +1,6 @@
-"""A real coordinator at a free port, in a thread of this process, and the plans that it is given."""
+"""A real coordinator at a free port, in a thread of this process, and the plans that it is
+given.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Coordinator:
         self.events_endpoint = server.sockets.events_endpoint
         self.metrics_port = server.web.port
 
-    def client(self, token: str = "", curve: Path | None = None, timeout_seconds: float = 10.0) -> Client:
+    def client(
+        self, token: str = "", curve: Path | None = None, timeout_seconds: float = 10.0
+    ) -> Client:
         return Client(self.endpoint, token, curve, timeout_seconds=timeout_seconds)
 
 
@@ -45,7 +49,11 @@ def running(backend: Backend | None = None, **settings: Any) -> Iterator[Coordin
     ready, stop = threading.Event(), asyncio.Event()
 
     async def serve() -> None:
-        defaults: dict[str, Any] = {"endpoint": "tcp://127.0.0.1:0", "metrics_port": 0, "instance_id": "test"}
+        defaults: dict[str, Any] = {
+            "endpoint": "tcp://127.0.0.1:0",
+            "metrics_port": 0,
+            "instance_id": "test",
+        }
         server = Server(ServeSettings(**(defaults | settings)), backend or MemoryBackend())
         await server.start()
         started.append(Coordinator(server, asyncio.get_running_loop()))
@@ -76,15 +84,19 @@ def running(backend: Backend | None = None, **settings: Any) -> Iterator[Coordin
 
 
 def lasting_endpoint() -> str:
-    """For one that comes back to where it was. Of the ports that the system deals out, another process may have the next one, that of
-    the events, or get either while nobody listens."""
+    """For one that comes back to where it was. Of the ports that the system deals out, another
+    process may have the next one, that of the events, or get either while nobody listens.
+    """
     return f"tcp://127.0.0.1:{free_ports(2)[0]}"
 
 
 def manifest(version: str = "v1", tensors: int = 1, model: str = "m") -> Manifest:
     """Tensors of four bytes each."""
     entries = [TensorEntry(f"t{n}", "F32", (1,), 4, 8 + 4 * n) for n in range(tensors)]
-    chunks = {entry.name: [hashlib.sha256(f"{version}/{entry.name}".encode()).hexdigest()] for entry in entries}
+    chunks = {
+        entry.name: [hashlib.sha256(f"{version}/{entry.name}".encode()).hexdigest()]
+        for entry in entries
+    }
     return build(model, version, {"model.safetensors": entries}, chunks)
 
 

@@ -1,4 +1,6 @@
-"""Clients against real sockets: deadlines, several endpoints, coordinators that come, go, and hang."""
+"""Clients against real sockets: deadlines, several endpoints, coordinators that come, go, and
+hang.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ NOWHERE = "tcp://127.0.0.1:1"
 
 @contextmanager
 def somebody(answers: list[dict[str, object] | None]) -> Iterator[str]:
-    """A ROUTER that gives these answers, one to each request (None: no answer), with the request's id."""
+    """A ROUTER that gives these answers, one to each request (None: no answer), with the request's
+    id.
+    """
     context = zmq.Context()
     router = context.socket(zmq.ROUTER)
     router.linger = 0
@@ -51,7 +55,9 @@ def somebody(answers: list[dict[str, object] | None]) -> Iterator[str]:
                 route, body = router.recv_multipart()[:2]
                 answer = left.pop(0) if left else None
                 if answer is not None:
-                    router.send_multipart([route, json.dumps({"id": json.loads(body)["id"]} | answer).encode()])
+                    router.send_multipart(
+                        [route, json.dumps({"id": json.loads(body)["id"]} | answer).encode()]
+                    )
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -77,7 +83,10 @@ def test_does_not_wait_for_the_leader_that_just_went() -> None:
 
 
 def test_gives_up_in_time_and_says_what_to_do() -> None:
-    with Client(NOWHERE, timeout_seconds=0.2) as client, pytest.raises(CoordinatorUnreachable) as caught:
+    with (
+        Client(NOWHERE, timeout_seconds=0.2) as client,
+        pytest.raises(CoordinatorUnreachable) as caught,
+    ):
         client.call("status")
     assert NOWHERE in str(caught.value)
     assert "hotweights coord-serve" in str(caught.value)
@@ -91,9 +100,14 @@ async def test_gives_up_in_time_in_a_loop() -> None:
 
 
 def test_asks_the_next_endpoint() -> None:
-    with running() as there, Client(f"{NOWHERE},{there.endpoint}", "", timeout_seconds=10.0) as client:
+    with (
+        running() as there,
+        Client(f"{NOWHERE},{there.endpoint}", "", timeout_seconds=10.0) as client,
+    ):
         assert client.call("status").result["state"] == "idle"
-        assert client.call("status", timeout_seconds=0.9).result["state"] == "idle", "it did not stay there"
+        assert client.call("status", timeout_seconds=0.9).result["state"] == "idle", (
+            "it did not stay there"
+        )
 
 
 def test_goes_past_one_that_is_silent() -> None:
@@ -107,15 +121,24 @@ def test_goes_past_one_that_is_silent() -> None:
 
 def test_follows_who_is_said_to_lead() -> None:
     with running() as there:
-        redirect = {"ok": False, "error": {"reason": "NotLeader", "message": "go there", "leader": there.endpoint}}
+        redirect = {
+            "ok": False,
+            "error": {"reason": "NotLeader", "message": "go there", "leader": there.endpoint},
+        }
         with somebody([redirect]) as follower, Client(follower, "", timeout_seconds=10.0) as client:
             assert client.call("status").result["instance_id"] == "test"
 
 
 def test_asks_again_while_nobody_leads() -> None:
-    nobody: dict[str, object] = {"ok": False, "error": {"reason": "NotLeader", "message": "wait", "leader": ""}}
+    nobody: dict[str, object] = {
+        "ok": False,
+        "error": {"reason": "NotLeader", "message": "wait", "leader": ""},
+    }
     done: dict[str, object] = {"ok": True, "result": {"done": 1}}
-    with somebody([nobody, nobody, done]) as there, Client(there, "", timeout_seconds=10.0) as client:
+    with (
+        somebody([nobody, nobody, done]) as there,
+        Client(there, "", timeout_seconds=10.0) as client,
+    ):
         assert client.call("commit", version="v").result == {"done": 1}
     with (
         somebody([nobody] * 100) as there,
@@ -172,8 +195,12 @@ def test_may_be_shared_by_threads() -> None:
         assert len(client.call("status").result["workers"]) == 4
 
 
-async def test_goes_on_where_the_connection_goes_just_before_it_sends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seldom, so the moment is made: whoever would lead is gone when the socket has just said that it can send."""
+async def test_goes_on_where_the_connection_goes_just_before_it_sends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seldom, so the moment is made: whoever would lead is gone when the socket has just said that
+    it can send.
+    """
     ready = _Watched.ready
     with running() as there, somebody([]) as ends:
         gone = zmq.Context()
@@ -197,7 +224,9 @@ async def test_goes_on_where_the_connection_goes_just_before_it_sends(monkeypatc
 async def test_many_clients_in_a_loop() -> None:
     with running() as there:
         clients = [AsyncClient(there.endpoint, "") for _ in range(20)]
-        await asyncio.gather(*(client.call("register", worker_id=f"w{n}") for n, client in enumerate(clients)))
+        await asyncio.gather(
+            *(client.call("register", worker_id=f"w{n}") for n, client in enumerate(clients))
+        )
         status = (await clients[0].call("status")).result
         for client in clients:
             await client.close()
@@ -205,7 +234,10 @@ async def test_many_clients_in_a_loop() -> None:
 
 
 def test_what_is_not_unicode_is_said_all_the_same() -> None:
-    for value in ({"reason": "a path of half a surrogate: \udcff"}, Event(1.0, "leader", "coordinator \udcff leads")):
+    for value in (
+        {"reason": "a path of half a surrogate: \udcff"},
+        Event(1.0, "leader", "coordinator \udcff leads"),
+    ):
         expected = asdict(value) if isinstance(value, Event) else value
         assert json_value(json_bytes(value)) == expected
 
@@ -216,7 +248,8 @@ def test_refuses_what_is_too_large_before_it_is_sent() -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["", "tcp://", "http://127.0.0.1:1", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", ","]
+    "endpoint",
+    ["", "tcp://", "http://127.0.0.1:1", "tcp://127.0.0.1", "tcp://127.0.0.1:99999", ","],
 )
 def test_names_what_is_no_endpoint(endpoint: str) -> None:
     with pytest.raises(CallRefused, match=r"tcp://127\.0\.0\.1:5555"):

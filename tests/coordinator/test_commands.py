@@ -1,4 +1,6 @@
-"""The commands as they are typed: what they print, what they exit with, and that an error is one line."""
+"""The commands as they are typed: what they print, what they exit with, and that an error is one
+line.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_an_update_by_hand(shell: Shell, coordinator: Coordinator, tmp_path: Pat
         assert "precommitted" in shell("precommit", "--worker-id", "w1")[1]
         done = json.loads(shell("commit", "--version", "v1", "--json")[1])
         assert done["state"] == "committed"
-        client.call("heartbeat", worker_id="w1", applied={"digest": done["digest"], "token": done["token"]})
+        client.call(
+            "heartbeat", worker_id="w1", applied={"digest": done["digest"], "token": done["token"]}
+        )
         assert shell("commit", "--version", "v1", "--wait")[0] == 0
     page = shell("coord-status")[1]
     for expected in ("committed v1", "w1", "applied", "last events", "begin", "commit", "ago"):
@@ -82,13 +86,17 @@ def test_an_update_by_hand(shell: Shell, coordinator: Coordinator, tmp_path: Pat
     assert "final" in shell.refused("abort")
 
 
-def test_waits_until_it_is_committed_or_says_why_not(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+def test_waits_until_it_is_committed_or_says_why_not(
+    shell: Shell, coordinator: Coordinator, tmp_path: Path
+) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(plan().canonical)
     shell("coord-submit-plan", "--plan", path)
     with coordinator.client() as client:
         client.call("register", worker_id="slow")
-    assert "waiting for slow" in shell.refused("begin", "--version", "v1", "--wait", "--wait-timeout", "0.1")
+    assert "waiting for slow" in shell.refused(
+        "begin", "--version", "v1", "--wait", "--wait-timeout", "0.1"
+    )
     assert shell("abort", "--reason", "too slow")[0] == 0
     assert "too slow" in shell("status")[1]
 
@@ -104,12 +112,21 @@ def test_sets_the_current_manifest(shell: Shell, coordinator: Coordinator, tmp_p
 
 
 def test_prints_events(shell: Shell, coordinator: Coordinator) -> None:
-    code, out, _ = shell("coord-sub", "--pub-endpoint", coordinator.events_endpoint, "--print-last", "--for", "0.1")
+    code, out, _ = shell(
+        "coord-sub", "--pub-endpoint", coordinator.events_endpoint, "--print-last", "--for", "0.1"
+    )
     assert (code, "test leads" in out) == (0, True)
 
 
 @pytest.mark.parametrize(
-    "words", [("status",), ("coord-status",), ("begin", "--version", "v"), ("commit", "--version", "v"), ("abort",)]
+    "words",
+    [
+        ("status",),
+        ("coord-status",),
+        ("begin", "--version", "v"),
+        ("commit", "--version", "v"),
+        ("abort",),
+    ],
 )
 def test_without_a_coordinator_it_is_one_line(shell: Shell, words: tuple[str, ...]) -> None:
     said = shell.refused(*words, "--endpoint", "tcp://127.0.0.1:1", "--timeout", "0.1")
@@ -119,7 +136,9 @@ def test_without_a_coordinator_it_is_one_line(shell: Shell, words: tuple[str, ..
     assert (code, json.loads(out)["error"]["reason"]) == (1, "CoordinatorUnreachable")
 
 
-def test_what_cannot_be_asked_is_one_line(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+def test_what_cannot_be_asked_is_one_line(
+    shell: Shell, coordinator: Coordinator, tmp_path: Path
+) -> None:
     assert "no plan of version v9" in shell.refused("begin", "--version", "v9")
     assert "begin" in shell.refused("commit", "--version", "v9")
     assert "ghost" in shell.refused("precommit", "--worker-id", "ghost")
@@ -147,7 +166,9 @@ def test_the_token_comes_from_a_file_or_the_environment(
         assert shell("status")[0] == 0
 
 
-def test_what_cannot_be_served_is_one_line(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:
+def test_what_cannot_be_served_is_one_line(
+    shell: Shell, coordinator: Coordinator, tmp_path: Path
+) -> None:
     serve = ("coord-serve", "--metrics-port", "0", "--endpoint")
     assert "--token-file" in shell.refused(*serve, "tcp://0.0.0.0:0")
     assert "does another coordinator run?" in shell.refused(*serve, coordinator.endpoint)
@@ -159,31 +180,55 @@ def test_what_cannot_be_served_is_one_line(shell: Shell, coordinator: Coordinato
     assert shell(*serve, "tcp://127.0.0.1:0", "--backend", "paper")[0] == 2
 
 
-def test_redis_that_is_not_there_is_never_silently_memory(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redis_that_is_not_there_is_never_silently_memory(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     monkeypatch.setenv("HOTWEIGHTS_COORD_BACKEND", "redis")
     monkeypatch.setenv("HOTWEIGHTS_REDIS_URL", f"redis://127.0.0.1:{port}/0")
-    assert str(port) in shell.refused("coord-serve", "--endpoint", "tcp://127.0.0.1:0", "--metrics-port", "0")
+    assert str(port) in shell.refused(
+        "coord-serve", "--endpoint", "tcp://127.0.0.1:0", "--metrics-port", "0"
+    )
 
 
 def test_writes_keys(shell: Shell, tmp_path: Path) -> None:
     assert shell("coord-keys", tmp_path / "keys")[0] == 0
     with running(curve=tmp_path / "keys") as coordinator:
-        assert shell("status", "--endpoint", coordinator.endpoint, "--curve", tmp_path / "keys")[0] == 0
+        assert (
+            shell("status", "--endpoint", coordinator.endpoint, "--curve", tmp_path / "keys")[0]
+            == 0
+        )
     assert "holds keys already" in shell.refused("coord-keys", tmp_path / "keys")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "hotweights.cli", "coord-serve", "--endpoint", "tcp://127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "hotweights.cli",
+        "coord-serve",
+        "--endpoint",
+        "tcp://127.0.0.1:0",
+    ]
     process = subprocess.Popen(
-        [*command, "--metrics-port", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [*command, "--metrics-port", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
     )
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        for expected in ("serves at tcp://127.0.0.1:", "events at", "metrics at port", "backend memory", "auth none"):
+        for expected in (
+            "serves at tcp://127.0.0.1:",
+            "events at",
+            "metrics at port",
+            "backend memory",
+            "auth none",
+        ):
             assert expected in line
         process.send_signal(number)
         out, err = process.communicate(timeout=PROCESS_SECONDS)
@@ -197,7 +242,11 @@ def test_ctrl_c_ends_what_waits() -> None:
     command = [sys.executable, "-m", "hotweights.cli", "coord-sub", "--print-last", "--endpoint"]
     with running() as coordinator:
         process = subprocess.Popen(
-            [*command, coordinator.endpoint], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+            [*command, coordinator.endpoint],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ,
         )
         try:
             assert process.stdout is not None

@@ -43,7 +43,9 @@ def test_forgets_what_those_said_who_are_gone() -> None:
 
 def test_applied_is_what_was_decided_by_that_token() -> None:
     membership = Membership(15.0)
-    durable = CoordinatorState(current=Current("v1", DIGEST, 7, "p", "u", "m"), workers=workers("a", "b"))
+    durable = CoordinatorState(
+        current=Current("v1", DIGEST, 7, "p", "u", "m"), workers=workers("a", "b")
+    )
     membership.applied["a"] = Applied(digest=DIGEST, token=6)
     membership.applied["b"] = Applied(digest=DIGEST, token=7)
     assert membership.have_applied(durable) == ["b"]
@@ -67,7 +69,9 @@ def test_routes_of_a_big_group_are_not_made_anew_for_everybody() -> None:
     group = workers(*(f"w{n}" for n in range(1000)))
     first = membership.route("w1", DIGEST, group, 0.0)
     more = group | workers("x")
-    assert membership.route("x", DIGEST, more, 0.01).parents, "for a moment it stands behind the last one"
+    assert membership.route("x", DIGEST, more, 0.01).parents, (
+        "for a moment it stands behind the last one"
+    )
     assert membership.route("w1", DIGEST, more, 0.01) is first
     assert membership.route("x", DIGEST, more, 0.5).parents
 

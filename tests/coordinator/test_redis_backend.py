@@ -12,7 +12,14 @@ import pytest
 
 from hotweights_coordinator.backends.base import Fenced, Unavailable
 from hotweights_coordinator.backends.redis import RedisBackend, RedisSettings, RedisSettingsError
-from hotweights_coordinator.state.state import Attempt, CoordinatorState, Current, Event, PlanRef, Worker
+from hotweights_coordinator.state.state import (
+    Attempt,
+    CoordinatorState,
+    Current,
+    Event,
+    PlanRef,
+    Worker,
+)
 from tests.coordinator.ha.redis_server import RedisServer
 
 PLAN = PlanRef("sha256:plan", "v2", "sha256:manifest", "file:///w", "m", 10)
@@ -35,7 +42,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 
 @pytest.fixture
-async def pair(server: RedisServer, request: pytest.FixtureRequest) -> AsyncIterator[tuple[RedisBackend, RedisBackend]]:
+async def pair(
+    server: RedisServer, request: pytest.FixtureRequest
+) -> AsyncIterator[tuple[RedisBackend, RedisBackend]]:
     settings = RedisSettings(server.url, request.node.name, 30.0)
     backends = RedisBackend(settings), RedisBackend(settings)
     yield backends
@@ -68,7 +77,9 @@ async def test_an_old_leaders_state_is_not_stored(pair: tuple[RedisBackend, Redi
     assert await b.load() == STATE
 
 
-async def test_blobs_that_no_state_names_go_with_the_next_leader(pair: tuple[RedisBackend, RedisBackend]) -> None:
+async def test_blobs_that_no_state_names_go_with_the_next_leader(
+    pair: tuple[RedisBackend, RedisBackend],
+) -> None:
     a, b = pair
     lease = await a.lead("a", "tcp://a:1")
     await a.load()
@@ -84,7 +95,9 @@ async def test_blobs_that_no_state_names_go_with_the_next_leader(pair: tuple[Red
     assert await b.get_blob(PLAN.digest) == b"plan"
 
 
-async def test_tokens_grow_even_when_redis_forgot_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_tokens_grow_even_when_redis_forgot_them(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     server = RedisServer(tmp_path)
     server.start()
     backend = RedisBackend(RedisSettings(server.url))

@@ -1,4 +1,6 @@
-"""No false commit and no lost one, whatever dies: real coordinators, a real Redis, and clients that never rest."""
+"""No false commit and no lost one, whatever dies: real coordinators, a real Redis, and clients that
+never rest.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ from tests.coordinator.ha.storm import storm
 
 KILLS = 20
 GENEROUS = 10.0
-"""How many leases a take-over may last here, where the machine may be busy; bench/coordinator_ha.py is strict."""
+"""How many leases a take-over may last here, where the machine may be busy; bench/coordinator_ha.py
+is strict.
+"""
 
 
 @pytest.mark.timeout(900)
@@ -21,7 +25,12 @@ async def test_nothing_is_lost_or_made_up_while_everything_dies(tmp_path: Path) 
     report = running.report
     print(report.text())
     assert report.faults == []
-    assert (report.kills, report.redis_restarts, report.redis_hangs, report.freezes) == (KILLS, 4, 3, 2)
+    assert (report.kills, report.redis_restarts, report.redis_hangs, report.freezes) == (
+        KILLS,
+        4,
+        3,
+        2,
+    )
     assert (report.partitions, report.cuts) == (5, 100)
     assert report.commits >= KILLS
     assert all(one.leads_seconds < GENEROUS * report.lease_seconds for one in report.take_overs)

@@ -24,7 +24,9 @@ PATIENCE_SECONDS = 40.0
 def pair(tmp_path: Path) -> Iterator[tuple[Coordinator, Coordinator]]:
     redis = RedisServer(tmp_path)
     redis.start()
-    pair = tuple(Coordinator(name, redis.url, "serve", LEASE_SECONDS, tmp_path) for name in ("a", "b"))
+    pair = tuple(
+        Coordinator(name, redis.url, "serve", LEASE_SECONDS, tmp_path) for name in ("a", "b")
+    )
     try:
         for one in pair:
             one.start()
@@ -69,7 +71,10 @@ def test_a_follower_says_who_leads_and_takes_over_at_once_from_one_that_ends(
 
 
 def test_without_its_redis_it_does_not_start() -> None:
-    environment = os.environ | {"HOTWEIGHTS_COORD_BACKEND": "redis", "HOTWEIGHTS_REDIS_URL": "redis://127.0.0.1:1/0"}
+    environment = os.environ | {
+        "HOTWEIGHTS_COORD_BACKEND": "redis",
+        "HOTWEIGHTS_REDIS_URL": "redis://127.0.0.1:1/0",
+    }
     done = subprocess.run(
         [
             Path(sys.executable).parent / "hotweights",

@@ -28,7 +28,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 class Member:
     """One coordinator's store, with its name and the lease it was told last."""
 
-    def __init__(self, url: str, cluster: str, name: str, lease_seconds: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, url: str, cluster: str, name: str, lease_seconds: float, clock: Callable[[], float]
+    ) -> None:
         self.name, self._clock = name, clock
         self.store = RedisStore(url, cluster, lease_seconds, clock)
         self.lease = Lease(mine=False, fence=0, leader="", until=0.0)
@@ -61,7 +63,9 @@ class Cluster:
         self.raw = redis.asyncio.Redis.from_url(server.url)
 
     def new(self, name: str, lease_seconds: float = LEASE_SECONDS) -> Member:
-        self._made.append(Member(self._server.url, self._name, name, lease_seconds, lambda: self.now))
+        self._made.append(
+            Member(self._server.url, self._name, name, lease_seconds, lambda: self.now)
+        )
         return self._made[-1]
 
     async def leader(self, name: str) -> Member:
@@ -130,7 +134,9 @@ async def test_the_leader_stops_before_the_lease_ends(cluster: Cluster) -> None:
     assert (a.leads, a.lease.fence) == (True, 1)
 
 
-async def test_the_lease_counts_from_when_it_was_asked_for(server: RedisServer, cluster: Cluster) -> None:
+async def test_the_lease_counts_from_when_it_was_asked_for(
+    server: RedisServer, cluster: Cluster
+) -> None:
     a = await cluster.leader("a")
     server.freeze()
     renewal = asyncio.create_task(a.lead())
@@ -190,7 +196,9 @@ async def test_a_leader_that_slept_can_neither_renew_nor_write(cluster: Cluster)
     assert await a.load() == {"state": b"precommitted"}
 
 
-async def test_a_lease_that_ended_is_not_written_under_even_if_nobody_took_it(cluster: Cluster) -> None:
+async def test_a_lease_that_ended_is_not_written_under_even_if_nobody_took_it(
+    cluster: Cluster,
+) -> None:
     a = await cluster.leader("a")
     old = a.lease
     await cluster.end_lease()
@@ -227,8 +235,12 @@ async def test_clusters_do_not_see_each_other(server: RedisServer, cluster: Clus
     await other.close()
 
 
-async def test_a_write_without_an_answer_is_settled_before_the_next(server: RedisServer, cluster: Cluster) -> None:
-    """Redis hangs: the write's outcome is open, and when Redis goes on it may still run it, after whatever came later."""
+async def test_a_write_without_an_answer_is_settled_before_the_next(
+    server: RedisServer, cluster: Cluster
+) -> None:
+    """Redis hangs: the write's outcome is open, and when Redis goes on it may still run it, after
+    whatever came later.
+    """
     a = cluster.new("a", lease_seconds=1.5)
     await a.lead()
     await a.load()
@@ -319,7 +331,9 @@ async def test_a_redis_that_is_not_there_is_named_without_its_password() -> None
 
 
 async def test_whoever_is_cancelled_ends(cluster: Cluster) -> None:
-    """At any moment of a call: a shutdown waits for it. Sockets with time limits of the library's own fail this on Python 3.11."""
+    """At any moment of a call: a shutdown waits for it. Sockets with time limits of the library's
+    own fail this on Python 3.11.
+    """
     a = await cluster.leader("a")
 
     async def lead() -> None:

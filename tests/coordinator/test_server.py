@@ -1,4 +1,6 @@
-"""A real coordinator, asked over real sockets: what it answers, what it refuses, and that nothing ends it."""
+"""A real coordinator, asked over real sockets: what it answers, what it refuses, and that nothing
+ends it.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,11 @@ from hotweights_coordinator.server.settings import ServeSettings
 from hotweights_coordinator.state import state
 from hotweights_coordinator.state.state import CoordinatorState
 from hotweights_coordinator.wire import auth
-from hotweights_coordinator.wire.messages import CallRefused, CoordinatorError, CoordinatorUnreachable
+from hotweights_coordinator.wire.messages import (
+    CallRefused,
+    CoordinatorError,
+    CoordinatorUnreachable,
+)
 from tests.coordinator.running import Coordinator, begun, manifest, plan, running
 
 
@@ -57,7 +63,11 @@ def test_an_update_from_the_plan_to_the_last_worker(client: Client) -> None:
     token = client.call("begin", version="v1").result["token"]
 
     assigned = client.call("heartbeat", worker_id="b").result
-    assert (assigned["token"], assigned["state"], assigned["digest"]) == (token, "begun", made.manifest.digest)
+    assert (assigned["token"], assigned["state"], assigned["digest"]) == (
+        token,
+        "begun",
+        made.manifest.digest,
+    )
     assert (assigned["uri"], assigned["model"], assigned["current"]) == (made.source, "m", None)
     assert client.call("get_plan", digest=assigned["plan_digest"]).binary == made.canonical
 
@@ -65,16 +75,29 @@ def test_an_update_from_the_plan_to_the_last_worker(client: Client) -> None:
     assert refusal(client, "commit", version="v1") == "NotPrecommitted"
     assert client.call("status").result["waiting_for"] == ["b"]
     assert client.call("precommit", worker_id="b", token=token).result["state"] == "precommitted"
-    assert client.call("commit", version="v1", token=token).result == client.call("commit", version="v1").result
+    assert (
+        client.call("commit", version="v1", token=token).result
+        == client.call("commit", version="v1").result
+    )
 
     current = client.call("heartbeat", worker_id="a", have=[made.manifest.digest]).result["current"]
-    assert (current["version"], current["digest"], current["token"]) == ("v1", made.manifest.digest, token)
+    assert (current["version"], current["digest"], current["token"]) == (
+        "v1",
+        made.manifest.digest,
+        token,
+    )
     said = {"digest": made.manifest.digest, "token": token}
     client.call("heartbeat", worker_id="a", applied=said)
     client.call("applied", worker_id="b", version="v1", **said)
     status = client.call("status").result
-    assert (status["state"], status["applied"], status["waiting_for"]) == ("committed", ["a", "b"], [])
-    assert {"plan", "begin", "precommit", "commit", "applied"} <= {event["topic"] for event in status["last_events"]}
+    assert (status["state"], status["applied"], status["waiting_for"]) == (
+        "committed",
+        ["a", "b"],
+        [],
+    )
+    assert {"plan", "begin", "precommit", "commit", "applied"} <= {
+        event["topic"] for event in status["last_events"]
+    }
     assert client.call("get_current_manifest").binary == made.manifest.canonical
     donors = client.call("who_has", digest=made.manifest.digest).result["workers"]
     assert [donor["worker_id"] for donor in donors] == ["a"]
@@ -107,11 +130,16 @@ def test_what_no_live_worker_has_prepared_is_not_committed() -> None:
     with running(worker_ttl_seconds=0.5) as coordinator, coordinator.client() as client:
         token = begun(client)
         client.call("register", worker_id="dies")
-        assert client.call("precommit", worker_id="dies", token=token).result["state"] == "precommitted"
+        assert (
+            client.call("precommit", worker_id="dies", token=token).result["state"]
+            == "precommitted"
+        )
         while client.call("status").result["workers"]:
             pass
         assert client.call("status").result["state"] == "begun"
-        with pytest.raises(CallRefused, match="no live worker has prepared v1; start `hotweights worker`") as refused:
+        with pytest.raises(
+            CallRefused, match="no live worker has prepared v1; start `hotweights worker`"
+        ) as refused:
             client.call("commit", version="v1")
         assert refused.value.reason == "NotPrecommitted"
         assert client.call("register", worker_id="comes").result["state"] == "begun"
@@ -158,7 +186,10 @@ def test_names_what_is_wrong_with_a_plan(client: Client) -> None:
 
 def test_a_large_plan_is_looked_at_by_a_process_beside(client: Client) -> None:
     made = plan(tensors=1000)
-    assert client.call("submit_plan", binary=made.canonical, timeout_seconds=30.0).result["digest"] == made.digest
+    assert (
+        client.call("submit_plan", binary=made.canonical, timeout_seconds=30.0).result["digest"]
+        == made.digest
+    )
     assert client.call("get_plan").binary == made.canonical
     with pytest.raises(CallRefused, match="submitted plan"):
         client.call("submit_plan", binary=made.canonical[:-1000], timeout_seconds=30.0)
@@ -186,8 +217,16 @@ def test_nothing_that_is_no_request_ends_it(coordinator: Coordinator, client: Cl
         [json.dumps(good).encode(), b"", b""],
         [json.dumps(good).encode(), b"binary"],
         [json.dumps(good | {"method": "register", "args": {"worker_id": "../a b"}}).encode()],
-        [json.dumps(good | {"method": "register", "args": {"worker_id": "a", "have": ["x"]}}).encode()],
-        [json.dumps(good | {"method": "begin", "args": {"version": "v", "deadline_seconds": -1}}).encode()],
+        [
+            json.dumps(
+                good | {"method": "register", "args": {"worker_id": "a", "have": ["x"]}}
+            ).encode()
+        ],
+        [
+            json.dumps(
+                good | {"method": "begin", "args": {"version": "v", "deadline_seconds": -1}}
+            ).encode()
+        ],
         [b'{"v":1,"id":7,"method":"begin","args":{"version":"v","deadline_seconds":NaN}}'],
         [b""],
     ]
@@ -199,7 +238,9 @@ def test_nothing_that_is_no_request_ends_it(coordinator: Coordinator, client: Cl
         assert answer["error"]["message"]
     dice = random.Random(4)
     for _ in range(200):
-        dealer.send_multipart([dice.randbytes(dice.randrange(40)) for _ in range(dice.randrange(1, 5))])
+        dealer.send_multipart(
+            [dice.randbytes(dice.randrange(40)) for _ in range(dice.randrange(1, 5))]
+        )
     dealer.close()
     context.term()
     assert client.call("status").result["state"] == "idle"
@@ -210,7 +251,10 @@ def test_req_sockets_are_served_too(coordinator: Coordinator) -> None:
     req = context.socket(zmq.REQ)
     req.linger = 0
     req.connect(coordinator.endpoint)
-    for body in ({"v": 1, "id": 1, "method": "status", "args": {}}, {"v": 1, "id": 2, "method": "x", "args": {}}):
+    for body in (
+        {"v": 1, "id": 1, "method": "status", "args": {}},
+        {"v": 1, "id": 2, "method": "x", "args": {}},
+    ):
         req.send_json(body)
         assert req.poll(10_000)
         answer: Any = req.recv_json()
@@ -262,7 +306,9 @@ def test_wants_a_key_that_it_knows(tmp_path: Path) -> None:
     assert (tmp_path / "keys" / "server.key_secret").stat().st_mode & 0o077 == 0
 
 
-@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://10.1.2.3:0", "tcp://host.example:0"])
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://0.0.0.0:0", "tcp://*:0", "tcp://10.1.2.3:0", "tcp://host.example:0"]
+)
 def test_binds_nothing_but_loopback_without_protection(endpoint: str) -> None:
     with pytest.raises(CallRefused, match="HOTWEIGHTS_COORD_TOKEN") as caught:
         Server(ServeSettings(endpoint=endpoint, metrics_port=0), MemoryBackend())
@@ -276,7 +322,9 @@ def test_names_the_port_that_is_taken(coordinator: Coordinator) -> None:
     with pytest.raises(CallRefused, match=f"{coordinator.endpoint}.*--endpoint"):
         Server(ServeSettings(endpoint=coordinator.endpoint, metrics_port=0), MemoryBackend())
     settings = ServeSettings(endpoint="tcp://127.0.0.1:0", metrics_port=coordinator.metrics_port)
-    with pytest.raises(CoordinatorError, match=f"{coordinator.metrics_port}.*HOTWEIGHTS_COORD_METRICS_PORT"):
+    with pytest.raises(
+        CoordinatorError, match=f"{coordinator.metrics_port}.*HOTWEIGHTS_COORD_METRICS_PORT"
+    ):
         Server(settings, MemoryBackend())
 
 
@@ -298,12 +346,20 @@ def test_metrics_tell_what_holds() -> None:
         while True:
             for name in ("a", "b"):
                 client.call("heartbeat", worker_id=name)
-            with urllib.request.urlopen(f"http://127.0.0.1:{coordinator.metrics_port}/metrics", timeout=10) as page:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{coordinator.metrics_port}/metrics", timeout=10
+            ) as page:
                 lines = set(page.read().decode().splitlines())
             if wanted <= lines:
                 break
-        assert any(line.startswith("hotweights_coord_token ") and float(line.split()[1]) == token for line in lines)
-        assert any(line.startswith('hotweights_coord_call_seconds_bucket{le="0.05",method="begin"}') for line in lines)
+        assert any(
+            line.startswith("hotweights_coord_token ") and float(line.split()[1]) == token
+            for line in lines
+        )
+        assert any(
+            line.startswith('hotweights_coord_call_seconds_bucket{le="0.05",method="begin"}')
+            for line in lines
+        )
 
 
 class Failing(MemoryBackend):
@@ -335,7 +391,10 @@ def test_what_was_not_written_did_not_happen(error: Exception, wrote: bool) -> N
             if wrote and not isinstance(error, Fenced):  # asked again, it is found to be done
                 assert client.call("commit", version="v1").result["state"] == "committed"
             else:
-                assert refusal(client, "commit", version="v1") in ("BackendUnavailable", "NotLeader")
+                assert refusal(client, "commit", version="v1") in (
+                    "BackendUnavailable",
+                    "NotLeader",
+                )
                 assert events.next(0.1) is None, "a commit was published that nobody wrote"
         backend.error = None
         client.timeout_seconds = 10.0
@@ -368,12 +427,18 @@ class Slow(MemoryBackend):
 
 
 def test_calls_of_one_write_are_answered_in_their_order() -> None:
-    """So somebody may hear of a state that was never alone in the store, but never of one that did not come about."""
+    """So somebody may hear of a state that was never alone in the store, but never of one that did
+    not come about.
+    """
     backend = Slow()
     with running(backend) as coordinator, coordinator.client() as client:
         token = begun(client)
         client.call("register", worker_id="a")
-        with coordinator.client() as other, coordinator.client() as third, ThreadPoolExecutor(3) as pool:
+        with (
+            coordinator.client() as other,
+            coordinator.client() as third,
+            ThreadPoolExecutor(3) as pool,
+        ):
             backend.arrived.clear()
             backend.go_on.clear()
             first = pool.submit(client.call, "register", worker_id="a", host="moved")
@@ -389,9 +454,15 @@ def test_calls_of_one_write_are_answered_in_their_order() -> None:
         assert client.call("status").result["state"] == "aborted"
 
 
-def test_a_lease_that_went_and_came_back_during_a_write_is_read_for_before_anybody_is_answered() -> None:
+def test_a_lease_that_went_and_came_back_during_a_write_is_read_for_before_anybody_is_answered() -> (
+    None
+):
     backend = Slow()
-    with running(backend) as coordinator, coordinator.client() as client, coordinator.client() as other:
+    with (
+        running(backend) as coordinator,
+        coordinator.client() as client,
+        coordinator.client() as other,
+    ):
         begun(client)
         backend.arrived.clear()
         backend.go_on.clear()
@@ -426,7 +497,11 @@ def test_followers_tell_what_holds_and_who_leads() -> None:
         follower_backend.__dict__.update(_blobs=shared._blobs, _state=shared._state)
         with running(follower_backend) as follower, follower.client() as other:
             status = other.call("status").result
-            assert (status["state"], status["leads"], status["leader"]) == ("begun", False, leader.endpoint)
+            assert (status["state"], status["leads"], status["leader"]) == (
+                "begun",
+                False,
+                leader.endpoint,
+            )
             assert other.call("get_plan").binary == plan().canonical
             other.call("register", worker_id="a")  # goes on to the leader by itself
             assert client.call("status").result["workers"] == ["a"]

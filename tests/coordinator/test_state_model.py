@@ -1,4 +1,6 @@
-"""Whole lives of a coordinator, drawn at random, against a model of a few lines; and what must be true after every step."""
+"""Whole lives of a coordinator, drawn at random, against a model of a few lines; and what must be
+true after every step.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Model:
         return self.phase in ("begun", "precommitted")
 
     def not_ready(self, worker: str) -> None:
-        """Died, or started anew: where nobody is left who has prepared it, there is nothing to commit."""
+        """Died, or started anew: where nobody is left who has prepared it, there is nothing to
+        commit.
+        """
         if self.open:
             self.ready.discard(worker)
             self.phase = self.phase if self.ready else "begun"
@@ -110,7 +114,11 @@ class Coordinator(RuleBasedStateMachine):
         if self.does("Busy" if busy else "", "submit_plan", plan_of(version), self.now):
             model.plan = version
 
-    @rule(version=st.sampled_from(VERSIONS), at_once=st.booleans(), digest=st.sampled_from((None, "right", "wrong")))
+    @rule(
+        version=st.sampled_from(VERSIONS),
+        at_once=st.booleans(),
+        digest=st.sampled_from((None, "right", "wrong")),
+    )
     def begin(self, version: str, at_once: bool, digest: str | None) -> None:
         model = self.model
         named = {None: None, "right": f"manifest-{version}", "wrong": "other"}[digest]
@@ -126,7 +134,12 @@ class Coordinator(RuleBasedStateMachine):
         if model.open:
             model.at_once |= at_once
         elif not (model.phase == "committed" and model.version == version):
-            model.phase, model.version, model.token, model.ready = "begun", version, model.token + 1, set()
+            model.phase, model.version, model.token, model.ready = (
+                "begun",
+                version,
+                model.token + 1,
+                set(),
+            )
             model.at_once, model.begun_at = at_once, self.now
             return
         model.settle()
@@ -169,13 +182,16 @@ class Coordinator(RuleBasedStateMachine):
             expected = "NotPrecommitted"
         token = None if offset is None else model.token + offset
         if self.does(expected, "commit", version, token, self.now):
-            assert model.phase == "committed" or model.ready & set(model.workers), "committed what nobody could serve"
+            assert model.phase == "committed" or model.ready & set(model.workers), (
+                "committed what nobody could serve"
+            )
             model.phase, model.current = "committed", version
 
     @rule(offset=st.sampled_from((None, 0, -1, -2)))
     def abort(self, offset: int | None) -> None:
         model = self.model
-        counts = (None, 0, -1) if model.phase == "aborted" else (None, 0)  # an abort took the next token
+        # an abort took the next token
+        counts = (None, 0, -1) if model.phase == "aborted" else (None, 0)
         if model.phase == "idle":
             expected = "NothingBegun"
         elif offset not in counts:

@@ -27,7 +27,10 @@ def fields(node: dict[str, Any], path: str) -> list[tuple[str, dict[str, Any]]]:
 
 def schema(kind: Kind) -> dict[str, Any]:
     properties = definition(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
-    return {"type": "object", "properties": {"spec": properties["spec"], "status": properties["status"]}}
+    return {
+        "type": "object",
+        "properties": {"spec": properties["spec"], "status": properties["status"]},
+    }
 
 
 def test_generated_files_are_current() -> None:
@@ -37,13 +40,19 @@ def test_generated_files_are_current() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
 def test_every_field_is_explained(kind: Kind) -> None:
-    bare = [p for p, n in fields(schema(kind), kind.kind)[1:] if p[-2:] != "[]" and not n.get("description")]
+    bare = [
+        p
+        for p, n in fields(schema(kind), kind.kind)[1:]
+        if p[-2:] != "[]" and not n.get("description")
+    ]
     assert not bare
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
 def test_strings_and_lists_are_bounded_in_specs(kind: Kind) -> None:
-    """Without bounds the API server refuses CEL rules for their estimated cost, and an object can grow past etcd's limit."""
+    """Without bounds the API server refuses CEL rules for their estimated cost, and an object can
+    grow past etcd's limit.
+    """
     spec = schema(kind)["properties"]["spec"]
     unbounded = [
         p
@@ -56,7 +65,11 @@ def test_strings_and_lists_are_bounded_in_specs(kind: Kind) -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda k: k.kind)
 def test_specs_hold_no_floats_and_nothing_is_nullable(kind: Kind) -> None:
-    assert not [p for p, n in fields(schema(kind)["properties"]["spec"], "spec") if n.get("type") == "number"]
+    assert not [
+        p
+        for p, n in fields(schema(kind)["properties"]["spec"], "spec")
+        if n.get("type") == "number"
+    ]
     assert not [p for p, n in fields(schema(kind), kind.kind) if n.get("nullable")]
 
 

@@ -1,4 +1,5 @@
-"""The Grafana dashboard: every query of a host without Kubernetes is answered by a real Prometheus that scrapes real processes.
+"""The Grafana dashboard: every query of a host without Kubernetes is answered by a real Prometheus
+that scrapes real processes.
 
 The rollouts' row is held against a real operator in ``e2e/cluster/test_metrics.py``.
 """
@@ -28,7 +29,13 @@ PATIENCE_SECONDS = 60.0
 def hotweights(*arguments: object, folder: Path, environment: dict[str, str]) -> str:
     command = [sys.executable, "-m", "hotweights.cli", *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
     )
     assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -38,7 +45,9 @@ def hotweights(*arguments: object, folder: Path, environment: dict[str, str]) ->
 def service(*arguments: str, folder: Path, environment: dict[str, str]) -> Iterator[None]:
     with (folder / f"{arguments[0]}.log").open("w") as log:
         command = [sys.executable, "-m", "hotweights.cli", *arguments]
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT
+        )
     try:
         yield
     finally:
@@ -63,7 +72,9 @@ def test_every_query_is_answered(tmp_path: Path, home: Path) -> None:
         "HOME": str(home),
     }
     (tmp_path / "next").mkdir()
-    save_file({"weight": numpy.ones((64, 64), numpy.float32)}, tmp_path / "next" / "model.safetensors")
+    save_file(
+        {"weight": numpy.ones((64, 64), numpy.float32)}, tmp_path / "next" / "model.safetensors"
+    )
     targets = [f"127.0.0.1:{coordinator_metrics}", f"127.0.0.1:{worker_metrics}"]
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -71,7 +82,13 @@ def test_every_query_is_answered(tmp_path: Path, home: Path) -> None:
         pub = f"tcp://127.0.0.1:{events}"
         enter(
             service(
-                "coord-serve", "--endpoint", endpoint, "--pub-endpoint", pub, folder=tmp_path, environment=environment
+                "coord-serve",
+                "--endpoint",
+                endpoint,
+                "--pub-endpoint",
+                pub,
+                folder=tmp_path,
+                environment=environment,
             )
         )
         enter(service("worker", "--root", ".", folder=tmp_path, environment=environment))

@@ -1,4 +1,6 @@
-"""Demo and e2e on somebody else's cluster: what only its user can give is asked for first, and its pods are reached through kubectl."""
+"""Demo and e2e on somebody else's cluster: what only its user can give is asked for first, and its
+pods are reached through kubectl.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +46,20 @@ def through(tmp_path: Path, script: str) -> Environment:
     program = tmp_path / "kubectl"
     program.write_text(f"#!/bin/bash\n{script}\n")
     program.chmod(0o755)
-    return Environment(Kubectl(program, tmp_path / "config"), tmp_path / "helm", tmp_path, tmp_path, None)
+    return Environment(
+        Kubectl(program, tmp_path / "config"), tmp_path / "helm", tmp_path, tmp_path, None
+    )
 
 
 def test_pods_are_reached_through_kubectl_whatever_it_goes_on_to_say(tmp_path: Path) -> None:
-    says = 'echo "Forwarding from 127.0.0.1:4321 -> 8000"; yes "Handling connection for 4321" | head -100000; touch "$0.said"; exec sleep 60'
+    says = (
+        'echo "Forwarding from 127.0.0.1:4321 -> 8000"; yes "Handling connection for 4321" | head '
+        '-100000; touch "$0.said"; exec sleep 60'
+    )
     with reach(through(tmp_path, says), [POD], 8000) as addresses:
         assert addresses == ["127.0.0.1:4321"]
-        while not (tmp_path / "kubectl.said").exists():  # a pipe would be full, and it would wait for ever
+        # a pipe would be full, and it would wait for ever
+        while not (tmp_path / "kubectl.said").exists():
             time.sleep(0.01)
 
 

@@ -1,4 +1,6 @@
-"""Clients notice what a user would: a refusal, an answer that breaks off, a stream that stands still."""
+"""Clients notice what a user would: a refusal, an answer that breaks off, a stream that stands
+still.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +78,8 @@ def test_good_answers_are_counted_and_their_gaps_seen() -> None:
         assert complete_ids(address, [1]) == [1, 2]
         traffic = ask(address)
     assert traffic.failures == []
-    assert traffic.worst_gap() > 0.0  # as long as the server stood still, less what this client slept itself
+    # as long as the server stood still, less what this client slept itself
+    assert traffic.worst_gap() > 0.0
     assert traffic.worst_gap(until=0.0) == 0.0
     assert traffic.slowest_seconds >= 0.1
 

@@ -23,7 +23,11 @@ SLOT = Slot(3, "test")
 
 
 def test_every_binary_has_a_pinned_version() -> None:
-    assert {binaries.version_of(binary) for binary in binaries.BINARIES.values()} >= {"v1.36.3", "v3.6.8", "v2.2.0"}
+    assert {binaries.version_of(binary) for binary in binaries.BINARIES.values()} >= {
+        "v1.36.3",
+        "v3.6.8",
+        "v2.2.0",
+    }
 
 
 def test_a_key_changes_with_the_pins_and_the_flags(tmp_path: Path) -> None:
@@ -52,19 +56,28 @@ def test_the_version_is_stamped_where_kubernetes_looks() -> None:
 
 
 def test_tokens_carry_their_groups() -> None:
-    rendered = credentials.render_tokens({User("system:node:a", ("system:nodes", "more")): "secret"})
+    rendered = credentials.render_tokens(
+        {User("system:node:a", ("system:nodes", "more")): "secret"}
+    )
     assert rendered == 'secret,system:node:a,system:node:a,"system:nodes,more"\n'
 
 
 def test_a_kubeconfig_holds_all_it_needs() -> None:
-    config = json.loads(credentials.render_kubeconfig("https://127.0.0.1:1", b"authority", "secret"))
-    assert base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"]) == b"authority"
+    config = json.loads(
+        credentials.render_kubeconfig("https://127.0.0.1:1", b"authority", "secret")
+    )
+    assert (
+        base64.b64decode(config["clusters"][0]["cluster"]["certificate-authority-data"])
+        == b"authority"
+    )
     assert config["users"][0]["user"] == {"token": "secret"}
 
 
 def test_the_certificate_vouches_for_every_way_to_the_server() -> None:
     names = Endpoints("10.200.3.1", 6443, 1, 2, "10.99.0.0/16").server_names
-    assert {"IP:10.200.3.1", "IP:127.0.0.1", "IP:10.99.0.1", "DNS:kubernetes.default.svc"} <= set(names)
+    assert {"IP:10.200.3.1", "IP:127.0.0.1", "IP:10.99.0.1", "DNS:kubernetes.default.svc"} <= set(
+        names
+    )
 
 
 @pytest.mark.parametrize(("pod_cidr", "reconciler"), [("", "none"), ("10.213.0.0/16", "lease")])
@@ -72,7 +85,9 @@ def test_the_service_leads_to_the_server_only_where_there_are_nodes(
     monkeypatch: pytest.MonkeyPatch, pod_cidr: str, reconciler: str
 ) -> None:
     monkeypatch.setattr(Credentials, "certificate", lambda *_: (Path("a.crt"), Path("a.key")))
-    arguments = apiserver_arguments(Credentials(Path("/state")), Endpoints("127.0.0.1", 1, 2, 3, pod_cidr=pod_cidr))
+    arguments = apiserver_arguments(
+        Credentials(Path("/state")), Endpoints("127.0.0.1", 1, 2, 3, pod_cidr=pod_cidr)
+    )
     assert f"--endpoint-reconciler-type={reconciler}" in arguments
     assert "--authorization-mode=Node,RBAC" in arguments
 
@@ -128,11 +143,15 @@ def test_containerd_is_told_to_leave_oom_scores_alone() -> None:
     runtime = config["plugins"]["io.containerd.cri.v1.runtime"]
     assert runtime["restrict_oom_score_adj"] is True
     assert runtime["cni"]["conf_dir"] == "/state/cni"
-    assert config["plugins"]["io.containerd.cri.v1.images"]["pinned_images"]["sandbox"] == nodeconfig.PAUSE_IMAGE
+    assert (
+        config["plugins"]["io.containerd.cri.v1.images"]["pinned_images"]["sandbox"]
+        == nodeconfig.PAUSE_IMAGE
+    )
 
 
 @pytest.mark.parametrize(
-    ("capabilities", "may"), [("000001fffeffffff", False), ("000001ffffffffff", True), ("0000000000000000", False)]
+    ("capabilities", "may"),
+    [("000001fffeffffff", False), ("000001ffffffffff", True), ("0000000000000000", False)],
 )
 def test_the_capability_is_read_from_status(capabilities: str, may: bool) -> None:
     assert nodeconfig.may_lower_oom_scores(f"Name:\tx\nCapEff:\t{capabilities}\n") is may
@@ -146,7 +165,9 @@ def test_pods_keep_their_addresses_between_nodes() -> None:
 
 def test_the_kubelet_asks_who_is_calling() -> None:
     config = json.loads(
-        nodeconfig.kubelet("hotweights-test/node-0", Path("/ca.crt"), Path("/resolv.conf"), ["192.0.2.1"])
+        nodeconfig.kubelet(
+            "hotweights-test/node-0", Path("/ca.crt"), Path("/resolv.conf"), ["192.0.2.1"]
+        )
     )
     assert config["authentication"]["anonymous"] == {"enabled": False}
     assert config["authorization"] == {"mode": "Webhook"}
@@ -165,18 +186,36 @@ def test_mounts_below_a_folder_come_in_their_order() -> None:
         f"{number} 1 0:1 / {point} rw - tmpfs tmpfs rw"
         for number, point in enumerate(["/a", "/a/b", "/ab", "/a/c\\040d"])
     ]
-    assert mounts.mounted_below(Path("/a"), "\n".join(lines)) == [Path("/a"), Path("/a/b"), Path("/a/c d")]
+    assert mounts.mounted_below(Path("/a"), "\n".join(lines)) == [
+        Path("/a"),
+        Path("/a/b"),
+        Path("/a/c d"),
+    ]
 
 
 @pytest.mark.parametrize(
     ("targets", "mirror"),
     [
         pytest.param("", hostsetup.DEBIAN_MIRROR, id="nothing"),
-        pytest.param("stable bookworm main http://mirror.example/debian/\n", "http://mirror.example/debian", id="own"),
-        pytest.param("noble noble main http://x.example/ubuntu\n", hostsetup.DEBIAN_MIRROR, id="another-distribution"),
-        pytest.param("x bookworm contrib http://x.example/debian\n", hostsetup.DEBIAN_MIRROR, id="another-component"),
         pytest.param(
-            "x bookworm-security main http://x.example/debian-security\n", hostsetup.DEBIAN_MIRROR, id="security"
+            "stable bookworm main http://mirror.example/debian/\n",
+            "http://mirror.example/debian",
+            id="own",
+        ),
+        pytest.param(
+            "noble noble main http://x.example/ubuntu\n",
+            hostsetup.DEBIAN_MIRROR,
+            id="another-distribution",
+        ),
+        pytest.param(
+            "x bookworm contrib http://x.example/debian\n",
+            hostsetup.DEBIAN_MIRROR,
+            id="another-component",
+        ),
+        pytest.param(
+            "x bookworm-security main http://x.example/debian-security\n",
+            hostsetup.DEBIAN_MIRROR,
+            id="security",
         ),
     ],
 )
@@ -202,8 +241,14 @@ def test_every_node_has_its_own_cores_where_there_are_enough() -> None:
     assert cgroups.share_of({5}, 1, 2) == {5}
 
 
-def test_what_a_cgroup_weighs_is_said_in_either_versions_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for version, file in (("v1", "cpu.shares"), ("v2", "cpu.weight"), ("another controller's", "tasks")):
+def test_what_a_cgroup_weighs_is_said_in_either_versions_unit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for version, file in (
+        ("v1", "cpu.shares"),
+        ("v2", "cpu.weight"),
+        ("another controller's", "tasks"),
+    ):
         folder = tmp_path / version / "c"
         folder.mkdir(parents=True)
         (folder / file).write_text("")

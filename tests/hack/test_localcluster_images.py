@@ -1,4 +1,6 @@
-"""Archives of images: built again when something changed, and then the old one of that tag goes and no other."""
+"""Archives of images: built again when something changed, and then the old one of that tag goes and
+no other.
+"""
 
 from __future__ import annotations
 

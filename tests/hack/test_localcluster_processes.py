@@ -28,7 +28,11 @@ def daemons(tmp_path: Path) -> Iterator[Daemons]:
     ("text", "expected"),
     [
         pytest.param("7 (sh) S " + " ".join(["0"] * 18) + " 4711 0", ("S", 4711), id="plain"),
-        pytest.param("7 (a) b (c) Z " + " ".join(["0"] * 18) + " 12 0", ("Z", 12), id="parentheses-in-the-name"),
+        pytest.param(
+            "7 (a) b (c) Z " + " ".join(["0"] * 18) + " 12 0",
+            ("Z", 12),
+            id="parentheses-in-the-name",
+        ),
     ],
 )
 def test_stat_is_read_behind_the_name(text: str, expected: tuple[str, int]) -> None:
@@ -41,7 +45,8 @@ def test_the_launcher_waits_for_no_shell(daemons: Daemons) -> None:
     assert record is not None
     assert record.alive()
     assert record.argv == tuple(SLEEP)
-    assert Path(f"/proc/{record.pid}/stat").read_text().split()[5] == str(record.pid)  # leads its own session
+    # leads its own session
+    assert Path(f"/proc/{record.pid}/stat").read_text().split()[5] == str(record.pid)
 
 
 def test_starting_twice_keeps_the_first(daemons: Daemons) -> None:
@@ -87,7 +92,9 @@ def test_a_zombie_is_dead(daemons: Daemons) -> None:
 
 
 def test_waiting_for_a_dead_daemon_ends_at_once_and_quotes_its_log(daemons: Daemons) -> None:
-    daemons.start("grumpy", [sys.executable, "-I", "-S", "-c", "import sys; sys.exit('no more disk')"])
+    daemons.start(
+        "grumpy", [sys.executable, "-I", "-S", "-c", "import sys; sys.exit('no more disk')"]
+    )
     with pytest.raises(ClusterError, match="no more disk"):
         daemons.wait_until(lambda: False, "never", needs=["grumpy"], timeout_seconds=30)
 
@@ -106,11 +113,15 @@ def test_a_program_that_is_not_there_is_reported(daemons: Daemons) -> None:
 
 def test_what_ignores_the_polite_signal_is_killed(daemons: Daemons) -> None:
     stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', flush=True); time.sleep(60)"
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('on', "
+        "flush=True); time.sleep(60)"
     )
     daemons.start("stubborn", [sys.executable, "-I", "-S", "-c", stubborn])
     daemons.wait_until(
-        lambda: "on" in daemons.log("stubborn").read_text(), "ignores", needs=["stubborn"], timeout_seconds=10
+        lambda: "on" in daemons.log("stubborn").read_text(),
+        "ignores",
+        needs=["stubborn"],
+        timeout_seconds=10,
     )
     daemons.stop("stubborn", grace_seconds=0.1)
     assert not daemons.alive("stubborn")

@@ -1,4 +1,6 @@
-"""Real helm, real kubectl and a real API server with the chart installed: what a cluster would say."""
+"""Real helm, real kubectl and a real API server with the chart installed: what a cluster would
+say.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class Refused(Exception):
 
 def command(words: Sequence[str | Path], text: str = "") -> str:
     """What the command prints."""
-    done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        words, input=text, capture_output=True, text=True, timeout=60, check=False
+    )
     if done.returncode:
         raise Refused(done.stderr)
     return done.stdout
@@ -57,7 +61,9 @@ class Helm:
             *options,
             "--values=-",
         ]
-        return [body for body in yaml.safe_load_all(command(words, json.dumps(values or {}))) if body]
+        return [
+            body for body in yaml.safe_load_all(command(words, json.dumps(values or {}))) if body
+        ]
 
     def lint(self) -> str:
         """Complains by raising."""
@@ -65,7 +71,15 @@ class Helm:
 
     def notes(self, values: Mapping[str, object]) -> str:
         """What an installation would tell."""
-        words: list[str | Path] = [self._program, "install", "hotweights", CHART, "-n", NAMESPACE, "--dry-run=client"]
+        words: list[str | Path] = [
+            self._program,
+            "install",
+            "hotweights",
+            CHART,
+            "-n",
+            NAMESPACE,
+            "--dry-run=client",
+        ]
         return command([*words, "--values=-"], json.dumps(values)).partition("NOTES:")[2]
 
     def install(self, kubeconfig: Path, values: Mapping[str, object]) -> str:
@@ -96,7 +110,9 @@ class Kubectl:
 
     def create(self, body: Body, *options: str) -> Body:
         """Create, and give back what the API server made of it."""
-        answer: Body = json.loads(self("create", "-o", "json", "-f", "-", *options, text=json.dumps(body)))
+        answer: Body = json.loads(
+            self("create", "-o", "json", "-f", "-", *options, text=json.dumps(body))
+        )
         return answer
 
     def dry_run(self, body: Body) -> Body:
@@ -110,7 +126,16 @@ class Kubectl:
 
     def patch_status(self, kind: str, name: str, patch: Body, *options: str) -> str:
         """A merge patch of the status subresource."""
-        return self("patch", kind, name, "--subresource=status", "--type=merge", "-p", json.dumps(patch), *options)
+        return self(
+            "patch",
+            kind,
+            name,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            json.dumps(patch),
+            *options,
+        )
 
 
 @pytest.fixture(scope="session")
@@ -135,7 +160,9 @@ def kubectl(control_plane: ControlPlane, helm: Helm) -> Kubectl:
 
 
 def wait_for_policies(kubectl: Kubectl) -> None:
-    """The API server takes a moment to notice new policies: injection works, and a bad pod is refused."""
+    """The API server takes a moment to notice new policies: injection works, and a bad pod is
+    refused.
+    """
     probe = opted_in("probe", {"name": "a", "image": "a"}, {"name": "b", "image": "b"})
     for _ in range(100):
         try:
@@ -147,7 +174,9 @@ def wait_for_policies(kubectl: Kubectl) -> None:
     raise AssertionError("the policies were never noticed")
 
 
-def opted_in(name: str, *containers: Body, annotations: dict[str, str] | None = None, **spec: Any) -> Body:
+def opted_in(
+    name: str, *containers: Body, annotations: dict[str, str] | None = None, **spec: Any
+) -> Body:
     """A pod with the label."""
     metadata = {"name": name, "namespace": "default", "labels": {"hotweights.dev/inject": "true"}}
     return {

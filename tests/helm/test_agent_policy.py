@@ -1,4 +1,6 @@
-"""What an agent's real token can do on the real API server: its own node's affairs, and nothing else."""
+"""What an agent's real token can do on the real API server: its own node's affairs, and nothing
+else.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,12 @@ def pod(name: str, node: str, namespace: str = "default", **spec: object) -> Bod
     return {
         "apiVersion": "v1",
         "kind": "Pod",
-        "metadata": {"name": name, "namespace": namespace, "labels": {"app": "x"}, "annotations": {"note": "y"}},
+        "metadata": {
+            "name": name,
+            "namespace": namespace,
+            "labels": {"app": "x"},
+            "annotations": {"note": "y"},
+        },
         "spec": {"nodeName": node, "containers": [{"name": "vllm", "image": "good"}], **spec},
     }
 
@@ -49,14 +56,25 @@ def nodes(kubectl: Kubectl) -> None:
         kubectl.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
         metadata = {"name": node, "namespace": NAMESPACE}
         kubectl.create(
-            {"apiVersion": "hotweights.dev/v1alpha1", "kind": "NodeWeights", "metadata": metadata, "spec": {}}
+            {
+                "apiVersion": "hotweights.dev/v1alpha1",
+                "kind": "NodeWeights",
+                "metadata": metadata,
+                "spec": {},
+            }
         )
         kubectl.create(pod(f"agent-{node}", node, NAMESPACE, serviceAccountName=ACCOUNT))
         kubectl.create(pod(f"vllm-{node}", node))
         kubectl.patch_status(
             "pod",
             f"vllm-{node}",
-            {"status": {"phase": "Running", "podIP": "10.0.0.1", "conditions": [{**READY, "status": "False"}]}},
+            {
+                "status": {
+                    "phase": "Running",
+                    "podIP": "10.0.0.1",
+                    "conditions": [{**READY, "status": "False"}],
+                }
+            },
         )
 
 
@@ -69,7 +87,9 @@ def kubeconfig(plane: ControlPlane, token: str) -> Path:
 @pytest.fixture(scope="module")
 def agent_kubeconfig(control_plane: ControlPlane, kubectl: Kubectl, nodes: None) -> Path:
     bound = ("--bound-object-kind=Pod", "--bound-object-name=agent-node-a")
-    return kubeconfig(control_plane, kubectl("create", "token", ACCOUNT, "-n", NAMESPACE, *bound).strip())
+    return kubeconfig(
+        control_plane, kubectl("create", "token", ACCOUNT, "-n", NAMESPACE, *bound).strip()
+    )
 
 
 @pytest.fixture
@@ -114,12 +134,16 @@ async def test_it_reports_its_own_node(agent: Api) -> None:
 async def test_it_marks_its_own_pods_in_one_write_and_takes_the_marks_away(agent: Api) -> None:
     marked = await mark(agent, MARKS, "True")
     assert marked["metadata"]["labels"] == {"app": "x", **MARKS}
-    assert [c["status"] for c in marked["status"]["conditions"] if c["type"] == GATE["type"]] == ["True"]
+    assert [c["status"] for c in marked["status"]["conditions"] if c["type"] == GATE["type"]] == [
+        "True"
+    ]
     assert (await mark(agent, {}, "False"))["metadata"]["labels"] == {"app": "x"}
 
 
 async def test_it_marks_by_merge_patch_too(agent: Api) -> None:
-    (pod,) = (await agent.list(PODS, Selection("default", field_selector="metadata.name=vllm-node-a"))).items
+    (pod,) = (
+        await agent.list(PODS, Selection("default", field_selector="metadata.name=vllm-node-a"))
+    ).items
     conditions = pod["status"]["conditions"]
     others = [condition for condition in conditions if condition["type"] != GATE["type"]]
     patch = {"metadata": {"labels": MARKS}, "status": {"conditions": [*others, GATE]}}
@@ -132,11 +156,15 @@ async def test_it_reviews_tokens(agent: Api) -> None:
 
 
 async def test_another_nodes_weights_are_refused(agent: Api) -> None:
-    with pytest.raises(Forbidden, match="the agent of node node-a writes only the NodeWeights node-a"):
+    with pytest.raises(
+        Forbidden, match="the agent of node node-a writes only the NodeWeights node-a"
+    ):
         await report(agent, "node-b")
 
 
-async def test_a_token_without_a_node_is_refused(control_plane: ControlPlane, kubectl: Kubectl, nodes: None) -> None:
+async def test_a_token_without_a_node_is_refused(
+    control_plane: ControlPlane, kubectl: Kubectl, nodes: None
+) -> None:
     loose = kubeconfig(control_plane, kubectl("create", "token", ACCOUNT, "-n", NAMESPACE).strip())
     async with await Api.connect(loose) as api:
         with pytest.raises(Forbidden, match="the token names no node"):
@@ -146,36 +174,94 @@ async def test_a_token_without_a_node_is_refused(control_plane: ControlPlane, ku
 @pytest.mark.parametrize(
     ("node", "patch", "complaint"),
     [
-        pytest.param("node-b", {"metadata": {"labels": MARKS}}, "does not run on node-a", id="another node's pod"),
-        pytest.param("node-a", {"metadata": {"labels": {"app": "y"}}}, "no other label", id="foreign label"),
-        pytest.param("node-a", {"metadata": {"labels": {"app": None}}}, "no other label", id="foreign label removed"),
-        pytest.param("node-a", {"metadata": {"labels": {"a": "b"}}}, "no other label", id="foreign label added"),
-        pytest.param("node-a", {"metadata": {"labels": {INJECT: "true"}}}, "no other label", id="opting a pod in"),
         pytest.param(
-            "node-a", {"metadata": {"annotations": {"a": "b"}}}, "nothing in a pod's metadata", id="annotation"
+            "node-b",
+            {"metadata": {"labels": MARKS}},
+            "does not run on node-a",
+            id="another node's pod",
         ),
         pytest.param(
-            "node-a", {"metadata": {"annotations": None}}, "nothing in a pod's metadata", id="annotations removed"
+            "node-a", {"metadata": {"labels": {"app": "y"}}}, "no other label", id="foreign label"
         ),
-        pytest.param("node-a", {"metadata": {"finalizers": ["a.b/c"]}}, "nothing in a pod's metadata", id="finalizer"),
-        pytest.param("node-a", {"status": {"phase": "Failed"}}, "nothing in a pod's status", id="phase"),
-        pytest.param("node-a", {"status": {"phase": None}}, "nothing in a pod's status", id="phase removed"),
-        pytest.param("node-a", {"status": {"podIP": "10.9.9.9"}}, "nothing in a pod's status", id="address"),
-        pytest.param("node-a", {"status": {"hostIP": "10.9.9.9"}}, "nothing in a pod's status", id="field added"),
         pytest.param(
-            "node-a", {"status": {"conditions": [READY]}}, "nothing in a pod's status", id="another condition"
+            "node-a",
+            {"metadata": {"labels": {"app": None}}},
+            "no other label",
+            id="foreign label removed",
         ),
-        pytest.param("node-a", {"status": {"conditions": None}}, "nothing in a pod's status", id="conditions removed"),
+        pytest.param(
+            "node-a",
+            {"metadata": {"labels": {"a": "b"}}},
+            "no other label",
+            id="foreign label added",
+        ),
+        pytest.param(
+            "node-a",
+            {"metadata": {"labels": {INJECT: "true"}}},
+            "no other label",
+            id="opting a pod in",
+        ),
+        pytest.param(
+            "node-a",
+            {"metadata": {"annotations": {"a": "b"}}},
+            "nothing in a pod's metadata",
+            id="annotation",
+        ),
+        pytest.param(
+            "node-a",
+            {"metadata": {"annotations": None}},
+            "nothing in a pod's metadata",
+            id="annotations removed",
+        ),
+        pytest.param(
+            "node-a",
+            {"metadata": {"finalizers": ["a.b/c"]}},
+            "nothing in a pod's metadata",
+            id="finalizer",
+        ),
+        pytest.param(
+            "node-a", {"status": {"phase": "Failed"}}, "nothing in a pod's status", id="phase"
+        ),
+        pytest.param(
+            "node-a", {"status": {"phase": None}}, "nothing in a pod's status", id="phase removed"
+        ),
+        pytest.param(
+            "node-a", {"status": {"podIP": "10.9.9.9"}}, "nothing in a pod's status", id="address"
+        ),
+        pytest.param(
+            "node-a",
+            {"status": {"hostIP": "10.9.9.9"}},
+            "nothing in a pod's status",
+            id="field added",
+        ),
+        pytest.param(
+            "node-a",
+            {"status": {"conditions": [READY]}},
+            "nothing in a pod's status",
+            id="another condition",
+        ),
+        pytest.param(
+            "node-a",
+            {"status": {"conditions": None}},
+            "nothing in a pod's status",
+            id="conditions removed",
+        ),
     ],
 )
-async def test_other_changes_of_a_pods_status_are_refused(agent: Api, node: str, patch: Body, complaint: str) -> None:
+async def test_other_changes_of_a_pods_status_are_refused(
+    agent: Api, node: str, patch: Body, complaint: str
+) -> None:
     with pytest.raises(Forbidden, match=complaint):
-        await agent.merge_patch(PODS, f"vllm-{node}", patch, namespace="default", subresource="status")
+        await agent.merge_patch(
+            PODS, f"vllm-{node}", patch, namespace="default", subresource="status"
+        )
 
 
 async def test_a_spec_in_a_status_write_changes_nothing(agent: Api) -> None:
     """The API server itself drops it, without a word."""
-    after = await agent.json_patch(PODS, "vllm-node-a", EVIL, namespace="default", subresource="status")
+    after = await agent.json_patch(
+        PODS, "vllm-node-a", EVIL, namespace="default", subresource="status"
+    )
     assert after["spec"]["containers"][0]["image"] == "good"
 
 
@@ -184,7 +270,9 @@ async def patch_image(agent: Api) -> None:
 
 
 async def patch_label(agent: Api) -> None:
-    await agent.merge_patch(PODS, "vllm-node-a", {"metadata": {"labels": MARKS}}, namespace="default")
+    await agent.merge_patch(
+        PODS, "vllm-node-a", {"metadata": {"labels": MARKS}}, namespace="default"
+    )
 
 
 async def delete_pod(agent: Api) -> None:
@@ -207,7 +295,9 @@ OTHER_WRITES = [patch_image, patch_label, delete_pod, create_pod, assign_itself,
 
 
 @pytest.mark.parametrize("write", OTHER_WRITES)
-async def test_other_writes_are_beyond_its_rights(agent: Api, write: Callable[[Api], Awaitable[None]]) -> None:
+async def test_other_writes_are_beyond_its_rights(
+    agent: Api, write: Callable[[Api], Awaitable[None]]
+) -> None:
     with pytest.raises(Forbidden, match=r"cannot (patch|delete|create)"):
         await write(agent)
 

@@ -49,7 +49,10 @@ def test_lint_is_clean(helm: Helm) -> None:
 
 def test_the_chart_has_the_distributions_version() -> None:
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    assert chart["appVersion"] == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (
+        chart["appVersion"]
+        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    )
 
 
 @pytest.mark.parametrize("component", ["operator", "agent"])
@@ -79,15 +82,25 @@ def test_the_agents_rights_are_these_and_no_others(helm: Helm) -> None:
 
 def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
     read = verbs(
-        pods="list watch", nodes="list watch", weightversions="get list watch", weightrollouts="get list watch"
+        pods="list watch",
+        nodes="list watch",
+        weightversions="get list watch",
+        weightrollouts="get list watch",
     )
-    writes = verbs(weightversions_status="patch", weightrollouts_status="patch", events="create patch")
-    assert rights(helm.template(), "operator") == read | writes | verbs(nodeweights="get list watch create patch")
+    writes = verbs(
+        weightversions_status="patch", weightrollouts_status="patch", events="create patch"
+    )
+    assert rights(helm.template(), "operator") == read | writes | verbs(
+        nodeweights="get list watch create patch"
+    )
 
 
 def test_a_restart_is_asked_of_liveness_and_sight_of_readiness(helm: Helm) -> None:
     (operator,) = pod_spec(helm.template(), "operator")["containers"]
-    paths = {name: operator[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")}
+    paths = {
+        name: operator[f"{name}Probe"]["httpGet"]["path"]
+        for name in ("startup", "liveness", "readiness")
+    }
     assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
 
 
@@ -98,7 +111,10 @@ def test_one_operator_at_a_time(helm: Helm) -> None:
 
 
 def test_the_chart_carries_the_same_definitions_as_crds(helm: Helm) -> None:
-    rendered = {body["metadata"]["name"]: body for body in of_kind(helm.template(), "CustomResourceDefinition")}
+    rendered = {
+        body["metadata"]["name"]: body
+        for body in of_kind(helm.template(), "CustomResourceDefinition")
+    }
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         plain = yaml.safe_load(path.read_text())
         ours = rendered.pop(plain["metadata"]["name"])
@@ -118,10 +134,21 @@ def test_sources_are_mounted_read_only_and_configured(helm: Helm) -> None:
     spec = pod_spec(objects, "agent")
     mounts = {mount["name"]: mount for mount in spec["containers"][0]["volumeMounts"]}
     volumes = {volume["name"]: volume for volume in spec["volumes"]}
-    assert mounts["source-models"] == {"name": "source-models", "mountPath": "/models", "readOnly": True}
-    assert mounts["source-shared"] == {"name": "source-shared", "mountPath": "/pvc/weights", "readOnly": True}
+    assert mounts["source-models"] == {
+        "name": "source-models",
+        "mountPath": "/models",
+        "readOnly": True,
+    }
+    assert mounts["source-shared"] == {
+        "name": "source-shared",
+        "mountPath": "/pvc/weights",
+        "readOnly": True,
+    }
     assert volumes["source-models"]["hostPath"] == {"path": "/srv/models", "type": "Directory"}
-    assert volumes["source-shared"]["persistentVolumeClaim"] == {"claimName": "weights", "readOnly": True}
+    assert volumes["source-shared"]["persistentVolumeClaim"] == {
+        "claimName": "weights",
+        "readOnly": True,
+    }
 
 
 def test_a_changed_source_restarts_the_agents(helm: Helm) -> None:
@@ -130,7 +157,9 @@ def test_a_changed_source_restarts_the_agents(helm: Helm) -> None:
         return agents["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
 
     assert checksum({"sources": [SOURCE]}) == checksum({"sources": [SOURCE]})
-    assert checksum({"sources": [SOURCE]}) != checksum({"sources": [{**SOURCE, "namespaces": ["other"]}]})
+    assert checksum({"sources": [SOURCE]}) != checksum(
+        {"sources": [{**SOURCE, "namespaces": ["other"]}]}
+    )
 
 
 def test_injection_needs_its_api_and_its_switch(helm: Helm) -> None:
@@ -144,9 +173,13 @@ def test_injection_needs_its_api_and_its_switch(helm: Helm) -> None:
 
 def test_images_are_named_by_registry_and_tag(helm: Helm) -> None:
     objects = helm.template({"image": {"registry": "registry.example.com/team/", "tag": "2"}})
-    assert pod_spec(objects, "agent")["containers"][0]["image"] == "registry.example.com/team/hotweights:2"
+    assert (
+        pod_spec(objects, "agent")["containers"][0]["image"]
+        == "registry.example.com/team/hotweights:2"
+    )
     assert re.fullmatch(
-        r"localhost/hotweights:[0-9.]+", pod_spec(helm.template(), "operator")["containers"][0]["image"]
+        r"localhost/hotweights:[0-9.]+",
+        pod_spec(helm.template(), "operator")["containers"][0]["image"],
     )
 
 
@@ -177,13 +210,21 @@ def test_switches_render(helm: Helm) -> None:
         pytest.param({"transports": {"ucx": True}}, None, id="UCX"),
         pytest.param({"transports": {"mpi": True}}, None, id="MPI"),
         pytest.param({"settings": {"ucx_port": 7700}}, None, id="UCX by a setting"),
-        pytest.param({"transports": {"mpi": True}, "settings": {"mpi": False}}, [{"port": "peers"}], id="overridden"),
+        pytest.param(
+            {"transports": {"mpi": True}, "settings": {"mpi": False}},
+            [{"port": "peers"}],
+            id="overridden",
+        ),
     ],
 )
 def test_agents_reach_agents_and_all_their_ports_only_where_data_needs_them(
     helm: Helm, agent: Body, ports: list[Body] | None
 ) -> None:
-    (policy,) = of_kind(helm.template({"networkPolicy": {"enabled": True}, "agent": agent}), "NetworkPolicy", "agent")
+    (policy,) = of_kind(
+        helm.template({"networkPolicy": {"enabled": True}, "agent": agent}),
+        "NetworkPolicy",
+        "agent",
+    )
     (rule,) = policy["spec"]["ingress"]
     (peer,) = rule["from"]
     assert peer.keys() == {"podSelector"}
@@ -208,7 +249,10 @@ def test_extra_settings_reach_the_pods(helm: Helm) -> None:
         objects = helm.template({component: extra})
         spec = pod_spec(objects, component)
         assert {"name": "A", "value": "b"} in spec["containers"][0]["env"]
-        assert (spec["priorityClassName"], spec["nodeSelector"]) == ("system-node-critical", {"gpu": "yes"})
+        assert (spec["priorityClassName"], spec["nodeSelector"]) == (
+            "system-node-critical",
+            {"gpu": "yes"},
+        )
 
 
 def test_the_notes_say_what_is_missing(helm: Helm) -> None:
@@ -224,17 +268,31 @@ def test_the_notes_say_what_is_missing(helm: Helm) -> None:
         pytest.param({"agent": {"transports": {"rdma": True}}}, "rdma", id="unknown transport"),
         pytest.param({"agent": {"transports": {"mpi": "yes"}}}, "mpi", id="no switch"),
         pytest.param({"agent": {"settings": {"ucx_port": 65536}}}, "ucx_port", id="no port"),
-        pytest.param({"agent": {"settings": {"metrics_port": 80}}}, "metrics_port", id="a port that probes rely on"),
+        pytest.param(
+            {"agent": {"settings": {"metrics_port": 80}}},
+            "metrics_port",
+            id="a port that probes rely on",
+        ),
         pytest.param({"inject": {"bootPolicy": "hold"}}, "bootPolicy", id="boot policy"),
-        pytest.param({"agent": {"resources": {"limits": {"memory": None}}}}, "memory", id="no memory limit"),
+        pytest.param(
+            {"agent": {"resources": {"limits": {"memory": None}}}}, "memory", id="no memory limit"
+        ),
         pytest.param({"handoff": {"type": "csi"}}, "type", id="handoff not built yet"),
         pytest.param({"sources": [{**SOURCE, "path": "/"}]}, "path", id="the whole file system"),
-        pytest.param({"sources": [{**SOURCE, "hostPath": "/srv/../etc"}]}, "hostPath", id="path climbs"),
-        pytest.param({"sources": [{**SOURCE, "namespaces": []}]}, "namespaces", id="nobody may read it"),
-        pytest.param({"sources": [{**SOURCE, "persistentVolumeClaim": "a"}]}, "sources", id="two volumes"),
+        pytest.param(
+            {"sources": [{**SOURCE, "hostPath": "/srv/../etc"}]}, "hostPath", id="path climbs"
+        ),
+        pytest.param(
+            {"sources": [{**SOURCE, "namespaces": []}]}, "namespaces", id="nobody may read it"
+        ),
+        pytest.param(
+            {"sources": [{**SOURCE, "persistentVolumeClaim": "a"}]}, "sources", id="two volumes"
+        ),
         pytest.param({"sources": [{"name": "a", "namespaces": ["*"]}]}, "sources", id="no volume"),
         pytest.param(
-            {"inject": {"tokenExpirationSeconds": 60}}, "tokenExpirationSeconds", id="below the API server's least"
+            {"inject": {"tokenExpirationSeconds": 60}},
+            "tokenExpirationSeconds",
+            id="below the API server's least",
         ),
     ],
 )

@@ -17,11 +17,15 @@ DOCKERFILE = (ROOT / "images" / "Dockerfile").read_text()
 def test_every_package_of_the_wheel_is_copied() -> None:
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]
     folders = {path.partition("/")[0] for path in build["targets"]["wheel"]["packages"]}
-    assert {folder for folder in folders if f"\nCOPY {folder} {folder}\n" not in DOCKERFILE} == set()
+    assert {
+        folder for folder in folders if f"\nCOPY {folder} {folder}\n" not in DOCKERFILE
+    } == set()
 
 
 def test_what_an_image_brings_is_something_that_can_be_installed() -> None:
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     (default,) = re.findall(r"^ARG EXTRAS=(\S+)$", DOCKERFILE, re.MULTILINE)
     assert '".[${EXTRAS}]"' in DOCKERFILE.partition("ARG EXTRAS")[2]
     for chosen in (default, environment.EXTRAS):

@@ -13,18 +13,29 @@ from tests.helm.conftest import CHART, ROOT, Body, Kubectl, Refused, opted_in
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(60, func_only=True)]
 
 SAMPLES = ROOT / "config" / "samples"
-PLUGIN = f"/run/hotweights/plugin/{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
+PLUGIN = (
+    f"/run/hotweights/plugin/{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
+)
 VLLM: Body = {"name": "vllm", "image": "vllm"}
-SIDECAR: Body = {"name": "proxy", "image": "proxy", "env": [{"name": "VLLM_PLUGINS", "value": "untouched"}]}
+SIDECAR: Body = {
+    "name": "proxy",
+    "image": "proxy",
+    "env": [{"name": "VLLM_PLUGINS", "value": "untouched"}],
+}
 
 
 def environment(pod: Body, container: int = 0) -> dict[str, str]:
     """The plain variables of a container."""
-    return {entry["name"]: entry.get("value", "") for entry in pod["spec"]["containers"][container].get("env", [])}
+    return {
+        entry["name"]: entry.get("value", "")
+        for entry in pod["spec"]["containers"][container].get("env", [])
+    }
 
 
 def ours(pod: Body) -> Body:
-    """The spec without what the API server adds to any pod, with lists in an order that can be compared."""
+    """The spec without what the API server adds to any pod, with lists in an order that can be
+    compared.
+    """
     spec = copy.deepcopy(pod["spec"])
 
     def own(entries: list[Any]) -> list[Any]:
@@ -73,10 +84,20 @@ def test_the_only_container_gets_everything(kubectl: Kubectl) -> None:
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert volumes["hotweights"]["hostPath"] == {"path": "/run/hotweights", "type": "Directory"}
     assert volumes["hotweights-token"]["projected"]["sources"] == [
-        {"serviceAccountToken": {"audience": "hotweights-agent", "expirationSeconds": 3600, "path": "token"}}
+        {
+            "serviceAccountToken": {
+                "audience": "hotweights-agent",
+                "expirationSeconds": 3600,
+                "path": "token",
+            }
+        }
     ]
     mounts = {mount["name"]: mount for mount in pod["spec"]["containers"][0]["volumeMounts"]}
-    assert mounts["hotweights"] == {"name": "hotweights", "mountPath": "/run/hotweights", "readOnly": True}
+    assert mounts["hotweights"] == {
+        "name": "hotweights",
+        "mountPath": "/run/hotweights",
+        "readOnly": True,
+    }
     assert mounts["hotweights-token"]["readOnly"]
 
 
@@ -84,7 +105,9 @@ def test_the_only_container_gets_everything(kubectl: Kubectl) -> None:
 def test_the_annotation_names_the_engine(kubectl: Kubectl, position: int) -> None:
     containers = [SIDECAR, SIDECAR | {"name": "other"}]
     containers[position] = VLLM
-    pod = kubectl.dry_run(opted_in("two", *containers, annotations={"hotweights.dev/container": "vllm"}))
+    pod = kubectl.dry_run(
+        opted_in("two", *containers, annotations={"hotweights.dev/container": "vllm"})
+    )
     assert environment(pod, position)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
     assert environment(pod, 1 - position) == {"VLLM_PLUGINS": "untouched"}
 
@@ -114,7 +137,9 @@ def test_what_the_user_set_is_merged_or_kept(kubectl: Kubectl) -> None:
 
 
 def test_empty_values_count_as_none(kubectl: Kubectl) -> None:
-    pod = kubectl.dry_run(opted_in("empty", with_env({"name": "VLLM_PLUGINS", "value": ""}, {"name": "PYTHONPATH"})))
+    pod = kubectl.dry_run(
+        opted_in("empty", with_env({"name": "VLLM_PLUGINS", "value": ""}, {"name": "PYTHONPATH"}))
+    )
     assert environment(pod)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
     assert environment(pod)["PYTHONPATH"] == PLUGIN
 
@@ -133,23 +158,35 @@ def test_a_users_own_gates_and_volumes_stay(kubectl: Kubectl) -> None:
         "example.com/a",
         "hotweights.dev/weights",
     ]
-    assert {"mine", "hotweights", "hotweights-token"} <= {volume["name"] for volume in pod["spec"]["volumes"]}
+    assert {"mine", "hotweights", "hotweights-token"} <= {
+        volume["name"] for volume in pod["spec"]["volumes"]
+    }
 
 
 def test_a_pod_without_api_token_is_injected_too(kubectl: Kubectl) -> None:
     pod = kubectl.dry_run(opted_in("no-token", VLLM, automountServiceAccountToken=False))
-    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["hotweights", "hotweights-token"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == [
+        "hotweights",
+        "hotweights-token",
+    ]
 
 
 def test_the_annotation_sets_the_boot_policy(kubectl: Kubectl) -> None:
-    pod = kubectl.dry_run(opted_in("serve", VLLM, annotations={"hotweights.dev/boot-policy": "Serve"}))
+    pod = kubectl.dry_run(
+        opted_in("serve", VLLM, annotations={"hotweights.dev/boot-policy": "Serve"})
+    )
     assert environment(pod)["HOTWEIGHTS_BOOT_POLICY"] == "Serve"
 
 
 def test_injecting_twice_changes_nothing(kubectl: Kubectl) -> None:
     """As when another policy or webhook changes the pod, and ours runs again."""
     first = kubectl.dry_run(
-        opted_in("twice", with_env({"name": "VLLM_PLUGINS", "value": "mine"}, {"name": "PYTHONPATH", "value": "/a"}))
+        opted_in(
+            "twice",
+            with_env(
+                {"name": "VLLM_PLUGINS", "value": "mine"}, {"name": "PYTHONPATH", "value": "/a"}
+            ),
+        )
     )
     again = {**opted_in("twice"), "spec": first["spec"]}
     assert ours(kubectl.dry_run(again)) == ours(first)
@@ -158,7 +195,8 @@ def test_injecting_twice_changes_nothing(kubectl: Kubectl) -> None:
 def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> None:
     """Real reinvocation: a second mutating policy, that sorts after ours, adds a variable."""
     expression = (
-        "Object{spec: Object.spec{containers: object.spec.containers.map(c, Object.spec.containers{name: c.name,"
+        "Object{spec: Object.spec{containers: object.spec.containers.map(c, "
+        "Object.spec.containers{name: c.name,"
         " env: [Object.spec.containers.env{name: 'LATER', value: 'yes'}]})}}"
     )
     policy = {
@@ -170,14 +208,26 @@ def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> 
             "matchConstraints": {
                 "objectSelector": {"matchLabels": {"later": "yes"}},
                 "resourceRules": [
-                    {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+                    {
+                        "apiGroups": [""],
+                        "apiVersions": ["v1"],
+                        "operations": ["CREATE"],
+                        "resources": ["pods"],
+                    }
                 ],
             },
-            "mutations": [{"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": expression}}],
+            "mutations": [
+                {
+                    "patchType": "ApplyConfiguration",
+                    "applyConfiguration": {"expression": expression},
+                }
+            ],
         },
     }
     kubectl.create(policy)
-    kubectl.create({**policy, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": "zz-later"}})
+    kubectl.create(
+        {**policy, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": "zz-later"}}
+    )
     try:
         pod = opted_in("reinvoked", VLLM)
         pod["metadata"]["labels"]["later"] = "yes"
@@ -198,7 +248,8 @@ def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> 
     [
         pytest.param(
             opted_in("x", VLLM, SIDECAR),
-            r"several containers \(vllm, proxy\).* set the annotation hotweights.dev/container to its name",
+            r"several containers \(vllm, proxy\).* set the annotation "
+            r"hotweights.dev/container to its name",
             id="two containers",
         ),
         pytest.param(
@@ -212,20 +263,35 @@ def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> 
             id="boot policy",
         ),
         pytest.param(
-            opted_in("x", with_env({"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}})),
+            opted_in(
+                "x",
+                with_env(
+                    {
+                        "name": "PYTHONPATH",
+                        "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}},
+                    }
+                ),
+            ),
             "PYTHONPATH comes from a reference .*: write it as a plain value",
             id="variable by reference",
         ),
     ],
 )
-def test_pods_that_could_never_be_ready_are_refused(kubectl: Kubectl, pod: Body, complaint: str) -> None:
+def test_pods_that_could_never_be_ready_are_refused(
+    kubectl: Kubectl, pod: Body, complaint: str
+) -> None:
     with pytest.raises(Refused, match=complaint):
         kubectl.dry_run(pod)
 
 
 def test_a_reference_in_another_container_does_not_matter(kubectl: Kubectl) -> None:
-    other = {**SIDECAR, "env": [{"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}]}
-    pod = kubectl.dry_run(opted_in("other", VLLM, other, annotations={"hotweights.dev/container": "vllm"}))
+    other = {
+        **SIDECAR,
+        "env": [{"name": "PYTHONPATH", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
+    }
+    pod = kubectl.dry_run(
+        opted_in("other", VLLM, other, annotations={"hotweights.dev/container": "vllm"})
+    )
     assert environment(pod)["PYTHONPATH"] == PLUGIN
 
 
@@ -238,7 +304,9 @@ def test_a_reference_in_another_container_does_not_matter(kubectl: Kubectl) -> N
 )
 def test_pod_security_refuses_the_host_folder(kubectl: Kubectl, level: str, objection: str) -> None:
     labels = {"pod-security.kubernetes.io/enforce": level}
-    kubectl.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": level, "labels": labels}})
+    kubectl.create(
+        {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": level, "labels": labels}}
+    )
     pod = opted_in("x", VLLM)
     pod["metadata"]["namespace"] = level
     with pytest.raises(Refused, match=f'violates PodSecurity "{level}:latest".*{objection}'):
@@ -248,9 +316,22 @@ def test_pod_security_refuses_the_host_folder(kubectl: Kubectl, level: str, obje
 def test_the_patch_by_hand_equals_the_injection(kubectl: Kubectl) -> None:
     kubectl("apply", "-f", SAMPLES / "vllm.yaml")
     try:
-        template = kubectl.get("deployment", "tiny-llama", "-n", "hotweights-samples")["spec"]["template"]
-        patch = ("patch", "deployment", "tiny-llama", "-n", "hotweights-samples", "--dry-run=server", "-o", "json")
-        by_hand = yaml.safe_load(kubectl(*patch, "--patch-file", SAMPLES / "manual-injection.yaml"))["spec"]["template"]
+        template = kubectl.get("deployment", "tiny-llama", "-n", "hotweights-samples")["spec"][
+            "template"
+        ]
+        patch = (
+            "patch",
+            "deployment",
+            "tiny-llama",
+            "-n",
+            "hotweights-samples",
+            "--dry-run=server",
+            "-o",
+            "json",
+        )
+        by_hand = yaml.safe_load(
+            kubectl(*patch, "--patch-file", SAMPLES / "manual-injection.yaml")
+        )["spec"]["template"]
     finally:
         kubectl("delete", "-f", SAMPLES / "vllm.yaml")
 

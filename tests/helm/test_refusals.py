@@ -1,4 +1,6 @@
-"""Invalid objects are refused by `kubectl apply`, with a message that says what to write instead."""
+"""Invalid objects are refused by `kubectl apply`, with a message that says what to write
+instead.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,14 @@ def changed(body: Body, path: str, value: object) -> Body:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (changed(VERSION, "source.uri", "s3://bucket/x"), "write file:///absolute/path or pvc://claim/path"),
-        (changed(VERSION, "source.uri", "/models/x"), "write file:///absolute/path or pvc://claim/path"),
+        (
+            changed(VERSION, "source.uri", "s3://bucket/x"),
+            "write file:///absolute/path or pvc://claim/path",
+        ),
+        (
+            changed(VERSION, "source.uri", "/models/x"),
+            "write file:///absolute/path or pvc://claim/path",
+        ),
         (changed(VERSION, "version", "v1 beta"), "a version is a label value: at most 63 letters"),
         (changed(VERSION, "version", LONG), "spec.version: Too long: may not be more than 63"),
         (changed(VERSION, "model", "tiny/llama"), "a model name has at most 63 letters"),
@@ -45,17 +53,32 @@ def changed(body: Body, path: str, value: object) -> Body:
         (changed(VERSION, "manifest.digest", "abc"), "write sha256: and 64 hexadecimal digits"),
         (changed(VERSION, "sourceUri", "x"), 'unknown field "spec.sourceUri"'),
         (changed(ROLLOUT, "versionRef", None), "spec.versionRef: Required value"),
-        (changed(ROLLOUT, "target.selector", {}), "an empty selector would select every pod: write at least one label"),
-        (changed(ROLLOUT, "target.selector.matchLabels", {}), "an empty selector would select every pod"),
-        (changed(ROLLOUT, "strategy.rolling.maxUnavailable", 0), "write a number of at least 1 or a percentage"),
-        (changed(ROLLOUT, "strategy.rolling.maxUnavailable", "half"), "write a number of at least 1 or a percentage"),
+        (
+            changed(ROLLOUT, "target.selector", {}),
+            "an empty selector would select every pod: write at least one label",
+        ),
+        (
+            changed(ROLLOUT, "target.selector.matchLabels", {}),
+            "an empty selector would select every pod",
+        ),
+        (
+            changed(ROLLOUT, "strategy.rolling.maxUnavailable", 0),
+            "write a number of at least 1 or a percentage",
+        ),
+        (
+            changed(ROLLOUT, "strategy.rolling.maxUnavailable", "half"),
+            "write a number of at least 1 or a percentage",
+        ),
         (
             changed(ROLLOUT, "strategy.type", "AllAtOnce"),
             "strategy.rolling goes with type Rolling: remove it or set type",
         ),
         (changed(ROLLOUT, "strategy.type", "Canary"), 'supported values: "Rolling", "AllAtOnce"'),
         (changed(ROLLOUT, "activation.mode", "keep"), 'supported values: "Keep", "Wait", "Abort"'),
-        (changed(ROLLOUT, "failurePolicy.action", "Rollback"), 'supported values: "Pause", "Abort"'),
+        (
+            changed(ROLLOUT, "failurePolicy.action", "Rollback"),
+            'supported values: "Pause", "Abort"',
+        ),
         (
             changed(ROLLOUT, "progressDeadlineSeconds", 0),
             "spec.progressDeadlineSeconds in body should be greater than or equal",

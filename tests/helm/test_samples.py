@@ -1,4 +1,6 @@
-"""The samples are applied word for word by the demo, so the real API server takes them as they stand."""
+"""The samples are applied word for word by the demo, so the real API server takes them as they
+stand.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def test_the_patch_by_hand_names_this_charts_plugin() -> None:
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name)
 def test_the_api_server_takes_it(kubectl: Kubectl, path: Path) -> None:
     """kubectl validates strictly: an unknown or misspelt field is an error."""
-    assert "created" in kubectl("apply", "--dry-run=server", "-f", path) or path.name == "namespace.yaml"
+    assert (
+        "created" in kubectl("apply", "--dry-run=server", "-f", path)
+        or path.name == "namespace.yaml"
+    )
 
 
 @pytest.mark.apiserver
@@ -51,7 +56,12 @@ def test_it_looks_unfinished_until_an_operator_saw_it(kubectl: Kubectl) -> None:
     """`kubectl wait`, Helm and Argo CD must not take a rollout for done before anybody read it."""
     kubectl("apply", "-f", SAMPLES / "weightrollout.yaml")
     try:
-        assert kubectl.get("wroll", "tiny-llama", "-n", "hotweights-samples")["status"]["observedGeneration"] == -1
+        assert (
+            kubectl.get("wroll", "tiny-llama", "-n", "hotweights-samples")["status"][
+                "observedGeneration"
+            ]
+            == -1
+        )
     finally:
         kubectl("delete", "-f", SAMPLES / "weightrollout.yaml")
 

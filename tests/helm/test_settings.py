@@ -14,7 +14,12 @@ from tests.helm.conftest import SOURCE, Body, Helm
 
 pytestmark = pytest.mark.timeout(60, func_only=True)
 
-FIELDS = {"spec.nodeName": "node-a", "metadata.namespace": "here", "metadata.name": "me", "status.podIP": "10.0.0.1"}
+FIELDS = {
+    "spec.nodeName": "node-a",
+    "metadata.namespace": "here",
+    "metadata.name": "me",
+    "status.podIP": "10.0.0.1",
+}
 CLAIM = {"name": "shared", "persistentVolumeClaim": "weights", "namespaces": ["*"]}
 
 
@@ -31,7 +36,9 @@ def environment(found: Body) -> dict[str, str]:
     for entry in found["env"]:
         origin = entry.get("valueFrom", {})
         field = origin.get("fieldRef", {}).get("fieldPath", "")
-        values[entry["name"]] = "1000" if "resourceFieldRef" in origin else entry.get("value") or FIELDS[field]
+        values[entry["name"]] = (
+            "1000" if "resourceFieldRef" in origin else entry.get("value") or FIELDS[field]
+        )
     return values
 
 
@@ -41,7 +48,10 @@ def ports(found: Body) -> dict[str, int]:
 
 def test_the_agent_reads_what_the_chart_sets(helm: Helm, tmp_path: Path) -> None:
     objects = helm.template(
-        {"sources": [SOURCE, CLAIM], "agent": {"logLevel": "debug", "settings": {"staging": {"at_once": 2}}}}
+        {
+            "sources": [SOURCE, CLAIM],
+            "agent": {"logLevel": "debug", "settings": {"staging": {"at_once": 2}}},
+        }
     )
     found = container(objects, "DaemonSet")
     variables = environment(found)
@@ -60,7 +70,9 @@ def test_the_agent_reads_what_the_chart_sets(helm: Helm, tmp_path: Path) -> None
     )
     assert ports(found) == {"peers": read.peer_port, "metrics": read.metrics_port}
     mounts = {mount["mountPath"] for mount in found["volumeMounts"]}
-    assert {str(path) for path in (read.run_folder, read.state_folder, read.peer_token_file.parent)} <= mounts
+    assert {
+        str(path) for path in (read.run_folder, read.state_folder, read.peer_token_file.parent)
+    } <= mounts
     assert variables[agent_settings.CONFIG_VARIABLE].rpartition("/")[0] in mounts
 
 
@@ -72,7 +84,10 @@ def test_the_agent_reads_what_the_chart_sets(helm: Helm, tmp_path: Path) -> None
         pytest.param({"transports": {"mpi": True}}, 0, True, id="MPI"),
         pytest.param({"transports": {"ucx": True, "mpi": True}}, 7601, True, id="both"),
         pytest.param(
-            {"transports": {"ucx": True, "mpi": True}, "settings": {"ucx_port": 7700, "staging": {"at_once": 2}}},
+            {
+                "transports": {"ucx": True, "mpi": True},
+                "settings": {"ucx_port": 7700, "staging": {"at_once": 2}},
+            },
             *(7700, True),
             id="another port",
         ),

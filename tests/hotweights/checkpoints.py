@@ -16,7 +16,9 @@ from hotweights_storage.sources.file import open_folder
 
 
 def checkpoint(folder: Path, version: str, value: float, rows: int = 64) -> Manifest:
-    """Two tensors, of which one has ``value`` everywhere and the other is the same in all versions; and a side file."""
+    """Two tensors, of which one has ``value`` everywhere and the other is the same in all versions;
+    and a side file.
+    """
     folder.mkdir(parents=True)
     tensors: dict[str, Any] = {
         "head": np.full((rows, 64), value, np.float32),

@@ -1,4 +1,6 @@
-"""``hotweights publish`` and ``manifest verify`` as a user runs them: real files, exit codes, one clear line."""
+"""``hotweights publish`` and ``manifest verify`` as a user runs them: real files, exit codes, one
+clear line.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,25 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "ckpt_a"
     folder.mkdir()
     header = json.dumps({"w": {"dtype": "F32", "shape": [25], "data_offsets": [0, 100]}}).encode()
-    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(range(100)))
+    (folder / "model.safetensors").write_bytes(
+        len(header).to_bytes(8, "little") + header + bytes(range(100))
+    )
     (folder / "config.json").write_text("{}")
     return folder
 
 
 def test_the_emitted_version_pins_the_manifest(run: Run, folder: Path) -> None:
     done = run(
-        "publish", "--checkpoint", folder, "--model", "Demo_1", "--version", "v1", "--emit", "--namespace", "team-a"
+        "publish",
+        "--checkpoint",
+        folder,
+        "--model",
+        "Demo_1",
+        "--version",
+        "v1",
+        "--emit",
+        "--namespace",
+        "team-a",
     )
     assert done.returncode == 0, done.stderr
     manifest = parse((folder / FILE_NAME).read_bytes())
@@ -48,7 +61,16 @@ def test_the_emitted_version_pins_the_manifest(run: Run, folder: Path) -> None:
 
 
 def test_the_model_is_named_after_the_folder(folder: Path) -> None:
-    arguments = ("publish", "--checkpoint", "./ckpt_a", "--version", "v0", "--output", "m_prev.json", "--json")
+    arguments = (
+        "publish",
+        "--checkpoint",
+        "./ckpt_a",
+        "--version",
+        "v0",
+        "--output",
+        "m_prev.json",
+        "--json",
+    )
     command = [sys.executable, "-m", "hotweights.cli", *arguments]
     done = subprocess.run(command, capture_output=True, check=True, cwd=folder.parent)
     summary = json.loads(done.stdout)
@@ -80,21 +102,42 @@ def test_a_damaged_folder_fails_with_file_tensor_and_chunk(run: Run, folder: Pat
     ("arguments", "code", "text"),
     [
         (("publish", "--checkpoint", "none", "--version", "v1"), 1, "none does not exist"),
-        (("publish", "--checkpoint", "ckpt_a", "--version", "no label"), 2, "'no label' is no label value"),
-        (("publish", "--checkpoint", "ckpt_a", "--version", "v1", "--model", "a/b"), 2, "'a/b' is no label value"),
+        (
+            ("publish", "--checkpoint", "ckpt_a", "--version", "no label"),
+            2,
+            "'no label' is no label value",
+        ),
+        (
+            ("publish", "--checkpoint", "ckpt_a", "--version", "v1", "--model", "a/b"),
+            2,
+            "'a/b' is no label value",
+        ),
         (
             ("publish", "--checkpoint", "ckpt_a", "--version", "v1", "--output", "x/y.json"),
             2,
             "folder x does not exist",
         ),
-        (("publish", "--checkpoint", "ckpt_a", "--version", "v1", "--output", "ckpt_a/m.json"), 2, ".manifest.json"),
+        (
+            ("publish", "--checkpoint", "ckpt_a", "--version", "v1", "--output", "ckpt_a/m.json"),
+            2,
+            ".manifest.json",
+        ),
         (("publish", "--checkpoint", "ckpt_a"), 2, "Missing option '--version'"),
         (("manifest", "verify", "ckpt_a"), 1, "write it with `hotweights publish`"),
-        (("manifest", "verify", "ckpt_a", "--manifest", "ckpt_a/config.json"), 1, "model: Field required"),
+        (
+            ("manifest", "verify", "ckpt_a", "--manifest", "ckpt_a/config.json"),
+            1,
+            "model: Field required",
+        ),
     ],
 )
 def test_one_line_names_the_thing_and_the_remedy(
-    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, text: str
+    run: Run,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    text: str,
 ) -> None:
     monkeypatch.chdir(folder.parent)
     done = run(*arguments)
@@ -125,7 +168,10 @@ echo '[{"engine": "vllm '"$4 $5"'", "promptTokenIds": [1, 2], "tokenIds": [3]}]'
     ("script", "reason"),
     [
         (FAKE, None),
-        ("#!/bin/sh\necho 'No module named vllm' >&2; exit 1", "No module named vllm; set $HOTWEIGHTS_VLLM_PYTHON"),
+        (
+            "#!/bin/sh\necho 'No module named vllm' >&2; exit 1",
+            "No module named vllm; set $HOTWEIGHTS_VLLM_PYTHON",
+        ),
         ("#!/bin/sh\necho hello", "something else than probes"),
         (None, "cannot run"),
     ],
@@ -138,7 +184,16 @@ def test_probes_are_recorded_by_the_python_that_has_vllm(
     if script is not None:
         python.write_text(script)
         python.chmod(0o755)
-    arguments = ("publish", "--checkpoint", folder, "--version", "v1", "--record-probes", "--probe-dtype", "float32")
+    arguments = (
+        "publish",
+        "--checkpoint",
+        folder,
+        "--version",
+        "v1",
+        "--record-probes",
+        "--probe-dtype",
+        "float32",
+    )
     monkeypatch.setenv("HOTWEIGHTS_VLLM_PYTHON", str(python))
     done = run(*arguments)
     if reason is None:
@@ -165,9 +220,15 @@ def test_the_object_has_a_name_that_kubernetes_takes(model: str, version: str, n
     assert publish.object_name(model, version) == name
 
 
-def test_nothing_is_left_behind_where_the_manifest_cannot_be_written(run: Run, folder: Path) -> None:
+def test_nothing_is_left_behind_where_the_manifest_cannot_be_written(
+    run: Run, folder: Path
+) -> None:
     (folder / FILE_NAME).mkdir()
     done = run("publish", "--checkpoint", folder, "--version", "v1")
     assert done.returncode == 1
     assert "cannot write the manifest" in done.stderr
-    assert sorted(path.name for path in folder.iterdir()) == ["config.json", FILE_NAME, "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "config.json",
+        FILE_NAME,
+        "model.safetensors",
+    ]

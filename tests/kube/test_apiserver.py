@@ -9,7 +9,17 @@ from contextlib import aclosing
 import pytest
 import pytest_asyncio
 
-from hotweights_kube import PODS, Api, Change, Notice, Recorder, Reference, TokenRefused, review, watch
+from hotweights_kube import (
+    PODS,
+    Api,
+    Change,
+    Notice,
+    Recorder,
+    Reference,
+    TokenRefused,
+    review,
+    watch,
+)
 from hotweights_kube.client import Selection
 from hotweights_kube.resources import EVENTS, Resource
 from localcluster.controlplane import ControlPlane
@@ -36,9 +46,13 @@ async def test_a_pod_s_token_names_the_pod_and_another_audience_is_refused(
 ) -> None:
     spec = {"nodeName": "nowhere", "containers": [{"name": "a", "image": "none"}]}
     metadata = {"name": "p", "namespace": "default"}
-    pod = await api.create(PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    pod = await api.create(
+        PODS, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    )
     bound = {"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": pod["metadata"]["uid"]}
-    token = control_plane.service_account_token("default", "default", audiences=["hotweights-agent"], bound_to=bound)
+    token = control_plane.service_account_token(
+        "default", "default", audiences=["hotweights-agent"], bound_to=bound
+    )
     identity = await review(api, token, ["hotweights-agent"])
     assert (identity.namespace, identity.service_account) == ("default", "default")
     assert (identity.pod_name, identity.pod_uid) == ("p", pod["metadata"]["uid"])
@@ -50,7 +64,9 @@ async def test_a_pod_s_token_names_the_pod_and_another_audience_is_refused(
 
 async def test_events_are_counted(api: Api) -> None:
     recorder = Recorder(api, "hotweights.dev/test", "test")
-    namespace = await api.get(Resource("v1", "Namespace", "namespaces", namespaced=False), "default")
+    namespace = await api.get(
+        Resource("v1", "Namespace", "namespaces", namespaced=False), "default"
+    )
     about = Reference("v1", "Namespace", "default", namespace["metadata"]["uid"])
     for _ in range(3):
         await recorder.record(Notice(about, "Tried", "a real event", action="Test"))
@@ -83,7 +99,8 @@ async def test_a_watch_outlives_the_api_server(api: Api, control_plane: ControlP
     finally:
         await asyncio.to_thread(control_plane.start_apiserver)
     await api.delete(CONFIG_MAPS, "x", namespace="default")
-    # By the watch, or by the list that follows when the API server has forgotten the point: SYNCED comes after it then.
+    # By the watch, or by the list that follows when the API server has forgotten the point: SYNCED
+    # comes after it then.
     await _until(lambda: any(change.type == "DELETED" for change in seen), seconds=40)
     assert [c.body["metadata"]["name"] for c in seen if c.type == "DELETED"] == ["x"]
     task.cancel()

@@ -1,4 +1,6 @@
-"""What goes over the wire, and which of our exceptions each answer becomes. The server is a few lines of aiohttp."""
+"""What goes over the wire, and which of our exceptions each answer becomes. The server is a few
+lines of aiohttp.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ class Server:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         text = await request.text()
         headers = {key: request.headers.get(key, "") for key in ("Content-Type", "Authorization")}
-        self.requests.append((request.method, request.path_qs, headers, json.loads(text) if text else None))
+        self.requests.append(
+            (request.method, request.path_qs, headers, json.loads(text) if text else None)
+        )
         await asyncio.sleep(self.delay_seconds)
         if self.text:
             return web.Response(text=self.text, status=self.status)
@@ -52,7 +56,9 @@ async def server() -> AsyncIterator[Server]:
 
 
 @pytest_asyncio.fixture
-async def api(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Api]:
+async def api(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Api]:
     application = web.Application()
     application.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(application)
@@ -75,7 +81,9 @@ async def api(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     await runner.cleanup()
 
 
-async def test_apply_says_who_and_carries_the_version_it_was_decided_on(api: Api, server: Server) -> None:
+async def test_apply_says_who_and_carries_the_version_it_was_decided_on(
+    api: Api, server: Server
+) -> None:
     body = {"metadata": {"name": "n1", "namespace": "sys", "resourceVersion": "7"}, "spec": {}}
     await api.apply(NODE_WEIGHTS, body, manager="hotweights-rollout-1")
     method, path, headers, sent = server.requests[0]
@@ -84,14 +92,22 @@ async def test_apply_says_who_and_carries_the_version_it_was_decided_on(api: Api
         path
         == "/apis/hotweights.dev/v1alpha1/namespaces/sys/nodeweights/n1?fieldManager=hotweights-rollout-1&force=true"
     )
-    assert headers == {"Content-Type": "application/apply-patch+yaml", "Authorization": "Bearer secret"}
+    assert headers == {
+        "Content-Type": "application/apply-patch+yaml",
+        "Authorization": "Bearer secret",
+    }
     assert sent["kind"] == "NodeWeights"
     assert sent["metadata"]["resourceVersion"] == "7"
 
 
 async def test_a_status_patch_is_fenced_by_the_resource_version(api: Api, server: Server) -> None:
     await api.merge_patch(
-        PODS, "p", {"status": {"phase": None}}, namespace="d", subresource="status", resource_version="5"
+        PODS,
+        "p",
+        {"status": {"phase": None}},
+        namespace="d",
+        subresource="status",
+        resource_version="5",
     )
     _, path, headers, sent = server.requests[0]
     assert path.startswith("/api/v1/namespaces/d/pods/p/status?")
@@ -108,11 +124,17 @@ async def test_a_json_patch_is_a_list_of_operations(api: Api, server: Server) ->
 
 async def test_a_list_is_read_page_by_page(api: Api, server: Server) -> None:
     server.pages = [
-        {"items": [{"metadata": {"name": "a"}}], "metadata": {"continue": "next", "resourceVersion": "5"}},
+        {
+            "items": [{"metadata": {"name": "a"}}],
+            "metadata": {"continue": "next", "resourceVersion": "5"},
+        },
         {"items": [{"metadata": {"name": "b"}}], "metadata": {"resourceVersion": "5"}},
     ]
     listing = await api.list(PODS, Selection("d", label_selector="a=b"))
-    assert [(item["kind"], item["metadata"]["name"]) for item in listing.items] == [("Pod", "a"), ("Pod", "b")]
+    assert [(item["kind"], item["metadata"]["name"]) for item in listing.items] == [
+        ("Pod", "a"),
+        ("Pod", "b"),
+    ]
     assert listing.resource_version == "5"
     assert "labelSelector=a%3Db" in server.requests[1][1]
     assert "continue=next" in server.requests[1][1]
@@ -133,7 +155,12 @@ async def test_a_list_is_read_page_by_page(api: Api, server: Server) -> None:
     ],
 )
 async def test_each_answer_has_its_exception(
-    api: Api, server: Server, status: int, body: dict[str, Any], kind: type[errors.KubeError], hint: str
+    api: Api,
+    server: Server,
+    status: int,
+    body: dict[str, Any],
+    kind: type[errors.KubeError],
+    hint: str,
 ) -> None:
     server.status, server.body, server.headers = status, body, {"Retry-After": "3"}
     with pytest.raises(kind, match=hint) as caught:
@@ -143,13 +170,22 @@ async def test_each_answer_has_its_exception(
         assert caught.value.retry_after_seconds == 3
 
 
-async def test_the_next_page_is_asked_for_when_the_first_was_dealt_with(api: Api, server: Server) -> None:
+async def test_the_next_page_is_asked_for_when_the_first_was_dealt_with(
+    api: Api, server: Server
+) -> None:
     server.pages = [
-        {"items": [{"metadata": {"name": "a"}}], "metadata": {"continue": "next", "resourceVersion": "5"}},
+        {
+            "items": [{"metadata": {"name": "a"}}],
+            "metadata": {"continue": "next", "resourceVersion": "5"},
+        },
         {"items": None, "metadata": {"resourceVersion": "5"}},
     ]
     asked = [
-        (len(server.requests), [item["metadata"]["name"] for item in page.items], page.resource_version)
+        (
+            len(server.requests),
+            [item["metadata"]["name"] for item in page.items],
+            page.resource_version,
+        )
         async for page in api.pages(PODS, page_size=1)
     ]
     assert asked == [(1, ["a"], "5"), (2, [], "5")]
@@ -178,7 +214,9 @@ def in_seconds(seconds: float) -> str:
         (1e6, 60, 60),
     ],
 )
-def test_how_long_to_wait_is_read_however_it_is_said_and_bounded(value: str | float, least: float, most: float) -> None:
+def test_how_long_to_wait_is_read_however_it_is_said_and_bounded(
+    value: str | float, least: float, most: float
+) -> None:
     value = value if isinstance(value, str) else in_seconds(value)
     wait = errors.wait_seconds(errors.from_response("GET /", 429, b"{}", {"Retry-After": value}))
     assert wait is not None
@@ -187,7 +225,10 @@ def test_how_long_to_wait_is_read_however_it_is_said_and_bounded(value: str | fl
 
 @pytest.mark.parametrize("value", ["", "soon", "nan", "inf", "Fri, 99 Nov 2026 10:00:00 GMT"])
 def test_no_wait_is_read_from_nonsense(value: str) -> None:
-    assert errors.wait_seconds(errors.from_response("GET /", 503, b"{}", {"Retry-After": value})) is None
+    assert (
+        errors.wait_seconds(errors.from_response("GET /", 503, b"{}", {"Retry-After": value}))
+        is None
+    )
 
 
 def test_a_status_says_how_long_to_wait_where_there_are_no_headers() -> None:
@@ -209,7 +250,9 @@ async def test_a_pod_bound_token_names_its_pod_and_node(api: Api, server: Server
         "authentication.kubernetes.io/node-name": ["n"],
     }
     user = {"username": "system:serviceaccount:ns:sa", "extra": extra}
-    server.body = {"status": {"authenticated": True, "audiences": ["hotweights-agent"], "user": user}}
+    server.body = {
+        "status": {"authenticated": True, "audiences": ["hotweights-agent"], "user": user}
+    }
     identity = await review(api, "t", ["hotweights-agent"])
     assert (identity.namespace, identity.service_account) == ("ns", "sa")
     assert (identity.pod_name, identity.pod_uid, identity.node_name) == ("p", "u", "n")
@@ -230,7 +273,9 @@ async def test_any_other_token_is_refused(api: Api, server: Server, status: dict
         await review(api, "t", ["hotweights-agent"])
 
 
-async def test_without_any_configuration_it_says_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+async def test_without_any_configuration_it_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -26,7 +26,9 @@ class Writer:
         self.created.append(body)
         return body
 
-    async def merge_patch(self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None) -> Body:
+    async def merge_patch(
+        self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None
+    ) -> Body:
         await asyncio.sleep(0)
         if self.error:
             raise self.error
@@ -126,4 +128,6 @@ async def test_the_thousandth_costs_what_the_first_did() -> None:
         return time.perf_counter() - began
 
     windows = [await seconds(first) for first in range(0, 6000, 300)]
-    assert min(windows[-4:]) < 5 * min(windows[:4]), "it was twenty times as much when each looked at all before it"
+    assert min(windows[-4:]) < 5 * min(windows[:4]), (
+        "it was twenty times as much when each looked at all before it"
+    )

@@ -28,13 +28,17 @@ def event(kind: str, name: str, version: int) -> Body:
 
 
 class Script:
-    """Answers lists (each a version and its pages) and watches from two scripts; an exception in one is raised."""
+    """Answers lists (each a version and its pages) and watches from two scripts; an exception in
+    one is raised.
+    """
 
     def __init__(self, lists: list[Any], streams: list[list[Any]]) -> None:
         self.lists, self.streams = lists, streams
         self.queries: list[dict[str, str]] = []
 
-    async def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
+    async def pages(
+        self, resource: Resource, selection: Selection | None = None
+    ) -> AsyncGenerator[Listing, None]:
         answer = self.lists.pop(0)
         if isinstance(answer, Exception):
             raise answer
@@ -56,7 +60,9 @@ class Script:
             yield item
 
 
-async def changes_of(script: Script, count: int, troubles: list[errors.KubeError] | None = None) -> list[Change]:
+async def changes_of(
+    script: Script, count: int, troubles: list[errors.KubeError] | None = None
+) -> list[Change]:
     seen: list[Change] = []
     sink: list[errors.KubeError] = [] if troubles is None else troubles
     async with (
@@ -70,15 +76,26 @@ async def changes_of(script: Script, count: int, troubles: list[errors.KubeError
     return seen
 
 
-async def follow(script: Script, count: int, troubles: list[errors.KubeError] | None = None) -> list[tuple[str, str]]:
+async def follow(
+    script: Script, count: int, troubles: list[errors.KubeError] | None = None
+) -> list[tuple[str, str]]:
     seen = await changes_of(script, count, troubles)
     return [(change.type, change.body.get("metadata", {}).get("name", "")) for change in seen]
 
 
 async def test_everything_is_told_before_synced() -> None:
-    script = Script([("2", [thing("a", 1)], [thing("b", 2)])], [[event("MODIFIED", "a", 3), event("DELETED", "b", 4)]])
+    script = Script(
+        [("2", [thing("a", 1)], [thing("b", 2)])],
+        [[event("MODIFIED", "a", 3), event("DELETED", "b", 4)]],
+    )
     told = await follow(script, 5)
-    assert told == [("ADDED", "a"), ("ADDED", "b"), ("SYNCED", ""), ("MODIFIED", "a"), ("DELETED", "b")]
+    assert told == [
+        ("ADDED", "a"),
+        ("ADDED", "b"),
+        ("SYNCED", ""),
+        ("MODIFIED", "a"),
+        ("DELETED", "b"),
+    ]
 
 
 async def test_synced_says_what_there_is_and_when() -> None:
@@ -98,7 +115,9 @@ async def test_a_bookmark_is_heard() -> None:
     script = Script([("1", [], [])], [[event("BOOKMARK", "", 70)], [event("ADDED", "a", 71)]])
     heard: list[None] = []
     async with asyncio.timeout(1):
-        async with aclosing(watch(script, NODE_WEIGHTS, timing=QUICK, on_heard=lambda: heard.append(None))) as changes:
+        async with aclosing(
+            watch(script, NODE_WEIGHTS, timing=QUICK, on_heard=lambda: heard.append(None))
+        ) as changes:
             async for change in changes:
                 if change.type == "ADDED":
                     break
@@ -120,7 +139,9 @@ async def test_what_vanished_unseen_is_deleted_by_the_list_that_does_not_have_it
 
 
 @pytest.mark.parametrize("error", [errors.Expired("too old"), errors.Unavailable("away")])
-async def test_a_list_that_breaks_off_deletes_nothing_and_is_begun_anew(error: errors.KubeError) -> None:
+async def test_a_list_that_breaks_off_deletes_nothing_and_is_begun_anew(
+    error: errors.KubeError,
+) -> None:
     whole = ("1", [thing("a", 1), thing("b", 1)])
     script = Script([whole, ("9", [thing("a", 2)], error), ("10", [thing("b", 1)])], [[GONE]])
     told = await follow(script, 7)
@@ -145,7 +166,9 @@ async def test_an_api_server_that_is_away_is_asked_again_until_it_is_back() -> N
     assert troubles == [away, away, away]
 
 
-@pytest.mark.parametrize("error", [errors.Forbidden("no"), errors.Unavailable("503"), errors.NotFound("no CRD")])
+@pytest.mark.parametrize(
+    "error", [errors.Forbidden("no"), errors.Unavailable("503"), errors.NotFound("no CRD")]
+)
 async def test_no_trouble_ends_it(error: errors.KubeError) -> None:
     script = Script([*[error] * 100, ("1", [])], [*[[error]] * 100, [event("ADDED", "a", 2)]])
     assert await follow(script, 2, []) == [("SYNCED", ""), ("ADDED", "a")]
@@ -155,17 +178,24 @@ NODES, PER_PAGE, NODE_BYTES = 1000, 50, 26_000
 
 
 class Fleet(Script):
-    """Nodes as large as real ones (images, conditions, managed fields), made when their page is read."""
+    """Nodes as large as real ones (images, conditions, managed fields), made when their page is
+    read.
+    """
 
     def __init__(self) -> None:
         super().__init__([], [])
 
-    async def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
+    async def pages(
+        self, resource: Resource, selection: Selection | None = None
+    ) -> AsyncGenerator[Listing, None]:
         for first in range(0, NODES, PER_PAGE):
             yield Listing([self.node(number) for number in range(first, first + PER_PAGE)], "1")
 
     def node(self, number: int) -> Body:
-        images = [{"names": [f"image-{number}-{index}-" + "x" * 1950]} for index in range(NODE_BYTES // 2000)]
+        images = [
+            {"names": [f"image-{number}-{index}-" + "x" * 1950]}
+            for index in range(NODE_BYTES // 2000)
+        ]
         return {**thing(f"node-{number}", 1), "status": {"images": images}}
 
 
@@ -178,4 +208,6 @@ async def test_a_large_list_never_stands_in_memory_at_once() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(change.listed) == NODES
-    assert peak < 4 * PER_PAGE * NODE_BYTES, f"{peak / 2**20:.1f} MiB; all of them are {NODES * NODE_BYTES >> 20} MiB"
+    assert peak < 4 * PER_PAGE * NODE_BYTES, (
+        f"{peak / 2**20:.1f} MiB; all of them are {NODES * NODE_BYTES >> 20} MiB"
+    )

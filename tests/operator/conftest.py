@@ -1,4 +1,6 @@
-"""A real API server with our CRDs, the operator as a real process, and nodes whose agents and kubelets are a few lines here."""
+"""A real API server with our CRDs, the operator as a real process, and nodes whose agents and
+kubelets are a few lines here.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ class Kubectl:
     def __call__(self, *words: str | Path, text: str = "") -> str:
         """What it prints; `Refused` with what it complains about."""
         command = [self._program, f"--kubeconfig={self._kubeconfig}", *words]
-        done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=60, check=False
+        )
         if done.returncode:
             raise Refused(done.stderr)
         return done.stdout
@@ -93,12 +97,20 @@ class Engine:
     """What the agent of a test says about a pod's engine."""
 
     def __init__(self) -> None:
-        self.phase, self.digest, self.prepared, self.token, self.confirmed_at = "Serving", "", "", 0, ""
+        self.phase, self.digest, self.prepared, self.token, self.confirmed_at = (
+            "Serving",
+            "",
+            "",
+            0,
+            "",
+        )
         self.refused, self.revision = "", 0
 
 
 class FakeNode:
-    """A node with its kubelet and agent; the objects are real, what they do is what a status says."""
+    """A node with its kubelet and agent; the objects are real, what they do is what a status
+    says.
+    """
 
     def __init__(self, scene: Scene, name: str) -> None:
         self.scene, self.name = scene, name
@@ -109,7 +121,9 @@ class FakeNode:
 
     async def create(self) -> None:
         """The Node, Ready, and the agent's pod, Ready."""
-        await self.scene.api.create(NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}})
+        await self.scene.api.create(
+            NODES, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": self.name}}
+        )
         await self._beat()
         await self.scene.pod(
             f"agent-{self.name}",
@@ -158,16 +172,29 @@ class FakeNode:
             "observedGeneration": body["metadata"]["generation"],
             "bootID": "boot",
             "endpoint": f"tcp://{self.name}:1",
-            "staged": [{"digest": d, "phase": "Staged", "bytesDone": 10, "bytesTotal": 10} for d in sorted(staged)],
+            "staged": [
+                {"digest": d, "phase": "Staged", "bytesDone": 10, "bytesTotal": 10}
+                for d in sorted(staged)
+            ],
             "engines": [self._report(uid) for uid in sorted(self.engines)],
             "resolved": [
-                {"uid": item.uid, "digest": self.contents[item.uri], "nbytes": 10, "tensors": 1, "chunks": 1}
+                {
+                    "uid": item.uid,
+                    "digest": self.contents[item.uri],
+                    "nbytes": 10,
+                    "tensors": 1,
+                    "chunks": 1,
+                }
                 for item in spec.resolve
             ],
         }
         if body.get("status") != status:
             await self.scene.api.merge_patch(
-                NODE_WEIGHTS, self.name, {"status": status}, namespace=self.scene.system, subresource="status"
+                NODE_WEIGHTS,
+                self.name,
+                {"status": status},
+                namespace=self.scene.system,
+                subresource="status",
             )
 
     async def _steer(self, order: Any, staged: set[str]) -> None:
@@ -188,8 +215,16 @@ class FakeNode:
 
     def _report(self, uid: str) -> Body:
         engine = self.engines[uid]
-        refused: Body = {"reason": "ShapeMismatch", "message": "lm_head.weight is (2, 3), the model has (2, 4)"}
-        refused["failed"] = {"step": "Prepare", "digest": engine.refused, "revision": engine.revision, **refused}
+        refused: Body = {
+            "reason": "ShapeMismatch",
+            "message": "lm_head.weight is (2, 3), the model has (2, 4)",
+        }
+        refused["failed"] = {
+            "step": "Prepare",
+            "digest": engine.refused,
+            "revision": engine.revision,
+            **refused,
+        }
         return {
             "podUID": uid,
             "phase": engine.phase,
@@ -220,8 +255,11 @@ class Scene:
     async def set_up(self, nodes: int = 2) -> None:
         """Namespaces and nodes."""
         for name in (self.namespace, self.system):
-            await self.api.create(NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
-            account = {"metadata": {"name": "default", "namespace": name}}  # its controller is slow after an outage
+            await self.api.create(
+                NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
+            )
+            # its controller is slow after an outage
+            account = {"metadata": {"name": "default", "namespace": name}}
             with contextlib.suppress(AlreadyExists):
                 await self.api.create(SERVICE_ACCOUNTS, account)
         for index in range(nodes):
@@ -259,7 +297,9 @@ class Scene:
             "containerStatuses": [container],
             "conditions": [{"type": "Ready", "status": "True"}],
         }
-        return await self.api.merge_patch(PODS, name, {"status": status}, namespace=namespace, subresource="status")
+        return await self.api.merge_patch(
+            PODS, name, {"status": status}, namespace=namespace, subresource="status"
+        )
 
     async def _created(self, body: Body) -> bool:
         try:
@@ -276,15 +316,25 @@ class Scene:
         return body
 
     async def set_ready(self, pod: str, ready: bool, digest: str) -> None:
-        """What an agent and a kubelet would say, when it changes: labels and gate, and then Ready."""
+        """What an agent and a kubelet would say, when it changes: labels and gate, and then
+        Ready.
+        """
         if self.shown.get(pod) == (ready, digest):
             return
         labels = {"hotweights.dev/digest": digest_label(digest) or None}
-        await self.api.merge_patch(PODS, pod, {"metadata": {"labels": labels}}, namespace=self.namespace)
-        status = "True" if ready else "False"
-        conditions = [{"type": type_, "status": status} for type_ in ("hotweights.dev/weights", "Ready")]
         await self.api.merge_patch(
-            PODS, pod, {"status": {"conditions": conditions}}, namespace=self.namespace, subresource="status"
+            PODS, pod, {"metadata": {"labels": labels}}, namespace=self.namespace
+        )
+        status = "True" if ready else "False"
+        conditions = [
+            {"type": type_, "status": status} for type_ in ("hotweights.dev/weights", "Ready")
+        ]
+        await self.api.merge_patch(
+            PODS,
+            pod,
+            {"status": {"conditions": conditions}},
+            namespace=self.namespace,
+            subresource="status",
         )
         self.shown[pod] = (ready, digest)
 
@@ -318,7 +368,9 @@ class Scene:
         body = await self.api.get(WEIGHT_ROLLOUTS, "llm", self.namespace)
         return WeightRolloutStatus.from_dict(body.get("status") or {})
 
-    async def reaches(self, condition: str, reason: str = "", seconds: float = 30.0) -> WeightRolloutStatus:
+    async def reaches(
+        self, condition: str, reason: str = "", seconds: float = 30.0
+    ) -> WeightRolloutStatus:
         """Wait until a condition is True (with this reason); the status then."""
         found: list[WeightRolloutStatus] = []
 
@@ -326,17 +378,29 @@ class Scene:
             status = await self.status()
             held = find(status.conditions, condition)
             found[:] = [status]
-            generation = (await self.api.get(WEIGHT_ROLLOUTS, "llm", self.namespace))["metadata"]["generation"]
+            generation = (await self.api.get(WEIGHT_ROLLOUTS, "llm", self.namespace))["metadata"][
+                "generation"
+            ]
             current = status.observed_generation == generation
-            return held is not None and held.status == "True" and current and reason in ("", held.reason)
+            return (
+                held is not None
+                and held.status == "True"
+                and current
+                and reason in ("", held.reason)
+            )
 
         await eventually(
-            holds, f"{condition} {reason}", seconds, lambda: f"{found}\n{self.log()}\n{self.troubles[-5:]}"
+            holds,
+            f"{condition} {reason}",
+            seconds,
+            lambda: f"{found}\n{self.log()}\n{self.troubles[-5:]}",
         )
         return found[0]
 
     def start_operator(self, kubeconfig: Path | None = None) -> None:
-        """As a process: for this test's namespace as the admin, or for all namespaces as somebody else."""
+        """As a process: for this test's namespace as the admin, or for all namespaces as somebody
+        else.
+        """
         log = (self.folder / "operator.log").open("ab")
         watched = [] if kubeconfig else [f"--watch-namespace={self.namespace}"]
         self.process = subprocess.Popen(
@@ -351,12 +415,25 @@ class Scene:
         log.close()
 
     async def grant(self) -> str:
-        """What the chart lets the operator do, for all namespaces; the objects, to take the rights away again."""
+        """What the chart lets the operator do, for all namespaces; the objects, to take the rights
+        away again.
+        """
         helm = str(binaries.ensure(["helm"])["helm"])
-        words = [helm, "template", "hotweights", str(ROOT / "helm" / "hotweights"), "-n", self.system]
-        rendered = await asyncio.to_thread(lambda: subprocess.check_output(words, text=True, timeout=60))
+        words = [
+            helm,
+            "template",
+            "hotweights",
+            str(ROOT / "helm" / "hotweights"),
+            "-n",
+            self.system,
+        ]
+        rendered = await asyncio.to_thread(
+            lambda: subprocess.check_output(words, text=True, timeout=60)
+        )
         rights = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-        objects = yaml.dump_all([b for b in yaml.safe_load_all(rendered) if b and b["kind"] in rights])
+        objects = yaml.dump_all(
+            [b for b in yaml.safe_load_all(rendered) if b and b["kind"] in rights]
+        )
         await asyncio.to_thread(lambda: self.kubectl("apply", "-f", "-", text=objects))
         return objects
 
@@ -385,7 +462,9 @@ class Scene:
 
 
 @pytest_asyncio.fixture
-async def scene(api: Api, kubectl: Kubectl, control_plane: ControlPlane, tmp_path: Path) -> AsyncIterator[Scene]:
+async def scene(
+    api: Api, kubectl: Kubectl, control_plane: ControlPlane, tmp_path: Path
+) -> AsyncIterator[Scene]:
     made = Scene(api, kubectl, control_plane.kubeconfig, tmp_path)
     yield made
     await made.close()

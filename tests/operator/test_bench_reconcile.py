@@ -16,7 +16,9 @@ from hotweights_kube.resources import NODE_WEIGHTS
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fleet, "ANSWER_SECONDS", (0.01, 0.03))
     monkeypatch.setattr(fleet, "KUBELET_SECONDS", 0.01)
-    monkeypatch.setattr(operator_loop, "SETTINGS", replace(operator_loop.SETTINGS, pace_seconds=0.02))
+    monkeypatch.setattr(
+        operator_loop, "SETTINGS", replace(operator_loop.SETTINGS, pace_seconds=0.02)
+    )
     monkeypatch.setattr(reconcile, "QUIET_SECONDS", 0.2)
     monkeypatch.setattr(reconcile, "LIMIT_SECONDS", 10.0)
 
@@ -32,7 +34,11 @@ async def test_events_and_decisions(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_whole_rollout_and_its_floor() -> None:
     found = await reconcile.all_at_once(3, 1)
     assert found["applies_per_node"] >= 2  # prepare, then serve
-    assert found["spec_to_prepared_seconds"] < found["spec_to_told_seconds"] < found["spec_to_complete_seconds"]
+    assert (
+        found["spec_to_prepared_seconds"]
+        < found["spec_to_told_seconds"]
+        < found["spec_to_complete_seconds"]
+    )
     assert found["floor_seconds"] > 0
 
 

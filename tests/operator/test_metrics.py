@@ -25,7 +25,9 @@ LATER = BEGAN + timedelta(seconds=40)
 
 
 def version(name: str) -> Version:
-    spec = WeightVersionSpec.from_dict({"model": "m", "version": name, "source": {"uri": f"file:///{name}"}})
+    spec = WeightVersionSpec.from_dict(
+        {"model": "m", "version": name, "source": {"uri": f"file:///{name}"}}
+    )
     status = WeightVersionStatus(digest=f"sha256:{name}")
     return Version(f"uid-{name}", name, "models", 1, "1", spec, status)
 
@@ -35,7 +37,9 @@ def revised(status: WeightRolloutStatus, name: str, now: datetime) -> WeightRoll
     spec = WeightRolloutSpec.from_dict(
         {"versionRef": {"name": name}, "target": {"selector": {"matchLabels": {"app": "llm"}}}}
     )
-    return revision.revised(Rollout("u", "r", "models", 1, "1", "", spec, status), version(name), now)
+    return revision.revised(
+        Rollout("u", "r", "models", 1, "1", "", spec, status), version(name), now
+    )
 
 
 def begun() -> WeightRolloutStatus:
@@ -73,7 +77,9 @@ def test_the_ends_are_told_by_outcome() -> None:
     assert 'hotweights_rollout_duration_seconds_sum{outcome="Aborted"} 400.0' in text
 
 
-WELL = LoopHealth(1.0, 3, 0.5, True, ages={"rollout": 10.0, "pod": 40.0}, malformed={"rollout": 0, "state": 0})
+WELL = LoopHealth(
+    1.0, 3, 0.5, True, ages={"rollout": 10.0, "pod": 40.0}, malformed={"rollout": 0, "state": 0}
+)
 
 
 @pytest.mark.parametrize(
@@ -83,19 +89,32 @@ WELL = LoopHealth(1.0, 3, 0.5, True, ages={"rollout": 10.0, "pod": 40.0}, malfor
         pytest.param({"queue_oldest_seconds": 121.0}, 503, 200, id="a decision waits"),
         pytest.param({"synced": False, "unlisted": ["pod"]}, 200, 503, id="not listed yet"),
         pytest.param({"ages": {"rollout": 10.0, "pod": 151.0}}, 200, 503, id="deaf for pods"),
-        pytest.param({"malformed": {"rollout": 2, "state": 0}}, 200, 200, id="what cannot be read is no fault of ours"),
+        pytest.param(
+            {"malformed": {"rollout": 2, "state": 0}},
+            200,
+            200,
+            id="what cannot be read is no fault of ours",
+        ),
     ],
 )
-def test_a_restart_is_asked_for_only_where_it_helps(change: dict[str, Any], alive: int, ready: int) -> None:
+def test_a_restart_is_asked_for_only_where_it_helps(
+    change: dict[str, Any], alive: int, ready: int
+) -> None:
     pulse = dataclasses.replace(WELL, **change)
     assert health(pulse, 120.0)[0] == alive
     assert readiness(pulse, 150.0, LATER)[0] == ready
 
 
 def test_readiness_names_what_is_missing_and_since_when() -> None:
-    pulse = dataclasses.replace(WELL, synced=False, unlisted=["state"], ages={"rollout": 1.0, "pod": 160.0})
+    pulse = dataclasses.replace(
+        WELL, synced=False, unlisted=["state"], ages={"rollout": 1.0, "pod": 160.0}
+    )
     _, body = readiness(pulse, 150.0, datetime(2026, 1, 1, 12, 10, tzinfo=UTC))
-    assert body == {"ready": False, "unlisted": ["state"], "stale": {"pod": "2026-01-01T12:07:20+00:00"}}
+    assert body == {
+        "ready": False,
+        "unlisted": ["state"],
+        "stale": {"pod": "2026-01-01T12:07:20+00:00"},
+    }
 
 
 def test_what_cannot_be_read_is_counted() -> None:
@@ -109,7 +128,12 @@ def test_what_cannot_be_read_is_counted() -> None:
 
 async def test_both_ports_answer() -> None:
     ports = free_ports(2)
-    told = {"metrics_port": ports[0], "health_port": ports[1], "stuck_seconds": 120.0, "stale_seconds": 30.0}
+    told = {
+        "metrics_port": ports[0],
+        "health_port": ports[1],
+        "stuck_seconds": 120.0,
+        "stale_seconds": 30.0,
+    }
     runners = await serve(Metrics(Cache(), lambda: WELL), lambda: WELL, **told)  # type: ignore[arg-type]
 
     def ask(port: int, path: str) -> tuple[int, bytes]:
@@ -124,6 +148,9 @@ async def test_both_ports_answer() -> None:
         assert (await asyncio.to_thread(ask, port, "/healthz"))[0] == 200
         code, text = await asyncio.to_thread(ask, port, "/readyz")
         assert (code, list(json.loads(text)["stale"])) == (503, ["pod"])
-        assert b"hotweights_operator_watch_age_seconds" in (await asyncio.to_thread(ask, port, "/metrics"))[1]
+        assert (
+            b"hotweights_operator_watch_age_seconds"
+            in (await asyncio.to_thread(ask, port, "/metrics"))[1]
+        )
     for runner in runners:
         await runner.cleanup()

@@ -1,7 +1,8 @@
 """The tests are worth something: breakages of the operator, one line each, are noticed by them.
 
-`make mutants` tries out every one of the list. Here only this is asked: that each still fits the operator as it is, and that a dozen
-of them, one from each corner, are noticed by the test file that is known to notice them.
+`make mutants` tries out every one of the list. Here only this is asked: that each still fits the
+operator as it is, and that a dozen of them, one from each corner, are noticed by the test file that
+is known to notice them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Small worlds for the tests of decisions: an old and a new version, nodes that hold both, pods whose engines serve the old one."""
+"""Small worlds for the tests of decisions: an old and a new version, nodes that hold both, pods
+whose engines serve the old one.
+"""
 
 from __future__ import annotations
 
@@ -61,15 +63,23 @@ BACK: Fields = {
 
 def version(name: str, digest: str, namespace: str = "models") -> Version:
     """A WeightVersion; resolved if it has a digest."""
-    spec = WeightVersionSpec.from_dict({"model": "m", "version": name, "source": {"uri": f"file:///{name}"}})
+    spec = WeightVersionSpec.from_dict(
+        {"model": "m", "version": name, "source": {"uri": f"file:///{name}"}}
+    )
     ready = {"type": "Ready", "status": "True", "reason": "Resolved", "lastTransitionTime": "x"}
-    status = WeightVersionStatus.from_dict({"digest": digest, "conditions": [ready] if digest else []})
+    status = WeightVersionStatus.from_dict(
+        {"digest": digest, "conditions": [ready] if digest else []}
+    )
     return Version(f"uid-{namespace}-{name}", name, namespace, 1, "1", spec, status)
 
 
 def rollout(status: Fields | None = None, **spec: Any) -> Rollout:
     """A WeightRollout to the new version."""
-    full = {"versionRef": {"name": "new"}, "target": {"selector": {"matchLabels": {"app": "llm"}}}, **spec}
+    full = {
+        "versionRef": {"name": "new"},
+        "target": {"selector": {"matchLabels": {"app": "llm"}}},
+        **spec,
+    }
     known = WeightRolloutStatus.from_dict(status or {})
     return Rollout("r", "llm", "models", 3, "1", "2026", WeightRolloutSpec.from_dict(full), known)
 
@@ -96,13 +106,24 @@ def pod(number: int, node: str = "n0", shows: str = OLD, **more: Any) -> Pod:
 
 def engine(number: int, digest: str = OLD, **more: Any) -> EngineStatus:
     """An engine that serves a version."""
-    fields = {"pod_uid": f"p{number}", "phase": "Serving", "digest": digest, "confirmed_at": CONFIRMED, "token": 1}
+    fields = {
+        "pod_uid": f"p{number}",
+        "phase": "Serving",
+        "digest": digest,
+        "confirmed_at": CONFIRMED,
+        "token": 1,
+    }
     return EngineStatus(**{**fields, **more})
 
 
 def gave_up(digest: str = NEW, revision: int = REVISION, token: int = 1, **more: Any) -> GivenUp:
     """What an engine says of a version that it failed to take."""
-    fields = {"step": "Commit", "reason": "ProbeMismatch", "message": "the golden tokens differ", **more}
+    fields = {
+        "step": "Commit",
+        "reason": "ProbeMismatch",
+        "message": "the golden tokens differ",
+        **more,
+    }
     return GivenUp(digest=digest, revision=revision, token=token, **fields)
 
 
@@ -130,9 +151,15 @@ def state(
     held = [StagedVersion(digest=d, phase="Staged", bytes_done=1, bytes_total=1) for d in listed]
     names = {d: d.removeprefix("sha256:") for d in listed}
     items = [
-        StageItem(digest=d, namespace="models", model="m", version=names[d], uri=f"file:///{names[d]}") for d in listed
+        StageItem(
+            digest=d, namespace="models", model="m", version=names[d], uri=f"file:///{names[d]}"
+        )
+        for d in listed
     ]
-    orders = [given if isinstance(given, PodAssignment) else order(uid, given) for uid, given in (told or {}).items()]
+    orders = [
+        given if isinstance(given, PodAssignment) else order(uid, given)
+        for uid, given in (told or {}).items()
+    ]
     named = {} if entry == UNASSIGNED else {"namespace": "models", "name": "llm"}
     entries = [RolloutAssignment(uid=entry, **named, stage=items, pods=orders)] if told else []
     spec = NodeState("x").spec.model_copy(update={"rollouts": entries})
@@ -184,7 +211,9 @@ def told(decision: RolloutDecision) -> dict[str, str]:
 
 def told_to_change(decision: RolloutDecision, digest: str = NEW) -> set[str]:
     """Pods that are given another order than before, for this version."""
-    return {uid for uid, given in orders(decision).items() if given.digest == digest and given.token > 1}
+    return {
+        uid for uid, given in orders(decision).items() if given.digest == digest and given.token > 1
+    }
 
 
 def asked_to_prepare(decision: RolloutDecision, digest: str = NEW) -> set[str]:
@@ -222,4 +251,6 @@ def next_pass(known: Rollout, decision: RolloutDecision) -> Rollout:
 
 def looping(number: int, restarts: int, **more: Any) -> Pod:
     """A pod whose container ends soon after it starts."""
-    return pod(number, ready=False, gate=False, shows="", restarts=restarts, last_run_seconds=5.0, **more)
+    return pod(
+        number, ready=False, gate=False, shows="", restarts=restarts, last_run_seconds=5.0, **more
+    )

@@ -1,4 +1,6 @@
-"""Properties are tried often enough to find what they find, and without a clock: the machine may be busy."""
+"""Properties are tried often enough to find what they find, and without a clock: the machine may be
+busy.
+"""
 
 from __future__ import annotations
 

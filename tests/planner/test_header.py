@@ -1,4 +1,6 @@
-"""Headers: what is refused, with what and where; and that the library accepts whatever we accept."""
+"""Headers: what is refused, with what and where; and that the library accepts whatever we
+accept.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotweights_planner.errors import BadCheckpoint
-from hotweights_planner.header import BITS_OF_DTYPE, MAX_HEADER_NBYTES, header_nbytes, parse_header, tensor_nbytes
+from hotweights_planner.header import (
+    BITS_OF_DTYPE,
+    MAX_HEADER_NBYTES,
+    header_nbytes,
+    parse_header,
+    tensor_nbytes,
+)
 
 safetensors = pytest.importorskip("safetensors")
 
@@ -24,8 +32,14 @@ def read(content: bytes) -> Any:
     return parse_header(content[8 : 8 + nbytes], len(content), "f")
 
 
-def entry(begin: int, end: int, shape: list[int] | None = None, dtype: str = "U8") -> dict[str, object]:
-    return {"dtype": dtype, "shape": [end - begin] if shape is None else shape, "data_offsets": [begin, end]}
+def entry(
+    begin: int, end: int, shape: list[int] | None = None, dtype: str = "U8"
+) -> dict[str, object]:
+    return {
+        "dtype": dtype,
+        "shape": [end - begin] if shape is None else shape,
+        "data_offsets": [begin, end],
+    }
 
 
 def library_accepts(content: bytes) -> bool:
@@ -37,7 +51,12 @@ def library_accepts(content: bytes) -> bool:
 
 
 def test_tensors_come_in_the_order_of_their_bytes() -> None:
-    content = file_of(json.dumps({"b": entry(4, 10), "a": entry(0, 4), "__metadata__": {"format": "pt"}}).encode(), 10)
+    content = file_of(
+        json.dumps(
+            {"b": entry(4, 10), "a": entry(0, 4), "__metadata__": {"format": "pt"}}
+        ).encode(),
+        10,
+    )
     found = read(content)
     assert [(tensor.name, tensor.nbytes) for tensor in found] == [("a", 4), ("b", 6)]
     assert found[0].offset == len(content) - 10
@@ -55,7 +74,9 @@ def test_tensors_come_in_the_order_of_their_bytes() -> None:
         ((1).to_bytes(8, "little"), 50, "a header of 1 bytes cannot be"),
     ],
 )
-def test_a_length_is_judged_before_anything_is_read(prefix: bytes, file_nbytes: int, what: str) -> None:
+def test_a_length_is_judged_before_anything_is_read(
+    prefix: bytes, file_nbytes: int, what: str
+) -> None:
     with pytest.raises(BadCheckpoint, match=f"^w: {what}"):
         header_nbytes(prefix, file_nbytes, "w")
 
@@ -148,7 +169,9 @@ def test_too_many_tensors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     ),
     st.integers(0, 8),
 )
-def test_what_we_accept_the_library_accepts(tensors: dict[str, tuple[str, list[int]]], padding: int) -> None:
+def test_what_we_accept_the_library_accepts(
+    tensors: dict[str, tuple[str, list[int]]], padding: int
+) -> None:
     fields: dict[str, object] = {}
     end = 0
     for name, (dtype, shape) in tensors.items():
@@ -165,13 +188,22 @@ def test_what_we_accept_the_library_accepts(tensors: dict[str, tuple[str, list[i
 
 
 VALID = file_of(
-    json.dumps({"a": entry(0, 8, [2], "F32"), "b.c": entry(8, 12, [2, 2], "U8"), "__metadata__": {"k": "v"}}).encode(),
+    json.dumps(
+        {
+            "a": entry(0, 8, [2], "F32"),
+            "b.c": entry(8, 12, [2, 2], "U8"),
+            "__metadata__": {"k": "v"},
+        }
+    ).encode(),
     12,
 )
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4), st.integers(0, 20)
+    st.lists(
+        st.tuples(st.integers(0, len(VALID) - 1), st.integers(0, 255)), min_size=1, max_size=4
+    ),
+    st.integers(0, 20),
 )
 def test_a_damaged_file_is_refused_or_sound(flips: list[tuple[int, int]], cut: int) -> None:
     content = bytearray(VALID)
@@ -183,7 +215,9 @@ def test_a_damaged_file_is_refused_or_sound(flips: list[tuple[int, int]], cut: i
     except BadCheckpoint:
         return
     assert library_accepts(damaged)
-    assert sum(tensor.nbytes for tensor in found) == len(damaged) - found[0].offset if found else True
+    assert (
+        sum(tensor.nbytes for tensor in found) == len(damaged) - found[0].offset if found else True
+    )
 
 
 @given(st.binary(max_size=200))

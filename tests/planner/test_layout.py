@@ -1,4 +1,6 @@
-"""Layouts: every chunk has one place on a page, nothing overlaps, and what is there stays where it is."""
+"""Layouts: every chunk has one place on a page, nothing overlaps, and what is there stays where it
+is.
+"""
 
 from __future__ import annotations
 
@@ -26,18 +28,26 @@ def make(tensors: list[tuple[int, list[int]]], version: str = "v1") -> Manifest:
     entries, digests, offset = [], {}, 64
     for index, (rest, contents) in enumerate(tensors):
         nbytes = PAGE * len(contents) + rest
-        entries.append(TensorEntry(f"model.layers.{index // 2}.t{index}", "U8", (nbytes,), nbytes, offset))
+        entries.append(
+            TensorEntry(f"model.layers.{index // 2}.t{index}", "U8", (nbytes,), nbytes, offset)
+        )
         offset += nbytes
-        digests[entries[-1].name] = [f"{content:064x}" for content in contents] + ([f"f{rest:063x}"] if rest else [])
+        digests[entries[-1].name] = [f"{content:064x}" for content in contents] + (
+            [f"f{rest:063x}"] if rest else []
+        )
     return build("m", version, {"a.safetensors": entries}, digests, chunk_nbytes=PAGE)
 
 
 TENSORS = st.lists(
-    st.tuples(st.integers(0, PAGE - 1), st.lists(st.integers(0, 30), max_size=8)), min_size=1, max_size=8
+    st.tuples(st.integers(0, PAGE - 1), st.lists(st.integers(0, 30), max_size=8)),
+    min_size=1,
+    max_size=8,
 )
 
 
-def check(manifest: Manifest, layout: Layout[Hashable], present: dict[str, Place[Hashable]]) -> None:
+def check(
+    manifest: Manifest, layout: Layout[Hashable], present: dict[str, Place[Hashable]]
+) -> None:
     for tensor, extents in zip(manifest.tensors, layout.extents, strict=True):
         assert sum(nbytes for _, _, nbytes in extents) == tensor.nbytes
         assert all(offset % PAGE == 0 for _, offset, _ in extents)
@@ -56,23 +66,28 @@ def check(manifest: Manifest, layout: Layout[Hashable], present: dict[str, Place
     assert set(layout.missing) == distinct - present.keys()
     found = delta(manifest, present)
     assert found.missing == layout.missing
-    assert found.missing_nbytes == sum(chunk.nbytes for chunk in manifest.first_chunks(layout.missing))
+    assert found.missing_nbytes == sum(
+        chunk.nbytes for chunk in manifest.first_chunks(layout.missing)
+    )
     assert found.reused_nbytes == manifest.nbytes - found.missing_nbytes
     for digest in distinct & present.keys():
         index, offset, _ = layout.places[digest]
         assert (layout.slabs[index], offset) == (present[digest].slab, present[digest].offset)
-    assert len(set(layout.slabs) - {slab for slab in layout.slabs if isinstance(slab, NewSlab)}) == sum(
-        not isinstance(slab, NewSlab) for slab in layout.slabs
-    )
+    assert len(
+        set(layout.slabs) - {slab for slab in layout.slabs if isinstance(slab, NewSlab)}
+    ) == sum(not isinstance(slab, NewSlab) for slab in layout.slabs)
 
 
 @given(TENSORS, TENSORS)
-def test_an_image_and_its_successor(first: list[tuple[int, list[int]]], second: list[tuple[int, list[int]]]) -> None:
+def test_an_image_and_its_successor(
+    first: list[tuple[int, list[int]]], second: list[tuple[int, list[int]]]
+) -> None:
     manifest = make(first)
     layout: Layout[Hashable] = lay_out(manifest, {}, SLAB)
     check(manifest, layout, {})
     present: dict[str, Place[Hashable]] = {
-        digest: Place(("slab", index), offset, nbytes) for digest, (index, offset, nbytes) in layout.places.items()
+        digest: Place(("slab", index), offset, nbytes)
+        for digest, (index, offset, nbytes) in layout.places.items()
     }
     following = make(second, "v2")
     check(following, lay_out(following, present, SLAB), present)
@@ -92,7 +107,10 @@ def test_neighbours_become_one_extent_and_equal_chunks_share_one() -> None:
 def test_only_what_changed_takes_memory() -> None:
     old = make([(0, [1, 2, 3, 4])])
     layout: Layout[str] = lay_out(old, {}, SLAB)
-    present = {digest: Place("old", offset, nbytes) for digest, (_, offset, nbytes) in layout.places.items()}
+    present = {
+        digest: Place("old", offset, nbytes)
+        for digest, (_, offset, nbytes) in layout.places.items()
+    }
     new = make([(0, [1, 9, 3, 4])], "v2")
     following = lay_out(new, present, SLAB)
     assert following.slabs == ("old", NewSlab(PAGE))
@@ -131,14 +149,21 @@ def test_a_held_chunk_of_another_size_is_refused() -> None:
 
 
 @given(TENSORS, st.integers(PAGE, 10 * PAGE))
-def test_buckets_hold_everything_in_order(tensors: list[tuple[int, list[int]]], bucket_nbytes: int) -> None:
+def test_buckets_hold_everything_in_order(
+    tensors: list[tuple[int, list[int]]], bucket_nbytes: int
+) -> None:
     chunks = list(make(tensors).chunks())
     made = list(buckets(chunks, bucket_nbytes))
     assert [chunk for bucket in made for chunk in bucket.chunks] == chunks
     for bucket in made:
         assert bucket.nbytes == sum(chunk.nbytes for chunk in bucket.chunks) <= bucket_nbytes
-        assert list(bucket.layers) == list(dict.fromkeys(layer_of(chunk.tensor) for chunk in bucket.chunks))
-        size = {layer: sum(c.nbytes for c in chunks if layer_of(c.tensor) == layer) for layer in bucket.layers}
+        assert list(bucket.layers) == list(
+            dict.fromkeys(layer_of(chunk.tensor) for chunk in bucket.chunks)
+        )
+        size = {
+            layer: sum(c.nbytes for c in chunks if layer_of(c.tensor) == layer)
+            for layer in bucket.layers
+        }
         assert (
             len(bucket.layers) == 1
             or all(  # layers are mixed only where they are whole, or end here

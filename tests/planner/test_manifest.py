@@ -13,14 +13,25 @@ from hypothesis import strategies as st
 
 from hotweights_planner.errors import BadManifest
 from hotweights_planner.header import TensorEntry
-from hotweights_planner.manifest import CHUNK_NBYTES, Manifest, Probe, SideFile, build, digest_of, is_digest, parse
+from hotweights_planner.manifest import (
+    CHUNK_NBYTES,
+    Manifest,
+    Probe,
+    SideFile,
+    build,
+    digest_of,
+    is_digest,
+    parse,
+)
 
 
 def hexadecimal(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def make(sizes: dict[str, int], probes: tuple[Probe, ...] | None = None, chunk_nbytes: int = CHUNK_NBYTES) -> Manifest:
+def make(
+    sizes: dict[str, int], probes: tuple[Probe, ...] | None = None, chunk_nbytes: int = CHUNK_NBYTES
+) -> Manifest:
     entries, offset = [], 100
     for name, nbytes in sizes.items():
         entries.append(TensorEntry(name, "U8", (nbytes,), nbytes, offset))
@@ -39,9 +50,14 @@ PROBE = Probe(prompt_token_ids=(1, 2), token_ids=(3,), engine="vllm 0.32.0 cpu f
 def test_the_canonical_bytes_are_what_json_would_write() -> None:
     manifest = make({"ä.weight": CHUNK_NBYTES + 1, "empty": 0, "b": 7}, (PROBE,))
     plain = json.loads(manifest.canonical)
-    assert manifest.canonical == json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    assert (
+        manifest.canonical
+        == json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    )
     assert set(plain) == {"format", "model", "version", "chunkBytes", "tensors", "files", "probes"}
-    assert plain["probes"] == [{"promptTokenIds": [1, 2], "tokenIds": [3], "engine": "vllm 0.32.0 cpu float32"}]
+    assert plain["probes"] == [
+        {"promptTokenIds": [1, 2], "tokenIds": [3], "engine": "vllm 0.32.0 cpu float32"}
+    ]
     assert manifest.digest == "sha256:" + hashlib.sha256(manifest.canonical).hexdigest()
     assert is_digest(manifest.digest)
     assert not is_digest(manifest.digest + "\n")
@@ -53,7 +69,10 @@ def test_probes_are_absent_rather_than_empty() -> None:
 
 @given(
     st.dictionaries(
-        st.from_regex(r"[a-z][a-z0-9_.é]{0,12}", fullmatch=True), st.integers(0, 20_000), min_size=1, max_size=8
+        st.from_regex(r"[a-z][a-z0-9_.é]{0,12}", fullmatch=True),
+        st.integers(0, 20_000),
+        min_size=1,
+        max_size=8,
     )
 )
 def test_a_manifest_survives_the_way_through_bytes(sizes: dict[str, int]) -> None:
@@ -82,7 +101,15 @@ def _set(path: str, value: object) -> Edit:
     return edit
 
 
-TENSOR = {"name": "z", "dtype": "U8", "shape": [0], "nbytes": 0, "file": "other.safetensors", "offset": 0, "chunks": []}
+TENSOR = {
+    "name": "z",
+    "dtype": "U8",
+    "shape": [0],
+    "nbytes": 0,
+    "file": "other.safetensors",
+    "offset": 0,
+    "chunks": [],
+}
 
 
 @pytest.mark.parametrize(
@@ -126,8 +153,14 @@ TENSOR = {"name": "z", "dtype": "U8", "shape": [0], "nbytes": 0, "file": "other.
         (_set("files/0/blake3", "00"), "blake3"),
         (lambda d: d["files"].append(d["files"][0]), "same name"),
         (_set("probes", None), "canonical"),
-        (_set("probes", [{"promptTokenIds": [], "tokenIds": [1], "engine": "e"}]), "promptTokenIds"),
-        (_set("probes", [{"promptTokenIds": [-1], "tokenIds": [1], "engine": "e"}]), "promptTokenIds"),
+        (
+            _set("probes", [{"promptTokenIds": [], "tokenIds": [1], "engine": "e"}]),
+            "promptTokenIds",
+        ),
+        (
+            _set("probes", [{"promptTokenIds": [-1], "tokenIds": [1], "engine": "e"}]),
+            "promptTokenIds",
+        ),
     ],
 )
 def test_foreign_bytes_are_refused(edit: Edit, what: str) -> None:

@@ -1,4 +1,6 @@
-"""Plans: every missing byte once, in order and in bounds; one spelling; and nothing unchecked out of foreign bytes."""
+"""Plans: every missing byte once, in order and in bounds; one spelling; and nothing unchecked out
+of foreign bytes.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,21 @@ SOURCE = "file:///models/a%20b/next"
 Contents = list[tuple[int, list[int]]]
 
 
-def make(tensors: Contents, version: str = "v1", model: str = "m", dtype: str = "U8", first: int = 0) -> Manifest:
+def make(
+    tensors: Contents, version: str = "v1", model: str = "m", dtype: str = "U8", first: int = 0
+) -> Manifest:
     """Tensors of whole chunks, named by the numbers given, and a rest whose digest is its size."""
     entries, digests, offset = [], {}, 64
     for index, (rest, contents) in enumerate(tensors, first):
         nbytes = CHUNK * len(contents) + rest
         shape = (nbytes,) if dtype == "U8" else (nbytes // 2,)
-        entries.append(TensorEntry(f"model.layers.{index // 2}.ä{index}", dtype, shape, nbytes, offset))
+        entries.append(
+            TensorEntry(f"model.layers.{index // 2}.ä{index}", dtype, shape, nbytes, offset)
+        )
         offset += nbytes
-        digests[entries[-1].name] = [f"{content:064x}" for content in contents] + ([f"f{rest:063x}"] if rest else [])
+        digests[entries[-1].name] = [f"{content:064x}" for content in contents] + (
+            [f"f{rest:063x}"] if rest else []
+        )
     return build(model, version, {"a b.safetensors": entries}, digests, chunk_nbytes=CHUNK)
 
 
@@ -43,10 +51,14 @@ def chunks_of(manifest: Manifest) -> set[str]:
 
 
 TENSORS = st.lists(
-    st.tuples(st.integers(0, CHUNK - 1), st.lists(st.integers(0, 30), max_size=6)), min_size=1, max_size=8
+    st.tuples(st.integers(0, CHUNK - 1), st.lists(st.integers(0, 30), max_size=6)),
+    min_size=1,
+    max_size=8,
 )
 BUCKETS = st.sampled_from([PAGE, PAGE + 1, CHUNK - 5, CHUNK, 3 * CHUNK, 1 << 20])
-RANKS = st.lists(st.integers(0, 7), min_size=1, max_size=3).map(lambda ranks: tuple(sorted(set(ranks))))
+RANKS = st.lists(st.integers(0, 7), min_size=1, max_size=3).map(
+    lambda ranks: tuple(sorted(set(ranks)))
+)
 GROUP_MAPS = st.none() | st.lists(
     st.tuples(st.sampled_from(["*ä0", "*ä1", "*ä?", "model.layers.1.*", "*"]), RANKS), max_size=3
 )
@@ -67,16 +79,22 @@ def test_every_missing_byte_moves_once_to_whoever_needs_it(
     for bucket in made.buckets:
         assert 0 < bucket.nbytes <= bucket_nbytes
         assert bucket.items[0].offset == 0
-        assert all(left.offset + left.nbytes == right.offset for left, right in pairwise(bucket.items))
+        assert all(
+            left.offset + left.nbytes == right.offset for left, right in pairwise(bucket.items)
+        )
         assert bucket.items[-1].offset + bucket.items[-1].nbytes == bucket.nbytes
         for item in bucket.items:
             assert item.chunk_offset == moved.get(item.chunk.blake3, 0)
             moved[item.chunk.blake3] = item.chunk_offset + item.nbytes
-    assert moved == {chunk.blake3: chunk.nbytes for chunk in following.chunks() if chunk.blake3 in missing}
+    assert moved == {
+        chunk.blake3: chunk.nbytes for chunk in following.chunks() if chunk.blake3 in missing
+    }
     whole = [chunk.blake3 for chunks in made.chunks_in_order() for chunk in chunks]
     assert whole == [chunk.blake3 for chunk in following.first_chunks(missing)]
     assert made.total_nbytes == sum(moved.values())
-    assert made.unchanged_nbytes == sum(c.nbytes for c in following.chunks() if c.blake3 not in missing)
+    assert made.unchanged_nbytes == sum(
+        c.nbytes for c in following.chunks() if c.blake3 not in missing
+    )
     keys = [item.key for bucket in made.buckets for item in bucket.items]
     assert len(set(keys)) == len(keys)
     check_consumers(made, group_map)
@@ -84,7 +102,9 @@ def test_every_missing_byte_moves_once_to_whoever_needs_it(
 
 def check_consumers(made: Plan, group_map: GroupMap | None) -> None:
     """Every rank that needs a tensor gets each of its chunks."""
-    served = {item.chunk.blake3: bucket.consumers for bucket in made.buckets for item in bucket.items}
+    served = {
+        item.chunk.blake3: bucket.consumers for bucket in made.buckets for item in bucket.items
+    }
     if not group_map:
         assert set(served.values()) <= {None}
         return
@@ -145,11 +165,17 @@ def test_the_json_says_what_the_contract_says() -> None:
         }
     ]
     (rest,) = buckets[2]["items"]
-    assert (rest["key"], rest["tensor_offset"], rest["nbytes"]) == ("model.layers.0.ä0:2", 2 * CHUNK, 5)
+    assert (rest["key"], rest["tensor_offset"], rest["nbytes"]) == (
+        "model.layers.0.ä0:2",
+        2 * CHUNK,
+        5,
+    )
     assert "chunk_offset" not in rest
     assert (
         made.canonical
-        == json.dumps(json.loads(made.canonical), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+        == json.dumps(
+            json.loads(made.canonical), sort_keys=True, separators=(",", ":"), ensure_ascii=False
+        ).encode()
     )
 
 
@@ -282,7 +308,10 @@ BREAK: list[tuple[str, Callable[[dict[str, Any]], object]]] = [
     ("bucket_id is 2", lambda d: d["buckets"].reverse()),
     ("not percent-encoded", lambda d: d.update(source="file:///a b")),
     ("not an object", lambda d: d.update(verification=[])),
-    ("not the plan that its verification speaks of", lambda d: d.update(verification={"digest": "sha256:0"})),
+    (
+        "not the plan that its verification speaks of",
+        lambda d: d.update(verification={"digest": "sha256:0"}),
+    ),
 ]
 
 
@@ -305,7 +334,23 @@ def test_from_nothing_means_everything() -> None:
 
 
 LEAVES: st.SearchStrategy[Any] = st.sampled_from(
-    [None, True, 0, -1, 1.0, 10**30, "", "x", "\ud800", "sha256:" + 64 * "0", [], {}, [[]], {"digest": 1}, [0, 1]]
+    [
+        None,
+        True,
+        0,
+        -1,
+        1.0,
+        10**30,
+        "",
+        "x",
+        "\ud800",
+        "sha256:" + 64 * "0",
+        [],
+        {},
+        [[]],
+        {"digest": 1},
+        [0, 1],
+    ]
 )
 
 
@@ -349,7 +394,17 @@ def test_bytes_that_were_damaged_are_refused_in_words(data: st.DataObject) -> No
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"[]", b"\xff", b"{", b'{"plan_version":"1"', 100_000 * b"[", b"1" * 5000, b'{"plan_version":1e999}', b"NaN"],
+    [
+        b"",
+        b"[]",
+        b"\xff",
+        b"{",
+        b'{"plan_version":"1"',
+        100_000 * b"[",
+        b"1" * 5000,
+        b'{"plan_version":1e999}',
+        b"NaN",
+    ],
 )
 def test_garbage_is_refused_in_words(text: bytes) -> None:
     with pytest.raises(BadPlan):

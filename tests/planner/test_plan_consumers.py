@@ -1,4 +1,6 @@
-"""Group maps and tensor-parallel groups as people write them; group 0 and rank 0 are like any other."""
+"""Group maps and tensor-parallel groups as people write them; group 0 and rank 0 are like any
+other.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_a_chunk_of_several_tensors_goes_wherever_one_of_them_is_needed() -> Non
     names = {"a.x": ["1", "2"], "b.x": ["1", "3"], "c.x": ["3"], "free": ["4", "5"], "a.y": ["4"]}
     entries, offset = [], 0
     for name, contents in names.items():
-        entries.append(TensorEntry(name, "U8", (4096 * len(contents),), 4096 * len(contents), offset))
+        entries.append(
+            TensorEntry(name, "U8", (4096 * len(contents),), 4096 * len(contents), offset)
+        )
         offset += 4096 * len(contents)
     digests = {name: [64 * content for content in contents] for name, contents in names.items()}
     manifest = build("m", "v1", {"a.safetensors": entries}, digests, chunk_nbytes=4096)
@@ -49,7 +53,9 @@ def test_what_is_wrong_with_groups_is_named() -> None:
         "rank 1 is in the groups 0 and 1",
         "in no group: ranks [2]",
     )
-    assert check_groups({"0": (0, 1), "1": (2,)}, 3).warnings == ("the groups have different sizes: [1, 2]",)
+    assert check_groups({"0": (0, 1), "1": (2,)}, 3).warnings == (
+        "the groups have different sizes: [1, 2]",
+    )
 
 
 @pytest.mark.parametrize(

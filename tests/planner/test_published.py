@@ -1,4 +1,6 @@
-"""Manifests that say where their weights are: the same version, whatever the source, and nothing else gets in that way."""
+"""Manifests that say where their weights are: the same version, whatever the source, and nothing
+else gets in that way.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,19 @@ from hotweights_planner.published import parse_published, published_text
 
 def make(name: str = "w") -> Manifest:
     probes = (Probe(prompt_token_ids=(1,), token_ids=(2,), engine=',"source":"x","tensors":'),)
-    return build("m", "v1", {"a.safetensors": [TensorEntry(name, "U8", (1,), 1, 64)]}, {name: [64 * "0"]}, (), probes)
+    return build(
+        "m",
+        "v1",
+        {"a.safetensors": [TensorEntry(name, "U8", (1,), 1, 64)]},
+        {name: [64 * "0"]},
+        (),
+        probes,
+    )
 
 
 @given(
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=40), st.sampled_from(["w", ',"source":"y","tensors":'])
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=40),
+    st.sampled_from(["w", ',"source":"y","tensors":']),
 )
 def test_the_source_comes_back_and_is_no_part_of_the_identity(source: str, name: str) -> None:
     manifest = make(name)
@@ -43,13 +53,17 @@ def test_damaged_bytes_are_refused_in_words(data: st.DataObject) -> None:
     assert parse_published(found.manifest.canonical).manifest == found.manifest
 
 
-@pytest.mark.parametrize("text", [b"", b" \n", b"{", b'{"source":1}', b'{"a":1,"source":"\\ud8","tensors":[]}'])
+@pytest.mark.parametrize(
+    "text", [b"", b" \n", b"{", b'{"source":1}', b'{"a":1,"source":"\\ud8","tensors":[]}']
+)
 def test_garbage_is_refused_in_words(text: bytes) -> None:
     with pytest.raises(BadManifest):
         parse_published(text, "m.json")
 
 
 def test_a_source_that_stands_twice_is_refused() -> None:
-    text = published_text(make(), "file:///a").replace(b',"tensors":[{', b',"source":"b","tensors":[{')
+    text = published_text(make(), "file:///a").replace(
+        b',"tensors":[{', b',"source":"b","tensors":[{'
+    )
     with pytest.raises(BadManifest):
         parse_published(text)

@@ -37,7 +37,13 @@ def test_a_fresh_plan_has_no_circle(nodes: list[str], donors: set[str], readers:
     check(plan_routes(nodes, frozenset(donors), readers), nodes, frozenset(donors), readers)
 
 
-@given(NAMES, NAMES, st.sets(st.integers(0, 40).map("n{}".format)), st.integers(1, 4), st.integers(1, 4))
+@given(
+    NAMES,
+    NAMES,
+    st.sets(st.integers(0, 40).map("n{}".format)),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
 def test_a_second_plan_has_no_circle(
     before: list[str], after: list[str], donors: set[str], readers: int, readers_after: int
 ) -> None:
@@ -46,22 +52,32 @@ def test_a_second_plan_has_no_circle(
     second = plan_routes(after, frozenset(donors), readers_after, parents)
     check(second, after, frozenset(donors), readers_after)
     again = plan_routes(
-        after, frozenset(donors), readers_after, {node: route.parents for node, route in second.items()}
+        after,
+        frozenset(donors),
+        readers_after,
+        {node: route.parents for node, route in second.items()},
     )
     check(again, after, frozenset(donors), readers_after)
 
 
 @given(
-    st.lists(NAME, min_size=1, max_size=8, unique=True), st.dictionaries(NAME, st.lists(NAME, max_size=2).map(tuple))
+    st.lists(NAME, min_size=1, max_size=8, unique=True),
+    st.dictionaries(NAME, st.lists(NAME, max_size=2).map(tuple)),
 )
-def test_nonsense_as_the_previous_plan_does_no_harm(nodes: list[str], previous: dict[str, tuple[str, ...]]) -> None:
+def test_nonsense_as_the_previous_plan_does_no_harm(
+    nodes: list[str], previous: dict[str, tuple[str, ...]]
+) -> None:
     check(plan_routes(nodes, frozenset(), 2, previous), nodes, frozenset(), 2)
 
 
 @given(st.randoms(use_true_random=False), st.integers(2, 40), st.integers(1, 3))
-def test_one_node_more_or_less_moves_one_node_at_most(random: object, count: int, readers: int) -> None:
+def test_one_node_more_or_less_moves_one_node_at_most(
+    random: object, count: int, readers: int
+) -> None:
     nodes = [f"n{number}" for number in range(count)]
-    parents = {node: route.parents for node, route in plan_routes(nodes, frozenset(), readers).items()}
+    parents = {
+        node: route.parents for node, route in plan_routes(nodes, frozenset(), readers).items()
+    }
     more = plan_routes([*nodes, "a-new-one"], frozenset(), readers, parents)
     assert all(more[node].parents == parents[node] for node in nodes)
     gone = nodes[random.randrange(count)]  # type: ignore[attr-defined]
@@ -89,13 +105,19 @@ def test_a_node_that_joins_late_pulls_from_one_that_has_it() -> None:
 def test_zones_are_crossed_once() -> None:
     zones = {f"n{number}": "ab"[number % 2] for number in range(20)}
     routes = plan_routes(list(zones), frozenset(), 1, zones=zones)
-    crossing = [node for node, route in routes.items() if route.parents and zones[route.parents[0]] != zones[node]]
+    crossing = [
+        node
+        for node, route in routes.items()
+        if route.parents and zones[route.parents[0]] != zones[node]
+    ]
     assert len(crossing) == 1
 
 
 def test_the_order_of_the_nodes_does_not_matter() -> None:
     nodes = [f"n{number}" for number in range(50)]
-    assert plan_routes(nodes, frozenset(["n7"]), 3) == plan_routes(nodes[::-1], frozenset(["n7"]), 3)
+    assert plan_routes(nodes, frozenset(["n7"]), 3) == plan_routes(
+        nodes[::-1], frozenset(["n7"]), 3
+    )
 
 
 def test_a_thousand_nodes_are_planned_at_once() -> None:

@@ -1,8 +1,10 @@
-"""The two documents that Hotweights was asked for with, run as written: in a fresh copy of the tree, with an environment of its own.
+"""The two documents that Hotweights was asked for with, run as written: in a fresh copy of the
+tree, with an environment of its own.
 
-`deployment.md` and `vllm_integration.md` are those documents, word for word. A test takes a block by its heading and runs it with bash, ports
-and paths as they stand there; nobody gives the commands other words. Services that a block puts in the background end with
-the test. The folder holds two small checkpoints, ``ckpt_a`` and ``ckpt_b``, which the documents presuppose.
+`deployment.md` and `vllm_integration.md` are those documents, word for word. A test takes a block
+by its heading and runs it with bash, ports and paths as they stand there; nobody gives the commands
+other words. Services that a block puts in the background end with the test. The folder holds two
+small checkpoints, ``ckpt_a`` and ``ckpt_b``, which the documents presuppose.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class Block:
 
 
 def blocks_of(document: str) -> list[Block]:
-    """Every code block: fenced ones, and where a document has none, what is indented after an empty line."""
+    """Every code block: fenced ones, and where a document has none, what is indented after an empty
+    line.
+    """
     lines = (DOCUMENTS / document).read_text().splitlines()
     fenced = any(line.lstrip().startswith("```") for line in lines)
     found: list[Block] = []
@@ -100,7 +104,9 @@ class House:
     _shells: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def run(self, text: str, *, seconds: float = 300.0, **environment: str) -> str:
-        """Run a block to its end and return all that it printed; what it leaves in the background goes on."""
+        """Run a block to its end and return all that it printed; what it leaves in the background
+        goes on.
+        """
         log = self.folder / f".shell-{time.monotonic_ns()}.log"
         with log.open("w") as output:
             shell = subprocess.Popen(
@@ -143,7 +149,9 @@ def _wait_for_group(group: int, seconds: float) -> None:
 
 @pytest.fixture(scope="session")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tree as it would be committed, in a folder with a space in its name, and an environment with the extras."""
+    """The tree as it would be committed, in a folder with a space in its name, and an environment
+    with the extras.
+    """
     folder = tmp_path_factory.mktemp("a user") / "hotweights"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -163,7 +171,10 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write_checkpoints(folder: Path) -> None:
     """Two versions: one tensor changed, one gone, one new."""
     random = numpy.random.default_rng(7)
-    same = {f"layers.{number}.weight": random.standard_normal((512, 1024), numpy.float32) for number in range(6)}
+    same = {
+        f"layers.{number}.weight": random.standard_normal((512, 1024), numpy.float32)
+        for number in range(6)
+    }
     for name, extra in (("ckpt_a", "old.bias"), ("ckpt_b", "new.bias")):
         changed = random.standard_normal((1024, 1024), numpy.float32)
         (folder / name).mkdir()
@@ -181,7 +192,11 @@ def installed(copy: Path) -> Path:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    keep = {name: value for name, value in os.environ.items() if not name.startswith(("HOTWEIGHTS_", "PYTHON"))}
+    keep = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("HOTWEIGHTS_", "PYTHON"))
+    }
     return keep | {
         "PATH": f"{folder / '.venv' / 'bin'}:{os.environ['PATH']}",
         "VIRTUAL_ENV": str(folder / ".venv"),
@@ -208,7 +223,19 @@ def redis(tmp_path: Path) -> Iterator[None]:
     program = shutil.which("redis-server")
     assert program, "redis-server is missing: install the Debian package redis-server"
     server = subprocess.Popen(
-        [program, "--port", "6379", "--bind", "127.0.0.1", "--dir", str(tmp_path), "--save", "", "--appendonly", "yes"],
+        [
+            program,
+            "--port",
+            "6379",
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(tmp_path),
+            "--save",
+            "",
+            "--appendonly",
+            "yes",
+        ],
         stdout=subprocess.DEVNULL,
     )
     until = time.monotonic() + PATIENCE_SECONDS

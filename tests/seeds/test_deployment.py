@@ -56,7 +56,11 @@ def test_manifests_and_plan(house: Any) -> None:
     assert {item["tensor"] for item in items} == {"head.weight", "new.bias"}
     assert plan["removed"] == ["old.bias"]
     assert {"key", "tensor", "nbytes", "hash", "uri", "dtype", "shape", "offset"} <= set(items[0])
-    names = {item["key"]: item["tensor"].replace("/", ".") for bucket in plan["buckets"] for item in bucket["items"]}
+    names = {
+        item["key"]: item["tensor"].replace("/", ".")
+        for bucket in plan["buckets"]
+        for item in bucket["items"]
+    }
     assert len(names) == len(items)
     status = json.loads(house.run("hotweights coord-status --json"))
     assert (status["state"], status["version"]) == ("begun", "v1")
@@ -65,7 +69,9 @@ def test_manifests_and_plan(house: Any) -> None:
 @pytest.mark.usefixtures("plan")
 def test_replicate_puts_the_weights_in_place(house: Any, block: Find) -> None:
     house.run(block("Replicate Locally", "--verify --commit --device cpu"))
-    assert weights(house.folder / "home/.cache/hotweights/current") == weights(house.folder / "ckpt_b")
+    assert weights(house.folder / "home/.cache/hotweights/current") == weights(
+        house.folder / "ckpt_b"
+    )
 
 
 @pytest.mark.usefixtures("plan")
@@ -78,7 +84,9 @@ def test_replicate_serves_metrics_while_it_runs(house: Any, block: Find) -> None
 
 @pytest.mark.usefixtures("plan")
 def test_replicate_to_a_gpu_falls_back_and_says_so(house: Any, block: Find) -> None:
-    """The packages of the block's first line exist at no index under these names: ``pip install -e .[gds]`` is what works."""
+    """The packages of the block's first line exist at no index under these names: ``pip install -e
+    .[gds]`` is what works.
+    """
     text = block("Replicate Locally", "HOTWEIGHTS_USE_GDS=1")
     printed = house.run(text.partition("\n")[2])
     assert re.search(r"gds|pinned|no GPU", printed)

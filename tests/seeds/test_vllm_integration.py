@@ -1,4 +1,6 @@
-"""`vllm_integration.md`, block by block, and what `deployment.md` says of vLLM; torch and vLLM come from the environment of ``make e2e``."""
+"""`vllm_integration.md`, block by block, and what `deployment.md` says of vLLM; torch and vLLM come
+from the environment of ``make e2e``.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def torch_house(house: Any) -> Iterator[Any]:
     build.ensure()
     python = build.python()
     code = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
-    theirs = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True, timeout=60).stdout.strip()
+    theirs = subprocess.run(
+        [python, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    ).stdout.strip()
     ours = next((house.folder / ".venv" / "lib").glob("python3.*")) / "site-packages"
     (ours / "vllm_environment.pth").write_text(theirs + "\n")
     yield house
@@ -70,14 +74,20 @@ def test_the_extension_in_a_worker(torch_house: Any, block: Find) -> None:
 def test_the_extension_with_every_argument(torch_house: Any, block: Find) -> None:
     torch_house.run(COORDINATOR + " &")
     torch_house.run(block("Create Manifests & Plan", "hotweights publish"))
-    text = MODULE + block("vLLM Integration", "ext.bind_module") + "\next.apply_update()\n" + COMPARE
+    text = (
+        MODULE + block("vLLM Integration", "ext.bind_module") + "\next.apply_update()\n" + COMPARE
+    )
     assert "every tensor is that of ckpt_b" in python(torch_house, text)
 
 
 def test_autobind(torch_house: Any, block: Find) -> None:
-    """That engines constructed afterwards follow is shown by ``e2e/engine/test_seed_adapters.py``."""
+    """That engines constructed afterwards follow is shown by
+    ``e2e/engine/test_seed_adapters.py``.
+    """
     installed = "\nimport sys\nprint('vllm' in sys.modules)\n"
-    assert "True" in python(torch_house, block("polls the coordinator", "install_autobind") + installed)
+    assert "True" in python(
+        torch_house, block("polls the coordinator", "install_autobind") + installed
+    )
 
 
 def test_autobind_with_a_name_map(torch_house: Any, block: Find) -> None:

@@ -1,4 +1,6 @@
-"""`docs/WALKTHROUGHS.md`, each from its first line to its last; what needs a GPU falls back and says so."""
+"""`docs/WALKTHROUGHS.md`, each from its first line to its last; what needs a GPU falls back and
+says so.
+"""
 
 from __future__ import annotations
 

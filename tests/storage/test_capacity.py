@@ -1,4 +1,6 @@
-"""Capacity: the tightest of the node and its control groups decides, and the refusal says what to do."""
+"""Capacity: the tightest of the node and its control groups decides, and the refusal says what to
+do.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ V1 = "sys/fs/cgroup/memory/"
           V2 + "pods/memory.max": f"{4 * GIB}\n", V2 + "pods/memory.current": f"{3 * GIB}\n",
           V2 + "pods/agent/memory.max": f"{9 * GIB}\n", V2 + "pods/agent/memory.current": "0\n"}, GIB),
         ({"proc/self/cgroup": "5:cpu,memory:/pod\n3:cpuset:/x\n", V1 + "pod/memory.limit_in_bytes": f"{2 * GIB}\n",
-          V1 + "pod/memory.usage_in_bytes": f"{GIB}\n", V1 + "pod/memory.stat": f"total_inactive_file {GIB // 2}\n",
+          V1 + "pod/memory.usage_in_bytes": f"{GIB}\n", V1 + "pod/memory.stat": "total_inactive_file "
+              f"{GIB // 2}\n",
           V1 + "memory.limit_in_bytes": "9223372036854771712\n", V1 + "memory.usage_in_bytes": "1\n"}, GIB * 3 // 2),
     ],
     ids=["no group", "no limit", "v2 in a container", "v2 nested", "v1"],

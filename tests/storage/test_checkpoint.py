@@ -22,7 +22,9 @@ def shard(path: Path, **tensors: int) -> None:
 
 
 def index(folder: Path, **weight_map: str) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 def read(folder: Path) -> Checkpoint:
@@ -63,7 +65,12 @@ def test_shards_come_in_the_order_of_their_names_and_tensors_by_offset(sharded: 
         B: ["c"],
     }
     assert list(found.headers) == [A, B]
-    assert set(found.side_files) == {"config.json", "tokenizer.json", "merges.txt", "model.safetensors.index.json"}
+    assert set(found.side_files) == {
+        "config.json",
+        "tokenizer.json",
+        "merges.txt",
+        "model.safetensors.index.json",
+    }
     assert found.nbytes == 6
 
 
@@ -88,7 +95,8 @@ def test_an_index_is_held_to_its_word(sharded: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map":{},"weight_map":{}}', "[" * 99999]
+    "text",
+    ["", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map":{},"weight_map":{}}', "[" * 99999],
 )
 def test_an_index_that_is_none_is_refused(sharded: Path, text: str) -> None:
     (sharded / "model.safetensors.index.json").write_text(text)

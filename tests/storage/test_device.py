@@ -1,4 +1,6 @@
-"""The roads to a GPU: on a machine without one each says why not; with one (marker ``gpu``) every road gives equal bytes."""
+"""The roads to a GPU: on a machine without one each says why not; with one (marker ``gpu``) every
+road gives equal bytes.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Images: verified before it is stored, readable before it is whole, sealed before anybody maps it."""
+"""Images: verified before it is stored, readable before it is whole, sealed before anybody maps
+it.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,18 @@ def make(tensors: Tensors, version: str = "v1") -> Manifest:
     for name, content in tensors.items():
         entries.append(TensorEntry(name, "U8", (len(content),), len(content), offset))
         offset += len(content)
-        digests[name] = [blake3(content[at : at + PAGE]).hexdigest() for at in range(0, len(content), PAGE)]
+        digests[name] = [
+            blake3(content[at : at + PAGE]).hexdigest() for at in range(0, len(content), PAGE)
+        ]
     return build("m", version, {"a.safetensors": entries}, digests, chunk_nbytes=PAGE)
 
 
 def pieces(tensors: Tensors) -> dict[str, bytes]:
-    parts = (content[at : at + PAGE] for content in tensors.values() for at in range(0, len(content), PAGE))
+    parts = (
+        content[at : at + PAGE]
+        for content in tensors.values()
+        for at in range(0, len(content), PAGE)
+    )
     return {blake3(part).hexdigest(): part for part in parts}
 
 
@@ -49,7 +57,9 @@ def tensors_of(image: Image) -> dict[str, bytes]:
     table, *slabs = image.fds
     document = json.loads(os.pread(table, 1 << 20, 0))
     return {
-        tensor["name"]: b"".join(os.pread(slabs[slab], nbytes, offset) for slab, offset, nbytes in tensor["extents"])
+        tensor["name"]: b"".join(
+            os.pread(slabs[slab], nbytes, offset) for slab, offset, nbytes in tensor["extents"]
+        )
         for tensor in document["tensors"]
     }
 
@@ -82,9 +92,15 @@ def test_a_wrong_chunk_is_named_and_not_stored() -> None:
     with ImageBuilder(make(OLD)) as builder:
         digest = builder.missing[1]
         for wrong in (bytes(PAGE), bytes(PAGE - 1), b""):
-            with pytest.raises(ChecksumMismatch, match=f"chunk 1 of tensor a \\(bytes {64 + PAGE} to") as caught:
+            with pytest.raises(
+                ChecksumMismatch, match=f"chunk 1 of tensor a \\(bytes {64 + PAGE} to"
+            ) as caught:
                 builder.put(digest, wrong, "peer n1")
-            assert (caught.value.file, caught.value.tensor, caught.value.number) == ("a.safetensors", "a", 1)
+            assert (caught.value.file, caught.value.tensor, caught.value.number) == (
+                "a.safetensors",
+                "a",
+                1,
+            )
         assert not builder.has(digest)
         assert builder.range(digest) is None
         with pytest.raises(Incomplete, match="5 of 5 chunks"):
@@ -101,7 +117,8 @@ def test_a_verified_chunk_can_be_sent_on_before_the_image_is_whole() -> None:
         found = builder.range(digest)
         assert found is not None
         assert os.pread(found.fd, found.nbytes, found.offset) == content[digest]
-        with pytest.raises(OSError, match="Bad file descriptor") as caught:  # the descriptor is for reading
+        # the descriptor is for reading
+        with pytest.raises(OSError, match="Bad file descriptor") as caught:
             os.pwrite(found.fd, b"x", found.offset)
         assert caught.value.errno == errno.EBADF
         assert heard == [digest]

@@ -1,4 +1,6 @@
-"""From a real folder to an image and to a manifest: whole, or refused with file, chunk and tensor."""
+"""From a real folder to an image and to a manifest: whole, or refused with file, chunk and
+tensor.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ def test_the_image_holds_what_the_library_reads(folder: Path) -> None:
     assert sorted(heard) == sorted(image.chunks)
     expected = safetensors.load_file(folder / WEIGHTS)
     for tensor in json.loads(image.table_json)["tensors"]:
-        content = b"".join(os.pread(image.fds[1 + slab], nbytes, at) for slab, at, nbytes in tensor["extents"])
+        content = b"".join(
+            os.pread(image.fds[1 + slab], nbytes, at) for slab, at, nbytes in tensor["extents"]
+        )
         assert content == expected.pop(tensor["name"]).tobytes()
     assert not expected
     image.close()
@@ -86,13 +90,21 @@ def test_a_flipped_byte_is_named(folder: Path) -> None:
     manifest = published(folder)
     flip(folder / WEIGHTS, offset_of(manifest, "embed") + CHUNK_NBYTES + 7)
     with open_folder(folder) as source, ImageBuilder(manifest) as builder:
-        with pytest.raises(ChecksumMismatch, match=rf"{WEIGHTS}: chunk 1 of tensor embed") as caught:
+        with pytest.raises(
+            ChecksumMismatch, match=rf"{WEIGHTS}: chunk 1 of tensor embed"
+        ) as caught:
             stage_from_source(source, builder)
-        assert (caught.value.file, caught.value.tensor, caught.value.number) == (WEIGHTS, "embed", 1)
+        assert (caught.value.file, caught.value.tensor, caught.value.number) == (
+            WEIGHTS,
+            "embed",
+            1,
+        )
         assert builder.missing_count >= 1
     with open_folder(folder) as source:
         differences = verify(source, manifest)
-    assert [(found.file, found.tensor, found.chunk) for found in differences] == [(WEIGHTS, "embed", 1)]
+    assert [(found.file, found.tensor, found.chunk) for found in differences] == [
+        (WEIGHTS, "embed", 1)
+    ]
 
 
 def test_a_file_cut_short_is_named(folder: Path) -> None:
@@ -149,16 +161,27 @@ def test_publishing_and_resolving_give_the_same_bytes(folder: Path) -> None:
     assert published(folder) == manifest  # the manifest is no part of the checkpoint
     flip(folder / WEIGHTS, offset_of(manifest, "embed"))
     with open_folder(folder) as source:
-        assert resolve(source, "demo", "v1") == manifest  # the weights are not read: staging verifies them
+        # the weights are not read: staging verifies them
+        assert resolve(source, "demo", "v1") == manifest
 
 
 def test_a_manifest_of_something_else_is_refused(folder: Path) -> None:
     manifest = published(folder)
     (folder / FILE_NAME).write_bytes(manifest.canonical)
-    with open_folder(folder) as source, pytest.raises(BadManifest, match="it is of version v1 of model demo"):
+    with (
+        open_folder(folder) as source,
+        pytest.raises(BadManifest, match="it is of version v1 of model demo"),
+    ):
         resolve(source, "demo", "v2")
     safetensors.save_file({"embed": numpy.zeros(3, dtype=numpy.uint8)}, folder / WEIGHTS)
-    with open_folder(folder) as source, pytest.raises(BadCheckpoint, match=r"tensor \w+ of the manifest is in no file"):
+    with (
+        open_folder(folder) as source,
+        pytest.raises(
+            BadCheckpoint,
+            match=r"tensor \w+ of the manifest is in no "
+            r"file",
+        ),
+    ):
         resolve(source, "demo", "v1")
     (folder / FILE_NAME).write_bytes(b"{}")
     with open_folder(folder) as source, pytest.raises(BadManifest, match="model: Field required"):
@@ -186,5 +209,8 @@ def test_a_checkpoint_that_is_written_meanwhile_is_not_published(folder: Path) -
     def touch(_: int) -> None:
         os.utime(folder / WEIGHTS, (1, 1))
 
-    with open_folder(folder) as source, pytest.raises(SourceUnavailable, match="changed while it was read"):
+    with (
+        open_folder(folder) as source,
+        pytest.raises(SourceUnavailable, match="changed while it was read"),
+    ):
         publish(source, "demo", "v1", progress=touch)

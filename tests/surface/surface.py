@@ -1,8 +1,10 @@
-"""All that is promised outside, as text: commands, frames, metrics, entry points. ``python -m tests.surface.surface`` writes it.
+"""All that is promised outside, as text: commands, frames, metrics, entry points. ``python -m
+tests.surface.surface`` writes it.
 
-Somebody's script, engine, dashboard or chart relies on each of these lines. What is inside may be moved and renamed at will; where a line
-of ``public.txt`` changes with it, that shows in review and needs a word in the CHANGELOG. The custom resources have files of their own
-in ``crds/``, which `make check` compares.
+Somebody's script, engine, dashboard or chart relies on each of these lines. What is inside may be
+moved and renamed at will; where a line of ``public.txt`` changes with it, that shows in review and
+needs a word in the CHANGELOG. The custom resources have files of their own in ``crds/``, which
+`make check` compares.
 """
 
 from __future__ import annotations
@@ -25,7 +27,13 @@ from hotweights.adapters.vllm import bundle
 from hotweights.cli import app
 from hotweights.replicate.metrics import Metrics as ReplicateMetrics
 from hotweights_agent.metrics import Metrics as AgentMetrics
-from hotweights_agent.settings import EngineSettings, KubeSettings, RootSettings, Settings, StagingSettings
+from hotweights_agent.settings import (
+    EngineSettings,
+    KubeSettings,
+    RootSettings,
+    Settings,
+    StagingSettings,
+)
 from hotweights_coordinator.server.metrics import Metrics as CoordinatorMetrics
 from hotweights_coordinator.wire import messages
 from hotweights_operator.metrics import LoopHealth
@@ -51,7 +59,9 @@ def public() -> str:
         "scripts": scripts(),
         "files of the plugin that vLLM finds": plugin(),
     }
-    return "".join(f"## {title}\n" + "".join(f"{line}\n" for line in lines) for title, lines in parts.items())
+    return "".join(
+        f"## {title}\n" + "".join(f"{line}\n" for line in lines) for title, lines in parts.items()
+    )
 
 
 def commands(command: Any, path: str) -> Iterator[str]:
@@ -60,7 +70,11 @@ def commands(command: Any, path: str) -> Iterator[str]:
     for parameter in command.params:
         if "--help" not in parameter.opts:
             names = ", ".join([*parameter.opts, *parameter.secondary_opts])
-            default = "" if parameter.required or callable(parameter.default) else f" = {parameter.default}"
+            default = (
+                ""
+                if parameter.required or callable(parameter.default)
+                else f" = {parameter.default}"
+            )
             variable = f" [{parameter.envvar}]" if parameter.envvar else ""
             told = " ".join((getattr(parameter, "help", None) or "").split())
             yield f"  {names}{default}{variable}: {told}"
@@ -69,10 +83,14 @@ def commands(command: Any, path: str) -> Iterator[str]:
 
 
 def modules() -> Iterator[str]:
-    """What the chart starts, and with which options. The words of argparse differ between releases of Python."""
+    """What the chart starts, and with which options. The words of argparse differ between releases
+    of Python.
+    """
     for module in ("hotweights_agent", "hotweights_operator", "hotweights_operator.simulate"):
         command = [sys.executable, "-m", module, "--help"]
-        told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+        told = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=60
+        ).stdout
         names = sorted(set(re.findall(r"--[a-z][a-z-]*|[A-Z]+(?:_[A-Z]+)+", told)))
         yield f"python -m {module}: {' '.join(names)}"
 
@@ -88,8 +106,13 @@ def settings() -> Iterator[str]:
 
 def handoff() -> Iterator[str]:
     """Between an agent and the plugin inside vLLM."""
-    yield f"protocols {handoff_frames.PROTOCOLS}, at most {handoff_frames.MAX_FRAME_BYTES} bytes and {handoff_frames.MAX_FDS_PER_FRAME} descriptors"
-    yield from sorted({handoff_frames.encode(kind()).decode() for kind in handoff_frames.Frame.__subclasses__()})
+    yield (
+        f"protocols {handoff_frames.PROTOCOLS}, at most {handoff_frames.MAX_FRAME_BYTES} bytes "
+        f"and {handoff_frames.MAX_FDS_PER_FRAME} descriptors"
+    )
+    yield from sorted(
+        {handoff_frames.encode(kind()).decode() for kind in handoff_frames.Frame.__subclasses__()}
+    )
 
 
 def peers() -> Iterator[str]:
@@ -97,7 +120,11 @@ def peers() -> Iterator[str]:
     yield f"{frames.MAGIC!r} {frames.HEADER.format} protocols {frames.PROTOCOLS}"
     for kind in frames.Kind:
         yield f"{kind.name} {kind.value}, at most {frames.MAX_NBYTES[kind]} bytes"
-    for encoded in (frames.hello("t"), frames.manifest_request("d"), frames.chunks_request("d", ["b"])):
+    for encoded in (
+        frames.hello("t"),
+        frames.manifest_request("d"),
+        frames.chunks_request("d", ["b"]),
+    ):
         yield repr(encoded)
     for encoded in (frames.group_request("g"), frames.welcome(1), frames.refused("R", "m")):
         yield repr(encoded)
@@ -108,7 +135,9 @@ def calls() -> Iterator[str]:
     for frame in messages.request_frames(1, "status", {}, "secret", None):
         yield bytes(frame).decode()
     yield messages.answer_frame(1, {}).decode()
-    yield messages.error_frame(1, messages.CallRefused("Reason", "message", "tcp://leader")).decode()
+    yield messages.error_frame(
+        1, messages.CallRefused("Reason", "message", "tcp://leader")
+    ).decode()
     for name, kind in messages.METHODS.items():
         schema = without_prose(kind.model_json_schema())
         yield f"{name} reads={kind.reads} binary={kind.binary} {json.dumps(schema, sort_keys=True)}"
@@ -117,7 +146,11 @@ def calls() -> Iterator[str]:
 def without_prose(schema: Any) -> Any:
     """A JSON schema without what is only for people."""
     if isinstance(schema, dict):
-        return {key: without_prose(value) for key, value in schema.items() if key not in ("title", "description")}
+        return {
+            key: without_prose(value)
+            for key, value in schema.items()
+            if key not in ("title", "description")
+        }
     return schema
 
 

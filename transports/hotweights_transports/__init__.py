@@ -1,1 +1,3 @@
-"""Moving bytes: from sources to a node, from node to node, and from a node's agent into an engine."""
+"""Moving bytes: from sources to a node, from node to node, and from a node's agent into an
+engine.
+"""

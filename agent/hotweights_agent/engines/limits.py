@@ -23,10 +23,14 @@ class Limits:
     max_connections: int = 1024
     """Of all processes of all engines."""
     max_pod_connections: int = 128
-    """Of one pod: an eighth of all. Its ranks run on this node's accelerators, of which there are 16 or so, and its API servers are
-    not more; so one pod that keeps connecting leaves the rest to others."""
+    """Of one pod: an eighth of all. Its ranks run on this node's accelerators, of which there are
+    16 or so, and its API servers are not more; so one pod that keeps connecting leaves the rest to
+    others.
+    """
     max_strangers: int = 64
-    """Connections that have not proved who they are. One more, and the one that has been silent for longest goes."""
+    """Connections that have not proved who they are. One more, and the one that has been silent for
+    longest goes.
+    """
     max_queued_frames: int = 64
     """To one process."""
     frames_per_second: int = 200

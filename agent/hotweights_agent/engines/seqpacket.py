@@ -1,6 +1,8 @@
-"""Frames over a unix ``SOCK_SEQPACKET`` socket in an event loop, which asyncio's streams do not know.
+"""Frames over a unix ``SOCK_SEQPACKET`` socket in an event loop, which asyncio's streams do not
+know.
 
-One datagram is one frame, and descriptors travel beside it; so there is nothing to buffer and nothing to split.
+One datagram is one frame, and descriptors travel beside it; so there is nothing to buffer and
+nothing to split.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ CROWDED_SECONDS = 0.05
 
 
 async def receive(sock: socket.socket) -> frames.Frame:
-    """The next frame. Descriptors beside it are closed: engines hand nothing over. Raises `WireError`, `ConnectionClosed`."""
+    """The next frame. Descriptors beside it are closed: engines hand nothing over. Raises
+    `WireError`, `ConnectionClosed`.
+    """
     while True:
         try:
             frame, fds = sockets.recv(sock)
@@ -41,14 +45,17 @@ async def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = 
         except OSError as error:
             if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS):
                 raise
-            await asyncio.sleep(CROWDED_SECONDS)  # too many descriptors are on their way; the other side is taking them
+            # too many descriptors are on their way; the other side is taking them
+            await asyncio.sleep(CROWDED_SECONDS)
 
 
 async def _ready(sock: socket.socket, *, reading: bool) -> None:
     """Wait until the socket can be read or written."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    add, remove = (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
+    add, remove = (
+        (loop.add_reader, loop.remove_reader) if reading else (loop.add_writer, loop.remove_writer)
+    )
     add(sock.fileno(), _set, ready)
     try:
         await ready

@@ -1,6 +1,7 @@
 """What the engines' socket asks of whoever knows tokens: whose is this one?
 
-The API server answers it in a cluster (`token_review`), a file beside the socket does without one. This module knows neither.
+The API server answers it in a cluster (`token_review`), a file beside the socket does without one.
+This module knows neither.
 """
 
 from __future__ import annotations

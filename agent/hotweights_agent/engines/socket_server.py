@@ -1,10 +1,11 @@
 """The node's unix socket: engines connect here, prove whose they are, and then only frames pass.
 
-One connection is one process of an engine. It has ten seconds for its hello and is let in by its token alone. Whatever arrives is
-either a frame that goes on to the session or the end of this connection, with a refusal that says why; nothing that a process
-sends can do more. Its words wait while the agent is busy (the socket's buffer fills, the sender blocks), and an engine that does
-not take what it is sent is let go. Memory goes out as descriptors beside a frame; they are pinned until the kernel has them.
-It does not know what frames mean.
+One connection is one process of an engine. It has ten seconds for its hello and is let in by its
+token alone. Whatever arrives is either a frame that goes on to the session or the end of this
+connection, with a refusal that says why; nothing that a process sends can do more. Its words wait
+while the agent is busy (the socket's buffer fills, the sender blocks), and an engine that does not
+take what it is sent is let go. Memory goes out as descriptors beside a frame; they are pinned until
+the kernel has them. It does not know what frames mean.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from typing import Protocol
 
 from hotweights_agent.engines import seqpacket
 from hotweights_agent.engines.limits import FrameRate, Limits
-from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Authenticator, Unauthenticated
+from hotweights_agent.engines.socket_auth import (
+    AuthenticationUnavailable,
+    Authenticator,
+    Unauthenticated,
+)
 from hotweights_agent.session.messages import Connected, Disconnected, FrameReceived, Message, Pod
 from hotweights_transports.handoff import frames, sockets
 
@@ -106,7 +111,9 @@ class EngineServer:
     async def start(self) -> None:
         """Make the socket, in place of one that a dead agent left. Raises `ServerNotStarted`."""
         if len(os.fsencode(self.path)) + 4 > MAX_PATH_BYTES:
-            raise ServerNotStarted(f"{self.path}: longer than a unix socket's path may be; choose a shorter run_folder")
+            raise ServerNotStarted(
+                f"{self.path}: longer than a unix socket's path may be; choose a shorter run_folder"
+            )
         beside = self.path.with_suffix(".new")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
@@ -114,19 +121,24 @@ class EngineServer:
             self.path.parent.chmod(0o755)
             beside.unlink(missing_ok=True)
             listener.bind(str(beside))
-            beside.chmod(0o666)  # a vLLM that is not root connects too; the token is the authentication
+            # a vLLM that is not root connects too; the token is the authentication
+            beside.chmod(0o666)
             listener.listen(128)
             self._inode = beside.stat().st_ino
             beside.replace(self.path)  # connecting never finds nothing
         except OSError as error:
             listener.close()
-            raise ServerNotStarted(f"{self.path}: {error.strerror}; the agent must own its run_folder") from error
+            raise ServerNotStarted(
+                f"{self.path}: {error.strerror}; the agent must own its run_folder"
+            ) from error
         self._listener = listener
         self._acceptor = asyncio.create_task(self._accept(listener), name="engines")
 
     async def close(self) -> None:
         """End everything; the socket goes if it is still ours."""
-        tasks = [c.task for c in self._connections.values() if c.task] + ([self._acceptor] if self._acceptor else [])
+        tasks = [c.task for c in self._connections.values() if c.task] + (
+            [self._acceptor] if self._acceptor else []
+        )
         for task in tasks:
             task.cancel()
         if tasks:
@@ -134,7 +146,9 @@ class EngineServer:
         if self._listener is not None:
             self._listener.close()
             with contextlib.suppress(FileNotFoundError):
-                if self.path.stat().st_ino == self._inode and stat.S_ISSOCK(self.path.stat().st_mode):
+                if self.path.stat().st_ino == self._inode and stat.S_ISSOCK(
+                    self.path.stat().st_mode
+                ):
                     self.path.unlink()
 
     def send(self, number: int, frame: frames.Frame) -> None:
@@ -144,7 +158,9 @@ class EngineServer:
             self._queue(connection, _Outgoing(frame))
 
     def send_prepare(self, number: int, id_: int, digest: str, image: PinnedImage) -> None:
-        """Hand a version's memory over; the pin is released when the kernel has its descriptors, or nobody wants them."""
+        """Hand a version's memory over; the pin is released when the kernel has its descriptors, or
+        nobody wants them.
+        """
         connection = self._connections.get(number)
         if connection is None:
             image.release()
@@ -162,21 +178,34 @@ class EngineServer:
         """End a connection, with a word about why; its `Disconnected` follows."""
         connection = self._connections.get(number)
         if connection is not None:
-            log.info("engine connection %d of %s is closed: %s: %s", number, connection.pod, reason, message)
+            log.info(
+                "engine connection %d of %s is closed: %s: %s",
+                number,
+                connection.pod,
+                reason,
+                message,
+            )
             self._queue(connection, _Outgoing(frames.Refused(reason, message)))
             connection.queue.put_nowait(None)
 
     def _queue(self, connection: _Connection, outgoing: _Outgoing) -> None:
-        if connection.queue.qsize() < self._limits.max_queued_frames and not connection.over.is_set():
+        if (
+            connection.queue.qsize() < self._limits.max_queued_frames
+            and not connection.over.is_set()
+        ):
             connection.queue.put_nowait(outgoing)
             return
         if not connection.over.is_set():
-            log.warning("engine connection %d of %s takes no frames and is closed", connection.number, connection.pod)
+            log.warning(
+                "engine connection %d of %s takes no frames and is closed",
+                connection.number,
+                connection.pod,
+            )
         connection.over.set()
         if outgoing.pin is not None:
             outgoing.pin.release()
 
-    # -- one connection ----------------------------------------------------------------------------------------------
+    # -- one connection -------------------------------------------------------------------------
 
     async def _accept(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
@@ -188,19 +217,25 @@ class EngineServer:
                 await asyncio.sleep(0.1)
                 continue
             sock.setblocking(False)
-            if len(self._connections) >= self._limits.max_connections or not self._room_for_a_stranger():
+            if (
+                len(self._connections) >= self._limits.max_connections
+                or not self._room_for_a_stranger()
+            ):
                 sock.close()
                 continue
             connection = _Connection(next(self._numbers), sock)
             self._connections[connection.number] = connection
-            connection.task = asyncio.create_task(self._converse(connection), name=f"engine {connection.number}")
+            connection.task = asyncio.create_task(
+                self._converse(connection), name=f"engine {connection.number}"
+            )
             connection.task.add_done_callback(partial(self._over, connection))
 
     def _room_for_a_stranger(self) -> bool:
         strangers = [c for c in self._connections.values() if c.pod is None]
         if len(strangers) < self._limits.max_strangers:
             return True
-        silent = next((c for c in strangers if c.silent and c.task), None)  # a sound process says hello at once
+        # a sound process says hello at once
+        silent = next((c for c in strangers if c.silent and c.task), None)
         if silent is None or silent.task is None:
             return False
         silent.silent = False
@@ -217,7 +252,11 @@ class EngineServer:
             return
         connection.queue.put_nowait(_Outgoing(frames.Welcome(protocol, self._agent)))
         await self._tell(Connected(connection.number, connection.pod, hello))
-        parts = (self._read(connection, connection.pod), self._write(connection), _wait_for(connection.over))
+        parts = (
+            self._read(connection, connection.pod),
+            self._write(connection),
+            _wait_for(connection.over),
+        )
         tasks = [asyncio.create_task(part) for part in parts]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -229,14 +268,18 @@ class EngineServer:
             await self._tell(Disconnected(connection.number))
 
     async def _greet(self, connection: _Connection) -> tuple[frames.Hello, int, Pod]:
-        """The hello of a process that may enter, the protocol to speak, and whose it is. Raises `_Refusal`."""
+        """The hello of a process that may enter, the protocol to speak, and whose it is. Raises
+        `_Refusal`.
+        """
         try:
             async with asyncio.timeout(
                 self._limits.hello_seconds
             ):  # (`wait_for` may swallow a cancellation before 3.12)
                 frame = await seqpacket.receive(connection.sock)
         except TimeoutError as error:
-            raise _Refusal("ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s") from error
+            raise _Refusal(
+                "ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s"
+            ) from error
         connection.silent = False
         if not isinstance(frame, frames.Hello):
             raise _Refusal("ProtocolUnsupported", f"the first frame is a hello, not {frame.op}")
@@ -252,7 +295,10 @@ class EngineServer:
             raise _Refusal("Busy", f"{error}; connect again") from error
         most = self._limits.max_pod_connections
         if sum(1 for other in self._connections.values() if other.pod == pod) >= most:
-            raise _Refusal("TooManyConnections", f"pod {pod.namespace}/{pod.name} has {most} connections already")
+            raise _Refusal(
+                "TooManyConnections",
+                f"pod {pod.namespace}/{pod.name} has {most} connections already",
+            )
         return frame, max(common), pod
 
     def _refuse(self, connection: _Connection, reason: str, message: str) -> None:

@@ -1,1 +1,3 @@
-"""What the agent says to the API server and hears from it. Imports `session` and `hotweights_kube`."""
+"""What the agent says to the API server and hears from it. Imports `session` and
+`hotweights_kube`.
+"""

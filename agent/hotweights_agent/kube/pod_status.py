@@ -1,9 +1,12 @@
-"""Makes this node's pods show what they should: the readiness gate's condition and the two labels, in one write each.
+"""Makes this node's pods show what they should: the readiness gate's condition and the two labels,
+in one write each.
 
-By level: what each pod is to show is compared with what the API server says it shows, whenever either changes and every
-`resync_seconds` besides, and written until both are equal. Server-side apply with a manager of our own touches nothing else
-in the pod, and a label that is not applied any more goes. The UID is part of the write, so that a new pod of the same name is
-never marked for an old one. What a pod shows is told to the session, which waits for it before it lets an engine switch.
+By level: what each pod is to show is compared with what the API server says it shows, whenever
+either changes and every `resync_seconds` besides, and written until both are equal. Server-side
+apply with a manager of our own touches nothing else in the pod, and a label that is not applied any
+more goes. The UID is part of the write, so that a new pod of the same name is never marked for an
+old one. What a pod shows is told to the session, which waits for it before it lets an engine
+switch.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ DIGEST_LABEL = "hotweights.dev/digest"
 MANAGER = "hotweights-agent"
 WRITES_AT_ONCE = 8
 RETRY = RetryPolicy(most=None, backoff=Backoff(0.2, 10.0))  # for as long as the pod is there
-PER_SECOND = 1.0  # writes to one pod in the long run: an engine that says something else each time is not worth more
+# writes to one pod in the long run: an engine that says something else each time is not worth more
+PER_SECOND = 1.0
 BURST = 20  # and at once; a version's switch takes two
 
 
@@ -67,7 +71,11 @@ def patch_for(pod: Pod, pod_status: PodStatus, present: Body | None, utc: str) -
     """The applied object. The transition time stays while the status does."""
     old = condition_of(present) if present else None
     status = "True" if pod_status.gate else "False"
-    since = old["lastTransitionTime"] if old and old.get("status") == status and old.get("lastTransitionTime") else utc
+    since = (
+        old["lastTransitionTime"]
+        if old and old.get("status") == status and old.get("lastTransitionTime")
+        else utc
+    )
     labels = {VERSION_LABEL: pod_status.version_label, DIGEST_LABEL: pod_status.digest_label}
     condition = {
         "type": GATE,
@@ -100,7 +108,9 @@ class PodStatusWriter:
         resync_seconds: float = 30.0,
         counted: Callable[[str], None] = lambda _result: None,
     ) -> None:
-        """``apply`` applies to a pod's status; ``tell_label`` hears the digest label that a pod shows now."""
+        """``apply`` applies to a pod's status; ``tell_label`` hears the digest label that a pod
+        shows now.
+        """
         self._apply = apply
         self._tell_label = tell_label
         self._clock = clock
@@ -116,7 +126,9 @@ class PodStatusWriter:
     def want(self, pod: Pod, pod_status: PodStatus) -> None:
         """From now on the pod is to show this."""
         old = self._wanted.get(pod.uid) or _Wanted(pod, pod_status)
-        self._wanted[pod.uid] = replace(old, pod=pod, pod_status=pod_status, failures=0, again_at=0.0)
+        self._wanted[pod.uid] = replace(
+            old, pod=pod, pod_status=pod_status, failures=0, again_at=0.0
+        )
         self._changed.set()
 
     def forget(self, uid: str) -> None:
@@ -189,14 +201,23 @@ class PodStatusWriter:
 
     async def _write_one(self, uid: str, wanted: _Wanted) -> None:
         try:
-            body = await self._apply(patch_for(wanted.pod, wanted.pod_status, self._pods.get(uid), self._utc()))
+            body = await self._apply(
+                patch_for(wanted.pod, wanted.pod_status, self._pods.get(uid), self._utc())
+            )
         except (NotFound, Conflict) as error:
             self._counted("gone")
-            log.info("pod %s/%s is not the one that was marked: %s", wanted.pod.namespace, wanted.pod.name, error)
+            log.info(
+                "pod %s/%s is not the one that was marked: %s",
+                wanted.pod.namespace,
+                wanted.pod.name,
+                error,
+            )
             self._put_off(uid, wanted)
         except KubeError as error:
             self._counted("failed")
-            log.warning("pod %s/%s was not marked: %s", wanted.pod.namespace, wanted.pod.name, error)
+            log.warning(
+                "pod %s/%s was not marked: %s", wanted.pod.namespace, wanted.pod.name, error
+            )
             self._put_off(uid, wanted)
         else:
             self._counted("written")

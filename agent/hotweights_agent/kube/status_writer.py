@@ -1,9 +1,11 @@
 """Writes the node's status: what matters at once, progress now and then.
 
-A thousand agents share one API server. A change of phase is written as soon as the last write is through, unless a burst of them
-used up its token bucket, as only an engine that changes its word all the time does; mere progress only after
-`WriteLimits.progress_share` more or `WriteLimits.progress_seconds`, from a bucket of its own. Only the newest status counts. A write that fails is
-tried again until it succeeds or something newer is to be written; `trouble` says when that goes on for too long.
+A thousand agents share one API server. A change of phase is written as soon as the last write is
+through, unless a burst of them used up its token bucket, as only an engine that changes its word
+all the time does; mere progress only after `WriteLimits.progress_share` more or
+`WriteLimits.progress_seconds`, from a bucket of its own. Only the newest status counts. A write
+that fails is tried again until it succeeds or something newer is to be written; `trouble` says when
+that goes on for too long.
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ class WriteLimits:
 def progressed(old: NodeWeightsStatus, new: NodeWeightsStatus) -> float:
     """By how much any version has come further, as a share of its bytes."""
     before = {s.digest: s.bytes_done for s in old.staged}
-    shares = [(s.bytes_done - before.get(s.digest, 0)) / s.bytes_total for s in new.staged if s.bytes_total]
+    shares = [
+        (s.bytes_done - before.get(s.digest, 0)) / s.bytes_total
+        for s in new.staged
+        if s.bytes_total
+    ]
     return max(shares, default=0.0)
 
 
@@ -71,7 +77,9 @@ class StatusWriter:
         self._limits = limits or WriteLimits()
         self._counted = counted
         self._bucket = TokenBucket(self._limits.per_second, self._limits.burst, clock())
-        self._urgent_bucket = TokenBucket(self._limits.urgent_per_second, self._limits.urgent_burst, clock())
+        self._urgent_bucket = TokenBucket(
+            self._limits.urgent_per_second, self._limits.urgent_burst, clock()
+        )
         self._refused_since: float | None = None
         self._refusal = ""
         self._new: NodeWeightsStatus | None = None
@@ -87,7 +95,9 @@ class StatusWriter:
         self._changed.set()
 
     def again(self) -> None:
-        """The object may have lost what was written (it is new, or the API server was away): write the newest once more."""
+        """The object may have lost what was written (it is new, or the API server was away): write
+        the newest once more.
+        """
         if self._new is None:
             self._new = self._written
         if self._new is not None:
@@ -95,7 +105,9 @@ class StatusWriter:
             self._changed.set()
 
     def trouble(self) -> str:
-        """Why others believe an old status; empty: they do not. An API server that is away is not: nobody can read there."""
+        """Why others believe an old status; empty: they do not. An API server that is away is not:
+        nobody can read there.
+        """
         since = self._refused_since
         if since is None or self._clock() < since + self._limits.trouble_seconds:
             return ""
@@ -138,7 +150,8 @@ class StatusWriter:
         if isinstance(error, Invalid):
             self._counted("refused")
             log.error(
-                "the API server will never take this status, and others believe the one before; please report it: %s",
+                "the API server will never take this status, and others believe the one "
+                "before; please report it: %s",
                 error,
             )
         else:
@@ -154,7 +167,9 @@ class StatusWriter:
         while self._new is not None:
             self._changed.clear()
             bucket = self._urgent_bucket if self._urgent else self._bucket
-            wait = bucket.wait_seconds(self._clock()) if self._urgent else self.wait_seconds(self._new)
+            wait = (
+                bucket.wait_seconds(self._clock()) if self._urgent else self.wait_seconds(self._new)
+            )
             if wait <= 0:
                 bucket.take()
                 return
@@ -168,7 +183,10 @@ class StatusWriter:
         """How long mere progress waits; 0: it is due."""
         now = self._clock()
         due = 0.0
-        if self._written is not None and progressed(self._written, new) < self._limits.progress_share:
+        if (
+            self._written is not None
+            and progressed(self._written, new) < self._limits.progress_share
+        ):
             due = self._written_at + self._limits.progress_seconds - now
         return max(due, self._bucket.wait_seconds(now))
 

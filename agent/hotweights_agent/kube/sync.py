@@ -1,8 +1,8 @@
 """Between this node and the API server: its own NodeWeights in and out, its own pods in.
 
-Two watches, both narrowed by the API server to this node's objects, become messages; the status goes out through
-`status_writer`, pods through `pod_status`. When the API server does not answer for a while the session is told, and told again
-what holds as soon as it answers. It decides nothing.
+Two watches, both narrowed by the API server to this node's objects, become messages; the status
+goes out through `status_writer`, pods through `pod_status`. When the API server does not answer for
+a while the session is told, and told again what holds as soon as it answers. It decides nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ from hotweights_agent.kube.status_writer import StatusWriter
 from hotweights_agent.session.messages import ApiUnavailable, Assigned, Message, PodsPresent
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import NodeWeightsSpec
-from hotweights_kube import NODE_WEIGHTS, PODS, Api, Body, KubeError, NotFound, Selection, WatchTiming, watch
+from hotweights_kube import (
+    NODE_WEIGHTS,
+    PODS,
+    Api,
+    Body,
+    KubeError,
+    NotFound,
+    Selection,
+    WatchTiming,
+    watch,
+)
 from hotweights_kube.resources import newer
 
 log = logging.getLogger(__name__)
@@ -63,14 +73,20 @@ class KubeSync:
             tasks.create_task(self._pod_status.run(), name="pod status")
 
     async def _watch_own(self) -> None:
-        selection = Selection(namespace=self._namespace, field_selector=f"metadata.name={self._node}")
-        stream = watch(self._api, NODE_WEIGHTS, selection, timing=WATCH_TIMING, on_trouble=self._note_trouble)
+        selection = Selection(
+            namespace=self._namespace, field_selector=f"metadata.name={self._node}"
+        )
+        stream = watch(
+            self._api, NODE_WEIGHTS, selection, timing=WATCH_TIMING, on_trouble=self._note_trouble
+        )
         async with aclosing(stream):
             async for change in stream:
                 if change.type == "SYNCED":
                     self.synced = True
                 elif change.type == "DELETED":
-                    log.warning("NodeWeights %s was deleted; what it said last goes on to hold", self._node)
+                    log.warning(
+                        "NodeWeights %s was deleted; what it said last goes on to hold", self._node
+                    )
                     self._last = None
                 else:
                     await self._take(change.body)
@@ -79,7 +95,9 @@ class KubeSync:
         """The node's object as it is now."""
         if self._last is not None and newer(self._last, body):
             return
-        fresh = self._last is None or self._last["metadata"].get("uid") != body["metadata"].get("uid")
+        fresh = self._last is None or self._last["metadata"].get("uid") != body["metadata"].get(
+            "uid"
+        )
         same = not fresh and self._last is not None and self._last.get("spec") == body.get("spec")
         self._last = body
         if same and not self._trouble.is_set():
@@ -87,7 +105,9 @@ class KubeSync:
         try:
             spec = NodeWeightsSpec.from_dict(body.get("spec") or {})
         except ValidationError as error:
-            log.error("NodeWeights %s cannot be understood and is not followed: %s", self._node, error)  # noqa: TRY400
+            log.error(
+                "NodeWeights %s cannot be understood and is not followed: %s", self._node, error
+            )
             return
         await self._tell(Assigned(spec, int(body["metadata"].get("generation", 0))))
         if fresh:
@@ -95,7 +115,9 @@ class KubeSync:
 
     async def _watch_pods(self) -> None:
         selection = Selection(field_selector=f"spec.nodeName={self._node}")
-        stream = watch(self._api, PODS, selection, timing=WATCH_TIMING, on_trouble=self._note_trouble)
+        stream = watch(
+            self._api, PODS, selection, timing=WATCH_TIMING, on_trouble=self._note_trouble
+        )
         async with aclosing(stream):
             async for change in stream:
                 if change.type == "SYNCED":
@@ -142,7 +164,9 @@ def patch_pod_status(api: Api) -> Callable[[Body], Awaitable[Body]]:
     return apply
 
 
-def patch_status(api: Api, node: str, namespace: str) -> Callable[[dict[str, object]], Awaitable[object]]:
+def patch_status(
+    api: Api, node: str, namespace: str
+) -> Callable[[dict[str, object]], Awaitable[object]]:
     """How `StatusWriter` writes."""
 
     async def patch(body: dict[str, object]) -> object:

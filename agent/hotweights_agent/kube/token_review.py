@@ -1,9 +1,11 @@
 """Who is at the other end: tokens reviewed by the API server, for engines and for peers.
 
-The token is the whole authentication: sockets are open to everybody on the node and the network. Answers are kept by the token's
-hash, for a short while, so that an engine's many processes cost one review; while the API server is away an answer counts on until
-the token itself expires, so that a restarted container gets through. Refusals are kept for a moment too, so that a stranger who
-knocks without end does not become load on the API server. No token is ever logged or stored, only its hash.
+The token is the whole authentication: sockets are open to everybody on the node and the network.
+Answers are kept by the token's hash, for a short while, so that an engine's many processes cost one
+review; while the API server is away an answer counts on until the token itself expires, so that a
+restarted container gets through. Refusals are kept for a moment too, so that a stranger who knocks
+without end does not become load on the API server. No token is ever logged or stored, only its
+hash.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ class TokenReviews:
         refused_seconds: float = 10.0,
         counted: Callable[[str], None] = lambda _result: None,
     ) -> None:
-        """``clock`` is seconds since the epoch, because tokens say when they expire; ``counted`` hears of each review."""
+        """``clock`` is seconds since the epoch, because tokens say when they expire; ``counted``
+        hears of each review.
+        """
         self._review = review
         self._clock = clock
         self._fresh_seconds = fresh_seconds
@@ -64,7 +68,9 @@ class TokenReviews:
     async def identity(self, token: str) -> Identity:
         """Who that is. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
         if not token or len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
-            raise Unauthenticated("TokenInvalid", "no token, or nothing that could be one: see HOTWEIGHTS_TOKEN_FILE")
+            raise Unauthenticated(
+                "TokenInvalid", "no token, or nothing that could be one: see HOTWEIGHTS_TOKEN_FILE"
+            )
         key = hashlib.sha256(token.encode()).hexdigest()
         known = self._known.get(key)
         if known is None or self._clock() >= known.fresh_until:
@@ -82,9 +88,14 @@ class TokenReviews:
         try:
             known = await asyncio.shield(task)
         except AuthenticationUnavailable:
-            if stale is not None and stale.identity is not None and self._clock() < stale.expires_at:
+            if (
+                stale is not None
+                and stale.identity is not None
+                and self._clock() < stale.expires_at
+            ):
                 log.info(
-                    "%s is believed on: no review is possible now and the token is still valid", stale.identity.username
+                    "%s is believed on: no review is possible now and the token is still valid",
+                    stale.identity.username,
                 )
                 return stale
             raise
@@ -104,10 +115,17 @@ class TokenReviews:
                 return _Known(None, str(error), now + self._refused_seconds, 0.0)
             except KubeError as error:
                 self._counted("unavailable")
-                raise AuthenticationUnavailable(f"the token could not be reviewed: {error}") from error
+                raise AuthenticationUnavailable(
+                    f"the token could not be reviewed: {error}"
+                ) from error
         self._counted("accepted")
         expires_at = expiry_of(token)
-        return _Known(identity, "", min(now + self._fresh_seconds, expires_at or now + self._fresh_seconds), expires_at)
+        return _Known(
+            identity,
+            "",
+            min(now + self._fresh_seconds, expires_at or now + self._fresh_seconds),
+            expires_at,
+        )
 
 
 class EngineAuthenticator:
@@ -121,12 +139,16 @@ class EngineAuthenticator:
         """The pod behind the token. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
         identity = await self._reviews.identity(token)
         if not identity.pod_uid or not identity.pod_name:
-            text = f"{identity.username}'s token is bound to no pod; mount a projected service-account token"
+            text = (
+                f"{identity.username}'s token is bound to no pod; mount a projected "
+                "service-account token"
+            )
             raise Unauthenticated("TokenInvalid", text)
         if identity.node_name != self._node:
             where = identity.node_name or "no node"
             raise Unauthenticated(
-                "NotThisNode", f"pod {identity.pod_name} is on {where}; this is the agent of {self._node}"
+                "NotThisNode",
+                f"pod {identity.pod_name} is on {where}; this is the agent of {self._node}",
             )
         return Pod(identity.pod_uid, identity.namespace, identity.pod_name)
 
@@ -155,18 +177,28 @@ class PeerAuthenticator:
         except Unauthenticated as error:
             log.warning("a peer was refused: %s", error)
             return None
-        except (AuthenticationUnavailable, concurrent.futures.TimeoutError, concurrent.futures.CancelledError) as error:
+        except (
+            AuthenticationUnavailable,
+            concurrent.futures.TimeoutError,
+            concurrent.futures.CancelledError,
+        ) as error:
             asked.cancel()
             raise peers.AuthenticationUnavailable(str(error) or "no answer in time") from error
         expected = self._username()
         if not expected or identity.username != expected:
-            log.warning("a peer was refused: %s is not the agents' %s", identity.username, expected or "(unknown)")
+            log.warning(
+                "a peer was refused: %s is not the agents' %s",
+                identity.username,
+                expected or "(unknown)",
+            )
             return None
         return peers.Identity(identity.username, identity.node_name)
 
 
 def claims_of(token: str) -> dict[str, object]:
-    """What a token says of itself, unverified: for expiry and our own name, never for who somebody else is."""
+    """What a token says of itself, unverified: for expiry and our own name, never for who somebody
+    else is.
+    """
     parts = token.split(".")
     if len(parts) != 3:
         return {}
@@ -180,4 +212,8 @@ def claims_of(token: str) -> dict[str, object]:
 def expiry_of(token: str) -> float:
     """When the token expires, in seconds since the epoch; 0 when it does not say."""
     expires = claims_of(token).get("exp")
-    return float(expires) if isinstance(expires, int | float) and not isinstance(expires, bool) else 0.0
+    return (
+        float(expires)
+        if isinstance(expires, int | float) and not isinstance(expires, bool)
+        else 0.0
+    )

@@ -1,9 +1,11 @@
-"""Puts the plugin, as it was built into the agent's image, where the node's pods find it: ``<run folder>/plugin/<version>``.
+"""Puts the plugin, as it was built into the agent's image, where the node's pods find it: ``<run
+folder>/plugin/<version>``.
 
-A version's folder appears whole or not at all, and pods that use an older version keep theirs. The run folder is empty after a
-reboot, while pods still name the version that they were created with; so copies are kept on the disk and laid out again. No agent
-knows which versions the pods of its node name, hence a bound: the versions that agents of this node started with last. The agent
-does not import the plugin and does not know what is in it.
+A version's folder appears whole or not at all, and pods that use an older version keep theirs. The
+run folder is empty after a reboot, while pods still name the version that they were created with;
+so copies are kept on the disk and laid out again. No agent knows which versions the pods of its
+node name, hence a bound: the versions that agents of this node started with last. The agent does
+not import the plugin and does not know what is in it.
 """
 
 from __future__ import annotations
@@ -32,29 +34,43 @@ def install(built: Path, run_folder: Path, version: str) -> Path | None:
         run_folder.chmod(0o755)
         _put(built, place)
     except OSError as error:
-        text = f"the plugin cannot be installed into {place}: {error}; the agent must own its run_folder"
+        text = (
+            f"the plugin cannot be installed into {place}: {error}; the agent must own its "
+            "run_folder"
+        )
         raise PluginNotInstalled(text) from error
     return place
 
 
 def keep(built: Path, kept: Path, run_folder: Path, version: str) -> list[str]:
-    """Keep a copy of the built plugin in ``kept``, and lay out what was kept before and is gone; which versions that were."""
+    """Keep a copy of the built plugin in ``kept``, and lay out what was kept before and is gone;
+    which versions that were.
+    """
     try:
         if built.is_dir():
             _put(built, kept / version)
             os.utime(kept / version)  # the order of last use
         versions = _prune(kept) if kept.is_dir() else []
-        missing = [name for name in versions if name != version and not (run_folder / "plugin" / name).exists()]
+        missing = [
+            name
+            for name in versions
+            if name != version and not (run_folder / "plugin" / name).exists()
+        ]
         for name in missing:
             _put(kept / name, run_folder / "plugin" / name)
     except OSError as error:
-        text = f"earlier versions of the plugin cannot be kept in {kept} and laid out in {run_folder}: {error}"
+        text = (
+            f"earlier versions of the plugin cannot be kept in {kept} and laid out in "
+            f"{run_folder}: {error}"
+        )
         raise PluginNotInstalled(text) from error
     return missing
 
 
 def _prune(kept: Path) -> list[str]:
-    """Remove what is beyond the bound, and what an agent left half done when it was killed; the versions that stay."""
+    """Remove what is beyond the bound, and what an agent left half done when it was killed; the
+    versions that stay.
+    """
     folders = sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     stay = [path for path in folders if not path.name.startswith(".")][:KEPT_VERSIONS]
     for path in folders:
@@ -81,5 +97,12 @@ def _put(source: Path, place: Path) -> None:
 
 def _content(folder: Path) -> dict[str, str]:
     """Every file's digest, by its path in the folder; bytecode does not count."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    )
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }

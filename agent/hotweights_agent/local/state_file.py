@@ -1,9 +1,12 @@
-"""What the node's disk remembers of each pod: the version it was last told to serve, and where that version comes from.
+"""What the node's disk remembers of each pod: the version it was last told to serve, and where that
+version comes from.
 
-A container can restart while the API server is away, and an agent with it. Then this file answers what the engine is to serve
-before its port opens. Tokens are remembered too, so that an older assignment never undoes a newer one. It is small and bounded;
-it is replaced atomically and flushed before the session acts on it; a file that cannot be read is set aside with a log line and
-forgotten, because a wrong answer is worse than none. It refuses to know engines, sockets and the API.
+A container can restart while the API server is away, and an agent with it. Then this file answers
+what the engine is to serve before its port opens. Tokens are remembered too, so that an older
+assignment never undoes a newer one. It is small and bounded; it is replaced atomically and flushed
+before the session acts on it; a file that cannot be read is set aside with a log line and
+forgotten, because a wrong answer is worse than none. It refuses to know engines, sockets and the
+API.
 """
 
 from __future__ import annotations
@@ -42,14 +45,16 @@ class StateFile:
         return tuple(self._pods.values())
 
     def load(self) -> None:
-        """Read the file; one that cannot be understood is renamed to ``*.corrupt`` and forgotten."""
+        """Read the file; one that cannot be understood is renamed to ``*.corrupt`` and
+        forgotten.
+        """
         try:
             self._pods = _parse(self._path)
         except FileNotFoundError:
             self._pods = {}
         except (OSError, ValueError, TypeError, RecursionError) as error:
             aside = self._path.with_suffix(".corrupt")
-            log.error(  # noqa: TRY400 - the file is to blame, the traceback would not help
+            log.error(
                 "what pods were to serve (%s) cannot be read and is set aside as %s: %s. "
                 "Engines that restart while the API server is away will wait for it",
                 self._path, aside.name, error,
@@ -59,7 +64,9 @@ class StateFile:
                 self._path.replace(aside)
 
     def save(self, *pods: SavedAssignment) -> None:
-        """Write what pods are to serve. When it returns, a power cut does not undo it. Raises `StateFileNotWritten`."""
+        """Write what pods are to serve. When it returns, a power cut does not undo it. Raises
+        `StateFileNotWritten`.
+        """
         new = [pod for pod in pods if self._pods.get(pod.uid) != pod]
         if not new:
             return
@@ -67,7 +74,9 @@ class StateFile:
             self._pods.pop(pod.uid, None)
             self._pods[pod.uid] = pod
         for uid in list(self._pods)[: -self._max_pods]:
-            log.warning("pod %s is forgotten: more than %d pods are remembered", uid, self._max_pods)
+            log.warning(
+                "pod %s is forgotten: more than %d pods are remembered", uid, self._max_pods
+            )
             del self._pods[uid]
         self._write()
 
@@ -84,7 +93,8 @@ class StateFile:
             files.replace(self._path, json.dumps(body, separators=(",", ":")).encode(), 0o600)
         except OSError as error:
             raise StateFileNotWritten(
-                f"{self._path} cannot be written: {error.strerror}; make room on the disk or correct `state_folder`"
+                f"{self._path} cannot be written: {error.strerror}; make room on the disk or "
+                "correct `state_folder`"
             ) from error
 
 
@@ -92,7 +102,11 @@ def _parse(path: Path) -> dict[str, SavedAssignment]:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ValueError(f"it has more than {MAX_FILE_BYTES} bytes")
     body = json.loads(path.read_bytes())
-    if not isinstance(body, dict) or body.get("format") != FORMAT or not isinstance(body.get("pods"), list):
+    if (
+        not isinstance(body, dict)
+        or body.get("format") != FORMAT
+        or not isinstance(body.get("pods"), list)
+    ):
         raise ValueError(f"it is no {FORMAT}")
     try:
         pods = [SavedAssignment.from_dict(entry) for entry in body["pods"]]

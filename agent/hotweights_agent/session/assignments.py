@@ -1,8 +1,9 @@
 """Whose word counts for what pods are to serve and what the node is to hold.
 
-The API server's while it answers; the last that it said while it does not; and the disk's memory for pods that it said nothing
-about. A lower token never undoes a higher one, wherever it comes from: an assignment that is older than what the disk remembers is
-refused and named. Pure; what is to be written to the disk is given back.
+The API server's while it answers; the last that it said while it does not; and the disk's memory
+for pods that it said nothing about. A lower token never undoes a higher one, wherever it comes
+from: an assignment that is older than what the disk remembers is refused and named. Pure; what is
+to be written to the disk is given back.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ class SavedAssignment:
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the file."""
-        return {"assignment": self.assignment.to_dict(), "stage": [item.to_dict() for item in self.stage]}
+        return {
+            "assignment": self.assignment.to_dict(),
+            "stage": [item.to_dict() for item in self.stage],
+        }
 
     @classmethod
     def from_dict(cls, body: Any) -> SavedAssignment:
@@ -73,7 +77,9 @@ class Assignments:
         return remembered.assignment if remembered is not None and self._api_away else None
 
     def stage(self) -> dict[str, StageItem]:
-        """Versions to hold: what is listed; without any word from the API server, what pods were to serve."""
+        """Versions to hold: what is listed; without any word from the API server, what pods were to
+        serve.
+        """
         if self._spec is not None:
             return _stage_items(self._spec)
         return {item.digest: item for pod in self._memory.values() for item in pod.stage}
@@ -114,7 +120,9 @@ class Assignments:
         return new
 
     def present(self, uids: Collection[str]) -> tuple[str, ...]:
-        """Only these pods are left; gives those that the disk can forget. A listed one may be too new to have been seen."""
+        """Only these pods are left; gives those that the disk can forget. A listed one may be too
+        new to have been seen.
+        """
         gone = tuple(uid for uid in self._memory if uid not in uids and uid not in self.pods)
         for uid in gone:
             del self._memory[uid]
@@ -122,11 +130,15 @@ class Assignments:
 
     @staticmethod
     def _saved(pod: PodAssignment, items: Mapping[str, StageItem]) -> SavedAssignment:
-        return SavedAssignment(pod, tuple(items[digest] for digest in (pod.digest, pod.prepare) if digest in items))
+        return SavedAssignment(
+            pod, tuple(items[digest] for digest in (pod.digest, pod.prepare) if digest in items)
+        )
 
 
 def _best_of(spec: NodeWeightsSpec) -> list[PodAssignment]:
-    """One assignment for each pod: where two name it, the higher token; among equals a rollout goes before none."""
+    """One assignment for each pod: where two name it, the higher token; among equals a rollout goes
+    before none.
+    """
     best: dict[str, tuple[tuple[int, bool], PodAssignment]] = {}
     for rollout in sorted(spec.rollouts, key=lambda r: r.uid):
         for pod in rollout.pods:

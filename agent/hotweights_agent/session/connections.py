@@ -1,4 +1,5 @@
-"""The processes of an engine as the agent knows them: who is connected, what it has at hand, and what it was asked.
+"""The processes of an engine as the agent knows them: who is connected, what it has at hand, and
+what it was asked.
 
 Plain facts without a will: `engine` keeps them true, `next_effects` acts on them.
 """

@@ -1,7 +1,8 @@
 """What the session wants done: one frozen dataclass for each kind of thing that an agent can do.
 
-Effects are ordered, and doing one never raises into the session: what comes of it returns as a message. The session keeps no
-promise about an effect's success; it asks again by level when nothing was heard in time.
+Effects are ordered, and doing one never raises into the session: what comes of it returns as a
+message. The session keeps no promise about an effect's success; it asks again by level when nothing
+was heard in time.
 """
 
 from __future__ import annotations

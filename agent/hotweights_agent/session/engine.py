@@ -1,22 +1,32 @@
-"""One engine: the processes of one pod that are connected, what each has said, and what was asked of it and not answered.
+"""One engine: the processes of one pod that are connected, what each has said, and what was asked
+of it and not answered.
 
-An engine is a leader (the API server process that commits) and one rank for each worker. This module keeps the facts and is the
-only one that may say what the engine *confirmed*: `confirmed` comes from the leader's own words in its present life, never from
-what was asked of it, and is withheld while a commit is under way, while the engine is dirty and while a rank is missing. It
+An engine is a leader (the API server process that commits) and one rank for each worker. This
+module keeps the facts and is the only one that may say what the engine *confirmed*: `confirmed`
+comes from the leader's own words in its present life, never from what was asked of it, and is
+withheld while a commit is under way, while the engine is dirty and while a rank is missing. It
 refuses to know what the engine ought to do; that is `next_effects`.
 
-Answers count only when they carry the id of the open question and repeat what was asked; everything else is ignored or, where an
-engine claims another commit than the one asked for, ends the connection.
+Answers count only when they carry the id of the open question and repeat what was asked; everything
+else is ignored or, where an engine claims another commit than the one asked for, ends the
+connection.
 
-What was given up (`failed`, and the tries in `attempts`) belongs to a life: it goes when the engine boots, when its last process
-goes, and for a version that it serves after all.
+What was given up (`failed`, and the tries in `attempts`) belongs to a life: it goes when the engine
+boots, when its last process goes, and for a version that it serves after all.
 """
 
 from __future__ import annotations
 
 from collections import deque
 
-from hotweights_agent.session.connections import Attempt, PendingRequest, ProtocolViolation, Rank, Server, StepFailure
+from hotweights_agent.session.connections import (
+    Attempt,
+    PendingRequest,
+    ProtocolViolation,
+    Rank,
+    Server,
+    StepFailure,
+)
 from hotweights_agent.session.messages import Now, Pod
 from hotweights_agent.session.phases import Phase, move
 from hotweights_agent.session.sanitize import clip, finite, is_digest, reason_or
@@ -25,7 +35,9 @@ from hotweights_transports.handoff.frames import Hello
 
 MAX_WORLD = 4096
 STORY_EVENTS = 10
-"""What is told of an engine when a defect has cost it: enough to see how it came there, and it fits on a screen."""
+"""What is told of an engine when a defect has cost it: enough to see how it came there, and it fits
+on a screen.
+"""
 
 
 class Engine:
@@ -40,8 +52,10 @@ class Engine:
         self.failed: StepFailure | None = None  # what it gave up last
         self.pause_seconds = 0.0
         self.seen = False  # it was complete, or began to boot, in the agent's present life
-        self.label_gone_since: float | None = None  # since when a commit waits for the pod's label to go
-        self.story: deque[str] = deque(maxlen=STORY_EVENTS)  # what happened last, in words of ours alone
+        # since when a commit waits for the pod's label to go
+        self.label_gone_since: float | None = None
+        # what happened last, in words of ours alone
+        self.story: deque[str] = deque(maxlen=STORY_EVENTS)
 
     @property
     def leader(self) -> Server | None:
@@ -76,9 +90,13 @@ class Engine:
 
     @property
     def confirmed(self) -> str:
-        """The version that it serves, by its own word in its present life; empty: what it booted, or not known now."""
+        """The version that it serves, by its own word in its present life; empty: what it booted,
+        or not known now.
+        """
         leader = self.leader
-        settled = leader is not None and leader.state == "Serving" and self.phase is not Phase.COMMITTING
+        settled = (
+            leader is not None and leader.state == "Serving" and self.phase is not Phase.COMMITTING
+        )
         return leader.digest if leader is not None and settled and self.complete else ""
 
     def prepared_everywhere(self, digest: str) -> bool:
@@ -88,27 +106,36 @@ class Engine:
     @property
     def prepared(self) -> str:
         """A version that every rank has prepared and that is not the one served."""
-        at_hand = set.intersection(*(r.prepared for r in self.ranks.values())) if self.complete else set()
+        at_hand = (
+            set.intersection(*(r.prepared for r in self.ranks.values())) if self.complete else set()
+        )
         return min(at_hand - {self.confirmed}, default="")
 
     def to(self, phase: Phase) -> None:
         """Change the phase, if the table allows it."""
         self.phase = move(self.phase, phase)
 
-    # -- connections -------------------------------------------------------------------------------------------------
+    # -- connections ----------------------------------------------------------------------------
 
     def connect(self, conn: int, hello: Hello, now: Now) -> list[int]:
-        """A process of it has come; gives the connections that it replaces. Raises `ProtocolViolation`."""
+        """A process of it has come; gives the connections that it replaces. Raises
+        `ProtocolViolation`.
+        """
         if hello.role == "server":
             return self._connect_server(conn, hello, now)
         if hello.role != "rank":
             raise ProtocolViolation(
-                "ProtocolUnsupported", f"a hello's role is server or rank, not {clip(hello.role, 32)}"
+                "ProtocolUnsupported",
+                f"a hello's role is server or rank, not {clip(hello.role, 32)}",
             )
         if not 0 <= hello.rank < hello.world_size <= MAX_WORLD:
-            raise ProtocolViolation("ProtocolUnsupported", f"rank {hello.rank} of {hello.world_size} cannot be")
+            raise ProtocolViolation(
+                "ProtocolUnsupported", f"rank {hello.rank} of {hello.world_size} cannot be"
+            )
         replaced = [
-            old.conn for old in self.ranks.values() if old.rank == hello.rank or old.world_size != hello.world_size
+            old.conn
+            for old in self.ranks.values()
+            if old.rank == hello.rank or old.world_size != hello.world_size
         ]
         for old in replaced:
             self._drop_rank(old)
@@ -120,24 +147,39 @@ class Engine:
 
     def _connect_server(self, conn: int, hello: Hello, now: Now) -> list[int]:
         if hello.state not in ("Booting", "Serving", "Dirty"):
-            raise ProtocolViolation("ProtocolUnsupported", f"a hello's state is never {clip(hello.state, 32)}")
+            raise ProtocolViolation(
+                "ProtocolUnsupported", f"a hello's state is never {clip(hello.state, 32)}"
+            )
         digest = hello.digest or ""
         if digest and not is_digest(digest):
-            raise ProtocolViolation("ProtocolUnsupported", "a hello's digest is sha256: and 64 hexadecimal digits")
+            raise ProtocolViolation(
+                "ProtocolUnsupported", "a hello's digest is sha256: and 64 hexadecimal digits"
+            )
         if hello.state == "Booting" and self.servers:
             self._doubt()
         if hello.state == "Booting":
             self._forget_failures()
         self.servers[conn] = Server(
-            conn, hello.state, digest, hello.commit_token, hello.state != "Booting", now.utc if digest else ""
+            conn,
+            hello.state,
+            digest,
+            hello.commit_token,
+            hello.state != "Booting",
+            now.utc if digest else "",
         )
         self.seen = self.seen or self.complete or hello.state == "Booting"
         if len(self.servers) == 1:
-            self.to({"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[hello.state])
+            self.to(
+                {"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[
+                    hello.state
+                ]
+            )
         return []
 
     def _doubt(self) -> None:
-        """A port opens anew beside others: perhaps the container restarted unseen, so what was confirmed is asked again."""
+        """A port opens anew beside others: perhaps the container restarted unseen, so what was
+        confirmed is asked again.
+        """
         for server in self.servers.values():
             server.digest, server.confirmed_at = "", ""
 
@@ -169,12 +211,18 @@ class Engine:
             self.failed = None
 
     def _leaderless(self) -> None:
-        """The one that confirmed is gone: the next one's own word counts, else the engine boots again."""
+        """The one that confirmed is gone: the next one's own word counts, else the engine boots
+        again.
+        """
         self.pause_seconds, self.label_gone_since = 0.0, None
         self.to(Phase.DISCONNECTED)
         heir = self.leader
         if heir is not None:
-            self.to({"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[heir.state])
+            self.to(
+                {"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[
+                    heir.state
+                ]
+            )
         elif self.ranks:
             self.to(Phase.BOOTING)
 
@@ -192,10 +240,12 @@ class Engine:
         booting = leader is None or leader.state == "Booting"
         self.to(Phase.BOOTING if booting else Phase.SERVING)
 
-    # -- what processes say ------------------------------------------------------------------------------------------
+    # -- what processes say ---------------------------------------------------------------------
 
     def said(self, conn: int, frame: frames.Frame, now: Now) -> StepFailure | None:
-        """Take note of a frame; gives what it says has failed. Raises `ProtocolViolation`, and then nothing has changed."""
+        """Take note of a frame; gives what it says has failed. Raises `ProtocolViolation`, and then
+        nothing has changed.
+        """
         server = self.servers.get(conn)
         rank = next((r for r in self.ranks.values() if r.conn == conn), None)
         match frame:
@@ -218,12 +268,16 @@ class Engine:
                 raise ProtocolViolation("ProtocolUnsupported", f"a {role} does not send {frame.op}")
         return None
 
-    def _prepare_answered(self, rank: Rank, frame: frames.Prepared | frames.Rejected) -> StepFailure | None:
+    def _prepare_answered(
+        self, rank: Rank, frame: frames.Prepared | frames.Rejected
+    ) -> StepFailure | None:
         asked = rank.pending
         if asked is None or not _answers(frame.id, "prepare", asked):
             return None
         if frame.digest != asked.goal.digest:
-            raise ProtocolViolation("ProtocolUnsupported", f"rank {rank.rank} answered for another version than asked")
+            raise ProtocolViolation(
+                "ProtocolUnsupported", f"rank {rank.rank} answered for another version than asked"
+            )
         rank.pending = None
         if rank.called_off == asked.id:  # the order to release it is behind the question
             return None
@@ -234,7 +288,13 @@ class Engine:
             return None
         rank.rejected[frame.digest] = asked.goal
         message = clip(f"rank {rank.rank}: {frame.message}", 512)
-        return StepFailure("prepare", asked.goal, reason_or(frame.reason, "Rejected"), message, booting=self.booting)
+        return StepFailure(
+            "prepare",
+            asked.goal,
+            reason_or(frame.reason, "Rejected"),
+            message,
+            booting=self.booting,
+        )
 
     def _commit_answered(
         self, server: Server, frame: frames.Committed | frames.CommitFailed, now: Now
@@ -243,11 +303,19 @@ class Engine:
         if asked is None or not _answers(frame.id, "commit", asked):
             return None
         if (frame.digest, frame.commit_token) != (asked.goal.digest, asked.goal.token):
-            raise ProtocolViolation("ProtocolUnsupported", "the engine answered another commit than the one asked for")
+            raise ProtocolViolation(
+                "ProtocolUnsupported", "the engine answered another commit than the one asked for"
+            )
         dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
         booting = self.booting
         if server is self.leader:
-            self.to(Phase.DIRTY if dirty else Phase.FAILED if isinstance(frame, frames.CommitFailed) else Phase.SERVING)
+            self.to(
+                Phase.DIRTY
+                if dirty
+                else Phase.FAILED
+                if isinstance(frame, frames.CommitFailed)
+                else Phase.SERVING
+            )
         server.pending, server.token = None, max(server.token, frame.commit_token)
         if isinstance(frame, frames.Committed):
             server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc
@@ -269,7 +337,8 @@ class Engine:
         digest = frame.digest or ""
         if frame.state not in ("Booting", "Serving", "Dirty") or (digest and not is_digest(digest)):
             raise ProtocolViolation(
-                "ProtocolUnsupported", f"no engine can be {clip(frame.state, 32)} on {clip(digest, 80)}"
+                "ProtocolUnsupported",
+                f"no engine can be {clip(frame.state, 32)} on {clip(digest, 80)}",
             )
         committing = server.pending is not None and server.pending.op == "commit"
         if server is self.leader and not committing:

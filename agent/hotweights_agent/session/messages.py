@@ -1,8 +1,8 @@
 """What the session is told: one frozen dataclass for each kind of thing that can happen to a node.
 
-Everything that the outside learns (an object changed, a fetch ended, an engine spoke, time passed) becomes one of these, and
-nothing else reaches the session. Frames of engines come as they are on the wire, in `FrameReceived`. No message carries a socket, a file
-or a callback.
+Everything that the outside learns (an object changed, a fetch ended, an engine spoke, time passed)
+becomes one of these, and nothing else reaches the session. Frames of engines come as they are on
+the wire, in `FrameReceived`. No message carries a socket, a file or a callback.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class ApiUnavailable:
-    """The API server does not answer: until the next `Assigned` the disk's memory stands in for what is not known."""
+    """The API server does not answer: until the next `Assigned` the disk's memory stands in for
+    what is not known.
+    """
 
 
 @dataclass(frozen=True, slots=True)

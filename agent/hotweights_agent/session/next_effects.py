@@ -1,13 +1,14 @@
 """What an engine is to be asked next, so that it comes to serve what its pod is assigned.
 
-By level and one step at a time: nothing is remembered here, `next_effects` looks at the facts of an `Engine`, its assignment and what
-the node holds, and says which frames go out now. The order is always the same: a rank is handed a version once it is staged; the
-pod's label goes before the switch begins, so that no pod is ever shown on a version that it no longer serves; the leader is told
-to commit once every rank is prepared. A question without an answer by its deadline ends the connection: what the engine then says
-in its next hello is the truth, and nothing is guessed.
+By level and one step at a time: nothing is remembered here, `next_effects` looks at the facts of an
+`Engine`, its assignment and what the node holds, and says which frames go out now. The order is
+always the same: a rank is handed a version once it is staged; the pod's label goes before the
+switch begins, so that no pod is ever shown on a version that it no longer serves; the leader is
+told to commit once every rank is prepared. A question without an answer by its deadline ends the
+connection: what the engine then says in its next hello is the truth, and nothing is guessed.
 
-What was given up stays so for that very order: the assignment's token, rollout and revision, and the version's image. Meanwhile the
-engine makes ready what comes next.
+What was given up stays so for that very order: the assignment's token, rollout and revision, and
+the version's image. Meanwhile the engine makes ready what comes next.
 """
 
 from __future__ import annotations
@@ -15,7 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from hotweights_agent.session.connections import Attempt, Goal, PendingRequest, Rank, Server, StepFailure
+from hotweights_agent.session.connections import (
+    Attempt,
+    Goal,
+    PendingRequest,
+    Rank,
+    Server,
+    StepFailure,
+)
 from hotweights_agent.session.effects import Close, Effect, Send, SendPrepare
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.phases import Phase
@@ -39,7 +47,8 @@ TRANSIENT = frozenset(
         "CommitTimeout",
     }
 )
-UNMARK_SECONDS = 2.0  # how long a commit waits for the label to go; while the API server is away nobody reads it anyway
+# how long a commit waits for the label to go; while the API server is away nobody reads it anyway
+UNMARK_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,12 @@ def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
     engine.serves_after_all()
     effects = _expire(engine, at)
     leader, wanted = engine.leader, at.assignment
-    if leader is None or wanted is None or engine.phase is Phase.DIRTY or leader.pending is not None:
+    if (
+        leader is None
+        or wanted is None
+        or engine.phase is Phase.DIRTY
+        or leader.pending is not None
+    ):
         return effects
     if wanted.token < leader.token and not satisfied(engine, wanted):
         engine.to(Phase.FAILED)
@@ -100,12 +114,18 @@ def satisfied(engine: Engine, wanted: PodAssignment) -> bool:
 
 
 def goal_of(engine: Engine, wanted: PodAssignment, versions: NodeVersions) -> str:
-    """The version that it is to be brought to next; empty: there is none. What was given up makes way for what comes next."""
+    """The version that it is to be brought to next; empty: there is none. What was given up makes
+    way for what comes next.
+    """
     following = wanted.prepare if wanted.prepare != engine.confirmed else ""
     if not wanted.digest or wanted.digest == engine.confirmed:
         return following
     makes_way = following != wanted.digest and versions.staged(following)
-    return following if makes_way and given_up(engine, goal_for(wanted, wanted.digest, versions)) else wanted.digest
+    return (
+        following
+        if makes_way and given_up(engine, goal_for(wanted, wanted.digest, versions))
+        else wanted.digest
+    )
 
 
 def goal_for(wanted: PodAssignment, digest: str, versions: NodeVersions) -> Goal:
@@ -122,8 +142,13 @@ def retry_state(engine: Engine, op: str, goal: Goal) -> RetryState:
 
 
 def given_up(engine: Engine, goal: Goal) -> RetryState | None:
-    """How the tries for this goal ended, if they did; a version that is not here (image 0) is no other than it was."""
-    prepare, commit = engine.attempts.get(("prepare", goal.digest)), engine.attempts.get(("commit", goal.digest))
+    """How the tries for this goal ended, if they did; a version that is not here (image 0) is no
+    other than it was.
+    """
+    prepare, commit = (
+        engine.attempts.get(("prepare", goal.digest)),
+        engine.attempts.get(("commit", goal.digest)),
+    )
     if commit is not None and commit.retries.given_up and commit.goal == _of_commit(goal):
         return commit.retries
     if prepare is not None and prepare.retries.given_up:
@@ -137,7 +162,9 @@ def _of_commit(goal: Goal) -> Goal:
 
 
 def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
-    """Count a failure of what is still asked for. What may pass counts once where several ranks say it within one wait."""
+    """Count a failure of what is still asked for. What may pass counts once where several ranks say
+    it within one wait.
+    """
     attempt = engine.attempts.get((failure.op, failure.goal.digest))
     transient = failure.reason in TRANSIENT and not failure.dirty
     if attempt is None or attempt.goal != failure.goal or attempt.retries.given_up:
@@ -145,7 +172,9 @@ def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
     if transient and not attempt.retries.may_start(now):
         return
     policy = PREPARE_RETRIES if failure.op == "prepare" else COMMIT_RETRIES
-    attempt.retries = attempt.retries.failed(now, policy, failure.reason, failure.message, transient=transient)
+    attempt.retries = attempt.retries.failed(
+        now, policy, failure.reason, failure.message, transient=transient
+    )
     if (
         attempt.retries.given_up and failure.reason != "StaleToken"
     ):  # that speaks against the order, not against the version
@@ -164,12 +193,18 @@ def _expire(engine: Engine, at: EngineContext) -> list[Effect]:
         text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
         effects.append(Close(process.conn, reason, text))
         if asked.op != "keep":
-            record_failure(engine, StepFailure(asked.op, asked.goal, reason, text, booting=engine.booting), at.now)
+            record_failure(
+                engine,
+                StepFailure(asked.op, asked.goal, reason, text, booting=engine.booting),
+                at.now,
+            )
     return effects
 
 
 def _release_ports(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[Effect]:
-    """Let servers open their port: the leader if it is to keep what it booted, the others once the leader serves."""
+    """Let servers open their port: the leader if it is to keep what it booted, the others once the
+    leader serves.
+    """
     effects: list[Effect] = []
     for server in engine.servers.values():
         if server is engine.leader:
@@ -180,16 +215,24 @@ def _release_ports(engine: Engine, wanted: PodAssignment, at: EngineContext) -> 
             server.pending = PendingRequest(
                 at.next_id(), "keep", Goal(wanted.token, ""), at.now + at.bounds.keep_seconds
             )
-            effects.append(Send(server.conn, frames.Keep(server.pending.id, max(wanted.token, server.token))))
+            effects.append(
+                Send(server.conn, frames.Keep(server.pending.id, max(wanted.token, server.token)))
+            )
     return effects
 
 
 def _forget_old(engine: Engine, kept: set[str], at: EngineContext) -> list[Effect]:
-    """Prepared versions that are neither served nor asked for hold memory: ranks may forget them."""
+    """Prepared versions that are neither served nor asked for hold memory: ranks may forget
+    them.
+    """
     effects: list[Effect] = []
     for rank in engine.ranks.values():
         gone = sorted(rank.prepared - kept) if rank.pending is None else []
-        if rank.pending is not None and rank.pending.goal.digest not in kept and rank.called_off != rank.pending.id:
+        if (
+            rank.pending is not None
+            and rank.pending.goal.digest not in kept
+            and rank.called_off != rank.pending.id
+        ):
             rank.called_off = rank.pending.id  # it need not finish; it answers all the same
             gone = [rank.pending.goal.digest]
         rank.prepared.difference_update(gone)
@@ -208,13 +251,20 @@ def _prepare(engine: Engine, goal: Goal, at: EngineContext) -> list[Effect]:
     """Hand the version to every rank that lacks it."""
     if not goal.image or not engine.complete:
         return []
-    may_start = retry_state(engine, "prepare", goal).may_start(at.now) and given_up(engine, goal) is None
-    return [effect for rank in engine.ranks.values() for effect in _prepare_rank(rank, goal, may_start, at)]
+    may_start = (
+        retry_state(engine, "prepare", goal).may_start(at.now) and given_up(engine, goal) is None
+    )
+    return [
+        effect
+        for rank in engine.ranks.values()
+        for effect in _prepare_rank(rank, goal, may_start, at)
+    ]
 
 
 def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: EngineContext) -> list[Effect]:
     if may_start or rank.rejected.get(goal.digest) != goal:
-        rank.rejected.pop(goal.digest, None)  # another assignment, another image, or a passing reason: its wait is over
+        # another assignment, another image, or a passing reason: its wait is over
+        rank.rejected.pop(goal.digest, None)
     if not may_start or rank.pending is not None or goal.digest in rank.prepared:
         return []
     rank.pending = PendingRequest(at.next_id(), "prepare", goal, at.now + at.bounds.prepare_seconds)
@@ -222,7 +272,9 @@ def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: EngineContext) ->
 
 
 def _settle(engine: Engine, goal: Goal) -> None:
-    """The phase that the facts about the goal amount to; a failure that is tried again is none yet."""
+    """The phase that the facts about the goal amount to; a failure that is tried again is none
+    yet.
+    """
     ranks = engine.ranks.values()
     over = given_up(engine, goal)
     if engine.prepared_everywhere(goal.digest):
@@ -239,7 +291,9 @@ def _settle(engine: Engine, goal: Goal) -> None:
         engine.rest()
 
 
-def _commit(engine: Engine, leader: Server, wanted: PodAssignment, at: EngineContext) -> list[Effect]:
+def _commit(
+    engine: Engine, leader: Server, wanted: PodAssignment, at: EngineContext
+) -> list[Effect]:
     """Tell the leader to switch, after the pod's label has gone."""
     goal = _of_commit(goal_for(wanted, wanted.digest, at.versions))
     if not retry_state(engine, "commit", goal).may_start(at.now):

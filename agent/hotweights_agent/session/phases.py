@@ -1,8 +1,9 @@
 """The phases of an engine, and which may follow which.
 
-The words are those of ``NodeWeights.status.engines[].phase``. The table is the whole truth about what may follow what: everything
-that changes a phase asks `move`, and a move that is not written here raises and changes nothing. What makes an engine move is told
-in `engine` and `next_effects`; this module knows no engine.
+The words are those of ``NodeWeights.status.engines[].phase``. The table is the whole truth about
+what may follow what: everything that changes a phase asks `move`, and a move that is not written
+here raises and changes nothing. What makes an engine move is told in `engine` and `next_effects`;
+this module knows no engine.
 """
 
 from __future__ import annotations
@@ -34,22 +35,48 @@ _ANYWHERE = {Phase.DISCONNECTED, Phase.DIRTY}
 MOVES: dict[Phase, frozenset[Phase]] = {
     Phase.DISCONNECTED: frozenset(_AT_REST | {Phase.DIRTY}),
     Phase.BOOTING: frozenset(
-        _ANYWHERE | {Phase.SERVING, Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.REFUSED, Phase.FAILED}
+        _ANYWHERE
+        | {
+            Phase.SERVING,
+            Phase.PREPARING,
+            Phase.PREPARED,
+            Phase.COMMITTING,
+            Phase.REFUSED,
+            Phase.FAILED,
+        }
     ),
     Phase.SERVING: frozenset(
-        _ANYWHERE | {Phase.BOOTING, Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.REFUSED, Phase.FAILED}
+        _ANYWHERE
+        | {
+            Phase.BOOTING,
+            Phase.PREPARING,
+            Phase.PREPARED,
+            Phase.COMMITTING,
+            Phase.REFUSED,
+            Phase.FAILED,
+        }
     ),
-    Phase.PREPARING: frozenset(_ANYWHERE | _AT_REST | {Phase.PREPARED, Phase.REFUSED, Phase.FAILED}),
-    Phase.PREPARED: frozenset(_ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.COMMITTING, Phase.REFUSED, Phase.FAILED}),
+    Phase.PREPARING: frozenset(
+        _ANYWHERE | _AT_REST | {Phase.PREPARED, Phase.REFUSED, Phase.FAILED}
+    ),
+    Phase.PREPARED: frozenset(
+        _ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.COMMITTING, Phase.REFUSED, Phase.FAILED}
+    ),
     Phase.COMMITTING: frozenset(_ANYWHERE | {Phase.SERVING, Phase.FAILED}),
-    Phase.REFUSED: frozenset(_ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.FAILED}),
-    Phase.FAILED: frozenset(_ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.REFUSED}),
+    Phase.REFUSED: frozenset(
+        _ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.FAILED}
+    ),
+    Phase.FAILED: frozenset(
+        _ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.REFUSED}
+    ),
     Phase.DIRTY: frozenset({Phase.DISCONNECTED, Phase.SERVING, Phase.BOOTING}),
 }
 
 
 def move(old: Phase, new: Phase) -> Phase:
-    """The new phase. Raises `IllegalMove` when the table does not know the way; staying is always allowed."""
+    """The new phase. Raises `IllegalMove` when the table does not know the way; staying is always
+    allowed.
+    """
     if new is not old and new not in MOVES[old]:
         raise IllegalMove(f"an engine cannot go from {old} to {new}")
     return new

@@ -1,7 +1,8 @@
 """What is said about an engine: its entry in the node's status, and what its pod shows.
 
-Pure: facts in, texts out. Reasons are for programs, messages say what happened and what to do. The gate is True exactly when the
-engine serves, by its own word, what this pod is assigned; labels name only what it confirmed.
+Pure: facts in, texts out. Reasons are for programs, messages say what happened and what to do. The
+gate is True exactly when the engine serves, by its own word, what this pod is assigned; labels name
+only what it confirmed.
 """
 
 from __future__ import annotations
@@ -19,14 +20,19 @@ Said = tuple[str, str]  # reason, message
 
 NOT_CONNECTED: Said = (
     "EngineNotConnected",
-    "the plugin in this pod has not connected to the node's agent: it may be starting; else see whether the pod "
+    "the plugin in this pod has not connected to the node's agent: it may be starting; else "
+    "see whether the pod "
     "was created with the label hotweights.dev/inject and what its log says",
 )
 NO_MORE = "not tried again until the assignment, the engine or the version changes"
 
 
 def engine_status(
-    engine: Engine, wanted: PodAssignment | None, versions: NodeVersions, names: dict[str, str], stale_token: int
+    engine: Engine,
+    wanted: PodAssignment | None,
+    versions: NodeVersions,
+    names: dict[str, str],
+    stale_token: int,
 ) -> EngineStatus:
     """Its entry in the node's status."""
     reason, message = explain(engine, wanted, versions, stale_token)
@@ -61,43 +67,66 @@ def _given_up(failure: StepFailure) -> GivenUp:
 
 
 def _told_phase(engine: Engine) -> Phase:
-    """The phase as others mean it: an engine on its way to its first version boots, because it answers no request yet."""
+    """The phase as others mean it: an engine on its way to its first version boots, because it
+    answers no request yet.
+    """
     leader = engine.leader
     on_its_way = engine.phase in (Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING)
-    return Phase.BOOTING if on_its_way and leader is not None and leader.state == "Booting" else engine.phase
+    return (
+        Phase.BOOTING
+        if on_its_way and leader is not None and leader.state == "Booting"
+        else engine.phase
+    )
 
 
 def pod_status(
-    engine: Engine, wanted: PodAssignment | None, versions: NodeVersions, names: dict[str, str], stale_token: int
+    engine: Engine,
+    wanted: PodAssignment | None,
+    versions: NodeVersions,
+    names: dict[str, str],
+    stale_token: int,
 ) -> PodStatus:
     """What its pod is to show."""
     confirmed = "" if engine.label_gone_since is not None else engine.confirmed
     version = names.get(confirmed, "")
     if wanted is not None and satisfied(engine, wanted) and not stale_token:
         text = (
-            f"serves {version or short(confirmed)} as assigned" if confirmed else "serves what it booted, as assigned"
+            f"serves {version or short(confirmed)} as assigned"
+            if confirmed
+            else "serves what it booted, as assigned"
         )
         return PodStatus(True, "Assigned", text, version, short(confirmed))
     reason, message = explain(engine, wanted, versions, stale_token)
     return PodStatus(False, reason or engine.phase.value, message, version, short(confirmed))
 
 
-def explain(engine: Engine, wanted: PodAssignment | None, versions: NodeVersions, stale_token: int) -> Said:
-    """Why it does not serve what it should, or why the next version is not ready; empty when all is well."""
+def explain(
+    engine: Engine, wanted: PodAssignment | None, versions: NodeVersions, stale_token: int
+) -> Said:
+    """Why it does not serve what it should, or why the next version is not ready; empty when all is
+    well.
+    """
     leader = engine.leader
     if not engine.connected:
         return NOT_CONNECTED
     if leader is None:
         return (
             "EngineStarting",
-            f"{len(engine.ranks)} of {engine.world_size} ranks are connected, its API server is not",
+            f"{len(engine.ranks)} of {engine.world_size} ranks are connected, its API server "
+            "is not",
         )
     if engine.phase is Phase.DIRTY:
         text = leader.message or "a switch broke in the middle"
-        return leader.reason or "EngineDirty", f"paused until it has repaired itself or restarts: {text}"
+        return (
+            leader.reason or "EngineDirty",
+            f"paused until it has repaired itself or restarts: {text}",
+        )
     if not engine.complete:
         size = engine.world_size or "an unknown number of"
-        return "EngineIncomplete", f"{len(engine.ranks)} of {size} ranks are connected; the others have not said hello"
+        return (
+            "EngineIncomplete",
+            f"{len(engine.ranks)} of {size} ranks are connected; the others have not said hello",
+        )
     if wanted is None:
         return "NotAssigned", "the operator has not said which version this pod is to serve"
     if stale_token:
@@ -106,13 +135,16 @@ def explain(engine: Engine, wanted: PodAssignment | None, versions: NodeVersions
         return _stale(wanted.token, leader.token)
     unserved = wanted.digest if wanted.digest != engine.confirmed else ""
     digest = unserved or goal_of(engine, wanted, versions)
-    return _explain_goal(engine, goal_for(wanted, digest, versions), versions) if digest else ("", "")
+    return (
+        _explain_goal(engine, goal_for(wanted, digest, versions), versions) if digest else ("", "")
+    )
 
 
 def _stale(offered: int, known: int) -> Said:
     return (
         "StaleToken",
-        f"an assignment with token {offered} was refused: {known} is known; the operator writes a higher one",
+        f"an assignment with token {offered} was refused: {known} is known; the operator "
+        "writes a higher one",
     )
 
 
@@ -123,13 +155,24 @@ def _explain_goal(engine: Engine, goal: Goal, versions: NodeVersions) -> Said:
     if over is not None:
         return over.reason, f"{over.message} ({NO_MORE})"
     if held is None:
-        return "NotStaged", f"{short(digest)} is in no stage list of this node, so it cannot be handed over"
+        return (
+            "NotStaged",
+            f"{short(digest)} is in no stage list of this node, so it cannot be handed over",
+        )
     if held.phase == "Failed":
-        return held.retries.reason, f"{held.item.version or short(digest)} is not on this node: {held.retries.message}"
+        return (
+            held.retries.reason,
+            f"{held.item.version or short(digest)} is not on this node: {held.retries.message}",
+        )
     if held.phase != "Staged":
         done = 100 * held.bytes_done // max(1, held.bytes_total)
-        return "Staging", f"{held.item.version or short(digest)} is on its way to this node: {done} %"
-    attempt = engine.attempts.get(("commit" if engine.prepared_everywhere(digest) else "prepare", digest))
+        return (
+            "Staging",
+            f"{held.item.version or short(digest)} is on its way to this node: {done} %",
+        )
+    attempt = engine.attempts.get(
+        ("commit" if engine.prepared_everywhere(digest) else "prepare", digest)
+    )
     if attempt is not None and attempt.retries.reason:
         return attempt.retries.reason, f"{attempt.retries.message} (tried again)"
     if engine.phase is Phase.PREPARED:

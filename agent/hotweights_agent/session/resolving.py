@@ -1,8 +1,9 @@
 """Sources that this agent is to read, so that a WeightVersion gets its digest.
 
-By level: each listed item is read until it was read once; what failed is tried again, ever more rarely, for as long as it is
-listed, and soon only where it may pass by itself: a source that somebody has to repair needs nobody to say so afterwards. A few
-are read at a time, those that failed least first, so that nobody's broken sources keep others' waiting. One that is not listed any
+By level: each listed item is read until it was read once; what failed is tried again, ever more
+rarely, for as long as it is listed, and soon only where it may pass by itself: a source that
+somebody has to repair needs nobody to say so afterwards. A few are read at a time, those that
+failed least first, so that nobody's broken sources keep others' waiting. One that is not listed any
 more, or takes too long, is called off.
 """
 
@@ -22,7 +23,9 @@ PACE = RetryPolicy(most=None, backoff=Backoff(2.0, 60.0))
 SLOW_PACE = RetryPolicy(most=None, backoff=Backoff(60.0, 600.0))
 """For what somebody must repair."""
 READ_SECONDS = 1800.0
-"""For one source. What cannot be read in the time that staging has by default could not be staged either."""
+"""For one source. What cannot be read in the time that staging has by default could not be staged
+either.
+"""
 AT_ONCE = 4
 """Sources that are read at the same time."""
 
@@ -44,7 +47,9 @@ class Resolving:
 
     def wanted(self, items: dict[str, ResolveItem]) -> list[Effect]:
         """What is listed now; an item that changed is read anew."""
-        kept = {uid: r for uid, r in self._readings.items() if uid in items and r.item == items[uid]}
+        kept = {
+            uid: r for uid, r in self._readings.items() if uid in items and r.item == items[uid]
+        }
         off = [uid for uid, r in self._readings.items() if uid not in kept and r.phase == "Reading"]
         self._readings = {uid: kept.get(uid) or _Reading(item) for uid, item in items.items()}
         return [CancelResolve(uid) for uid in off]
@@ -60,11 +65,22 @@ class Resolving:
         effects: list[Effect] = []
         reading = [r for r in self._readings.values() if r.phase == "Reading"]
         for late in [r for r in reading if now >= r.began_at + READ_SECONDS]:
-            text = f"{late.item.uri} was not read within {READ_SECONDS:g} s; publish it with its manifest, or see what is slow"
-            _end(late, ResolveDone(ResolvedVersion(uid=late.item.uid, reason="ResolveTimeout", message=text)), now)
+            text = (
+                f"{late.item.uri} was not read within {READ_SECONDS:g} s; publish it with its "
+                "manifest, or see what is slow"
+            )
+            _end(
+                late,
+                ResolveDone(
+                    ResolvedVersion(uid=late.item.uid, reason="ResolveTimeout", message=text)
+                ),
+                now,
+            )
             reading.remove(late)
             effects.append(CancelResolve(late.item.uid))
-        due = [r for r in self._readings.values() if r.phase == "Waiting" and r.retries.may_start(now)]
+        due = [
+            r for r in self._readings.values() if r.phase == "Waiting" and r.retries.may_start(now)
+        ]
         for one in sorted(due, key=lambda r: r.retries.failures)[: AT_ONCE - len(reading)]:
             one.phase, one.began_at = "Reading", now
             effects.append(Resolve(one.item))
@@ -81,4 +97,6 @@ def _end(reading: _Reading, message: ResolveDone, now: float) -> None:
     reading.result = result.model_copy(update={"reason": reason, "message": text})
     reading.phase = "Waiting" if reason else "Done"
     if reason:
-        reading.retries = reading.retries.failed(now, PACE if message.transient else SLOW_PACE, reason, text)
+        reading.retries = reading.retries.failed(
+            now, PACE if message.transient else SLOW_PACE, reason, text
+        )

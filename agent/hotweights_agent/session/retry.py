@@ -1,7 +1,8 @@
-"""How often a thing is tried, when again, and how fast it may go on. Pure arithmetic on the caller's clock.
+"""How often a thing is tried, when again, and how fast it may go on. Pure arithmetic on the
+caller's clock.
 
-After ``most`` failures, or past a deadline, a thing has failed until what was asked for changes. Without ``most`` it is tried for
-as long as somebody wants it.
+After ``most`` failures, or past a deadline, a thing has failed until what was asked for changes.
+Without ``most`` it is tried for as long as somebody wants it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from hotweights_common.backoff import Backoff
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often a thing is tried (None: for as long as somebody wants it), and how long to wait in between."""
+    """How often a thing is tried (None: for as long as somebody wants it), and how long to wait in
+    between.
+    """
 
     most: int | None
     backoff: Backoff

@@ -1,4 +1,6 @@
-"""Texts from elsewhere (an engine, a file, a peer), made fit to be logged and written to the API."""
+"""Texts from elsewhere (an engine, a file, a peer), made fit to be logged and written to the
+API.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 
 
 def clip(text: str, most: int) -> str:
-    """At most ``most`` characters, without control characters and lone surrogates; the end is marked when it was cut."""
+    """At most ``most`` characters, without control characters and lone surrogates; the end is
+    marked when it was cut.
+    """
     if len(text) <= most and text.isprintable():
         return text
     printable = "".join(c if c.isprintable() else " " for c in text[: most + 1])

@@ -1,11 +1,13 @@
 """The node's mind: messages in, effects out, and nothing else.
 
-`Session.handle` takes one thing that happened and gives what is to be done about it, in order. It opens no socket, reads no
-clock and waits for nobody, so that whole lives of a node can be played in a test. It decides by level: every message changes what
-is known, and then everything that is known is looked at again; doing a step twice changes nothing. It never raises: what a defect
-of ours costs is told where it is contained.
+`Session.handle` takes one thing that happened and gives what is to be done about it, in order. It
+opens no socket, reads no clock and waits for nobody, so that whole lives of a node can be played in
+a test. It decides by level: every message changes what is known, and then everything that is known
+is looked at again; doing a step twice changes nothing. It never raises: what a defect of ours costs
+is told where it is contained.
 
-Whose word counts for what a pod is to serve is told in `assignments`; for what an engine serves, only its own.
+Whose word counts for what a pod is to serve is told in `assignments`; for what an engine serves,
+only its own.
 """
 
 from __future__ import annotations
@@ -34,7 +36,12 @@ from hotweights_agent.session.effects import (
 )
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.messages import Message, Now, Pod
-from hotweights_agent.session.next_effects import EngineContext, EngineTimeouts, next_effects, record_failure
+from hotweights_agent.session.next_effects import (
+    EngineContext,
+    EngineTimeouts,
+    next_effects,
+    record_failure,
+)
 from hotweights_agent.session.node_status import Listed, node_status, without_progress
 from hotweights_agent.session.phases import Phase
 from hotweights_agent.session.report import pod_status
@@ -62,8 +69,12 @@ class AgentInfo:
 class Session:
     """One node's state, from the start of the agent to its end."""
 
-    def __init__(self, me: AgentInfo, bounds: EngineTimeouts | None = None, reconnect_seconds: float = 15.0) -> None:
-        """After a start, engines that live have ``reconnect_seconds`` to come back before they are called disconnected."""
+    def __init__(
+        self, me: AgentInfo, bounds: EngineTimeouts | None = None, reconnect_seconds: float = 15.0
+    ) -> None:
+        """After a start, engines that live have ``reconnect_seconds`` to come back before they are
+        called disconnected.
+        """
         self._me = me
         self._bounds = bounds or EngineTimeouts()
         self._reconnect_seconds = reconnect_seconds
@@ -79,7 +90,7 @@ class Session:
         self._reported: NodeWeightsStatus | None = None
         self._ids = itertools.count(1)
 
-    # -- for those who look ------------------------------------------------------------------------------------------
+    # -- for those who look ---------------------------------------------------------------------
 
     @property
     def engines(self) -> tuple[Engine, ...]:
@@ -90,16 +101,18 @@ class Session:
         """What a pod is to serve, by whoever's word counts now."""
         return self._assignments.of(uid)
 
-    # -- messages ----------------------------------------------------------------------------------------------------
+    # -- messages -------------------------------------------------------------------------------
 
     def handle(self, message: Message, now: Now) -> list[Effect]:
         """Everything to do about one message, in this order."""
         return self.handle_all([message], now)
 
     def handle_all(self, messages: Sequence[Message], now: Now) -> list[Effect]:
-        """The same for several that came together: each is noted, then everything is looked at once.
+        """The same for several that came together: each is noted, then everything is looked at
+        once.
 
-        Never raises: a defect costs the message, the engine or the step that it is in, and is among the effects.
+        Never raises: a defect costs the message, the engine or the step that it is in, and is among
+        the effects.
         """
         if self._started_at is None:
             self._started_at = now.seconds
@@ -107,9 +120,13 @@ class Session:
         for message in messages:
             effects += _safely(partial(self._note, message, now), partial(self._spoilt, message))
         for uid in list(self._engines):
-            effects += _safely(partial(self._engine_effects, uid, now), partial(self._start_anew, uid, "steering"))
+            effects += _safely(
+                partial(self._engine_effects, uid, now), partial(self._start_anew, uid, "steering")
+            )
         effects += _safely(partial(self._version_effects, now), partial(_defect, "versions"))
-        effects += _safely(partial(self._resolving.next_effects, now.seconds), partial(_defect, "resolving"))
+        effects += _safely(
+            partial(self._resolving.next_effects, now.seconds), partial(_defect, "resolving")
+        )
         return effects + _safely(partial(self._tell, now), partial(_defect, "telling"))
 
     def _spoilt(self, message: Message, error: Exception) -> list[Effect]:
@@ -135,7 +152,10 @@ class Session:
         text = "a defect of the agent: connect again, and please report what its log says"
         subject = f"{engine.pod.namespace}/{engine.pod.name}" if engine is not None else ""
         story = (*engine.story, f"it was {engine.phase}") if engine is not None else ()
-        return [Defect(where, error, subject, story), *(Close(conn, "Defect", text) for conn in conns)]
+        return [
+            Defect(where, error, subject, story),
+            *(Close(conn, "Defect", text) for conn in conns),
+        ]
 
     def _note(self, message: Message, now: Now) -> list[Effect]:
         match message:
@@ -157,7 +177,9 @@ class Session:
                 self.versions.failed(message, now.seconds)
             case messages.CapacityChanged():
                 free = message.free_bytes
-                self._capacity = Capacity(memory_bytes=message.memory_bytes, free_bytes=free, free=sizes.binary(free))
+                self._capacity = Capacity(
+                    memory_bytes=message.memory_bytes, free_bytes=free, free=sizes.binary(free)
+                )
             case messages.ResolveDone():
                 self._resolving.done(message, now.seconds)
             case messages.Connected():
@@ -187,7 +209,8 @@ class Session:
     def _note_connected(self, message: messages.Connected, now: Now) -> list[Effect]:
         engine = self._engines.setdefault(message.pod.uid, Engine(message.pod))
         engine.story.append(
-            f"{now.utc} a {'server' if message.hello.role == 'server' else 'rank'} connected ({message.conn})"
+            f"{now.utc} a {'server' if message.hello.role == 'server' else 'rank'} connected "
+            f"({message.conn})"
         )
         try:
             replaced = engine.connect(message.conn, message.hello, now)
@@ -221,7 +244,7 @@ class Session:
         _note_phase(engine, before, now)
         return []
 
-    # -- by level ----------------------------------------------------------------------------------------------------
+    # -- by level -------------------------------------------------------------------------------
 
     def _engine_effects(self, uid: str, now: Now) -> list[Effect]:
         engine = self._engines[uid]
@@ -251,9 +274,18 @@ class Session:
 
     def _needed(self) -> set[str]:
         """Versions that engines are about to take."""
-        asked = {rank.pending.goal.digest for engine in self.engines for rank in engine.ranks.values() if rank.pending}
+        asked = {
+            rank.pending.goal.digest
+            for engine in self.engines
+            for rank in engine.ranks.values()
+            if rank.pending
+        }
         leaders = (engine.leader for engine in self.engines)
-        return asked | {leader.pending.goal.digest for leader in leaders if leader is not None and leader.pending}
+        return asked | {
+            leader.pending.goal.digest
+            for leader in leaders
+            if leader is not None and leader.pending
+        }
 
     def _listed(self) -> Iterator[Listed]:
         """Engines to tell of: the connected ones, and those that should be."""
@@ -261,7 +293,9 @@ class Session:
         for uid, pod in pods.items():
             if uid not in self._engines:
                 self._engines[uid] = Engine(Pod(uid, pod.namespace, pod.name))
-        for uid in [u for u, engine in self._engines.items() if not engine.connected and u not in pods]:
+        for uid in [
+            u for u, engine in self._engines.items() if not engine.connected and u not in pods
+        ]:
             del self._engines[uid]
         for uid in sorted(self._engines):
             yield self._engines[uid], self.assignment(uid)
@@ -269,8 +303,9 @@ class Session:
     def _tell(self, now: Now) -> list[Effect]:
         """What pods are to show and the object is to say, where it changed.
 
-        For a while after a start engines that live may not have come back yet; until then their pods keep showing what they
-        show, and the object what it says: an agent's upgrade un-readies nobody.
+        For a while after a start engines that live may not have come back yet; until then their
+        pods keep showing what they show, and the object what it says: an agent's upgrade un-readies
+        nobody.
         """
         if not self._assignments.known:
             return []
@@ -286,14 +321,20 @@ class Session:
         effects: list[Effect] = []
         names = self._assignments.version_names()
         for engine, wanted in listed:
-            effects += _safely(partial(self._mark_pod, engine, wanted, names), partial(_defect, "marking"))
+            effects += _safely(
+                partial(self._mark_pod, engine, wanted, names), partial(_defect, "marking")
+            )
         for uid in [uid for uid in self._shown if uid not in self._engines]:
             del self._shown[uid]
             effects.append(DropPodStatus(uid))
         return effects
 
-    def _mark_pod(self, engine: Engine, wanted: PodAssignment | None, names: dict[str, str]) -> list[Effect]:
-        new = pod_status(engine, wanted, self.versions, names, self._assignments.stale.get(engine.pod.uid, 0))
+    def _mark_pod(
+        self, engine: Engine, wanted: PodAssignment | None, names: dict[str, str]
+    ) -> list[Effect]:
+        new = pod_status(
+            engine, wanted, self.versions, names, self._assignments.stale.get(engine.pod.uid, 0)
+        )
         if self._shown.get(engine.pod.uid) == new:
             return []
         self._shown[engine.pod.uid] = new
@@ -319,7 +360,9 @@ class Session:
             lambda error: effects.append(Defect("reporting", error)),
         )
         if status != self._reported:
-            urgent = self._reported is None or without_progress(status) != without_progress(self._reported)
+            urgent = self._reported is None or without_progress(status) != without_progress(
+                self._reported
+            )
             self._reported = status
             effects.append(Report(status, urgent))
         return effects
@@ -330,7 +373,9 @@ def _note_phase(engine: Engine, before: Phase, now: Now) -> None:
         engine.story.append(f"{now.utc} {before} → {engine.phase}")
 
 
-def _safely(step: Callable[[], list[Effect]], spoilt: Callable[[Exception], list[Effect]]) -> list[Effect]:
+def _safely(
+    step: Callable[[], list[Effect]], spoilt: Callable[[Exception], list[Effect]]
+) -> list[Effect]:
     """What a step wants done; after a defect in it, what is to be done about that."""
     effects: list[Effect] = []
     with contained(lambda error: effects.extend(spoilt(error))):

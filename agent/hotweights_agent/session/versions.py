@@ -1,8 +1,9 @@
 """Which versions the node is to hold, which it holds, and what to do about the difference.
 
-Sans-IO and by level: `NodeVersions.steer` compares what is wanted with what is there and says what to start, stop and let go of. A
-version that failed in a way that may pass is tried again, ever more rarely, until its own timeout; one that failed otherwise is
-left alone until its entry changes. It knows no engine; the session tells it which versions engines still need.
+Sans-IO and by level: `NodeVersions.steer` compares what is wanted with what is there and says what
+to start, stop and let go of. A version that failed in a way that may pass is tried again, ever more
+rarely, until its own timeout; one that failed otherwise is left alone until its entry changes. It
+knows no engine; the session tells it which versions engines still need.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ class NodeVersion:
     @property
     def trying_again(self) -> bool:
         """Whether it failed, but not often enough yet to be called failed."""
-        return self.phase == "Failed" and not self.retries.given_up and self.retries.failures < FAILED_AFTER
+        return (
+            self.phase == "Failed"
+            and not self.retries.given_up
+            and self.retries.failures < FAILED_AFTER
+        )
 
     def status(self) -> StagedVersion:
         """As it is reported."""
@@ -103,7 +108,11 @@ class NodeVersions:
         held.phase, held.image, held.retries = "Staged", self._images, RetryState()
         held.version = message.version
         held.bytes_done = held.bytes_total = message.bytes_total
-        held.bytes_fetched, held.seconds, held.how = message.bytes_fetched, message.seconds, message.how
+        held.bytes_fetched, held.seconds, held.how = (
+            message.bytes_fetched,
+            message.seconds,
+            message.how,
+        )
         return []
 
     def failed(self, message: StageFailed, now: float) -> None:
@@ -112,11 +121,15 @@ class NodeVersions:
         held = self._held.get(message.digest)
         if cancelled or held is None or held.phase != "Fetching":
             return
-        retries = held.retries.failed(now, STAGE_RETRIES, message.reason, message.message, transient=message.transient)
+        retries = held.retries.failed(
+            now, STAGE_RETRIES, message.reason, message.message, transient=message.transient
+        )
         held.retries = retries.until(held.started_at + held.item.timeout_seconds)
         held.phase = "Failed"
 
-    def next_effects(self, wanted: Mapping[str, StageItem], needed: Collection[str], now: float) -> list[Effect]:
+    def next_effects(
+        self, wanted: Mapping[str, StageItem], needed: Collection[str], now: float
+    ) -> list[Effect]:
         """What to do now: ``wanted`` are to be here, ``needed`` must not go yet."""
         effects: list[Effect] = []
         for digest in [d for d in self._held if d not in wanted]:
@@ -143,7 +156,9 @@ class NodeVersions:
         held.item = item
         if held.phase == "Fetching" and now >= held.started_at + item.timeout_seconds:
             return self._timed_out(held, now)
-        startable = held.phase == "Waiting" or (held.phase == "Failed" and held.retries.may_start(now))
+        startable = held.phase == "Waiting" or (
+            held.phase == "Failed" and held.retries.may_start(now)
+        )
         if not startable or digest in self._ending:
             return []
         held.phase = "Fetching"
@@ -151,8 +166,13 @@ class NodeVersions:
         return [Stage(item)]
 
     def _timed_out(self, held: NodeVersion, now: float) -> list[Effect]:
-        text = f"not staged within {held.item.timeout_seconds} s; raise staging.timeoutSeconds or see why it is slow"
-        held.retries = held.retries.failed(now, STAGE_RETRIES, "StageTimeout", text, transient=False)
+        text = (
+            f"not staged within {held.item.timeout_seconds} s; raise staging.timeoutSeconds or "
+            "see why it is slow"
+        )
+        held.retries = held.retries.failed(
+            now, STAGE_RETRIES, "StageTimeout", text, transient=False
+        )
         held.phase = "Failed"
         self._ending[held.item.digest] = now
         return [CancelStage(held.item.digest)]

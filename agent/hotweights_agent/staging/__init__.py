@@ -1,1 +1,3 @@
-"""How versions come into this node's memory and stay there: threads that fetch, a store that holds. Imports `session`, storage and transports."""
+"""How versions come into this node's memory and stay there: threads that fetch, a store that holds.
+Imports `session`, storage and transports.
+"""

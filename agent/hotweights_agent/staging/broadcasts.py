@@ -1,8 +1,9 @@
 """A version by one MPI broadcast to all nodes of a chain: this node's part of it.
 
-The operator says who belongs together (`StageItem.collective`); who is first reads the source, the others are invited by it. Nothing here fails:
-whatever happens to a broadcast, what it brought is kept and verified, a sentence says what became of it, and what is missing is pulled.
-It knows no version that is staged, no engine and no Kubernetes; who an agent is, others check.
+The operator says who belongs together (`StageItem.collective`); who is first reads the source, the
+others are invited by it. Nothing here fails: whatever happens to a broadcast, what it brought is
+kept and verified, a sentence says what became of it, and what is missing is pulled. It knows no
+version that is staged, no engine and no Kubernetes; who an agent is, others check.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from hotweights_transports.peers.registry import transport_for
 log = logging.getLogger(__name__)
 
 BUCKET_NBYTES: Final = 16 << 20
-WINDOW: Final = 3  # buckets on their way at once: what a broadcast costs a node in memory beside the version
+# buckets on their way at once: what a broadcast costs a node in memory beside the version
+WINDOW: Final = 3
 STALL_SECONDS: Final = 30.0
 AGAIN_SECONDS: Final = 0.2
 
@@ -121,12 +123,17 @@ class Broadcasts:
         if lost:
             log.warning("the broadcast of %s was lost: %s", part.plan.version, lost)
             how = f"each node for itself, for the broadcast was lost: {lost}"
-        return BroadcastResult(part.came.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme)
+        return BroadcastResult(
+            part.came.nbytes, how, "mpi" if rank else urlsplit(part.plan.source).scheme
+        )
 
     def _lead(self, part: BroadcastTask) -> str:
         """Why not all of it went to all, or ''."""
         terms = part.terms(Groups.new_secret())
-        with closing(GroupLeader(self._means.host, 0, terms, 0, self._patience)) as lead, _ended_by(part.cancel, lead):
+        with (
+            closing(GroupLeader(self._means.host, 0, terms, 0, self._patience)) as lead,
+            _ended_by(part.cancel, lead),
+        ):
             self._means.groups.open(part.job.name, part.job.members, lead.port, terms.secret)
             try:
                 lead.gather()
@@ -134,7 +141,13 @@ class Broadcasts:
                 self._means.groups.close(part.job.name)  # who comes now comes too late
             with part.source() as source:
                 return send(
-                    lead, part.plan.buckets, source, part.builder, part.kept, STALL_SECONDS, Limits(part.cancel)
+                    lead,
+                    part.plan.buckets,
+                    source,
+                    part.builder,
+                    part.kept,
+                    STALL_SECONDS,
+                    Limits(part.cancel),
                 )
 
     def _follow(self, part: BroadcastTask, rank: int) -> str:
@@ -156,7 +169,9 @@ class Broadcasts:
         with transport_for(uri).connect(uri, self._means.token) as client:
             while True:
                 try:
-                    return address.hostname or "", accept(client, job.name, job.members[0], self._means.check)
+                    return address.hostname or "", accept(
+                        client, job.name, job.members[0], self._means.check
+                    )
                 except (PeerMissing, PeerUnreachable):
                     if time.monotonic() >= deadline:
                         raise

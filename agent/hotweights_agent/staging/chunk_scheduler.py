@@ -1,8 +1,9 @@
 """Which chunk is to come from which source next: the account of one fetch.
 
-Every chunk begins at the first source and moves on to the next one when a source lacks it or fails; after the last source it
-begins again at the first, a bounded number of rounds. A source that gave wrong bytes is not asked again. Within a source, chunks
-go out in load order, those that came back from elsewhere too.
+Every chunk begins at the first source and moves on to the next one when a source lacks it or fails;
+after the last source it begins again at the first, a bounded number of rounds. A source that gave
+wrong bytes is not asked again. Within a source, chunks go out in load order, those that came back
+from elsewhere too.
 
 Pure: no threads, no clock, no I/O. Whoever uses it from several threads brings the lock.
 """
@@ -30,7 +31,12 @@ class _Entry:
 class ChunkScheduler:
     def __init__(self, wants: Sequence[Want], sources: int, rounds: int) -> None:
         if sources < 1 or rounds < 1:
-            raise ValueError(f"{sources} sources and {rounds} rounds bring nothing; there must be at least one of each")
+            raise ValueError(
+                f"{sources} sources and {rounds} rounds bring nothing; there must be at "
+                "least "
+                "one "
+                "of each"
+            )
         self._open = {want.blake3: _Entry(number, want) for number, want in enumerate(wants)}
         self._queues: list[list[int]] = [[] for _ in range(sources)]
         self._queues[0] = list(range(len(wants)))  # ascending numbers are a heap
@@ -39,7 +45,9 @@ class ChunkScheduler:
         self._banned: set[int] = set()
         self.fetched_nbytes = [0] * sources
         self.exhausted: Want | None = None
-        """A chunk that every source was asked for in vain, as often as there are rounds: the fetch has failed."""
+        """A chunk that every source was asked for in vain, as often as there are rounds: the fetch
+        has failed.
+        """
 
     @property
     def done(self) -> bool:
@@ -68,15 +76,21 @@ class ChunkScheduler:
             self.fetched_nbytes[source] += entry.want.nbytes
 
     def returned(self, source: int, again: Collection[str] = ()) -> None:
-        """`source` has answered: what it was asked for and did not bring moves on; `again` it may have later."""
-        for entry in [entry for entry in self._open.values() if entry.source == source and entry.taken]:
+        """`source` has answered: what it was asked for and did not bring moves on; `again` it may
+        have later.
+        """
+        for entry in [
+            entry for entry in self._open.values() if entry.source == source and entry.taken
+        ]:
             if entry.want.blake3 in again:
                 self._queue(entry)
             else:
                 self._move_on(entry)
 
     def failed(self, source: int, *, ban: bool = False) -> None:
-        """`source` is of no use now: everything that was to come from it goes on to the next one."""
+        """`source` is of no use now: everything that was to come from it goes on to the next
+        one.
+        """
         if ban:
             self._banned.add(source)
         self._queues[source].clear()

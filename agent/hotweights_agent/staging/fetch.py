@@ -1,10 +1,14 @@
-"""Brings one version onto this node: from its parents, their stand-ins and the origin, whoever has the next chunk.
+"""Brings one version onto this node: from its parents, their stand-ins and the origin, whoever has
+the next chunk.
 
-Each source has a thread that asks it for what the `ChunkScheduler` gives it, in load order. What a source turns out to lack goes to the
-next one, and when a parent dies, falls silent or lies, only what it had not delivered moves on. A peer that does not know the version *yet* (its own assignment may come later than ours) is asked
-again for a while before anybody goes past it: that is what makes a chain of nodes form at all.
+Each source has a thread that asks it for what the `ChunkScheduler` gives it, in load order. What a
+source turns out to lack goes to the next one, and when a parent dies, falls silent or lies, only
+what it had not delivered moves on. A peer that does not know the version *yet* (its own assignment
+may come later than ours) is asked again for a while before anybody goes past it: that is what makes
+a chain of nodes form at all.
 
-It knows no assignment, no engine and no Kubernetes; what is verified and where it goes is the image's.
+It knows no assignment, no engine and no Kubernetes; what is verified and where it goes is the
+image's.
 """
 
 from __future__ import annotations
@@ -20,11 +24,24 @@ from typing import Protocol
 from hotweights_agent.staging.chunk_scheduler import ChunkScheduler
 from hotweights_common.backoff import Backoff
 from hotweights_planner.manifest import Chunk, Manifest
-from hotweights_storage.errors import Cancelled, ChecksumMismatch, SourceRefused, SourceUnavailable, TransferError
+from hotweights_storage.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    SourceRefused,
+    SourceUnavailable,
+    TransferError,
+)
 from hotweights_storage.image import ImageBuilder
 from hotweights_storage.reader import Limits, read_chunks
 from hotweights_storage.sources.base import Source
-from hotweights_transports.peers.base import Deliver, Missing, PeerClient, PeerCorrupt, PeerError, Want
+from hotweights_transports.peers.base import (
+    Deliver,
+    Missing,
+    PeerClient,
+    PeerCorrupt,
+    PeerError,
+    Want,
+)
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +69,9 @@ class FetchPolicy:
     backoff: Backoff = Backoff(1.0, 60.0)
     """Before a source that failed is asked again."""
     patience_seconds: float = 20.0
-    """From the start: how long a peer that does not know the version is asked again instead of being passed over."""
+    """From the start: how long a peer that does not know the version is asked again instead of
+    being passed over.
+    """
     again_seconds: float = 0.5
     """Between two such questions."""
     progress_seconds: float = 0.5
@@ -69,12 +88,16 @@ class Progress:
 
 
 class ChunkSource(Protocol):
-    """Whence chunks come. `fetch` hands chunks to `deliver` or returns them as missing; a failure ends it by raising
-    `PeerError`, `SourceRefused`, `SourceUnavailable` or `ChecksumMismatch`; anything else ends the whole fetch."""
+    """Whence chunks come. `fetch` hands chunks to `deliver` or returns them as missing; a failure
+    ends it by raising `PeerError`, `SourceRefused`, `SourceUnavailable` or `ChecksumMismatch`;
+    anything else ends the whole fetch.
+    """
 
     name: str
 
-    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]: ...
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]: ...
 
 
 class PeerSource:
@@ -85,15 +108,23 @@ class PeerSource:
         self._client = client
         self._digest = digest
 
-    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
         return self._client.fetch_chunks(self._digest, wanted, deliver, cancel=stop)
 
 
 class OriginSource:
-    """The place that the version comes from. It is opened when it is needed, because most nodes never need it."""
+    """The place that the version comes from. It is opened when it is needed, because most nodes
+    never need it.
+    """
 
     def __init__(
-        self, name: str, open_source: Callable[[], Source], manifest: Manifest, workers: int | None = None
+        self,
+        name: str,
+        open_source: Callable[[], Source],
+        manifest: Manifest,
+        workers: int | None = None,
     ) -> None:
         self.name = name
         self._open_source = open_source
@@ -101,7 +132,9 @@ class OriginSource:
         self._workers = workers
         self._chunks: dict[str, Chunk] = {}
 
-    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
         if not self._chunks:
             self._chunks = {chunk.blake3: chunk for chunk in self._manifest.chunks()}
 
@@ -109,12 +142,20 @@ class OriginSource:
             deliver(Want(chunk.blake3, chunk.nbytes), data)
 
         with self._open_source() as source:
-            read_chunks(source, (self._chunks[want.blake3] for want in wanted), sink, self._workers, Limits(stop))
+            read_chunks(
+                source,
+                (self._chunks[want.blake3] for want in wanted),
+                sink,
+                self._workers,
+                Limits(stop),
+            )
         return []
 
 
 class Fetch:
-    """One fetch into one image. `run` once, from any thread; it returns when nothing is missing, or raises."""
+    """One fetch into one image. `run` once, from any thread; it returns when nothing is missing, or
+    raises.
+    """
 
     def __init__(
         self,
@@ -125,7 +166,9 @@ class Fetch:
         cancel: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """`progress` is called from the thread that runs `run`. Sources are asked in their order."""
+        """`progress` is called from the thread that runs `run`. Sources are asked in their
+        order.
+        """
         if not sources:
             raise ValueError("a fetch without sources brings nothing; give it at least the origin")
         self._builder = builder
@@ -175,13 +218,15 @@ class Fetch:
                 raise self._gave_up(self._scheduler.exhausted)
         for worker in workers.values():
             if worker.done():
-                worker.result()  # it only ends before the scheduler is done by an error that concerns everybody
+                # it only ends before the scheduler is done by an error that concerns everybody
+                worker.result()
         if self._cancel.is_set():
             raise Cancelled("the fetch was cancelled")
         if time.monotonic() - began > self._persistence.deadline_seconds:
             state = self._state()
             raise FetchFailed(
-                f"{state.done_nbytes} of {state.needed_nbytes} bytes came within {self._persistence.deadline_seconds:g} s; "
+                f"{state.done_nbytes} of {state.needed_nbytes} bytes came within "
+                f"{self._persistence.deadline_seconds:g} s; "
                 f"raise staging.timeoutSeconds, or see why it is slow{self._complaints()}",
                 "StageTimeout",
                 transient=False,
@@ -203,7 +248,9 @@ class Fetch:
     def _state(self) -> Progress:
         with self._changed:
             fetched = self._scheduler.fetched_nbytes
-            by_source = tuple((source.name, nbytes) for source, nbytes in zip(self._sources, fetched, strict=True))
+            by_source = tuple(
+                (source.name, nbytes) for source, nbytes in zip(self._sources, fetched, strict=True)
+            )
             return Progress(sum(fetched), self._needed_nbytes, by_source)
 
     def _work(self, source: int, began: float) -> None:
@@ -211,7 +258,9 @@ class Fetch:
         failures = 0
         while self._await_work(source):
             try:
-                missing = self._sources[source].fetch(self._wants(source), self._delivery(source), self._stop)
+                missing = self._sources[source].fetch(
+                    self._wants(source), self._delivery(source), self._stop
+                )
             except (PeerError, SourceRefused, SourceUnavailable, ChecksumMismatch) as error:
                 failures += 1
                 self._note_failure(source, error)
@@ -253,7 +302,9 @@ class Fetch:
         log.warning("%s: %s", self._sources[source].name, error)
         with self._changed:
             self._failures[source] = error
-            self._scheduler.failed(source, ban=isinstance(error, PeerCorrupt | ChecksumMismatch | SourceRefused))
+            self._scheduler.failed(
+                source, ban=isinstance(error, PeerCorrupt | ChecksumMismatch | SourceRefused)
+            )
             self._changed.notify_all()
 
     def _note_missing(self, source: int, missing: list[Missing], began: float) -> bool:
@@ -267,14 +318,19 @@ class Fetch:
         return bool(again)
 
     def _gave_up(self, want: Want) -> FetchFailed:
-        last = self._failures.get(len(self._sources) - 1) or next(reversed(self._failures.values()), None)
+        last = self._failures.get(len(self._sources) - 1) or next(
+            reversed(self._failures.values()), None
+        )
         reason = str(getattr(last, "reason", "ChunkMissing"))
         return FetchFailed(
-            f"chunk {want.blake3[:16]}… came from none of {len(self._sources)} sources{self._complaints()}",
+            f"chunk {want.blake3[:16]}… came from none of {len(self._sources)} "
+            f"sources{self._complaints()}",
             reason,
             transient=not isinstance(last, PeerCorrupt | ChecksumMismatch | SourceRefused),
         )
 
     def _complaints(self) -> str:
         with self._changed:
-            return "".join(f"; {self._failures[source]}" for source in sorted(self._failures, reverse=True))
+            return "".join(
+                f"; {self._failures[source]}" for source in sorted(self._failures, reverse=True)
+            )

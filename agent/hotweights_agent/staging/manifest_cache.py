@@ -1,6 +1,8 @@
-"""Manifests that this node has seen, on its disk by digest, so that a version's layout need not be asked for or hashed twice.
+"""Manifests that this node has seen, on its disk by digest, so that a version's layout need not be
+asked for or hashed twice.
 
-A file counts only if its sha256 is its name. The folder is bounded; what was not used for longest goes.
+A file counts only if its sha256 is its name. The folder is bounded; what was not used for longest
+goes.
 """
 
 from __future__ import annotations

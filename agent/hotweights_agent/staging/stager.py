@@ -1,8 +1,10 @@
-"""Brings versions onto the node and reads sources, in threads, and tells the session what became of it.
+"""Brings versions onto the node and reads sources, in threads, and tells the session what became of
+it.
 
-One job for each version: find its manifest (kept here, at a parent, or at the source), wait for its turn, make room, fetch, seal.
-All of it can be cancelled at any moment. What goes wrong becomes a reason and a sentence; whether another try makes sense is said
-beside it. Which versions are wanted, and when a failed one is tried again, is the session's to say.
+One job for each version: find its manifest (kept here, at a parent, or at the source), wait for its
+turn, make room, fetch, seal. All of it can be cancelled at any moment. What goes wrong becomes a
+reason and a sentence; whether another try makes sense is said beside it. Which versions are wanted,
+and when a failed one is tried again, is the session's to say.
 """
 
 from __future__ import annotations
@@ -18,10 +20,21 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from urllib.parse import quote
 
-from hotweights_agent.session.messages import Message, ResolveDone, StageDone, StageFailed, StageProgressed
+from hotweights_agent.session.messages import (
+    Message,
+    ResolveDone,
+    StageDone,
+    StageFailed,
+    StageProgressed,
+)
 from hotweights_agent.session.resolving import AT_ONCE
 from hotweights_agent.settings import StagingSettings
-from hotweights_agent.staging.broadcasts import BUCKET_NBYTES, BroadcastResult, Broadcasts, BroadcastTask
+from hotweights_agent.staging.broadcasts import (
+    BUCKET_NBYTES,
+    BroadcastResult,
+    Broadcasts,
+    BroadcastTask,
+)
 from hotweights_agent.staging.fetch import (
     ChunkSource,
     Fetch,
@@ -39,7 +52,13 @@ from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, Stag
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
 from hotweights_planner.plan import build
-from hotweights_storage.errors import Cancelled, ChecksumMismatch, SourceRefused, SourceUnavailable, TransferError
+from hotweights_storage.errors import (
+    Cancelled,
+    ChecksumMismatch,
+    SourceRefused,
+    SourceUnavailable,
+    TransferError,
+)
 from hotweights_storage.reader import Limits
 from hotweights_storage.resolve import resolve
 from hotweights_storage.sources.base import Sources
@@ -51,8 +70,10 @@ log = logging.getLogger(__name__)
 MANIFEST_AGAIN_SECONDS = 0.5
 JOBS_AT_ONCE = 32
 READERS = 2 * AT_ONCE
-"""Threads of their own for sources that are only read for their manifest, so that these keep no version waiting; twice as many as are
-read at a time, because one that hangs in the kernel cannot be called off."""
+"""Threads of their own for sources that are only read for their manifest, so that these keep no
+version waiting; twice as many as are read at a time, because one that hangs in the kernel cannot be
+called off.
+"""
 
 
 class DigestDiffers(TransferError):
@@ -76,7 +97,9 @@ class Stager:
         broadcasts: Broadcasts | None = None,
         fetched: Callable[[str, int], None] = lambda _transport, _nbytes: None,
     ) -> None:
-        """``token`` proves to peers who we are; ``fetched`` hears how many bytes came by which transport."""
+        """``token`` proves to peers who we are; ``fetched`` hears how many bytes came by which
+        transport.
+        """
         self._store = store
         self._sources = sources
         self._kept = kept
@@ -156,21 +179,28 @@ class Stager:
 
             def report(progress: Progress) -> None:
                 fetched = brought.nbytes + progress.done_nbytes
-                self._tell_from_thread(StageProgressed(item.digest, min(total, here + fetched), total, fetched))
+                self._tell_from_thread(
+                    StageProgressed(item.digest, min(total, here + fetched), total, fetched)
+                )
 
             sources = self._sources_of(item, peers, manifest)
             report(Progress(0, needed, ()))
             brought = self._broadcast(item, manifest, staging, cancel, report)
             persistence = FetchPolicy(
-                deadline_seconds=max(1.0, deadline - time.monotonic()), patience_seconds=self._settings.patience_seconds
+                deadline_seconds=max(1.0, deadline - time.monotonic()),
+                patience_seconds=self._settings.patience_seconds,
             )
-            result = Fetch(staging.builder, sources, persistence=persistence, cancel=cancel, progress=report).run()
+            result = Fetch(
+                staging.builder, sources, persistence=persistence, cancel=cancel, progress=report
+            ).run()
             staging.commit()
         for name, nbytes in result.by_source:
             self._fetched(name.partition(":")[0], nbytes)
         self._fetched(brought.scheme, brought.nbytes)
         fetched = brought.nbytes + result.done_nbytes
-        return StageDone(item.digest, manifest.version, total, fetched, time.monotonic() - began, brought.how)
+        return StageDone(
+            item.digest, manifest.version, total, fetched, time.monotonic() - began, brought.how
+        )
 
     def _broadcast(
         self,
@@ -187,14 +217,20 @@ class Stager:
         base = self._kept.get(job.base) if job.base else None
         if job.base and base is None:
             return BroadcastResult(
-                0, f"each node for itself: {job.base}, on which the broadcast builds, is not known here any more"
+                0,
+                f"each node for itself: {job.base}, on which the broadcast builds, is not "
+                "known here any more",
             )
         plan = build(manifest, base, quote(item.uri, safe="/:%"), BUCKET_NBYTES, renamed=True)
         came = ByteCounter(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
         source = partial(self._sources.open, item.uri, item.namespace)
-        return self._broadcasts.bring(BroadcastTask(job, plan, staging.builder, source, cancel, came))
+        return self._broadcasts.bring(
+            BroadcastTask(job, plan, staging.builder, source, cancel, came)
+        )
 
-    def _sources_of(self, item: StageItem, peers: list[PeerClient], manifest: Manifest) -> list[ChunkSource]:
+    def _sources_of(
+        self, item: StageItem, peers: list[PeerClient], manifest: Manifest
+    ) -> list[ChunkSource]:
         """In the order in which they are asked. Several parents are donors: each gives a stripe."""
         names = {peer.endpoint for peer in item.parents}
         parents = [client for client in peers if client.address in names]
@@ -206,7 +242,11 @@ class Stager:
         return [*sources, self._origin(item, manifest)]
 
     def _clients(self, item: StageItem) -> list[PeerClient]:
-        return [client for peer in (*item.parents, *item.fallbacks) if (client := self._client(peer)) is not None]
+        return [
+            client
+            for peer in (*item.parents, *item.fallbacks)
+            if (client := self._client(peer)) is not None
+        ]
 
     def _client(self, peer: Peer) -> PeerClient | None:
         try:
@@ -217,10 +257,16 @@ class Stager:
 
     def _origin(self, item: StageItem, manifest: Manifest) -> OriginSource:
         workers = self._settings.origin_workers or os.cpu_count()
-        return OriginSource(item.uri, lambda: self._sources.open(item.uri, item.namespace), manifest, workers)
+        return OriginSource(
+            item.uri, lambda: self._sources.open(item.uri, item.namespace), manifest, workers
+        )
 
-    def _manifest(self, item: StageItem, peers: list[PeerClient], cancel: threading.Event) -> Manifest:
-        """The version's manifest: kept here, at whoever has it first, else what the source holds."""
+    def _manifest(
+        self, item: StageItem, peers: list[PeerClient], cancel: threading.Event
+    ) -> Manifest:
+        """The version's manifest: kept here, at whoever has it first, else what the source
+        holds.
+        """
         manifest = self._kept.get(item.digest) or self._manifest_of_peers(item, peers, cancel)
         if manifest is None:
             with self._sources.open(item.uri, item.namespace) as source:
@@ -229,7 +275,9 @@ class Stager:
         self._kept.put(manifest)
         return manifest
 
-    def _manifest_of_peers(self, item: StageItem, peers: list[PeerClient], cancel: threading.Event) -> Manifest | None:
+    def _manifest_of_peers(
+        self, item: StageItem, peers: list[PeerClient], cancel: threading.Event
+    ) -> Manifest | None:
         """Parents are asked until they know the version, but not longer than our patience lasts."""
         patient_until = time.monotonic() + self._settings.patience_seconds
         hopeful = list(peers)
@@ -272,7 +320,9 @@ class Stager:
             await self._tell(done)
 
     def _read_source(self, item: ResolveItem, off: threading.Event) -> Manifest:
-        """In a thread: what a source holds; its content is held against the digest that it must have."""
+        """In a thread: what a source holds; its content is held against the digest that it must
+        have.
+        """
         limits = Limits(off)
         limits.check()
         with self._sources.open(item.uri, item.namespace) as source:
@@ -293,7 +343,8 @@ async def _as_coroutine(awaitable: Awaitable[None]) -> None:
 def _check_digest(manifest: Manifest, digest: str, uri: str) -> None:
     if manifest.digest != digest:
         raise DigestDiffers(
-            f"{uri} holds {manifest.digest}, not {digest}: it was overwritten or never published as that; "
+            f"{uri} holds {manifest.digest}, not {digest}: it was overwritten or never "
+            "published as that; "
             "publish into a folder of its own and create a WeightVersion for it"
         )
 
@@ -308,4 +359,6 @@ def _failure(digest: str, error: Exception) -> StageFailed:
         case SourceUnavailable() | TransferError() | PeerError():
             return StageFailed(digest, error.reason, str(error), transient=True)
         case _:
-            return StageFailed(digest, "InputOutputError", f"{error}; see the node's kernel log", transient=True)
+            return StageFailed(
+                digest, "InputOutputError", f"{error}; see the node's kernel log", transient=True
+            )

@@ -1,11 +1,14 @@
-"""What this node holds: versions that are staged or being staged, all in memory. A restart begins empty.
+"""What this node holds: versions that are staged or being staged, all in memory. A restart begins
+empty.
 
-The store decides whether a version fits before its first byte moves, keeps an account of what it promised to versions that
-still arrive, lends verified chunks to peers, and frees a version when nobody is left who uses it. Everything about bytes
-(layout, verification, sealing) is the image's; where they come from is the fetch's; which versions are wanted is the session's.
+The store decides whether a version fits before its first byte moves, keeps an account of what it
+promised to versions that still arrive, lends verified chunks to peers, and frees a version when
+nobody is left who uses it. Everything about bytes (layout, verification, sealing) is the image's;
+where they come from is the fetch's; which versions are wanted is the session's.
 
-Locking: one lock guards the table of versions and the counts in it, and is never held during I/O, hashing or a callback. A
-second one, taken first, serialises `begin`, whose layout of a large version takes a while.
+Locking: one lock guards the table of versions and the counts in it, and is never held during I/O,
+hashing or a callback. A second one, taken first, serialises `begin`, whose layout of a large
+version takes a while.
 """
 
 from __future__ import annotations
@@ -81,7 +84,11 @@ class _Held:
 
     @property
     def promised_nbytes(self) -> int:
-        return 0 if self.image is not None or self.dropped else max(0, self.builder.new_nbytes - self.stored_nbytes)
+        return (
+            0
+            if self.image is not None or self.dropped
+            else max(0, self.builder.new_nbytes - self.stored_nbytes)
+        )
 
     def close(self) -> None:
         if self.image is not None:
@@ -100,7 +107,9 @@ class Store(ChunkProvider):
         stagings_at_once: int = 1,
         available: Callable[[], int] = available_nbytes,
     ) -> None:
-        """`reserve_nbytes` stay free for the agent itself; `available` says what the node and its control groups leave."""
+        """`reserve_nbytes` stay free for the agent itself; `available` says what the node and its
+        control groups leave.
+        """
         self._reserve_nbytes = reserve_nbytes
         self._available = available
         self._places = threading.Semaphore(stagings_at_once)
@@ -115,24 +124,36 @@ class Store(ChunkProvider):
             if cancel.is_set():
                 raise Cancelled("cancelled while it waited for its turn")
             if deadline is not None and time.monotonic() > deadline:
-                raise Cancelled("its turn did not come in time; stage fewer versions at once", "DeadlineExceeded")
+                raise Cancelled(
+                    "its turn did not come in time; stage fewer versions at once",
+                    "DeadlineExceeded",
+                )
         try:
             yield
         finally:
             self._places.release()
 
     def begin(self, manifest: Manifest) -> StagingVersion:
-        """Make room for a version and take its known chunks over; `NoCapacity` says what it needs and what there is."""
+        """Make room for a version and take its known chunks over; `NoCapacity` says what it needs
+        and what there is.
+        """
         with self._beginning, contextlib.ExitStack() as pins:
             with self._changed:
                 if manifest.digest in self._held:
-                    raise TransferError(f"version {manifest.version} is here already, or on its way", "AlreadyStaged")
+                    raise TransferError(
+                        f"version {manifest.version} is here already, or on its way",
+                        "AlreadyStaged",
+                    )
                 staged = [held for held in self._held.values() if held.image is not None]
                 for held in staged:
                     held.pins += 1
                     pins.callback(self._unpin, held)
-            present: ChainMap[str, Place[Slab]] = ChainMap(*(dict(held.image.chunks) for held in staged if held.image))
-            builder = ImageBuilder(manifest, present, on_chunk=lambda blake3: self._arrived(manifest.digest, blake3))
+            present: ChainMap[str, Place[Slab]] = ChainMap(
+                *(dict(held.image.chunks) for held in staged if held.image)
+            )
+            builder = ImageBuilder(
+                manifest, present, on_chunk=lambda blake3: self._arrived(manifest.digest, blake3)
+            )
             try:
                 self._check_room(builder)
             except NoCapacity:
@@ -154,7 +175,9 @@ class Store(ChunkProvider):
             return Pin(self, held, held.image)
 
     def release(self, digest: str) -> bool:
-        """Let go of a staged version; its memory goes when no pin and no other version needs it. False: not staged."""
+        """Let go of a staged version; its memory goes when no pin and no other version needs it.
+        False: not staged.
+        """
         with self._changed:
             held = self._held.get(digest)
             if held is None or held.image is None:
@@ -179,10 +202,19 @@ class Store(ChunkProvider):
     def usage(self) -> Usage:
         available = self._available()
         with self._changed:
-            slabs = {id(slab): slab.nbytes for held in self._held.values() if held.image for slab in held.image.slabs}
+            slabs = {
+                id(slab): slab.nbytes
+                for held in self._held.values()
+                if held.image
+                for slab in held.image.slabs
+            }
             promised = self._promised()
             arriving = sum(held.stored_nbytes for held in self._held.values() if held.image is None)
-        return Usage(sum(slabs.values()) + arriving, promised, room(available, promised, self._reserve_nbytes))
+        return Usage(
+            sum(slabs.values()) + arriving,
+            promised,
+            room(available, promised, self._reserve_nbytes),
+        )
 
     # What peers ask (`ChunkProvider`):
 
@@ -190,10 +222,16 @@ class Store(ChunkProvider):
         with self._changed:
             coming: _Held | None = None
             for held in self._held.values():
-                found = held.image.range(blake3) if held.image is not None else held.builder.range(blake3)
+                found = (
+                    held.image.range(blake3)
+                    if held.image is not None
+                    else held.builder.range(blake3)
+                )
                 if found is not None:
                     held.pins += 1
-                    return Lease(*found, release=partial(self._unpin, held), sealed=held.image is not None)
+                    return Lease(
+                        *found, release=partial(self._unpin, held), sealed=held.image is not None
+                    )
                 if held.image is None and blake3 in held.expected:
                     coming = held
         if coming is None:
@@ -259,14 +297,19 @@ class Store(ChunkProvider):
         free = room(available, promised, self._reserve_nbytes)
         if builder.new_nbytes > free:
             raise NoCapacity(
-                f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of memory, {free} are free here "
-                f"({available} available, less {promised} promised to versions that are being staged and "
-                f"{self._reserve_nbytes} in reserve): raise the agent's memory limit, or release a version on this node"
+                f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of "
+                f"memory, {free} are free here "
+                f"({available} available, less {promised} promised to versions that are being "
+                "staged and "
+                f"{self._reserve_nbytes} in reserve): raise the agent's memory limit, or "
+                "release a version on this node"
             )
 
 
 class StagingVersion:
-    """A version on its way: `commit` it when nothing is missing; leaving the context without that gives it up."""
+    """A version on its way: `commit` it when nothing is missing; leaving the context without that
+    gives it up.
+    """
 
     def __init__(self, store: Store, held: _Held) -> None:
         self._store = store
@@ -284,7 +327,10 @@ class StagingVersion:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         if self._held.image is None:
             self._store._drop(self._held)
@@ -308,6 +354,9 @@ class Pin:
         return self.image
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()

@@ -1,8 +1,9 @@
 """One version's chunks from several donors at once.
 
-All donors draw from one line of wanted chunks, so a quick one gets more of them and nobody plans shares. What a donor leaves behind
-(it died, it lied, it lacks the chunk) goes to the others in the next round; there is no next round without progress, so it ends. It
-knows peers by their protocol only: sources, manifests and whoever is asked after the donors are the fetch's.
+All donors draw from one line of wanted chunks, so a quick one gets more of them and nobody plans
+shares. What a donor leaves behind (it died, it lied, it lacks the chunk) goes to the others in the
+next round; there is no next round without progress, so it ends. It knows peers by their protocol
+only: sources, manifests and whoever is asked after the donors are the fetch's.
 """
 
 from __future__ import annotations
@@ -30,9 +31,11 @@ def fetch_ranges_concurrent(
     concurrency: int = CONCURRENCY,
     cancel: threading.Event | None = None,
 ) -> list[Missing]:
-    """As `PeerClient.fetch_chunks`, from ``concurrency`` donors at a time; the others stand in for those that fail.
+    """As `PeerClient.fetch_chunks`, from ``concurrency`` donors at a time; the others stand in for
+    those that fail.
 
-    Raises the last donor's `PeerError` when all have failed; what was not delivered then is still to be fetched.
+    Raises the last donor's `PeerError` when all have failed; what was not delivered then is still
+    to be fetched.
     """
     return _Stripes(donors, digest, wanted, deliver, cancel or threading.Event()).run(concurrency)
 
@@ -40,13 +43,17 @@ def fetch_ranges_concurrent(
 class StripedSource:
     """Several donors as one source of a fetch."""
 
-    def __init__(self, donors: Sequence[PeerClient], digest: str, concurrency: int = CONCURRENCY) -> None:
+    def __init__(
+        self, donors: Sequence[PeerClient], digest: str, concurrency: int = CONCURRENCY
+    ) -> None:
         self.name = ",".join(donor.address for donor in donors)
         self._donors = donors
         self._digest = digest
         self._concurrency = concurrency
 
-    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
         """See `fetch.ChunkSource`."""
         return fetch_ranges_concurrent(
             self._donors, self._digest, wanted, deliver, concurrency=self._concurrency, cancel=stop
@@ -69,7 +76,8 @@ class _Stripes:
         self._cancel = cancel
         self._lock = threading.Lock()  # of what follows
         self._left: deque[Want] = deque()  # came back from a donor
-        self._lacking: dict[str, bool] = {}  # digest of a chunk that somebody lacks → whether anybody knows its version
+        # digest of a chunk that somebody lacks → whether anybody knows its version
+        self._lacking: dict[str, bool] = {}
         self._last: PeerError | None = None
 
     def run(self, concurrency: int) -> list[Missing]:
@@ -88,7 +96,9 @@ class _Stripes:
         return [Missing(want, self._lacking.get(want.blake3, True)) for want in self._left]
 
     def _draw(self, donor: PeerClient) -> bool:
-        """One donor, until there is nothing more to draw; whether it gave all that it was asked for."""
+        """One donor, until there is nothing more to draw; whether it gave all that it was asked
+        for.
+        """
         taken: dict[str, Want] = {}
         missing: list[Missing] = []
         try:
@@ -101,7 +111,9 @@ class _Stripes:
             missing = []
         with self._lock:
             for gap in missing:
-                self._lacking[gap.want.blake3] = self._lacking.get(gap.want.blake3, False) or gap.version_known
+                self._lacking[gap.want.blake3] = (
+                    self._lacking.get(gap.want.blake3, False) or gap.version_known
+                )
             self._left.extend(taken.values())
         return not taken
 

@@ -1,17 +1,20 @@
 """What keeps the coordinator's state, and how one of several coordinators is the one that decides.
 
-The server calls, in this order: `lead` at once and then every ``renew_seconds``, as long as it lives; when a lease with a new
-``fence`` is its own, `load`; then `store` for every group of changes, before anybody hears of them; `release` and `close` at the
-end. Calls may overlap: `lead` runs while a `store` is under way.
+The server calls, in this order: `lead` at once and then every ``renew_seconds``, as long as it
+lives; when a lease with a new ``fence`` is its own, `load`; then `store` for every group of
+changes, before anybody hears of them; `release` and `close` at the end. Calls may overlap: `lead`
+runs while a `store` is under way.
 
-A blob (a plan, a manifest) is put before the state that names it is stored, and dropped after a state that no longer names it
-was stored. Blobs are named by their content, so putting one twice changes nothing.
+A blob (a plan, a manifest) is put before the state that names it is stored, and dropped after a
+state that no longer names it was stored. Blobs are named by their content, so putting one twice
+changes nothing.
 
 Every call ends in bounded time. What an implementation may raise:
 
     BackendError           raised as one of these two
     ├── Fenced             somebody else leads: nothing was written
-    └── Unavailable        nobody can say whether it was written; the server reloads before it decides anything again
+    └── Unavailable        nobody can say whether it was written; the server reloads before it
+    decides anything again
 """
 
 from __future__ import annotations
@@ -44,13 +47,17 @@ class Unavailable(BackendError):
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Who leads. ``fence`` grows with every take-over; ``leader`` is the endpoint that clients go to (empty: nobody's known)."""
+    """Who leads. ``fence`` grows with every take-over; ``leader`` is the endpoint that clients go
+    to (empty: nobody's known).
+    """
 
     mine: bool
     fence: int
     leader: str
     until: float
-    """`time.monotonic` until which its holder may act on it: earlier than the store's own end of it."""
+    """`time.monotonic` until which its holder may act on it: earlier than the store's own end of
+    it.
+    """
 
 
 class Backend(Protocol):
@@ -62,7 +69,9 @@ class Backend(Protocol):
     """How often `lead` wants to be called."""
 
     async def lead(self, instance_id: str, endpoint: str) -> Lease:
-        """Take the lease if it is free, renew it if it is ours, else say whose it is. Raises `Unavailable`."""
+        """Take the lease if it is free, renew it if it is ours, else say whose it is. Raises
+        `Unavailable`.
+        """
         ...
 
     async def load(self) -> CoordinatorState | None:
@@ -70,7 +79,9 @@ class Backend(Protocol):
         ...
 
     async def store(self, durable: CoordinatorState, lease: Lease) -> None:
-        """Replace what is stored if the lease's fence still is the newest. Raises `Fenced` or `Unavailable`."""
+        """Replace what is stored if the lease's fence still is the newest. Raises `Fenced` or
+        `Unavailable`.
+        """
         ...
 
     async def put_blob(self, digest: str, content: bytes) -> None:
@@ -98,7 +109,9 @@ _ADAPTERS: dict[str, TypeAdapter[Any]] = {}
 
 
 def encode(durable: CoordinatorState, before: CoordinatorState | None = None) -> dict[str, bytes]:
-    """The state's parts as JSON, by name; with ``before``, only those parts that are others than its."""
+    """The state's parts as JSON, by name; with ``before``, only those parts that are others than
+    its.
+    """
     return {
         part.name: _adapter(part.name).dump_json(getattr(durable, part.name))
         for part in fields(CoordinatorState)
@@ -110,7 +123,10 @@ def decode(parts: Mapping[str, bytes]) -> CoordinatorState:
     """The state that `encode` wrote down whole. Raises `Unavailable` where it is none."""
     try:
         return CoordinatorState(
-            **{part.name: _adapter(part.name).validate_json(parts[part.name]) for part in fields(CoordinatorState)}
+            **{
+                part.name: _adapter(part.name).validate_json(parts[part.name])
+                for part in fields(CoordinatorState)
+            }
         )
     except (KeyError, ValidationError) as error:
         raise Unavailable(
@@ -120,9 +136,15 @@ def decode(parts: Mapping[str, bytes]) -> CoordinatorState:
 
 def _adapter(name: str) -> TypeAdapter[Any]:
     if not _ADAPTERS:
-        _ADAPTERS.update({key: TypeAdapter(hint) for key, hint in get_type_hints(CoordinatorState).items()})
+        _ADAPTERS.update(
+            {key: TypeAdapter(hint) for key, hint in get_type_hints(CoordinatorState).items()}
+        )
     return _ADAPTERS[name]
 
 
 def _first(error: KeyError | ValidationError) -> str:
-    return f"{error.args[0]} is missing" if isinstance(error, KeyError) else json.dumps(error.errors()[0]["msg"])
+    return (
+        f"{error.args[0]} is missing"
+        if isinstance(error, KeyError)
+        else json.dumps(error.errors()[0]["msg"])
+    )

@@ -1,4 +1,6 @@
-"""Plans and manifests, which are too big for the state that names them: in the backend, and at hand while they are asked for."""
+"""Plans and manifests, which are too big for the state that names them: in the backend, and at hand
+while they are asked for.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ class Blobs:
         return self._at_hand.get(digest)
 
     async def get(self, digest: str) -> bytes | None:
-        """None: there is none of this name. A thousand who ask at once are one question. Raises `Unavailable`."""
+        """None: there is none of this name. A thousand who ask at once are one question. Raises
+        `Unavailable`.
+        """
         async with self._reading:
             found = self._at_hand.get(digest) or await self._backend.get_blob(digest)
         if found is not None:

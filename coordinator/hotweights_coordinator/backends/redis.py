@@ -40,7 +40,9 @@ class RedisSettings:
     cluster: str = "default"
     """Coordinators of one name share one state."""
     lease_seconds: float = 5.0
-    """A leader that dies is replaced after at most this and a little; one that Redis does not hear for this long steps down."""
+    """A leader that dies is replaced after at most this and a little; one that Redis does not hear
+    for this long steps down.
+    """
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
@@ -53,7 +55,8 @@ class RedisSettings:
         )
         if not _CLUSTER.fullmatch(found.cluster):
             raise RedisSettingsError(
-                f"${CLUSTER_VARIABLE} is {found.cluster!r}; letters, digits, '.', '_' and '-' are for names"
+                f"${CLUSTER_VARIABLE} is {found.cluster!r}; letters, digits, '.', '_' and '-' "
+                "are for names"
             )
         return found
 
@@ -64,7 +67,9 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0.1 <= seconds <= 300.0:
-        raise RedisSettingsError(f"${LEASE_VARIABLE} is {text!r}; it has to be a number of seconds from 0.1 to 300")
+        raise RedisSettingsError(
+            f"${LEASE_VARIABLE} is {text!r}; it has to be a number of seconds from 0.1 to 300"
+        )
     return seconds
 
 
@@ -80,7 +85,9 @@ class RedisBackend:
         try:
             self._store = RedisStore(settings.url, settings.cluster, settings.lease_seconds)
         except ValueError as error:
-            raise RedisSettingsError(f"${URL_VARIABLE} is no address of a Redis: {error}") from error
+            raise RedisSettingsError(
+                f"${URL_VARIABLE} is no address of a Redis: {error}"
+            ) from error
         self._kept: CoordinatorState | None = None  # what Redis has, as far as we know
         self._highest_token = 0
         self._lease: Lease | None = None
@@ -101,14 +108,22 @@ class RedisBackend:
         parts, blobs = await self._store.load()
         self._kept = durable = decode(parts) if parts else None
         await self._sweep(blobs - (durable.blobs if durable else frozenset()))
-        known, self._highest_token = self._highest_token, max(self._highest_token, durable.token if durable else 0)
+        known, self._highest_token = (
+            self._highest_token,
+            max(self._highest_token, durable.token if durable else 0),
+        )
         if (durable is not None and durable.token >= known) or not known:
             return durable
-        log.error("Redis HAS LOST STATE: decisions up to token %d are gone; tokens go on from there", known)
+        log.error(
+            "Redis HAS LOST STATE: decisions up to token %d are gone; tokens go on from there",
+            known,
+        )
         return replace(durable or CoordinatorState(), token=known)
 
     async def _sweep(self, orphans: frozenset[str]) -> None:
-        """Drop what a former leader put and never named, once a lease: later it might be what is about to be named."""
+        """Drop what a former leader put and never named, once a lease: later it might be what is
+        about to be named.
+        """
         if self._lease is not None and self._lease.mine and self._lease.fence != self._swept_fence:
             self._swept_fence = self._lease.fence
             if orphans:

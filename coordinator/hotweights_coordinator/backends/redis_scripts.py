@@ -1,13 +1,14 @@
 """What Redis itself decides, in Lua: who leads, and whether a write still counts.
 
-A script runs alone in Redis, so what it compares is true at the moment it writes. Every script that changes something first compares
-the lease's value, ``<identity>:<fence>``: a leader that was asleep while another took over finds a foreign value and changes nothing.
-What replaces state also compares the revision, which grows with every write: a write whose answer got lost, and that Redis runs late,
+A script runs alone in Redis, so what it compares is true at the moment it writes. Every script that
+changes something first compares the lease's value, ``<identity>:<fence>``: a leader that was asleep
+while another took over finds a foreign value and changes nothing. What replaces state also compares
+the revision, which grows with every write: a write whose answer got lost, and that Redis runs late,
 finds a foreign revision once its sender has read the state again.
 
-Keys are handed in (``KEYS``: the lease, the hash of the state, the hash of blobs); the scripts know no names. The state's own fields
-are ``fence`` (of the last lease given), ``endpoint`` (of who was given it) and ``revision``. Each script answers a list whose first
-element says what came of it.
+Keys are handed in (``KEYS``: the lease, the hash of the state, the hash of blobs); the scripts know
+no names. The state's own fields are ``fence`` (of the last lease given), ``endpoint`` (of who was
+given it) and ``revision``. Each script answers a list whose first element says what came of it.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ return {'acquired', fence, last}
 """
 """ARGV: identity, endpoint, lease in milliseconds, the highest fence that the caller ever saw.
 
-The fence that Redis gives is above both its own last one and the caller's, so it grows even when Redis lost its memory."""
+The fence that Redis gives is above both its own last one and the caller's, so it grows even when
+Redis lost its memory.
+"""
 
 RENEW = (
     _MINE
@@ -65,7 +68,9 @@ local revision = redis.call('HINCRBY', KEYS[2], 'revision', 1)
 return {'ok', revision, redis.call('HGETALL', KEYS[2]), redis.call('HKEYS', KEYS[3])}
 """
 )
-"""ARGV: value. Reads the state in order to write it: takes the next revision, so that no write that is still on its way counts."""
+"""ARGV: value. Reads the state in order to write it: takes the next revision, so that no write that
+is still on its way counts.
+"""
 
 WRITE = (
     _UNCHANGED
@@ -92,7 +97,9 @@ for at = 3, #ARGV do redis.call('HDEL', KEYS[3], ARGV[at]) end
 return {'ok'}
 """
 )
-"""ARGV: value, revision, then names. A late one must not take what was put again meanwhile, hence the revision."""
+"""ARGV: value, revision, then names. A late one must not take what was put again meanwhile, hence
+the revision.
+"""
 
 READ = """
 return {'ok', redis.call('HGETALL', KEYS[2])}

@@ -1,12 +1,16 @@
 """A lease, a hash and some blobs in Redis, that only the lease's holder can change.
 
-This module alone knows the library ``redis``, and knows nothing of what the bytes mean. Its promises:
+This module alone knows the library ``redis``, and knows nothing of what the bytes mean. Its
+promises:
 
-* A write counts if, and only if, the lease in Redis still carries this process's fence (``redis_scripts``). No clock decides that;
+* A write counts if, and only if, the lease in Redis still carries this process's fence
+  (``redis_scripts``). No clock decides that;
   the clock here keeps a leader from *answering* after its time.
-* The lease's time is counted from the moment the request for it was sent, by a monotonic clock, less a margin: this process stops
+* The lease's time is counted from the moment the request for it was sent, by a monotonic clock,
+  less a margin: this process stops
   calling itself leader before Redis does, however long the answer took.
-* A write without an answer leaves the outcome open. It is settled before the next one: ``load`` takes a new revision, which voids
+* A write without an answer leaves the outcome open. It is settled before the next one: ``load``
+  takes a new revision, which voids
   whatever is still on its way, and gives what holds.
 """
 
@@ -26,10 +30,14 @@ from hotweights_coordinator.backends.base import Fenced, Lease, Unavailable
 log = logging.getLogger(__name__)
 
 LEASE_MARGIN = 0.1
-"""Share of the lease that a leader gives up at its end: what clocks may differ in speed, and an answer's way to the client."""
+"""Share of the lease that a leader gives up at its end: what clocks may differ in speed, and an
+answer's way to the client.
+"""
 RENEWALS_PER_LEASE = 3
 LOOKS_PER_LEASE = 10
-"""How often a follower looks whether the lease is free; and a leader that could not renew whether it can."""
+"""How often a follower looks whether the lease is free; and a leader that could not renew whether
+it can.
+"""
 
 _OWN_FIELDS = frozenset({"fence", "revision", "endpoint"})
 _NOBODYS = Lease(mine=False, fence=0, leader="", until=0.0)
@@ -42,18 +50,25 @@ def available() -> str:
 
 
 class Conflict(Unavailable):
-    """The state is not, or may not be, the one that a write was decided on: nothing was written. ``load`` comes first."""
+    """The state is not, or may not be, the one that a write was decided on: nothing was written.
+    ``load`` comes first.
+    """
 
 
 class RedisStore:
     """One process's face of one cluster's state.
 
-    ``lead`` comes first and then every ``renew_seconds``; with a new fence, after `Conflict` and after `Unavailable` comes ``load``;
-    then ``write`` as often as wished; ``release`` at the end. Whoever does not lead may ``load`` and ``get``.
+    ``lead`` comes first and then every ``renew_seconds``; with a new fence, after `Conflict` and
+    after `Unavailable` comes ``load``; then ``write`` as often as wished; ``release`` at the end.
+    Whoever does not lead may ``load`` and ``get``.
     """
 
     def __init__(
-        self, url: str, cluster: str, lease_seconds: float, clock: Callable[[], float] = time.monotonic
+        self,
+        url: str,
+        cluster: str,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Raises ValueError for a URL that is none. Connects to nothing yet."""
         from redis.asyncio import Redis
@@ -62,8 +77,10 @@ class RedisStore:
         from redis.exceptions import RedisError
 
         def connect() -> Any:
-            # Nothing is repeated by the library: whether a lost answer may be asked for again is decided here. Nor does it limit
-            # writes to its sockets: it would do so with asyncio.wait_for, which on Python 3.11 swallows a cancellation now and then.
+            # Nothing is repeated by the library: whether a lost answer may be asked for again is
+            # decided here. Nor does it limit
+            # writes to its sockets: it would do so with asyncio.wait_for, which on Python 3.11
+            # swallows a cancellation now and then.
             return Redis.from_url(url, retry=Retry(NoBackoff(), 0), protocol=2, socket_timeout=None)
 
         self._error: type[Exception] = RedisError
@@ -71,11 +88,15 @@ class RedisStore:
         # A process that takes its predecessor's place must not take its lease for its own.
         self._nonce = secrets.token_hex(4)
         self._keys = [f"hotweights/{cluster}/{name}" for name in ("leader", "state", "blobs")]
-        # Pools of their own: a long write must not make a renewal late. An answer later than the lease is of no use to anybody.
+        # Pools of their own: a long write must not make a renewal late. An answer later than the
+        # lease is of no use to anybody.
         self._lease_timeout_seconds = lease_seconds / RENEWALS_PER_LEASE
         self._redis, self._lease_redis = connect(), connect()
         at = self._redis.connection_pool.connection_kwargs
-        self.place = at.get("path") or f"redis://{at.get('host', 'localhost')}:{at.get('port', 6379)}/{at.get('db', 0)}"
+        self.place = (
+            at.get("path")
+            or f"redis://{at.get('host', 'localhost')}:{at.get('port', 6379)}/{at.get('db', 0)}"
+        )
         self._changing = asyncio.Lock()
         self._lease = _NOBODYS
         self._value = ""  # of our lease; empty: we have none
@@ -102,7 +123,9 @@ class RedisStore:
         sent, value = self._clock(), self._value
         outcome, *_ = await self._run(scripts.RENEW, value, self._lease_milliseconds)
         if outcome == b"ok":
-            self._lease = Lease(True, self._lease.fence, self._lease.leader, self._end(sent, self._lease_seconds))
+            self._lease = Lease(
+                True, self._lease.fence, self._lease.leader, self._end(sent, self._lease_seconds)
+            )
         return bool(outcome == b"ok")
 
     async def _acquire(self, identity: str, endpoint: str) -> None:
@@ -113,9 +136,14 @@ class RedisStore:
             fence, last = rest
             if last < self._highest_fence:
                 log.error(
-                    _LOST, self.place, f"its last lease was number {last}, this process knows {self._highest_fence}"
+                    _LOST,
+                    self.place,
+                    f"its last lease was number {last}, this process knows {self._highest_fence}",
                 )
-            self._hold(f"{identity}:{fence}", Lease(True, fence, endpoint, self._end(sent, self._lease_seconds)))
+            self._hold(
+                f"{identity}:{fence}",
+                Lease(True, fence, endpoint, self._end(sent, self._lease_seconds)),
+            )
             return
         holder, leader, remaining = rest[0].decode(), rest[1].decode(), rest[2] / 1000
         name, _, fence = holder.rpartition(":")
@@ -141,7 +169,9 @@ class RedisStore:
             await self._run(scripts.RELEASE, value)
 
     async def load(self) -> tuple[dict[str, bytes], frozenset[str]]:
-        """Fields and names of blobs. For the leader it voids every write of its own that is still on its way."""
+        """Fields and names of blobs. For the leader it voids every write of its own that is still
+        on its way.
+        """
         async with self._changing:
             self._revision = None
             if value := self._value:
@@ -170,7 +200,9 @@ class RedisStore:
 
     async def get(self, name: str) -> bytes | None:
         """A blob."""
-        content: bytes | None = await self._ask(self._redis.hget(self._keys[2], name), self._lease_seconds)
+        content: bytes | None = await self._ask(
+            self._redis.hget(self._keys[2], name), self._lease_seconds
+        )
         return content
 
     async def drop(self, names: Sequence[str], lease: Lease) -> None:
@@ -187,10 +219,14 @@ class RedisStore:
             return ""  # managed services keep CONFIG to themselves
         settings = {_text(name): _text(value) for name, value in found.items()}
         if settings.get("appendonly") != "yes":
-            return f"Redis at {self.place} keeps no append-only file, so its restart loses commits; {_REMEDY}"
+            return (
+                f"Redis at {self.place} keeps no append-only file, so its restart loses commits; "
+                f"{_REMEDY}"
+            )
         if settings.get("appendfsync") != "always":
             return (
-                f"Redis at {self.place} syncs its file only now and then, so a crash loses the last commits; {_REMEDY}"
+                f"Redis at {self.place} syncs its file only now and then, so a crash loses "
+                f"the last commits; {_REMEDY}"
             )
         return ""
 
@@ -199,7 +235,7 @@ class RedisStore:
         await self._redis.aclose()
         await self._lease_redis.aclose()
 
-    # -- how a script is run ----------------------------------------------------------------------------------------------
+    # -- how a script is run --------------------------------------------------------------------
 
     @property
     def _lease_milliseconds(self) -> int:
@@ -212,7 +248,9 @@ class RedisStore:
         if not self._holds(lease):
             raise Fenced(f"lease {lease.fence} is no longer this coordinator's")
         if self._revision is None:
-            raise Conflict("what became of an earlier write is not known; the state has to be loaded first")
+            raise Conflict(
+                "what became of an earlier write is not known; the state has to be loaded first"
+            )
         return self._value, self._revision
 
     async def _change(self, script: str, *args: bytes | str | int) -> list[Any]:
@@ -220,7 +258,9 @@ class RedisStore:
         rest: list[Any]
         outcome, *rest = await self._run(script, *args)
         if outcome == b"fenced":
-            raise Fenced(f"this coordinator no longer leads: the lease is {rest[0].decode() or 'nobody'}'s")
+            raise Fenced(
+                f"this coordinator no longer leads: the lease is {rest[0].decode() or 'nobody'}'s"
+            )
         if outcome == b"conflict":
             raise Conflict("the state was written meanwhile; it has to be loaded first")
         return rest
@@ -228,26 +268,33 @@ class RedisStore:
     async def _run(self, script: str, *args: bytes | str | int) -> Any:
         urgent = script in (scripts.ACQUIRE, scripts.RENEW, scripts.RELEASE)
         client, seconds = (
-            (self._lease_redis, self._lease_timeout_seconds) if urgent else (self._redis, self._lease_seconds)
+            (self._lease_redis, self._lease_timeout_seconds)
+            if urgent
+            else (self._redis, self._lease_seconds)
         )
         return await self._ask(client.register_script(script)(keys=self._keys, args=args), seconds)
 
     async def _ask(self, answer: Any, timeout_seconds: float) -> Any:
         try:
-            # For all of it together: connecting, sending, waiting, and where Redis was restarted, sending the script again.
+            # For all of it together: connecting, sending, waiting, and where Redis was restarted,
+            # sending the script again.
             async with asyncio.timeout(timeout_seconds):
                 return await answer
         except TimeoutError as error:
-            raise Unavailable(f"Redis at {self.place} does not answer within {timeout_seconds:g} s") from error
+            raise Unavailable(
+                f"Redis at {self.place} does not answer within {timeout_seconds:g} s"
+            ) from error
         except (self._error, OSError) as error:
             raise Unavailable(
-                f"Redis at {self.place}: {str(error).rstrip(chr(46))}; start it, or set $HOTWEIGHTS_REDIS_URL"
+                f"Redis at {self.place}: {str(error).rstrip(chr(46))}; start it, or set "
+                "$HOTWEIGHTS_REDIS_URL"
             ) from error
 
 
 _REMEDY = "set `appendonly yes` and `appendfsync always`"
 _LOST = (
-    "Redis at %s HAS LOST STATE: %s. Numbers go on above what is known; check what is current with `hotweights coord-status`, "
+    "Redis at %s HAS LOST STATE: %s. Numbers go on above what is known; check what is current "
+    "with `hotweights coord-status`, "
     "and " + _REMEDY
 )
 

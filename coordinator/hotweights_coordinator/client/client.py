@@ -1,9 +1,10 @@
 """Asks the coordinator, whichever of several leads, and gives up in time.
 
-Each call has a deadline. Until then it is sent again, to whoever is said to lead or to the next endpoint, because every call
-may be made twice: that is a promise of the state machine. A DEALER socket with numbered requests can't get stuck as REQ does: an
-answer that comes too late is nobody's and is dropped. `Client` waits in the calling thread and may be shared by threads,
-`AsyncClient` waits in a loop; what to do with an answer is decided once, in `_EndpointFailover`.
+Each call has a deadline. Until then it is sent again, to whoever is said to lead or to the next
+endpoint, because every call may be made twice: that is a promise of the state machine. A DEALER
+socket with numbered requests can't get stuck as REQ does: an answer that comes too late is nobody's
+and is dropped. `Client` waits in the calling thread and may be shared by threads, `AsyncClient`
+waits in a loop; what to do with an answer is decided once, in `_EndpointFailover`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ ENDPOINT_VARIABLE = "HOTWEIGHTS_COORD"
 LOOK_SECONDS = 0.1  # how often it is seen that a connection is gone
 AGAIN_SECONDS = 0.1  # between two tries while nobody leads
 CONNECT_SECONDS = 1.0  # for a connection, where there is another endpoint to try
-GONE_SECONDS = 0.1  # for one that gave no answer last time: its socket goes on connecting while the others are asked
+# for one that gave no answer last time: its socket goes on connecting while the others are asked
+GONE_SECONDS = 0.1
 
 _RETRIED = frozenset(["NotLeader", "BackendUnavailable"])
 
@@ -63,12 +65,16 @@ class _EndpointFailover:
         self._gone: set[str] = set()
         self._ids = itertools.count(1)
 
-    def frames(self, method: str, args: Mapping[str, Any], binary: bytes | None) -> tuple[int, list[Any]]:
+    def frames(
+        self, method: str, args: Mapping[str, Any], binary: bytes | None
+    ) -> tuple[int, list[Any]]:
         call_id = next(self._ids)
         return call_id, request_frames(call_id, method, args, self.secret, binary)
 
     def follow(self, refused: CallRefused | None) -> None:
-        """To the leader where one is named, else to the next endpoint; None: there was no answer."""
+        """To the leader where one is named, else to the next endpoint; None: there was no
+        answer.
+        """
         if refused is None:
             self._gone.add(self.at)
         if refused is not None and refused.reason == "BackendUnavailable":
@@ -80,7 +86,9 @@ class _EndpointFailover:
         self.at = self.endpoints[after % len(self.endpoints)]
 
     def accepted(self, answer: Answer) -> Reply | None:
-        """What the caller gets; None: it has to be asked again. Raises the refusals that are final."""
+        """What the caller gets; None: it has to be asked again. Raises the refusals that are
+        final.
+        """
         self._gone.discard(self.at)
         if answer.error is None:
             return Reply(answer.result, answer.binary)
@@ -90,10 +98,16 @@ class _EndpointFailover:
 
     @property
     def connect_seconds(self) -> float:
-        """A leader that was killed is named by its followers until its lease is over: waiting for it is in vain."""
+        """A leader that was killed is named by its followers until its lease is over: waiting for
+        it is in vain.
+        """
         if self.at in self._gone and len(self.endpoints) > 1:
             return GONE_SECONDS
-        return CONNECT_SECONDS if len(self.endpoints) > 1 or self.at not in self.endpoints else float("inf")
+        return (
+            CONNECT_SECONDS
+            if len(self.endpoints) > 1 or self.at not in self.endpoints
+            else float("inf")
+        )
 
     def try_until(self, until: float, seconds: float) -> float:
         """One that is silent does not get the time of the others."""
@@ -105,12 +119,15 @@ class _EndpointFailover:
         where = ", ".join(self.endpoints)
         what = f"no coordinator answers at {where} (waited {seconds:g} s)"
         return CoordinatorUnreachable(
-            f"{what}: start one with `hotweights coord-serve`, or name another with --endpoint or ${ENDPOINT_VARIABLE}"
+            f"{what}: start one with `hotweights coord-serve`, or name another with "
+            f"--endpoint or ${ENDPOINT_VARIABLE}"
         )
 
 
 def _dealer(context: Any, endpoint: str, keys: auth.ClientKeys | None) -> Any:
-    """A socket that only queues for a connection that stands, so that POLLOUT says whether one does."""
+    """A socket that only queues for a connection that stands, so that POLLOUT says whether one
+    does.
+    """
     socket = context.socket(zmq.DEALER)
     socket.setsockopt(zmq.LINGER, 0)
     socket.setsockopt(zmq.IMMEDIATE, 1)
@@ -141,9 +158,16 @@ class Client:
         self._lock = threading.Lock()
 
     def call(
-        self, method: str, *, binary: bytes | None = None, timeout_seconds: float | None = None, **args: Any
+        self,
+        method: str,
+        *,
+        binary: bytes | None = None,
+        timeout_seconds: float | None = None,
+        **args: Any,
     ) -> Reply:
-        """One answer. Raises `CallRefused` where the coordinator says no, `CoordinatorUnreachable` where none answers in time."""
+        """One answer. Raises `CallRefused` where the coordinator says no, `CoordinatorUnreachable`
+        where none answers in time.
+        """
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         until = time.monotonic() + seconds
         last: CallRefused | None = None
@@ -159,7 +183,12 @@ class Client:
         raise self._course.given_up(seconds, last)
 
     def _ask(
-        self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float, seconds: float
+        self,
+        method: str,
+        args: Mapping[str, Any],
+        binary: bytes | None,
+        until: float,
+        seconds: float,
     ) -> Answer | None:
         """One try at one endpoint; None: no answer from there."""
         socket = self._socket()
@@ -201,12 +230,19 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()
 
 
 class AsyncClient:
-    """The same in a loop. Calls of one client wait for each other; ``context`` may be shared by many clients."""
+    """The same in a loop. Calls of one client wait for each other; ``context`` may be shared by
+    many clients.
+    """
 
     def __init__(
         self,
@@ -225,7 +261,12 @@ class AsyncClient:
         self._lock = asyncio.Lock()
 
     async def call(
-        self, method: str, *, binary: bytes | None = None, timeout_seconds: float | None = None, **args: Any
+        self,
+        method: str,
+        *,
+        binary: bytes | None = None,
+        timeout_seconds: float | None = None,
+        **args: Any,
     ) -> Reply:
         """As `Client.call`."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
@@ -243,7 +284,12 @@ class AsyncClient:
         raise self._course.given_up(seconds, last)
 
     async def _ask(
-        self, method: str, args: Mapping[str, Any], binary: bytes | None, until: float, seconds: float
+        self,
+        method: str,
+        args: Mapping[str, Any],
+        binary: bytes | None,
+        until: float,
+        seconds: float,
     ) -> Answer | None:
         watched = self._watched()
         until = self._course.try_until(until, seconds)
@@ -285,13 +331,18 @@ class AsyncClient:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         await self.close()
 
 
 class _Watched:
-    """A plain socket whose descriptor a loop watches: a third of the work of `zmq.asyncio`'s for a call."""
+    """A plain socket whose descriptor a loop watches: a third of the work of `zmq.asyncio`'s for a
+    call.
+    """
 
     def __init__(self, socket: Any) -> None:
         self.socket = socket
@@ -331,10 +382,16 @@ class _Watched:
 
 
 class Subscriber:
-    """Hears events, from now on. Whoever must know something asks instead: an event may get lost."""
+    """Hears events, from now on. Whoever must know something asks instead: an event may get
+    lost.
+    """
 
-    def __init__(self, endpoint: str, topics: Sequence[str] = (), curve: Path | None = None) -> None:
-        """``endpoint`` is where events are published (`address.events_endpoint`); no topics: all of them."""
+    def __init__(
+        self, endpoint: str, topics: Sequence[str] = (), curve: Path | None = None
+    ) -> None:
+        """``endpoint`` is where events are published (`address.events_endpoint`); no topics: all of
+        them.
+        """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
@@ -358,5 +415,10 @@ class Subscriber:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self.close()

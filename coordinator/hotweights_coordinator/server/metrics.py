@@ -1,4 +1,6 @@
-"""What Prometheus is told. Labels are bounded: methods and reasons that there are, no worker, no version, no digest."""
+"""What Prometheus is told. Labels are bounded: methods and reasons that there are, no worker, no
+version, no digest.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,32 @@ SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)
 
 _RESULTS = frozenset(
     (
-        *("ok", "BadRequest", "UnknownMethod", "WrongVersion", "TooLarge", "Unauthenticated", "NotLeader"),
-        *("BackendUnavailable", "UnknownWorker", "TooManyWorkers", "Busy", "StaleToken", "NotPrecommitted", "Aborted"),
-        *("NothingBegun", "AlreadyCommitted", "NotCommitted", "DigestMismatch", "NoPlan", "NoManifest"),
+        *(
+            "ok",
+            "BadRequest",
+            "UnknownMethod",
+            "WrongVersion",
+            "TooLarge",
+            "Unauthenticated",
+            "NotLeader",
+        ),
+        *(
+            "BackendUnavailable",
+            "UnknownWorker",
+            "TooManyWorkers",
+            "Busy",
+            "StaleToken",
+            "NotPrecommitted",
+            "Aborted",
+        ),
+        *(
+            "NothingBegun",
+            "AlreadyCommitted",
+            "NotCommitted",
+            "DigestMismatch",
+            "NoPlan",
+            "NoManifest",
+        ),
         *("BadPlan", "BadManifest"),
     )
 )
@@ -35,16 +60,35 @@ class Metrics:
             "hotweights_coord_precommit_acks", "Workers that have prepared the attempt.", registry=r
         )
         self.have = Gauge(
-            "hotweights_coord_have", "Whole versions at workers, each counted at each worker.", registry=r
+            "hotweights_coord_have",
+            "Whole versions at workers, each counted at each worker.",
+            registry=r,
         )
-        self.applied = Gauge("hotweights_coord_applied", "Workers that serve what is current.", registry=r)
-        self.token = Gauge("hotweights_coord_token", "Token of the newest begin or abort.", registry=r)
-        self.leader = Gauge("hotweights_coord_leader", "1 while this coordinator decides.", registry=r)
-        self.plan_bytes = Gauge("hotweights_coord_plan_bytes", "Size of the submitted plan.", registry=r)
-        self.state = Gauge("hotweights_coord_state", "1 for the state that holds.", ["state"], registry=r)
+        self.applied = Gauge(
+            "hotweights_coord_applied", "Workers that serve what is current.", registry=r
+        )
+        self.token = Gauge(
+            "hotweights_coord_token", "Token of the newest begin or abort.", registry=r
+        )
+        self.leader = Gauge(
+            "hotweights_coord_leader", "1 while this coordinator decides.", registry=r
+        )
+        self.plan_bytes = Gauge(
+            "hotweights_coord_plan_bytes", "Size of the submitted plan.", registry=r
+        )
+        self.state = Gauge(
+            "hotweights_coord_state", "1 for the state that holds.", ["state"], registry=r
+        )
         self.stores = Counter("hotweights_coord_stores", "Writes of state.", ["result"], registry=r)
-        self.events = Counter("hotweights_coord_events", "Events that were published.", ["topic"], registry=r)
-        self._calls = Counter("hotweights_coord_calls", "Calls by method and result.", ["method", "result"], registry=r)
+        self.events = Counter(
+            "hotweights_coord_events", "Events that were published.", ["topic"], registry=r
+        )
+        self._calls = Counter(
+            "hotweights_coord_calls",
+            "Calls by method and result.",
+            ["method", "result"],
+            registry=r,
+        )
         self._seconds = Histogram(
             "hotweights_coord_call_seconds",
             "From a call's arrival to its answer.",
@@ -55,7 +99,9 @@ class Metrics:
         self._children: dict[tuple[str, str], tuple[Counter, Histogram]] = {}
 
     def show(self, durable: CoordinatorState | None, membership: Membership) -> None:
-        """What is a state rather than an event. ``durable`` None: this coordinator decides nothing."""
+        """What is a state rather than an event. ``durable`` None: this coordinator decides
+        nothing.
+        """
         self.leader.set(1 if durable is not None else 0)
         durable = durable or CoordinatorState()
         self.workers.set(len(durable.workers))
@@ -83,4 +129,6 @@ def serve(metrics: Metrics, host: str, port: int, healthy: str = "") -> Endpoint
         return Endpoints(port, metrics.registry, lambda: healthy, lambda: healthy, host=host)
     except OSError as error:
         text = f"cannot serve metrics at port {port} of {host or 'any address'}: {error.strerror}"
-        raise CoordinatorError(f"{text}; name another with ${PORT_VARIABLE} (0: any)", "PortTaken") from error
+        raise CoordinatorError(
+            f"{text}; name another with ${PORT_VARIABLE} (0: any)", "PortTaken"
+        ) from error

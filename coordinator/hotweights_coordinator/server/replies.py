@@ -11,7 +11,13 @@ from hotweights_coordinator.backends.blobs import Blobs
 from hotweights_coordinator.server.metrics import Metrics
 from hotweights_coordinator.state.handlers import CallResult
 from hotweights_coordinator.state.state import CoordinatorState, Event
-from hotweights_coordinator.wire.messages import CallRefused, GetPlan, answer_frame, error_frame, json_bytes
+from hotweights_coordinator.wire.messages import (
+    CallRefused,
+    GetPlan,
+    answer_frame,
+    error_frame,
+    json_bytes,
+)
 from hotweights_coordinator.wire.sockets import Sender, Sockets
 
 Decide = Callable[[CoordinatorState], CallResult]
@@ -19,7 +25,9 @@ Decide = Callable[[CoordinatorState], CallResult]
 
 @dataclass(slots=True)
 class PendingCall:
-    """A call, from its arrival to its answer. ``to`` None: the server's own, which nobody waits for."""
+    """A call, from its arrival to its answer. ``to`` None: the server's own, which nobody waits
+    for.
+    """
 
     to: Sender | None
     call_id: int | None
@@ -37,13 +45,19 @@ class Replies:
     """One coordinator's voice. Calls come on the loop's thread and return at once."""
 
     def __init__(
-        self, sockets: Sockets, metrics: Metrics, blobs: Blobs, spawn: Callable[[Awaitable[None]], None]
+        self,
+        sockets: Sockets,
+        metrics: Metrics,
+        blobs: Blobs,
+        spawn: Callable[[Awaitable[None]], None],
     ) -> None:
         """``spawn`` runs what has to wait, and ends it with the server."""
         self._sockets, self._metrics, self._blobs, self._spawn = sockets, metrics, blobs, spawn
 
     def answer(self, waiting: PendingCall, outcome: CallResult) -> None:
-        """Its result, with the blob that goes with it: from the backend where that is not at hand."""
+        """Its result, with the blob that goes with it: from the backend where that is not at
+        hand.
+        """
         if waiting.to is None:
             return
         frames = [answer_frame(waiting.call_id, outcome.result)]

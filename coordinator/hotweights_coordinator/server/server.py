@@ -1,9 +1,10 @@
 """One coordinator: it waits for calls, and decides while it leads.
 
-A call that changes nothing is answered at once from the state that is written. One that changes something waits for its turn: all
-that wait are decided one after the other on a copy, the copy is written by one write, and only then does anybody hear of it. If the
-write fails nobody knows what is written, so everything is forgotten, read again, and the callers are told to come back. That is
-the whole of "no false commits, no lost commits" on this side; the other half is the backend's fence.
+A call that changes nothing is answered at once from the state that is written. One that changes
+something waits for its turn: all that wait are decided one after the other on a copy, the copy is
+written by one write, and only then does anybody hear of it. If the write fails nobody knows what is
+written, so everything is forgotten, read again, and the callers are told to come back. That is the
+whole of "no false commits, no lost commits" on this side; the other half is the backend's fence.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
+from functools import partial
 
 import zmq
 
@@ -56,7 +58,9 @@ class Server:
     """Bound from construction; serves while `run` runs."""
 
     def __init__(self, settings: ServeSettings, backend: Backend) -> None:
-        """Raises `CallRefused` or `CoordinatorError` where something cannot be bound, and binds nothing then."""
+        """Raises `CallRefused` or `CoordinatorError` where something cannot be bound, and binds
+        nothing then.
+        """
         keys = auth.ServerKeys.read(settings.curve) if settings.curve else None
         for endpoint in filter(None, (settings.endpoint, settings.events_endpoint)):
             auth.check_binding(endpoint, protected=bool(settings.token or keys))
@@ -65,7 +69,9 @@ class Server:
         self.metrics = Metrics()
         self.sockets = Sockets(settings.endpoint, settings.events_endpoint, keys)
         try:
-            self.web = serve(self.metrics, "" if hosts.is_wildcard(host) else host, settings.metrics_port)
+            self.web = serve(
+                self.metrics, "" if hosts.is_wildcard(host) else host, settings.metrics_port
+            )
         except CoordinatorError:
             self.sockets.close()
             raise
@@ -196,22 +202,39 @@ class Server:
         call: Call | None = None
         try:
             if not 1 <= len(frames) <= 2:
-                raise CallRefused("BadRequest", f"a request has one or two frames, not {len(frames)}")
+                raise CallRefused(
+                    "BadRequest", f"a request has one or two frames, not {len(frames)}"
+                )
             call = parse_call(body)
             auth.check_token(self.settings.token, call.secret)
             request = parse_request(call, has_binary=len(frames) == 2)
-            self._asked(PendingCall(to, call.call_id, call.method, arrived, self._decision(request)), request, frames)
+            self._asked(
+                PendingCall(to, call.call_id, call.method, arrived, self._decision(request)),
+                request,
+                frames,
+            )
         except CallRefused as error:
             call_id = call.call_id if call else call_id_of(body)
-            self._answers.refuse(PendingCall(to, call_id, call.method if call else "", arrived, _nothing), error)
+            self._answers.refuse(
+                PendingCall(to, call_id, call.method if call else "", arrived, _nothing), error
+            )
 
     def _decision(self, request: Request) -> Decide:
-        return lambda durable: handlers.handle(durable, self._membership, request, self._about(), self._now())
+        return lambda durable: handlers.handle(
+            durable, self._membership, request, self._about(), self._now()
+        )
 
     def _about(self) -> ServerInfo:
         leader = self.advertised if self.leads else self._lease.leader
         events = self.sockets.events_endpoint
-        return ServerInfo(self.settings.instance_id, self._backend.name, leader, self.leads, events, self._started_at)
+        return ServerInfo(
+            self.settings.instance_id,
+            self._backend.name,
+            leader,
+            self.leads,
+            events,
+            self._started_at,
+        )
 
     def _asked(self, waiting: PendingCall, request: Request, frames: list[zmq.Frame]) -> None:
         if not self.leads and request.reads:
@@ -219,12 +242,17 @@ class Server:
         elif not self.leads:
             raise self._not_leader()
         elif self._state is None:
-            raise CallRefused("BackendUnavailable", "the coordinator is reading its state; ask again")
+            raise CallRefused(
+                "BackendUnavailable", "the coordinator is reading its state; ask again"
+            )
         elif isinstance(request, SubmitPlan | SetCurrentManifest):
             if len(frames[1]) > MAX_BINARY_NBYTES:
-                raise CallRefused("TooLarge", f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most")
+                raise CallRefused(
+                    "TooLarge", f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most"
+                )
             self._spawn(self._checked(waiting, request, frames[1]))
-        elif isinstance(request, Precommit):  # a thousand come at once, and each nearly always changes something
+        # a thousand come at once, and each nearly always changes something
+        elif isinstance(request, Precommit):
             self._wait(waiting)
         else:
             self._try(waiting, self._state)
@@ -251,7 +279,11 @@ class Server:
                     checked = await plan_check.plan(content)
                     plan = checked.plan
                     blobs = {plan.manifest_digest: checked.manifest, plan.digest: content}
-                    result = {"digest": plan.digest, "version": plan.version, "manifest_digest": plan.manifest_digest}
+                    result = {
+                        "digest": plan.digest,
+                        "version": plan.version,
+                        "manifest_digest": plan.manifest_digest,
+                    }
                     waiting.decide = lambda durable: handlers.changed(
                         durable, state.submit_plan(durable, plan, self._now()), result
                     )
@@ -293,7 +325,11 @@ class Server:
             return self._read[1]
 
     def _not_leader(self) -> CallRefused:
-        leader = self._lease.leader if not self._lease.mine and self._lease.leader != self.advertised else ""
+        leader = (
+            self._lease.leader
+            if not self._lease.mine and self._lease.leader != self.advertised
+            else ""
+        )
         text = f"{leader} leads" if leader else "nobody leads at the moment"
         return CallRefused("NotLeader", f"this coordinator does not lead: {text}", leader)
 
@@ -323,11 +359,11 @@ class Server:
             try:
                 outcome = waiting.decide(durable)
             except CallRefused as error:
-                answers.append(lambda waiting=waiting, error=error: self._answers.refuse(waiting, error))  # type: ignore[misc]
+                answers.append(partial(self._answers.refuse, waiting, error))
                 continue
             durable = outcome.durable
             events.extend(outcome.events)
-            answers.append(lambda waiting=waiting, outcome=outcome: self._answers.answer(waiting, outcome))  # type: ignore[misc]
+            answers.append(partial(self._answers.answer, waiting, outcome))
         if durable is not before:
             try:
                 await self._store(durable, lease)
@@ -336,7 +372,8 @@ class Server:
                 for waiting in batch:
                     self._answers.refuse(waiting, unavailable(error))
                 return
-            # A lease that went and came back meanwhile: somebody else may have written since, so it is read again.
+            # A lease that went and came back meanwhile: somebody else may have written since, so it
+            # is read again.
             self._state = durable if self._lease.fence == lease.fence else None
         self._answers.publish(events)
         for answer in answers:
@@ -370,7 +407,10 @@ class Server:
             durable = self._state
             if self.leads and durable is not None:
                 try:
-                    self._try(PendingCall(None, None, "look", time.monotonic(), self._after_a_look), durable)
+                    self._try(
+                        PendingCall(None, None, "look", time.monotonic(), self._after_a_look),
+                        durable,
+                    )
                 except CallRefused as error:
                     log.warning("%s", error)
             self._show()

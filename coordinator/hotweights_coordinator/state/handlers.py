@@ -1,7 +1,8 @@
-"""What each method answers: the rules of `state`, with what `membership` knows, as results for the wire.
+"""What each method answers: the rules of `state`, with what `membership` knows, as results for the
+wire.
 
-Pure but for `membership`, which only ever learns facts that stay true if an answer is thrown away: so a request may be tried
-against the state first, and again when its turn to be written has come.
+Pure but for `membership`, which only ever learns facts that stay true if an answer is thrown away:
+so a request may be tried against the state first, and again when its turn to be written has come.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class ServerInfo:
 
 @dataclass(frozen=True, slots=True)
 class CallResult:
-    """The state after a request: the very same object where nothing changed. ``blob`` names what goes with the answer."""
+    """The state after a request: the very same object where nothing changed. ``blob`` names what
+    goes with the answer.
+    """
 
     durable: CoordinatorState
     result: Mapping[str, Any]
@@ -41,7 +44,11 @@ class CallResult:
 
 
 def handle(
-    durable: CoordinatorState, membership: Membership, request: m.Request, about: ServerInfo, now: float
+    durable: CoordinatorState,
+    membership: Membership,
+    request: m.Request,
+    about: ServerInfo,
+    now: float,
 ) -> CallResult:
     """One request. Raises `CallRefused`, and then nothing has changed."""
     match request:
@@ -57,7 +64,14 @@ def handle(
             return _applied(durable, membership, request, now)
         case m.Begin():
             after = state.begin(
-                *(durable, request.version, request.digest, request.deadline_seconds, request.commit_when_ready, now)
+                *(
+                    durable,
+                    request.version,
+                    request.digest,
+                    request.deadline_seconds,
+                    request.commit_when_ready,
+                    now,
+                )
             )
             return _changed(durable, after, _attempt_result(after))
         case m.Commit():
@@ -70,7 +84,9 @@ def handle(
             return _get_plan(durable, request.digest)
         case m.GetCurrentManifest():
             if durable.manifest is None:
-                raise m.CallRefused("NoManifest", "no manifest is current yet: nothing was committed or set by hand")
+                raise m.CallRefused(
+                    "NoManifest", "no manifest is current yet: nothing was committed or set by hand"
+                )
             return CallResult(durable, asdict(durable.manifest), blob=durable.manifest.digest)
         case m.WhoHas():
             donors = membership.donors(request.digest, durable.workers)
@@ -83,7 +99,9 @@ def handle(
             raise m.CallRefused("UnknownMethod", f"{request.method} is not answered here")
 
 
-def assignment(durable: CoordinatorState, membership: Membership, worker_id: str, now: float) -> dict[str, Any]:
+def assignment(
+    durable: CoordinatorState, membership: Membership, worker_id: str, now: float
+) -> dict[str, Any]:
     """What a worker follows, by level."""
     attempt, current = durable.attempt, durable.current
     plan = attempt.plan if attempt else None
@@ -96,19 +114,35 @@ def assignment(durable: CoordinatorState, membership: Membership, worker_id: str
         "uri": plan.uri if plan else "",
         "model": plan.model if plan else "",
     }
-    wanted = plan.manifest_digest if plan and durable.phase in ROUTE_PHASES else current.digest if current else ""
+    wanted = (
+        plan.manifest_digest
+        if plan and durable.phase in ROUTE_PHASES
+        else current.digest
+        if current
+        else ""
+    )
     parents: list[dict[str, Any]] = []
     fallbacks: list[dict[str, Any]] = []
     if wanted and wanted not in membership.have_of(worker_id):
         route = membership.route(worker_id, wanted, durable.workers, now)
-        parents = [_peer(durable.workers[name]) for name in route.parents if name in durable.workers]
-        fallbacks = [_peer(durable.workers[name]) for name in route.fallbacks if name in durable.workers]
-    result |= {"parents": parents, "fallbacks": fallbacks, "current": asdict(current) if current else None}
+        parents = [
+            _peer(durable.workers[name]) for name in route.parents if name in durable.workers
+        ]
+        fallbacks = [
+            _peer(durable.workers[name]) for name in route.fallbacks if name in durable.workers
+        ]
+    result |= {
+        "parents": parents,
+        "fallbacks": fallbacks,
+        "current": asdict(current) if current else None,
+    }
     result["heartbeat_seconds"] = membership.ttl_seconds / 3
     return result
 
 
-def _heartbeat(durable: CoordinatorState, membership: Membership, request: m.Heartbeat, now: float) -> CallResult:
+def _heartbeat(
+    durable: CoordinatorState, membership: Membership, request: m.Heartbeat, now: float
+) -> CallResult:
     worker_id, failure = request.worker_id, request.failure
     if worker_id not in durable.workers:
         raise state.unknown_worker(worker_id)
@@ -124,7 +158,9 @@ def _heartbeat(durable: CoordinatorState, membership: Membership, request: m.Hea
     return _changed(durable, after, assignment(after, membership, worker_id, now), events)
 
 
-def _register(durable: CoordinatorState, membership: Membership, request: m.Register, now: float) -> CallResult:
+def _register(
+    durable: CoordinatorState, membership: Membership, request: m.Register, now: float
+) -> CallResult:
     worker_id = request.worker_id
     worker = Worker(worker_id, request.host, request.endpoints, request.zone, request.instance)
     after = state.register(durable, worker, now)
@@ -135,7 +171,9 @@ def _register(durable: CoordinatorState, membership: Membership, request: m.Regi
     return _changed(durable, after, assignment(after, membership, worker_id, now))
 
 
-def _applied(durable: CoordinatorState, membership: Membership, request: m.AppliedCall, now: float) -> CallResult:
+def _applied(
+    durable: CoordinatorState, membership: Membership, request: m.AppliedCall, now: float
+) -> CallResult:
     state.check_applied(durable, request.worker_id, request.digest, request.token)
     membership.heard(request.worker_id, None, now)
     said = m.Applied(digest=request.digest, token=request.token)
@@ -144,7 +182,11 @@ def _applied(durable: CoordinatorState, membership: Membership, request: m.Appli
 
 
 def _note_applied(
-    durable: CoordinatorState, membership: Membership, worker_id: str, said: m.Applied | None, now: float
+    durable: CoordinatorState,
+    membership: Membership,
+    worker_id: str,
+    said: m.Applied | None,
+    now: float,
 ) -> tuple[Event, ...]:
     if said is None or membership.applied.get(worker_id) == said:
         return ()
@@ -159,27 +201,42 @@ def _note_applied(
 
 
 def _get_plan(durable: CoordinatorState, digest: str | None) -> CallResult:
-    known = {plan.digest: plan.version for plan in (durable.attempt and durable.attempt.plan, durable.plan) if plan}
+    known = {
+        plan.digest: plan.version
+        for plan in (durable.attempt and durable.attempt.plan, durable.plan)
+        if plan
+    }
     if durable.current is not None:
         known.setdefault(durable.current.plan_digest, durable.current.version)
     if not known:
-        raise m.CallRefused("NoPlan", "no plan was submitted; `hotweights coord-submit-plan --plan FILE` does it")
+        raise m.CallRefused(
+            "NoPlan", "no plan was submitted; `hotweights coord-submit-plan --plan FILE` does it"
+        )
     wanted = digest or (durable.plan.digest if durable.plan else next(iter(known)))
     if wanted not in known:
-        raise m.CallRefused("NoPlan", f"no plan {wanted} is here (any more); ask without a digest for the latest")
+        raise m.CallRefused(
+            "NoPlan", f"no plan {wanted} is here (any more); ask without a digest for the latest"
+        )
     return CallResult(durable, {"digest": wanted, "version": known[wanted]}, blob=wanted)
 
 
 def _changed(
-    before: CoordinatorState, after: CoordinatorState, result: Mapping[str, Any], events: tuple[Event, ...] = ()
+    before: CoordinatorState,
+    after: CoordinatorState,
+    result: Mapping[str, Any],
+    events: tuple[Event, ...] = (),
 ) -> CallResult:
     if after is before:
         return CallResult(before, result, events)
     known = set(map(id, before.events))
-    return CallResult(after, result, (*events, *(event for event in after.events if id(event) not in known)))
+    return CallResult(
+        after, result, (*events, *(event for event in after.events if id(event) not in known))
+    )
 
 
-def changed(before: CoordinatorState, after: CoordinatorState, result: Mapping[str, Any]) -> CallResult:
+def changed(
+    before: CoordinatorState, after: CoordinatorState, result: Mapping[str, Any]
+) -> CallResult:
     """What the server itself brings about: a checked plan, a silence, a take-over."""
     return _changed(before, after, result)
 
@@ -217,7 +274,9 @@ def _workers(durable: CoordinatorState, membership: Membership, now: float) -> l
     return result
 
 
-def _status(durable: CoordinatorState, membership: Membership, about: ServerInfo, now: float) -> dict[str, Any]:
+def _status(
+    durable: CoordinatorState, membership: Membership, about: ServerInfo, now: float
+) -> dict[str, Any]:
     attempt, current = durable.attempt, durable.current
     plan = attempt.plan if attempt else None
     applied = membership.have_applied(durable)
@@ -233,7 +292,9 @@ def _status(durable: CoordinatorState, membership: Membership, about: ServerInfo
         "plan_digest": plan.digest if plan else durable.plan.digest if durable.plan else "",
         "submitted": asdict(durable.plan) if durable.plan else None,
         "reason": attempt.reason if attempt else "",
-        "deadline_seconds": round(attempt.deadline - now, 3) if attempt and attempt.is_open else None,
+        "deadline_seconds": round(attempt.deadline - now, 3)
+        if attempt and attempt.is_open
+        else None,
         "current": asdict(current) if current else None,
         "workers": sorted(durable.workers),
         "precommitted": sorted(attempt.precommits) if attempt else [],
@@ -244,6 +305,8 @@ def _status(durable: CoordinatorState, membership: Membership, about: ServerInfo
         "pub_endpoint": about.events_endpoint,
         "instance_id": about.instance_id,
         "backend": about.backend,
-        "last_events": [{**asdict(event), "age_seconds": round(max(0.0, now - event.at), 3)} for event in events],
+        "last_events": [
+            {**asdict(event), "age_seconds": round(max(0.0, now - event.at), 3)} for event in events
+        ],
         "uptime_seconds": round(now - about.started_at, 3),
     }

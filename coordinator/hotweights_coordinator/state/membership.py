@@ -1,7 +1,8 @@
-"""What is only known while it is being said: who is alive, who has what, who applied what, and who pulls from whom.
+"""What is only known while it is being said: who is alive, who has what, who applied what, and who
+pulls from whom.
 
-A coordinator that takes over knows none of it and learns all of it from the next heartbeats; nothing here is ever stored, and
-nothing here decides alone: `state` hears who fell silent.
+A coordinator that takes over knows none of it and learns all of it from the next heartbeats;
+nothing here is ever stored, and nothing here decides alone: `state` hears who fell silent.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.messages import Applied, Failure
 from hotweights_planner.routes import Route, plan_routes
 
-ROUTES_SECONDS = 0.25  # routes of a thousand are not made anew for every worker that joins or becomes a donor
+# routes of a thousand are not made anew for every worker that joins or becomes a donor
+ROUTES_SECONDS = 0.25
 
 _ALONE = Route((), True, ())
 
@@ -57,15 +59,21 @@ class Membership:
         self._routes_stale = True
 
     def silent(self, workers: Collection[str], now: float, look_seconds: float) -> list[str]:
-        """Those not heard for a TTL. Called every ``look_seconds``; if that was long ago it is we who slept, not they."""
-        late = 0.0 if self._looked_at is None else max(0.0, now - self._looked_at - 2 * look_seconds)
+        """Those not heard for a TTL. Called every ``look_seconds``; if that was long ago it is we
+        who slept, not they.
+        """
+        late = (
+            0.0 if self._looked_at is None else max(0.0, now - self._looked_at - 2 * look_seconds)
+        )
         self._looked_at = now
         if late:
             self._seen = {name: min(now, seen + late) for name, seen in self._seen.items()}
         for worker_id in self._seen.keys() - set(workers):
             del self._seen[worker_id]
             self.started_anew(worker_id)
-        return [name for name in workers if now - self._seen.setdefault(name, now) > self.ttl_seconds]
+        return [
+            name for name in workers if now - self._seen.setdefault(name, now) > self.ttl_seconds
+        ]
 
     def silence_seconds(self, worker_id: str, now: float) -> float:
         return max(0.0, now - self._seen.get(worker_id, now))
@@ -85,12 +93,18 @@ class Membership:
         said = Applied.model_construct(digest=current.digest, token=current.token)
         return sorted(name for name in durable.workers if self.applied.get(name) == said)
 
-    def route(self, worker_id: str, digest: str, workers: Mapping[str, Worker], now: float) -> Route:
+    def route(
+        self, worker_id: str, digest: str, workers: Mapping[str, Worker], now: float
+    ) -> Route:
         """Whom this worker asks for that version."""
         if self._must_route(worker_id, digest, len(workers), now):
             ids = list(workers)
             donors = frozenset(worker.worker_id for worker in self.donors(digest, workers))
-            previous = {} if self._routes_of != digest else {name: r.parents for name, r in self._routes.items()}
+            previous = (
+                {}
+                if self._routes_of != digest
+                else {name: r.parents for name, r in self._routes.items()}
+            )
             zones = {name: worker.zone or _zone(worker) for name, worker in workers.items()}
             self._routes = plan_routes(ids, donors, self.origin_readers, previous, zones)
             self._routes_of, self._routes_at, self._routes_stale = digest, now, False
@@ -109,6 +123,10 @@ class Membership:
 def _zone(worker: Worker) -> str:
     """Of the address that peers reach it at, whatever the transport."""
     try:
-        return address.zone_of(urlsplit(worker.endpoints[0]).hostname or "") if worker.endpoints else ""
+        return (
+            address.zone_of(urlsplit(worker.endpoints[0]).hostname or "")
+            if worker.endpoints
+            else ""
+        )
     except ValueError:
         return ""

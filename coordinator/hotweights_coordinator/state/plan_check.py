@@ -1,7 +1,9 @@
-"""Plans and manifests that arrive are checked beside the server, so that it goes on answering meanwhile.
+"""Plans and manifests that arrive are checked beside the server, so that it goes on answering
+meanwhile.
 
-A big one is a second of work that Python does under its lock; a process of its own does it, given the bytes on standard input, and
-what it writes is one line of JSON and, after a plan, the manifest that is in it. A small one is not worth a process.
+A big one is a second of work that Python does under its lock; a process of its own does it, given
+the bytes on standard input, and what it writes is one line of JSON and, after a plan, the manifest
+that is in it. A small one is not worth a process.
 """
 
 from __future__ import annotations
@@ -34,8 +36,12 @@ class CheckedPlan:
 
 
 async def received(buffer: memoryview) -> bytes:
-    """The bytes of a frame. Many are copied by way of a file, because reading and writing files lets the server's thread go on."""
-    return bytes(buffer) if len(buffer) <= SMALL_NBYTES else await asyncio.to_thread(_copied, buffer)
+    """The bytes of a frame. Many are copied by way of a file, because reading and writing files
+    lets the server's thread go on.
+    """
+    return (
+        bytes(buffer) if len(buffer) <= SMALL_NBYTES else await asyncio.to_thread(_copied, buffer)
+    )
 
 
 def _copied(buffer: memoryview) -> bytes:
@@ -66,7 +72,14 @@ def _plan(content: bytes) -> CheckedPlan:
         found = plans.parse(content, "the submitted plan")
     except Refused as error:
         raise CallRefused(error.reason, str(error)) from error
-    ref = PlanRef(found.digest, found.version, found.manifest.digest, found.source, found.model_id, len(content))
+    ref = PlanRef(
+        found.digest,
+        found.version,
+        found.manifest.digest,
+        found.source,
+        found.model_id,
+        len(content),
+    )
     return CheckedPlan(ref, found.manifest.canonical)
 
 
@@ -79,7 +92,8 @@ def _manifest(content: bytes) -> ManifestRef:
 
 
 async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as made:  # the loop would feed a pipe bit by bit
+    # the loop would feed a pipe bit by bit
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as made:
         await asyncio.to_thread(given.write, content)
         await asyncio.to_thread(given.seek, 0)
         code, complained = await _run(kind, given, made)
@@ -88,7 +102,9 @@ async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
         rest = await asyncio.to_thread(made.read)
     if code or not written:
         last = complained.decode(errors="replace").strip().rpartition("\n")[2][-300:]
-        raise CallRefused("BadRequest", f"checking the {kind} failed: {last or f'exit code {code}'}")
+        raise CallRefused(
+            "BadRequest", f"checking the {kind} failed: {last or f'exit code {code}'}"
+        )
     line: dict[str, Any] = json.loads(written)
     if "refused" in line:
         raise CallRefused(line["refused"], line["message"])
@@ -97,12 +113,16 @@ async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
 
 async def _run(kind: str, given: IO[bytes], made: IO[bytes]) -> tuple[int | None, bytes]:
     command = (sys.executable, "-m", "hotweights_coordinator.state.plan_check", kind)
-    process = await asyncio.create_subprocess_exec(*command, stdin=given, stdout=made, stderr=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=given, stdout=made, stderr=asyncio.subprocess.PIPE
+    )
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             _, complained = await process.communicate()
     except TimeoutError:
-        raise CallRefused("BadRequest", f"checking the {kind} took longer than {CHECK_SECONDS:g} s") from None
+        raise CallRefused(
+            "BadRequest", f"checking the {kind} took longer than {CHECK_SECONDS:g} s"
+        ) from None
     finally:
         if process.returncode is None:
             process.kill()
@@ -113,7 +133,9 @@ async def _run(kind: str, given: IO[bytes], made: IO[bytes]) -> tuple[int | None
 def main() -> None:
     """The process beside, which lets the server go first."""
     os.nice(10)
-    gc.disable()  # it would look again and again for cycles in a million objects that have none, and the process ends anyway
+    # it would look again and again for cycles in a million objects that have none, and the process
+    # ends anyway
+    gc.disable()
     content = sys.stdin.buffer.read()
     rest = b""
     try:

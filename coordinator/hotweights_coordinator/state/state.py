@@ -1,13 +1,15 @@
-"""What is decided, and by which rules: the coordinator's state machine, without sockets, clocks or chance.
+"""What is decided, and by which rules: the coordinator's state machine, without sockets, clocks or
+chance.
 
     idle ──begin──> begun ──all live workers precommit──> precommitted ──commit──> committed
                       │ <──nobody who has prepared it lives──┤
                       └──────────── abort, deadline, failure ┴──> aborted
 
-Everything here is a value that never changes; a transition gives another value, or the very same object where nothing happened.
-That is what the server relies on: the same object needs no write. ``token`` grows with every begin and every abort, so whatever
-somebody says about an attempt that is over can be told from what counts. Liveness is not kept here (`membership` does): the
-workers that stand here are the live ones, because one that falls silent is removed.
+Everything here is a value that never changes; a transition gives another value, or the very same
+object where nothing happened. That is what the server relies on: the same object needs no write.
+``token`` grows with every begin and every abort, so whatever somebody says about an attempt that is
+over can be told from what counts. Liveness is not kept here (`membership` does): the workers that
+stand here are the live ones, because one that falls silent is removed.
 """
 
 from __future__ import annotations
@@ -119,7 +121,9 @@ class CoordinatorState:
     def blobs(self) -> frozenset[str]:
         """Digests of the plans and manifests that must be kept beside it."""
         kept = {plan.digest for plan in (self.plan, self.attempt and self.attempt.plan) if plan}
-        kept |= {plan.manifest_digest for plan in (self.plan, self.attempt and self.attempt.plan) if plan}
+        kept |= {
+            plan.manifest_digest for plan in (self.plan, self.attempt and self.attempt.plan) if plan
+        }
         kept |= {self.current.plan_digest, self.current.digest} if self.current else set()
         kept |= {self.manifest.digest} if self.manifest else set()
         return frozenset(kept)
@@ -133,12 +137,16 @@ class CoordinatorState:
 
 
 def register(durable: CoordinatorState, worker: Worker, now: float) -> CoordinatorState:
-    """Somebody takes part. A new process under a known name has staged nothing, so its precommit no longer counts."""
+    """Somebody takes part. A new process under a known name has staged nothing, so its precommit no
+    longer counts.
+    """
     known = durable.workers.get(worker.worker_id)
     if known == worker:
         return durable
     if known is None and len(durable.workers) >= MAX_WORKERS:
-        raise CallRefused("TooManyWorkers", f"{MAX_WORKERS} workers are registered; start another coordinator")
+        raise CallRefused(
+            "TooManyWorkers", f"{MAX_WORKERS} workers are registered; start another coordinator"
+        )
     after = replace(durable, workers={**durable.workers, worker.worker_id: worker})
     if known is not None and known.instance != worker.instance:
         after = _without_precommits(after, (worker.worker_id,), now)
@@ -153,7 +161,9 @@ def drop(durable: CoordinatorState, silent: Collection[str], now: float) -> Coor
     left = {name: worker for name, worker in durable.workers.items() if name not in gone}
     after = replace(durable, workers=left)
     for worker_id in gone:
-        after = _noted(after, now, "register", f"worker {worker_id} fell silent and is dropped", worker_id)
+        after = _noted(
+            after, now, "register", f"worker {worker_id} fell silent and is dropped", worker_id
+        )
     return _settled(_without_precommits(after, gone, now), now)
 
 
@@ -164,7 +174,14 @@ def submit_plan(durable: CoordinatorState, plan: PlanRef, now: float) -> Coordin
     if durable.attempt is not None and durable.attempt.is_open:
         raise _busy(durable.attempt)
     after = replace(durable, plan=plan)
-    return _noted(after, now, "plan", f"plan of {plan.version} submitted", version=plan.version, digest=plan.digest)
+    return _noted(
+        after,
+        now,
+        "plan",
+        f"plan of {plan.version} submitted",
+        version=plan.version,
+        digest=plan.digest,
+    )
 
 
 def set_manifest(durable: CoordinatorState, manifest: ManifestRef) -> CoordinatorState:
@@ -191,10 +208,14 @@ def begin(
     if plan is None or plan.version != version:
         there = f"the one here is of {plan.version}" if plan else "none was submitted"
         remedy = "submit it with `hotweights coord-submit-plan --plan FILE`"
-        raise CallRefused("WrongVersion", f"there is no plan of version {version}: {there}; {remedy}")
+        raise CallRefused(
+            "WrongVersion", f"there is no plan of version {version}: {there}; {remedy}"
+        )
     if not _is_about(plan, digest):
         what = f"the plan of {version} is about {plan.manifest_digest}, not {digest}"
-        raise CallRefused("DigestMismatch", f"{what}; submit the right plan, or leave the digest out")
+        raise CallRefused(
+            "DigestMismatch", f"{what}; submit the right plan, or leave the digest out"
+        )
     if attempt is not None and attempt.phase == "committed" and attempt.plan == plan:
         return durable
     token = durable.token + 1
@@ -203,7 +224,9 @@ def begin(
     return _noted_attempt(after, now, "begin", f"{version} begun")
 
 
-def precommit(durable: CoordinatorState, worker_id: str, token: int, now: float) -> CoordinatorState:
+def precommit(
+    durable: CoordinatorState, worker_id: str, token: int, now: float
+) -> CoordinatorState:
     """This worker could commit at once. The last one of all makes the attempt precommitted."""
     attempt = _attempt_of(durable, worker_id, token)
     if attempt.phase == "aborted":
@@ -212,16 +235,25 @@ def precommit(durable: CoordinatorState, worker_id: str, token: int, now: float)
         return durable
     after = replace(durable, attempt=replace(attempt, precommits=attempt.precommits | {worker_id}))
     after = _noted_attempt(
-        after, now, "precommit", f"worker {worker_id} has prepared {attempt.plan.version}", worker_id
+        after,
+        now,
+        "precommit",
+        f"worker {worker_id} has prepared {attempt.plan.version}",
+        worker_id,
     )
     return _settled(after, now)
 
 
-def commit(durable: CoordinatorState, version: str, token: int | None, now: float) -> CoordinatorState:
+def commit(
+    durable: CoordinatorState, version: str, token: int | None, now: float
+) -> CoordinatorState:
     """What all have prepared becomes what counts."""
     attempt = durable.attempt
     if attempt is None:
-        raise CallRefused("NotPrecommitted", f"nothing is begun; `hotweights begin --version {version}` comes first")
+        raise CallRefused(
+            "NotPrecommitted",
+            f"nothing is begun; `hotweights begin --version {version}` comes first",
+        )
     if attempt.plan.version != version:
         what = f"the attempt is about {attempt.plan.version}, not {version}"
         raise CallRefused("WrongVersion", f"{what}; see `hotweights coord-status`")
@@ -231,19 +263,30 @@ def commit(durable: CoordinatorState, version: str, token: int | None, now: floa
         case "committed":
             return durable
         case "aborted":
-            raise CallRefused("NotPrecommitted", f"{version} was aborted ({attempt.reason}); begin it again")
+            raise CallRefused(
+                "NotPrecommitted", f"{version} was aborted ({attempt.reason}); begin it again"
+            )
         case "begun" if not durable.workers:
-            remedy = "start `hotweights worker` and commit when it has, or end it with `hotweights abort`"
+            remedy = (
+                "start `hotweights worker` and commit when it has, or end it with `hotweights "
+                "abort`"
+            )
             raise CallRefused("NotPrecommitted", f"no live worker has prepared {version}; {remedy}")
         case "begun":
             waiting = named(durable.waiting_for)
-            raise CallRefused("NotPrecommitted", f"{version} is not prepared everywhere; waiting for {waiting}")
+            raise CallRefused(
+                "NotPrecommitted", f"{version} is not prepared everywhere; waiting for {waiting}"
+            )
         case "precommitted":
             return _committed(durable, attempt, now)
 
 
-def abort(durable: CoordinatorState, reason: str, now: float, token: int | None = None) -> CoordinatorState:
-    """Give an open attempt up; what is current stays. With a token, only that one: asked again, it ends no later attempt."""
+def abort(
+    durable: CoordinatorState, reason: str, now: float, token: int | None = None
+) -> CoordinatorState:
+    """Give an open attempt up; what is current stays. With a token, only that one: asked again, it
+    ends no later attempt.
+    """
     attempt = durable.attempt
     if attempt is None:
         raise CallRefused("NothingBegun", "there is nothing to abort: no attempt was begun")
@@ -252,22 +295,35 @@ def abort(durable: CoordinatorState, reason: str, now: float, token: int | None 
         raise _stale(token, attempt)
     if attempt.phase == "committed":
         what = f"{attempt.plan.version} is committed, which is final"
-        raise CallRefused("AlreadyCommitted", f"{what}; submit the old version's plan and begin it to go back")
+        raise CallRefused(
+            "AlreadyCommitted", f"{what}; submit the old version's plan and begin it to go back"
+        )
     if attempt.phase == "aborted":
         return durable
     token = durable.token + 1
-    after = replace(durable, token=token, attempt=replace(attempt, token=token, phase="aborted", reason=reason))
+    after = replace(
+        durable, token=token, attempt=replace(attempt, token=token, phase="aborted", reason=reason)
+    )
     return _noted_attempt(after, now, "abort", f"{attempt.plan.version} aborted: {reason}")
 
 
 def fail(
-    durable: CoordinatorState, worker_id: str, token: int | None, reason: str, message: str, now: float
+    durable: CoordinatorState,
+    worker_id: str,
+    token: int | None,
+    reason: str,
+    message: str,
+    now: float,
 ) -> CoordinatorState:
-    """A worker cannot take part, so nobody goes on. What it says about another attempt changes nothing."""
+    """A worker cannot take part, so nobody goes on. What it says about another attempt changes
+    nothing.
+    """
     attempt = durable.attempt
     if attempt is None or not attempt.is_open or (token is not None and token != attempt.token):
         return durable
-    return abort(durable, f"worker {worker_id}: {reason}" + (f": {message}" if message else ""), now)
+    return abort(
+        durable, f"worker {worker_id}: {reason}" + (f": {message}" if message else ""), now
+    )
 
 
 def expire(durable: CoordinatorState, now: float) -> CoordinatorState:
@@ -275,7 +331,11 @@ def expire(durable: CoordinatorState, now: float) -> CoordinatorState:
     attempt = durable.attempt
     if attempt is None or not attempt.is_open or now < attempt.deadline:
         return durable
-    waiting = f"; it waited for {named(durable.waiting_for) or 'a first worker'}" if attempt.phase == "begun" else ""
+    waiting = (
+        f"; it waited for {named(durable.waiting_for) or 'a first worker'}"
+        if attempt.phase == "begun"
+        else ""
+    )
     return abort(durable, f"the deadline passed{waiting}", now)
 
 
@@ -288,8 +348,15 @@ def check_applied(durable: CoordinatorState, worker_id: str, digest: str, token:
 
 
 def take_over(durable: CoordinatorState | None, instance_id: str, now: float) -> CoordinatorState:
-    """Somebody begins to lead. Where nothing was stored the first token is the time, so that it is above any earlier one."""
-    return _noted(durable or CoordinatorState(token=int(now)), now, "leader", f"coordinator {instance_id} leads")
+    """Somebody begins to lead. Where nothing was stored the first token is the time, so that it is
+    above any earlier one.
+    """
+    return _noted(
+        durable or CoordinatorState(token=int(now)),
+        now,
+        "leader",
+        f"coordinator {instance_id} leads",
+    )
 
 
 def named(names: Collection[str]) -> str:
@@ -300,7 +367,8 @@ def named(names: Collection[str]) -> str:
 
 def unknown_worker(worker_id: str) -> CallRefused:
     return CallRefused(
-        "UnknownWorker", f"worker {worker_id} is not registered here (any more); it has to register again"
+        "UnknownWorker",
+        f"worker {worker_id} is not registered here (any more); it has to register again",
     )
 
 
@@ -308,7 +376,9 @@ def _attempt_of(durable: CoordinatorState, worker_id: str, token: int) -> Attemp
     if worker_id not in durable.workers:
         raise unknown_worker(worker_id)
     if durable.attempt is None:
-        raise CallRefused("NothingBegun", f"nothing is begun, so token {token} is of no attempt here")
+        raise CallRefused(
+            "NothingBegun", f"nothing is begun, so token {token} is of no attempt here"
+        )
     if token != durable.attempt.token:
         raise _stale(token, durable.attempt)
     return durable.attempt
@@ -324,11 +394,18 @@ def _busy(attempt: Attempt) -> CallRefused:
 
 
 def _stale(token: int, attempt: Attempt) -> CallRefused:
-    return CallRefused("StaleToken", f"token {token} does not count; {attempt.plan.version} has token {attempt.token}")
+    return CallRefused(
+        "StaleToken",
+        f"token {token} does not count; {attempt.plan.version} has token {attempt.token}",
+    )
 
 
-def _without_precommits(durable: CoordinatorState, workers: Collection[str], now: float) -> CoordinatorState:
-    """What they said no longer counts. Where nobody is left who said it, it is not prepared, and who joins is waited for again."""
+def _without_precommits(
+    durable: CoordinatorState, workers: Collection[str], now: float
+) -> CoordinatorState:
+    """What they said no longer counts. Where nobody is left who said it, it is not prepared, and
+    who joins is waited for again.
+    """
     attempt = durable.attempt
     if attempt is None or not attempt.is_open or attempt.precommits.isdisjoint(workers):
         return durable
@@ -346,7 +423,8 @@ def _settled(durable: CoordinatorState, now: float) -> CoordinatorState:
     if attempt is None or not attempt.is_open:
         return durable
     if attempt.phase == "begun":
-        if not durable.workers or len(attempt.precommits) < len(durable.workers):  # nobody else can precommit
+        # nobody else can precommit
+        if not durable.workers or len(attempt.precommits) < len(durable.workers):
             return durable
         attempt = replace(attempt, phase="precommitted")
         durable = replace(durable, attempt=attempt)
@@ -360,7 +438,9 @@ def _committed(durable: CoordinatorState, attempt: Attempt, now: float) -> Coord
     after = replace(
         durable,
         attempt=replace(attempt, phase="committed"),
-        current=Current(plan.version, plan.manifest_digest, attempt.token, plan.digest, plan.uri, plan.model),
+        current=Current(
+            plan.version, plan.manifest_digest, attempt.token, plan.digest, plan.uri, plan.model
+        ),
         manifest=ManifestRef(plan.manifest_digest, plan.version),
     )
     return _noted_attempt(after, now, "commit", f"{plan.version} committed")
@@ -373,7 +453,9 @@ def _noted_attempt(
     if attempt is None:
         return durable
     plan = attempt.plan
-    return _noted(durable, now, topic, text, worker_id, plan.version, plan.manifest_digest, attempt.token)
+    return _noted(
+        durable, now, topic, text, worker_id, plan.version, plan.manifest_digest, attempt.token
+    )
 
 
 def _noted(
@@ -386,9 +468,13 @@ def _noted(
     digest: str = "",
     token: int = 0,
 ) -> CoordinatorState:
-    """The event at the end, and the oldest of its kind dropped: a thousand precommits do not push out the begin."""
+    """The event at the end, and the oldest of its kind dropped: a thousand precommits do not push
+    out the begin.
+    """
     events = durable.events
     same = [event for event in events if event.topic == topic]
     if len(same) >= EVENTS_PER_TOPIC:
         events = tuple(event for event in events if event is not same[0])
-    return replace(durable, events=(*events, Event(now, topic, text, version, digest, token, worker_id)))
+    return replace(
+        durable, events=(*events, Event(now, topic, text, version, digest, token, worker_id))
+    )

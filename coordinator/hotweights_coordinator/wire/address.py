@@ -30,7 +30,9 @@ def parse(text: str) -> Endpoint:
     """Raises `CallRefused` with what an endpoint looks like."""
     found = _ENDPOINT.fullmatch(text.strip())
     if found is None or int(found[2]) > 65535:
-        raise CallRefused("BadEndpoint", f"{text!r} is no endpoint; write it like {DEFAULT_ENDPOINT}")
+        raise CallRefused(
+            "BadEndpoint", f"{text!r} is no endpoint; write it like {DEFAULT_ENDPOINT}"
+        )
     return Endpoint(found[1], int(found[2]))
 
 

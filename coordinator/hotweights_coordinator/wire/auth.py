@@ -1,8 +1,8 @@
 """Who may ask: whoever knows the token, or whose CURVE key lies in the folder.
 
-A folder of keys, as ``hotweights coord-keys`` writes it: ``server.key`` and ``server.key_secret`` for the coordinator,
-``client.key_secret`` for those who ask, ``clients/*.key`` the public keys that are let in. A client needs only ``server.key`` and
-``client.key_secret``.
+A folder of keys, as ``hotweights coord-keys`` writes it: ``server.key`` and ``server.key_secret``
+for the coordinator, ``client.key_secret`` for those who ask, ``clients/*.key`` the public keys that
+are let in. A client needs only ``server.key`` and ``client.key_secret``.
 """
 
 from __future__ import annotations
@@ -30,20 +30,30 @@ def read_token(token_file: Path | None) -> str:
             text = file.read(MAX_TOKEN_NBYTES + 1)
         token = text.decode().strip()
     except OSError as error:
-        raise CallRefused("BadToken", f"cannot read the token file {token_file}: {error.strerror}") from error
+        raise CallRefused(
+            "BadToken", f"cannot read the token file {token_file}: {error.strerror}"
+        ) from error
     except UnicodeDecodeError as error:
         raise CallRefused("BadToken", f"the token file {token_file} is no text") from error
     if not token or len(text) > MAX_TOKEN_NBYTES:
         what = "is empty" if not token else f"has more than {MAX_TOKEN_NBYTES} bytes"
-        raise CallRefused("BadToken", f"the token file {token_file} {what}; put one secret word into it")
+        raise CallRefused(
+            "BadToken", f"the token file {token_file} {what}; put one secret word into it"
+        )
     return token
 
 
 def check_token(expected: str, given: str) -> None:
     """Raises `CallRefused` unless they are the same; takes as long whatever differs."""
-    if expected and not hmac.compare_digest(expected.encode(), given.encode("utf-8", "surrogatepass")):
-        what = "the coordinator wants a token" if not given else "the token is not the coordinator's"
-        raise CallRefused("Unauthenticated", f"{what}; set ${TOKEN_VARIABLE} or name a --token-file")
+    if expected and not hmac.compare_digest(
+        expected.encode(), given.encode("utf-8", "surrogatepass")
+    ):
+        what = (
+            "the coordinator wants a token" if not given else "the token is not the coordinator's"
+        )
+        raise CallRefused(
+            "Unauthenticated", f"{what}; set ${TOKEN_VARIABLE} or name a --token-file"
+        )
 
 
 def check_binding(endpoint: str, protected: bool) -> None:
@@ -51,8 +61,10 @@ def check_binding(endpoint: str, protected: bool) -> None:
     if not protected and not hosts.is_loopback(address.parse(endpoint).host):
         raise CallRefused(
             "Unprotected",
-            f"{endpoint} can be reached from other hosts, and anybody there could change what is served; set "
-            f"${TOKEN_VARIABLE} (or --token-file), or give keys with --curve, or bind tcp://127.0.0.1",
+            f"{endpoint} can be reached from other hosts, and anybody there could change what "
+            "is served; set "
+            f"${TOKEN_VARIABLE} (or --token-file), or give keys with --curve, or bind "
+            "tcp://127.0.0.1",
         )
 
 
@@ -70,7 +82,11 @@ class ClientKeys:
         return cls(public, secret, _pair(folder / "server.key", secret=False)[0])
 
     def apply(self, socket: Any) -> None:
-        socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = self.public, self.secret, self.server
+        socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = (
+            self.public,
+            self.secret,
+            self.server,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +102,18 @@ class ServerKeys:
         public, secret = _pair(folder / "server.key_secret")
         clients = folder / "clients"
         if not any(clients.glob("*.key")):
-            raise CallRefused("BadKeys", f"{clients} holds no public key (*.key), so nobody could get in; {_REMEDY}")
+            raise CallRefused(
+                "BadKeys",
+                f"{clients} holds no public key (*.key), so nobody could get in; {_REMEDY}",
+            )
         return cls(public, secret, clients)
 
     def apply(self, socket: Any) -> None:
-        socket.curve_publickey, socket.curve_secretkey, socket.curve_server = self.public, self.secret, True
+        socket.curve_publickey, socket.curve_secretkey, socket.curve_server = (
+            self.public,
+            self.secret,
+            True,
+        )
 
 
 _REMEDY = "write keys with `hotweights coord-keys DIR`"
@@ -114,7 +137,9 @@ def write_keys(folder: Path) -> None:
     from zmq import auth as curve
 
     if (folder / "server.key_secret").exists() or (folder / "client.key_secret").exists():
-        raise CallRefused("KeysExist", f"{folder} holds keys already; name another folder, or remove them first")
+        raise CallRefused(
+            "KeysExist", f"{folder} holds keys already; name another folder, or remove them first"
+        )
     clients = folder / "clients"
     clients.mkdir(parents=True, exist_ok=True)
     mask = os.umask(0o077)

@@ -1,7 +1,8 @@
 """What passes over the coordinator's wire: one JSON frame, and at most one binary frame beside it.
 
-Everything that arrives is checked here before anybody acts on it; what is not a request becomes a `CallRefused`, which travels
-back as an error answer. The same class is what a client raises when it gets one. Sockets, and who may ask, are not known here.
+Everything that arrives is checked here before anybody acts on it; what is not a request becomes a
+`CallRefused`, which travels back as an error answer. The same class is what a client raises when it
+gets one. Sockets, and who may ask, are not known here.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ class CoordinatorError(TransferError):
 
 
 class CallRefused(CoordinatorError):
-    """The coordinator's no: ``reason`` is one CamelCase word, ``leader`` the endpoint that would know better."""
+    """The coordinator's no: ``reason`` is one CamelCase word, ``leader`` the endpoint that would
+    know better.
+    """
 
     def __init__(self, reason: str, message: str, leader: str | None = None) -> None:
         super().__init__(message, reason)
@@ -83,7 +86,9 @@ class Register(Request):
     method = "register"
     worker_id: WorkerId
     host: Annotated[str, Field(max_length=255)] = ""
-    endpoints: Annotated[tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=16)] = ()
+    endpoints: Annotated[
+        tuple[Annotated[str, Field(max_length=256)], ...], Field(max_length=16)
+    ] = ()
     zone: Annotated[str, Field(max_length=128)] = ""
     have: Have = ()
     instance: Annotated[str, Field(max_length=128)] = ""
@@ -187,7 +192,11 @@ class Call:
 
 
 def request_frames(
-    call_id: int, method: str, args: Mapping[str, Any], secret: str, binary: bytes | memoryview | None
+    call_id: int,
+    method: str,
+    args: Mapping[str, Any],
+    secret: str,
+    binary: bytes | memoryview | None,
 ) -> list[bytes | memoryview]:
     """What a client sends."""
     body = {"v": WIRE_VERSION, "id": call_id, "method": method, "args": dict(args)} | (
@@ -195,16 +204,22 @@ def request_frames(
     )
     encoded = json.dumps(body, separators=(",", ":")).encode()
     if len(encoded) > MAX_JSON_NBYTES:
-        raise CallRefused("TooLarge", f"the call {method} has {len(encoded)} bytes; {MAX_JSON_NBYTES} is the most")
+        raise CallRefused(
+            "TooLarge", f"the call {method} has {len(encoded)} bytes; {MAX_JSON_NBYTES} is the most"
+        )
     if binary is not None and len(binary) > MAX_BINARY_NBYTES:
-        raise CallRefused("TooLarge", f"{len(binary)} bytes come with {method}; {MAX_BINARY_NBYTES} is the most")
+        raise CallRefused(
+            "TooLarge", f"{len(binary)} bytes come with {method}; {MAX_BINARY_NBYTES} is the most"
+        )
     return [encoded] if binary is None else [encoded, binary]
 
 
 def parse_call(frame: bytes) -> Call:
     """The outer part of a request. Raises `CallRefused`."""
     if len(frame) > MAX_JSON_NBYTES:
-        raise CallRefused("TooLarge", f"a request has {len(frame)} bytes; {MAX_JSON_NBYTES} is the most")
+        raise CallRefused(
+            "TooLarge", f"a request has {len(frame)} bytes; {MAX_JSON_NBYTES} is the most"
+        )
     try:
         body = json_value(frame)
     except (ValueError, RecursionError):
@@ -215,12 +230,20 @@ def parse_call(frame: bytes) -> Call:
         raise CallRefused("BadRequest", "a request is a JSON object")
     call_id, args, secret = body.get("id"), body.get("args", {}), body.get("token", "")
     if body.get("v") != WIRE_VERSION:
-        what = f"the request speaks version {str(body.get('v'))[:20]}, this coordinator {WIRE_VERSION}"
+        what = (
+            f"the request speaks version {str(body.get('v'))[:20]}, this coordinator {WIRE_VERSION}"
+        )
         raise CallRefused("WrongVersion", f"{what}; use client and coordinator of one release")
     if not isinstance(call_id, int) or isinstance(call_id, bool):
         raise CallRefused("BadRequest", "a request's id is an integer")
-    if not isinstance(body.get("method"), str) or not isinstance(args, dict) or not isinstance(secret, str):
-        raise CallRefused("BadRequest", "a request has a method (text), args (an object) and maybe a token (text)")
+    if (
+        not isinstance(body.get("method"), str)
+        or not isinstance(args, dict)
+        or not isinstance(secret, str)
+    ):
+        raise CallRefused(
+            "BadRequest", "a request has a method (text), args (an object) and maybe a token (text)"
+        )
     return Call(call_id, body["method"], args, secret)
 
 
@@ -237,7 +260,10 @@ def parse_request(call: Call, has_binary: bool) -> Request:
     """The inner part. Raises `CallRefused`."""
     kind = METHODS.get(call.method)
     if kind is None:
-        raise CallRefused("UnknownMethod", f"there is no method {call.method[:64]!r}; there are {', '.join(METHODS)}")
+        raise CallRefused(
+            "UnknownMethod",
+            f"there is no method {call.method[:64]!r}; there are {', '.join(METHODS)}",
+        )
     if kind.binary != has_binary:
         what = "needs one binary frame after its JSON" if kind.binary else "takes no binary frame"
         raise CallRefused("BadRequest", f"{call.method} {what}")
@@ -246,7 +272,9 @@ def parse_request(call: Call, has_binary: bool) -> Request:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise CallRefused("BadRequest", f"{call.method}: {where or 'args'}: {first['msg']}") from None
+        raise CallRefused(
+            "BadRequest", f"{call.method}: {where or 'args'}: {first['msg']}"
+        ) from None
 
 
 def answer_frame(call_id: int | None, result: Mapping[str, Any]) -> bytes:
@@ -261,8 +289,9 @@ def error_frame(call_id: int | None, error: CallRefused) -> bytes:
 
 
 def json_value(text: bytes) -> Any:
-    """What JSON says, in a fifth of the standard library's time. That one is asked where a text is not Unicode: a path or a token need
-    not be. Raises ValueError or RecursionError."""
+    """What JSON says, in a fifth of the standard library's time. That one is asked where a text is
+    not Unicode: a path or a token need not be. Raises ValueError or RecursionError.
+    """
     try:
         return from_json(text)
     except ValueError:

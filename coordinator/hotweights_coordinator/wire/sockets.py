@@ -1,8 +1,10 @@
-"""The coordinator's two sockets in an asyncio loop: calls come in and answers go out by one, events go out by the other.
+"""The coordinator's two sockets in an asyncio loop: calls come in and answers go out by one, events
+go out by the other.
 
-The loop watches the ROUTER's file descriptor itself, because that costs a tenth of what a future for every message costs. ZeroMQ's
-descriptor tells edges, not levels: it must be looked at again after every send too, or a call may lie there unseen. What a frame
-means is not known here, only who sent it and whether with a REQ's empty frame.
+The loop watches the ROUTER's file descriptor itself, because that costs a tenth of what a future
+for every message costs. ZeroMQ's descriptor tells edges, not levels: it must be looked at again
+after every send too, or a call may lie there unseen. What a frame means is not known here, only who
+sent it and whether with a REQ's empty frame.
 """
 
 from __future__ import annotations
@@ -74,7 +76,9 @@ class Sockets:
         except CallRefused:
             if events_endpoint or address.parse(endpoint).port:
                 raise
-            return self._bind(self._events, str(address.parse(wanted)._replace(port=0)), "--pub-endpoint")
+            return self._bind(
+                self._events, str(address.parse(wanted)._replace(port=0)), "--pub-endpoint"
+            )
 
     def _bind(self, socket: zmq.Socket[bytes], endpoint: str, option: str) -> str:
         host, port = address.parse(endpoint)

@@ -1,12 +1,15 @@
-"""Makes a version bad on chosen pods. A general plugin of the tests' own, in a folder of its own on ``PYTHONPATH``: production code
-has no hook for it.
+"""Makes a version bad on chosen pods. A general plugin of the tests' own, in a folder of its own on
+``PYTHONPATH``: production code has no hook for it.
 
-``HOTWEIGHTS_SABOTAGE`` names a file of JSON, ``{digest: {pod's name or "*": deed}}``, which the tests change while engines run. It is
-read when a digest has been asked for; without the file, or for any other digest, nothing happens. The deeds:
+``HOTWEIGHTS_SABOTAGE`` names a file of JSON, ``{digest: {pod's name or "*": deed}}``, which the
+tests change while engines run. It is read when a digest has been asked for; without the file, or
+for any other digest, nothing happens. The deeds:
 
-    mismatch   the switch happens, and then the probe runs into NaN: a commit that fails with a torn engine
+    mismatch   the switch happens, and then the probe runs into NaN: a commit that fails with a torn
+    engine
     die        the engine's process is killed five seconds after it serves the version, at boot too
-    hold       the switch waits for as long as the file says so, at most 45 s, and then does what the file says
+    hold       the switch waits for as long as the file says so, at most 45 s, and then does what
+    the file says
 """
 
 from __future__ import annotations
@@ -34,7 +37,9 @@ def register() -> None:
     if original is None or hasattr(original, "sabotaged"):
         return
 
-    def switch(core: Any, digest: str | None, prompts: list[list[int]], lengths: list[int]) -> dict[str, Any]:
+    def switch(
+        core: Any, digest: str | None, prompts: list[list[int]], lengths: list[int]
+    ) -> dict[str, Any]:
         deadline = time.monotonic() + HELD_SECONDS
         while (deed := _deed(digest)) == "hold" and time.monotonic() < deadline:
             time.sleep(0.05)

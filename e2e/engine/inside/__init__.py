@@ -1,1 +1,3 @@
-"""Checks that run under vLLM's Python, because they need torch; `test_seed_adapters` runs them there with this project's pytest."""
+"""Checks that run under vLLM's Python, because they need torch; `test_seed_adapters` runs them
+there with this project's pytest.
+"""

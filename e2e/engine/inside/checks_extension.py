@@ -1,4 +1,6 @@
-"""`HotweightsWorkerExtension` on plain torch modules: what fits is copied whole, what does not is refused by name and changes nothing."""
+"""`HotweightsWorkerExtension` on plain torch modules: what fits is copied whole, what does not is
+refused by name and changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,18 @@ from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
 
 Tensors = dict[str, torch.Tensor]
-NAMES = {getattr(torch, torch_name): name for name, torch_name in TORCH_NAMES.items() if hasattr(torch, torch_name)}
+NAMES = {
+    getattr(torch, torch_name): name
+    for name, torch_name in TORCH_NAMES.items()
+    if hasattr(torch, torch_name)
+}
 
 
 def write(folder: Path, tensors: Tensors, version: str = "v1") -> Manifest:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(
-        {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()}, folder / "model.safetensors"
+        {name: tensor.detach().contiguous().clone() for name, tensor in tensors.items()},
+        folder / "model.safetensors",
     )
     with open_folder(folder) as source:
         return publish(source, "demo", version)
@@ -61,21 +68,29 @@ def raw(tensor: torch.Tensor) -> bytes:
     return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
-def stream(extension: HotweightsWorkerExtension, tensors: Tensors, shards: int = 1, version: str = "v1") -> None:
+def stream(
+    extension: HotweightsWorkerExtension, tensors: Tensors, shards: int = 1, version: str = "v1"
+) -> None:
     """What a trainer does: it fills a buffer for every shard and says what is in it."""
-    listed = [{"name": n, "dtype": NAMES[t.dtype], "shape": list(t.shape)} for n, t in tensors.items()]
+    listed = [
+        {"name": n, "dtype": NAMES[t.dtype], "shape": list(t.shape)} for n, t in tensors.items()
+    ]
     extension.begin_update(version, {"tensors": listed})
     for name, tensor in tensors.items():
         data = raw(tensor)
         step = max(1, -(-len(data) // shards))
         for rank, start in enumerate(range(0, len(data), step)):
             part = data[start : start + step]
-            extension.request_buffer(name, rank, len(part)).copy_(torch.frombuffer(bytearray(part), dtype=torch.uint8))
+            extension.request_buffer(name, rank, len(part)).copy_(
+                torch.frombuffer(bytearray(part), dtype=torch.uint8)
+            )
             extension.finalize_shard(name, rank, f"blake3:{blake3(part).hexdigest()}")
 
 
 class Odd(torch.nn.Module):  # type: ignore[misc]
-    """Everything that a copy can get wrong: many dtypes, no dimension, holes, ties, buffers, a table that nobody saves."""
+    """Everything that a copy can get wrong: many dtypes, no dimension, holes, ties, buffers, a
+    table that nobody saves.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__()
@@ -118,7 +133,9 @@ def test_a_tie_may_come_under_both_names_with_one_value(tmp_path: Path) -> None:
     assert_same(snapshot(module), snapshot(new))
     before = snapshot(module)
     both["head.weight"] = torch.zeros_like(new.embed.weight)
-    with pytest.raises(NotApplied, match=r"head\.weight and embed\.weight are one tensor") as caught:
+    with pytest.raises(
+        NotApplied, match=r"head\.weight and embed\.weight are one tensor"
+    ) as caught:
         bound(module).apply_update(plan_of(tmp_path / "b", write(tmp_path / "b", both)))
     assert caught.value.reason == "TiedTensorsDiffer"
     assert_same(snapshot(module), before)
@@ -136,13 +153,19 @@ def changed(tensors: Tensors, **values: torch.Tensor | None) -> Tensors:
         ({"rotary": torch.zeros(3)}, "UnknownTensor", "rotary is not in the module"),
         ({"norm__running_mean": None}, "MissingTensor", "norm.running_mean is missing"),
         ({"embed__weight": None}, "MissingTensor", "embed.weight is missing"),
-        ({"bf16": torch.zeros(3, 7, dtype=torch.bfloat16)}, "ShapeMismatch", r"bf16 has shape \[3, 7\]"),
+        (
+            {"bf16": torch.zeros(3, 7, dtype=torch.bfloat16)},
+            "ShapeMismatch",
+            r"bf16 has shape \[3, 7\]",
+        ),
         ({"scalar": torch.zeros(1)}, "ShapeMismatch", r"scalar has shape \[1\]"),
         ({"bf16": torch.zeros(7, 3)}, "DtypeMismatch", "bf16 is F32"),
         ({"eight": torch.zeros(9, 4, dtype=torch.uint8)}, "DtypeMismatch", "eight is U8"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name(tmp_path: Path, change: Any, reason: str, named: str) -> None:
+def test_what_does_not_fit_is_refused_by_name(
+    tmp_path: Path, change: Any, reason: str, named: str
+) -> None:
     module = Odd(0)
     before, version = snapshot(module), changed(Odd(1).version(), **change)
     extension = bound(module)
@@ -186,7 +209,9 @@ def test_broken_bytes_are_never_applied(tmp_path: Path) -> None:
     assert issubclass(ChecksumMismatch, TransferError)
 
 
-def test_a_source_outside_the_roots_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_outside_the_roots_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     manifest = write(tmp_path / "out", snapshot(torch.nn.Linear(2, 2)))
     plan = plan_of(tmp_path / "out", manifest)
     for roots in ([tmp_path / "in"], None):
@@ -205,12 +230,16 @@ def test_names_are_mapped_for_moved_and_unmoved_tensors(tmp_path: Path, as_dict:
     one, two = write(tmp_path / "one", first), write(tmp_path / "two", second, "v2")
 
     def slashes(plan: dict[str, Any]) -> dict[str, str]:
-        return {it["key"]: it["tensor"].replace("/", ".") for b in plan["buckets"] for it in b["items"]}
+        return {
+            it["key"]: it["tensor"].replace("/", ".") for b in plan["buckets"] for it in b["items"]
+        }
 
     table = {name: name.replace("/", ".") for name in first}
     extension = bound(module, name_map=table if as_dict else slashes)
     extension.apply_update(plan_of(tmp_path / "two", two, one))
-    assert_same(snapshot(module), {name.replace("/", "."): tensor for name, tensor in second.items()})
+    assert_same(
+        snapshot(module), {name.replace("/", "."): tensor for name, tensor in second.items()}
+    )
 
 
 def test_a_name_map_that_joins_two_tensors_is_refused(tmp_path: Path) -> None:
@@ -220,7 +249,7 @@ def test_a_name_map_that_joins_two_tensors_is_refused(tmp_path: Path) -> None:
         bound(module, name_map={"bias": "weight"}).apply_update(plan)
 
 
-# --- streamed in -----------------------------------------------------------------------------------------------------
+# --- streamed in -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shards", [1, 3])
@@ -259,8 +288,14 @@ def test_a_published_manifest_is_a_manifest_to_stream_by(tmp_path: Path) -> None
         (lambda e: e.request_buffer("bias", -1, 4), "BadShard"),
         (lambda e: (e.request_buffer("bias", 0, 8), e.request_buffer("bias", 1, 8)), "BadShard"),
         (lambda e: e.finalize_shard("bias", 0, "blake3:00"), "NoBuffer"),
-        (lambda e: (e.request_buffer("bias", 0, 12), e.finalize_shard("bias", 0, "blake3:00")), "ChecksumMismatch"),
-        (lambda e: (e.request_buffer("bias", 0, 12), e.finalize_shard("bias", 0, "crc:00")), "BadHash"),
+        (
+            lambda e: (e.request_buffer("bias", 0, 12), e.finalize_shard("bias", 0, "blake3:00")),
+            "ChecksumMismatch",
+        ),
+        (
+            lambda e: (e.request_buffer("bias", 0, 12), e.finalize_shard("bias", 0, "crc:00")),
+            "BadHash",
+        ),
         (lambda e: (e.request_buffer("bias", 0, 12), e.finalize_shard("bias", 0)), "NoHash"),
         (lambda e: e.precommit(), "Incomplete"),
         (lambda e: (e.request_buffer("bias", 0, 12), e.precommit()), "Incomplete"),
@@ -270,10 +305,15 @@ def test_a_published_manifest_is_a_manifest_to_stream_by(tmp_path: Path) -> None
         (lambda e: e.apply_update(b"{}"), "Busy"),
     ],
 )
-def test_an_attempt_has_an_order(act: Callable[[HotweightsWorkerExtension], Any], reason: str) -> None:
+def test_an_attempt_has_an_order(
+    act: Callable[[HotweightsWorkerExtension], Any], reason: str
+) -> None:
     module = torch.nn.Linear(3, 3)
     before, extension = snapshot(module), bound(module)
-    listed = [{"name": "weight", "dtype": "F32", "shape": [3, 3]}, {"name": "bias", "dtype": "F32", "shape": [3]}]
+    listed = [
+        {"name": "weight", "dtype": "F32", "shape": [3, 3]},
+        {"name": "bias", "dtype": "F32", "shape": [3]},
+    ]
     extension.begin_update("v1", {"tensors": listed})
     with pytest.raises(NotApplied) as caught:
         act(extension)
@@ -306,7 +346,7 @@ def test_without_a_module_nothing_begins() -> None:
         bound(torch.nn.ReLU())
 
 
-# --- the switch ------------------------------------------------------------------------------------------------------
+# --- the switch --------------------------------------------------------------------------------
 
 
 class Flaky(torch.Tensor):  # type: ignore[misc]
@@ -333,7 +373,9 @@ def flaky_module() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize(("fault", "reason"), [("raise", "CopyFailed"), ("lie", "ReadBackDiffers")])
-def test_a_copy_that_breaks_or_lies_puts_everything_back(tmp_path: Path, fault: str, reason: str) -> None:
+def test_a_copy_that_breaks_or_lies_puts_everything_back(
+    tmp_path: Path, fault: str, reason: str
+) -> None:
     module = flaky_module()
     before = snapshot(module)
     new = snapshot(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
@@ -352,7 +394,10 @@ def test_a_copy_that_breaks_or_lies_puts_everything_back(tmp_path: Path, fault: 
 def test_a_way_back_that_breaks_too_says_that_the_model_is_torn(tmp_path: Path) -> None:
     module = flaky_module()
     plan = plan_of(
-        tmp_path, write(tmp_path, snapshot(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))))
+        tmp_path,
+        write(
+            tmp_path, snapshot(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)))
+        ),
     )
     extension = bound(module)
     faults[:] = ["raise", "raise"]
@@ -375,7 +420,9 @@ def test_overlapping_tensors_are_noticed_when_they_are_read_back(tmp_path: Path)
     ("target", "named"),
     [(torch.empty(2, 2, device="meta"), "meta"), (torch.zeros(1, 2).expand(2, 2), "expanded")],
 )
-def test_what_has_no_memory_of_its_own_is_refused(tmp_path: Path, target: torch.Tensor, named: str) -> None:
+def test_what_has_no_memory_of_its_own_is_refused(
+    tmp_path: Path, target: torch.Tensor, named: str
+) -> None:
     module = torch.nn.Module()
     module.register_buffer("table", target)
     with pytest.raises(NotApplied, match=named):
@@ -396,7 +443,9 @@ def test_large_tensors_of_several_chunks(tmp_path: Path) -> None:
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=5, max_size=5),
     seed=st.integers(0, 1000),
 )
-def test_any_module_takes_any_bytes_that_fit(kinds: list[str], shapes: list[list[int]], seed: int) -> None:
+def test_any_module_takes_any_bytes_that_fit(
+    kinds: list[str], shapes: list[list[int]], seed: int
+) -> None:
     torch.manual_seed(seed)
     module, version = torch.nn.Module(), {}
     for number, (kind, shape) in enumerate(zip(kinds, shapes, strict=False)):

@@ -1,4 +1,6 @@
-"""`apply_update` with a real coordinator: it takes part in an attempt, waits for the decision, and never says what is not so."""
+"""`apply_update` with a real coordinator: it takes part in an attempt, waits for the decision, and
+never says what is not so.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +33,18 @@ def coordinator() -> Iterator[Operator]:
 class Model:
     """A module with an extension, and what to bring it to."""
 
-    def __init__(self, coordinator: Operator, folder: Path, version: str = "v1", **values: Any) -> None:
+    def __init__(
+        self, coordinator: Operator, folder: Path, version: str = "v1", **values: Any
+    ) -> None:
         self.module = torch.nn.Linear(6, 6)
         self.before = snapshot(self.module)
         self.new = snapshot(torch.nn.Linear(6, 6))
-        self.plan: plans.Plan = plan_of(folder / version, write(folder / version, self.new, version))
-        self.extension: HotweightsWorkerExtension = bound(self.module, endpoint=coordinator.endpoint, **values)
+        self.plan: plans.Plan = plan_of(
+            folder / version, write(folder / version, self.new, version)
+        )
+        self.extension: HotweightsWorkerExtension = bound(
+            self.module, endpoint=coordinator.endpoint, **values
+        )
 
 
 def in_thread(act: Callable[[], Applied]) -> Callable[[], Applied]:
@@ -62,7 +70,9 @@ def in_thread(act: Callable[[], Applied]) -> Callable[[], Applied]:
     return wait
 
 
-def test_it_waits_for_the_commit_and_reports_what_it_applied(coordinator: Operator, tmp_path: Path) -> None:
+def test_it_waits_for_the_commit_and_reports_what_it_applied(
+    coordinator: Operator, tmp_path: Path
+) -> None:
     model = Model(coordinator, tmp_path, worker_id="trainer-0")
     token = coordinator.begin(model.plan)
     result = in_thread(lambda: model.extension.apply_update(wait_for_commit=True))
@@ -80,7 +90,9 @@ def test_it_waits_for_the_commit_and_reports_what_it_applied(coordinator: Operat
     assert (again.digest, again.changed) == (applied.digest, False)
 
 
-def test_what_was_committed_before_is_applied_at_once(coordinator: Operator, tmp_path: Path) -> None:
+def test_what_was_committed_before_is_applied_at_once(
+    coordinator: Operator, tmp_path: Path
+) -> None:
     first, late = Model(coordinator, tmp_path / "a"), Model(coordinator, tmp_path / "b")
     coordinator.begin(first.plan, commit_when_ready=True)
     first.extension.apply_update()
@@ -91,7 +103,9 @@ def test_what_was_committed_before_is_applied_at_once(coordinator: Operator, tmp
 def test_two_of_them_commit_together(coordinator: Operator, tmp_path: Path) -> None:
     one, two = Model(coordinator, tmp_path / "a"), Model(coordinator, tmp_path / "b")
     coordinator.begin(one.plan)
-    results = [in_thread(partial(m.extension.apply_update, wait_for_commit=True)) for m in (one, two)]
+    results = [
+        in_thread(partial(m.extension.apply_update, wait_for_commit=True)) for m in (one, two)
+    ]
     coordinator.until(lambda: len((coordinator.status() or {})["precommitted"]) == 2)
     coordinator.commit("v1")
     assert {result().version for result in results} == {"v1"}
@@ -120,7 +134,9 @@ def test_an_abort_changes_nothing(coordinator: Operator, tmp_path: Path) -> None
     assert model.extension.applied is None
 
 
-def test_what_does_not_fit_aborts_the_attempt_with_its_words(coordinator: Operator, tmp_path: Path) -> None:
+def test_what_does_not_fit_aborts_the_attempt_with_its_words(
+    coordinator: Operator, tmp_path: Path
+) -> None:
     model = Model(coordinator, tmp_path)
     wrong = write(tmp_path / "wrong", {"weight": torch.zeros(6, 7), "bias": torch.zeros(6)}, "v2")
     coordinator.begin(plan_of(tmp_path / "wrong", wrong))

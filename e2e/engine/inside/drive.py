@@ -1,4 +1,5 @@
-"""A program as its users write it: `install_autobind`, then an engine. Driven by JSON lines, because a test wants to ask it things.
+"""A program as its users write it: `install_autobind`, then an engine. Driven by JSON lines,
+because a test wants to ask it things.
 
     python drive.py {"kind": "llm" | "async", "model": …, "autobind": {…}}
 
@@ -38,7 +39,12 @@ def slashes(plan: dict[str, Any]) -> dict[str, str]:
 
 
 def engine_arguments(asked: dict[str, Any]) -> dict[str, Any]:
-    return {"model": asked["model"], "dtype": "float32", "max_model_len": 256, **asked.get("engine", {})}
+    return {
+        "model": asked["model"],
+        "dtype": "float32",
+        "max_model_len": 256,
+        **asked.get("engine", {}),
+    }
 
 
 def synchronous(asked: dict[str, Any], answers: Any) -> None:
@@ -49,7 +55,9 @@ def synchronous(asked: dict[str, Any], answers: Any) -> None:
     for line in sys.stdin:
         request = json.loads(line)
         sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True)
-        (answer,) = llm.generate([{"prompt_token_ids": request["prompt"]}], sampling, use_tqdm=False)
+        (answer,) = llm.generate(
+            [{"prompt_token_ids": request["prompt"]}], sampling, use_tqdm=False
+        )
         answers.write(json.dumps({"tokens": list(answer.outputs[0].token_ids)}) + "\n")
 
 
@@ -66,7 +74,9 @@ async def asynchronous(asked: dict[str, Any], answers: Any) -> None:
         number += 1
         sampling = SamplingParams(temperature=0, max_tokens=request["tokens"], ignore_eos=True)
         tokens: list[int] = []
-        async for output in engine.generate({"prompt_token_ids": request["prompt"]}, sampling, str(number)):
+        async for output in engine.generate(
+            {"prompt_token_ids": request["prompt"]}, sampling, str(number)
+        ):
             tokens = list(output.outputs[0].token_ids)
         answers.write(json.dumps({"tokens": tokens}) + "\n")
     engine.shutdown()

@@ -1,8 +1,11 @@
-"""Breaks copies on purpose. A general plugin of the tests' own, in a folder of its own on ``PYTHONPATH``: production code has no hook for it.
+"""Breaks copies on purpose. A general plugin of the tests' own, in a folder of its own on
+``PYTHONPATH``: production code has no hook for it.
 
-``HOTWEIGHTS_SABOTAGE`` names a file; while it exists its text says what the next copy does: ``half`` (copy half, then raise), ``always`` (the same, every
-time), ``slow`` (sleep for seconds first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file nothing happens.
-``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that versions are loaded inside the pause.
+``HOTWEIGHTS_SABOTAGE`` names a file; while it exists its text says what the next copy does:
+``half`` (copy half, then raise), ``always`` (the same, every time), ``slow`` (sleep for seconds
+first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file
+nothing happens. ``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that versions are
+loaded inside the pause.
 """
 
 from __future__ import annotations

@@ -1,1 +1,3 @@
-"""What a cluster of processes needs of this machine: control groups, mounts, networks, processes, free slots."""
+"""What a cluster of processes needs of this machine: control groups, mounts, networks, processes,
+free slots.
+"""

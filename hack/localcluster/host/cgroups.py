@@ -1,8 +1,8 @@
 """The cluster's own subtree of every cgroup hierarchy: the kernel's list of what we started.
 
-Containers outlive containerd, and nobody here is told their process ids. But whatever a node starts stays
-in the node's cgroups, so ending what is in there ends exactly ours, also after a killed run. It works with
-version 1 (one tree for each controller) and version 2 (one tree).
+Containers outlive containerd, and nobody here is told their process ids. But whatever a node starts
+stays in the node's cgroups, so ending what is in there ends exactly ours, also after a killed run.
+It works with version 1 (one tree for each controller) and version 2 (one tree).
 """
 
 from __future__ import annotations
@@ -48,14 +48,18 @@ def create(relative: str) -> None:
 def limit_cpus(relative: str, cpus: set[int]) -> None:
     """Let what runs in a cgroup and below it, now and later, use these cores only."""
     for root in hierarchies():
-        for folder, _, files in os.walk(root / relative, topdown=False):  # no cgroup may have less than one below it
+        # no cgroup may have less than one below it
+        for folder, _, files in os.walk(root / relative, topdown=False):
             if "cpuset.cpus" in files:
                 (Path(folder) / "cpuset.cpus").write_text(",".join(map(str, sorted(cpus))))
 
 
 def weigh(relative: str, shares: int) -> None:
-    """What a cgroup gets of a core that others want too, in version 1's unit: a process that is in no group has 1024."""
-    weight = max(1, round(shares * 10000 / 262144))  # version 2's, as the kubelet and systemd convert
+    """What a cgroup gets of a core that others want too, in version 1's unit: a process that is in
+    no group has 1024.
+    """
+    # version 2's, as the kubelet and systemd convert
+    weight = max(1, round(shares * 10000 / 262144))
     for root in hierarchies():
         for name, value in (("cpu.shares", shares), ("cpu.weight", weight)):
             if (root / relative / name).exists():
@@ -88,13 +92,17 @@ def processes(relative: str) -> set[int]:
 
 
 def kill(relative: str) -> None:
-    """SIGKILL to everything in the cgroup, again until it is empty, since a process may just be forking."""
+    """SIGKILL to everything in the cgroup, again until it is empty, since a process may just be
+    forking.
+    """
     deadline = time.monotonic() + _EMPTY_WITHIN_SECONDS
     while pids := processes(relative):
         for pid in pids:
             _kill_member(pid, relative)
         if time.monotonic() > deadline:
-            raise ClusterError(f"Processes {sorted(pids)} in cgroup {relative} do not die of SIGKILL; see dmesg.")
+            raise ClusterError(
+                f"Processes {sorted(pids)} in cgroup {relative} do not die of SIGKILL; see dmesg."
+            )
         time.sleep(0.05)
 
 
@@ -106,7 +114,9 @@ def remove(relative: str) -> None:
 
 
 def _kill_member(pid: int, relative: str) -> None:
-    """Kill a process if it is (still) a member: the handle first, then the check, so that it cannot be another's."""
+    """Kill a process if it is (still) a member: the handle first, then the check, so that it cannot
+    be another's.
+    """
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -130,7 +140,9 @@ def _remove_empty(folder: Path) -> None:
         except OSError as error:
             # A cgroup stays busy for a moment after its last process.
             if time.monotonic() > deadline:
-                raise ClusterError(f"{folder} cannot be removed: {error}. What is in its cgroup.procs?") from error
+                raise ClusterError(
+                    f"{folder} cannot be removed: {error}. What is in its cgroup.procs?"
+                ) from error
             time.sleep(0.05)
         else:
             return

@@ -41,18 +41,26 @@ def run(
             check=False,
         )
     except FileNotFoundError as error:
-        raise ClusterError(f"{words[0]} is not installed. {hint or 'Try: python -m localcluster preflight'}") from error
+        raise ClusterError(
+            f"{words[0]} is not installed. {hint or 'Try: python -m localcluster preflight'}"
+        ) from error
     except subprocess.TimeoutExpired as error:
-        raise ClusterError(f"`{shown}` did not end within {timeout_seconds:.0f} s. {hint}".rstrip()) from error
+        raise ClusterError(
+            f"`{shown}` did not end within {timeout_seconds:.0f} s. {hint}".rstrip()
+        ) from error
     if done.returncode != 0:
         output = (done.stdout + done.stderr).decode(errors="replace")
         said = "\n".join(f"    {line}" for line in output.splitlines()[-_ERROR_NLINES:])
-        raise ClusterError(f"`{shown}` failed with status {done.returncode}:\n{said}\n{hint}".rstrip())
+        raise ClusterError(
+            f"`{shown}` failed with status {done.returncode}:\n{said}\n{hint}".rstrip()
+        )
     return done.stdout.decode(errors="replace")
 
 
 def succeeds(argv: Sequence[str | Path], *, timeout_seconds: float = 30) -> bool:
-    """Whether a program ends with status 0; for questions and for removing what may be gone already."""
+    """Whether a program ends with status 0; for questions and for removing what may be gone
+    already.
+    """
     try:
         run(argv, timeout_seconds=timeout_seconds)
     except ClusterError:

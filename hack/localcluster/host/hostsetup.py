@@ -1,7 +1,9 @@
-"""What a build inside a container must know about this machine: its Debian mirror, its package index, its CAs.
+"""What a build inside a container must know about this machine: its Debian mirror, its package
+index, its CAs.
 
-All of it is found by asking apt and pip, and handed to builds as mounted files, so that nothing of it is
-written into this repository or into an image. On a machine without special settings it is all empty.
+All of it is found by asking apt and pip, and handed to builds as mounted files, so that nothing of
+it is written into this repository or into an image. On a machine without special settings it is all
+empty.
 """
 
 from __future__ import annotations
@@ -23,23 +25,38 @@ CONTAINER_AUTHORITIES = "/etc/ssl/certs/ca-certificates.crt"
 CONTAINER_PIP_CONFIG = "/etc/pip.conf"
 
 _PIP_OPTIONS = ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "cert")
-_PROXY_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
+_PROXY_VARIABLES = (
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "NO_PROXY",
+)
 
 
 def debian_mirror() -> str:
     """The mirror of Debian that apt uses here, or the public one."""
     try:
-        targets = run(["apt-get", "indextargets", "--format", "$(SUITE) $(CODENAME) $(COMPONENT) $(REPO_URI)"])
+        targets = run(
+            ["apt-get", "indextargets", "--format", "$(SUITE) $(CODENAME) $(COMPONENT) $(REPO_URI)"]
+        )
     except ClusterError:
         return DEBIAN_MIRROR
     return mirror_among(targets)
 
 
 def mirror_among(targets: str) -> str:
-    """The first repository that has our suite's main component, among `apt-get indextargets` lines."""
+    """The first repository that has our suite's main component, among `apt-get indextargets`
+    lines.
+    """
     for line in targets.splitlines():
         suite, codename, component, uri = line.split(" ", 3)
-        if DEBIAN_SUITE in (suite, codename) and component == "main" and uri.rstrip("/").endswith("/debian"):
+        if (
+            DEBIAN_SUITE in (suite, codename)
+            and component == "main"
+            and uri.rstrip("/").endswith("/debian")
+        ):
             return uri.rstrip("/")
     return DEBIAN_MIRROR
 
@@ -66,7 +83,11 @@ def render_pip_config(listed: str) -> str:
 
 def authorities(environment: Mapping[str, str] = os.environ) -> Path | None:
     """The file of certificate authorities that programs here trust, if there is one."""
-    named = (environment.get("PIP_CERT"), environment.get("SSL_CERT_FILE"), ssl.get_default_verify_paths().cafile)
+    named = (
+        environment.get("PIP_CERT"),
+        environment.get("SSL_CERT_FILE"),
+        ssl.get_default_verify_paths().cafile,
+    )
     candidates = [*(Path(path) for path in named if path), Path(CONTAINER_AUTHORITIES)]
     return next((path for path in candidates if path.is_file()), None)
 

@@ -1,9 +1,9 @@
 """The last step before a daemon: note who this process is, join its cgroups, become the daemon.
 
-It runs as a script (`python -I -S launch.py PARENT RECORD [CGROUP ...] -- PROGRAM ...`), and exec keeps the process
-id and the start time. So the record of a daemon exists before the daemon does, and no kill, however
-badly timed, can leave one that nobody has written down. It imports nothing of this package, because it
-runs before every daemon and should take milliseconds.
+It runs as a script (`python -I -S launch.py PARENT RECORD [CGROUP ...] -- PROGRAM ...`), and exec
+keeps the process id and the start time. So the record of a daemon exists before the daemon does,
+and no kill, however badly timed, can leave one that nobody has written down. It imports nothing of
+this package, because it runs before every daemon and should take milliseconds.
 """
 
 import json

@@ -1,8 +1,10 @@
-"""The nodes' network: a bridge on the host, and a network namespace with a link to it for each node.
+"""The nodes' network: a bridge on the host, and a network namespace with a link to it for each
+node.
 
-Pods reach each other by plain routes (each node knows the others' pod ranges), the host reaches pods the
-same way, and what leaves for the outside is masqueraded by the host, once. Everything here can be said
-twice, and removing what is not there is no error: that is how a killed run is cleaned up after.
+Pods reach each other by plain routes (each node knows the others' pod ranges), the host reaches
+pods the same way, and what leaves for the outside is masqueraded by the host, once. Everything here
+can be said twice, and removing what is not there is no error: that is how a killed run is cleaned
+up after.
 """
 
 from __future__ import annotations
@@ -61,7 +63,18 @@ def create_node(slot: Slot, node: NodeAddresses, others: Sequence[NodeAddresses]
     run([*inside, "route", "add", "default", "via", slot.gateway])
     for other in others:
         run([*inside, "route", "replace", other.pod_cidr, "via", other.address])
-        run(["ip", "-netns", other.namespace, "route", "replace", node.pod_cidr, "via", node.address])
+        run(
+            [
+                "ip",
+                "-netns",
+                other.namespace,
+                "route",
+                "replace",
+                node.pod_cidr,
+                "via",
+                node.address,
+            ]
+        )
     run(["ip", "route", "replace", node.pod_cidr, "via", node.address, "dev", slot.bridge])
     settings = ("net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0")
     run(["nsenter", f"--net={namespace_file(node)}", "sysctl", "-qw", *settings])
@@ -71,7 +84,8 @@ def remove(slot: Slot, nodes: Sequence[NodeAddresses]) -> None:
     """Take away whatever of this is there. Links and routes go with their namespace or bridge."""
     for node in nodes:
         if namespace_file(node).exists():
-            # A namespace lives as long as a process or a link end in it, so the link goes first, by name.
+            # A namespace lives as long as a process or a link end in it, so the link goes first, by
+            # name.
             succeeds(["ip", "link", "delete", node.host_link])
             run(["ip", "netns", "delete", node.namespace])
     succeeds(["ip", "link", "delete", slot.bridge])
@@ -81,7 +95,9 @@ def remove(slot: Slot, nodes: Sequence[NodeAddresses]) -> None:
 
 
 def firewall_rules(slot: Slot) -> list[list[str]]:
-    """Our rules in the host's tables, each as table, chain, match; the comment says whose they are."""
+    """Our rules in the host's tables, each as table, chain, match; the comment says whose they
+    are.
+    """
     mark = ["-m", "comment", "--comment", f"hotweights-localcluster-{slot.cluster}"]
     ours = ["!", "-o", slot.bridge]
     return [
@@ -98,15 +114,22 @@ def set_link(node: NodeAddresses, *, up: bool) -> None:
 
 
 def shape(node: NodeAddresses, *, rate: str | None, delay: str | None) -> None:
-    """Give a node's link, in both directions, a rate (`100mbit`) and a delay (`5ms`) each; None for neither."""
+    """Give a node's link, in both directions, a rate (`100mbit`) and a delay (`5ms`) each; None for
+    neither.
+    """
     for tc, link in ((["tc"], node.host_link), (["tc", "-netns", node.namespace], _NODE_LINK)):
         succeeds([*tc, "qdisc", "delete", "dev", link, "root"])
         if rate or delay:
-            run([*tc, "qdisc", "add", "dev", link, "root", *queue(rate, delay)], hint=_NETEM_HINT if delay else "")
+            run(
+                [*tc, "qdisc", "add", "dev", link, "root", *queue(rate, delay)],
+                hint=_NETEM_HINT if delay else "",
+            )
 
 
 def queue(rate: str | None, delay: str | None) -> list[str]:
-    """tc's words for a queue. A rate alone is a token bucket, which every kernel has; netem is often left out."""
+    """tc's words for a queue. A rate alone is a token bucket, which every kernel has; netem is
+    often left out.
+    """
     if delay is None:
         return ["tbf", "rate", str(rate), "burst", "256kb", "latency", "50ms"]
     return ["netem", "delay", delay, *(["rate", rate, "limit", "20000"] if rate else [])]

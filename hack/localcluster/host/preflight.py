@@ -1,7 +1,8 @@
 """What must be there before anything starts, asked for by name.
 
-The control plane alone needs Go (once, to build) and openssl. Nodes need root and a few Debian packages;
-those are the only thing that this package ever installs into the system, and it says so when it does.
+The control plane alone needs Go (once, to build) and openssl. Nodes need root and a few Debian
+packages; those are the only thing that this package ever installs into the system, and it says so
+when it does.
 """
 
 from __future__ import annotations
@@ -56,7 +57,11 @@ IMAGES = (
 )
 TESTS = (
     Need("redis-server", "redis-server", "keeps the coordinator's state; tests start their own"),
-    Need("prometheus", "prometheus", "scrapes metrics and answers the dashboard's queries; tests start their own"),
+    Need(
+        "prometheus",
+        "prometheus",
+        "scrapes metrics and answers the dashboard's queries; tests start their own",
+    ),
 )
 
 
@@ -69,7 +74,9 @@ def control_plane() -> None:
     """Check what a control plane alone needs; install nothing."""
     absent = missing(CONTROL_PLANE)
     if absent:
-        raise ClusterError(_list(absent) + "\nInstall it, or run `python -m localcluster preflight` as root.")
+        raise ClusterError(
+            _list(absent) + "\nInstall it, or run `python -m localcluster preflight` as root."
+        )
 
 
 def install(needs: Sequence[Need]) -> None:
@@ -79,9 +86,12 @@ def install(needs: Sequence[Need]) -> None:
         return
     packages = sorted({need.package for need in absent})
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise ClusterError(_list(absent) + f"\nInstall them (on Debian: apt-get install {' '.join(packages)}).")
+        raise ClusterError(
+            _list(absent) + f"\nInstall them (on Debian: apt-get install {' '.join(packages)})."
+        )
     say(_list(absent))
-    # Programs are wanted, not services: without a runlevel for them they are not started (a Redis would take its usual port).
+    # Programs are wanted, not services: without a runlevel for them they are not started (a Redis
+    # would take its usual port).
     environment = {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
     with step("apt-get update"):
         run(["apt-get", "update"], timeout_seconds=_APT_TIMEOUT_SECONDS)
@@ -104,4 +114,9 @@ def cluster() -> None:
 
 
 def _list(absent: Sequence[Need]) -> str:
-    return "\n".join(["Missing:", *(f"    {need.package:<28} {need.purpose} ({need.program})" for need in absent)])
+    return "\n".join(
+        [
+            "Missing:",
+            *(f"    {need.package:<28} {need.purpose} ({need.program})" for need in absent),
+        ]
+    )

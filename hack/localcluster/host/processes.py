@@ -1,9 +1,9 @@
 """Daemons that outlive the command that started them, and how to find exactly those again.
 
-A process id alone is a bad name: the kernel hands it out again. A record therefore holds the id, the
-process's start time and the boot it belongs to; whoever does not match all three is not ours and is left
-alone. Signals go through a pidfd, which cannot change its owner between the check and the kill.
-Nothing is ever looked up by a program's name.
+A process id alone is a bad name: the kernel hands it out again. A record therefore holds the id,
+the process's start time and the boot it belongs to; whoever does not match all three is not ours
+and is left alone. Signals go through a pidfd, which cannot change its owner between the check and
+the kill. Nothing is ever looked up by a program's name.
 """
 
 from __future__ import annotations
@@ -41,7 +41,13 @@ class Record:
     def parse(cls, text: str) -> Record:
         """Read what `launch` wrote."""
         values = json.loads(text)
-        return cls(values["name"], values["pid"], values["started_ticks"], values["boot"], tuple(values["argv"]))
+        return cls(
+            values["name"],
+            values["pid"],
+            values["started_ticks"],
+            values["boot"],
+            tuple(values["argv"]),
+        )
 
     def alive(self, proc: Path = Path("/proc")) -> bool:
         """Whether this very process still runs; a zombie does not."""
@@ -61,7 +67,9 @@ def this_process() -> Record:
 
 
 class Daemons:
-    """The daemons of one state folder: `run/NAME.json` says who they are, `logs/NAME.log` what they say."""
+    """The daemons of one state folder: `run/NAME.json` says who they are, `logs/NAME.log` what they
+    say.
+    """
 
     def __init__(self, state: Path) -> None:
         self._records = state / "run"
@@ -95,14 +103,24 @@ class Daemons:
         cgroups: Sequence[Path] = (),
         environment: Mapping[str, str] | None = None,  # added to this process's own
     ) -> None:
-        """Start a daemon in a session of its own. Returns once it is on record, not once it is ready."""
+        """Start a daemon in a session of its own. Returns once it is on record, not once it is
+        ready.
+        """
         if self.alive(name):
             return
         self._records.mkdir(parents=True, exist_ok=True)
         self._logs.mkdir(parents=True, exist_ok=True)
         record = self._records / f"{name}.json"
         record.unlink(missing_ok=True)
-        launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), str(record), *map(str, cgroups)]
+        launcher = [
+            sys.executable,
+            "-I",
+            "-S",
+            launch.__file__,
+            str(os.getpid()),
+            str(record),
+            *map(str, cgroups),
+        ]
         append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         pid = os.posix_spawn(
             sys.executable,
@@ -139,7 +157,9 @@ class Daemons:
             if not self.alive(name):
                 raise with_log(f"{name} has died.", self.log(name))
 
-    def wait_until(self, ready: Callable[[], bool], what: str, *, needs: Sequence[str], timeout_seconds: float) -> None:
+    def wait_until(
+        self, ready: Callable[[], bool], what: str, *, needs: Sequence[str], timeout_seconds: float
+    ) -> None:
         """Wait until `ready()`, no longer than the deadline, and not on daemons that have died."""
         deadline = time.monotonic() + timeout_seconds
         while not ready():
@@ -162,14 +182,17 @@ def end(record: Record, *, grace_seconds: float) -> None:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         if not _exited(descriptor, _LAUNCHED_WITHIN_SECONDS):
             raise ClusterError(
-                f"{record.name} (process {record.pid}) does not die of SIGKILL: it hangs in the kernel. "
+                f"{record.name} (process {record.pid}) does not die of SIGKILL: it hangs in "
+                "the kernel. "
                 f"Read /proc/{record.pid}/stack and dmesg."
             )
 
 
 @contextmanager
 def _pidfd(record: Record) -> Iterator[int | None]:
-    """A handle on the recorded process, or None if it is gone; reaps it afterwards where it is our child."""
+    """A handle on the recorded process, or None if it is gone; reaps it afterwards where it is our
+    child.
+    """
     try:
         descriptor = os.pidfd_open(record.pid)
     except ProcessLookupError:

@@ -1,9 +1,9 @@
 """Which addresses and kernel names a cluster with nodes may use on this machine.
 
-Bridges, namespaces and routes belong to the machine, not to a folder, so clusters that live at once must
-not choose the same. Each takes a numbered slot, written under /run (which, like them, a reboot clears),
-and everything else follows from the number. A cluster that was killed finds its own slot again by its
-name. Slots whose addresses the machine already routes elsewhere are passed over.
+Bridges, namespaces and routes belong to the machine, not to a folder, so clusters that live at once
+must not choose the same. Each takes a numbered slot, written under /run (which, like them, a reboot
+clears), and everything else follows from the number. A cluster that was killed finds its own slot
+again by its name. Slots whose addresses the machine already routes elsewhere are passed over.
 """
 
 from __future__ import annotations
@@ -86,12 +86,20 @@ class Slot:
         """The control plane's, reachable from every node and pod."""
         spare = free_endpoints()
         return Endpoints(
-            self.gateway, _APISERVER_PORT, spare.etcd_port, spare.etcd_peer_port, self.service_cidr, self.pod_cidr
+            self.gateway,
+            _APISERVER_PORT,
+            spare.etcd_port,
+            spare.etcd_peer_port,
+            self.service_cidr,
+            self.pod_cidr,
         )
 
     def networks(self) -> tuple[ipaddress.IPv4Network, ...]:
         """Everything that it routes."""
-        return tuple(ipaddress.IPv4Network(cidr) for cidr in (self.node_cidr, self.pod_cidr, self.service_cidr))
+        return tuple(
+            ipaddress.IPv4Network(cidr)
+            for cidr in (self.node_cidr, self.pod_cidr, self.service_cidr)
+        )
 
 
 def claim(cluster: str, state: Path) -> Slot:
@@ -109,7 +117,8 @@ def claim(cluster: str, state: Path) -> Slot:
                 paths.write_atomically(RUN / "slots" / f"{number}.json", json.dumps(claim))
                 return slot
     raise ClusterError(
-        f"All {_NSLOTS} address ranges are taken: by clusters ({', '.join(taken) or 'none'}) or by this "
+        f"All {_NSLOTS} address ranges are taken: by clusters ({', '.join(taken) or 'none'}) "
+        "or by this "
         "machine's routes (`ip route`). Take one down: python -m localcluster down --name NAME"
     )
 
@@ -137,4 +146,8 @@ def _taken() -> dict[str, int]:
 
 def _routed() -> list[ipaddress.IPv4Network]:
     routes = json.loads(run(["ip", "-json", "-4", "route"]))
-    return [ipaddress.IPv4Network(route["dst"], strict=False) for route in routes if route["dst"] != "default"]
+    return [
+        ipaddress.IPv4Network(route["dst"], strict=False)
+        for route in routes
+        if route["dst"] != "default"
+    ]

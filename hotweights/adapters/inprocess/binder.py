@@ -1,8 +1,11 @@
-"""Binds the engines that this process constructs: each gets its name, its token and, once it is there, its `Server`.
+"""Binds the engines that this process constructs: each gets its name, its token and, once it is
+there, its `Server`.
 
-Nothing of it happens before the first engine is constructed, because vLLM's own child processes import the caller's main module again. Then
-the environment is set by which the plugin in the engine's ranks finds its node: the host's worker, or a node of this process's own (`embedded_node`). Names
-of engines are told apart by the token (``<token>:<name>``). An engine that cannot be bound says why in the log and serves what it booted.
+Nothing of it happens before the first engine is constructed, because vLLM's own child processes
+import the caller's main module again. Then the environment is set by which the plugin in the
+engine's ranks finds its node: the host's worker, or a node of this process's own (`embedded_node`).
+Names of engines are told apart by the token (``<token>:<name>``). An engine that cannot be bound
+says why in the log and serves what it booted.
 """
 
 from __future__ import annotations
@@ -54,12 +57,17 @@ class Binding(Protocol):
 
 
 class Binder:
-    """One for a process. ``open_house`` is called with a folder of this process's own when the first engine is constructed."""
+    """One for a process. ``open_house`` is called with a folder of this process's own when the
+    first engine is constructed.
+    """
 
-    def __init__(self, open_agent: Callable[[Path, asyncio.AbstractEventLoop], AgentSocket]) -> None:
+    def __init__(
+        self, open_agent: Callable[[Path, asyncio.AbstractEventLoop], AgentSocket]
+    ) -> None:
         self._open_agent = open_agent
         self._agent: AgentSocket | None = None
-        self._lock = threading.RLock()  # one engine is constructed at a time: its name travels by the environment
+        # one engine is constructed at a time: its name travels by the environment
+        self._lock = threading.RLock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._folder: Path | None = None
         self._count = 0
@@ -77,7 +85,7 @@ class Binder:
         _before_requests(AsyncLLM)
         _before_shutdown(AsyncLLM)
 
-    # --- around a constructor ---------------------------------------------------------------------------------------
+    # --- around a constructor ------------------------------------------------------------------
 
     def _before(self) -> settings.Settings:
         """The environment that this engine's processes get."""
@@ -102,8 +110,11 @@ class Binder:
         binding = SyncBinding(engine, read, self.metrics.note, lambda: self._moved_out(name))
         try:
             self._run(binding.join()).result(JOIN_SECONDS)
-        except Exception:  # whatever it was: the engine serves, and the coordinator sees that it takes no part
-            logger.exception("The engine could not be bound: it serves what it booted, without Hotweights")
+        # whatever it was: the engine serves, and the coordinator sees that it takes no part
+        except Exception:
+            logger.exception(
+                "The engine could not be bound: it serves what it booted, without Hotweights"
+            )
             binding.leave()
             return
         self._moved_in(engine, name, binding)
@@ -137,7 +148,7 @@ class Binder:
         if self._agent is not None:
             self._agent.wait_until_connected(len(self._bindings))
 
-    # --- this process -----------------------------------------------------------------------------------------------
+    # --- this process --------------------------------------------------------------------------
 
     def _ready_for_engines(self) -> tuple[AgentSocket, Path]:
         """The folder, the plugin on every child's path, the loop, and the house, made once."""
@@ -161,21 +172,32 @@ def already_served() -> str:
     """Why this process needs no binder; empty: it does."""
     listed = {name.strip() for name in os.environ.get("VLLM_PLUGINS", "").split(",")}
     if ENDPOINT_PLUGIN in listed and os.environ.get("HOTWEIGHTS_SOCKET"):
-        return "VLLM_PLUGINS names the server plugin and HOTWEIGHTS_SOCKET an agent: that one updates this process's engine"
+        return (
+            "VLLM_PLUGINS names the server plugin and HOTWEIGHTS_SOCKET an agent: that one "
+            "updates this process's engine"
+        )
     return ""
 
 
 def _unsuitable_sync(engine: Any) -> str:
     config = engine.vllm_config
     if config.parallel_config.data_parallel_size > 1:
-        return "Hotweights does not update a synchronous engine with data parallelism: run one engine per replica"
+        return (
+            "Hotweights does not update a synchronous engine with data parallelism: run one "
+            "engine per replica"
+        )
     if config.model_config.is_multimodal_model:
-        return "Hotweights does not update multi-modal models in a synchronous engine: use AsyncLLM, or vllm serve"
+        return (
+            "Hotweights does not update multi-modal models in a synchronous engine: use AsyncLLM, "
+            "or vllm serve"
+        )
     return unsuitable(engine)
 
 
 def _let_children_find(folder: Path) -> None:
-    """Children that are spawned take over this path, others the environment's; an allow-list has to name us."""
+    """Children that are spawned take over this path, others the environment's; an allow-list has to
+    name us.
+    """
     sys.path.append(str(folder))
     paths = os.environ.get("PYTHONPATH", "")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (paths, str(folder))))
@@ -204,7 +226,9 @@ def _around_init(
             try:
                 read = before()
             except Exception:  # a full disk, a worker that went away: no reason not to serve
-                logger.exception("The engine will not be bound: it serves what it boots, without Hotweights")
+                logger.exception(
+                    "The engine will not be bound: it serves what it boots, without Hotweights"
+                )
                 original(self, *args, **kwargs)
                 return
             original(self, *args, **kwargs)
@@ -241,7 +265,9 @@ def _before_shutdown(cls: Any) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HostAgent:
-    """The worker of this host (`hotweights worker`): it stages, it speaks with the coordinator, its peers and its engines."""
+    """The worker of this host (`hotweights worker`): it stages, it speaks with the coordinator, its
+    peers and its engines.
+    """
 
     socket: Path
     token_file: Path

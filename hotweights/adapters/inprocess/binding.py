@@ -1,7 +1,9 @@
-"""One engine of this process and the plugin's `Server` beside it: joined before its first request, gone with the engine.
+"""One engine of this process and the plugin's `Server` beside it: joined before its first request,
+gone with the engine.
 
-An `AsyncLLM` is joined on its own event loop. A synchronous engine's server lives on the binder's loop, and the gate keeps it and the caller's
-thread apart. Neither keeps the engine alive. Requests wait for nothing but the one probe at the start, by which a repair is judged later.
+An `AsyncLLM` is joined on its own event loop. A synchronous engine's server lives on the binder's
+loop, and the gate keeps it and the caller's thread apart. Neither keeps the engine alive. Requests
+wait for nothing but the one probe at the start, by which a repair is judged later.
 """
 
 from __future__ import annotations
@@ -33,7 +35,11 @@ class _Server(Server):
     """As the API server's, and it tells how commits end."""
 
     def __init__(
-        self, engine_client: EngineClient, settings: Settings, end: Callable[[str], None], noted: Noted
+        self,
+        engine_client: EngineClient,
+        settings: Settings,
+        end: Callable[[str], None],
+        noted: Noted,
     ) -> None:
         super().__init__(engine_client, settings, end)
         self._noted = noted
@@ -47,7 +53,9 @@ class _Server(Server):
 class _GatedServer(_Server):
     """A commit, and the repair of one that broke, happen between two calls of the caller's."""
 
-    def __init__(self, engine_client: SyncEngineClient, settings: Settings, gate: Gate, noted: Noted) -> None:
+    def __init__(
+        self, engine_client: SyncEngineClient, settings: Settings, gate: Gate, noted: Noted
+    ) -> None:
         super().__init__(engine_client, settings, self._give_up, noted)
         self._sync_replica = engine_client
         self._gate = gate
@@ -63,7 +71,9 @@ class _GatedServer(_Server):
         try:
             await self._close_gate(GATE_SECONDS)
         except TimeoutError as error:
-            connection.send(frames.CommitFailed(frame.id, frame.digest, frame.commit_token, "Busy", str(error)))
+            connection.send(
+                frames.CommitFailed(frame.id, frame.digest, frame.commit_token, "Busy", str(error))
+            )
             return
         try:
             await super()._commit(connection, frame)
@@ -104,11 +114,15 @@ class _Client(Guarded):
 class SyncBinding:
     """A `LLMEngine`, and what drives it from another thread."""
 
-    def __init__(self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]) -> None:
+    def __init__(
+        self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]
+    ) -> None:
         client, gate, config = engine.engine_core, Gate(), engine.vllm_config
         engine.engine_core = _Client(client, gate, gone)
         engine_client = SyncEngineClient(weakref.proxy(client), config)
-        self._make: Callable[[], Server] = lambda: _GatedServer(engine_client, settings, gate, noted)
+        self._make: Callable[[], Server] = lambda: _GatedServer(
+            engine_client, settings, gate, noted
+        )
         self._server: Server | None = None
 
     async def join(self) -> None:
@@ -125,12 +139,18 @@ class SyncBinding:
 class AsyncBinding:
     """An `AsyncLLM`, on its own event loop."""
 
-    def __init__(self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]) -> None:
-        """``gone`` is called when it is shut down, or cannot be joined: nobody is to wait for it."""
+    def __init__(
+        self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]
+    ) -> None:
+        """``gone`` is called when it is shut down, or cannot be joined: nobody is to wait for
+        it.
+        """
         self.gone = gone
         proxy = weakref.proxy(engine)
         end: Callable[[str], None] = lambda reason: end_async(proxy, reason)  # noqa: E731
-        self._make: Callable[[], Server] = lambda: _Server(EngineClient(proxy), settings, end, noted)
+        self._make: Callable[[], Server] = lambda: _Server(
+            EngineClient(proxy), settings, end, noted
+        )
         self._server: Server | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -158,6 +178,9 @@ class AsyncBinding:
         try:
             self._server = self._make()
             await asyncio.wait_for(self._server.join(), JOIN_SECONDS)
-        except Exception:  # whatever it was: the engine serves, and the coordinator sees that it takes no part
-            logger.exception("The engine could not be bound: it serves what it booted, without Hotweights")
+        # whatever it was: the engine serves, and the coordinator sees that it takes no part
+        except Exception:
+            logger.exception(
+                "The engine could not be bound: it serves what it booted, without Hotweights"
+            )
             self.gone()

@@ -1,7 +1,9 @@
-"""A version that somebody streams in: a buffer for every tensor, or for each of its shards, and the hash of what lies in it.
+"""A version that somebody streams in: a buffer for every tensor, or for each of its shards, and the
+hash of what lies in it.
 
-Shards of a tensor are its bytes in order, number 0 first. A shard counts once its hash was compared; a tensor once its shards add up to
-it and, where the manifest has its chunks, every chunk is the manifest's. Memory is pinned where there is a CUDA device to copy to.
+Shards of a tensor are its bytes in order, number 0 first. A shard counts once its hash was
+compared; a tensor once its shards add up to it and, where the manifest has its chunks, every chunk
+is the manifest's. Memory is pinned where there is a CUDA device to copy to.
 """
 
 from __future__ import annotations
@@ -27,12 +29,20 @@ _HASHES: dict[str, Callable[[memoryview], str]] = {
 
 
 class Buffers:
-    """One version on its way in. Not for several threads at a time, but buffers may be filled by any."""
+    """One version on its way in. Not for several threads at a time, but buffers may be filled by
+    any.
+    """
 
-    def __init__(self, specs: Mapping[str, Spec], manifest: Manifest | None, *, pinned: bool, verify: bool) -> None:
-        """With ``verify``, a shard without a hash is not taken unless the manifest has its tensor's chunks."""
+    def __init__(
+        self, specs: Mapping[str, Spec], manifest: Manifest | None, *, pinned: bool, verify: bool
+    ) -> None:
+        """With ``verify``, a shard without a hash is not taken unless the manifest has its tensor's
+        chunks.
+        """
         self.specs = dict(specs)
-        self._chunks = {} if manifest is None else {tensor.name: tensor.chunks for tensor in manifest.tensors}
+        self._chunks = (
+            {} if manifest is None else {tensor.name: tensor.chunks for tensor in manifest.tensors}
+        )
         self._chunk_nbytes = 0 if manifest is None else manifest.chunk_bytes
         self._pinned = pinned
         self._verify = verify
@@ -40,39 +50,54 @@ class Buffers:
         self._final: set[tuple[str, int]] = set()
 
     def request(self, tensor: str, shard_rank: int, nbytes: int) -> torch.Tensor:
-        """Writable bytes (a ``uint8`` tensor); the same ones when asked again, and then they count as not yet filled."""
+        """Writable bytes (a ``uint8`` tensor); the same ones when asked again, and then they count
+        as not yet filled.
+        """
         whole = self._nbytes(tensor)
         if shard_rank < 0 or nbytes < 0 or nbytes > whole:
             raise NotApplied(
-                "BadShard", f"{tensor}: shard {shard_rank} of {nbytes} bytes does not lie in its {whole} bytes"
+                "BadShard",
+                f"{tensor}: shard {shard_rank} of {nbytes} bytes does not lie in its {whole} bytes",
             )
         shards = self._shards.setdefault(tensor, {})
         held = shards.get(shard_rank)
         others = sum(shard.numel() for rank, shard in shards.items() if rank != shard_rank)
         if others + nbytes > whole:
-            raise NotApplied("BadShard", f"{tensor}: its shards come to {others + nbytes} bytes; it has {whole}")
+            raise NotApplied(
+                "BadShard", f"{tensor}: its shards come to {others + nbytes} bytes; it has {whole}"
+            )
         if held is None or held.numel() != nbytes:
-            held = shards[shard_rank] = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
+            held = shards[shard_rank] = torch.empty(
+                nbytes, dtype=torch.uint8, pin_memory=self._pinned
+            )
         self._final.discard((tensor, shard_rank))
         return held
 
     def finalize(self, tensor: str, shard_rank: int, hash_: str | None) -> None:
-        """The shard is filled; its bytes must have this hash (``blake3:`` or ``sha256:`` and hexadecimal digits)."""
+        """The shard is filled; its bytes must have this hash (``blake3:`` or ``sha256:`` and
+        hexadecimal digits).
+        """
         shard = self._shards.get(tensor, {}).get(shard_rank)
         if shard is None:
-            raise NotApplied("NoBuffer", f"{tensor}: no buffer was requested for shard {shard_rank}")
+            raise NotApplied(
+                "NoBuffer", f"{tensor}: no buffer was requested for shard {shard_rank}"
+            )
         if hash_:
             kind, _, expected = hash_.rpartition(":")
             digest = _HASHES.get(kind or "blake3")
             if digest is None:
-                raise NotApplied("BadHash", f"{tensor}: no hash is called {kind!r}; write blake3:… or sha256:…")
+                raise NotApplied(
+                    "BadHash", f"{tensor}: no hash is called {kind!r}; write blake3:… or sha256:…"
+                )
             if digest(_view(shard)) != expected.lower():
                 raise NotApplied(
-                    "ChecksumMismatch", f"{tensor}: shard {shard_rank} does not have {hash_[:24]}…; send it again"
+                    "ChecksumMismatch",
+                    f"{tensor}: shard {shard_rank} does not have {hash_[:24]}…; send it again",
                 )
         elif self._verify and tensor not in self._chunks:
             raise NotApplied(
-                "NoHash", f"{tensor}: shard {shard_rank} came without its hash; give it, or set verify=False"
+                "NoHash",
+                f"{tensor}: shard {shard_rank} came without its hash; give it, or set verify=False",
             )
         self._final.add((tensor, shard_rank))
 
@@ -86,8 +111,15 @@ class Buffers:
             ordered = [shards[rank] for rank in sorted(shards)]
             here, whole = sum(shard.numel() for shard in ordered), self._nbytes(name)
             if here != whole or sorted(shards) != list(range(len(shards))):
-                raise NotApplied("Incomplete", f"{name}: {here} of {whole} bytes have come, in shards {sorted(shards)}")
-            flat = ordered[0] if len(ordered) == 1 else torch.cat([torch.empty(0, dtype=torch.uint8), *ordered])
+                raise NotApplied(
+                    "Incomplete",
+                    f"{name}: {here} of {whole} bytes have come, in shards {sorted(shards)}",
+                )
+            flat = (
+                ordered[0]
+                if len(ordered) == 1
+                else torch.cat([torch.empty(0, dtype=torch.uint8), *ordered])
+            )
             self._check_chunks(name, flat)
             yield name, flat.view(torch_dtype(spec.dtype)).view(spec.shape)
 
@@ -96,12 +128,17 @@ class Buffers:
         for number, expected in enumerate(self._chunks.get(name, ())):
             chunk = view[number * self._chunk_nbytes : (number + 1) * self._chunk_nbytes]
             if blake3(chunk).hexdigest() != expected:
-                raise NotApplied("ChecksumMismatch", f"{name}: chunk {number} is not the manifest's {expected[:16]}…")
+                raise NotApplied(
+                    "ChecksumMismatch",
+                    f"{name}: chunk {number} is not the manifest's {expected[:16]}…",
+                )
 
     def _nbytes(self, tensor: str) -> int:
         spec = self.specs.get(tensor)
         if spec is None:
-            raise NotApplied("UnknownTensor", f"{tensor} is not in the manifest that begin_update was given")
+            raise NotApplied(
+                "UnknownTensor", f"{tensor} is not in the manifest that begin_update was given"
+            )
         return math.prod(spec.shape) * ITEM_BYTES[spec.dtype]
 
 
@@ -116,7 +153,8 @@ def specs_of(manifest: Mapping[str, Any]) -> dict[str, Spec]:
         name, dtype, shape = item["name"], item["dtype"], tuple(int(size) for size in item["shape"])
         if dtype not in ITEM_BYTES:
             raise NotApplied(
-                "DtypeMismatch", f"{name}: unknown dtype {dtype!r}; dtypes are named as in safetensors: BF16, F32"
+                "DtypeMismatch",
+                f"{name}: unknown dtype {dtype!r}; dtypes are named as in safetensors: BF16, F32",
             )
         if name in specs:
             raise NotApplied("BadManifest", f"{name} stands twice in the manifest")

@@ -1,7 +1,8 @@
-"""One worker in the coordinator's eyes, for as long as an update takes: registered, heard from, and told what is decided.
+"""One worker in the coordinator's eyes, for as long as an update takes: registered, heard from, and
+told what is decided.
 
-While it lasts, the coordinator's commit waits for this worker's word. What is decided comes with every heartbeat's answer; nothing here
-depends on an event. It knows no tensors.
+While it lasts, the coordinator's commit waits for this worker's word. What is decided comes with
+every heartbeat's answer; nothing here depends on an event. It knows no tensors.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ class CoordinatorSession:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._stop.set()
         self._thread.join()
 
@@ -72,7 +78,9 @@ class CoordinatorSession:
 
     def applied(self, version: str, digest: str, token: int) -> None:
         """It serves here."""
-        self._client.call("applied", worker_id=self.worker_id, version=version, digest=digest, token=token)
+        self._client.call(
+            "applied", worker_id=self.worker_id, version=version, digest=digest, token=token
+        )
 
     def failed(self, reason: str, message: str, token: int) -> None:
         """It cannot be served here, for this reason; what cannot be told is logged."""
@@ -80,10 +88,17 @@ class CoordinatorSession:
             failure = {"reason": reason, "message": message[:2000], "token": token}
             self._client.call("heartbeat", worker_id=self.worker_id, failure=failure)
         except CoordinatorError as error:
-            logger.warning("The coordinator could not be told of the failure (%s): %s: %s", error, reason, message)
+            logger.warning(
+                "The coordinator could not be told of the failure (%s): %s: %s",
+                error,
+                reason,
+                message,
+            )
 
     def decided(self, token: int, seconds: float) -> bool:
-        """Wait until the attempt ``token`` is over: True if it was committed. Raises `NotApplied` when that takes too long."""
+        """Wait until the attempt ``token`` is over: True if it was committed. Raises `NotApplied`
+        when that takes too long.
+        """
         until = time.monotonic() + seconds
         with self._changed:
             while True:
@@ -99,16 +114,22 @@ class CoordinatorSession:
                     return False
                 left = until - time.monotonic()
                 if left <= 0:
-                    text = f"attempt {token} was neither committed nor aborted within {seconds:.0f} s"
+                    text = (
+                        f"attempt {token} was neither committed nor aborted within {seconds:.0f} s"
+                    )
                     raise NotApplied(
                         "DecisionTimeout",
-                        f"{text}{f' ({self._error})' if self._error else ''}; see `hotweights coord-status`",
+                        f"{text}{f' ({self._error})' if self._error else ''}; see `hotweights "
+                        "coord-status`",
                     )
                 self._changed.wait(min(left, HEARTBEAT_SECONDS))
 
     def _register(self) -> None:
         reply = self._client.call(
-            "register", worker_id=self.worker_id, host=socket.gethostname()[:255], instance=self._instance
+            "register",
+            worker_id=self.worker_id,
+            host=socket.gethostname()[:255],
+            instance=self._instance,
         )
         self._note(reply.result)
 

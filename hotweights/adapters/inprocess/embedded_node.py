@@ -1,8 +1,10 @@
-"""A node of this process's own: what `hotweights worker` is for a host, for the engines that this process constructed, and nobody else.
+"""A node of this process's own: what `hotweights worker` is for a host, for the engines that this
+process constructed, and nobody else.
 
-The same parts (store, session, stager, engines' socket, the conversation with the coordinator) on the binder's loop. It takes part in what
-the coordinator decides only while engines are there, and is ready only when as many of them are connected as were constructed: an engine
-that is starting or lost holds the commit up, instead of being passed over. It lends nothing to peers and opens no port.
+The same parts (store, session, stager, engines' socket, the conversation with the coordinator) on
+the binder's loop. It takes part in what the coordinator decides only while engines are there, and
+is ready only when as many of them are connected as were constructed: an engine that is starting or
+lost holds the commit up, instead of being passed over. It lends nothing to peers and opens no port.
 """
 
 from __future__ import annotations
@@ -66,9 +68,13 @@ class EmbeddedNodeSettings:
 
 
 class EmbeddedNode:
-    """Open from its construction to the end of the process; every public method may be called from any thread."""
+    """Open from its construction to the end of the process; every public method may be called from
+    any thread.
+    """
 
-    def __init__(self, folder: Path, loop: asyncio.AbstractEventLoop, settings: EmbeddedNodeSettings) -> None:
+    def __init__(
+        self, folder: Path, loop: asyncio.AbstractEventLoop, settings: EmbeddedNodeSettings
+    ) -> None:
         """Raises what keeps the socket from being opened."""
         self._settings = settings
         self._loop = loop
@@ -108,11 +114,14 @@ class EmbeddedNode:
                 node = await self._open(stack)
                 opened.set_result(None)
                 await until(asyncio.Event(), node.driver.run, partial(self._take_part_always, node))
-        except Exception as error:  # engines go on serving, and the coordinator does not hear from this worker any more
+        # engines go on serving, and the coordinator does not hear from this worker any more
+        except Exception as error:
             if not threading.main_thread().is_alive():
                 logger.debug("The process ends: %s", error)
             elif opened.done():
-                logger.exception("The binder has ended: engines serve what they have and take no new versions")
+                logger.exception(
+                    "The binder has ended: engines serve what they have and take no new versions"
+                )
             else:
                 opened.set_exception(error)
         finally:
@@ -135,7 +144,11 @@ class EmbeddedNode:
         if self._settings.name_map is not None:
             called = partial(self._called, node)
             node.driver.server = RenamingServer(
-                place.run_folder, place.engines, node.driver.tell, agent=PLUGIN_VERSION, called=called
+                place.run_folder,
+                place.engines,
+                node.driver.tell,
+                agent=PLUGIN_VERSION,
+                called=called,
             )
         node.driver.status, node.driver.pod_status = self._relay, NullPodStatus(node.driver.tell)
         await node.serve(stack)
@@ -163,13 +176,17 @@ class EmbeddedNode:
             try:
                 await self._converse(node)
             except CoordinatorError as error:
-                logger.error("%s; engines serve what they have; trying again in %.0f s", error, AGAIN_SECONDS)  # noqa: TRY400
+                logger.error(
+                    "%s; engines serve what they have; trying again in %.0f s", error, AGAIN_SECONDS
+                )
             await asyncio.sleep(AGAIN_SECONDS)
 
     async def _converse(self, node: Node) -> None:
         settings = self._settings
         worker_id = settings.worker_id or f"vllm-{socket.gethostname()[:64]}-{os.getpid()}"
-        async with AsyncClient(settings.endpoint, settings.token or None, timeout_seconds=CALL_SECONDS) as client:
+        async with AsyncClient(
+            settings.endpoint, settings.token or None, timeout_seconds=CALL_SECONDS
+        ) as client:
             sync = _Sync(
                 client,
                 WorkerIdentity(worker_id, socket.gethostname()[:255], "", uuid.uuid4().hex),
@@ -177,18 +194,23 @@ class EmbeddedNode:
                 sources(settings.roots),
                 PeerSelection(worker_id, "127.0.0.1", "", ("tcp",)),
                 LocalChunks(),
-                timing=HeartbeatTiming(beat_seconds=min(max(settings.beat_seconds, 0.1), SLOWEST_BEAT_SECONDS)),
+                timing=HeartbeatTiming(
+                    beat_seconds=min(max(settings.beat_seconds, 0.1), SLOWEST_BEAT_SECONDS)
+                ),
             )
             sync.expected, sync.refused = lambda: self._expected, partial(self._refused, node)
             self._relay.to(sync)
             try:
-                heard = [address.events_endpoint(endpoint) for endpoint in address.split(settings.endpoint)]
+                heard = [
+                    address.events_endpoint(endpoint)
+                    for endpoint in address.split(settings.endpoint)
+                ]
                 parts = [partial(events.listen, endpoint, None, sync.hurry) for endpoint in heard]
                 await until(asyncio.Event(), sync.run, *parts)
             finally:
                 self._relay.to(None)
 
-    # --- the model's names ------------------------------------------------------------------------------------------
+    # --- the model's names ---------------------------------------------------------------------
 
     def _called(self, node: Node, digest: str) -> dict[str, str]:
         """What a version's tensors are called in these engines. Raises `NotApplied`."""
@@ -228,7 +250,9 @@ class _Sync(CoordinatorSync):
 
 
 class _StatusRelay:
-    """The session's reporter: to whoever is in conversation now, who is told at once what was reported last."""
+    """The session's reporter: to whoever is in conversation now, who is told at once what was
+    reported last.
+    """
 
     def __init__(self) -> None:
         self._last: NodeWeightsStatus | None = None
@@ -249,6 +273,9 @@ class _StatusRelay:
 
 def _names(name_map: NameMap, manifest: Manifest) -> dict[str, str]:
     listed: Sequence[dict[str, object]] = [
-        {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape} for tensor in manifest.tensors
+        {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape}
+        for tensor in manifest.tensors
     ]
-    return names.renamed(name_map, lambda: plans.build(manifest, None, "file:///").document(), listed)
+    return names.renamed(
+        name_map, lambda: plans.build(manifest, None, "file:///").document(), listed
+    )

@@ -1,4 +1,6 @@
-"""Why a version was not put into the model; what is served is what was served before, unless it says `Torn`."""
+"""Why a version was not put into the model; what is served is what was served before, unless it
+says `Torn`.
+"""
 
 from __future__ import annotations
 

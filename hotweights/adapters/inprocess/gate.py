@@ -1,8 +1,11 @@
-"""Between the thread that drives a synchronous engine and the one that changes its weights: never both, and neither starves.
+"""Between the thread that drives a synchronous engine and the one that changes its weights: never
+both, and neither starves.
 
-vLLM's synchronous client is not made for two threads (it has one socket, and in one process the steps themselves run in the caller's
-thread). So every call of the caller passes the gate, and a switch holds it from its first question to the resume: it happens between two of the
-caller's calls, and while the caller does nothing at all, too. Whoever waits for a switch goes before the caller's next call.
+vLLM's synchronous client is not made for two threads (it has one socket, and in one process the
+steps themselves run in the caller's thread). So every call of the caller passes the gate, and a
+switch holds it from its first question to the resume: it happens between two of the caller's calls,
+and while the caller does nothing at all, too. Whoever waits for a switch goes before the caller's
+next call.
 """
 
 from __future__ import annotations
@@ -18,7 +21,8 @@ class Gate:
     """Callers go in and out all the time; a switch closes it. Calls inside calls pass."""
 
     def __init__(self) -> None:
-        self._next = threading.Lock()  # held by a switch while it waits and while it lasts: callers queue behind it
+        # held by a switch while it waits and while it lasts: callers queue behind it
+        self._next = threading.Lock()
         self._inside = threading.Lock()
         self._own = threading.local()
         self._dead: Exception | None = None
@@ -45,7 +49,9 @@ class Gate:
             self._inside.release()
 
     def close(self, seconds: float) -> bool:
-        """Wait until no call is inside, and let none in until `open`, which any thread may call. False: that took too long."""
+        """Wait until no call is inside, and let none in until `open`, which any thread may call.
+        False: that took too long.
+        """
         if not self._next.acquire(timeout=seconds):
             return False
         if self._inside.acquire(timeout=seconds):
@@ -60,7 +66,9 @@ class Gate:
 
 
 class Guarded:
-    """An engine's client whose every method passes the gate; to everybody else it looks like the client."""
+    """An engine's client whose every method passes the gate; to everybody else it looks like the
+    client.
+    """
 
     def __init__(self, client: Any, gate: Gate) -> None:
         object.__setattr__(self, "hotweights_client", client)
@@ -68,7 +76,11 @@ class Guarded:
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self.hotweights_client, name)
-        return _passing(value, self._gate) if callable(value) and not isinstance(value, type) else value
+        return (
+            _passing(value, self._gate)
+            if callable(value) and not isinstance(value, type)
+            else value
+        )
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.hotweights_client, name, value)

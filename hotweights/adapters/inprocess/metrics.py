@@ -1,4 +1,6 @@
-"""What the binder did, for Prometheus: on port 9098 of this host, or another that ``HOTWEIGHTS_BINDER_METRICS_PORT`` names (0: none)."""
+"""What the binder did, for Prometheus: on port 9098 of this host, or another that
+``HOTWEIGHTS_BINDER_METRICS_PORT`` names (0: none).
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,19 @@ class BinderMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._updates = Counter(
-            "hotweights_binder_updates", "Switches of engines, by how they ended", ["result"], registry=self.registry
+            "hotweights_binder_updates",
+            "Switches of engines, by how they ended",
+            ["result"],
+            registry=self.registry,
         )
         self._pause = Gauge(
-            "hotweights_binder_last_pause_seconds", "How long the last switch paused its engine", registry=self.registry
+            "hotweights_binder_last_pause_seconds",
+            "How long the last switch paused its engine",
+            registry=self.registry,
         )
-        self._version = Info("hotweights_binder_current_version", "What was switched to last", registry=self.registry)
+        self._version = Info(
+            "hotweights_binder_current_version", "What was switched to last", registry=self.registry
+        )
         for result in ("committed", "failed"):
             self._updates.labels(result)
 
@@ -47,4 +56,9 @@ class BinderMetrics:
         try:
             start_http_server(port, addr="127.0.0.1", registry=self.registry)
         except OSError as error:
-            logger.warning("No metrics on port %d (%s); name another with %s", port, error.strerror, PORT_VARIABLE)
+            logger.warning(
+                "No metrics on port %d (%s); name another with %s",
+                port,
+                error.strerror,
+                PORT_VARIABLE,
+            )

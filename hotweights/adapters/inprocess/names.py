@@ -1,7 +1,9 @@
-"""What a version's tensors are called in this model: as they are, by a dictionary, or by a function of the plan.
+"""What a version's tensors are called in this model: as they are, by a dictionary, or by a function
+of the plan.
 
-The function is given the plan as an object in which every tensor of the version has at least one item, also those that the plan does not
-move: what it leaves out keeps its name. Keys of the map are tensors' names or items' keys (``<tensor>:<number>``). Pure.
+The function is given the plan as an object in which every tensor of the version has at least one
+item, also those that the plan does not move: what it leaves out keeps its name. Keys of the map are
+tensors' names or items' keys (``<tensor>:<number>``). Pure.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ NameMap = Mapping[str, str] | Callable[[dict[str, Any]], Mapping[str, str]] | No
 def renamed(
     name_map: NameMap, plan: Callable[[], Mapping[str, Any]], tensors: Iterable[Mapping[str, Any]]
 ) -> dict[str, str]:
-    """The name in the model, by the name in the version. Raises `NotApplied` where two tensors would become one.
+    """The name in the model, by the name in the version. Raises `NotApplied` where two tensors
+    would become one.
 
     ``plan`` makes the plan's object, if anybody wants it.
     """
@@ -52,15 +55,22 @@ def _whole(plan: Mapping[str, Any], tensors: list[Mapping[str, Any]]) -> dict[st
 def _by_tensor(given: Mapping[str, str], names: set[str]) -> dict[str, str]:
     if not isinstance(given, Mapping):
         raise NotApplied(
-            "BadNameMap", f"the name map is a {type(given).__name__}; give a dict, or a function that returns one"
+            "BadNameMap",
+            f"the name map is a {type(given).__name__}; give a dict, or a function "
+            "that "
+            "returns one",
         )
     found: dict[str, str] = {}
     for key, name in given.items():
         tensor = key if key in names else key.rpartition(":")[0]
         if not isinstance(name, str) or not name:
-            raise NotApplied("BadNameMap", f"the name map gives {key} the name {name!r}; a name is a text")
+            raise NotApplied(
+                "BadNameMap", f"the name map gives {key} the name {name!r}; a name is a text"
+            )
         if tensor in names and found.setdefault(tensor, name) != name:
-            raise NotApplied("BadNameMap", f"the name map gives {tensor} two names: {found[tensor]} and {name}")
+            raise NotApplied(
+                "BadNameMap", f"the name map gives {tensor} two names: {found[tensor]} and {name}"
+            )
     return found
 
 
@@ -68,4 +78,7 @@ def _check_single(result: Mapping[str, str]) -> None:
     origin: dict[str, str] = {}
     for name, target in result.items():
         if origin.setdefault(target, name) != name:
-            raise NotApplied("BadNameMap", f"{origin[target]} and {name} are both called {target} by the name map")
+            raise NotApplied(
+                "BadNameMap",
+                f"{origin[target]} and {name} are both called {target} by the name map",
+            )

@@ -1,7 +1,9 @@
-"""Brings a plan's version into this process: chunks from peers and from the source, each verified, under the model's names.
+"""Brings a plan's version into this process: chunks from peers and from the source, each verified,
+under the model's names.
 
-The image of the last version stays, so that the next one costs only what changed. A source is opened only under the allowed roots, as a
-worker does it: those that were named, else ``HOTWEIGHTS_ROOTS`` (separated by colons), else the current folder.
+The image of the last version stays, so that the next one costs only what changed. A source is
+opened only under the allowed roots, as a worker does it: those that were named, else
+``HOTWEIGHTS_ROOTS`` (separated by colons), else the current folder.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def allowed_roots(roots: Iterable[str | os.PathLike[str]] | None) -> tuple[Path,
 
 @dataclass(frozen=True, slots=True)
 class PeerSources:
-    """Who may have a version's chunks, beside its source: endpoints, and what proves to them who we are."""
+    """Who may have a version's chunks, beside its source: endpoints, and what proves to them who we
+    are.
+    """
 
     peers: Sequence[str] = ()
     token: Callable[[], str] = str
@@ -57,25 +61,42 @@ class PlanStaging:
         called = names.renamed(self._name_map, plan.document, listed)
         peer_sources = peer_sources or PeerSources()
         if not peer_sources.peers and not may_read(self._sources, plan.source):
-            text = f"{plan.source} may not be read by this process; allow its folder with roots=[…] or {ROOTS_VARIABLE}"
+            text = (
+                f"{plan.source} may not be read by this process; allow its folder with roots=[…] "
+                f"or {ROOTS_VARIABLE}"
+            )
             raise NotApplied("SourceNotAllowed", text)
         with contextlib.ExitStack() as stack:
             builder = stack.enter_context(ImageBuilder(manifest, present))
             if builder.missing_count:
                 clients = [
-                    stack.enter_context(transport_for(p).connect(p, peer_sources.token)) for p in peer_sources.peers
+                    stack.enter_context(transport_for(p).connect(p, peer_sources.token))
+                    for p in peer_sources.peers
                 ]
-                donors: list[ChunkSource] = [PeerSource(client, manifest.digest) for client in clients]
-                donors.append(OriginSource(plan.source, lambda: self._sources.open(plan.source, ""), manifest))
-                limits = FetchPolicy(deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0)
+                donors: list[ChunkSource] = [
+                    PeerSource(client, manifest.digest) for client in clients
+                ]
+                donors.append(
+                    OriginSource(plan.source, lambda: self._sources.open(plan.source, ""), manifest)
+                )
+                limits = FetchPolicy(
+                    deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0
+                )
                 Fetch(builder, donors, persistence=limits, cancel=threading.Event()).run()
             image = builder.finish()
         mapped = MappedImage.open(image.fds, manifest.digest)
         if self._image is not None:
             self._image.close()
         self._image = image
-        specs = {called[tensor.name]: Spec(tensor.dtype, tensor.shape) for tensor in manifest.tensors}
-        return Version(manifest.digest, manifest.version, specs, ((called[name], t) for name, t in mapped.tensors()))
+        specs = {
+            called[tensor.name]: Spec(tensor.dtype, tensor.shape) for tensor in manifest.tensors
+        }
+        return Version(
+            manifest.digest,
+            manifest.version,
+            specs,
+            ((called[name], t) for name, t in mapped.tensors()),
+        )
 
     def close(self) -> None:
         """Give the memory of the last version back; the model does not need it."""

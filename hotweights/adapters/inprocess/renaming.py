@@ -1,4 +1,6 @@
-"""The engines' socket of a process whose engines call tensors otherwise than the version does: the table that goes out says their names."""
+"""The engines' socket of a process whose engines call tensors otherwise than the version does: the
+table that goes out says their names.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from hotweights_storage.slab import Slab, sealed_memfd
 
 
 class RenamingServer(EngineServer):
-    """``called`` gives the engines' names by the version's; it was asked before, so that it does not refuse here."""
+    """``called`` gives the engines' names by the version's; it was asked before, so that it does
+    not refuse here.
+    """
 
     def __init__(
         self,

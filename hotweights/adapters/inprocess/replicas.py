@@ -1,7 +1,9 @@
-"""Engines as the plugin's `Switch` reaches them, when there is no API server: `vllm.LLM`'s and an embedded `AsyncLLM`'s.
+"""Engines as the plugin's `Switch` reaches them, when there is no API server: `vllm.LLM`'s and an
+embedded `AsyncLLM`'s.
 
-One place that knows vLLM's synchronous client. Calls that wait go to a thread, so that the switch keeps its deadlines. An engine that
-cannot be repaired is declared dead, as vLLM itself does it: whoever asks it anything gets `EngineDeadError`. The process is the caller's.
+One place that knows vLLM's synchronous client. Calls that wait go to a thread, so that the switch
+keeps its deadlines. An engine that cannot be repaired is declared dead, as vLLM itself does it:
+whoever asks it anything gets `EngineDeadError`. The process is the caller's.
 """
 
 from __future__ import annotations
@@ -32,12 +34,19 @@ class SyncEngineClient(EngineClient):
         self.kind = probe.engine_kind(self.vllm_config)
 
     def in_flight(self) -> bool:
-        """Whether a step has begun that ends in another call: only where the steps run in this process."""
+        """Whether a step has begun that ends in another call: only where the steps run in this
+        process.
+        """
         return isinstance(self._core, InprocClient) and bool(self._core.engine_core.batch_queue)
 
     async def pause(self, mode: str) -> None:
         if isinstance(self._core, InprocClient) and mode == "Wait":
-            raise ValueError("an engine in the caller's own thread cannot drain while the caller waits: use mode Keep")
+            raise ValueError(
+                "an engine in the caller's own thread cannot drain while the caller "
+                "waits: "
+                "use "
+                "mode Keep"
+            )
         await self._ask(self._utility, "pause_scheduler", mode.lower(), True)
 
     async def resume(self) -> None:
@@ -54,7 +63,11 @@ class SyncEngineClient(EngineClient):
         return await self._ask(self._utility, method, *args)
 
     async def _rpc(self, command: str, argument: Any) -> list[dict[str, Any]]:
-        return list(await self._ask(self._core.collective_rpc, plugin.WORKER_METHOD, None, (command, argument), {}))
+        return list(
+            await self._ask(
+                self._core.collective_rpc, plugin.WORKER_METHOD, None, (command, argument), {}
+            )
+        )
 
     def _utility(self, method: str, *args: Any) -> Any:
         if isinstance(self._core, InprocClient):

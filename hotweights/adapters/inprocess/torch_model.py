@@ -1,9 +1,11 @@
-"""Any torch module: which tensors it has, whether a version fits them, and the switch, all of it or nothing.
+"""Any torch module: which tensors it has, whether a version fits them, and the switch, all of it or
+nothing.
 
-A version names every parameter and every persistent buffer, as a state dict does, with the very shape and dtype; tied ones may come
-under any of their names, with the same bytes. The switch keeps the previous values until the new ones were read back and found equal
-byte for byte (equal numbers would not do: NaN differs from itself, -0 equals 0). Who runs the module in other threads holds the lock
-that the caller holds here; this module knows no thread and no source.
+A version names every parameter and every persistent buffer, as a state dict does, with the very
+shape and dtype; tied ones may come under any of their names, with the same bytes. The switch keeps
+the previous values until the new ones were read back and found equal byte for byte (equal numbers
+would not do: NaN differs from itself, -0 equals 0). Who runs the module in other threads holds the
+lock that the caller holds here; this module knows no thread and no source.
 """
 
 from __future__ import annotations
@@ -28,26 +30,34 @@ class TorchModel:
         self._targets = dict(_targets(module))
         self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         if not self._targets:
-            raise NotApplied("NoTensors", f"{type(module).__name__} has no parameters and no buffers to update")
+            raise NotApplied(
+                "NoTensors", f"{type(module).__name__} has no parameters and no buffers to update"
+            )
 
     def check(self, version: Version) -> None:
-        """Every name, shape and dtype of a version against the module. Raises `NotApplied`, which names the tensor."""
+        """Every name, shape and dtype of a version against the module. Raises `NotApplied`, which
+        names the tensor.
+        """
         for name, spec in version.specs.items():
             target = self._targets.get(name)
             if target is None:
                 raise NotApplied(
-                    "UnknownTensor", f"{name} is not in the module; leave it out, or rename it with name_map"
+                    "UnknownTensor",
+                    f"{name} is not in the module; leave it out, or rename it with name_map",
                 )
             _check(name, spec, target)
         filled = {_place(self._targets[name]) for name in version.specs}
         for name, target in self._targets.items():
             if _place(target) not in filled:
                 raise NotApplied(
-                    "MissingTensor", f"{name} is missing in the version; the module would keep its old value"
+                    "MissingTensor",
+                    f"{name} is missing in the version; the module would keep its old value",
                 )
 
     def prepare(self, version: Version) -> int:
-        """Take a version that was checked; gives its bytes. The tensors must live until the switch."""
+        """Take a version that was checked; gives its bytes. The tensors must live until the
+        switch.
+        """
         moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         first: dict[Any, tuple[str, torch.Tensor]] = {}
         for name, new in version.tensors():
@@ -55,7 +65,8 @@ class TorchModel:
             other, bytes_of_other = first.setdefault(_place(target), (name, new))
             if not same_bytes(bytes_of_other, new):
                 raise NotApplied(
-                    "TiedTensorsDiffer", f"{name} and {other} are one tensor in the module, but differ in the version"
+                    "TiedTensorsDiffer",
+                    f"{name} and {other} are one tensor in the module, but differ in the version",
                 )
             moves.append((name, target, new))
         self._moves = moves
@@ -67,14 +78,18 @@ class TorchModel:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def switch(self) -> int:
-        """Copy in place, read back, compare; on any error everything is as before. Gives the bytes of the version."""
+        """Copy in place, read back, compare; on any error everything is as before. Gives the bytes
+        of the version.
+        """
         moves, self._moves = self._moves, []
         install(moves)
         return sum(new.nbytes for _, _, new in moves)
 
 
 def install(moves: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
-    """Copy each new tensor over its target, all or none. Raises `NotApplied`; `Torn` if there was no way back."""
+    """Copy each new tensor over its target, all or none. Raises `NotApplied`; `Torn` if there was
+    no way back.
+    """
     listed = list(moves)
     before = [(name, target, target.detach().to("cpu", copy=True)) for name, target, _ in listed]
     try:
@@ -84,7 +99,8 @@ def install(moves: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
         for name, target, new in listed:
             if not same_bytes(target, new):
                 raise NotApplied(
-                    "ReadBackDiffers", f"{name} was copied, but reads otherwise; do tensors of the module overlap?"
+                    "ReadBackDiffers",
+                    f"{name} was copied, but reads otherwise; do tensors of the module overlap?",
                 )
     except BaseException:
         _restore(before)
@@ -115,20 +131,32 @@ def _targets(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def _check(name: str, spec: Spec, target: torch.Tensor) -> None:
     if target.is_meta:
-        raise NotApplied("NoMemory", f"{name} is on the meta device in the module: it has no memory to copy into")
+        raise NotApplied(
+            "NoMemory", f"{name} is on the meta device in the module: it has no memory to copy into"
+        )
     if tuple(target.shape) != spec.shape:
         raise NotApplied(
             "ShapeMismatch",
-            f"{name} has shape {list(spec.shape)} in the version and {list(target.shape)} in the module",
+            f"{name} has shape {list(spec.shape)} in the version and {list(target.shape)} in "
+            "the module",
         )
     if target.dtype != torch_dtype(spec.dtype):
-        raise NotApplied("DtypeMismatch", f"{name} is {spec.dtype} in the version and {target.dtype} in the module")
-    if any(stride == 0 and size > 1 for stride, size in zip(target.stride(), target.shape, strict=True)):
-        raise NotApplied("SharedMemory", f"{name} is an expanded view in the module: its elements share memory")
+        raise NotApplied(
+            "DtypeMismatch",
+            f"{name} is {spec.dtype} in the version and {target.dtype} in the module",
+        )
+    if any(
+        stride == 0 and size > 1 for stride, size in zip(target.stride(), target.shape, strict=True)
+    ):
+        raise NotApplied(
+            "SharedMemory", f"{name} is an expanded view in the module: its elements share memory"
+        )
 
 
 def _place(tensor: torch.Tensor) -> Any:
-    """Equal for tensors that are the same memory, seen the same way. Empty ones have none: each is its own."""
+    """Equal for tensors that are the same memory, seen the same way. Empty ones have none: each is
+    its own.
+    """
     if not tensor.numel():
         return id(tensor)
     return tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
@@ -142,7 +170,9 @@ def _copy(name: str, target: torch.Tensor, new: torch.Tensor) -> None:
     try:
         target.copy_(new, non_blocking=True)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise NotApplied("CopyFailed", f"{name} could not be copied ({error}); the previous values are back") from error
+        raise NotApplied(
+            "CopyFailed", f"{name} could not be copied ({error}); the previous values are back"
+        ) from error
 
 
 def _restore(before: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
@@ -153,7 +183,9 @@ def _restore(before: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
         _wait_for_devices(target for _, target, _ in listed)
         differing = next((name for name, target, old in listed if not same_bytes(target, old)), "")
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise Torn(f"the previous values could not be put back ({error}): load the model anew") from error
+        raise Torn(
+            f"the previous values could not be put back ({error}): load the model anew"
+        ) from error
     if differing:
         raise Torn(f"{differing} could not be put back: load the model anew")
 

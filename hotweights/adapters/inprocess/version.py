@@ -1,6 +1,8 @@
-"""A version at hand: its tensors under the names that the model knows them by, wherever their bytes lie.
+"""A version at hand: its tensors under the names that the model knows them by, wherever their bytes
+lie.
 
-It looks like a mapped image (`hotweights.adapters.vllm.rank.image.Image`) to those who ask what fits, so that there is one set of rules.
+It looks like a mapped image (`hotweights.adapters.vllm.rank.image.Image`) to those who ask what
+fits, so that there is one set of rules.
 """
 
 from __future__ import annotations
@@ -18,14 +20,21 @@ class Version:
     """Made once, never changed; whoever made it keeps the bytes alive through the tensors."""
 
     def __init__(
-        self, digest: str, version: str, specs: Mapping[str, Spec], tensors: Iterable[tuple[str, torch.Tensor]]
+        self,
+        digest: str,
+        version: str,
+        specs: Mapping[str, Spec],
+        tensors: Iterable[tuple[str, torch.Tensor]],
     ) -> None:
-        """``digest`` tells one from another; ``specs`` and ``tensors`` have the same names, the model's."""
+        """``digest`` tells one from another; ``specs`` and ``tensors`` have the same names, the
+        model's.
+        """
         self.digest = digest
         self.specs = dict(specs)
         self._tensors = dict(tensors)
         entries = tuple(
-            TensorEntry(name, spec.dtype, spec.shape, self._tensors[name].nbytes, (), 0) for name, spec in specs.items()
+            TensorEntry(name, spec.dtype, spec.shape, self._tensors[name].nbytes, (), 0)
+            for name, spec in specs.items()
         )
         self.table = Table(digest, version, entries, (), 0)
 

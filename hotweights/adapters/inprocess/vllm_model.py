@@ -1,8 +1,11 @@
-"""A model of vLLM's, whose parameters are not the checkpoint's tensors: the plugin's own machinery decides and loads.
+"""A model of vLLM's, whose parameters are not the checkpoint's tensors: the plugin's own machinery
+decides and loads.
 
-`compatibility` asks the model's loaders whether a version fits, `shadow` loads and finishes it beside the running model (fused, repacked and tied
-weights, experts), and the switch here copies what `shadow` made, with the way back and the reading back of `torch_model`. A model that cannot be
-finished beside the running one is refused: `install_autobind` can update it, because it may pause the engine and repair it.
+`compatibility` asks the model's loaders whether a version fits, `shadow` loads and finishes it
+beside the running model (fused, repacked and tied weights, experts), and the switch here copies
+what `shadow` made, with the way back and the reading back of `torch_model`. A model that cannot be
+finished beside the running one is refused: `install_autobind` can update it, because it may pause
+the engine and repair it.
 """
 
 from __future__ import annotations
@@ -19,19 +22,26 @@ from hotweights.adapters.vllm.rank.shadow import Shadow, Unsupported
 
 
 class VllmModel:
-    """The model of one rank. To be made on the thread that runs it: constructors of models depend on global settings."""
+    """The model of one rank. To be made on the thread that runs it: constructors of models depend
+    on global settings.
+    """
 
     def __init__(self, module: torch.nn.Module, vllm_config: Any) -> None:
         device = next(module.parameters()).device
         if device.type == "cpu" and not vllm_config.model_config.enforce_eager:
-            text = "on CPUs a compiled model keeps the weights that it was compiled with: set enforce_eager=True"
+            text = (
+                "on CPUs a compiled model keeps the weights that it was compiled with: set "
+                "enforce_eager=True"
+            )
             raise NotApplied("Unsupported", text)
         self._shadow = _shadow(module, vllm_config, device)
         # A skeleton of its own: asking what fits must not disturb a version that is ready.
         self._compatibility = Compatibility(vllm_config, _shadow(module, vllm_config, device))
 
     def check(self, version: Version) -> None:
-        """Whether the model's loaders take it, all of it. Raises `NotApplied`, which names the tensor."""
+        """Whether the model's loaders take it, all of it. Raises `NotApplied`, which names the
+        tensor.
+        """
         misfit = self._compatibility.check(version)  # type: ignore[arg-type]  # it looks like an image
         if misfit is not None:
             raise NotApplied(misfit.reason, misfit.message)
@@ -39,12 +49,17 @@ class VllmModel:
     def prepare(self, version: Version) -> int:
         """Load and finish it beside the running model; gives the bytes to copy."""
         try:
-            tensors, touched = self._compatibility.tensors(version), self._compatibility.touched(version)  # type: ignore[arg-type]
+            tensors = self._compatibility.tensors(version)  # type: ignore[arg-type]
+            touched = self._compatibility.touched(version)  # type: ignore[arg-type]
             nbytes: int = self._shadow.load(tensors, touched, lambda: None)
         except Unsupported as error:
-            text = f"this model cannot be finished beside the running one ({error}); use install_autobind"
+            text = (
+                f"this model cannot be finished beside the running one ({error}); use "
+                "install_autobind"
+            )
             raise NotApplied("Unsupported", text) from error
-        except Exception as error:  # any model's loader may raise anything; what is served is untouched
+        # any model's loader may raise anything; what is served is untouched
+        except Exception as error:
             raise NotApplied("LoadFailed", f"{type(error).__name__}: {error}"[:1000]) from error
         return nbytes
 
@@ -54,7 +69,9 @@ class VllmModel:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def switch(self) -> int:
-        """Copy in place, read back, compare; on any error everything is as before. Gives the bytes copied."""
+        """Copy in place, read back, compare; on any error everything is as before. Gives the bytes
+        copied.
+        """
         moves = self._shadow.moves
         try:
             torch_model.install(moves)
@@ -68,5 +85,8 @@ def _shadow(module: torch.nn.Module, vllm_config: Any, device: torch.device) -> 
     try:
         return Shadow(module, vllm_config, device)
     except Exception as error:  # any model's constructor may raise anything
-        text = f"no second model beside this one ({type(error).__name__}: {error}); use install_autobind"
+        text = (
+            f"no second model beside this one ({type(error).__name__}: {error}); use "
+            "install_autobind"
+        )
         raise NotApplied("Unsupported", text[:1000]) from error

@@ -1,8 +1,11 @@
-"""The connection of one process of the engine to its node's agent: made outwards, made again when it breaks.
+"""The connection of one process of the engine to its node's agent: made outwards, made again when
+it breaks.
 
-An agent that is away harms nobody: requests are served, a commit that has begun ends by itself, and this thread tries again with
-growing pauses. What is answered goes over the connection that asked; an answer to a connection that has gone is dropped, because the agent
-learns the state from the next `hello`. Frames are handled one by one on this thread, so a handler that takes long hands its work on.
+An agent that is away harms nobody: requests are served, a commit that has begun ends by itself, and
+this thread tries again with growing pauses. What is answered goes over the connection that asked;
+an answer to a connection that has gone is dropped, because the agent learns the state from the next
+`hello`. Frames are handled one by one on this thread, so a handler that takes long hands its work
+on.
 """
 
 from __future__ import annotations
@@ -23,11 +26,14 @@ logger = logging.getLogger("vllm.hotweights.link")
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 HELLO_SECONDS = 10.0
-_jitter = random.Random()  # of our own: the process's is seeded by others, who expect to be alone with it
+# of our own: the process's is seeded by others, who expect to be alone with it
+_jitter = random.Random()
 
 
 class Connection:
-    """One life of the socket. `send` may be called from any thread and never raises: the connection is simply gone then."""
+    """One life of the socket. `send` may be called from any thread and never raises: the connection
+    is simply gone then.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -63,7 +69,8 @@ class Connection:
 class AgentLink(threading.Thread):
     """Connects, says hello, hands frames to ``handle`` until the end of the process, or `stop`.
 
-    ``hello`` is called for every connection, so that the agent always learns the state of now. ``handle`` owns the descriptors.
+    ``hello`` is called for every connection, so that the agent always learns the state of now.
+    ``handle`` owns the descriptors.
     """
 
     def __init__(
@@ -133,7 +140,8 @@ class AgentLink(threading.Thread):
                 frame, fds = sockets.recv(sock)
             except sockets.ConnectionClosed:
                 raise
-            except frames.WireError as error:  # from a newer agent: what we do not know, we do not do
+            # from a newer agent: what we do not know, we do not do
+            except frames.WireError as error:
                 logger.warning("The agent sent what this plugin does not understand: %s", error)
                 continue
             if isinstance(frame, frames.Ping):
@@ -150,7 +158,9 @@ class AgentLink(threading.Thread):
 
 
 def read_token(path: str | None) -> str:
-    """The projected token as it is now (the kubelet renews it in place); empty when there is none, and the agent decides."""
+    """The projected token as it is now (the kubelet renews it in place); empty when there is none,
+    and the agent decides.
+    """
     if not path:
         return ""
     try:

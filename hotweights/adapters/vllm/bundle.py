@@ -1,9 +1,11 @@
-"""Writes the folder that goes on ``PYTHONPATH`` of a stock vLLM image: the modules, and metadata by which vLLM finds their entry points.
+"""Writes the folder that goes on ``PYTHONPATH`` of a stock vLLM image: the modules, and metadata by
+which vLLM finds their entry points.
 
     python -m hotweights.adapters.vllm.bundle DEST
 
-DEST becomes complete at once or not at all (an agent may be killed in between), and an existing one of the same content stays as it is.
-Parents' ``__init__`` files are written empty: the real ones may import what is not in the image.
+DEST becomes complete at once or not at all (an agent may be killed in between), and an existing one
+of the same content stays as it is. Parents' ``__init__`` files are written empty: the real ones may
+import what is not in the image.
 """
 
 from __future__ import annotations
@@ -51,7 +53,10 @@ def contents() -> dict[str, str]:
 
 def _modules(folder: Path, name: str) -> dict[str, str]:
     """The modules beneath a folder, by their paths in the bundle."""
-    return {f"{name}/{path.relative_to(folder)}": path.read_text() for path in sorted(folder.rglob("*.py"))}
+    return {
+        f"{name}/{path.relative_to(folder)}": path.read_text()
+        for path in sorted(folder.rglob("*.py"))
+    }
 
 
 def write(destination: Path) -> Path:
@@ -75,7 +80,9 @@ def write(destination: Path) -> Path:
 
 
 def allow_list(current: str | None) -> str:
-    """VLLM_PLUGINS with ours in it. It is an allow-list for every kind of plugin, and endpoint plugins load only if named."""
+    """VLLM_PLUGINS with ours in it. It is an allow-list for every kind of plugin, and endpoint
+    plugins load only if named.
+    """
     names = [name.strip() for name in (current or "").split(",") if name.strip()]
     return ",".join([*names, *(name for name in PLUGINS if name not in names)])
 
@@ -105,7 +112,9 @@ def _replace(partial: Path, destination: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m hotweights.adapters.vllm.bundle", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m hotweights.adapters.vllm.bundle", description=__doc__
+    )
     parser.add_argument("destination", type=Path, metavar="DEST")
     arguments = parser.parse_args()
     print(write(arguments.destination))

@@ -1,11 +1,14 @@
 """The switch from one version to the next, all ranks or none, and the way back when it breaks.
 
-The order is the whole point. Everything that can be refused is refused before the pause. Inside it: copy, probe, label, resume; no
-allocation, no file, no agent. From the first copied byte until the probe has passed, the engine is torn: whatever goes wrong there makes it
-*dirty*, and a dirty engine is never resumed. It stays paused, says so, and is repaired to what it served before, confirmed by the same
-kind of probe; if that does not succeed in time the process ends itself, and the restarted container goes through the boot barrier.
+The order is the whole point. Everything that can be refused is refused before the pause. Inside it:
+copy, probe, label, resume; no allocation, no file, no agent. From the first copied byte until the
+probe has passed, the engine is torn: whatever goes wrong there makes it *dirty*, and a dirty engine
+is never resumed. It stays paused, says so, and is repaired to what it served before, confirmed by
+the same kind of probe; if that does not succeed in time the process ends itself, and the restarted
+container goes through the boot barrier.
 
-`committed` is said in one place, after every rank and the probe have confirmed. Nothing here knows sockets or frames' order: `server` does.
+`committed` is said in one place, after every rank and the probe have confirmed. Nothing here knows
+sockets or frames' order: `server` does.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ PAUSE_MODES = ("Keep", "Wait", "Abort")
 
 @dataclass(frozen=True, slots=True)
 class ProbePrompts:
-    """Prompts, and the tokens that the right weights answer (None: whatever comes, if only it comes without NaN)."""
+    """Prompts, and the tokens that the right weights answer (None: whatever comes, if only it comes
+    without NaN).
+    """
 
     prompts: list[list[int]]
     lengths: list[int]
@@ -40,7 +45,9 @@ class ProbePrompts:
 
     @classmethod
     def default(cls) -> ProbePrompts:
-        return cls([*map(list, probe.DEFAULT_PROMPTS)], [probe.DEFAULT_LENGTH] * len(probe.DEFAULT_PROMPTS))
+        return cls(
+            [*map(list, probe.DEFAULT_PROMPTS)], [probe.DEFAULT_LENGTH] * len(probe.DEFAULT_PROMPTS)
+        )
 
     @classmethod
     def from_table(cls, probes: list[dict[str, Any]]) -> ProbePrompts:
@@ -48,7 +55,11 @@ class ProbePrompts:
         if not probes:
             return cls.default()
         tokens = [[int(token) for token in item["tokenIds"]] for item in probes]
-        return cls([[int(token) for token in item["promptTokenIds"]] for item in probes], [*map(len, tokens)], tokens)
+        return cls(
+            [[int(token) for token in item["promptTokenIds"]] for item in probes],
+            [*map(len, tokens)],
+            tokens,
+        )
 
 
 @dataclass(slots=True)
@@ -64,15 +75,20 @@ class Switch:
     token: int = 0
     dirty: bool = False
     torn: bool = (
-        False  # from the first copied byte until a probe has passed; nobody may take such a process' end for a success
+        # from the first copied byte until a probe has passed; nobody may take such a process' end
+        # for a success
+        False
     )
     _before: str = "Booting"  # the state that a repair returns to
     _probed: str = "None"
     _running: tuple[str, int, asyncio.Future[frames.Frame]] | None = None
-    _known: dict[str | None, ProbePrompts] = field(default_factory=dict)  # what each version answered when it was right
+    # what each version answered when it was right
+    _known: dict[str | None, ProbePrompts] = field(default_factory=dict)
 
     async def remember_boot(self) -> None:
-        """What the booted weights answer: they came from a cold load, so a repair of them can be checked against it."""
+        """What the booted weights answer: they came from a cold load, so a repair of them can be
+        checked against it.
+        """
         questions = ProbePrompts.default()
         try:
             answers = await self.engine_client.probe(questions.prompts, questions.lengths)
@@ -81,7 +97,9 @@ class Switch:
         except Exception as error:  # noqa: BLE001 - the engine serves all the same; only a repair will know less
             logger.warning("The booted weights could not be probed (%s)", error)
             return
-        self._known[None] = ProbePrompts(questions.prompts, questions.lengths, [item["tokens"] for item in answers])
+        self._known[None] = ProbePrompts(
+            questions.prompts, questions.lengths, [item["tokens"] for item in answers]
+        )
 
     async def freeze(self) -> None:
         """Before the port opens: make later collections of garbage short."""
@@ -111,7 +129,8 @@ class Switch:
         except EngineDead as error:
             self.end(f"the engine died during a commit: {error}")
             raise
-        except Exception as error:  # only outside the pause: inside it, everything is caught and means dirty
+        # only outside the pause: inside it, everything is caught and means dirty
+        except Exception as error:
             logger.exception("Unexpected error before the pause")
             result = _failed(frame, "CommitFailed", f"{type(error).__name__}: {error}")
         finally:
@@ -121,15 +140,28 @@ class Switch:
 
     def _refusal(self, frame: frames.Commit) -> frames.Frame | None:
         if frame.commit_token < self.token:
-            return _failed(frame, "StaleToken", f"token {frame.commit_token} is older than {self.token}, seen already")
+            return _failed(
+                frame,
+                "StaleToken",
+                f"token {frame.commit_token} is older than {self.token}, seen already",
+            )
         if self.dirty:
             return _failed(
-                frame, "EngineDirty", "the engine is being repaired; commit again when it serves", dirty=True
+                frame,
+                "EngineDirty",
+                "the engine is being repaired; commit again when it serves",
+                dirty=True,
             )
         if self._running is not None:
-            return _failed(frame, "Busy", f"{self._running[0]} is being committed; try again when that has ended")
+            return _failed(
+                frame,
+                "Busy",
+                f"{self._running[0]} is being committed; try again when that has ended",
+            )
         if frame.mode not in PAUSE_MODES:
-            return _failed(frame, "CommitFailed", f"mode {frame.mode!r} is none of {', '.join(PAUSE_MODES)}")
+            return _failed(
+                frame, "CommitFailed", f"mode {frame.mode!r} is none of {', '.join(PAUSE_MODES)}"
+            )
         return None
 
     async def _commit(self, frame: frames.Commit) -> frames.Frame:
@@ -149,37 +181,52 @@ class Switch:
         left = frame.deadline_seconds - (0.0 if frame.mode == "Wait" else time.monotonic() - began)
         self.torn = True
         try:
-            # A time-out of at least a little: once begun, the copy decides between committed and dirty.
-            tokens = await asyncio.wait_for(self._switch(frame, questions, timings), max(left, 0.001))
+            # A time-out of at least a little: once begun, the copy decides between committed and
+            # dirty.
+            tokens = await asyncio.wait_for(
+                self._switch(frame, questions, timings), max(left, 0.001)
+            )
             self.torn = False
-            with _timed(timings, "resume"):  # the weights are right by now: this has a limit of its own
+            # the weights are right by now: this has a limit of its own
+            with _timed(timings, "resume"):
                 await asyncio.wait_for(self.engine_client.open(frame.digest), RESUME_SECONDS)
         except EngineDead:
             raise
         except TimeoutError:
-            return await self._became_dirty(frame, "CommitFailed", f"not finished within {frame.deadline_seconds} s")
+            return await self._became_dirty(
+                frame, "CommitFailed", f"not finished within {frame.deadline_seconds} s"
+            )
         except CommitError as error:
             return await self._became_dirty(frame, error.reason, str(error))
-        except Exception as error:  # between the copy and the resume, any error whatsoever means dirty
+        # between the copy and the resume, any error whatsoever means dirty
+        except Exception as error:
             logger.exception("Unexpected error inside the pause")
-            return await self._became_dirty(frame, "CommitFailed", f"{type(error).__name__}: {error}")
+            return await self._became_dirty(
+                frame, "CommitFailed", f"{type(error).__name__}: {error}"
+            )
         self.digest = frame.digest
         self._probed = "Golden" if questions.tokens is not None else "Ran"
         self._known[frame.digest] = ProbePrompts(questions.prompts, questions.lengths, tokens)
         pause_seconds = time.monotonic() - began
         await self._quietly("settle")
-        logger.info("Committed %s: paused for %.1f ms, %s", frame.digest[:19], pause_seconds * 1e3, timings)
+        logger.info(
+            "Committed %s: paused for %.1f ms, %s", frame.digest[:19], pause_seconds * 1e3, timings
+        )
         return self._committed(frame, pause_seconds, timings)
 
     async def _check(self, digest: str) -> ProbePrompts:
         """Every rank has it; from here until the copy no rank lets go of it."""
         answers = await self.engine_client.ranks("check", digest)
         if len(answers) != self.engine_client.world_size:
-            raise CommitError("NotPrepared", f"{len(answers)} ranks answered of {self.engine_client.world_size}")
+            raise CommitError(
+                "NotPrepared", f"{len(answers)} ranks answered of {self.engine_client.world_size}"
+            )
         try:
             return ProbePrompts.from_table(answers[0]["probes"])
         except (KeyError, TypeError, ValueError) as error:
-            raise CommitError("CommitFailed", f"the version's probes are malformed: {error!r}") from error
+            raise CommitError(
+                "CommitFailed", f"the version's probes are malformed: {error!r}"
+            ) from error
 
     async def _pause(self, frame: frames.Commit, timings: dict[str, float]) -> None:
         limit = frame.drain_seconds if frame.mode == "Wait" else frame.deadline_seconds
@@ -194,7 +241,8 @@ class Switch:
                 raise CommitError("CommitFailed", message) from None
             except EngineDead:
                 raise
-            except Exception as error:  # a cache that cannot be reset, for instance: nothing was copied yet
+            # a cache that cannot be reset, for instance: nothing was copied yet
+            except Exception as error:
                 raise CommitError("CommitFailed", f"could not pause: {error}") from error
 
     async def _switch(
@@ -202,12 +250,19 @@ class Switch:
     ) -> list[list[int]]:
         """What only the pause may see: the copy, and the probe's tokens."""
         with _timed(timings, "probe"):
-            answers, copy_seconds = await self.engine_client.switch(frame.digest, questions.prompts, questions.lengths)
-        timings |= {"copy": round(copy_seconds, 6), "probe": round(timings["probe"] - copy_seconds, 6)}
+            answers, copy_seconds = await self.engine_client.switch(
+                frame.digest, questions.prompts, questions.lengths
+            )
+        timings |= {
+            "copy": round(copy_seconds, 6),
+            "probe": round(timings["probe"] - copy_seconds, 6),
+        }
         return _tokens(answers, questions)
 
     async def _ask(self, questions: ProbePrompts) -> list[list[int]]:
-        return _tokens(await self.engine_client.probe(questions.prompts, questions.lengths), questions)
+        return _tokens(
+            await self.engine_client.probe(questions.prompts, questions.lengths), questions
+        )
 
     async def _became_dirty(self, frame: frames.Commit, reason: str, message: str) -> frames.Frame:
         self._before, self.dirty, self.state = self.state, True, "Dirty"
@@ -216,14 +271,17 @@ class Switch:
         return _failed(frame, reason, message, dirty=True)
 
     async def repair(self) -> None:
-        """Back to what was served before, or the end of this process. Called after the failure has been answered."""
+        """Back to what was served before, or the end of this process. Called after the failure has
+        been answered.
+        """
         began = time.monotonic()
         error: BaseException | None = None
         for _ in range(REPAIR_ATTEMPTS):
             left = self.repair_seconds - (time.monotonic() - began)
             try:
                 await asyncio.wait_for(self._repair(), max(left, 0.001))
-            except Exception as failure:  # whatever it was: the only other way out is the end of the process
+            # whatever it was: the only other way out is the end of the process
+            except Exception as failure:
                 logger.exception("Repairing failed")
                 error = failure
                 if isinstance(failure, EngineDead):
@@ -255,8 +313,12 @@ class Switch:
     def _tell(self, reason: str, message: str) -> None:
         self.tell(frames.State(self.state, self.digest, self.token, reason, message[:2000]))
 
-    def _committed(self, frame: frames.Commit, pause_seconds: float, timings: dict[str, float]) -> frames.Committed:
-        return frames.Committed(frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed)
+    def _committed(
+        self, frame: frames.Commit, pause_seconds: float, timings: dict[str, float]
+    ) -> frames.Committed:
+        return frames.Committed(
+            frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed
+        )
 
 
 def _tokens(answers: list[dict[str, Any]], questions: ProbePrompts) -> list[list[int]]:
@@ -271,8 +333,12 @@ def _tokens(answers: list[dict[str, Any]], questions: ProbePrompts) -> list[list
     return tokens
 
 
-def _failed(frame: frames.Commit, reason: str, message: str, *, dirty: bool = False) -> frames.CommitFailed:
-    return frames.CommitFailed(frame.id, frame.digest, frame.commit_token, reason, message[:2000], dirty)
+def _failed(
+    frame: frames.Commit, reason: str, message: str, *, dirty: bool = False
+) -> frames.CommitFailed:
+    return frames.CommitFailed(
+        frame.id, frame.digest, frame.commit_token, reason, message[:2000], dirty
+    )
 
 
 class _timed:  # noqa: N801 - reads as a word

@@ -1,6 +1,8 @@
-"""The whole engine as the API server reaches it: pause, resume, ask every rank, probe. One place that knows vLLM's client.
+"""The whole engine as the API server reaches it: pause, resume, ask every rank, probe. One place
+that knows vLLM's client.
 
-Nothing here decides anything (that is `commit`), and nothing else in the API server calls the engine.
+Nothing here decides anything (that is `commit`), and nothing else in the API server calls the
+engine.
 """
 
 from __future__ import annotations
@@ -28,14 +30,21 @@ class EngineClient:
         return _agreed(await self._rpc(command, argument))
 
     async def _rpc(self, command: str, argument: Any) -> list[dict[str, Any]]:
-        return list(await _alive(self._client.collective_rpc(plugin.WORKER_METHOD, args=(command, argument))))
+        return list(
+            await _alive(
+                self._client.collective_rpc(plugin.WORKER_METHOD, args=(command, argument))
+            )
+        )
 
     async def pause(self, mode: str) -> None:
-        """Stop scheduling and forget what was computed with the old weights, of running requests too."""
+        """Stop scheduling and forget what was computed with the old weights, of running requests
+        too.
+        """
         core = self._client.engine_core
         renderer: Any = getattr(self._client, "renderer", None)
         if hasattr(core, "pause_scheduler_async") and hasattr(renderer, "clear_mm_cache_async"):
-            # What pause_generation does, less its fixed sleep of 20 ms, which it calls unnecessary itself.
+            # What pause_generation does, less its fixed sleep of 20 ms, which it calls unnecessary
+            # itself.
             await renderer.clear_mm_cache_async()
             await _alive(core.pause_scheduler_async(mode=mode.lower(), clear_cache=True))
         else:
@@ -59,14 +68,22 @@ class EngineClient:
     async def switch(
         self, digest: str, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
     ) -> tuple[list[dict[str, Any]], float]:
-        """Copy a version on every rank and probe, in one visit: the probe's answers, and the copy's seconds. Raises `RankError`."""
-        done = await self._core_does(plugin.SWITCH_METHOD, digest, [list(prompt) for prompt in prompts], list(lengths))
+        """Copy a version on every rank and probe, in one visit: the probe's answers, and the copy's
+        seconds. Raises `RankError`.
+        """
+        done = await self._core_does(
+            plugin.SWITCH_METHOD, digest, [list(prompt) for prompt in prompts], list(lengths)
+        )
         _agreed(done["ranks"])
         return list(done["answers"]), float(done["copySeconds"])
 
-    async def probe(self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    async def probe(
+        self, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
+    ) -> list[dict[str, Any]]:
         """What the model answers as it is."""
-        done = await self._core_does(plugin.SWITCH_METHOD, None, [list(prompt) for prompt in prompts], list(lengths))
+        done = await self._core_does(
+            plugin.SWITCH_METHOD, None, [list(prompt) for prompt in prompts], list(lengths)
+        )
         return list(done["answers"])
 
     async def _core_does(self, method: str, *args: Any) -> Any:

@@ -1,10 +1,13 @@
-"""Records what a cold load of a checkpoint answers: the golden tokens that travel with a version as its ``probes``.
+"""Records what a cold load of a checkpoint answers: the golden tokens that travel with a version as
+its ``probes``.
 
     python -m hotweights.adapters.vllm.golden MODEL_DIR [--dtype float32] [--tokens 16]
 
-Needs vLLM, so `publish` runs it as a process in an environment that has it. Prints one JSON list in the manifest's format and nothing
-else on standard output. The tokens come by the same road as in the pause (`probe.run`). A batch rounds a little differently than a prompt alone, so a prompt is
-kept only if both give the same tokens: what is near a tie here could fall the other way in an engine with other limits.
+Needs vLLM, so `publish` runs it as a process in an environment that has it. Prints one JSON list in
+the manifest's format and nothing else on standard output. The tokens come by the same road as in
+the pause (`probe.run`). A batch rounds a little differently than a prompt alone, so a prompt is
+kept only if both give the same tokens: what is near a tie here could fall the other way in an
+engine with other limits.
 """
 
 from __future__ import annotations
@@ -21,22 +24,29 @@ from hotweights.adapters.vllm import probe
 
 def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
     """Start vLLM on the checkpoint, in this process, and ask it."""
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # EngineCore here, where `probe.run` reaches it
+    # EngineCore here, where `probe.run` reaches it
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_PLUGINS", "")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GB; by default vLLM takes nearly all memory of the machine
+    # GB; by default vLLM takes nearly all memory of the machine
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
 
     length = max(map(len, prompts)) + tokens + 1
-    llm = LLM(str(model), dtype=dtype, enforce_eager=True, max_model_len=length, disable_log_stats=True)
+    llm = LLM(
+        str(model), dtype=dtype, enforce_eager=True, max_model_len=length, disable_log_stats=True
+    )
     engine = llm.llm_engine
     core = engine.engine_core.engine_core
     together = probe.run(core, prompts, [tokens] * len(prompts))
     alone = [answer for prompt in prompts for answer in probe.run(core, [prompt], [tokens])]
     if any(answer["nan"] for answer in together):
-        raise SystemExit(f"{model}: its answers contain NaN; a version like that should not be published")
+        raise SystemExit(
+            f"{model}: its answers contain NaN; a version like that should not be published"
+        )
     if all(answer != other for answer, other in zip(together, alone, strict=True)):
         raise SystemExit(
-            f"{model}: every prompt is near a tie, so its tokens prove nothing; give others with --prompts"
+            f"{model}: every prompt is near a tie, so its tokens prove nothing; give others "
+            "with --prompts"
         )
     kind = probe.engine_kind(engine.vllm_config)
     return [
@@ -47,11 +57,20 @@ def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> li
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m hotweights.adapters.vllm.golden", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m hotweights.adapters.vllm.golden", description=__doc__
+    )
     parser.add_argument("model", type=Path, metavar="MODEL_DIR")
-    parser.add_argument("--dtype", default="auto", help="as the pods' --dtype: tokens of another one are not compared")
     parser.add_argument(
-        "--tokens", type=int, default=probe.DEFAULT_LENGTH, help="tokens per prompt (default: %(default)s)"
+        "--dtype",
+        default="auto",
+        help="as the pods' --dtype: tokens of another one are not compared",
+    )
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=probe.DEFAULT_LENGTH,
+        help="tokens per prompt (default: %(default)s)",
     )
     parser.add_argument("--prompts", type=json.loads, help="JSON list of lists of token ids")
     arguments = parser.parse_args()

@@ -1,9 +1,11 @@
-"""What vLLM's ``vllm.general_plugins`` entry point calls, in the API server, in EngineCore and in every worker.
+"""What vLLM's ``vllm.general_plugins`` entry point calls, in the API server, in EngineCore and in
+every worker.
 
-It makes our weight-transfer engine known, chooses it where the command line chose none, and gives workers and EngineCore the methods
-through which the API server reaches them. EngineCore's do several steps in one visit, because inside the pause each way there and back
-waits for a core on a busy machine. It may run several times in a process, and it must never keep a vLLM from
-starting: on a version that it does not know it says so and does nothing.
+It makes our weight-transfer engine known, chooses it where the command line chose none, and gives
+workers and EngineCore the methods through which the API server reaches them. EngineCore's do
+several steps in one visit, because inside the pause each way there and back waits for a core on a
+busy machine. It may run several times in a process, and it must never keep a vLLM from starting: on
+a version that it does not know it says so and does nothing.
 """
 
 from __future__ import annotations
@@ -59,11 +61,17 @@ def unsupported() -> str:
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.worker.worker_base import WorkerBase
     except ImportError as error:
-        return f"Hotweights needs vLLM {OLDEST_VLLM} or newer ({error}); weights cannot be updated in this engine"
+        return (
+            f"Hotweights needs vLLM {OLDEST_VLLM} or newer ({error}); weights cannot be updated "
+            "in this engine"
+        )
     missing = [
         f"{cls.__name__}.{name}"
         for cls, names in (
-            (WeightTransferEngine, ("start_weight_update", "finish_weight_update", "update_weights")),
+            (
+                WeightTransferEngine,
+                ("start_weight_update", "finish_weight_update", "update_weights"),
+            ),
             (EngineCore, ("pause_scheduler", "resume_scheduler", "set_weight_version", "step")),
             (WorkerBase, ("load_model",)),
         )
@@ -72,12 +80,16 @@ def unsupported() -> str:
     ]
     if missing:
         version = getattr(vllm, "__version__", "?")
-        return f"Hotweights needs vLLM {OLDEST_VLLM} or newer; {version} has no {', '.join(missing)}"
+        return (
+            f"Hotweights needs vLLM {OLDEST_VLLM} or newer; {version} has no {', '.join(missing)}"
+        )
     return ""
 
 
 def _choose_backend(engine_args: Any) -> None:
-    """Set the backend where nobody did. Not in ``__post_init__``: vLLM loads its plugins there, too late for that very call."""
+    """Set the backend where nobody did. Not in ``__post_init__``: vLLM loads its plugins there, too
+    late for that very call.
+    """
     original = engine_args.create_engine_config
     if getattr(original, "hotweights", False):
         return
@@ -97,11 +109,19 @@ def _choose_backend(engine_args: Any) -> None:
 
 
 def _stay_eager_on_cpu(engine_args: Any) -> None:
-    """vLLM's CPU layers keep packed weights in closures; a compiled graph would go on using those that it was compiled with."""
+    """vLLM's CPU layers keep packed weights in closures; a compiled graph would go on using those
+    that it was compiled with.
+    """
     from vllm.platforms import current_platform
 
     if current_platform.is_cpu() and not engine_args.enforce_eager:
-        logger.warning("On CPUs weights can only be exchanged in eager mode: --enforce-eager is set for this engine")
+        logger.warning(
+            "On CPUs weights can only be exchanged in eager mode: --enforce-eager is "
+            "set "
+            "for "
+            "this "
+            "engine"
+        )
         engine_args.enforce_eager = True
 
 
@@ -111,8 +131,12 @@ def _ask_rank(worker: Any, command: str, argument: Any = None) -> dict[str, Any]
     return engine.answer(worker, command, argument)
 
 
-def _switch(core: Any, digest: str | None, prompts: list[list[int]], lengths: list[int]) -> dict[str, Any]:
-    """Copy on every rank (not without a digest), and probe if none said no; paused before and after."""
+def _switch(
+    core: Any, digest: str | None, prompts: list[list[int]], lengths: list[int]
+) -> dict[str, Any]:
+    """Copy on every rank (not without a digest), and probe if none said no; paused before and
+    after.
+    """
     from hotweights.adapters.vllm import probe
 
     began = time.monotonic()

@@ -1,8 +1,11 @@
-"""A few greedy tokens inside the pause, while every request of a user stays frozen: does this engine answer as it should?
+"""A few greedy tokens inside the pause, while every request of a user stays frozen: does this
+engine answer as it should?
 
-Runs in EngineCore, between pause and resume, where an ordinary request would wait for the resume. The scheduler's queues are swapped for empty
-ones, the probes are stepped to its end, and everything is put back. Equal checksums prove nothing (packed copies of weights live outside
-the parameters), nor does the agreement of replicas that switched the same way: so the expected tokens come from a cold load.
+Runs in EngineCore, between pause and resume, where an ordinary request would wait for the resume.
+The scheduler's queues are swapped for empty ones, the probes are stepped to its end, and everything
+is put back. Equal checksums prove nothing (packed copies of weights live outside the parameters),
+nor does the agreement of replicas that switched the same way: so the expected tokens come from a
+cold load.
 """
 
 from __future__ import annotations
@@ -15,15 +18,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)), (97, 3, 61, 14))
-"""What golden tokens are recorded for, and what an engine is asked at boot: so the first commit's batch is none that it never saw,
-for which libraries would look for kernels inside the pause."""
+"""What golden tokens are recorded for, and what an engine is asked at boot: so the first commit's
+batch is none that it never saw, for which libraries would look for kernels inside the pause.
+"""
 DEFAULT_LENGTH = (
-    2  # prefill and decode run other kernels; each token is a step in the pause, a further prompt costs nearly nothing
+    # prefill and decode run other kernels; each token is a step in the pause, a further prompt
+    # costs nearly nothing
+    2
 )
 SECONDS = 30.0
 _PREFIX = "hotweights-probe-"
 _numbers = itertools.count()
-_QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")  # which of them exist depends on vLLM's version
+# which of them exist depends on vLLM's version
+_QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")
 
 
 class ProbeError(RuntimeError):
@@ -41,11 +48,18 @@ def engine_kind(vllm_config: Any) -> str:
     return kind if size == 1 else f"{kind} tp{size}"
 
 
-def run(core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> list[dict[str, Any]]:
-    """Greedy tokens for every prompt, all in one batch: a step of the model costs the pause about as much for one as for all."""
+def run(
+    core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Greedy tokens for every prompt, all in one batch: a step of the model costs the pause about
+    as much for one as for all.
+    """
     deadline = time.monotonic() + SECONDS
     with _alone(core.scheduler):
-        answers = {_ask(core, prompt, length): Answer(length) for prompt, length in zip(prompts, lengths, strict=True)}
+        answers = {
+            _ask(core, prompt, length): Answer(length)
+            for prompt, length in zip(prompts, lengths, strict=True)
+        }
         while any(len(answer.tokens) < answer.length for answer in answers.values()):
             if time.monotonic() > deadline:
                 raise ProbeError(f"no answer within {SECONDS:.0f} s")
@@ -53,9 +67,13 @@ def run(core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]) -> 
                 if answer := answers.get(output.request_id):
                     answer.tokens += output.new_token_ids
                     answer.nan = answer.nan or output.num_nans_in_logits > 0
-        while core.scheduler.has_requests() and time.monotonic() < deadline:  # let the workers forget the last of them
+        # let the workers forget the last of them
+        while core.scheduler.has_requests() and time.monotonic() < deadline:
             _step(core)
-        return [{"tokens": answer.tokens[: answer.length], "nan": answer.nan} for answer in answers.values()]
+        return [
+            {"tokens": answer.tokens[: answer.length], "nan": answer.nan}
+            for answer in answers.values()
+        ]
 
 
 @dataclass(slots=True)
@@ -73,10 +91,16 @@ def _ask(core: Any, prompt: Sequence[int], length: int) -> str:
     from vllm.v1.request import Request
 
     name = f"{_PREFIX}{next(_numbers)}"
-    # No logprobs, though they would show a NaN: the first request for them compiles a kernel, half a minute inside a pause.
+    # No logprobs, though they would show a NaN: the first request for them compiles a kernel, half
+    # a minute inside a pause.
     sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
     core.scheduler.add_request(
-        Request(request_id=name, prompt_token_ids=list(prompt), sampling_params=sampling, pooling_params=None)
+        Request(
+            request_id=name,
+            prompt_token_ids=list(prompt),
+            sampling_params=sampling,
+            pooling_params=None,
+        )
     )
     return name
 
@@ -88,10 +112,13 @@ def _step(core: Any) -> list[Any]:
 
 
 def watch_for_nan(model_runner: Any, on: bool) -> None:
-    """Let a rank count NaN in its logits, which costs a little per step: so only from a copy to the end of its pause."""
+    """Let a rank count NaN in its logits, which costs a little per step: so only from a copy to the
+    end of its pause.
+    """
     import vllm.envs
 
-    name = "VLLM_COMPUTE_NANS_IN_LOGITS"  # an attribute in the module hides the lazily read variable behind it
+    # an attribute in the module hides the lazily read variable behind it
+    name = "VLLM_COMPUTE_NANS_IN_LOGITS"
     if on:
         setattr(vllm.envs, name, True)
     else:
@@ -112,7 +139,8 @@ def _alone(scheduler: Any) -> Iterator[None]:
         scheduler.running = []
         for name in queues:
             setattr(scheduler, name, create_request_queue(scheduler.policy))
-        scheduler._pause_state = PauseState.UNPAUSED  # not by its setter, which would log two lines per commit
+        # not by its setter, which would log two lines per commit
+        scheduler._pause_state = PauseState.UNPAUSED
         yield
     finally:
         _drop_probes(scheduler)

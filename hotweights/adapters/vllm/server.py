@@ -1,8 +1,10 @@
-"""What vLLM's ``vllm.endpoint_plugins`` entry point gives the API server: the boot barrier, and the agent's commits.
+"""What vLLM's ``vllm.endpoint_plugins`` entry point gives the API server: the boot barrier, and the
+agent's commits.
 
-vLLM awaits `Plugin.init_state` before its port answers. There the agent is asked which version this pod is to serve, and it commits it or says ``keep``; so a
-restarted container never serves old weights behind a readiness gate that is still true. Afterwards the connection lives on beside
-the server. The plugin adds no route, and no port: it connects outwards.
+vLLM awaits `Plugin.init_state` before its port answers. There the agent is asked which version this
+pod is to serve, and it commits it or says ``keep``; so a restarted container never serves old
+weights behind a readiness gate that is still true. Afterwards the connection lives on beside the
+server. The plugin adds no route, and no port: it connects outwards.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ class Plugin:
         problem = plugin.unsupported() or unsuitable(engine_client)
         if problem:
             if read.hold:
-                raise RuntimeError(f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)")
+                raise RuntimeError(
+                    f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)"
+                )
             logger.error("%s; serving what was booted, without Hotweights", problem)
             return
         server = Server(EngineClient(engine_client), read)
@@ -48,7 +52,10 @@ class Server:
     """The API server's end of the connection."""
 
     def __init__(
-        self, engine_client: EngineClient, read: settings.Settings, end: Callable[[str], None] = errors.end_process
+        self,
+        engine_client: EngineClient,
+        read: settings.Settings,
+        end: Callable[[str], None] = errors.end_process,
     ) -> None:
         """``end`` is the last resort for an engine that cannot be repaired."""
         self._engine_client = engine_client
@@ -69,17 +76,23 @@ class Server:
         logger.info("Boot barrier: waiting for the agent to say which version to serve")
         await asyncio.wait([self._loop.create_task(self._told.wait())], timeout=seconds)
         if not self._told.is_set() and self._settings.hold:
-            logger.error("No answer after %.0f s; the boot policy is Hold: the port stays closed", seconds)
+            logger.error(
+                "No answer after %.0f s; the boot policy is Hold: the port stays closed", seconds
+            )
             await self._told.wait()
         elif not self._told.is_set():
-            logger.error("No answer after %.0f s; the boot policy is Serve: serving what was booted", seconds)
+            logger.error(
+                "No answer after %.0f s; the boot policy is Serve: serving what was booted", seconds
+            )
         while self.switch.dirty:  # noqa: ASYNC110 - a commit of the barrier failed: its repair ends, or ends the process
             await asyncio.sleep(0.05)
         self.switch.state = "Serving"
         self._tell(self._state())
 
     async def join(self) -> None:
-        """Without a barrier: for an engine that serves what it booted until somebody says otherwise."""
+        """Without a barrier: for an engine that serves what it booted until somebody says
+        otherwise.
+        """
         await self.switch.remember_boot()
         self.switch.state = "Serving"
         self._link.start()
@@ -89,11 +102,13 @@ class Server:
         self._link.stop()
 
     def _last_word(self) -> None:
-        """vLLM ends itself when its engine has died, with 0, and may be faster than the commit that notices it too."""
+        """vLLM ends itself when its engine has died, with 0, and may be faster than the commit that
+        notices it too.
+        """
         if self.switch.torn or self.switch.dirty:
             errors.end_process("vLLM ended in the middle of a switch")
 
-    # --- on the link's thread: `_hello` only reads, `_handle` only hands over ----------------------------------------
+    # --- on the link's thread: `_hello` only reads, `_handle` only hands over ------------------
 
     def _hello(self) -> frames.Hello:
         return frames.Hello(
@@ -108,11 +123,13 @@ class Server:
             commit_token=self.switch.token,
         )
 
-    def _handle(self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]) -> None:
+    def _handle(
+        self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]
+    ) -> None:
         agent_connection.close_all(fds)
         self._loop.call_soon_threadsafe(self._dispatch, connection, frame)
 
-    # --- on the event loop ------------------------------------------------------------------------------------------
+    # --- on the event loop ---------------------------------------------------------------------
 
     def _dispatch(self, connection: agent_connection.Connection, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Commit):
@@ -124,8 +141,12 @@ class Server:
                 self._told.set()
                 connection.send(frames.Kept(frame.id, frame.commit_token))
             else:
-                message = f"token {frame.commit_token} is older than {self.switch.token}, seen already"
-                connection.send(frames.CommitFailed(frame.id, "", frame.commit_token, "StaleToken", message))
+                message = (
+                    f"token {frame.commit_token} is older than {self.switch.token}, seen already"
+                )
+                connection.send(
+                    frames.CommitFailed(frame.id, "", frame.commit_token, "StaleToken", message)
+                )
 
     async def _commit(self, connection: agent_connection.Connection, frame: frames.Commit) -> None:
         was_dirty = self.switch.dirty
@@ -134,7 +155,8 @@ class Server:
         if isinstance(answer, frames.Committed):
             self._told.set()
             if not answered:
-                self._tell(self._state())  # whoever asked has gone; its successor said hello before this ended
+                # whoever asked has gone; its successor said hello before this ended
+                self._tell(self._state())
         elif self.switch.dirty and not was_dirty:
             await self.switch.repair()
 
@@ -156,9 +178,15 @@ def unsuitable(engine_client: Any) -> str:
     if getattr(engine_client, "_client_count", 1) > 1:
         return "Hotweights needs one API server per engine: set --api-server-count 1"
     if getattr(parallel, "data_parallel_size_local", 1) > 1:
-        return "Hotweights does not update engines with internal data parallelism: run one pod per replica"
+        return (
+            "Hotweights does not update engines with internal data parallelism: run one pod per "
+            "replica"
+        )
     config = engine_client.vllm_config.weight_transfer_config
     if config is None or config.backend != plugin.BACKEND:
         backend = None if config is None else config.backend
-        return f"the engine has --weight-transfer-config backend {backend!r}: remove the argument, or opt the pod out"
+        return (
+            f"the engine has --weight-transfer-config backend {backend!r}: remove the argument, "
+            "or opt the pod out"
+        )
     return ""

@@ -1,4 +1,6 @@
-"""What the pod's environment says to the plugin; nothing else configures it, because no command line may be needed."""
+"""What the pod's environment says to the plugin; nothing else configures it, because no command
+line may be needed.
+"""
 
 from __future__ import annotations
 
@@ -20,16 +22,24 @@ class Settings:
     """``HOTWEIGHTS_TOKEN_FILE``: the projected service-account token."""
 
     hold: bool
-    """``HOTWEIGHTS_BOOT_POLICY``: ``Hold`` (default) never serves what nobody assigned, ``Serve`` does after the time-out."""
+    """``HOTWEIGHTS_BOOT_POLICY``: ``Hold`` (default) never serves what nobody assigned, ``Serve``
+    does after the time-out.
+    """
 
     boot_timeout_seconds: float
-    """``HOTWEIGHTS_BOOT_TIMEOUT_SECONDS`` (120): how long the port stays closed before the policy decides."""
+    """``HOTWEIGHTS_BOOT_TIMEOUT_SECONDS`` (120): how long the port stays closed before the policy
+    decides.
+    """
 
     repair_seconds: float
-    """``HOTWEIGHTS_REPAIR_SECONDS`` (300): a dirty engine that is not repaired by then ends itself. Reads a whole model."""
+    """``HOTWEIGHTS_REPAIR_SECONDS`` (300): a dirty engine that is not repaired by then ends itself.
+    Reads a whole model.
+    """
 
     prepare_share: float
-    """``HOTWEIGHTS_PREPARE_SHARE`` (0.3): the share of its time that preparing works; the rest belongs to serving."""
+    """``HOTWEIGHTS_PREPARE_SHARE`` (0.3): the share of its time that preparing works; the rest
+    belongs to serving.
+    """
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:

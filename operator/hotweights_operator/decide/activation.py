@@ -1,14 +1,17 @@
 """What every pod is to serve, and to prepare, now.
 
-Engines prepare in waves, so that a version whose preparing does harm harms few. Before the first pod changes, every pod that can
-must have prepared: what does not fit is refused while everything serves on. That gate is passed once in a revision; from then on
-each pod waits for itself only. Then the budget decides how many change at once.
+Engines prepare in waves, so that a version whose preparing does harm harms few. Before the first
+pod changes, every pod that can must have prepared: what does not fit is refused while everything
+serves on. That gate is passed once in a revision; from then on each pod waits for itself only. Then
+the budget decides how many change at once.
 
-What every other pod has, it keeps, with three exceptions, looked for in every pass and under every hold: a pod that boots is given
-what the rollout wants now, or what is stable while it holds; a pod that gave up what it is told, or is told what nobody wants any
-more, is told what it serves; and one that broke in the middle of a switch is given what is stable to repair itself with.
+What every other pod has, it keeps, with three exceptions, looked for in every pass and under every
+hold: a pod that boots is given what the rollout wants now, or what is stable while it holds; a pod
+that gave up what it is told, or is told what nobody wants any more, is told what it serves; and one
+that broke in the middle of a switch is given what is stable to repair itself with.
 
-What can be said of one node's pods alone (`NodePlan`) is remembered for as long as nothing there changes.
+What can be said of one node's pods alone (`NodePlan`) is remembered for as long as nothing there
+changes.
 """
 
 from __future__ import annotations
@@ -59,14 +62,17 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class ActivationPlan:
-    """What every pod is to serve and to prepare, and which of them are told something new just now."""
+    """What every pod is to serve and to prepare, and which of them are told something new just
+    now.
+    """
 
     target: str
     node_plans: Mapping[str, NodePlan]  # by node
     activated: frozenset[str]
     asked: frozenset[str]
     nodes: frozenset[str]  # of those two
-    restarted: int  # pods that are not asked to prepare yet, because their containers ended soon after they started
+    # pods that are not asked to prepare yet, because their containers ended soon after they started
+    restarted: int
     passes: bool  # the gate is passed, in this pass or an earlier one
     again_in_seconds: float | None  # when more may change though nothing happens
 
@@ -94,8 +100,12 @@ def plan_activation(
     again: float | None = None
     activated: list[Target] = []
     if goal.activates:
-        passes = passes or all(t.calm_seconds(now) for plan_node in node_plans.values() for t in plan_node.waited_for)
-        candidates = [target for plan_node in node_plans.values() for target in plan_node.candidates]
+        passes = passes or all(
+            t.calm_seconds(now) for plan_node in node_plans.values() for t in plan_node.waited_for
+        )
+        candidates = [
+            target for plan_node in node_plans.values() for target in plan_node.candidates
+        ]
         if passes and candidates:
             activated, again = _activate(spec, candidates, all_totals, desired, now)
     asked, waits = _ask(spec, goal, all_totals, node_plans, desired, now)
@@ -112,16 +122,30 @@ def plan_activation(
 
 
 def plan_node(totals: NodeTotals, goal: RolloutGoal, failed: Collection[str]) -> NodePlan:
-    """What can be said of one node's pods; ``failed`` are UIDs of those that have failed in this revision."""
+    """What can be said of one node's pods; ``failed`` are UIDs of those that have failed in this
+    revision.
+    """
     digest = goal.target
-    digests = {t.pod.uid: kept for t in totals.targets if (kept := _kept(t, goal, t.pod.uid in failed)) is not None}
-    able = [t for t in totals.targets if t.pod.uid not in failed and digests.get(t.pod.uid, digest) != digest]
+    digests = {
+        t.pod.uid: kept
+        for t in totals.targets
+        if (kept := _kept(t, goal, t.pod.uid in failed)) is not None
+    }
+    able = [
+        t
+        for t in totals.targets
+        if t.pod.uid not in failed and digests.get(t.pod.uid, digest) != digest
+    ]
     # What is said of one that ended since it was asked may be of its life before.
     ready = [t for t in able if t.prepared(digest) and (goal.is_back or not t.crashes)]
     others = [t for t in able if t not in ready]
     everybody = goal.rule.prepares == "All" and bool(digest)
     asked = [t for t in others if _is_asked(t, goal)] if everybody else []
-    idle = [t for t in others if t.connected and not _is_asked(t, goal) and t.pod.uid not in totals.unreachable]
+    idle = [
+        t
+        for t in others
+        if t.connected and not _is_asked(t, goal) and t.pod.uid not in totals.unreachable
+    ]
     prepares = [] if goal.rule.prepares == "None" else [*ready, *asked]
     return NodePlan(
         digests=digests,
@@ -129,15 +153,19 @@ def plan_node(totals: NodeTotals, goal: RolloutGoal, failed: Collection[str]) ->
         waited_for=tuple(
             t
             for t in totals.targets
-            if t.pod.uid not in failed and t.pod.uid not in totals.unreachable and _is_waited_for(t, digest)
+            if t.pod.uid not in failed
+            and t.pod.uid not in totals.unreachable
+            and _is_waited_for(t, digest)
         ),
         busy=sum(1 for t in asked if t.connected),
         idle=tuple(idle) if everybody else (),
-        candidates=tuple(t for t in ready if t.pod.uid not in totals.unreachable and _can_change(t, digest)),
+        candidates=tuple(
+            t for t in ready if t.pod.uid not in totals.unreachable and _can_change(t, digest)
+        ),
     )
 
 
-# -- what a pod keeps, or is given because it has nothing ----------------------------------------------------------------
+# -- what a pod keeps, or is given because it has nothing ---------------------------------------
 
 
 def _kept(target: Target, goal: RolloutGoal, has_failed: bool) -> str | None:
@@ -152,16 +180,24 @@ def _kept(target: Target, goal: RolloutGoal, has_failed: bool) -> str | None:
     if not order.digest and target.proved:
         return target.proved  # it may keep what it serves: now it is said what that is
     if engine.phase == "Dirty":
-        return goal.stable if has_failed or order.digest not in (goal.target, goal.stable) else order.digest
+        return (
+            goal.stable
+            if has_failed or order.digest not in (goal.target, goal.stable)
+            else order.digest
+        )
     given_up = target.gave_up_its_order or (has_failed and order.digest == goal.target)
-    unwanted = order.digest not in (goal.target, target.proved) or _cannot_come(target, order.digest)
+    unwanted = order.digest not in (goal.target, target.proved) or _cannot_come(
+        target, order.digest
+    )
     if target.outstanding and (given_up or unwanted) and engine.phase in STILL_SERVING_PHASES:
         return engine.digest
     return order.digest
 
 
 def _booted_into(target: Target, goal: RolloutGoal, has_failed: bool) -> str:
-    """What a pod is given that is about to open its port: the first of what comes into question that its node holds."""
+    """What a pod is given that is about to open its port: the first of what comes into question
+    that its node holds.
+    """
     order = target.assigned
     told = [order.digest] if order is not None else []
     wanted = [goal.target] if goal.activates else []
@@ -176,14 +212,18 @@ def _booted_into(target: Target, goal: RolloutGoal, has_failed: bool) -> str:
         candidates = [*told, goal.stable]
     if holds_back and goal.target != goal.stable:
         candidates = [digest for digest in candidates if digest != goal.target]
-    possible = [d for d in dict.fromkeys(candidates) if not _has_given_up(target, d, goal, has_failed)]
+    possible = [
+        d for d in dict.fromkeys(candidates) if not _has_given_up(target, d, goal, has_failed)
+    ]
     here = (d for d in possible if not d or (target.state is not None and target.state.holds(d)))
     return next(here, next(iter(possible), goal.stable))
 
 
 def _is_on_its_way(target: Target, goal: RolloutGoal) -> bool:
-    """Whether a pod goes on with what it is told: it was told so in this revision and has not started again since; or what it serves
-    was well everywhere, and it ended while it was to prepare the target, which would then be the first thing that it meets."""
+    """Whether a pod goes on with what it is told: it was told so in this revision and has not
+    started again since; or what it serves was well everywhere, and it ended while it was to prepare
+    the target, which would then be the first thing that it meets.
+    """
     order = target.assigned
     if order is None or not target.was_told_in(goal.rollout, goal.revision):
         return False
@@ -200,11 +240,15 @@ def _has_given_up(target: Target, digest: str, goal: RolloutGoal, has_failed: bo
         return True
     if digest == goal.stable:
         return False
-    return _cannot_come(target, digest) or (digest == target.told and target.crashes >= failures.CRASHES)
+    return _cannot_come(target, digest) or (
+        digest == target.told and target.crashes >= failures.CRASHES
+    )
 
 
 def _cannot_come(target: Target, digest: str) -> bool:
-    """Whether a version is not to be had on the pod's node: staging it failed, or it is told so and nobody knows its source."""
+    """Whether a version is not to be had on the pod's node: staging it failed, or it is told so and
+    nobody knows its source.
+    """
     if not digest or target.state is None or not target.follows:
         return False
     staged = target.state.staged(digest)
@@ -213,7 +257,7 @@ def _cannot_come(target: Target, digest: str) -> bool:
     return target.told == digest and digest not in target.state.listed
 
 
-# -- who prepares ------------------------------------------------------------------------------------------------------
+# -- who prepares -------------------------------------------------------------------------------
 
 
 def _ask(
@@ -224,9 +268,11 @@ def _ask(
     desired: int,
     now: datetime,
 ) -> tuple[list[Target], list[float]]:
-    """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have done it well; and in how many
-    seconds each of those may be that is left alone until then. One that ends by itself is left alone, or it would be blamed on what
-    it prepares: it takes the target when it boots."""
+    """The pods that are newly asked to prepare: as many at a time as may be unavailable, or as have
+    done it well; and in how many seconds each of those may be that is left alone until then. One
+    that ends by itself is left alone, or it would be blamed on what it prepares: it takes the
+    target when it boots.
+    """
     idle = [target for plan_node in node_plans.values() for target in plan_node.idle]
     if goal.is_back or not idle:
         return idle, []
@@ -239,12 +285,16 @@ def _ask(
 
 
 def _is_asked(target: Target, goal: RolloutGoal) -> bool:
-    """Whether it was asked to prepare, and did not end since: then it is left alone until it is calm."""
+    """Whether it was asked to prepare, and did not end since: then it is left alone until it is
+    calm.
+    """
     order = target.assigned
-    return order is not None and order.prepare == goal.target and (goal.is_back or not target.crashes)
+    return (
+        order is not None and order.prepare == goal.target and (goal.is_back or not target.crashes)
+    )
 
 
-# -- who changes -------------------------------------------------------------------------------------------------------
+# -- who changes --------------------------------------------------------------------------------
 
 
 def _is_waited_for(target: Target, digest: str) -> bool:
@@ -258,22 +308,38 @@ def _is_waited_for(target: Target, digest: str) -> bool:
 
 
 def _activate(
-    spec: WeightRolloutSpec, candidates: Sequence[Target], all_totals: Sequence[NodeTotals], desired: int, now: datetime
+    spec: WeightRolloutSpec,
+    candidates: Sequence[Target],
+    all_totals: Sequence[NodeTotals],
+    desired: int,
+    now: datetime,
 ) -> tuple[list[Target], float | None]:
-    """The pods that change now, in the order of nodes and names; and when more may, though nothing happens."""
+    """The pods that change now, in the order of nodes and names; and when more may, though nothing
+    happens.
+    """
     counts = disruption_budget.count_availability(all_totals, spec.min_ready_seconds, now)
-    chosen = disruption_budget.choose(candidates, counts, spec.strategy, desired, spec.min_ready_seconds, now)
+    chosen = disruption_budget.choose(
+        candidates, counts, spec.strategy, desired, spec.min_ready_seconds, now
+    )
     return chosen, counts.again_in_seconds if len(chosen) < len(candidates) else None
 
 
 def _can_change(target: Target, digest: str) -> bool:
     """Whether this pod, which has the target at hand, could change at once."""
     order, state = target.assigned, target.state
-    return order is not None and order.digest != digest and state is not None and state.holds(digest)
+    return (
+        order is not None and order.digest != digest and state is not None and state.holds(digest)
+    )
 
 
 def assignment(
-    target: Target, digest: str, prepare: str, rollout: Rollout, version: str, revision: int, ended_preparing: int
+    target: Target,
+    digest: str,
+    prepare: str,
+    rollout: Rollout,
+    version: str,
+    revision: int,
+    ended_preparing: int,
 ) -> PodAssignment:
     """As it goes into the node's spec; `fencing` gives it its token."""
     spec = rollout.spec

@@ -1,10 +1,12 @@
 """A rollout's entry in each NodeWeights: what it should be, and the writes that make it so.
 
-An entry lists every live pod of the rollout on that node. A pod that is terminating stays in it until it is gone, and one that
-the rollout does not select any more stays until another entry has taken it over: a pod that stands in no entry would not know
-what to serve. An entry without pods is removed, and with it what the node holds for this rollout.
+An entry lists every live pod of the rollout on that node. A pod that is terminating stays in it
+until it is gone, and one that the rollout does not select any more stays until another entry has
+taken it over: a pod that stands in no entry would not know what to serve. An entry without pods is
+removed, and with it what the node holds for this rollout.
 
-Of a thousand nodes one has changed: the others, found to be as they should be from the very same values, are not looked at again.
+Of a thousand nodes one has changed: the others, found to be as they should be from the very same
+values, are not looked at again.
 """
 
 from __future__ import annotations
@@ -12,7 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hotweights_crds.nodeweights import MAX_PODS, MAX_STAGE, NodeWeightsSpec, PodAssignment, RolloutAssignment
+from hotweights_crds.nodeweights import (
+    MAX_PODS,
+    MAX_STAGE,
+    NodeWeightsSpec,
+    PodAssignment,
+    RolloutAssignment,
+)
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator.decide import activation, revision, staging
 from hotweights_operator.decide.activation import ActivationPlan
@@ -23,14 +31,22 @@ from hotweights_operator.model.observed import Observed
 
 
 def writes(
-    rollout: Rollout, base: WeightRolloutStatus, plan: ActivationPlan, observed: Observed, *, stages: bool
+    rollout: Rollout,
+    base: WeightRolloutStatus,
+    plan: ActivationPlan,
+    observed: Observed,
+    *,
+    stages: bool,
 ) -> list[Assign]:
-    """The entries that differ from what they should be. Unless ``stages``, nothing is staged that is not staged yet, but for what
-    single pods need."""
+    """The entries that differ from what they should be. Unless ``stages``, nothing is staged that
+    is not staged yet, but for what single pods need.
+    """
     kept = revision.kept(base)
     held = [version.digest for version in kept]
     common = (rollout.spec, base.revision, tuple(kept), stages)
-    common = observed.intern("entries", rollout.uid, (*common, observed.peers_epoch, observed.version_index.epoch))
+    common = observed.intern(
+        "entries", rollout.uid, (*common, observed.peers_epoch, observed.version_index.epoch)
+    )
     pods: dict[str, list[PodAssignment]] = {}
     for node in _nodes(rollout, plan, observed):
         if node in plan.nodes or not _is_settled(rollout, node, plan, common, observed):
@@ -46,15 +62,26 @@ def writes(
         state = observed.states[node]
         entry = (
             RolloutAssignment(
-                uid=rollout.uid, namespace=rollout.namespace, name=rollout.name, stage=list(items[node]), pods=found
+                uid=rollout.uid,
+                namespace=rollout.namespace,
+                name=rollout.name,
+                stage=list(items[node]),
+                pods=found,
             )
             if found
             else None
         )
         if not same(entry, state.entry(rollout.uid)):
-            actions.append(Assign(node, state.resource_version, rollout.uid, entry, _events(found, plan)))
-        elif node in plan.node_plans and node not in plan.nodes and len(found) == len(plan.node_plans[node].digests):
-            # (With a pod that is no target any more it never is: that one may have to go at any time.)
+            actions.append(
+                Assign(node, state.resource_version, rollout.uid, entry, _events(found, plan))
+            )
+        elif (
+            node in plan.node_plans
+            and node not in plan.nodes
+            and len(found) == len(plan.node_plans[node].digests)
+        ):
+            # (With a pod that is no target any more it never is: that one may have to go at any
+            # time.)
             settled = (plan.node_plans.get(node), common)
             observed.remembered.setdefault(node, {})["entry", rollout.uid] = settled
     return actions
@@ -67,7 +94,13 @@ def same(left: RolloutAssignment | None, right: RolloutAssignment | None) -> boo
 
 def others(spec: NodeWeightsSpec, pod_uid: str, uid: str) -> list[PodAssignment]:
     """The pod's assignments in all entries but this one."""
-    return [pod for entry in spec.rollouts if entry.uid != uid for pod in entry.pods if pod.uid == pod_uid]
+    return [
+        pod
+        for entry in spec.rollouts
+        if entry.uid != uid
+        for pod in entry.pods
+        if pod.uid == pod_uid
+    ]
 
 
 def taken_over(state: NodeState, pod: PodAssignment, uid: str) -> bool:
@@ -75,8 +108,12 @@ def taken_over(state: NodeState, pod: PodAssignment, uid: str) -> bool:
     return any(other.token > pod.token for other in others(state.spec, pod.uid, uid))
 
 
-def _is_settled(rollout: Rollout, node: str, plan: ActivationPlan, common: tuple[Any, ...], observed: Observed) -> bool:
-    """Whether the node's entry was found to be as it should be, from the very same values as now."""
+def _is_settled(
+    rollout: Rollout, node: str, plan: ActivationPlan, common: tuple[Any, ...], observed: Observed
+) -> bool:
+    """Whether the node's entry was found to be as it should be, from the very same values as
+    now.
+    """
     known = observed.remembered.get(node, {}).get(("entry", rollout.uid))
     return known is not None and known[0] is plan.node_plans.get(node) and known[1] is common
 
@@ -88,7 +125,11 @@ def _nodes(rollout: Rollout, plan: ActivationPlan, observed: Observed) -> list[s
 
 
 def _pods(
-    rollout: Rollout, base: WeightRolloutStatus, state: NodeState, plan: ActivationPlan, observed: Observed
+    rollout: Rollout,
+    base: WeightRolloutStatus,
+    state: NodeState,
+    plan: ActivationPlan,
+    observed: Observed,
 ) -> list[PodAssignment]:
     """The pods of one node's entry, at most as many as it has room for."""
     targets = observed.targets_on(rollout.uid, state.name)
@@ -124,13 +165,21 @@ def _stays(rollout: Rollout, state: NodeState, pod: PodAssignment, observed: Obs
     if known is None or known.finished or known.node != state.name:
         return False
     owner = observed.owners.owner(pod.uid)
-    return (owner is not None and owner.uid == rollout.uid) or not taken_over(state, pod, rollout.uid)
+    return (owner is not None and owner.uid == rollout.uid) or not taken_over(
+        state, pod, rollout.uid
+    )
 
 
 def _digests(
-    entry: RolloutAssignment | None, pods: Sequence[PodAssignment], held: Sequence[str], *, stages: bool
+    entry: RolloutAssignment | None,
+    pods: Sequence[PodAssignment],
+    held: Sequence[str],
+    *,
+    stages: bool,
 ) -> list[str]:
-    """What a node is to hold: what its pods need first, then the versions held everywhere; no more than it has room for."""
+    """What a node is to hold: what its pods need first, then the versions held everywhere; no more
+    than it has room for.
+    """
     there = {item.digest for item in entry.stage} if entry else set()
     everywhere = [digest for digest in held if stages or digest in there]
     needed = [digest for pod in pods for digest in (pod.digest, pod.prepare) if digest]
@@ -140,8 +189,14 @@ def _digests(
 def _version_name(
     rollout: Rollout, base: WeightRolloutStatus, state: NodeState, digest: str, observed: Observed
 ) -> str:
-    """A version's name: as the rollout has it, as a WeightVersion of its namespace has it, or as the node has it."""
-    own = (v.version for v in (base.target, base.stable, base.previous, *base.held) if v.digest == digest)
+    """A version's name: as the rollout has it, as a WeightVersion of its namespace has it, or as
+    the node has it.
+    """
+    own = (
+        v.version
+        for v in (base.target, base.stable, base.previous, *base.held)
+        if v.digest == digest
+    )
     version = observed.version_index.of_digest(rollout.namespace, digest)
     return next(own, "") or (version.spec.version if version else "") or known_name(state, digest)
 
@@ -150,7 +205,12 @@ def known_name(state: NodeState, digest: str) -> str:
     """A version's name as any entry of the node has it."""
     if not digest:
         return ""
-    names = (item.version for entry in state.spec.rollouts for item in entry.stage if item.digest == digest)
+    names = (
+        item.version
+        for entry in state.spec.rollouts
+        for item in entry.stage
+        if item.digest == digest
+    )
     return next(names, "")
 
 

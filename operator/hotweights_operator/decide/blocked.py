@@ -1,7 +1,7 @@
 """Why a rollout may not act, and what each of these reasons means for it: one table.
 
-A new reason is a new row. Everything that asks whether engines may prepare, pods may change, failed pods are given what is stable,
-or the progress deadline runs, reads it here.
+A new reason is a new row. Everything that asks whether engines may prepare, pods may change, failed
+pods are given what is stable, or the progress deadline runs, reads it here.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ class Rule:
     """What a reason means."""
 
     prepares: Literal["All", "Prepared", "None"]
-    """Whose engines are asked to have the target at hand: all (in waves), those that have it already, nobody's."""
+    """Whose engines are asked to have the target at hand: all (in waves), those that have it
+    already, nobody's.
+    """
     activates: bool = False
     """May pods change to the target, and new ones boot into it."""
     gives_up: bool = False
     """The target is given up in this revision: what boots gets what is stable."""
     deadline_runs: bool = False
-    """Does lack of progress count: not while somebody holds the rollout, nor when there is nothing to do."""
+    """Does lack of progress count: not while somebody holds the rollout, nor when there is nothing
+    to do.
+    """
     waits_for_version: bool = False
     """There is no version to roll out yet."""
     may_be_complete: bool = True
@@ -48,7 +52,9 @@ RULES: dict[BlockedKind, Rule] = {
     "TargetConflict": Rule("Prepared", may_be_complete=False),
     "NotFound": Rule("Prepared", deadline_runs=True, waits_for_version=True, may_be_complete=False),
     "VersionFailed": Rule("Prepared", waits_for_version=True, may_be_complete=False),
-    "Resolving": Rule("Prepared", deadline_runs=True, waits_for_version=True, may_be_complete=False),
+    "Resolving": Rule(
+        "Prepared", deadline_runs=True, waits_for_version=True, may_be_complete=False
+    ),
     "Aborted": Rule("None", gives_up=True, may_be_complete=False),
     "TooManyFailures": Rule("None", gives_up=True),
     "Paused": Rule("Prepared"),

@@ -1,9 +1,11 @@
 """Which nodes get a version by one MPI broadcast instead of pulling it one from another.
 
-A collective is a chain of the routes: its head reads the source, the ranks stand in the chain's order, and whoever is not reached by it
-pulls along that same chain. It is formed once, for nodes that are told of the version now, and only where nobody has the version yet:
-from those who have it, pulling is as quick and asks nobody to wait. A node that was to be told with the others and was not (the operator
-ended between two writes) is let in; for whoever comes when some have the version already, it is over.
+A collective is a chain of the routes: its head reads the source, the ranks stand in the chain's
+order, and whoever is not reached by it pulls along that same chain. It is formed once, for nodes
+that are told of the version now, and only where nobody has the version yet: from those who have it,
+pulling is as quick and asks nobody to wait. A node that was to be told with the others and was not
+(the operator ended between two writes) is let in; for whoever comes when some have the version
+already, it is over.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ def form(
     serving: Mapping[str, NodeState],
     bases: Sequence[str] = (),
 ) -> dict[str, Collective]:
-    """Node → its collective, for those of ``routes`` that are not ``kept`` and have one. ``bases`` are versions that may be
-    built upon, the best one first."""
+    """Node → its collective, for those of ``routes`` that are not ``kept`` and have one. ``bases``
+    are versions that may be built upon, the best one first.
+    """
     told: dict[str, Collective] = {}
     for item in kept.values():
         if item.collective is not None:
@@ -38,7 +41,10 @@ def form(
     able = {
         node
         for node in routes
-        if node not in kept and node not in told and node in serving and transports.joins(asked, serving[node])
+        if node not in kept
+        and node not in told
+        and node in serving
+        and transports.joins(asked, serving[node])
     }
     child = {route.parents[0]: node for node, route in routes.items() if route.parents}
     for head in sorted(able):
@@ -49,12 +55,18 @@ def form(
             chain.append(following)
         members = [node for node in chain if node in able][:MAX_MEMBERS]
         if len(members) > 1:
-            found.update(dict.fromkeys(members, _collective(digest, [serving[node] for node in members], bases)))
+            found.update(
+                dict.fromkeys(
+                    members, _collective(digest, [serving[node] for node in members], bases)
+                )
+            )
     return found
 
 
 def is_over(item: StageItem, having: Collection[str]) -> bool:
-    """Whether a node that lacks the version would wait in vain for the others: some of them have it already."""
+    """Whether a node that lacks the version would wait in vain for the others: some of them have it
+    already.
+    """
     return item.collective is not None and any(node in having for node in item.collective.members)
 
 
@@ -63,4 +75,6 @@ def _collective(digest: str, members: Sequence[NodeState], bases: Sequence[str])
     lives = " ".join(state.status.boot_id for state in members)
     base = next((known for known in bases if all(state.holds(known) for state in members)), "")
     name = hashlib.sha256(f"{digest} {' '.join(names)} {lives}".encode()).hexdigest()[:32]
-    return Collective(name=name, head=transports.offer(members[0], "mpi").endpoint, members=names, base=base)
+    return Collective(
+        name=name, head=transports.offer(members[0], "mpi").endpoint, members=names, base=base
+    )

@@ -1,8 +1,9 @@
 """The conditions of a WeightRollout, as a table over the facts of a pass.
 
-Ready, Progressing, Available, Staged, VersionResolved and TargetsFound are always there. Paused, Reconciling and Stalled are
-abnormal when True and absent otherwise, so that kstatus, Helm and Argo CD read them right: Stalled is a failure, Reconciling is
-work under way, and neither beside Ready=True is success.
+Ready, Progressing, Available, Staged, VersionResolved and TargetsFound are always there. Paused,
+Reconciling and Stalled are abnormal when True and absent otherwise, so that kstatus, Helm and Argo
+CD read them right: Stalled is a failure, Reconciling is work under way, and neither beside
+Ready=True is success.
 """
 
 from __future__ import annotations
@@ -52,7 +53,11 @@ def _condition(row: Row, old: Condition | None, generation: int, moment: str) ->
     type_, status, reason, message = row
     message = message[:MAX_MESSAGE]
     same_status = old is not None and old.status == status
-    if same_status and old and (old.reason, old.message, old.observed_generation) == (reason, message, generation):
+    if (
+        same_status
+        and old
+        and (old.reason, old.message, old.observed_generation) == (reason, message, generation)
+    ):
         return old
     return Condition(
         type=type_,
@@ -87,7 +92,12 @@ def _rows(facts: ConditionInputs) -> list[Row]:
             facts.version_reason or "Resolved",
             facts.version_message,
         ),
-        ("TargetsFound", _truth(not facts.targets_reason), facts.targets_reason or "Found", facts.targets_message),
+        (
+            "TargetsFound",
+            _truth(not facts.targets_reason),
+            facts.targets_reason or "Found",
+            facts.targets_message,
+        ),
     ]
     if facts.paused_reason:
         rows.append(("Paused", "True", facts.paused_reason, facts.message))

@@ -1,4 +1,6 @@
-"""What one pass over a rollout has found out, for those that say something about it: its status, its conditions, its events."""
+"""What one pass over a rollout has found out, for those that say something about it: its status,
+its conditions, its events.
+"""
 
 from __future__ import annotations
 
@@ -25,5 +27,6 @@ class PassContext:
     blocked: Blocked
     version: Version | None
     observed: Observed
-    restarted: int = 0  # pods that are not asked to prepare yet, because their containers ended soon after they started
+    # pods that are not asked to prepare yet, because their containers ended soon after they started
+    restarted: int = 0
     started_at: datetime | None = None  # since when this process decides

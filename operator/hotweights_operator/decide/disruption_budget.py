@@ -1,8 +1,10 @@
-"""How many pods may be of no service at once, as a Service and a Deployment count them. Arithmetic only.
+"""How many pods may be of no service at once, as a Service and a Deployment count them. Arithmetic
+only.
 
-Every live pod counts: one that is new, one that starts again, one that was told to change and does not show yet that it did. Only a
-pod that has been of no service for so long, or ends as often as it starts, or is never heard of, that waiting for it would stop
-everybody is left out; it is named among the failures.
+Every live pod counts: one that is new, one that starts again, one that was told to change and does
+not show yet that it did. Only a pod that has been of no service for so long, or ends as often as it
+starts, or is never heard of, that waiting for it would stop everybody is left out; it is named
+among the failures.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ GIVEN_UP_SECONDS = 300.0
 """Of no service for so long, by our own clock: nobody waits for it any more."""
 
 STRANGER_SECONDS = 60.0
-"""The same for one that was never Ready and whose engine is not heard of: it runs without the plugin, or does not run vLLM."""
+"""The same for one that was never Ready and whose engine is not heard of: it runs without the
+plugin, or does not run vLLM.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +57,20 @@ def waited_for_seconds(target: Target, now: datetime) -> float:
     return max(0.0, patience - (now - since).total_seconds()) if since is not None else patience
 
 
-def count_availability(all_totals: Iterable[NodeTotals], min_ready_seconds: float, now: datetime) -> Availability:
+def count_availability(
+    all_totals: Iterable[NodeTotals], min_ready_seconds: float, now: datetime
+) -> Availability:
     """Count them."""
     available = unavailable = left_out = 0
     waits: list[float] = []
     for totals in all_totals:
         available += len(totals.available)
         if now < totals.settles_at:
-            early = [wait for t in totals.available if (wait := t.wait_seconds(min_ready_seconds, now)) > 0]
+            early = [
+                wait
+                for t in totals.available
+                if (wait := t.wait_seconds(min_ready_seconds, now)) > 0
+            ]
             available -= len(early)
             unavailable += len(early)
             waits += early
@@ -82,11 +92,17 @@ def choose(
     min_ready_seconds: float,
     now: datetime,
 ) -> list[Target]:
-    """The candidates that may change now. One that is of no service costs nothing; the last one that is never goes, unless it is
-    the only pod that is waited for or the strategy lets all go at once."""
+    """The candidates that may change now. One that is of no service costs nothing; the last one
+    that is never goes, unless it is the only pod that is waited for or the strategy lets all go at
+    once.
+    """
     most = limit(strategy, desired)
     room = most - counts.unavailable
-    spare = counts.available if most >= desired or counts.available + counts.unavailable == 1 else counts.available - 1
+    spare = (
+        counts.available
+        if most >= desired or counts.available + counts.unavailable == 1
+        else counts.available - 1
+    )
     chosen: list[Target] = []
     for target in candidates:
         if target.available_for(min_ready_seconds, now):
@@ -94,6 +110,8 @@ def choose(
                 continue
             room, spare = room - 1, spare - 1
         elif target.is_shown and room < 0:
-            continue  # it is counted already, though requests reach it: it costs nothing more, but only within the budget
+            # it is counted already, though requests reach it: it costs nothing more, but only
+            # within the budget
+            continue
         chosen.append(target)
     return chosen

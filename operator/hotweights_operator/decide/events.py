@@ -1,7 +1,7 @@
 """Events: what is new in a rollout's status, told on the rollout and on the pods concerned.
 
-News is the difference between the status that was written and the one that will be, so nobody has to remember what was said, and
-a status that could not be written is no news.
+News is the difference between the status that was written and the one that will be, so nobody has
+to remember what was said, and a status that could not be written is no news.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from hotweights_operator.model.objects import Pod, Rollout
 _WARNINGS = frozenset({"Stalled", "Aborted"})
 
 
-def rollout_events(rollout: Rollout, status: WeightRolloutStatus, context: PassContext) -> tuple[Event, ...]:
+def rollout_events(
+    rollout: Rollout, status: WeightRolloutStatus, context: PassContext
+) -> tuple[Event, ...]:
     """What is new in the status, on the rollout and on the pods that failed."""
     old = rollout.status
     about = ObjectRef("WeightRollout", rollout.namespace, rollout.name, rollout.uid)
@@ -23,7 +25,13 @@ def rollout_events(rollout: Rollout, status: WeightRolloutStatus, context: PassC
     if status.revision != old.revision:
         known = {revision.stable(old).digest, old.previous.digest} - {"", old.target.digest}
         rollback = " (a rollback)" if status.target.digest in known else ""
-        found.append(Event(about, "RevisionStarted", f"Revision {status.revision}: {status.target.version}{rollback}"))
+        found.append(
+            Event(
+                about,
+                "RevisionStarted",
+                f"Revision {status.revision}: {status.target.version}{rollback}",
+            )
+        )
     old_reason = next((c.reason for c in old.conditions if c.type == "Progressing"), "")
     new_reason = next((c.reason for c in status.conditions if c.type == "Progressing"), "")
     if status.phase != old.phase or new_reason != old_reason:
@@ -41,4 +49,6 @@ def rollout_events(rollout: Rollout, status: WeightRolloutStatus, context: PassC
 
 
 def _named(name: str, context: PassContext) -> Pod | None:
-    return next((t.pod for totals in context.all_totals for t in totals.targets if t.pod.name == name), None)
+    return next(
+        (t.pod for totals in context.all_totals for t in totals.targets if t.pod.name == name), None
+    )

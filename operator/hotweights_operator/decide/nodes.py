@@ -1,17 +1,30 @@
-"""What a node's object needs besides the rollouts: that it exists, that every opted-in pod stands in it, and that nothing stays
-in it for which there is no reason any more.
+"""What a node's object needs besides the rollouts: that it exists, that every opted-in pod stands
+in it, and that nothing stays in it for which there is no reason any more.
 
-Pods that belong to no rollout are listed under ``unassigned``: a new one keeps what it boots, one whose rollout was deleted keeps
-what it serves, and goes on doing so when it restarts. Everything is pruned by level: what is left over is found by looking, not
-by having seen it go. So there are no finalizers.
+Pods that belong to no rollout are listed under ``unassigned``: a new one keeps what it boots, one
+whose rollout was deleted keeps what it serves, and goes on doing so when it restarts. Everything is
+pruned by level: what is left over is found by looking, not by having seen it go. So there are no
+finalizers.
 """
 
 from __future__ import annotations
 
-from hotweights_crds.nodeweights import MAX_PODS, MAX_STAGE, UNASSIGNED, PodAssignment, RolloutAssignment
+from hotweights_crds.nodeweights import (
+    MAX_PODS,
+    MAX_STAGE,
+    UNASSIGNED,
+    PodAssignment,
+    RolloutAssignment,
+)
 from hotweights_operator.decide import assignments, staging
 from hotweights_operator.model import failures, fencing
-from hotweights_operator.model.actions import Action, AskResolve, Assign, CreateNodeWeights, NodeDecision
+from hotweights_operator.model.actions import (
+    Action,
+    AskResolve,
+    Assign,
+    CreateNodeWeights,
+    NodeDecision,
+)
 from hotweights_operator.model.objects import SETTLED_PHASES, NodeState, Pod
 from hotweights_operator.model.observed import Observed
 
@@ -30,38 +43,54 @@ def decide(name: str, observed: Observed) -> NodeDecision:
     actions += [
         Assign(name, state.resource_version, entry.uid, None)
         for entry in state.spec.rollouts
-        if entry.uid != UNASSIGNED and entry.uid not in observed.rollouts and _is_empty(entry, state, observed)
+        if entry.uid != UNASSIGNED
+        and entry.uid not in observed.rollouts
+        and _is_empty(entry, state, observed)
     ]
     actions += [
         AskResolve(name, state.resource_version, item.uid, None)
         for item in state.spec.resolve
         if item.uid not in observed.versions
     ]
-    return NodeDecision(actions=tuple(actions[:1]), again_in_seconds=0.0 if len(actions) > 1 else None)
+    return NodeDecision(
+        actions=tuple(actions[:1]), again_in_seconds=0.0 if len(actions) > 1 else None
+    )
 
 
 def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | None:
-    """The entry for pods without a rollout; those that stand in it go first, and there are no more than it has room for."""
+    """The entry for pods without a rollout; those that stand in it go first, and there are no more
+    than it has room for.
+    """
     current = state.entry(UNASSIGNED)
     there = {pod.uid for pod in current.pods} if current else set()
-    own = sorted(observed.owners.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid))
+    own = sorted(
+        observed.owners.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid)
+    )
     assigned = (_assigned(pod, state, observed) for pod in own if not pod.finished)
-    pods = sorted([found for found in assigned if found is not None][:MAX_PODS], key=lambda pod: pod.uid)
+    pods = sorted(
+        [found for found in assigned if found is not None][:MAX_PODS], key=lambda pod: pod.uid
+    )
     if not pods:
         return None
     digests = dict.fromkeys((pod.namespace, pod.digest) for pod in pods if pod.digest)
-    # With the route that it had: else, after an upgrade of the agents, every node would read the source at once.
+    # With the route that it had: else, after an upgrade of the agents, every node would read the
+    # source at once.
     found = {digest: staging.told(state, namespace, digest) for namespace, digest in digests}
     kept = {item.digest: item for item in current.stage} if current else {}
-    stage = [kept.get(digest, item) for digest, item in found.items() if item is not None][:MAX_STAGE]
+    stage = [kept.get(digest, item) for digest, item in found.items() if item is not None][
+        :MAX_STAGE
+    ]
     return RolloutAssignment(uid=UNASSIGNED, stage=stage, pods=pods)
 
 
 def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment | None:
     current = state.entry(UNASSIGNED)
     own = next((p for p in current.pods if p.uid == pod.uid), None) if current else None
-    if observed.owners.owner(pod.uid) is not None:  # its rollout takes it over; until then it stands here
-        return own if own is not None and not assignments.taken_over(state, own, UNASSIGNED) else None
+    # its rollout takes it over; until then it stands here
+    if observed.owners.owner(pod.uid) is not None:
+        return (
+            own if own is not None and not assignments.taken_over(state, own, UNASSIGNED) else None
+        )
     known = state.assigned(pod.uid)
     digest = _kept_digest(pod, observed)
     if known is not None and own == known and own.digest == digest:
@@ -77,12 +106,15 @@ def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment |
 
 
 def _kept_digest(pod: Pod, observed: Observed) -> str:
-    """What a pod without a rollout goes on serving: what it was told, unless it gave that up; then what it serves."""
+    """What a pod without a rollout goes on serving: what it was told, unless it gave that up; then
+    what it serves.
+    """
     target = observed.target(pod.uid)
     known, engine = target.assigned, target.engine
     if known is None:
         return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else ""
-    # An engine that boots serves nothing yet: if it gave up what it is told, what its image brings is left.
+    # An engine that boots serves nothing yet: if it gave up what it is told, what its image brings
+    # is left.
     given_up = target.gave_up_its_order or target.crashes >= failures.CRASHES
     if engine is not None and target.outstanding and given_up:
         return engine.digest
@@ -96,7 +128,9 @@ def _version_name(state: NodeState, digest: str, known: PodAssignment | None) ->
 
 
 def _is_empty(entry: RolloutAssignment, state: NodeState, observed: Observed) -> bool:
-    """Whether every pod of a deleted rollout's entry is gone or has found its place in another one."""
+    """Whether every pod of a deleted rollout's entry is gone or has found its place in another
+    one.
+    """
     for pod in entry.pods:
         known = observed.pods.get(pod.uid)
         here = known is not None and not known.finished and known.node == state.name

@@ -1,11 +1,14 @@
-"""Which revision a rollout is at: what `status` must remember because it cannot be seen in the fleet.
+"""Which revision a rollout is at: what `status` must remember because it cannot be seen in the
+fleet.
 
-A revision begins when the version's digest changes, by a new versionRef, by an old one (that is a rollback), because a
-WeightVersion was made anew under its name, or when a retry of the same digest is asked for. It ends Complete, Superseded or Aborted,
-and the end goes into the history; a revision that was complete once stays so in the history, whatever happens to pods later.
+A revision begins when the version's digest changes, by a new versionRef, by an old one (that is a
+rollback), because a WeightVersion was made anew under its name, or when a retry of the same digest
+is asked for. It ends Complete, Superseded or Aborted, and the end goes into the history; a revision
+that was complete once stays so in the history, whatever happens to pods later.
 
-*Stable* is what was complete last, and only that: it stays staged, and new pods and repairs get it while the rollout holds. What else
-stays staged, so that one can go where one came from without the network, is *held*.
+*Stable* is what was complete last, and only that: it stays staged, and new pods and repairs get it
+while the rollout holds. What else stays staged, so that one can go where one came from without the
+network, is *held*.
 """
 
 from __future__ import annotations
@@ -29,26 +32,35 @@ Outcome = Literal["Complete", "Superseded", "Aborted"]
 
 def describe(version: Version) -> VersionStatus:
     """A resolved version as it goes into the status."""
-    return VersionStatus(name=version.name, version=version.spec.version, digest=version.status.digest)
+    return VersionStatus(
+        name=version.name, version=version.spec.version, digest=version.status.digest
+    )
 
 
 def is_completed(status: WeightRolloutStatus) -> bool:
     """Whether the current revision was complete at some time."""
     newest = next(iter(status.history), None)
-    return newest is not None and newest.revision == status.revision and newest.outcome == "Complete"
+    return (
+        newest is not None and newest.revision == status.revision and newest.outcome == "Complete"
+    )
 
 
 def stable(status: WeightRolloutStatus) -> VersionStatus:
     """The version that the whole fleet served last; empty: what the engines booted."""
     if status.stable.digest:
         return status.stable
-    # Written by a release before 0.2, which had one field for both: what was complete last, and what one could go back to.
+    # Written by a release before 0.2, which had one field for both: what was complete last, and
+    # what one could go back to.
     return status.target if is_completed(status) else status.previous
 
 
 def goes_back(status: WeightRolloutStatus) -> bool:
-    """Whether the revision leads to a version that was complete before. That served everywhere, so it needs neither waves nor the gate."""
-    return bool(status.target.digest) and (status.goes_back or status.target.digest == stable(status).digest)
+    """Whether the revision leads to a version that was complete before. That served everywhere, so
+    it needs neither waves nor the gate.
+    """
+    return bool(status.target.digest) and (
+        status.goes_back or status.target.digest == stable(status).digest
+    )
 
 
 def kept(status: WeightRolloutStatus) -> list[VersionStatus]:
@@ -58,11 +70,18 @@ def kept(status: WeightRolloutStatus) -> list[VersionStatus]:
 
 
 def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutStatus:
-    """The status with this version as its target. Unchanged, but for names, when the digest is the same and no retry is asked for."""
+    """The status with this version as its target. Unchanged, but for names, when the digest is the
+    same and no retry is asked for.
+    """
     status, target = rollout.status, describe(version)
-    retries, is_same = bool(rollout.retry) and rollout.retry != status.retried, status.target.digest == target.digest
+    retries, is_same = (
+        bool(rollout.retry) and rollout.retry != status.retried,
+        status.target.digest == target.digest,
+    )
     if status.revision and is_same and (not retries or is_completed(status)):
-        return status.model_copy(update={"target": target, "retried": rollout.retry or status.retried})
+        return status.model_copy(
+            update={"target": target, "retried": rollout.retry or status.retried}
+        )
     moment = timestamps.show(now)
     was_stable = stable(status)
     before = (was_stable.digest, status.previous.digest)
@@ -92,10 +111,16 @@ def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutS
 
 
 def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus:
-    """The status with the current revision's end in its history, once, and its target as what is stable."""
+    """The status with the current revision's end in its history, once, and its target as what is
+    stable.
+    """
     if is_completed(status) and status.stable.digest == status.target.digest:
         return status
-    history = status.history if is_completed(status) else _entered(status, "Complete", timestamps.show(now))
+    history = (
+        status.history
+        if is_completed(status)
+        else _entered(status, "Complete", timestamps.show(now))
+    )
     was = stable(status)
     changed = was.digest not in ("", status.target.digest)
     return status.model_copy(
@@ -108,8 +133,12 @@ def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus
     )
 
 
-def ended(old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime) -> list[tuple[Outcome, float]]:
-    """What ended between two statuses: how, and after how many seconds. An abort counts when it happens, not when it is followed."""
+def ended(
+    old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime
+) -> list[tuple[Outcome, float]]:
+    """What ended between two statuses: how, and after how many seconds. An abort counts when it
+    happens, not when it is followed.
+    """
     known = {entry.revision for entry in old.history}
     ends: list[tuple[Outcome, str, str]] = [
         (entry.outcome, entry.started_at, entry.finished_at)
@@ -118,19 +147,29 @@ def ended(old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime) -> 
     ]
     if new.aborted_revision and new.aborted_revision != old.aborted_revision:
         ends.append(("Aborted", new.revision_started_at, timestamps.show(now)))
-    spans = [(outcome, timestamps.parse(start), timestamps.parse(end)) for outcome, start, end in ends]
-    return [(outcome, (end - start).total_seconds()) for outcome, start, end in spans if start and end]
+    spans = [
+        (outcome, timestamps.parse(start), timestamps.parse(end)) for outcome, start, end in ends
+    ]
+    return [
+        (outcome, (end - start).total_seconds()) for outcome, start, end in spans if start and end
+    ]
 
 
-def _previous(status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus) -> VersionStatus:
+def _previous(
+    status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus
+) -> VersionStatus:
     """What was complete before the target; empty when nothing else was."""
     if was_stable.digest != target.digest:
         return was_stable
     return status.previous if status.previous.digest != target.digest else VersionStatus()
 
 
-def _held(status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus) -> list[VersionStatus]:
-    """Beside the target and what is stable: when one goes back to what is stable, that from which one comes."""
+def _held(
+    status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus
+) -> list[VersionStatus]:
+    """Beside the target and what is stable: when one goes back to what is stable, that from which
+    one comes.
+    """
     if was_stable.digest != target.digest:
         return []
     return [v for v in (status.target, *status.held) if v.digest not in ("", target.digest)][:1]

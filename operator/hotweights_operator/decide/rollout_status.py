@@ -1,7 +1,9 @@
-"""What a rollout's status says: counts of what is proved, one sentence, and conditions with kstatus' meaning.
+"""What a rollout's status says: counts of what is proved, one sentence, and conditions with
+kstatus' meaning.
 
-A pod counts as updated by one proof only (`objects.confirmed`), and only while its node's agent speaks. The status is bounded
-whatever the size of the fleet. The phase and the message are for people; programs read the conditions.
+A pod counts as updated by one proof only (`objects.confirmed`), and only while its node's agent
+speaks. The status is bounded whatever the size of the fleet. The phase and the message are for
+people; programs read the conditions.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class Verdict:
     stalled: bool = False
 
 
-def deadline_in_seconds(context: PassContext, status: WeightRolloutStatus, now: datetime) -> float | None:
+def deadline_in_seconds(
+    context: PassContext, status: WeightRolloutStatus, now: datetime
+) -> float | None:
     """When the progress deadline passes, if it runs."""
     if is_true(status.conditions, "Ready") or not context.blocked.rule.deadline_runs:
         return None
@@ -48,8 +52,12 @@ def deadline_in_seconds(context: PassContext, status: WeightRolloutStatus, now: 
     return left.total_seconds() + 1.0 if left > timedelta(0) else None
 
 
-def settles_in_seconds(context: PassContext, status: WeightRolloutStatus, now: datetime) -> float | None:
-    """When the next pod that serves the version will have been of service for long enough to count."""
+def settles_in_seconds(
+    context: PassContext, status: WeightRolloutStatus, now: datetime
+) -> float | None:
+    """When the next pod that serves the version will have been of service for long enough to
+    count.
+    """
     if status.pods.ready == status.pods.updated:
         return None
     seconds = context.query.min_ready_seconds
@@ -63,21 +71,30 @@ def settles_in_seconds(context: PassContext, status: WeightRolloutStatus, now: d
 
 
 def is_progress(old: WeightRolloutStatus, new: WeightRolloutStatus) -> bool:
-    """Whether two statuses differ only in how many bytes were staged, and in the sentences that say so: nothing is lost if that is
-    written a little later."""
+    """Whether two statuses differ only in how many bytes were staged, and in the sentences that say
+    so: nothing is lost if that is written a little later.
+    """
     return _without_bytes(old) == _without_bytes(new)
 
 
 def _without_bytes(status: WeightRolloutStatus) -> WeightRolloutStatus:
     high = status.high_water.model_copy(update={"nbytes": 0})
     conditions_ = [condition.model_copy(update={"message": ""}) for condition in status.conditions]
-    update = {"nbytes": ByteCounts(), "staged_percent": "", "message": "", "last_progress_at": "", "high_water": high}
+    update = {
+        "nbytes": ByteCounts(),
+        "staged_percent": "",
+        "message": "",
+        "last_progress_at": "",
+        "high_water": high,
+    }
     return status.model_copy(update={**update, "conditions": conditions_})
 
 
 def _deadline(context: PassContext, status: WeightRolloutStatus, now: datetime) -> datetime:
-    """When the progress deadline passes. ``last_progress_at`` may be another process's word, by another clock: it counts from when
-    this one began to decide at the earliest, and from now at the latest."""
+    """When the progress deadline passes. ``last_progress_at`` may be another process's word, by
+    another clock: it counts from when this one began to decide at the earliest, and from now at the
+    latest.
+    """
     since = min(timestamps.parse(status.last_progress_at) or now, now)
     if context.started_at is not None:
         since = max(since, context.started_at)
@@ -135,12 +152,16 @@ def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
 
 
 def _transport(context: PassContext) -> str:
-    """What came of the choice of a transport; it changes only when the nodes, or what they serve, do."""
+    """What came of the choice of a transport; it changes only when the nodes, or what they serve,
+    do.
+    """
     asked, seen = context.rollout.spec.staging.transport, context.observed
     facts = (asked, seen.peers_epoch, tuple(totals.node for totals in context.all_totals))
     known: tuple[object, str] | None = seen.interned.get(("transport", context.rollout.uid))
     if known is None or known[0] != facts:
-        states = [seen.states[totals.node] for totals in context.all_totals if seen.follows(totals.node)]
+        states = [
+            seen.states[totals.node] for totals in context.all_totals if seen.follows(totals.node)
+        ]
         known = (facts, transports.describe(asked, states))
         seen.interned["transport", context.rollout.uid] = known
     return f" ({known[1]})" if known[1] else ""
@@ -163,7 +184,9 @@ def _counts(context: PassContext, now: datetime) -> dict[str, object]:
             desired=desired,
             prepared=sum(totals.prepared for totals in all_totals),
             updated=updated,
-            ready=sum(totals.ready(context.query, moment) for totals in all_totals if totals.updated),
+            ready=sum(
+                totals.ready(context.query, moment) for totals in all_totals if totals.updated
+            ),
             available=sum(len(totals.available) for totals in all_totals),
             failed=len(context.failures.failed),
         ),
@@ -178,7 +201,9 @@ def _counts(context: PassContext, now: datetime) -> dict[str, object]:
 
 
 def _named(context: PassContext) -> list[Failure]:
-    """What keeps pods back; and for as long as the version is given up, why it was, though nothing of it can be seen any more."""
+    """What keeps pods back; and for as long as the version is given up, why it was, though nothing
+    of it can be seen any more.
+    """
     found = context.failures
     if found.failed or not context.blocked.rule.gives_up:
         return found.all
@@ -226,13 +251,21 @@ def _progressed(context: PassContext, status: WeightRolloutStatus, *, is_complet
     old = context.rollout.status
     if not old.last_progress_at or old.revision != status.revision:
         return True
-    was_held = is_true(old.conditions, "Paused") and context.blocked.kind not in ("Paused", "TooManyFailures")
+    was_held = is_true(old.conditions, "Paused") and context.blocked.kind not in (
+        "Paused",
+        "TooManyFailures",
+    )
     was_complete = is_true(old.conditions, "Ready") and not is_complete
-    waits, waited = context.blocked.rule.waits_for_version, not is_true(old.conditions, "VersionResolved")
+    waits, waited = (
+        context.blocked.rule.waits_for_version,
+        not is_true(old.conditions, "VersionResolved"),
+    )
     return was_held or was_complete or waits != waited or status.high_water != old.high_water
 
 
-def _outcome(context: PassContext, status: WeightRolloutStatus, now: datetime, *, is_complete: bool) -> Verdict:
+def _outcome(
+    context: PassContext, status: WeightRolloutStatus, now: datetime, *, is_complete: bool
+) -> Verdict:
     blocked, first = context.blocked, next(iter(status.failures), None)
     version = status.target.version
     counts = f"{status.pods.updated} of {status.pods.desired} pods serve {version}"
@@ -247,14 +280,20 @@ def _outcome(context: PassContext, status: WeightRolloutStatus, now: datetime, *
             return Verdict(
                 "Pending",
                 "NoTargets",
-                "no pod of this namespace carries the selected labels and hotweights.dev/inject=true",
+                "no pod of this namespace carries the selected labels and "
+                "hotweights.dev/inject=true",
             )
         case "Aborted":
             return Verdict(
-                "Aborted", _why(first), f"given up: {counts}, every pod keeps what it serves{_tell(first)}", True
+                "Aborted",
+                _why(first),
+                f"given up: {counts}, every pod keeps what it serves{_tell(first)}",
+                True,
             )
         case _ if is_complete:
-            return Verdict("Complete", "Complete", f"all {status.pods.desired} pods serve {version}")
+            return Verdict(
+                "Complete", "Complete", f"all {status.pods.desired} pods serve {version}"
+            )
         case "TooManyFailures":
             message = f"{counts}; nothing further is activated: {_RESUME}{_tell(first)}"
             return Verdict("Stalled", _why(first), message, stalled=True)
@@ -264,7 +303,9 @@ def _outcome(context: PassContext, status: WeightRolloutStatus, now: datetime, *
             return _working(context, status, now, counts)
 
 
-def _working(context: PassContext, status: WeightRolloutStatus, now: datetime, counts: str) -> Verdict:
+def _working(
+    context: PassContext, status: WeightRolloutStatus, now: datetime, counts: str
+) -> Verdict:
     first = next(iter(status.failures), None)
     if context.blocked.rule.waits_for_version:
         doing = Verdict(
@@ -274,16 +315,32 @@ def _working(context: PassContext, status: WeightRolloutStatus, now: datetime, c
         )
     elif status.nodes.staged < status.nodes.desired and status.pods.updated < status.pods.desired:
         text = f"{status.nodes.summary} nodes hold {status.target.version}"
-        doing = Verdict("Staging", "Staging", f"{text} ({status.staged_percent or '0%'} of the bytes){_tell(first)}")
+        doing = Verdict(
+            "Staging",
+            "Staging",
+            f"{text} ({status.staged_percent or '0%'} of the bytes){_tell(first)}",
+        )
     elif status.pods.prepared < status.pods.desired:
-        text = f"{status.pods.prepared} of {status.pods.desired} pods have prepared {status.target.version}"
+        text = (
+            f"{status.pods.prepared} of {status.pods.desired} pods have prepared "
+            f"{status.target.version}"
+        )
         if context.restarted:
-            text += f"; {context.restarted} restarted soon after they had started and are asked when they have been Ready for a minute"
+            text += (
+                f"; {context.restarted} restarted soon after they had started and are asked when "
+                "they have been Ready for a minute"
+            )
         doing = Verdict("Activating", "Preparing", text + _tell(first))
     else:
-        doing = Verdict("Activating", "Activating", f"{counts}, {status.pods.ready} of them are Ready{_tell(first)}")
+        doing = Verdict(
+            "Activating",
+            "Activating",
+            f"{counts}, {status.pods.ready} of them are Ready{_tell(first)}",
+        )
     if _only_failed_remain(context):
-        return Verdict("Stalled", _why(first), f"{counts}; the others failed{_tell(first)}", stalled=True)
+        return Verdict(
+            "Stalled", _why(first), f"{counts}; the others failed{_tell(first)}", stalled=True
+        )
     seconds = context.rollout.spec.progress_deadline_seconds
     if context.blocked.rule.deadline_runs and now >= _deadline(context, status, now):
         message = f"no progress for {seconds} s: {doing.message}"
@@ -298,7 +355,8 @@ def _only_failed_remain(context: PassContext) -> bool:
 
 
 _RESUME = (
-    "change the version, or raise failurePolicy.maxFailed, or set the annotation hotweights.dev/retry to a new value"
+    "change the version, or raise failurePolicy.maxFailed, or set the annotation "
+    "hotweights.dev/retry to a new value"
 )
 
 

@@ -1,9 +1,12 @@
-"""``decide(rollout, observed, now)``: the one next step of a rollout, from what is observed and from nothing else.
+"""``decide(rollout, observed, now)``: the one next step of a rollout, from what is observed and
+from nothing else.
 
-It is pure: no clock, no API, no memory. What cannot be seen in the fleet (the revision, what is stable, who failed, whether the
-revision was given up, how far it had come) stands in the status, which is written before anything of the same pass is acted on
-(`loop`). Everything a pass does may be lost or done twice; the next pass sees what is there and goes on. The order: which revision,
-which pods, what they say, may the rollout act (`blocked`), what each pod is to serve, what to report.
+It is pure: no clock, no API, no memory. What cannot be seen in the fleet (the revision, what is
+stable, who failed, whether the revision was given up, how far it had come) stands in the status,
+which is written before anything of the same pass is acted on (`loop`). Everything a pass does may
+be lost or done twice; the next pass sees what is there and goes on. The order: which revision,
+which pods, what they say, may the rollout act (`blocked`), what each pod is to serve, what to
+report.
 """
 
 from __future__ import annotations
@@ -27,8 +30,12 @@ from hotweights_operator.model.observed import Observed
 from hotweights_operator.model.selectors import selects
 
 
-def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: datetime | None = None) -> RolloutDecision:
-    """One step. ``started_at``: since when this process decides; a deadline never passes on another process's clock."""
+def decide(
+    rollout: Rollout, observed: Observed, now: datetime, started_at: datetime | None = None
+) -> RolloutDecision:
+    """One step. ``started_at``: since when this process decides; a deadline never passes on another
+    process's clock.
+    """
     version = observed.version_index.named(rollout.namespace, rollout.spec.version_ref.name)
     usable = version is not None and version.usable and not rollout.terminating
     base = revision.revised(rollout, version, now) if version and usable else rollout.status
@@ -40,7 +47,9 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
         min_ready_seconds=rollout.spec.min_ready_seconds,
     )
     query = observed.intern("question", rollout.uid, query)
-    all_totals = [observed.node_totals(rollout.uid, node, query) for node in observed.nodes_of(rollout.uid)]
+    all_totals = [
+        observed.node_totals(rollout.uid, node, query) for node in observed.nodes_of(rollout.uid)
+    ]
     found = _failures(base, all_totals, observed)
     base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
     blocked = _hold(rollout, base, version, observed, bool(all_totals))
@@ -54,12 +63,23 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
         passed=base.revision > 0 and base.prepared_revision == base.revision,
     )
     goal = observed.intern("goal", rollout.uid, goal)
-    node_plans = {totals.node: _plan_node(rollout, totals, goal, found, observed) for totals in all_totals}
+    node_plans = {
+        totals.node: _plan_node(rollout, totals, goal, found, observed) for totals in all_totals
+    }
     plan = activation.plan_activation(rollout.spec, goal, all_totals, node_plans, now)
     if plan.passes and goal.activates and all_totals:
         base = base.model_copy(update={"prepared_revision": base.revision})
     context = PassContext(
-        rollout, base, query, tuple(all_totals), found, blocked, version, observed, plan.restarted, started_at
+        rollout,
+        base,
+        query,
+        tuple(all_totals),
+        found,
+        blocked,
+        version,
+        observed,
+        plan.restarted,
+        started_at,
     )
     status = rollout_status.build(context, now)
     actions = assignments.writes(rollout, base, plan, observed, stages=blocked.rule.activates)
@@ -76,13 +96,32 @@ def decide(rollout: Rollout, observed: Observed, now: datetime, started_at: date
     )
 
 
-def _failures(base: WeightRolloutStatus, all_totals: Sequence[NodeTotals], observed: Observed) -> Failures:
-    """All pods that do not follow: those of the nodes, and those that failed earlier in this revision, as the status remembers."""
-    failed = {uid: failure for totals in all_totals if totals.failed for uid, failure in totals.failed.items()}
-    missing = {uid: failure for totals in all_totals if totals.missing for uid, failure in totals.missing.items()}
+def _failures(
+    base: WeightRolloutStatus, all_totals: Sequence[NodeTotals], observed: Observed
+) -> Failures:
+    """All pods that do not follow: those of the nodes, and those that failed earlier in this
+    revision, as the status remembers.
+    """
+    failed = {
+        uid: failure
+        for totals in all_totals
+        if totals.failed
+        for uid, failure in totals.failed.items()
+    }
+    missing = {
+        uid: failure
+        for totals in all_totals
+        if totals.missing
+        for uid, failure in totals.missing.items()
+    }
     for uid, failure in failures.remembered(base.failures).items():
         pod = observed.pods.get(uid)
-        if pod is not None and pod.live and uid not in failed and not observed.target(uid).serves(base.target.digest):
+        if (
+            pod is not None
+            and pod.live
+            and uid not in failed
+            and not observed.target(uid).serves(base.target.digest)
+        ):
             failed[uid] = failure
             missing.pop(uid, None)
     return Failures(failed, missing)
@@ -91,10 +130,18 @@ def _failures(base: WeightRolloutStatus, all_totals: Sequence[NodeTotals], obser
 def _plan_node(
     rollout: Rollout, totals: NodeTotals, goal: RolloutGoal, found: Failures, observed: Observed
 ) -> NodePlan:
-    """What is planned for one node; what that is remembered, if nothing that it was made from has changed."""
-    failed = frozenset(t.pod.uid for t in totals.targets if t.pod.uid in found.failed) if found.failed else frozenset()
+    """What is planned for one node; what that is remembered, if nothing that it was made from has
+    changed.
+    """
+    failed = (
+        frozenset(t.pod.uid for t in totals.targets if t.pod.uid in found.failed)
+        if found.failed
+        else frozenset()
+    )
     known = observed.remembered.setdefault(totals.node, {})
-    then: tuple[NodeTotals, RolloutGoal, frozenset[str], NodePlan] | None = known.get(("plan", rollout.uid))
+    then: tuple[NodeTotals, RolloutGoal, frozenset[str], NodePlan] | None = known.get(
+        ("plan", rollout.uid)
+    )
     if then is None or then[0] is not totals or then[1] is not goal or then[2] != failed:
         then = (totals, goal, failed, activation.plan_node(totals, goal, failed))
         known["plan", rollout.uid] = then
@@ -102,7 +149,11 @@ def _plan_node(
 
 
 def _hold(
-    rollout: Rollout, base: WeightRolloutStatus, version: Version | None, observed: Observed, has_targets: bool
+    rollout: Rollout,
+    base: WeightRolloutStatus,
+    version: Version | None,
+    observed: Observed,
+    has_targets: bool,
 ) -> Blocked:
     """Why the rollout may not act, if it may not; the gravest reason first."""
     if rollout.terminating:
@@ -111,12 +162,16 @@ def _hold(
         pod, owner = clash[0]
         return Blocked(
             "TargetConflict",
-            f"{len(clash)} selected pods, {pod.name} among them, belong to the older WeightRollout {owner.name}:"
+            f"{len(clash)} selected pods, {pod.name} among them, belong to the older "
+            f"WeightRollout {owner.name}:"
             " change one of the two selectors or delete one of the two",
         )
     if version is None:
         name = rollout.spec.version_ref.name
-        return Blocked("NotFound", f"WeightVersion {name} does not exist in namespace {rollout.namespace}: create it")
+        return Blocked(
+            "NotFound",
+            f"WeightVersion {name} does not exist in namespace {rollout.namespace}: create it",
+        )
     if not version.usable:
         resolved = find(version.status.conditions, "Resolved")
         reason = resolved.reason if resolved else "Resolving"

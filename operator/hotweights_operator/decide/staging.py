@@ -1,8 +1,9 @@
 """What each node is to hold, and from whom it gets it.
 
-A node holds the rollout's version, the one before, and whatever any of its pods is assigned, so that a container that restarts
-can boot into its version at any time. A route that works is never changed: every change is a write, and a node that has the
-version, or whose parents still live, needs none. It plans with names of nodes and knows nothing of chunks or rates.
+A node holds the rollout's version, the one before, and whatever any of its pods is assigned, so
+that a container that restarts can boot into its version at any time. A route that works is never
+changed: every change is a write, and a node that has the version, or whose parents still live,
+needs none. It plans with names of nodes and knows nothing of chunks or rates.
 """
 
 from __future__ import annotations
@@ -20,20 +21,30 @@ MAX_PEERS = 8  # as the schema allows
 
 
 def stage_items(
-    rollout: Rollout, base: WeightRolloutStatus, wanted: Mapping[str, Sequence[str]], observed: Observed
+    rollout: Rollout,
+    base: WeightRolloutStatus,
+    wanted: Mapping[str, Sequence[str]],
+    observed: Observed,
 ) -> dict[str, tuple[StageItem, ...]]:
-    """Node → what it is to hold, given the digests wanted on each of these nodes; the rollout's other nodes hold what they are told
-    to. A version that nobody knows any more is left out."""
+    """Node → what it is to hold, given the digests wanted on each of these nodes; the rollout's
+    other nodes hold what they are told to. A version that nobody knows any more is left out.
+    """
     digests = sorted({digest for node in wanted.values() for digest in node})
     items: dict[str, list[StageItem]] = {node: [] for node in wanted}
     for digest in digests:
-        for node, item in _items(rollout, base, digest, [n for n in wanted if digest in wanted[n]], observed).items():
+        for node, item in _items(
+            rollout, base, digest, [n for n in wanted if digest in wanted[n]], observed
+        ).items():
             items[node].append(item)
     return {node: tuple(found) for node, found in items.items()}
 
 
 def _items(
-    rollout: Rollout, base: WeightRolloutStatus, digest: str, nodes: Sequence[str], observed: Observed
+    rollout: Rollout,
+    base: WeightRolloutStatus,
+    digest: str,
+    nodes: Sequence[str],
+    observed: Observed,
 ) -> dict[str, StageItem]:
     """The items of one version, on the nodes whose agents are there to read them."""
     present = {node: _item(observed.states[node], rollout.uid, digest) for node in nodes}
@@ -46,11 +57,16 @@ def _items(
         for node, item in present.items()
         if item is not None and (node not in peers or _still_good(item, node, digest, observed))
     }
-    result = {node: _with_plain(item, plain, _having(item, node, digest, observed)) for node, item in kept.items()}
+    result = {
+        node: _with_plain(item, plain, _having(item, node, digest, observed))
+        for node, item in kept.items()
+    }
     if all(node in kept or node not in peers for node in nodes):
         return result
     routed = {
-        n: item for n in observed.entered(rollout.uid) if (item := _item(observed.states[n], rollout.uid, digest))
+        n: item
+        for n in observed.entered(rollout.uid)
+        if (item := _item(observed.states[n], rollout.uid, digest))
     }
     routed = {**routed, **kept}
     for node in nodes:
@@ -58,12 +74,20 @@ def _items(
             routed.pop(node, None)
     followers = [node for node in dict.fromkeys([*nodes, *routed]) if node in peers]
     donors = frozenset(node for node in followers if observed.states[node].holds(digest))
-    previous = {node: tuple(peer.node for peer in routed[node].parents) for node in followers if node in routed}
+    previous = {
+        node: tuple(peer.node for peer in routed[node].parents)
+        for node in followers
+        if node in routed
+    }
     zones = {node: observed.nodes[node].zone for node in followers if node in observed.nodes}
     routes = plan_routes(followers, donors, rollout.spec.staging.origin_readers, previous, zones)
     serving = {node: observed.states[node] for node in peers}
     asked = rollout.spec.staging.transport
-    bases = [v.digest for v in (revision.stable(base), base.target, base.previous) if v.digest not in ("", digest)]
+    bases = [
+        v.digest
+        for v in (revision.stable(base), base.target, base.previous)
+        if v.digest not in ("", digest)
+    ]
     jobs = {} if donors else collectives.form(asked, digest, routes, routed, serving, bases)
     for node in nodes:
         if node in peers and node not in kept:
@@ -73,7 +97,9 @@ def _items(
 
 
 def describe(rollout: Rollout, digest: str, observed: Observed) -> StageItem | None:
-    """The item of a version without its route: from its WeightVersion, or from any node that was told of it before."""
+    """The item of a version without its route: from its WeightVersion, or from any node that was
+    told of it before.
+    """
     version = observed.version_index.of_digest(rollout.namespace, digest)
     if version is not None:
         return StageItem(
@@ -89,8 +115,14 @@ def describe(rollout: Rollout, digest: str, observed: Observed) -> StageItem | N
 
 def remembered(namespace: str, digest: str, states: Iterable[NodeState]) -> StageItem | None:
     """The item as it stands in some node's spec, without its route."""
-    item = next((item for state in states if (item := told(state, namespace, digest)) is not None), None)
-    return item.model_copy(update={"parents": [], "fallbacks": [], "collective": None}) if item else None
+    item = next(
+        (item for state in states if (item := told(state, namespace, digest)) is not None), None
+    )
+    return (
+        item.model_copy(update={"parents": [], "fallbacks": [], "collective": None})
+        if item
+        else None
+    )
 
 
 def told(state: NodeState, namespace: str, digest: str) -> StageItem | None:
@@ -98,7 +130,9 @@ def told(state: NodeState, namespace: str, digest: str) -> StageItem | None:
     if digest not in state.listed:
         return None
     items = (item for entry in state.spec.rollouts for item in entry.stage)
-    return next((item for item in items if item.digest == digest and item.namespace == namespace), None)
+    return next(
+        (item for item in items if item.digest == digest and item.namespace == namespace), None
+    )
 
 
 def _item(state: NodeState, rollout_uid: str, digest: str) -> StageItem | None:
@@ -111,7 +145,10 @@ def _still_good(item: StageItem, node: str, digest: str, observed: Observed) -> 
     if observed.states[node].holds(digest):
         return True
     peers = observed.peers()
-    return all(p.node in peers and transports.speaks(observed.states[p.node], p.endpoint) for p in item.parents)
+    return all(
+        p.node in peers and transports.speaks(observed.states[p.node], p.endpoint)
+        for p in item.parents
+    )
 
 
 def _having(item: StageItem, node: str, digest: str, observed: Observed) -> frozenset[str]:
@@ -119,20 +156,36 @@ def _having(item: StageItem, node: str, digest: str, observed: Observed) -> froz
     if item.collective is None or observed.states[node].holds(digest):
         return frozenset()
     peers = observed.peers()
-    return frozenset(n for n in item.collective.members if n in peers and observed.states[n].holds(digest))
+    return frozenset(
+        n for n in item.collective.members if n in peers and observed.states[n].holds(digest)
+    )
 
 
 def _with_plain(item: StageItem, plain: StageItem, having: frozenset[str]) -> StageItem:
-    """The route that it has, with the rest as it is now; the very same item where nothing differs."""
+    """The route that it has, with the rest as it is now; the very same item where nothing
+    differs.
+    """
     collective = None if collectives.is_over(item, having) else item.collective
-    new = plain.model_copy(update={"parents": item.parents, "fallbacks": item.fallbacks, "collective": collective})
+    new = plain.model_copy(
+        update={"parents": item.parents, "fallbacks": item.fallbacks, "collective": collective}
+    )
     return item if new == item else new
 
 
-def _route(rollout: Rollout, child: NodeState, route: Route, serving: Mapping[str, NodeState]) -> dict[str, list[Peer]]:
-    """Parents over the best transport. All others over TCP, which works wherever anything does; so does a parent, as its own stand-in."""
+def _route(
+    rollout: Rollout, child: NodeState, route: Route, serving: Mapping[str, NodeState]
+) -> dict[str, list[Peer]]:
+    """Parents over the best transport. All others over TCP, which works wherever anything does; so
+    does a parent, as its own stand-in.
+    """
     asked = rollout.spec.staging.transport
-    parents = [Peer(node=node, endpoint=transports.choose(asked, child, serving[node])) for node in route.parents]
+    parents = [
+        Peer(node=node, endpoint=transports.choose(asked, child, serving[node]))
+        for node in route.parents
+    ]
     again = [peer.node for peer in parents if peer.endpoint != serving[peer.node].status.endpoint]
-    fallbacks = [Peer(node=node, endpoint=serving[node].status.endpoint) for node in (*again, *route.fallbacks)]
+    fallbacks = [
+        Peer(node=node, endpoint=serving[node].status.endpoint)
+        for node in (*again, *route.fallbacks)
+    ]
     return {"parents": parents, "fallbacks": fallbacks[:MAX_PEERS]}

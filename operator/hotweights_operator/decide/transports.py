@@ -1,7 +1,9 @@
-"""Over which transport nodes get versions from each other, and why: what the rollout asks for where both sides have it, else TCP.
+"""Over which transport nodes get versions from each other, and why: what the rollout asks for where
+both sides have it, else TCP.
 
-TCP is always there, so whatever the answer, there is a road. An agent measures its transports over loopback when it starts: that says what
-its processors can do, not its network, and it is all that anybody knows before bytes move.
+TCP is always there, so whatever the answer, there is a road. An agent measures its transports over
+loopback when it starts: that says what its processors can do, not its network, and it is all that
+anybody knows before bytes move.
 """
 
 from __future__ import annotations
@@ -34,33 +36,53 @@ def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
             return ""
         first = next(state for state in nodes if state not in have)
         reason = offer(first, scheme).message or "its agent does not serve it"
-        return f"over {asked} between {len(have)} of {len(nodes)} nodes, else over TCP; {first.name}: {reason}"
+        return (
+            f"over {asked} between {len(have)} of {len(nodes)} nodes, else over TCP; "
+            f"{first.name}: {reason}"
+        )
     if asked == "TCP":
         return ""
-    measured = next((state for state in nodes if len(state.status.endpoints) > 1 and len(_rates(state)) > 1), None)
+    measured = next(
+        (state for state in nodes if len(state.status.endpoints) > 1 and len(_rates(state)) > 1),
+        None,
+    )
     if measured is None:
         return ""
-    takers = [(scheme, sum(_takes(asked, state, scheme) for state in nodes)) for scheme in ("ucx", "mpi")]
-    roads = ", ".join(f"over {scheme.upper()} between {n} of {len(nodes)} nodes" for scheme, n in takers if n)
+    takers = [
+        (scheme, sum(_takes(asked, state, scheme) for state in nodes)) for scheme in ("ucx", "mpi")
+    ]
+    roads = ", ".join(
+        f"over {scheme.upper()} between {n} of {len(nodes)} nodes" for scheme, n in takers if n
+    )
     rates = ", ".join(f"{rate} MB/s by {scheme}" for scheme, rate in _rates(measured).items())
-    return f"Auto: {roads or 'nobody measured anything faster'}, else over TCP; {measured.name} measured {rates}"
+    return (
+        f"Auto: {roads or 'nobody measured anything faster'}, else over TCP; {measured.name} "
+        f"measured {rates}"
+    )
 
 
 def speaks(state: NodeState, endpoint: str) -> bool:
     """Whether that is where the node's agent serves now."""
-    return bool(endpoint) and endpoint in {state.status.endpoint, *(one.endpoint for one in state.status.endpoints)}
+    return bool(endpoint) and endpoint in {
+        state.status.endpoint,
+        *(one.endpoint for one in state.status.endpoints),
+    }
 
 
 def offer(state: NodeState, scheme: str) -> Endpoint:
     """What the node's agent says of one transport."""
-    return next((one for one in state.status.endpoints if one.scheme == scheme), Endpoint(scheme=scheme))
+    return next(
+        (one for one in state.status.endpoints if one.scheme == scheme), Endpoint(scheme=scheme)
+    )
 
 
 def _takes(asked: Transport, state: NodeState, scheme: str) -> bool:
     if asked != "Auto":
         return asked == scheme.upper() and bool(offer(state, scheme).endpoint)
     rates = _rates(state)
-    return scheme in rates and all(rates[scheme] > rate for other, rate in rates.items() if other != scheme)
+    return scheme in rates and all(
+        rates[scheme] > rate for other, rate in rates.items() if other != scheme
+    )
 
 
 def _rates(state: NodeState) -> dict[str, int]:

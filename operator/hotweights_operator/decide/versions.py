@@ -1,7 +1,9 @@
-"""WeightVersions: one agent reads the source, and what it finds becomes the version's identity for good.
+"""WeightVersions: one agent reads the source, and what it finds becomes the version's identity for
+good.
 
-The request stands in one node's NodeWeights until there is an answer. When that node's agent goes away it is given to another;
-when the source cannot be read, the agent goes on trying and what it says is shown, so a repaired source needs no help from us.
+The request stands in one node's NodeWeights until there is an answer. When that node's agent goes
+away it is given to another; when the source cannot be read, the agent goes on trying and what it
+says is shown, so a repaired source needs no help from us.
 """
 
 from __future__ import annotations
@@ -30,13 +32,17 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
         )
     reader = _reader(version, asked, observed)
     if reader is None and any(observed.follows(name) for name in observed.states):
-        return VersionDecision(status=_status(version, now, "False", "WaitsForAgent", _why_nobody(version, observed)))
+        return VersionDecision(
+            status=_status(version, now, "False", "WaitsForAgent", _why_nobody(version, observed))
+        )
     if reader is None:
         message = "no node has a ready agent that could read the source: see the agents' DaemonSet"
         return VersionDecision(status=_status(version, now, "False", "NoAgent", message))
     answer = _answer(observed.states[reader], version.uid) if reader in asked else None
     if answer is None:
-        status = _status(version, now, "False", "Resolving", f"the agent of node {reader} reads the source")
+        status = _status(
+            version, now, "False", "Resolving", f"the agent of node {reader} reads the source"
+        )
         return VersionDecision(actions=_ask(version, reader, asked, observed), status=status)
     if answer.digest:
         return _resolved(version, answer, now)
@@ -44,14 +50,19 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
 
 
 def _reader(version: Version, asked: list[str], observed: Observed) -> str | None:
-    """The node that was asked, as long as its agent lives; else one of the living ones that have room and can be written to, spread
-    by UID."""
+    """The node that was asked, as long as its agent lives; else one of the living ones that have
+    room and can be written to, spread by UID.
+    """
     alive = [name for name in asked if observed.follows(name)]
     if alive:
         return alive[0]
     ready = sorted(name for name in observed.states if observed.follows(name))
     first = int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready) if ready else 0
-    able = (name for name in [*ready[first:], *ready[:first]] if _has_room(observed.states[name], version))
+    able = (
+        name
+        for name in [*ready[first:], *ready[:first]]
+        if _has_room(observed.states[name], version)
+    )
     return next((name for name in able if not _has_refused(name, version, observed)), None)
 
 
@@ -60,9 +71,13 @@ def _why_nobody(version: Version, observed: Observed) -> str:
     alive = (name for name in sorted(observed.states) if observed.follows(name))
     refusing = next((name for name in alive if _has_refused(name, version, observed)), None)
     if refusing is not None:
-        return f"what node {refusing} is to read cannot be written: {observed.refusals[version.uid, refusing].message}"
+        return (
+            f"what node {refusing} is to read cannot be written: "
+            f"{observed.refusals[version.uid, refusing].message}"
+        )
     return (
-        f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of this namespace: delete the"
+        f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of "
+        "this namespace: delete the"
         " WeightVersions whose sources cannot be read"
     )
 
@@ -73,12 +88,16 @@ def _has_refused(node: str, version: Version, observed: Observed) -> bool:
 
 
 def _has_room(state: NodeState, version: Version) -> bool:
-    """Whether a node may be asked for one more; no namespace takes all of it with sources that cannot be read."""
+    """Whether a node may be asked for one more; no namespace takes all of it with sources that
+    cannot be read.
+    """
     own = sum(1 for item in state.spec.resolve if item.namespace == version.namespace)
     return len(state.spec.resolve) < MAX_RESOLVE and own < MAX_RESOLVE_OF_NAMESPACE
 
 
-def _ask(version: Version, reader: str, asked: list[str], observed: Observed) -> tuple[AskResolve, ...]:
+def _ask(
+    version: Version, reader: str, asked: list[str], observed: Observed
+) -> tuple[AskResolve, ...]:
     withdrawn = _take_back(version, [name for name in asked if name != reader], observed)
     if reader in asked:
         return withdrawn
@@ -91,11 +110,17 @@ def _ask(version: Version, reader: str, asked: list[str], observed: Observed) ->
         uri=version.spec.source.uri,
         digest=version.spec.manifest.digest if version.spec.manifest else "",
     )
-    return (AskResolve(reader, observed.states[reader].resource_version, version.uid, item), *withdrawn)
+    return (
+        AskResolve(reader, observed.states[reader].resource_version, version.uid, item),
+        *withdrawn,
+    )
 
 
 def _take_back(version: Version, nodes: list[str], observed: Observed) -> tuple[AskResolve, ...]:
-    return tuple(AskResolve(name, observed.states[name].resource_version, version.uid, None) for name in nodes)
+    return tuple(
+        AskResolve(name, observed.states[name].resource_version, version.uid, None)
+        for name in nodes
+    )
 
 
 def _answer(state: NodeState, uid: str) -> ResolvedVersion | None:
@@ -106,10 +131,13 @@ def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> Versi
     pinned = version.spec.manifest.digest if version.spec.manifest else ""
     if pinned and pinned != answer.digest:
         message = (
-            f"the source holds {answer.digest}, but spec.manifest.digest pins {pinned}: publish it as a new version"
+            f"the source holds {answer.digest}, but spec.manifest.digest pins {pinned}: "
+            "publish it as a new version"
         )
         status = _status(version, now, "False", "DigestMismatch", message)
-        return VersionDecision(status=status, events=_events(version, "DigestMismatch", message, warning=True))
+        return VersionDecision(
+            status=status, events=_events(version, "DigestMismatch", message, warning=True)
+        )
     found = version.status.model_copy(
         update={
             "digest": answer.digest,
@@ -130,7 +158,9 @@ def _found(status: WeightVersionStatus) -> str:
     return f"{status.tensors} tensors, {status.size}, digest {status.digest}"
 
 
-def _failed(version: Version, answer: ResolvedVersion, reader: str, now: datetime) -> VersionDecision:
+def _failed(
+    version: Version, answer: ResolvedVersion, reader: str, now: datetime
+) -> VersionDecision:
     reason = answer.reason or "ResolveFailed"
     message = f"node {reader}: {answer.message or reason}"
     status = _status(version, now, "False", reason, message)
@@ -146,9 +176,16 @@ def is_failure(reason: str) -> bool:
 
 
 def _status(
-    version: Version, now: datetime, truth: str, reason: str, message: str, base: WeightVersionStatus | None = None
+    version: Version,
+    now: datetime,
+    truth: str,
+    reason: str,
+    message: str,
+    base: WeightVersionStatus | None = None,
 ) -> WeightVersionStatus:
-    """The conditions Resolved and Ready, and kstatus' Reconciling or Stalled while they are False."""
+    """The conditions Resolved and Ready, and kstatus' Reconciling or Stalled while they are
+    False.
+    """
     base = base or version.status
     states = {"Resolved": truth, "Ready": truth}
     if truth != "True":
@@ -168,7 +205,9 @@ def _status(
                 }
             ),
         )
-    return base.model_copy(update={"observed_generation": version.generation, "conditions": conditions})
+    return base.model_copy(
+        update={"observed_generation": version.generation, "conditions": conditions}
+    )
 
 
 def _events(version: Version, reason: str, message: str, *, warning: bool) -> tuple[Event, ...]:

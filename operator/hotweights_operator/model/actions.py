@@ -1,4 +1,6 @@
-"""What a decision consists of. Actions are values: `perform` does them, the simulator too, in its own way."""
+"""What a decision consists of. Actions are values: `perform` does them, the simulator too, in its
+own way.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class CreateNodeWeights:
 
 @dataclass(frozen=True, slots=True)
 class Assign:
-    """Make this one rollout's whole entry on a node; None removes it. Refused if the object has changed since."""
+    """Make this one rollout's whole entry on a node; None removes it. Refused if the object has
+    changed since.
+    """
 
     node: str
     resource_version: str
@@ -64,7 +68,8 @@ class AskResolve:
 Action = CreateNodeWeights | Assign | AskResolve
 
 
-@dataclass(frozen=True)  # no slots: calling the alias of a frozen generic with slots is a TypeError (CPython 3.11)
+# no slots: calling the alias of a frozen generic with slots is a TypeError (CPython 3.11)
+@dataclass(frozen=True)
 class Decision(Generic[Status]):
     """One step: what to do, what to say, and when to look again if nothing happens before."""
 

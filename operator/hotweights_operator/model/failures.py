@@ -1,11 +1,13 @@
 """Which pods do not follow, and why.
 
-Two kinds, because they mean different things. What *failed* was tried and refused: that speaks against this version in this
-revision, by the digest that the engine itself names, and the failure policy counts it. What is *missing* (no engine, no agent, no
-node, a write that is refused) says nothing about the version: it is named, and the others go on without it.
+Two kinds, because they mean different things. What *failed* was tried and refused: that speaks
+against this version in this revision, by the digest that the engine itself names, and the failure
+policy counts it. What is *missing* (no engine, no agent, no node, a write that is refused) says
+nothing about the version: it is named, and the others go on without it.
 
-What failed once in a revision has failed in it: the engine forgets when it restarts, so the status remembers, as far as it has
-room. What failed on a node (staging) is not remembered: its agent goes on trying, and says so when it succeeds.
+What failed once in a revision has failed in it: the engine forgets when it restarts, so the status
+remembers, as far as it has room. What failed on a node (staging) is not remembered: its agent goes
+on trying, and says so when it succeeds.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ CRASHES = 3
 """So many short runs since a pod was told a version speak against the version: it is in a loop."""
 
 PREPARE_CRASHES = 2
-"""So many short runs while a pod was asked to prepare a version speak against the version. One may be chance, or have been before:
-the order was written before that end was seen. After it the pod is left alone until it is calm, so that one that ends by itself does
-so unasked the next time."""
+"""So many short runs while a pod was asked to prepare a version speak against the version. One may
+be chance, or have been before: the order was written before that end was seen. After it the pod is
+left alone until it is calm, so that one that ends by itself does so unasked the next time.
+"""
 
 MISSING_REASONS = frozenset(
     {
@@ -60,7 +63,9 @@ def remembered(failures: Iterable[Failure]) -> dict[str, Failure]:
 
 
 def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]:
-    """UIDs of one node's pods that the rollout's entry there has no room for; those that stand in it keep their place."""
+    """UIDs of one node's pods that the rollout's entry there has no room for; those that stand in
+    it keep their place.
+    """
     if len(targets) <= MAX_PODS:
         return ()
     entry = targets[0].state.entry(rollout_uid) if targets[0].state else None
@@ -69,9 +74,13 @@ def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]
     return {target.pod.uid for target in ordered[MAX_PODS:]}
 
 
-def of_version(target: Target, digest: str, rollout_uid: str, revision: int, *, is_back: bool) -> Failure | None:
-    """What speaks against this version on a pod that does not serve it, in this revision. ``is_back``: it served everywhere before, so what ends while
-    it prepares that ends of what it serves."""
+def of_version(
+    target: Target, digest: str, rollout_uid: str, revision: int, *, is_back: bool
+) -> Failure | None:
+    """What speaks against this version on a pod that does not serve it, in this revision.
+    ``is_back``: it served everywhere before, so what ends while it prepares that ends of what it
+    serves.
+    """
     if not digest:
         return None
     staged = target.state.staged(digest) if target.state and target.follows else None
@@ -94,16 +103,27 @@ def ends_preparing(target: Target, rollout_uid: str, revision: int) -> int:
 
 
 def _crashed(target: Target, digest: str, ended_preparing: int) -> Failure | None:
-    """Whether its container ends again and again since it was told this version, or while it is asked to prepare it."""
+    """Whether its container ends again and again since it was told this version, or while it is
+    asked to prepare it.
+    """
     ran = target.pod.last_run_seconds or 0.0
     if target.told == digest and target.crashes >= CRASHES:
-        text = f"its container ended {target.crashes} times since it was told this version, last after {ran:.0f} s: see its log"
+        text = (
+            f"its container ended {target.crashes} times since it was told this version, last "
+            f"after {ran:.0f} s: see its log"
+        )
         return _failure(target, "CrashLooping", text)
     if ended_preparing >= PREPARE_CRASHES:
         if target.pod.oom_killed:
-            text = "the kernel killed its container for its memory while it was asked to prepare this version: raise its memory limit"
+            text = (
+                "the kernel killed its container for its memory while it was asked to prepare "
+                "this version: raise its memory limit"
+            )
             return _failure(target, "OutOfMemory", text)
-        text = f"its container ended {ended_preparing} times while it was asked to prepare this version: see its log"
+        text = (
+            f"its container ended {ended_preparing} times while it was asked to prepare this "
+            "version: see its log"
+        )
         return _failure(target, "CrashedPreparing", text)
     return None
 
@@ -114,26 +134,43 @@ def of_circumstance(target: Target, refused: Refusal | None, *, has_room: bool) 
     if not node:
         return _failure(target, "NotScheduled", "the pod has no node yet")
     if refused is not None:
-        return _failure(target, "WriteRefused", f"what node {node} is to do cannot be written: {refused.message}")
+        return _failure(
+            target,
+            "WriteRefused",
+            f"what node {node} is to do cannot be written: {refused.message}",
+        )
     if not has_room:
-        return _failure(target, "TooManyPods", f"node {node} has more pods of this rollout than its object holds")
+        return _failure(
+            target,
+            "TooManyPods",
+            f"node {node} has more pods of this rollout than its object holds",
+        )
     if target.node is None or not target.node.ready:
-        return _failure(target, "NodeNotReady", f"node {node} is not Ready or gone; its pods are not touched")
+        return _failure(
+            target, "NodeNotReady", f"node {node} is not Ready or gone; its pods are not touched"
+        )
     if not target.follows:
-        return _failure(target, "AgentMissing", f"no ready agent on node {node}: see its pod in the agents' DaemonSet")
+        return _failure(
+            target,
+            "AgentMissing",
+            f"no ready agent on node {node}: see its pod in the agents' DaemonSet",
+        )
     if not target.connected:
         return _failure(
             target,
             "EngineNotConnected",
-            "its engine is not connected to the node's agent: it still starts, or it runs without the plugin"
+            "its engine is not connected to the node's agent: it still starts, or it runs "
+            "without the plugin"
             " (a pod takes the plugin when it is created with hotweights.dev/inject=true)",
         )
     if target.clock_was_set_back():
         return _failure(
             target,
             "ClockSetBack",
-            f"the clock of node {node} was set back after the container started, so what its engine confirms cannot be told from"
-            " an earlier life: mend the clock, and restart the container unless the clock passes that start soon",
+            f"the clock of node {node} was set back after the container started, so what its "
+            "engine confirms cannot be told from"
+            " an earlier life: mend the clock, and restart the container unless the clock "
+            "passes that start soon",
         )
     return None
 

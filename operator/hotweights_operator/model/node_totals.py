@@ -1,7 +1,8 @@
 """A rollout's pods on one node, added up: what a decision about the fleet needs of them.
 
-A thousand nodes are a thousand totals, and one is made anew only when something on its node has changed; so what a decision
-costs is a few additions for each of the others. Whoever adds them up gets what counting all pods would give.
+A thousand nodes are a thousand totals, and one is made anew only when something on its node has
+changed; so what a decision costs is a few additions for each of the others. Whoever adds them up
+gets what counting all pods would give.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class NodeTotals:
     unreachable: frozenset[str]  # UIDs of pods to which nothing can be told now
     prepared: int  # pods that have the target at hand, or serve it
     updated: int  # pods that serve it
-    available: tuple[Target, ...]  # of service with what they are told, though perhaps not for long enough
+    # of service with what they are told, though perhaps not for long enough
+    available: tuple[Target, ...]
     unavailable: tuple[Target, ...]
     settles_at: datetime  # from then on all that are available have been so for long enough
     holds: bool  # the node has the target whole
@@ -54,7 +56,8 @@ class NodeTotals:
         return sum(
             1
             for t in self.available
-            if t.serves(query.digest) and (settled or t.wait_seconds(query.min_ready_seconds, now) <= 0)
+            if t.serves(query.digest)
+            and (settled or t.wait_seconds(query.min_ready_seconds, now) <= 0)
         )
 
 
@@ -74,9 +77,13 @@ def build(
     for target in targets:
         if target.serves(digest):
             continue
-        if failure := failures.of_version(target, digest, rollout_uid, query.revision, is_back=query.is_back):
+        if failure := failures.of_version(
+            target, digest, rollout_uid, query.revision, is_back=query.is_back
+        ):
             failed[target.pod.uid] = failure
-        elif failure := failures.of_circumstance(target, refusal, has_room=target.pod.uid not in without_room):
+        elif failure := failures.of_circumstance(
+            target, refusal, has_room=target.pod.uid not in without_room
+        ):
             missing[target.pod.uid] = failure
     available = tuple(t for t in targets if t.available)
     follows = bool(targets) and targets[0].follows
@@ -93,7 +100,9 @@ def build(
         updated=sum(1 for t in targets if t.serves(digest)),
         available=available,
         unavailable=tuple(t for t in targets if not t.available),
-        settles_at=max((_settles_at(t, query.min_ready_seconds) for t in available), default=LONG_AGO),
+        settles_at=max(
+            (_settles_at(t, query.min_ready_seconds) for t in available), default=LONG_AGO
+        ),
         holds=staged is not None and staged.phase == "Staged",
         holds_previous=follows and state is not None and state.holds(query.previous),
         bytes_done=staged.bytes_done if staged else 0,

@@ -1,7 +1,8 @@
-"""What the operator looks at, as frozen values: objects of the cluster, reduced to what decisions need.
+"""What the operator looks at, as frozen values: objects of the cluster, reduced to what decisions
+need.
 
-They are made by `observe` from what the API server sent, or by `simulate` from nothing at all; whoever decides cannot tell the
-difference. They know no API, no clock and no policy.
+They are made by `observe` from what the API server sent, or by `simulate` from nothing at all;
+whoever decides cannot tell the difference. They know no API, no clock and no policy.
 """
 
 from __future__ import annotations
@@ -32,10 +33,14 @@ SETTLED_PHASES = frozenset({"Serving", "Preparing", "Prepared"})
 """Phases in which an engine answers requests with the digest that it reports."""
 
 STILL_SERVING_PHASES = SETTLED_PHASES | {"Refused", "Failed"}
-"""The same, and those of an engine that did not take the next version and goes on with the one it has."""
+"""The same, and those of an engine that did not take the next version and goes on with the one it
+has.
+"""
 
 START_GRANULARITY = timedelta(seconds=1)
-"""Kubernetes cuts a container's start to whole seconds: what was confirmed within that second may be of the life before."""
+"""Kubernetes cuts a container's start to whole seconds: what was confirmed within that second may
+be of the life before.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,19 +54,24 @@ class Pod:
     labels: Mapping[str, str] = field(default_factory=dict)
     ready: bool = False
     was_ready: bool = False  # it is Ready, or it was at some time of its life
-    ready_since: datetime | None = None  # when the kubelet last changed that; by its node's clock, in whole seconds
+    # when the kubelet last changed that; by its node's clock, in whole seconds
+    ready_since: datetime | None = None
     gate: bool = False  # its agent says that it serves what it is assigned
     gate_since: datetime | None = None  # when the agent last changed that; by the same clock
-    engine_started_at: datetime | None = None  # the last start among the containers with an engine; by its node's clock
+    # the last start among the containers with an engine; by its node's clock
+    engine_started_at: datetime | None = None
     restarts: int = 0  # of the containers with an engine
-    last_run_seconds: float | None = None  # how long the one that ended last had run; None: none has ended
+    # how long the one that ended last had run; None: none has ended
+    last_run_seconds: float | None = None
     oom_killed: bool = False  # by the kernel, for the memory that it took: how that one ended
     terminating: bool = False
     finished: bool = False
 
     @property
     def digest_label(self) -> str:
-        """The version that it shows: 16 hexadecimal digits, written together with the gate; empty: none."""
+        """The version that it shows: 16 hexadecimal digits, written together with the gate; empty:
+        none.
+        """
         return self.labels.get(DIGEST_LABEL, "")
 
     @property
@@ -91,7 +101,9 @@ class Agent:
 
 @dataclass(frozen=True)
 class NodeState:
-    """A NodeWeights: what its node is to do, and what its agent says that it does. Look-ups are made once, when first asked for."""
+    """A NodeWeights: what its node is to do, and what its agent says that it does. Look-ups are
+    made once, when first asked for.
+    """
 
     name: str
     generation: int = 0
@@ -225,7 +237,9 @@ def confirmed(
     confirmed_at: datetime | None,
     phases: frozenset[str] = SETTLED_PHASES,
 ) -> bool:
-    """Whether the engine confirmed this digest in this life of its container: the only proof that a pod serves it."""
+    """Whether the engine confirmed this digest in this life of its container: the only proof that a
+    pod serves it.
+    """
     return (
         engine is not None
         and bool(digest)

@@ -1,8 +1,9 @@
 """All that is seen at one time, with the ways through it that decisions and wake-ups need.
 
-It is kept up to date object by object (`put`, `drop`), so that what one event costs does not grow with the cluster; and what
-decisions found out about a node's pods is remembered until something on that node changes. It may be older than the truth; writes
-are fenced for that reason. Decisions only read it, and run between two events, never during one.
+It is kept up to date object by object (`put`, `drop`), so that what one event costs does not grow
+with the cluster; and what decisions found out about a node's pods is remembered until something on
+that node changes. It may be older than the truth; writes are fenced for that reason. Decisions only
+read it, and run between two events, never during one.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def _now() -> datetime:
 
 
 class Observed:
-    """Rollouts, versions and pods by namespace; nodes, their agents and NodeWeights by the node's name."""
+    """Rollouts, versions and pods by namespace; nodes, their agents and NodeWeights by the node's
+    name.
+    """
 
     def __init__(
         self,
@@ -51,9 +54,13 @@ class Observed:
         self.peers_epoch = 0
         """Grows whenever another agent might be asked for a version, or can no longer be."""
         self.remembered: dict[str, dict[tuple[str, str], Any]] = {}
-        """Node → (what, rollout UID) → what decisions found out about it, for as long as nothing on the node changes."""
+        """Node → (what, rollout UID) → what decisions found out about it, for as long as nothing on
+        the node changes.
+        """
         self.interned: dict[tuple[str, str], Any] = {}
-        """(what, rollout UID) → an equal value of an earlier pass, so that sameness is a matter of identity."""
+        """(what, rollout UID) → an equal value of an earlier pass, so that sameness is a matter of
+        identity.
+        """
         self._follows: dict[str, bool] = {}
         self._peers: tuple[int, frozenset[str]] = (-1, frozenset())
         self._agents: dict[str, dict[str, Agent]] = {}  # node → UID → agent
@@ -74,7 +81,7 @@ class Observed:
         for pod in pods:
             self.put("pod", pod.uid, pod)
 
-    # -- what decisions ask --------------------------------------------------------------------------------------------
+    # -- what decisions ask ---------------------------------------------------------------------
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
@@ -92,11 +99,18 @@ class Observed:
         return self.version_index.by_uid
 
     def follows(self, node: str) -> bool:
-        """Whether the node is Ready and its agent is Ready and has spoken: only then its word counts."""
+        """Whether the node is Ready and its agent is Ready and has spoken: only then its word
+        counts.
+        """
         found = self._follows.get(node)
         if found is None:
             known, state = self.nodes.get(node), self.states.get(node)
-            speaks = known is not None and known.ready and state is not None and bool(state.status.boot_id)
+            speaks = (
+                known is not None
+                and known.ready
+                and state is not None
+                and bool(state.status.boot_id)
+            )
             found = speaks and any(agent.ready for agent in self._agents.get(node, {}).values())
             self._follows[node] = found
         return found
@@ -109,7 +123,9 @@ class Observed:
         """Nodes whose agents are alive and serve others."""
         epoch, found = self._peers
         if epoch != self.peers_epoch:
-            found = frozenset(n for n, state in self.states.items() if state.status.endpoint and self.follows(n))
+            found = frozenset(
+                n for n, state in self.states.items() if state.status.endpoint and self.follows(n)
+            )
             self._peers = (self.peers_epoch, found)
         return found
 
@@ -127,12 +143,16 @@ class Observed:
         if found is None:
             pod = self.pods[pod_uid]
             node, state = self.nodes.get(pod.node), self.states.get(pod.node)
-            found = targets.build(pod, node, state, self._seen[pod_uid], follows=self.follows(pod.node))
+            found = targets.build(
+                pod, node, state, self._seen[pod_uid], follows=self.follows(pod.node)
+            )
             self._targets[pod_uid] = found
         return found
 
     def nodes_of(self, rollout_uid: str) -> Collection[str]:
-        """The nodes of a rollout's live pods, in order; the empty name for those that have none yet."""
+        """The nodes of a rollout's live pods, in order; the empty name for those that have none
+        yet.
+        """
         return self.owners.pods_by_node(rollout_uid).keys()
 
     def targets_on(self, rollout_uid: str, node: str) -> list[Target]:
@@ -143,10 +163,16 @@ class Observed:
         """What a rollout's pods on one node are at."""
         refusal = self.refusals.get((rollout_uid, node))
         known = self.remembered.setdefault(node, {})
-        found: tuple[TotalsQuery, Refusal | None, NodeTotals] | None = known.get(("totals", rollout_uid))
+        found: tuple[TotalsQuery, Refusal | None, NodeTotals] | None = known.get(
+            ("totals", rollout_uid)
+        )
         if found is None or found[0] is not query or found[1] != refusal:
             own = tuple(self.targets_on(rollout_uid, node))
-            found = (query, refusal, node_totals.build(rollout_uid, node, own, self.states.get(node), query, refusal))
+            found = (
+                query,
+                refusal,
+                node_totals.build(rollout_uid, node, own, self.states.get(node), query, refusal),
+            )
             known["totals", rollout_uid] = found
         return found[2]
 
@@ -157,7 +183,7 @@ class Observed:
             self.interned[what, rollout_uid] = known = value
         return known
 
-    # -- what happens --------------------------------------------------------------------------------------------------
+    # -- what happens ---------------------------------------------------------------------------
 
     def put(self, kind: Kind, key: str, value: Any) -> None:
         """An object is new or different."""
@@ -176,7 +202,9 @@ class Observed:
                 self._put_state(value)
             case "pod":
                 seen, state = self._seen.get(value.uid), self.states.get(value.node)
-                self._seen[value.uid] = pod_history.after(seen, self.pods.get(value.uid), value, state, self._clock())
+                self._seen[value.uid] = pod_history.after(
+                    seen, self.pods.get(value.uid), value, state, self._clock()
+                )
                 self._targets.pop(value.uid, None)
                 self.owners.put_pod(value)
 
@@ -216,7 +244,9 @@ class Observed:
             self.peers_epoch += 1
 
     def _put_agent(self, key: str, value: Agent) -> None:
-        for node in [node for node, known in self._agents.items() if key in known and node != value.node]:
+        for node in [
+            node for node, known in self._agents.items() if key in known and node != value.node
+        ]:
             del self._agents[node][key]
             self._touch(node, peers=True)
         old = self._agents.setdefault(value.node, {}).get(key)

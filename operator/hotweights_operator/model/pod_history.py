@@ -1,7 +1,9 @@
-"""Since when this process has seen a pod as it is, and what it saw come before: what the pod object itself cannot prove.
+"""Since when this process has seen a pod as it is, and what it saw come before: what the pod object
+itself cannot prove.
 
-Nodes' clocks differ from ours and from each other, and may be set at any time; so how long something has been so is measured by our own
-clock, and what came after what is told by the order in which it was seen. A new process has seen nothing yet: it waits once more.
+Nodes' clocks differ from ours and from each other, and may be set at any time; so how long
+something has been so is measured by our own clock, and what came after what is told by the order in
+which it was seen. A new process has seen nothing yet: it waits once more.
 """
 
 from __future__ import annotations
@@ -23,15 +25,23 @@ class PodHistory:
 
     shown_since: datetime  # Ready, the gate and the digest's label all as they are
     unready_since: datetime | None = None  # not Ready; None: it is
-    served_since: datetime | None = None  # when it was first Ready in this life of its container; None: not yet
-    confirmed_before: str = ""  # what stood there as confirmed when its container was first seen to live anew
-    generation: int = 0  # of its node's object at that moment: what answers a later one is of the new life
-    answered_gate: bool = False  # it became Ready with the gate that it has, so its kubelet has seen that
+    # when it was first Ready in this life of its container; None: not yet
+    served_since: datetime | None = None
+    # what stood there as confirmed when its container was first seen to live anew
+    confirmed_before: str = ""
+    # of its node's object at that moment: what answers a later one is of the new life
+    generation: int = 0
+    # it became Ready with the gate that it has, so its kubelet has seen that
+    answered_gate: bool = False
     heard: bool = False  # its engine has talked to an agent: it is one of ours
 
 
-def after(known: PodHistory | None, old: Pod | None, new: Pod, state: NodeState | None, now: datetime) -> PodHistory:
-    """What is known when a pod is seen to be ``new``; ``old`` is how it was before, ``state`` what is known of its node."""
+def after(
+    known: PodHistory | None, old: Pod | None, new: Pod, state: NodeState | None, now: datetime
+) -> PodHistory:
+    """What is known when a pod is seen to be ``new``; ``old`` is how it was before, ``state`` what
+    is known of its node.
+    """
     said = state.engine(new.uid) if state else None
     same_life = known is not None and (old is None or old.restarts == new.restarts)
     mine = known if same_life else None
@@ -42,7 +52,11 @@ def after(known: PodHistory | None, old: Pod | None, new: Pod, state: NodeState 
         shown_since=known.shown_since if same and known else now,
         unready_since=None if new.ready else unready_since or now,
         served_since=served_since or (now if new.ready else None),
-        confirmed_before=mine.confirmed_before if mine else said.confirmed_at if old is not None and said else "",
+        confirmed_before=mine.confirmed_before
+        if mine
+        else said.confirmed_at
+        if old is not None and said
+        else "",
         generation=mine.generation if mine else state.generation if state else 0,
         answered_gate=_answered_gate(known, old, new),
         heard=known.heard if known else is_connected(said),
@@ -56,7 +70,12 @@ def is_connected(said: EngineStatus | None) -> bool:
 
 def _answered_gate(known: PodHistory | None, old: Pod | None, new: Pod) -> bool:
     """Whether a pod was seen to become Ready with the gate that it has."""
-    if known is None or old is None or not (old.gate and new.gate and new.ready) or old.gate_since != new.gate_since:
+    if (
+        known is None
+        or old is None
+        or not (old.gate and new.gate and new.ready)
+        or old.gate_since != new.gate_since
+    ):
         return False
     return known.answered_gate or not old.ready
 

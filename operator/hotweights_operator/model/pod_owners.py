@@ -1,7 +1,9 @@
-"""To whom each pod belongs: the oldest rollout of its namespace that selects it, whatever comes later.
+"""To whom each pod belongs: the oldest rollout of its namespace that selects it, whatever comes
+later.
 
-A younger rollout that selects it too is in conflict and holds still: it would be wrong half of the time to guess what was meant.
-Kept up to date pod by pod and rollout by rollout; it knows selectors and ages, and no node's word.
+A younger rollout that selects it too is in conflict and holds still: it would be wrong half of the
+time to guess what was meant. Kept up to date pod by pod and rollout by rollout; it knows selectors
+and ages, and no node's word.
 """
 
 from __future__ import annotations
@@ -13,7 +15,9 @@ from hotweights_operator.model.selectors import selects
 
 
 class PodOwners:
-    """The rollouts and the opted-in pods. ``touched`` hears of every node whose pods may be somebody else's now."""
+    """The rollouts and the opted-in pods. ``touched`` hears of every node whose pods may be
+    somebody else's now.
+    """
 
     def __init__(self, touched: Callable[[str], object]) -> None:
         self.rollouts: dict[str, Rollout] = {}
@@ -21,12 +25,14 @@ class PodOwners:
         self.pods: dict[str, Pod] = {}
         """By UID."""
         self._touched = touched
-        self._rollouts_in: dict[str, list[Rollout]] = {}  # namespace → the oldest first, without those being deleted
+        # namespace → the oldest first, without those being deleted
+        self._rollouts_in: dict[str, list[Rollout]] = {}
         self._pods_on: dict[str, dict[str, Pod]] = {}
         self._pods_in: dict[str, dict[str, Pod]] = {}
         self._owner: dict[str, str] = {}  # pod UID → rollout UID
         self._members: dict[str, set[str]] = {}  # rollout UID → pod UIDs
-        self._ordered: dict[str, dict[str, list[str]]] = {}  # rollout UID → node → its live pods' UIDs, all in order
+        # rollout UID → node → its live pods' UIDs, all in order
+        self._ordered: dict[str, dict[str, list[str]]] = {}
 
     def rollouts_in(self, namespace: str) -> list[Rollout]:
         """The namespace's rollouts, the oldest first, without those being deleted."""
@@ -47,15 +53,23 @@ class PodOwners:
 
     def selecting(self, pod: Pod) -> list[Rollout]:
         """All rollouts that select a pod; the first one owns it."""
-        return [r for r in self.rollouts_in(pod.namespace) if selects(r.spec.target.selector, pod.labels)]
+        return [
+            r
+            for r in self.rollouts_in(pod.namespace)
+            if selects(r.spec.target.selector, pod.labels)
+        ]
 
     def pods_by_node(self, rollout_uid: str) -> dict[str, list[str]]:
-        """Node → UIDs of a rollout's live pods, both in order; the empty name for those that have no node yet."""
+        """Node → UIDs of a rollout's live pods, both in order; the empty name for those that have
+        no node yet.
+        """
         ordered = self._ordered.get(rollout_uid)
         if ordered is None:
             own = (self.pods[uid] for uid in self._members.get(rollout_uid, ()))
             ordered = self._ordered[rollout_uid] = {}
-            for pod in sorted((pod for pod in own if pod.live), key=lambda pod: (pod.node, pod.name, pod.uid)):
+            for pod in sorted(
+                (pod for pod in own if pod.live), key=lambda pod: (pod.node, pod.name, pod.uid)
+            ):
                 ordered.setdefault(pod.node, []).append(pod.uid)
         return ordered
 
@@ -63,7 +77,10 @@ class PodOwners:
         """A rollout is new or different."""
         old = self.rollouts.get(value.uid)
         self.rollouts[value.uid] = value
-        same = old is not None and (old.age_key, old.terminating) == (value.age_key, value.terminating)
+        same = old is not None and (old.age_key, old.terminating) == (
+            value.age_key,
+            value.terminating,
+        )
         same = same and old is not None and old.spec.target == value.spec.target
         self._list_rollouts(value.namespace, claims=not same)
 
@@ -82,7 +99,11 @@ class PodOwners:
         self._pods_on.setdefault(value.node, {})[value.uid] = value
         self._pods_in.setdefault(value.namespace, {})[value.uid] = value
         self._touched(value.node)
-        moved = old is None or (old.live, old.node, old.name) != (value.live, value.node, value.name)
+        moved = old is None or (old.live, old.node, old.name) != (
+            value.live,
+            value.node,
+            value.name,
+        )
         if moved or (old is not None and old.labels != value.labels):
             self._claim(value.uid, value, moved=moved)
 
@@ -106,7 +127,9 @@ class PodOwners:
             self._claim(pod.uid, pod, moved=False)
 
     def _claim(self, uid: str, pod: Pod | None, *, moved: bool) -> None:
-        """To whom a pod belongs; None: it is gone. ``moved``: it stands at another place among its owner's pods."""
+        """To whom a pod belongs; None: it is gone. ``moved``: it stands at another place among its
+        owner's pods.
+        """
         before = self._owner.get(uid, "")
         after = next((r.uid for r in self.selecting(pod)), "") if pod else ""
         if before == after and not moved:

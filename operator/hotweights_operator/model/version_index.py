@@ -14,12 +14,16 @@ class VersionIndex:
         """Those without a digest, by UID."""
         self.epoch = 0
         """Grows with every change."""
-        self._by_name: dict[tuple[str, str], dict[str, Version]] = {}  # namespace and name, which come again
+        # namespace and name, which come again
+        self._by_name: dict[tuple[str, str], dict[str, Version]] = {}
         self._by_digest: dict[tuple[str, str], dict[str, Version]] = {}
 
     def named(self, namespace: str, name: str) -> Version | None:
         """A version by name, unless it is being deleted."""
-        return next((v for v in self._by_name.get((namespace, name), {}).values() if not v.terminating), None)
+        return next(
+            (v for v in self._by_name.get((namespace, name), {}).values() if not v.terminating),
+            None,
+        )
 
     def of_digest(self, namespace: str, digest: str) -> Version | None:
         """Any version of the namespace with this digest."""
@@ -31,7 +35,9 @@ class VersionIndex:
         self.by_uid[value.uid] = value
         self._by_name.setdefault((value.namespace, value.name), {})[value.uid] = value
         if value.status.digest:
-            self._by_digest.setdefault((value.namespace, value.status.digest), {})[value.uid] = value
+            self._by_digest.setdefault((value.namespace, value.status.digest), {})[value.uid] = (
+                value
+            )
         else:
             self.unresolved[value.uid] = value
 

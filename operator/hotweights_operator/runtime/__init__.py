@@ -1,1 +1,3 @@
-"""The loop around the decisions: watches, cache, queue, writes. Imports `decide` and `model`; kopf in `handlers` alone."""
+"""The loop around the decisions: watches, cache, queue, writes. Imports `decide` and `model`; kopf
+in `handlers` alone.
+"""

@@ -1,6 +1,8 @@
-"""The latest that is known of every object, whichever way it came: by a watch, by a list, or as the answer to our own write.
+"""The latest that is known of every object, whichever way it came: by a watch, by a list, or as the
+answer to our own write.
 
-An older state never replaces a newer one, so the operator reads its own writes at once, whatever the watch is still to bring.
+An older state never replaces a newer one, so the operator reads its own writes at once, whatever
+the watch is still to bring.
 """
 
 from __future__ import annotations
@@ -24,10 +26,14 @@ def _now() -> datetime:
 
 @dataclass(slots=True)
 class Cache:
-    """Objects by kind and key: the UID for pods (names come again), namespace/name or name for the rest."""
+    """Objects by kind and key: the UID for pods (names come again), namespace/name or name for the
+    rest.
+    """
 
     clock: Callable[[], datetime] = _now
-    _values: dict[Kind, dict[str, tuple[int, Any]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    _values: dict[Kind, dict[str, tuple[int, Any]]] = field(
+        default_factory=lambda: {kind: {} for kind in KINDS}
+    )
     _tombstones: dict[tuple[Kind, str], int] = field(default_factory=dict)
     _observed: Observed = field(init=False)
 
@@ -65,7 +71,11 @@ class Cache:
     def keep_only(self, kind: Kind, keys: Iterable[str], version: int) -> list[str]:
         """Forget what a complete list of this version does not have; what was forgotten."""
         present = set(keys)
-        gone = [key for key, (known, _) in self._values[kind].items() if key not in present and known <= version]
+        gone = [
+            key
+            for key, (known, _) in self._values[kind].items()
+            if key not in present and known <= version
+        ]
         for key in gone:
             self.drop(kind, key, version)
         return gone

@@ -1,8 +1,10 @@
-"""The only module that knows kopf: it watches WeightRollouts and WeightVersions and tells `Informers`; nothing else of it is used.
+"""The only module that knows kopf: it watches WeightRollouts and WeightVersions and tells
+`Informers`; nothing else of it is used.
 
-No stateful handlers, timers, daemons, indices, results or finalizers: kopf keeps those in annotations and wedges objects when it is
-away. It is told to ask for ever, and should it end all the same (it does when a watch is refused in a way that it does not know),
-it is begun anew: rollouts go on meanwhile, since the lists of `Informers` see what changes too, only later.
+No stateful handlers, timers, daemons, indices, results or finalizers: kopf keeps those in
+annotations and wedges objects when it is away. It is told to ask for ever, and should it end all
+the same (it does when a watch is refused in a way that it does not know), it is begun anew:
+rollouts go on meanwhile, since the lists of `Informers` see what changes too, only later.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ END_SECONDS = 5.0
 
 
 class Endless:
-    """Seconds between attempts, the last one for ever. kopf gives a request up, and then ends, when they are used up."""
+    """Seconds between attempts, the last one for ever. kopf gives a request up, and then ends, when
+    they are used up.
+    """
 
     def __init__(self, *seconds: float) -> None:
         self._seconds = seconds
@@ -56,12 +60,21 @@ def registry(informers: Informers) -> kopf.OperatorRegistry:
 
 
 async def _login(**kwargs: Any) -> Any:
-    """The service account, or a kubeconfig. By the address that every pod is given, because a cluster may have no DNS."""
+    """The service account, or a kubeconfig. By the address that every pod is given, because a
+    cluster may have no DNS.
+    """
     account = kopf.login_with_service_account(**kwargs)
-    host, port = os.environ.get("KUBERNETES_SERVICE_HOST", ""), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+    host, port = (
+        os.environ.get("KUBERNETES_SERVICE_HOST", ""),
+        os.environ.get("KUBERNETES_SERVICE_PORT", "443"),
+    )
     if account is None:
         return kopf.login_with_kubeconfig(**kwargs)
-    return dataclasses.replace(account, server=f"https://{hosts.bracketed(host)}:{port}") if host else account
+    return (
+        dataclasses.replace(account, server=f"https://{hosts.bracketed(host)}:{port}")
+        if host
+        else account
+    )
 
 
 def _register(made: kopf.OperatorRegistry, informers: Informers, source: WatchedKind) -> None:
@@ -70,7 +83,9 @@ def _register(made: kopf.OperatorRegistry, informers: Informers, source: Watched
     async def event(event: Any, **_: Any) -> None:
         informers.note(source, event["object"], deleted=event["type"] == "DELETED")
 
-    kopf.on.event(group, version, source.resource.plural, registry=made, id=f"event-{source.kind}")(event)
+    kopf.on.event(group, version, source.resource.plural, registry=made, id=f"event-{source.kind}")(
+        event
+    )
 
 
 def settings_for_kopf() -> kopf.OperatorSettings:
@@ -100,8 +115,14 @@ async def wait_for_resources(api: Api, settings: Settings) -> None:
     while True:
         try:
             for resource in (WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, NODE_WEIGHTS):
-                namespace = settings.namespace if resource is NODE_WEIGHTS else next(iter(settings.watched), None)
-                async with aclosing(api.pages(resource, Selection(namespace), page_size=1)) as pages:
+                namespace = (
+                    settings.namespace
+                    if resource is NODE_WEIGHTS
+                    else next(iter(settings.watched), None)
+                )
+                async with aclosing(
+                    api.pages(resource, Selection(namespace), page_size=1)
+                ) as pages:
                     await anext(pages)
         except errors.KubeError as error:
             log.warning("waiting for the API server and our custom resources: %s", error)
@@ -114,7 +135,8 @@ async def wait_for_resources(api: Api, settings: Settings) -> None:
 async def run_kopf(informers: Informers, listen: Callable[[], None]) -> None:
     """Watch, until cancelled.
 
-    kopf takes SIGTERM and SIGINT for itself, ends when one comes, and nobody else would hear of it; so ``listen`` takes them back.
+    kopf takes SIGTERM and SIGINT for itself, ends when one comes, and nobody else would hear of it;
+    so ``listen`` takes them back.
     """
     loop, watched = asyncio.get_running_loop(), informers.settings.watched
     wait_seconds, longest_seconds = AGAIN_SECONDS
@@ -130,7 +152,9 @@ async def run_kopf(informers: Informers, listen: Callable[[], None]) -> None:
         listen()
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            why = ", ".join(str(task.exception() or task.get_name()) for task in done if not task.cancelled())
+            why = ", ".join(
+                str(task.exception() or task.get_name()) for task in done if not task.cancelled()
+            )
         finally:
             await _end(tasks)
         if loop.time() - began > 2 * longest_seconds:
@@ -141,7 +165,9 @@ async def run_kopf(informers: Informers, listen: Callable[[], None]) -> None:
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:
-    """End kopf's parts and nothing else: `kopf.run_tasks` would cancel every task of the loop that is younger than kopf."""
+    """End kopf's parts and nothing else: `kopf.run_tasks` would cancel every task of the loop that
+    is younger than kopf.
+    """
     for task in tasks:
         task.cancel()
     await asyncio.wait(tasks, timeout=END_SECONDS)

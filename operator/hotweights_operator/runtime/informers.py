@@ -1,10 +1,11 @@
 """From what the API server tells to the cache and the queue, and how long ago it told anything.
 
-Pods, nodes, agents and NodeWeights are followed by our own watch, each in the namespaces that it may be in; kopf follows
-WeightRollouts and WeightVersions (`handlers`). It does not say what vanished while its connection was down, nor whether it still
-hears, so those are listed every minute too: they are few. A list says what exists: whatever is known besides, and is not newer
-than the list, is forgotten, also what only our own write told us of. Until everything was listed once nothing is decided, because
-half of the picture is another picture.
+Pods, nodes, agents and NodeWeights are followed by our own watch, each in the namespaces that it
+may be in; kopf follows WeightRollouts and WeightVersions (`handlers`). It does not say what
+vanished while its connection was down, nor whether it still hears, so those are listed every minute
+too: they are few. A list says what exists: whatever is known besides, and is not newer than the
+list, is forgotten, also what only our own write told us of. Until everything was listed once
+nothing is decided, because half of the picture is another picture.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from typing import Any, Protocol
 
 from hotweights_kube import errors
 from hotweights_kube.client import Selection
-from hotweights_kube.resources import NODE_WEIGHTS, NODES, PODS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, Body, Resource
+from hotweights_kube.resources import (
+    NODE_WEIGHTS,
+    NODES,
+    PODS,
+    WEIGHT_ROLLOUTS,
+    WEIGHT_VERSIONS,
+    Body,
+    Resource,
+)
 from hotweights_kube.resources import version_of as version_in
 from hotweights_kube.watch import Watched, WatchTiming, watch
 from hotweights_operator.model.objects import INJECT_LABEL
@@ -70,7 +79,9 @@ class WatchedKind:
         metadata = body["metadata"]
         if self.kind in ("pod", "agent"):
             return str(metadata["uid"])
-        return f"{metadata['namespace']}/{metadata['name']}" if self.by_kopf else str(metadata["name"])
+        return (
+            f"{metadata['namespace']}/{metadata['name']}" if self.by_kopf else str(metadata["name"])
+        )
 
     def key_of(self, value: Any) -> str:
         """The same for what became of it."""
@@ -101,7 +112,9 @@ def _agent(body: Body) -> Agent:
 
 @dataclass(slots=True)
 class Informers:
-    """What is heard. Give it `follow` for each of our watches, `relist` and `look_again` as tasks."""
+    """What is heard. Give it `follow` for each of our watches, `relist` and `look_again` as
+    tasks.
+    """
 
     decider: Decider
     settings: Settings
@@ -116,7 +129,9 @@ class Informers:
 
     def __post_init__(self) -> None:
         self.sources = sources(self.settings)
-        places = [(source.kind, namespace) for source in self.sources for namespace in source.namespaces]
+        places = [
+            (source.kind, namespace) for source in self.sources for namespace in source.namespaces
+        ]
         self._heard = dict.fromkeys(places, self.clock())
         self._unlisted = set(places)
 
@@ -148,7 +163,9 @@ class Informers:
             return  # mostly our own write, which comes back by the watch
         else:
             value = self._parsed(source, key, version, body, old)
-            changed = value is not None and cache.put(source.kind, key, version, value) and value != old
+            changed = (
+                value is not None and cache.put(source.kind, key, version, value) and value != old
+            )
         if changed and self.complete.is_set():
             self.decider.changed(source.kind, key, old)
 
@@ -158,7 +175,7 @@ class Informers:
         except observe.Malformed as error:
             if self._malformed.get((source.kind, key), -1) < version:
                 self._malformed[source.kind, key] = version
-                log.error("%s. Until then nothing is decided about it", error)  # noqa: TRY400 - for people, who need no trace
+                log.error("%s. Until then nothing is decided about it", error)
             return last_known(source.kind, body, old)
         self._malformed.pop((source.kind, key), None)
         return value
@@ -172,7 +189,9 @@ class Informers:
         """The API server said something."""
         self._heard[source.kind, namespace] = self.clock()
 
-    def listed(self, source: WatchedKind, namespace: str | None, keys: Iterable[str], version: int) -> None:
+    def listed(
+        self, source: WatchedKind, namespace: str | None, keys: Iterable[str], version: int
+    ) -> None:
         """A list was complete, and this is all that was there."""
         cache, known = self.decider.cache, {}
         present = set(keys)
@@ -186,7 +205,9 @@ class Informers:
             if self.complete.is_set():
                 self.decider.changed(source.kind, key, known[key])
         for kind, key in [place for place in self._malformed if place[0] == source.kind]:
-            if key not in present and (namespace is None or key.startswith(f"{namespace}/") or not source.by_kopf):
+            if key not in present and (
+                namespace is None or key.startswith(f"{namespace}/") or not source.by_kopf
+            ):
                 self._fits(kind, key, version)
         self._unlisted.discard((source.kind, namespace))
         if not self._unlisted and not self.complete.is_set():
@@ -197,7 +218,9 @@ class Informers:
         """Our own watch, for ever."""
         selection = Selection(namespace, label_selector=source.label_selector)
         heard = partial(self.hear, source, namespace)
-        async with aclosing(watch(api, source.resource, selection, timing=self.timing, on_heard=heard)) as changes:
+        async with aclosing(
+            watch(api, source.resource, selection, timing=self.timing, on_heard=heard)
+        ) as changes:
             async for change in changes:
                 if change.type == "SYNCED":
                     keys = (source.key(body) for body in change.listed)
@@ -207,10 +230,17 @@ class Informers:
 
     async def relist(self, api: Watched) -> None:
         """List what kopf follows, for ever."""
-        places = [(source, namespace) for source in self.sources if source.by_kopf for namespace in source.namespaces]
+        places = [
+            (source, namespace)
+            for source in self.sources
+            if source.by_kopf
+            for namespace in source.namespaces
+        ]
         while True:
             well = [await self._listed_well(api, source, namespace) for source, namespace in places]
-            await asyncio.sleep(self.settings.relist_seconds if all(well) else self.timing.backoff.longest_seconds)
+            await asyncio.sleep(
+                self.settings.relist_seconds if all(well) else self.timing.backoff.longest_seconds
+            )
 
     async def _listed_well(self, api: Watched, source: WatchedKind, namespace: str | None) -> bool:
         keys, version = [], 0

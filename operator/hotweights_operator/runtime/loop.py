@@ -1,14 +1,20 @@
-"""The operator's loop: observe, decide, write down what must be remembered, then let the writes out one by one.
+"""The operator's loop: observe, decide, write down what must be remembered, then let the writes out
+one by one.
 
-Production and the simulator drive this very class; they differ in the `Port` that does what is decided, in who wakes a key, and in
-what time is. Three rules make it safe to lose any write and to end at any moment:
+Production and the simulator drive this very class; they differ in the `Port` that does what is
+decided, in who wakes a key, and in what time is. Three rules make it safe to lose any write and to
+end at any moment:
 
-- A status is written before anything of the same pass is acted on. If it is refused, nothing of the pass happens.
-- A rollout is decided about only when none of its writes is under way, so that a decision sees all that was done.
-- A write goes out only if the object's intent and the node are still as they were when it was decided: a pause is seen by every
+- A status is written before anything of the same pass is acted on. If it is refused, nothing of the
+  pass happens.
+- A rollout is decided about only when none of its writes is under way, so that a decision sees all
+  that was done.
+- A write goes out only if the object's intent and the node are still as they were when it was
+  decided: a pause is seen by every
   write that has not begun.
 
-What one node refuses concerns that node: it is named in the rollout's next status, and tried again ever more rarely.
+What one node refuses concerns that node: it is named in the rollout's next status, and tried again
+ever more rarely.
 """
 
 from __future__ import annotations
@@ -39,7 +45,9 @@ RETRY = Backoff(0.5, 30.0)
 
 
 class Port(Protocol):
-    """Who does what is decided. Each raises `KubeError` when it is refused, and puts what came back into the cache."""
+    """Who does what is decided. Each raises `KubeError` when it is refused, and puts what came back
+    into the cache.
+    """
 
     async def write_rollout(self, rollout: Rollout, status: WeightRolloutStatus) -> None:
         """Replace a rollout's status, fenced by the resourceVersion that it was decided on."""
@@ -80,7 +88,9 @@ class _Trouble:
 
 @dataclass(slots=True)
 class Loop:
-    """One operator process's loop. ``wake`` asks for a key to be reconciled, after so many seconds."""
+    """One operator process's loop. ``wake`` asks for a key to be reconciled, after so many
+    seconds.
+    """
 
     cache: Cache
     port: Port
@@ -89,13 +99,18 @@ class Loop:
     started_at: datetime
     outbox: Outbox = field(default_factory=Outbox)
     filled: Callable[[], None] = lambda: None  # told when something is to be written
-    _awaited: set[Key] = field(default_factory=set)  # to be decided about as soon as their writes have landed
+    # to be decided about as soon as their writes have landed
+    _awaited: set[Key] = field(default_factory=set)
     _troubles: dict[tuple[Key, str], _Trouble] = field(default_factory=dict)
-    _idle: dict[Key, frozenset[str]] = field(default_factory=dict)  # nodes that refused what is not wanted any more
-    _written_at: dict[Key, datetime] = field(default_factory=dict)  # when a rollout's status was written last
+    # nodes that refused what is not wanted any more
+    _idle: dict[Key, frozenset[str]] = field(default_factory=dict)
+    # when a rollout's status was written last
+    _written_at: dict[Key, datetime] = field(default_factory=dict)
 
     async def reconcile(self, key: Key, now: datetime) -> None:
-        """One pass of one key. Raises `KubeError` when a status was refused: then nothing else of the pass has happened."""
+        """One pass of one key. Raises `KubeError` when a status was refused: then nothing else of
+        the pass has happened.
+        """
         self.outbox.replace(key, ())
         if self.outbox.under_way(key):
             self._awaited.add(key)
@@ -150,8 +165,9 @@ class Loop:
             del self._troubles[place]
 
     def _look_at_refusals(self, key: Key, owner: str, now: datetime) -> None:
-        """Nodes that refused for long enough ago count as those that can be written to; where nothing is to be written any more,
-        nothing can be refused."""
+        """Nodes that refused for long enough ago count as those that can be written to; where
+        nothing is to be written any more, nothing can be refused.
+        """
         refusals, idle = self.cache.observed().refusals, self._idle.pop(key, frozenset())
         for (uid, node), refusal in list(refusals.items()):
             trouble = self._troubles.get((key, node))
@@ -166,7 +182,11 @@ class Loop:
     def _note_idle(self, key: Key, rollout: Rollout, nodes: Collection[str]) -> None:
         """Remember for the next pass which nodes could be written to again and are not to be."""
         refusals = self.cache.observed().refusals.items()
-        idle = {node for (uid, node), known in refusals if uid == rollout.uid and known.is_due and node not in nodes}
+        idle = {
+            node
+            for (uid, node), known in refusals
+            if uid == rollout.uid and known.is_due and node not in nodes
+        }
         if idle:
             self._idle[key] = frozenset(idle)
             self.wake(key, 0.0)
@@ -174,7 +194,9 @@ class Loop:
     async def _write_status(
         self, key: Key, rollout: Rollout, status: WeightRolloutStatus, now: datetime
     ) -> float | None:
-        """Write it, or say in how many seconds it is time to, if it tells of nothing but progress."""
+        """Write it, or say in how many seconds it is time to, if it tells of nothing but
+        progress.
+        """
         last = self._written_at.get(key)
         wait = 0.0 if last is None else PROGRESS_SECONDS - (now - last).total_seconds()
         if wait > 0 and rollout_status.is_progress(rollout.status, status):
@@ -185,7 +207,9 @@ class Loop:
             self.meter.ended(outcome, seconds)
         return None
 
-    def _let_out(self, key: Key, actions: Sequence[Action], now: datetime, epoch: tuple[str, int] = ("", 0)) -> None:
+    def _let_out(
+        self, key: Key, actions: Sequence[Action], now: datetime, epoch: tuple[str, int] = ("", 0)
+    ) -> None:
         """Have these written, but for nodes that refused not long ago."""
         ready: list[Write] = []
         for action in actions:
@@ -198,7 +222,7 @@ class Loop:
         if ready:
             self.filled()
 
-    # -- writes --------------------------------------------------------------------------------------------------------
+    # -- writes ---------------------------------------------------------------------------------
 
     async def write_one(self, now: datetime) -> bool:
         """Do the write that has waited longest; whether there was one that could be done."""
@@ -248,7 +272,9 @@ class Loop:
         failures = self._troubles[place].failures + 1 if place in self._troubles else 1
         wait = RETRY.seconds(failures)
         self._troubles[place] = _Trouble(failures, now + timedelta(seconds=wait))
-        log.warning("%s %s: node %s: %s. Next try in %.1f s", *write.key, write.action.node, error, wait)
+        log.warning(
+            "%s %s: node %s: %s. Next try in %.1f s", *write.key, write.action.node, error, wait
+        )
         if write.epoch[0]:
             refusal = Refusal(type(error).__name__, str(error)[:400])
             self.cache.observed().refusals[write.epoch[0], write.action.node] = refusal

@@ -1,7 +1,9 @@
-"""From what the API server sends to what decisions look at. Pure: a body in, a frozen value out, `Malformed` if it is none.
+"""From what the API server sends to what decisions look at. Pure: a body in, a frozen value out,
+`Malformed` if it is none.
 
-Only what decisions need is kept, so that a cache of a large cluster stays small. What a pod's engine container is, is told by
-the environment variable that the injection sets; where there is none, every container counts.
+Only what decisions need is kept, so that a cache of a large cluster stays small. What a pod's
+engine container is, is told by the environment variable that the injection sets; where there is
+none, every container counts.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_kube.resources import Body, name_of
-from hotweights_operator.model.objects import GATE, RETRY_ANNOTATION, Node, NodeState, Pod, Rollout, Version
+from hotweights_operator.model.objects import (
+    GATE,
+    RETRY_ANNOTATION,
+    Node,
+    NodeState,
+    Pod,
+    Rollout,
+    Version,
+)
 
 SOCKET_VARIABLE = "HOTWEIGHTS_SOCKET"
 ZONE_LABEL = "topology.kubernetes.io/zone"
@@ -128,15 +138,18 @@ def is_ready(body: Body) -> bool:
 
 
 def _condition(status: Body, type_: str) -> Body | None:
-    found: Body | None = next((c for c in status.get("conditions") or () if c.get("type") == type_), None)
+    found: Body | None = next(
+        (c for c in status.get("conditions") or () if c.get("type") == type_), None
+    )
     return found
 
 
 def _was_ready(status: Body) -> bool:
     """Whether a pod that is not Ready was so before.
 
-    The kubelet sets Ready=False when it first sees a pod, and then leaves the time alone until the status changes. So a pod that
-    has never been Ready lost nothing after its containers started. One that restarted may have been; it counts as if.
+    The kubelet sets Ready=False when it first sees a pod, and then leaves the time alone until the
+    status changes. So a pod that has never been Ready lost nothing after its containers started.
+    One that restarted may have been; it counts as if.
     """
     containers = status.get("containerStatuses") or ()
     if any(container.get("restartCount", 0) for container in containers):
@@ -147,13 +160,17 @@ def _was_ready(status: Body) -> bool:
 
 
 def _engine_statuses(spec: Body, status: Body) -> list[Body]:
-    """The statuses of the containers that run an engine; of all, where the injection's variable is in none."""
+    """The statuses of the containers that run an engine; of all, where the injection's variable is
+    in none.
+    """
     engines = {
         container["name"]
         for container in spec.get("containers") or ()
         if any(variable.get("name") == SOCKET_VARIABLE for variable in container.get("env") or ())
     }
-    return [s for s in status.get("containerStatuses") or () if not engines or s.get("name") in engines]
+    return [
+        s for s in status.get("containerStatuses") or () if not engines or s.get("name") in engines
+    ]
 
 
 def _engine_started_at(engines: list[Body]) -> datetime | None:
@@ -175,7 +192,10 @@ def _last_ended(engines: list[Body]) -> Body:
 
 
 def _run_seconds(ended: Body) -> float | None:
-    started, finished = timestamps.parse(ended.get("startedAt")), timestamps.parse(ended.get("finishedAt"))
+    started, finished = (
+        timestamps.parse(ended.get("startedAt")),
+        timestamps.parse(ended.get("finishedAt")),
+    )
     return max(0.0, (finished - started).total_seconds()) if started and finished else None
 
 
@@ -186,5 +206,6 @@ def _started_at(container: Body) -> datetime | None:
 
 def _malformed(kind: str, body: Body, error: ValidationError) -> Malformed:
     return Malformed(
-        f"{kind} {name_of(body)} does not fit this release of the operator, upgrade it or its CRDs: {error}"
+        f"{kind} {name_of(body)} does not fit this release of the operator, upgrade it or its "
+        f"CRDs: {error}"
     )

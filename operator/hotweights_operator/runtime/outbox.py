@@ -1,8 +1,10 @@
-"""What is decided and not written yet: one desired entry for each node and decider, the newest only.
+"""What is decided and not written yet: one desired entry for each node and decider, the newest
+only.
 
-Decisions put a whole set of writes in, workers take them out one by one; so a decision never waits for a thousand writes, and what is
-no longer wanted is dropped before it goes out. A node is written to by one worker at a time, because each write is fenced by the
-object that it was decided on. Sans-IO: it knows neither tasks nor time.
+Decisions put a whole set of writes in, workers take them out one by one; so a decision never waits
+for a thousand writes, and what is no longer wanted is dropped before it goes out. A node is written
+to by one worker at a time, because each write is fenced by the object that it was decided on.
+Sans-IO: it knows neither tasks nor time.
 """
 
 from __future__ import annotations
@@ -54,7 +56,9 @@ class Outbox:
             self._by_key.setdefault(key, set()).add(node)
 
     def take(self) -> Write | None:
-        """The one that has waited longest and whose node is not being written to; say `landed` afterwards."""
+        """The one that has waited longest and whose node is not being written to; say `landed`
+        afterwards.
+        """
         place = next((place for place in self._waiting if place[1] not in self._under_way), None)
         if place is None:
             return None

@@ -1,8 +1,8 @@
 """The only module that writes to the API server.
 
-Each action is one server-side apply, fenced by the resourceVersion that it was decided on; what comes back goes into the cache,
-so that the next decision sees it. In which order, and what becomes of a refusal, is the loop's. Events go out after what they tell
-of was written.
+Each action is one server-side apply, fenced by the resourceVersion that it was decided on; what
+comes back goes into the cache, so that the next decision sees it. In which order, and what becomes
+of a refusal, is the loop's. Events go out after what they tell of was written.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ class Performer:
     """Told after the cache has it, with what was there."""
 
     async def act(self, action: Action) -> None:
-        """One server-side apply. Raises `KubeError`; after a conflict what is there has been read again."""
+        """One server-side apply. Raises `KubeError`; after a conflict what is there has been read
+        again.
+        """
         try:
             body = await self._do(action)
         except (errors.Conflict, errors.NotFound):
@@ -117,14 +119,22 @@ class Performer:
     async def _apply(self, node: str, resource_version: str, spec: Body, manager: str) -> Body:
         """One manager's item of a list; an empty list takes it out again."""
         metadata = {"name": node, "namespace": self.namespace, "resourceVersion": resource_version}
-        return await self.api.apply(NODE_WEIGHTS, {"metadata": metadata, "spec": spec}, manager=manager)
+        return await self.api.apply(
+            NODE_WEIGHTS, {"metadata": metadata, "spec": spec}, manager=manager
+        )
 
     def _new(self, action: CreateNodeWeights) -> Body:
         owner = {"apiVersion": "v1", "kind": "Node", "name": action.node, "uid": action.node_uid}
         metadata = {"name": action.node, "namespace": self.namespace, "ownerReferences": [owner]}
-        # A spec whose last field is taken out by server-side apply becomes null, and is then refused: so one field stays.
+        # A spec whose last field is taken out by server-side apply becomes null, and is then
+        # refused: so one field stays.
         spec = {"nodeName": action.node}
-        return {"apiVersion": API_VERSION, "kind": NODE_WEIGHTS.kind, "metadata": metadata, "spec": spec}
+        return {
+            "apiVersion": API_VERSION,
+            "kind": NODE_WEIGHTS.kind,
+            "metadata": metadata,
+            "spec": spec,
+        }
 
     async def _patch_status(
         self,
@@ -158,7 +168,9 @@ class Performer:
         else:
             self._keep("state", node, body, observe.node_state)
 
-    async def _refetch_thing(self, resource: Resource, kind: Kind, thing: Rollout | Version) -> None:
+    async def _refetch_thing(
+        self, resource: Resource, kind: Kind, thing: Rollout | Version
+    ) -> None:
         key = f"{thing.namespace}/{thing.name}"
         try:
             body = await self.api.get(resource, thing.name, thing.namespace)
@@ -170,7 +182,9 @@ class Performer:
             self._keep(kind, key, body, observe.rollout if kind == "rollout" else observe.version)
 
     def _keep(self, kind: Kind, key: str, body: Body, parse: Callable[[Body], Any]) -> None:
-        """It is so now. What does not fit this release is left to the watch, which counts and names it."""
+        """It is so now. What does not fit this release is left to the watch, which counts and names
+        it.
+        """
         try:
             value = parse(body)
         except observe.Malformed as error:

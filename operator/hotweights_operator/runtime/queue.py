@@ -1,7 +1,9 @@
-"""A work queue of keys: deduplicated, one worker per key at a time, paced, with backoff for what failed.
+"""A work queue of keys: deduplicated, one worker per key at a time, paced, with backoff for what
+failed.
 
-Adding a key says "something changed, look again"; however often it is said, it is looked at once. A key that is added while it
-is worked on comes again afterwards. It knows nothing of what the keys mean; time is the event loop's.
+Adding a key says "something changed, look again"; however often it is said, it is looked at once. A
+key that is added while it is worked on comes again afterwards. It knows nothing of what the keys
+mean; time is the event loop's.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class WorkQueue(Generic[K]):
         return max((now - since for since in self._since.values()), default=0.0)
 
     def add(self, key: K, after_seconds: float = 0.0) -> None:
-        """Work on this key: at once, or later unless something comes before. Never sooner than its pace allows."""
+        """Work on this key: at once, or later unless something comes before. Never sooner than its
+        pace allows.
+        """
         now = asyncio.get_running_loop().time()
         if key in self._since:
             return
@@ -70,7 +74,9 @@ class WorkQueue(Generic[K]):
         if due <= now and key not in self._working:
             self._make_ready(key)
         else:
-            self._waiting[key] = _Waiting(asyncio.get_running_loop().call_at(due, self._on_due, key), due)
+            self._waiting[key] = _Waiting(
+                asyncio.get_running_loop().call_at(due, self._on_due, key), due
+            )
 
     async def get(self) -> K:
         """The next key; say `done` or `failed` afterwards."""
@@ -88,7 +94,9 @@ class WorkQueue(Generic[K]):
         self._finish(key, busy_seconds)
 
     def failed(self, key: K, at_least_seconds: float = 0.0) -> float:
-        """It did not: again, after a wait that doubles each time, and that the API server may have asked to be longer. The wait."""
+        """It did not: again, after a wait that doubles each time, and that the API server may have
+        asked to be longer. The wait.
+        """
         count = self._failures[key] = self._failures.get(key, 0) + 1
         wait = max(self.backoff.seconds(count), at_least_seconds)
         self._again.discard(key)
@@ -97,8 +105,9 @@ class WorkQueue(Generic[K]):
         return wait
 
     def _finish(self, key: K, busy_seconds: float = 0.0) -> None:
-        """What is costly comes less often, because others want their turn: by the time that it kept the processor busy, not by the
-        time that it waited for somebody."""
+        """What is costly comes less often, because others want their turn: by the time that it kept
+        the processor busy, not by the time that it waited for somebody.
+        """
         self._working.discard(key)
         now = asyncio.get_running_loop().time()
         self._next[key] = now + max(self.pace_seconds, _BUSY_SHARE * busy_seconds)

@@ -1,4 +1,6 @@
-"""Around the loop: the queue that says which key is next, workers for decisions and for writes, and the clock. Nothing is decided here."""
+"""Around the loop: the queue that says which key is next, workers for decisions and for writes, and
+the clock. Nothing is decided here.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,12 @@ class Reconciler:
 
     def __post_init__(self) -> None:
         self.loop = Loop(
-            self.cache, self.port, self.meter, self.queue.add, started_at=datetime.now(UTC), filled=self._fill
+            self.cache,
+            self.port,
+            self.meter,
+            self.queue.add,
+            started_at=datetime.now(UTC),
+            filled=self._fill,
         )
 
     def _fill(self) -> None:
@@ -61,7 +68,9 @@ class Reconciler:
 
     def changed(self, kind: Kind, key: str, old: Any) -> None:
         """An object is new, different or gone in the cache: what depends on it is looked at."""
-        for affected in triggers.affected(kind, old, self.cache.get(kind, key), self.cache.observed()):
+        for affected in triggers.affected(
+            kind, old, self.cache.get(kind, key), self.cache.observed()
+        ):
             self.queue.add(affected)
 
     def everything(self) -> None:

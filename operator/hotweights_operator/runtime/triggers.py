@@ -1,7 +1,8 @@
-"""Which decisions an event may change. Too many cost a little work, one too few would lose a wake-up.
+"""Which decisions an event may change. Too many cost a little work, one too few would lose a
+wake-up.
 
-What an event wakes does not grow with the cluster: a node wakes the rollouts with pods or entries on it, a pod the rollouts that
-select it, a version the rollouts that name it.
+What an event wakes does not grow with the cluster: a node wakes the rollouts with pods or entries
+on it, a pod the rollouts that select it, a version the rollouts that name it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ Key = tuple[Literal["rollout", "version", "node"], str]
 
 
 def affected(kind: Kind, old: Any, new: Any, observed: Observed) -> set[Key]:
-    """The decisions that may come out differently now that an object is no longer ``old`` (None: it is new) but ``new`` (None: gone)."""
+    """The decisions that may come out differently now that an object is no longer ``old`` (None: it
+    is new) but ``new`` (None: gone).
+    """
     value = new if new is not None else old
     match value:
         case Rollout():
@@ -31,14 +34,21 @@ def affected(kind: Kind, old: Any, new: Any, observed: Observed) -> set[Key]:
         case Node():
             return _around(value.name, observed)
         case Agent():
-            return {key for agent in (old, new) if agent is not None for key in _around(agent.node, observed)}
+            return {
+                key
+                for agent in (old, new)
+                if agent is not None
+                for key in _around(agent.node, observed)
+            }
         case _:
             raise TypeError(f"{kind} has no keys: teach keys.affected about {type(value).__name__}")
 
 
 def everything(observed: Observed) -> set[Key]:
     """All decisions there are."""
-    nodes = {*observed.nodes, *observed.states, *(pod.node for pod in observed.pods.values())} - {""}
+    nodes = {*observed.nodes, *observed.states, *(pod.node for pod in observed.pods.values())} - {
+        ""
+    }
     return {
         *map(rollout_key, observed.rollouts.values()),
         *map(version_key, observed.versions.values()),
@@ -61,9 +71,16 @@ def _by_rollout(old: Rollout | None, new: Rollout | None, observed: Observed) ->
     value = new or old
     if value is None:
         return set()
-    if old is not None and new is not None and (old.uid, old.terminating) == (new.uid, new.terminating):
+    if (
+        old is not None
+        and new is not None
+        and (old.uid, old.terminating) == (new.uid, new.terminating)
+    ):
         return {rollout_key(new)}
-    found: set[Key] = {rollout_key(value), *map(rollout_key, observed.owners.rollouts_in(value.namespace))}
+    found: set[Key] = {
+        rollout_key(value),
+        *map(rollout_key, observed.owners.rollouts_in(value.namespace)),
+    }
     populated = {pod.node for pod in observed.owners.pods_in(value.namespace)} - {""}
     uids = {rollout.uid for rollout in (old, new) if rollout is not None}
     entered = {node for uid in uids for node in observed.entered(uid)}

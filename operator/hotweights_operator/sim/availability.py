@@ -1,8 +1,10 @@
-"""What the users of a Service get while pods are told to change: the budget, and that nobody changes unprepared. By the truth.
+"""What the users of a Service get while pods are told to change: the budget, and that nobody
+changes unprepared. By the truth.
 
-An order is followed from the write that gave it until its pod is Ready with what it was told, by the kubelet's word. An operator is
-excused where it could not know better: a pod of which its watch has only just told it, or one that it sees Ready with the gate and the
-label of what it was told, long enough after the gate for any kubelet to have said otherwise.
+An order is followed from the write that gave it until its pod is Ready with what it was told, by
+the kubelet's word. An operator is excused where it could not know better: a pod of which its watch
+has only just told it, or one that it sees Ready with the gate and the label of what it was told,
+long enough after the gate for any kubelet to have said otherwise.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class AvailabilityJudge:
             str, tuple[bool, int]
         ] = {}  # pod UID → Ready or not, as the operator sees it, for how many steps
 
-    # -- orders --------------------------------------------------------------------------------------------------------
+    # -- orders ---------------------------------------------------------------------------------
 
     def told(self, rollout: Rollout, old: PodAssignment | None, new: PodAssignment) -> None:
         """A pod's entry has been written."""
@@ -73,7 +75,9 @@ class AvailabilityJudge:
     def is_under_way(self, pod: Pod) -> bool:
         """Whether a pod is known not to be Ready yet with what it was told."""
         order = self._orders.get(pod.uid)
-        return order is not None and not self._shows(pod, order) and not self._seems_back(pod, order)
+        return (
+            order is not None and not self._shows(pod, order) and not self._seems_back(pod, order)
+        )
 
     def _count_boot(self, rollout: Rollout, digest: str) -> None:
         status = rollout.status
@@ -83,7 +87,9 @@ class AvailabilityJudge:
             self._bench.count("boots into the stable version")
 
     def _may_change(self, rollout: Rollout, new: PodAssignment) -> None:
-        """A pod that serves changes only to what its node holds and its engine has prepared, and not while the rollout is paused."""
+        """A pod that serves changes only to what its node holds and its engine has prepared, and
+        not while the rollout is paused.
+        """
         state: NodeState = self._world.api.get("state", self._world.api.get("pod", new.uid).node)
         said = state.engine(new.uid)
         if said is not None and said.phase == "Dirty":
@@ -92,11 +98,16 @@ class AvailabilityJudge:
             self._bench.fails("only what is staged", new.uid)
         if new.digest and (said is None or said.prepared != new.digest):
             self._bench.fails("only what is prepared", new.uid)
-        known: Rollout | None = self._world.operator.cache.get("rollout", f"{rollout.namespace}/{rollout.name}")
+        known: Rollout | None = self._world.operator.cache.get(
+            "rollout", f"{rollout.namespace}/{rollout.name}"
+        )
         if known is not None and known.spec.paused:
-            self._bench.fails("holds still", f"{new.uid} was told to serve {new.digest} although spec.paused was seen")
+            self._bench.fails(
+                "holds still",
+                f"{new.uid} was told to serve {new.digest} although spec.paused was seen",
+            )
 
-    # -- the budget ----------------------------------------------------------------------------------------------------
+    # -- the budget -----------------------------------------------------------------------------
 
     def _within_budget(self, rollout: Rollout, uid: str) -> None:
         """maxUnavailable as a Service sees it, and nobody switches the last one that serves."""
@@ -107,9 +118,14 @@ class AvailabilityJudge:
         limit = max(limit_of(rollout, len(own)), limit_of(rollout, len(self._bench.seen(rollout))))
         out = sorted(pod.uid for pod in counted if pod.uid != uid and self._is_out(pod))
         if len(out) + 1 >= len(counted) > limit:
-            self._bench.fails("nobody switches the last one that serves", f"{uid}, while {out} are of no service")
+            self._bench.fails(
+                "nobody switches the last one that serves", f"{uid}, while {out} are of no service"
+            )
         if len(out) + 1 > limit:
-            detail = f"{uid} was told to change while {out} of {len(own)} are of no service, {limit} allowed"
+            detail = (
+                f"{uid} was told to change while {out} of {len(own)} are of no service, {limit} "
+                "allowed"
+            )
             self._bench.fails("maxUnavailable as a Service sees it", detail)
 
     def _may_be_left_out(self, pod: Pod) -> bool:
@@ -123,10 +139,14 @@ class AvailabilityJudge:
         return useless or pod.restarts >= CRASH_LOOP_RESTARTS
 
     def _is_out(self, pod: Pod) -> bool:
-        """Whether a pod is of no service, by an order of the operator or so that the operator knew."""
+        """Whether a pod is of no service, by an order of the operator or so that the operator
+        knew.
+        """
         order = self._orders.get(pod.uid)
         if order is not None:
-            return not (self._shows(pod, order) and self._has_baked(pod, order)) and not self._seems_back(pod, order)
+            return not (
+                self._shows(pod, order) and self._has_baked(pod, order)
+            ) and not self._seems_back(pod, order)
         seen: Pod | None = self._world.operator.cache.get("pod", pod.uid)
         known = seen is not None and not seen.ready and self._seen_as(pod.uid, ready=False)
         return known and not self._world.fleet.kubelets.in_service(pod.uid)
@@ -138,12 +158,19 @@ class AvailabilityJudge:
 
     def _shows(self, pod: Pod, order: Order) -> bool:
         """Whether it serves what it was told, and a Service knows."""
-        engine, container = self._world.fleet.engines.get(pod.uid), self._world.fleet.kubelets.containers[pod.uid]
-        serves = engine is not None and engine.phase == "Serving" and order.digest in ("", engine.digest)
+        engine, container = (
+            self._world.fleet.engines.get(pod.uid),
+            self._world.fleet.kubelets.containers[pod.uid],
+        )
+        serves = (
+            engine is not None and engine.phase == "Serving" and order.digest in ("", engine.digest)
+        )
         return serves and pod.ready and _marked(pod, order) and not container.news
 
     def _has_baked(self, pod: Pod, order: Order) -> bool:
-        """Whether it has been Ready for minReadySeconds since it changed. Kubernetes cuts times to whole seconds."""
+        """Whether it has been Ready for minReadySeconds since it changed. Kubernetes cuts times to
+        whole seconds.
+        """
         container, bake = self._world.fleet.kubelets.containers[pod.uid], self._bake(pod, order)
         if not bake or container.gate_at is None:
             return True
@@ -158,18 +185,22 @@ class AvailabilityJudge:
         return timedelta(0) if off else timedelta(seconds=max(0, seconds - 1))
 
     def _seems_back(self, pod: Pod, order: Order) -> bool:
-        """Whether an operator may take it for that: it sees it Ready, the gate and the label, and the kubelet had its time."""
+        """Whether an operator may take it for that: it sees it Ready, the gate and the label, and
+        the kubelet had its time.
+        """
         gate_at = self._world.fleet.kubelets.containers[pod.uid].gate_at
         seen: Pod | None = self._world.operator.cache.get("pod", pod.uid)
         if gate_at is None or seen is None or not seen.ready or not _marked(seen, order):
             return False
         if not order.digest and seen != pod:
-            return True  # set back to what it booted, it shows again what it showed before: an old view tells nothing
+            # set back to what it booted, it shows again what it showed before: an old view tells
+            # nothing
+            return True
         bake, now = self._bake(pod, order), self._world.now
         waited = now >= gate_at + max(bake, timedelta(seconds=KUBELET_SECONDS))
         return waited and (not bake or seen.ready_since is None or now >= seen.ready_since + bake)
 
-    # -- after every step ----------------------------------------------------------------------------------------------
+    # -- after every step -----------------------------------------------------------------------
 
     def step(self) -> None:
         """Forget orders whose pods are of service again, or gone."""
@@ -185,7 +216,9 @@ class AvailabilityJudge:
                 self._seen[pod.uid] = (seen.ready, steps + 1 if then == seen.ready else 1)
         for uid, order in list(self._orders.items()):
             known: Pod | None = self._world.api.get("pod", uid)
-            state: NodeState | None = self._world.api.get("state", known.node) if known is not None else None
+            state: NodeState | None = (
+                self._world.api.get("state", known.node) if known is not None else None
+            )
             if known is None or not known.live or state is None or state.assigned(uid) is None:
                 del self._orders[uid]  # gone, or nobody can know of it any more
             elif self._shows(known, order):
@@ -196,5 +229,7 @@ class AvailabilityJudge:
 
 
 def _marked(pod: Pod, order: Order) -> bool:
-    """Whether its agent says of a pod that it serves what it was told; nothing: whatever it serves."""
+    """Whether its agent says of a pod that it serves what it was told; nothing: whatever it
+    serves.
+    """
     return pod.gate and (not order.digest or pod.digest_label == digest_label(order.digest))

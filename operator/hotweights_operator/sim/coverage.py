@@ -1,7 +1,8 @@
 """What happened in the stories, by name, so that a path that no story takes is seen.
 
-A simulation proves nothing about what it never does. Everything that the world can do to a rollout, and every way that a rollout
-can take, has a name here and is counted; a run of a thousand stories in which one of them never happened has failed.
+A simulation proves nothing about what it never does. Everything that the world can do to a rollout,
+and every way that a rollout can take, has a name here and is counted; a run of a thousand stories
+in which one of them never happened has failed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What time has to do with a rollout: its deadline passes when it gets no further, and failures that were seen are acted upon.
+"""What time has to do with a rollout: its deadline passes when it gets no further, and failures
+that were seen are acted upon.
 
-Both are measured in steps of an operator that is awake, because it may work on a thing some steps after it has seen it.
+Both are measured in steps of an operator that is awake, because it may work on a thing some steps
+after it has seen it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class _Progress:
     at: datetime | None = None  # when it last came further
     late_steps: int = 0
     failed: int = 0  # pods whose engines have given it up
-    beyond_steps: int = 0  # for how long the operator has seen more pods fail than the policy allows
+    # for how long the operator has seen more pods fail than the policy allows
+    beyond_steps: int = 0
 
 
 class DeadlineJudge:
@@ -39,11 +42,19 @@ class DeadlineJudge:
         self._courses: dict[str, _Progress] = {}  # by rollout UID
 
     def told(self, before: Rollout, after: Rollout) -> None:
-        """Progress is what goes beyond the furthest of the revision; a few things begin the time anew."""
+        """Progress is what goes beyond the furthest of the revision; a few things begin the time
+        anew.
+        """
         old, new, course = before.status, after.status, self._course(after)
         begins = ("Ready", "Paused", "VersionResolved", "TargetsFound")
         key = (new.revision, after.generation, *(is_true(new.conditions, kind) for kind in begins))
-        reached = (new.nodes.staged, new.nbytes.done, new.pods.prepared, new.pods.updated, new.pods.ready)
+        reached = (
+            new.nodes.staged,
+            new.nbytes.done,
+            new.pods.prepared,
+            new.pods.updated,
+            new.pods.ready,
+        )
         grown = any(a > b for a, b in zip(reached, course.high, strict=False))
         if key != course.key or grown or new.pods.desired > old.pods.desired:
             course.at, course.late_steps = self._world.now, 0
@@ -55,9 +66,14 @@ class DeadlineJudge:
             course.high = tuple(map(max, reached, course.high))
 
     def is_beyond(self, rollout: Rollout) -> bool:
-        """Whether the operator has long seen more engines give the target up in this revision than the policy allows."""
+        """Whether the operator has long seen more engines give the target up in this revision than
+        the policy allows.
+        """
         course = self._course(rollout)
-        return course.beyond_steps >= BEYOND_STEPS and course.failed > rollout.spec.failure_policy.max_failed
+        return (
+            course.beyond_steps >= BEYOND_STEPS
+            and course.failed > rollout.spec.failure_policy.max_failed
+        )
 
     def step(self, rollout: Rollout, *, is_complete: bool) -> None:
         """After every step."""
@@ -68,19 +84,29 @@ class DeadlineJudge:
         return self._courses.setdefault(rollout.uid, _Progress())
 
     def _watch_deadline(self, rollout: Rollout, course: _Progress) -> None:
-        """A rollout that does not get further says so in time, whatever goes to and fro meanwhile. A process counts from its own start
-        at the earliest, since what another one wrote is by another clock."""
+        """A rollout that does not get further says so in time, whatever goes to and fro meanwhile.
+        A process counts from its own start at the earliest, since what another one wrote is by
+        another clock.
+        """
         conditions = rollout.status.conditions
         held = any(is_true(conditions, kind) for kind in ("Ready", "Paused", "Stalled"))
-        if held or course.at is None or not is_true(conditions, "VersionResolved") or not rollout.status.pods.desired:
+        if (
+            held
+            or course.at is None
+            or not is_true(conditions, "VersionResolved")
+            or not rollout.status.pods.desired
+        ):
             course.late_steps = 0
             return
         seconds = rollout.spec.progress_deadline_seconds + DEADLINE_SLACK_SECONDS
-        if self._world.now > max(course.at, self._world.operator.loop.started_at) + timedelta(seconds=seconds):
+        if self._world.now > max(course.at, self._world.operator.loop.started_at) + timedelta(
+            seconds=seconds
+        ):
             course.late_steps += 1
             if course.late_steps > LATE_STEPS:
                 self._bench.fails(
-                    "the deadline passes", f"{rollout.name} has got no further since {course.at:%H:%M:%S}"
+                    "the deadline passes",
+                    f"{rollout.name} has got no further since {course.at:%H:%M:%S}",
                 )
 
     def _watch_policy(self, rollout: Rollout, course: _Progress, *, is_complete: bool) -> None:

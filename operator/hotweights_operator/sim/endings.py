@@ -1,8 +1,10 @@
-"""How stories end: the faults stop, then everything comes to rest, then there is a last edit, and it must work.
+"""How stories end: the faults stop, then everything comes to rest, then there is a last edit, and
+it must work.
 
-The last edit goes to a version that every engine can take, back or onwards. There is no excuse for a pod that does not come to serve
-it: not what failed before, nor what was given up, lost or restarted. While a rollout is held or given up, nobody is left behind: every
-pod is of service with something.
+The last edit goes to a version that every engine can take, back or onwards. There is no excuse for
+a pod that does not come to serve it: not what failed before, nor what was given up, lost or
+restarted. While a rollout is held or given up, nobody is left behind: every pod is of service with
+something.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def heal(sim: Simulation) -> None:
     changed = set(sim.fleet.kubelets.clocks)
     sim.fleet.kubelets.clocks.clear()
     if changed:
-        sim.steps(plan.MOST_CLOCK_SECONDS, lambda: False)  # until what was written by wrong clocks lies behind
+        # until what was written by wrong clocks lies behind
+        sim.steps(plan.MOST_CLOCK_SECONDS, lambda: False)
     for name, (_, node) in list(sim.api.objects["node"].items()):
         if not node.ready:
             sim.api.put("node", name, replace(node, ready=True))
@@ -59,7 +62,9 @@ def come_to_rest(sim: Simulation) -> None:
     sim.tell("-- it is left alone")
     sim.idle_steps = 0
     rested = sim.steps(MOST_STEPS, lambda: sim.idle_steps >= REST_STEPS, hastens=True)
-    pods = [(app, pod) for app in sim.apps for pod in sim.fleet.pods() if pod.live and app.owns(pod)]
+    pods = [
+        (app, pod) for app in sim.apps for pod in sim.fleet.pods() if pod.live and app.owns(pod)
+    ]
     lost = [pod.uid for app, pod in pods if _is_lost(sim, app, pod)]
     if not rested and not lost:
         told = {r.name: (r.status.phase, r.status.message) for r in sim.rollouts()}
@@ -70,19 +75,24 @@ def come_to_rest(sim: Simulation) -> None:
 
 
 def _is_lost(sim: Simulation, app: App, pod: Pod) -> bool:
-    """Whether what is stable turned out to be bad for this pod after it was complete: only people can help."""
+    """Whether what is stable turned out to be bad for this pod after it was complete: only people
+    can help.
+    """
     rollout = sim.rollout_of(app)
     digest = rollout.status.stable.digest if rollout is not None else ""
     flaw, agent = sim.fleet.faults.flaws.get(digest), sim.fleet.agents.get(pod.node)
     memory = agent.engines.get(pod.uid) if agent is not None else None
     gave_up = memory is not None and memory.failed is not None and memory.failed.digest == digest
     known = {sim.digest(app, name.partition("/")[2]) for name in sim.api.objects["version"]}
-    forgotten = bool(digest) and digest not in known  # its WeightVersion is gone, and perhaps every node that held it
+    # its WeightVersion is gone, and perhaps every node that held it
+    forgotten = bool(digest) and digest not in known
     return gave_up or forgotten or (flaw is not None and flaw.hits(pod.uid, digest))
 
 
 def come_to_a_good_end(sim: Simulation) -> None:
-    """A last edit to a version that every engine can take; with a node that cannot be written to for a while, sometimes."""
+    """A last edit to a version that every engine can take; with a node that cannot be written to
+    for a while, sometimes.
+    """
     sim.steps(60, lambda: _all_seen(sim))
     nodes = sorted(sim.api.objects["node"])
     refusing = sim.draw.choice(nodes) if len(nodes) > 1 and sim.draw.random() < 0.15 else ""
@@ -106,7 +116,9 @@ def _last_edit(sim: Simulation, app: App) -> None:
         raise LookupError(f"{app.name} has no rollout: heal makes one")
     names = [name for name in plan.GOOD if sim.digest(app, name) != rollout.status.target.digest]
     app.ends_with = sim.draw.choice(names)
-    spec = rollout.spec.model_copy(update={"version_ref": VersionRef(name=app.ends_with), "paused": False})
+    spec = rollout.spec.model_copy(
+        update={"version_ref": VersionRef(name=app.ends_with), "paused": False}
+    )
     sim.put_rollout(app, spec)
 
 
@@ -126,9 +138,15 @@ def _serves_the_end(sim: Simulation, app: App, pod: Pod) -> bool:
 
 
 def _is_good(sim: Simulation) -> bool:
-    if not all(is_true(r.status.conditions, "Ready") or not a.replicas for a in sim.apps if (r := sim.rollout_of(a))):
+    if not all(
+        is_true(r.status.conditions, "Ready") or not a.replicas
+        for a in sim.apps
+        if (r := sim.rollout_of(a))
+    ):
         return False
-    pods = [(app, pod) for app in sim.apps for pod in sim.fleet.pods() if pod.live and app.owns(pod)]
+    pods = [
+        (app, pod) for app in sim.apps for pod in sim.fleet.pods() if pod.live and app.owns(pod)
+    ]
     served = all(_serves_the_end(sim, app, pod) for app, pod in pods)
     return served and len(pods) == sum(app.replicas for app in sim.apps) and _all_seen(sim)
 
@@ -142,30 +160,48 @@ def _explain(sim: Simulation) -> None:
         rollout = sim.rollout_of(app)
         if rollout is not None and app.replicas and not is_true(rollout.status.conditions, "Ready"):
             text = f"{rollout.status.phase}: {rollout.status.message}"
-            sim.judge.fails("says so when it is complete", f"every pod serves {app.ends_with}, but {text}")
-    seen = {f"{r.namespace}/{r.name}": (r.generation, r.status.observed_generation) for r in sim.rollouts()}
+            sim.judge.fails(
+                "says so when it is complete", f"every pod serves {app.ends_with}, but {text}"
+            )
+    seen = {
+        f"{r.namespace}/{r.name}": (r.generation, r.status.observed_generation)
+        for r in sim.rollouts()
+    }
     pods = {f"{app.namespace}/{app.name}": app.replicas for app in sim.apps}
-    sim.judge.fails("comes to a good end", f"pods are missing or the last edit is not seen: {pods} wanted, {seen}")
+    sim.judge.fails(
+        "comes to a good end",
+        f"pods are missing or the last edit is not seen: {pods} wanted, {seen}",
+    )
 
 
 def _account(sim: Simulation, pod: Pod) -> str:
     state, engine = sim.api.get("state", pod.node), sim.fleet.engines.get(pod.uid)
     order = state.assigned(pod.uid) if state is not None else None
-    told = f"told {order.digest or 'nothing'} (prepare {order.prepare or 'nothing'})" if order else "told nothing"
+    told = (
+        f"told {order.digest or 'nothing'} (prepare {order.prepare or 'nothing'})"
+        if order
+        else "told nothing"
+    )
     does = f"{engine.phase} on {engine.digest or 'what it booted'}" if engine else "no engine"
     messages = [f"{r.name}: {r.status.phase}: {r.status.message}" for r in sim.rollouts()]
     return f"{pod.uid} is {told} and {does}, {'Ready' if pod.ready else 'not Ready'}; {messages}"
 
 
 def _good_beside(sim: Simulation, node: str) -> bool:
-    """Whether all others serve the last version, and the statuses name the node that cannot be written to."""
+    """Whether all others serve the last version, and the statuses name the node that cannot be
+    written to.
+    """
     for app in sim.apps:
         pods = [pod for pod in sim.fleet.pods() if pod.live and app.owns(pod)]
         if not all(pod.node == node or _serves_the_end(sim, app, pod) for pod in pods):
             return False
         left = [pod for pod in pods if pod.node == node and not _serves_the_end(sim, app, pod)]
         rollout = sim.rollout_of(app)
-        if left and rollout is not None and all(failure.node != node for failure in rollout.status.failures):
+        if (
+            left
+            and rollout is not None
+            and all(failure.node != node for failure in rollout.status.failures)
+        ):
             return False
     return True
 

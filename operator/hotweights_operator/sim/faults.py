@@ -1,4 +1,6 @@
-"""What goes wrong with machines and operators while a rollout runs. Each says whether it could happen."""
+"""What goes wrong with machines and operators while a rollout runs. Each says whether it could
+happen.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ def _pod(sim: Simulation) -> str:
     return sim.draw.choice(uids) if uids else ""
 
 
-# -- machines ----------------------------------------------------------------------------------------------------------
+# -- machines -----------------------------------------------------------------------------------
 
 
 def agent_dies(sim: Simulation) -> bool:
@@ -97,7 +99,9 @@ def node_is_drained(sim: Simulation) -> bool:
 def scale(sim: Simulation) -> bool:
     """Up, down, or to nothing."""
     app = sim.draw.choice(sim.apps)
-    app.replicas = sim.draw.randint(0, 7) if app.replicas < 20 else app.replicas + sim.draw.randint(-3, 3)
+    app.replicas = (
+        sim.draw.randint(0, 7) if app.replicas < 20 else app.replicas + sim.draw.randint(-3, 3)
+    )
     return True
 
 
@@ -157,7 +161,7 @@ def object_is_deleted(sim: Simulation) -> bool:
     return True
 
 
-# -- operators ---------------------------------------------------------------------------------------------------------
+# -- operators ----------------------------------------------------------------------------------
 
 
 def operator_restarts(sim: Simulation) -> bool:
@@ -173,7 +177,9 @@ def operator_ends_soon(sim: Simulation) -> bool:
 
 
 def operator_stalls(sim: Simulation) -> bool:
-    """The process hangs with what it was about to write, another one goes on, and then the old one wakes up."""
+    """The process hangs with what it was about to write, another one goes on, and then the old one
+    wakes up.
+    """
     old = sim.operator
     sim.restart_operator()
     for _ in range(3):

@@ -1,8 +1,8 @@
 """Judges every write that reaches the API server, and the world after every step, by the truth.
 
-`invariants` asks whether a decision was right for what the operator saw. This asks whether what came of it was right: it knows which
-engine really serves, and what any status ever said. What the users of a Service get is in `availability`, what time has to do with it in
-`deadlines`.
+`invariants` asks whether a decision was right for what the operator saw. This asks whether what
+came of it was right: it knows which engine really serves, and what any status ever said. What the
+users of a Service get is in `availability`, what time has to do with it in `deadlines`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Judge:
         self.patience = DeadlineJudge(self.bench)
         self._ledgers: dict[str, RolloutRecord] = {}  # by rollout UID
         self._prepared: dict[str, set[str]] = {}  # pod UID → what it ever prepared
-        self._followed: dict[str, int] = {}  # node → for how many steps the operator has taken its agent to be there
+        # node → for how many steps the operator has taken its agent to be there
+        self._followed: dict[str, int] = {}
 
     def step(self) -> None:
         """After every step. Raises what was found in it."""
@@ -63,7 +64,10 @@ class Judge:
         self.service.step()
         for rollout in self.bench.rollouts():
             self._note_done(rollout, rollout.status.target.digest)
-            self.patience.step(rollout, is_complete=rollout.status.target.digest == self._ledger(rollout).last_complete)
+            self.patience.step(
+                rollout,
+                is_complete=rollout.status.target.digest == self._ledger(rollout).last_complete,
+            )
 
     def fails(self, name: str, detail: str) -> None:
         """Raises `Violated`, unless it is ignored."""
@@ -72,7 +76,7 @@ class Judge:
     def _ledger(self, rollout: Rollout) -> RolloutRecord:
         return self._ledgers.setdefault(rollout.uid, RolloutRecord())
 
-    # -- writes to nodes -----------------------------------------------------------------------------------------------
+    # -- writes to nodes ------------------------------------------------------------------------
 
     def refused(self, name: str, why: str) -> None:
         """Nobody writes what the schema does not allow."""
@@ -111,16 +115,32 @@ class Judge:
             owner = tenants.get(item.digest, item.namespace)
             foreign = entry.uid != UNASSIGNED and item.namespace != entry.namespace
             if foreign or owner != item.namespace or not item.uri.startswith(f"file:///{owner}/"):
-                self.fails("tenants never mix", f"{entry.namespace}/{entry.name} stages {item.digest} from {item.uri}")
+                self.fails(
+                    "tenants never mix",
+                    f"{entry.namespace}/{entry.name} stages {item.digest} from {item.uri}",
+                )
         for pod in entry.pods:
             known: Pod | None = self.world.api.get("pod", pod.uid)
             namespace = known.namespace if known is not None else pod.namespace
-            wrong = {digest for digest in (pod.digest, pod.prepare) if digest and tenants.get(digest) != namespace}
-            if wrong or pod.namespace != namespace or (entry.uid != UNASSIGNED and entry.namespace != namespace):
-                self.fails("tenants never mix", f"{namespace}/{pod.name} in {entry.namespace}/{entry.name}: {wrong}")
+            wrong = {
+                digest
+                for digest in (pod.digest, pod.prepare)
+                if digest and tenants.get(digest) != namespace
+            }
+            if (
+                wrong
+                or pod.namespace != namespace
+                or (entry.uid != UNASSIGNED and entry.namespace != namespace)
+            ):
+                self.fails(
+                    "tenants never mix",
+                    f"{namespace}/{pod.name} in {entry.namespace}/{entry.name}: {wrong}",
+                )
 
     def _given_up(self, rollout: Rollout, old: PodAssignment | None, new: PodAssignment) -> None:
-        """Once a revision was given up, no pod is newly told or asked to prepare its version in that revision."""
+        """Once a revision was given up, no pod is newly told or asked to prepare its version in
+        that revision.
+        """
         found = self._still_given_up(rollout)
         if found is None or self.world.zombie:
             return
@@ -130,7 +150,9 @@ class Judge:
         asked = new.prepare == found.digest and (old is None or old.prepare != found.digest)
         if (told or asked) and found.digest not in self.bench.serves(new.uid):
             what = "told to serve" if told else "asked to prepare"
-            self.fails("given up stays given up", f"{new.uid} was {what} {found.digest} after {found.kind}")
+            self.fails(
+                "given up stays given up", f"{new.uid} was {what} {found.digest} after {found.kind}"
+            )
 
     def _still_given_up(self, rollout: Rollout) -> GivenUp | None:
         """Until there is another revision (a retry is one), or the policy allows more."""
@@ -146,18 +168,26 @@ class Judge:
     def _keeps_the_policy(self, rollout: Rollout, new: PodAssignment) -> None:
         """Nobody is told the target once more engines have given it up than the policy allows."""
         target = rollout.status.target.digest
-        if new.digest == target and target not in self.bench.serves(new.uid) and not self.world.zombie:
+        if (
+            new.digest == target
+            and target not in self.bench.serves(new.uid)
+            and not self.world.zombie
+        ):
             self.fails("the failure policy is kept", f"{new.uid} was told to serve {new.digest}")
 
-    # -- preparing -----------------------------------------------------------------------------------------------------
+    # -- preparing ------------------------------------------------------------------------------
 
     def _note_prepared(self) -> None:
         for uid, engine in self.world.fleet.engines.items():
             if engine.prepared or engine.digest:
-                self._prepared.setdefault(uid, set()).update({engine.prepared, engine.digest} - {""})
+                self._prepared.setdefault(uid, set()).update(
+                    {engine.prepared, engine.digest} - {""}
+                )
 
     def _asked(self, rollout: Rollout, new: PodAssignment) -> None:
-        """Pods prepare a version that is not the stable one in waves: as many at a time as may be unavailable, or have done it."""
+        """Pods prepare a version that is not the stable one in waves: as many at a time as may be
+        unavailable, or have done it.
+        """
         digest, ledger = new.prepare, self._ledger(rollout)
         known: Pod | None = self.world.api.get("pod", new.uid)
         if known is None or self.world.zombie or digest != rollout.status.target.digest:
@@ -168,14 +198,23 @@ class Judge:
         own, done = self.bench.own(rollout), self._note_done(rollout, digest)
         if done:
             self.bench.count("prepares in waves")
-        if digest in (rollout.status.stable.digest, ledger.last_complete) or rollout.status.goes_back:
+        if (
+            digest in (rollout.status.stable.digest, ledger.last_complete)
+            or rollout.status.goes_back
+        ):
             return
-        waiting = sorted(pod.uid for pod in own if pod.uid not in done and self._prepares(pod, known.node, digest))
+        waiting = sorted(
+            pod.uid
+            for pod in own
+            if pod.uid not in done and self._prepares(pod, known.node, digest)
+        )
         # Some may have begun to go since it was decided, which makes a share of them less.
         counts = (len(own), len(self.bench.seen(rollout)), rollout.status.pods.desired)
         allowed = max(*(limit_of(rollout, count) for count in counts), ledger.most_prepared)
         if len(waiting) > allowed:
-            self.fails("prepares in waves", f"{waiting} prepare {digest} at once, {allowed} allowed")
+            self.fails(
+                "prepares in waves", f"{waiting} prepare {digest} at once, {allowed} allowed"
+            )
 
     def _note_followed(self) -> None:
         view = self.world.operator.cache.observed()
@@ -183,7 +222,9 @@ class Judge:
             self._followed[node] = self._followed.get(node, 0) + 1 if view.follows(node) else 0
 
     def _note_done(self, rollout: Rollout, digest: str) -> set[str]:
-        """The pods that have prepared a version, with those that go by now as long as the operator takes them for living."""
+        """The pods that have prepared a version, with those that go by now as long as the operator
+        takes them for living.
+        """
         pods = [*self.bench.own(rollout), *self.bench.seen(rollout)]
         done = {pod.uid for pod in pods if digest in self._prepared.get(pod.uid, ())}
         ledger = self._ledger(rollout)
@@ -191,25 +232,36 @@ class Judge:
         return done
 
     def _prepares(self, pod: Pod, here: str, digest: str) -> bool:
-        """Whether a pod that serves was asked and has neither done it nor given up; one that went away since is not waited for."""
+        """Whether a pod that serves was asked and has neither done it nor given up; one that went
+        away since is not waited for.
+        """
         view = self.world.operator.cache.observed()
         state: NodeState | None = self.world.api.get("state", pod.node)
-        order, said = (state.assigned(pod.uid), state.engine(pod.uid)) if state is not None else (None, None)
+        order, said = (
+            (state.assigned(pod.uid), state.engine(pod.uid)) if state is not None else (None, None)
+        )
         engine = self.world.fleet.engines.get(pod.uid)
         is_back = view.follows(pod.node) and self._followed.get(pod.node, 0) >= SEEN_STEPS
         if view.follows(here) and not is_back:
             return False
-        if order is None or order.prepare != digest or engine is None or engine.boots or engine.digest == digest:
+        if (
+            order is None
+            or order.prepare != digest
+            or engine is None
+            or engine.boots
+            or engine.digest == digest
+        ):
             return False
         staged = state.staged(digest) if state is not None else None
         if staged is not None and staged.phase == "Failed":
             return False
         seen = view.states[pod.node].engine(pod.uid) if pod.node in view.states else None
         if seen is None or seen.phase == "Disconnected" or pod.restarts > order.restarts:
-            return False  # it ended meanwhile, and nobody knows when the operator hears of its return
+            # it ended meanwhile, and nobody knows when the operator hears of its return
+            return False
         return said is None or said.failed is None or said.failed.digest != digest
 
-    # -- statuses ------------------------------------------------------------------------------------------------------
+    # -- statuses -------------------------------------------------------------------------------
 
     def told(self, before: Rollout, after: Rollout) -> None:
         """A rollout's status has been written."""
@@ -234,16 +286,28 @@ class Judge:
         status, tenants = rollout.status, self.world.tenants
         for version in (status.target, status.stable, status.previous, *status.held):
             if version.digest and tenants.get(version.digest) != rollout.namespace:
-                self.fails("tenants never mix", f"{rollout.namespace}/{rollout.name} names {version.digest}")
+                self.fails(
+                    "tenants never mix",
+                    f"{rollout.namespace}/{rollout.name} names {version.digest}",
+                )
         for failure in status.failures:
             if failure.pod and not failure.pod.startswith(f"{rollout.namespace}-"):
-                self.fails("tenants never mix", f"{rollout.namespace}/{rollout.name} names the pod {failure.pod}")
+                self.fails(
+                    "tenants never mix",
+                    f"{rollout.namespace}/{rollout.name} names the pod {failure.pod}",
+                )
 
     def _versions(self, status: WeightRolloutStatus, ledger: RolloutRecord) -> None:
-        """Stable is what was complete last, and previous names only what was complete at some time."""
-        expected = status.target.digest if is_true(status.conditions, "Ready") else ledger.last_complete
+        """Stable is what was complete last, and previous names only what was complete at some
+        time.
+        """
+        expected = (
+            status.target.digest if is_true(status.conditions, "Ready") else ledger.last_complete
+        )
         if status.stable.digest != expected:
-            detail = f"{status.stable.digest or 'nothing'} is called so, not {expected or 'nothing'}"
+            detail = (
+                f"{status.stable.digest or 'nothing'} is called so, not {expected or 'nothing'}"
+            )
             self.fails("stable is what was complete", detail)
         if status.previous.digest and status.previous.digest not in ledger.completed:
             self.fails("previous names only what was complete", status.previous.digest)
@@ -263,16 +327,25 @@ class Judge:
             ledger.given_up = GivenUp(status.revision, status.target.digest, kind, policy)
 
     def _complete(self, rollout: Rollout) -> None:
-        """Complete only when every pod is Ready, by the status's own counts and by the pods that it could see."""
+        """Complete only when every pod is Ready, by the status's own counts and by the pods that it
+        could see.
+        """
         pods = rollout.status.pods
         if not 0 < pods.desired == pods.updated == pods.ready:
-            self.fails("Complete only when Ready", f"{pods.updated} updated, {pods.ready} ready of {pods.desired}")
+            self.fails(
+                "Complete only when Ready",
+                f"{pods.updated} updated, {pods.ready} ready of {pods.desired}",
+            )
         for pod in self.bench.own(rollout) if not self.world.zombie else ():
             seen: Pod | None = self.world.operator.cache.get("pod", pod.uid)
-            if seen is not None and seen.live and (not seen.ready or self.service.is_under_way(pod)):
+            if (
+                seen is not None
+                and seen.live
+                and (not seen.ready or self.service.is_under_way(pod))
+            ):
                 self.fails("Complete only when Ready", f"{pod.uid} is not")
 
-    # -- counting ------------------------------------------------------------------------------------------------------
+    # -- counting -------------------------------------------------------------------------------
 
     def _count_paths(self, before: Rollout, after: Rollout, ledger: RolloutRecord) -> None:
         old, new = before.status, after.status
@@ -291,7 +364,8 @@ class Judge:
             "goes on although pods failed": new.pods.failed > 0 and new.phase == "Activating",
             "leaves a crash loop out": "CrashLooping" in reasons,
             "works beside a node that refuses writes": bool(nodes) and new.pods.updated > 0,
-            "version that failed before is tried again": new.revision != old.revision and failed_before,
+            "version that failed before is tried again": new.revision != old.revision
+            and failed_before,
         }
         for name, happened in once.items():
             if happened and name not in ledger.seen:

@@ -1,4 +1,6 @@
-"""What a story is made of, drawn before it begins: who lives in the cluster, how they roll out, what is wrong with versions, a plot."""
+"""What a story is made of, drawn before it begins: who lives in the cluster, how they roll out,
+what is wrong with versions, a plot.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ class App:
 
 
 def apps(draw: random.Random) -> tuple[list[App], int]:
-    """Who lives in the cluster, and on how many nodes. Two namespaces have the same names for everything."""
+    """Who lives in the cluster, and on how many nodes. Two namespaces have the same names for
+    everything.
+    """
     if draw.random() < LARGE:
         return [App("team-a", "llm", 80), App("team-b", "llm", 25)], 20
     kinds = draw.choices(("one", "two", "three"), weights=(6, 3, 1))[0]
@@ -89,7 +93,7 @@ def flaw(draw: random.Random) -> Flaw | None:
     return Flaw(kind, draw.choice([100, 100, 60, 30]), draw.uniform(2.0, 30.0), draw.random() < 0.5)
 
 
-# -- plots -------------------------------------------------------------------------------------------------------------
+# -- plots --------------------------------------------------------------------------------------
 
 Moment = Callable[["Simulation"], bool]
 
@@ -132,11 +136,18 @@ class Plot:
                 for uid in own & set(sim.fleet.engines)
             )
         agents = [agent for agent in sim.fleet.agents.values() if agent is not None]
-        return any(m.failed is not None for agent in agents for uid, m in agent.engines.items() if uid in own)
+        return any(
+            m.failed is not None
+            for agent in agents
+            for uid, m in agent.engines.items()
+            if uid in own
+        )
 
 
 def plot(draw: random.Random) -> Plot:
     """One, in half of the stories."""
     if draw.random() < 0.5:
         return Plot()
-    return Plot(draw.choice(["commits", "fails"]), draw.choice(["back", "back", "on", "pause", "retry"]))
+    return Plot(
+        draw.choice(["commits", "fails"]), draw.choice(["back", "back", "on", "pause", "retry"])
+    )

@@ -1,8 +1,10 @@
-"""Whole rollouts by seed: a random cluster, a random story, random faults; then a last edit, and it must come to a good end.
+"""Whole rollouts by seed: a random cluster, a random story, random faults; then a last edit, and it
+must come to a good end.
 
-What happens is drawn from the seed alone, so a violation is repeated by its number. After the story the faults stop; the flaws of
-versions stay. Then every rollout is set to a version that every engine can take, back or onwards, and every living pod must come to
-serve it, whatever happened before: that is what a rollout is for.
+What happens is drawn from the seed alone, so a violation is repeated by its number. After the story
+the faults stop; the flaws of versions stay. Then every rollout is set to a version that every
+engine can take, back or onwards, and every living pod must come to serve it, whatever happened
+before: that is what a rollout is for.
 """
 
 from __future__ import annotations
@@ -61,10 +63,12 @@ class Simulation:
         self.operator = self._operator()
         self.judge = self.api.judge = Judge(self, self.ignored)
 
-    # -- the cluster ---------------------------------------------------------------------------------------------------
+    # -- the cluster ----------------------------------------------------------------------------
 
     def set_up(self, spec: WeightRolloutSpec | None = None, nodes: int = 0, pods: int = 0) -> None:
-        """Nodes, pods and rollouts, in an order that the seed decides; with ``spec`` one rollout and no surprises."""
+        """Nodes, pods and rollouts, in an order that the seed decides; with ``spec`` one rollout
+        and no surprises.
+        """
         if spec is None:
             self.apps, count = plan.apps(self.draw)
             self.plot = plan.plot(self.draw)
@@ -85,30 +89,48 @@ class Simulation:
             self.put_rollout(app, spec or plan.spec(self.draw, app))
 
     def add_version(self, namespace: str, name: str, content: str = "") -> None:
-        """A WeightVersion; the same name with other content is another object. The first one and the last never have a flaw."""
+        """A WeightVersion; the same name with other content is another object. The first one and
+        the last never have a flaw.
+        """
         self.serial += 1
-        uri, digest = f"file:///{namespace}/{name}-{self.serial}", content or f"sha256:{namespace}-{name}"
+        uri, digest = (
+            f"file:///{namespace}/{name}-{self.serial}",
+            content or f"sha256:{namespace}-{name}",
+        )
         self.fleet.contents[uri], self.tenants[digest] = digest, namespace
         if self.with_faults and name not in plan.GOOD and digest not in self.fleet.faults.flaws:
             flaw = plan.flaw(self.draw)
             if flaw is not None:
                 self.tell(f"   {digest} is {flaw}")
                 self.fleet.faults.flaws[digest] = flaw
-        written = WeightVersionSpec.from_dict({"model": "m", "version": name, "source": {"uri": uri}})
+        written = WeightVersionSpec.from_dict(
+            {"model": "m", "version": name, "source": {"uri": uri}}
+        )
         version = Version(f"version-{self.serial}", name, namespace, 1, "", written)
         self.api.put("version", f"{namespace}/{name}", version)
 
-    def put_rollout(self, app: App, spec: WeightRolloutSpec, name: str = "", retry: str = "") -> None:
+    def put_rollout(
+        self, app: App, spec: WeightRolloutSpec, name: str = "", retry: str = ""
+    ) -> None:
         """Create a rollout or change its spec."""
         key = f"{app.namespace}/{name or app.name}"
         known: Rollout | None = self.api.get("rollout", key)
         if known is None:
             self.serial += 1
             uid = f"{name or app.name}-{self.serial}"
-            known = Rollout(uid, name or app.name, app.namespace, 0, "", timestamps.show(self.now), spec)
+            known = Rollout(
+                uid, name or app.name, app.namespace, 0, "", timestamps.show(self.now), spec
+            )
         generation = known.generation + (spec != known.spec or not known.generation)
-        self.tell(f"-- {key}: {spec.version_ref.name}{', paused' if spec.paused else ''}{', retry' if retry else ''}")
-        self.api.put("rollout", key, replace(known, spec=spec, generation=generation, retry=retry or known.retry))
+        self.tell(
+            f"-- {key}: "
+            f"{spec.version_ref.name}{', paused' if spec.paused else ''}{', retry' if retry else ''}"
+        )
+        self.api.put(
+            "rollout",
+            key,
+            replace(known, spec=spec, generation=generation, retry=retry or known.retry),
+        )
 
     def rollouts(self) -> list[Rollout]:
         """As they stand."""
@@ -120,17 +142,25 @@ class Simulation:
         return found
 
     def replicate(self) -> None:
-        """ReplicaSets: as many pods as wanted, made at once when others begin to go, on nodes that are Ready."""
+        """ReplicaSets: as many pods as wanted, made at once when others begin to go, on nodes that
+        are Ready.
+        """
         for app in self.apps:
             pods = [pod for pod in self.fleet.pods() if pod.live and app.owns(pod)]
             for pod in pods[app.replicas :]:
                 self.fleet.kubelets.terminate(pod.uid)
-            ready = sorted(name for name, (_, node) in self.api.objects["node"].items() if node.ready)
+            ready = sorted(
+                name for name, (_, node) in self.api.objects["node"].items() if node.ready
+            )
             for _ in range(app.replicas - len(pods)):
                 if ready:
                     self.serial += 1
                     uid = f"{app.namespace}-{app.name}-{self.serial}"
-                    node = self.draw.choice(ready) if self.with_faults else ready[self.serial % len(ready)]
+                    node = (
+                        self.draw.choice(ready)
+                        if self.with_faults
+                        else ready[self.serial % len(ready)]
+                    )
                     labels = {"app": app.name, INJECT_LABEL: "true"}
                     self.fleet.kubelets.start_pod(Pod(uid, uid, app.namespace, node, labels))
 
@@ -142,9 +172,11 @@ class Simulation:
         self.operator.start()
 
     def _operator(self) -> Operator:
-        return Operator(self.api, self.fleet, self.draw, self.tell, conflicts=0.03 if self.with_faults else 0.0)
+        return Operator(
+            self.api, self.fleet, self.draw, self.tell, conflicts=0.03 if self.with_faults else 0.0
+        )
 
-    # -- time ----------------------------------------------------------------------------------------------------------
+    # -- time -----------------------------------------------------------------------------------
 
     def run(self) -> Simulation:
         """The whole story. Raises `Violated`."""
@@ -164,7 +196,9 @@ class Simulation:
                 endings.come_to_rest(self)
             endings.come_to_a_good_end(self)
         except Violated as violation:
-            raise Violated(violation.name, f"{violation.detail} (seed {self.seed}, {self.now:%H:%M:%S})") from violation
+            raise Violated(
+                violation.name, f"{violation.detail} (seed {self.seed}, {self.now:%H:%M:%S})"
+            ) from violation
         return self
 
     def step(self, seconds: float = 0.0) -> None:
@@ -180,19 +214,23 @@ class Simulation:
         except Ended:
             self.restart_operator()
         self.judge.step()
-        idle = before == self.api.version and not self.operator.dirty and not self.operator.is_behind
+        idle = (
+            before == self.api.version and not self.operator.dirty and not self.operator.is_behind
+        )
         idle = idle and not self.fleet.hesitates
         self.idle_steps = self.idle_steps + 1 if idle else 0
 
     def steps(self, most: int, done: Callable[[], bool], *, hastens: bool = False) -> bool:
-        """Steps until something is so; time goes faster while nothing happens. Whether it came to be."""
+        """Steps until something is so; time goes faster while nothing happens. Whether it came to
+        be.
+        """
         for _ in range(most):
             if done():
                 return True
             self.step(seconds=40.0 if hastens and self.idle_steps > IDLE_STEPS else 0.0)
         return done()
 
-    # -- for those who look -----------------------------------------------------------------------------------
+    # -- for those who look ---------------------------------------------------------------------
 
     def digest(self, app: App, name: str) -> str:
         """A version's digest, whether or not the operator knows it already."""
@@ -200,6 +238,8 @@ class Simulation:
         return self.fleet.contents[version.spec.source.uri] if version is not None else ""
 
 
-def simulate(seed: int, tell: Callable[[str], None] = silence, ignored: Collection[str] = ()) -> Simulation:
+def simulate(
+    seed: int, tell: Callable[[str], None] = silence, ignored: Collection[str] = ()
+) -> Simulation:
     """One seed's story, to its end. Raises `Violated`."""
     return Simulation(seed, tell, ignored=ignored).run()

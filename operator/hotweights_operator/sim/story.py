@@ -44,7 +44,7 @@ def _change(sim: Simulation, app: App | None = None, **update: object) -> bool:
     return True
 
 
-# -- people ------------------------------------------------------------------------------------------------------------
+# -- people -------------------------------------------------------------------------------------
 
 
 def version_changes(sim: Simulation) -> bool:
@@ -106,7 +106,9 @@ def retry_is_asked(sim: Simulation) -> bool:
 
 def policy_changes(sim: Simulation) -> bool:
     """More failures are allowed, or fewer."""
-    policy = FailurePolicy(max_failed=sim.draw.choice([0, 1, 2, 5]), action=sim.draw.choice(["Pause", "Abort"]))
+    policy = FailurePolicy(
+        max_failed=sim.draw.choice([0, 1, 2, 5]), action=sim.draw.choice(["Pause", "Abort"])
+    )
     return _change(sim, failure_policy=policy)
 
 

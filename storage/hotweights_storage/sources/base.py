@@ -1,6 +1,7 @@
 """What a source is, and the registry that finds one by its URI's scheme.
 
-A source is read by a pool of threads in large pieces; who reads decides which and in what order. Nothing here knows tensors.
+A source is read by a pool of threads in large pieces; who reads decides which and in what order.
+Nothing here knows tensors.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from hotweights_storage.errors import SourceRefused
 class Source(Protocol):
     """An open checkpoint folder, wherever it is.
 
-    `files` first, then any number of `read_into` from any number of threads, then `close` (after which nothing may be called;
-    as a context manager it closes itself). Pieces are best asked for on page boundaries, into page-aligned memory: a source may
-    use that, none demands it. Errors are `SourceRefused` and `SourceUnavailable`; after one, other files may still be read.
+    `files` first, then any number of `read_into` from any number of threads, then `close` (after
+    which nothing may be called; as a context manager it closes itself). Pieces are best asked for
+    on page boundaries, into page-aligned memory: a source may use that, none demands it. Errors are
+    `SourceRefused` and `SourceUnavailable`; after one, other files may still be read.
     """
 
     uri: str
@@ -27,10 +29,14 @@ class Source(Protocol):
         """Names and sizes of the regular files directly in the folder."""
 
     def read_into(self, file: str, offset: int, into: memoryview) -> int:
-        """Fill ``into`` with the file's bytes from ``offset``; how many there were: fewer only where the file ends."""
+        """Fill ``into`` with the file's bytes from ``offset``; how many there were: fewer only
+        where the file ends.
+        """
 
     def check_unchanged(self) -> None:
-        """Raise `SourceUnavailable` (SourceChanged) if a file that was read looks different from when it was opened."""
+        """Raise `SourceUnavailable` (SourceChanged) if a file that was read looks different from
+        when it was opened.
+        """
 
     def close(self) -> None:
         """Let go of everything."""
@@ -38,7 +44,10 @@ class Source(Protocol):
     def __enter__(self) -> Self: ...
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
 
@@ -60,7 +69,9 @@ class Sources:
         opener = self._openers.get(urlsplit(uri).scheme)
         if opener is None:
             known = ", ".join(f"{scheme}://" for scheme in sorted(self._openers))
-            raise SourceRefused(f"{uri}: no source of this kind; this installation reads {known}", "UnknownScheme")
+            raise SourceRefused(
+                f"{uri}: no source of this kind; this installation reads {known}", "UnknownScheme"
+            )
         return opener.open(uri, namespace)
 
 

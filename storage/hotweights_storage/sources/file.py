@@ -1,9 +1,10 @@
 """Checkpoints in folders of this node: ``file:///path`` and ``pvc://claim/path``.
 
-The installation says which roots may be read and which namespaces may name them; everything else is refused, also through
-links. A file that is in the page cache is read from there; otherwise past it (O_DIRECT), which costs a fraction of the CPU,
-unless the first reads, which try both, show that going through the cache is far quicker on this file system. Nothing is ever
-mapped: a file that shrinks under a mapping kills.
+The installation says which roots may be read and which namespaces may name them; everything else is
+refused, also through links. A file that is in the page cache is read from there; otherwise past it
+(O_DIRECT), which costs a fraction of the CPU, unless the first reads, which try both, show that
+going through the cache is far quicker on this file system. Nothing is ever mapped: a file that
+shrinks under a mapping kills.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Root:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Where a PersistentVolumeClaim is mounted for us. Like the claim itself, it belongs to one namespace."""
+    """Where a PersistentVolumeClaim is mounted for us. Like the claim itself, it belongs to one
+    namespace.
+    """
 
     namespace: str
     name: str
@@ -63,11 +66,15 @@ class FileOpener:
         path = Path(_checked_path(uri))
         below = [root for root in self._roots if path.is_relative_to(root.path)]
         if not below:
-            raise SourceRefused(f"{uri}: under none of the allowed source roots; add its root to the installation's")
+            raise SourceRefused(
+                f"{uri}: under none of the allowed source roots; add its root to the installation's"
+            )
         for root in below:
             if ANY_NAMESPACE in root.namespaces or namespace in root.namespaces:
                 return _source_beneath(uri, root.path, str(path.relative_to(root.path)))
-        raise SourceRefused(f"{uri}: its root is not open to namespace {namespace}; add the namespace to that root")
+        raise SourceRefused(
+            f"{uri}: its root is not open to namespace {namespace}; add the namespace to that root"
+        )
 
 
 class ClaimOpener:
@@ -81,31 +88,46 @@ class ClaimOpener:
         claim = urlsplit(uri).netloc
         path = self._paths.get((namespace, claim))
         if path is None:
-            text = f"claim {claim} of namespace {namespace} is not mounted into the agents; add it to the installation"
+            text = (
+                f"claim {claim} of namespace {namespace} is not mounted into the agents; add it "
+                "to the installation"
+            )
             raise SourceRefused(f"{uri}: {text}")
         return _source_beneath(uri, path, _checked_path(uri).strip("/"))
 
 
 def open_folder(path: Path) -> FileSource:
-    """A folder that the caller itself named, with the caller's own rights: no root, links lead anywhere."""
+    """A folder that the caller itself named, with the caller's own rights: no root, links lead
+    anywhere.
+    """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
         raise SourceUnavailable(f"{path} {what}; name the folder that holds the checkpoint")
-    return FileSource("file://" + quote(str(path.resolve())), lambda name, flags: os.open(path / (name or "."), flags))
+    return FileSource(
+        "file://" + quote(str(path.resolve())),
+        lambda name, flags: os.open(path / (name or "."), flags),
+    )
 
 
 def _checked_path(uri: str) -> str:
     parts = urlsplit(uri)
     if parts.query or parts.fragment or "?" in uri or "#" in uri:
-        raise SourceRefused(f"{uri}: has a query or a fragment; write ? as %3F and # as %23 in a path", "BadURI")
+        raise SourceRefused(
+            f"{uri}: has a query or a fragment; write ? as %3F and # as %23 in a path", "BadURI"
+        )
     path = unquote(parts.path)
     if not path.isprintable() or ".." in path.split("/"):
-        raise SourceRefused(f"{uri!a}: the path has '..' or unprintable characters; write it out", "BadURI")
+        raise SourceRefused(
+            f"{uri!a}: the path has '..' or unprintable characters; write it out", "BadURI"
+        )
     return path
 
 
 def _source_beneath(uri: str, root: Path, relative: str) -> FileSource:
-    source = FileSource(uri, lambda name, flags: open_beneath(root, f"{relative}/{name}" if name else relative, flags))
+    source = FileSource(
+        uri,
+        lambda name, flags: open_beneath(root, f"{relative}/{name}" if name else relative, flags),
+    )
     source.files()  # says now, not later, if it is not there or leads out of its root
     return source
 
@@ -122,7 +144,9 @@ class FileSource:
     """A folder. See `Source`."""
 
     def __init__(self, uri: str, opened: Callable[[str, int], int]) -> None:
-        """``opened`` opens a name in the folder ('' is the folder) with the flags that it is given."""
+        """``opened`` opens a name in the folder ('' is the folder) with the flags that it is
+        given.
+        """
         self.uri = uri
         self._opened = opened
         self._lock = threading.Lock()
@@ -149,7 +173,9 @@ class FileSource:
         try:
             done = _read(opened, offset, into, direct)
         except OSError as error:
-            raise SourceUnavailable(f"{self.uri}: {file}: {error.strerror}", "SourceUnreadable") from error
+            raise SourceUnavailable(
+                f"{self.uri}: {file}: {error.strerror}", "SourceUnreadable"
+            ) from error
         if cold and done:
             self._contest.count(direct, done, time.perf_counter() - began)
         return done
@@ -157,8 +183,13 @@ class FileSource:
     def check_unchanged(self) -> None:
         """See `Source`."""
         for name, opened in self._files.items():
-            if _identity(os.fstat(opened.fd)) != opened.identity or _identity(self._status(name)) != opened.identity:
-                text = f"{self.uri}: {name} changed while it was read; repeat when nobody writes to it"
+            if (
+                _identity(os.fstat(opened.fd)) != opened.identity
+                or _identity(self._status(name)) != opened.identity
+            ):
+                text = (
+                    f"{self.uri}: {name} changed while it was read; repeat when nobody writes to it"
+                )
                 raise SourceUnavailable(text, "SourceChanged")
 
     def close(self) -> None:
@@ -173,7 +204,10 @@ class FileSource:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -199,7 +233,9 @@ class FileSource:
             text = f"{where}: a link leads out of the allowed root; put the file itself there"
             raise SourceRefused(text) from error
         except FileNotFoundError as error:
-            raise SourceUnavailable(f"{where}: does not exist on this node; check the path and the mount") from error
+            raise SourceUnavailable(
+                f"{where}: does not exist on this node; check the path and the mount"
+            ) from error
         except OSError as error:
             raise SourceUnavailable(f"{where}: {error.strerror}", "SourceUnreadable") from error
 
@@ -211,17 +247,23 @@ class FileSource:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 os.close(fd)
-                raise SourceRefused(f"{self.uri}: {name} is not a regular file; put the file itself there")
+                raise SourceRefused(
+                    f"{self.uri}: {name} is not a regular file; put the file itself there"
+                )
             direct_fd = -1
             with suppress(OSError):
                 if linux.O_DIRECT:
-                    direct_fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | linux.O_DIRECT | os.O_CLOEXEC)
+                    direct_fd = os.open(
+                        f"/proc/self/fd/{fd}", os.O_RDONLY | linux.O_DIRECT | os.O_CLOEXEC
+                    )
             opened = self._files[name] = _OpenFile(fd, direct_fd, status.st_size, _identity(status))
             return opened
 
 
 class _FasterRead:
-    """Which kind of cold read is quicker here: both have a few trials, then one stays. Guesses on a tie of threads are harmless."""
+    """Which kind of cold read is quicker here: both have a few trials, then one stays. Guesses on a
+    tie of threads are harmless.
+    """
 
     def __init__(self) -> None:
         self._begun = {True: 0, False: 0}
@@ -264,7 +306,9 @@ def _read(opened: _OpenFile, offset: int, into: memoryview, direct: bool) -> int
 
 
 def _is_cached(opened: _OpenFile, offset: int) -> bool:
-    """Whether the page at ``offset`` is in memory: read it on condition that nothing has to wait."""
+    """Whether the page at ``offset`` is in memory: read it on condition that nothing has to
+    wait.
+    """
     try:
         return os.preadv(opened.fd, [bytearray(1)], offset, os.RWF_NOWAIT) == 1
     except OSError:  # not in memory, or the file system cannot say

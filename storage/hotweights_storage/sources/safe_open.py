@@ -1,8 +1,10 @@
-"""Opens files beneath a folder, and never anything outside of it, whatever links somebody puts there, and whenever.
+"""Opens files beneath a folder, and never anything outside of it, whatever links somebody puts
+there, and whenever.
 
-The kernel does it with ``openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)``; links that stay beneath the folder are followed
-(the Hugging Face cache consists of them). Where that call is missing or filtered, the resolved path is compared and then
-walked again from the folder's descriptor, following no link at all, so that nothing can change in between.
+The kernel does it with ``openat2(RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS)``; links that stay
+beneath the folder are followed (the Hugging Face cache consists of them). Where that call is
+missing or filtered, the resolved path is compared and then walked again from the folder's
+descriptor, following no link at all, so that nothing can change in between.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_beneath(root: Path, relative: str, flags: int) -> int:
-    """A descriptor of ``root/relative``. `Escapes` if that is elsewhere, else the usual `OSError`."""
+    """A descriptor of ``root/relative``. `Escapes` if that is elsewhere, else the usual
+    `OSError`.
+    """
     root_fd = os.open(root, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         if not linux.IS_LINUX:
@@ -70,7 +74,9 @@ def walk_beneath(root: Path, root_fd: int, relative: str, flags: int) -> int:
     at = os.dup(root_fd)
     try:
         for folder in folders:
-            below = os.open(folder, linux.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            below = os.open(
+                folder, linux.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at
+            )
             os.close(at)
             at = below
         return os.open(last, flags | os.O_NOFOLLOW, dir_fd=at)

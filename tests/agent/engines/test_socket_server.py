@@ -77,7 +77,9 @@ class Served:
 
 @pytest.fixture
 async def served(folder: Path) -> AsyncIterator[Served]:
-    found = Served(folder, Limits(hello_seconds=0.3, send_seconds=0.5, max_strangers=4, max_queued_frames=8))
+    found = Served(
+        folder, Limits(hello_seconds=0.3, send_seconds=0.5, max_strangers=4, max_queued_frames=8)
+    )
     await found.server.start()
     yield found
     await found.server.close()
@@ -106,7 +108,9 @@ async def test_a_process_with_a_good_token_is_welcome_and_heard(served: Served) 
     await until(lambda: isinstance(served.heard[-1], Disconnected))
 
 
-@pytest.mark.parametrize(("token", "reason"), [("bad", "TokenInvalid"), ("", "TokenInvalid"), ("away", "Busy")])
+@pytest.mark.parametrize(
+    ("token", "reason"), [("bad", "TokenInvalid"), ("", "TokenInvalid"), ("away", "Busy")]
+)
 async def test_others_are_refused_and_never_heard(served: Served, token: str, reason: str) -> None:
     assert (await refusal(served, frames.Hello(role="server", token=token))).reason == reason
     assert served.heard == []
@@ -142,7 +146,10 @@ async def test_one_pod_cannot_take_every_connection(folder: Path) -> None:
     await served.server.start()
     ours = [await served.enter(rank=rank, world_size=16) for rank in range(8)]
     answer = await refusal(served, frames.Hello(role="rank", token="good", rank=8, world_size=16))
-    assert (answer.reason, answer.message) == ("TooManyConnections", "pod ns/vllm-0 has 8 connections already")
+    assert (answer.reason, answer.message) == (
+        "TooManyConnections",
+        "pod ns/vllm-0 has 8 connections already",
+    )
     others = await served.enter("other")
     ours.pop().close()
     await until(lambda: isinstance(served.heard[-1], Disconnected))
@@ -163,7 +170,9 @@ async def test_strangers_that_say_nothing_give_way_to_whoever_says_hello(served:
         sock.close()
 
 
-async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_has(folder: Path) -> None:
+async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_has(
+    folder: Path,
+) -> None:
     served = Served(folder, Limits(frames_per_second=20))
     await served.server.start()
     talkers = [await served.enter(rank=rank, world_size=4) for rank in range(4)]
@@ -181,9 +190,12 @@ async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_h
 
 
 @pytest.mark.parametrize("number", [10**30, -1, 2**53])
-async def test_a_number_that_cannot_be_meant_is_refused_and_never_heard(served: Served, number: int) -> None:
+async def test_a_number_that_cannot_be_meant_is_refused_and_never_heard(
+    served: Served, number: int
+) -> None:
     process = Process(
-        served.server.path, frames.Hello(role="server", token="good", state="Serving", commit_token=number)
+        served.server.path,
+        frames.Hello(role="server", token="good", state="Serving", commit_token=number),
     )
     answer = await process.open()
     assert isinstance(answer, frames.Refused)
@@ -206,10 +218,15 @@ def left(folder: Path) -> None:
     dead.close()
 
 
-async def test_the_socket_can_be_reached_by_everybody_and_replaces_a_dead_one(folder: Path, left: None) -> None:
+async def test_the_socket_can_be_reached_by_everybody_and_replaces_a_dead_one(
+    folder: Path, left: None
+) -> None:
     served = Served(folder, Limits())
     await served.server.start()
-    assert [stat.S_IMODE(os.stat(p).st_mode) for p in (folder, served.server.path)] == [0o755, 0o666]  # noqa: PTH116
+    assert [stat.S_IMODE(p.stat().st_mode) for p in (folder, served.server.path)] == [
+        0o755,
+        0o666,
+    ]
     (await served.enter()).close()
     await served.server.close()
     assert os.listdir(folder) == []  # noqa: PTH208
@@ -226,7 +243,11 @@ async def test_memory_goes_out_in_pieces_and_is_unpinned(served: Served) -> None
         count += len(fds)
         for fd in fds:
             os.close(fd)
-    assert received == [frames.Prepare(5, "sha256:x", 599), frames.MoreSlabs(5), frames.MoreSlabs(5)]
+    assert received == [
+        frames.Prepare(5, "sha256:x", 599),
+        frames.MoreSlabs(5),
+        frames.MoreSlabs(5),
+    ]
     await until(lambda: image.released == 1)
     served.server.send_prepare(77, 6, "sha256:x", gone := Pinned(1))
     assert gone.released == 1
@@ -252,11 +273,19 @@ async def test_a_process_that_takes_nothing_is_let_go(served: Served) -> None:
             st.binary(min_size=1, max_size=300),
             st.recursive(
                 st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-                lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+                lambda inner: (
+                    st.lists(inner, max_size=3)
+                    | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+                ),
                 max_leaves=8,
             ).map(lambda body: json.dumps(body).encode()),
             st.sampled_from(
-                [b'{"op":"hello","token":{}}', b'{"op":"hello","token":"bad"}', b'{"op":""}', b"[" * 60000]
+                [
+                    b'{"op":"hello","token":{}}',
+                    b'{"op":"hello","token":"bad"}',
+                    b'{"op":""}',
+                    b"[" * 60000,
+                ]
             ),
         ),
         min_size=1,
@@ -281,11 +310,19 @@ async def test_nonsense_ends_its_own_connection_and_nothing_else(
     (await served.enter()).close()
 
 
-# -- who a token belongs to ----------------------------------------------------------------------------------------------
+# -- who a token belongs to ---------------------------------------------------------------------
 
 
 def identity(node: str = "node-a", uid: str = "uid-1") -> Identity:
-    return Identity("system:serviceaccount:ns:default", "ns", "default", ("hotweights-agent",), "vllm-0", uid, node)
+    return Identity(
+        "system:serviceaccount:ns:default",
+        "ns",
+        "default",
+        ("hotweights-agent",),
+        "vllm-0",
+        uid,
+        node,
+    )
 
 
 class Api:

@@ -1,4 +1,6 @@
-"""Agents as real processes, with the rights and policies of the chart, against a real API server; engines are played."""
+"""Agents as real processes, with the rights and policies of the chart, against a real API server;
+engines are played.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def pod_body(name: str, node: str, namespace: str, account: str) -> Body:
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": name, "namespace": namespace, "labels": {"app": "vllm"}},
-        "spec": {"nodeName": node, "serviceAccountName": account, "containers": [{"name": "c", "image": "i"}]},
+        "spec": {
+            "nodeName": node,
+            "serviceAccountName": account,
+            "containers": [{"name": "c", "image": "i"}],
+        },
     }
 
 
@@ -53,14 +59,23 @@ class Cluster:
         self.plane, self.kubectl = plane, kubectl
         self.pods: dict[str, Body] = {}
         for node in NODES:
-            self.node = kubectl.create({"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}})
-            self.pods[f"agent-{node}"] = kubectl.create(pod_body(f"agent-{node}", node, NAMESPACE, ACCOUNT))
+            self.node = kubectl.create(
+                {"apiVersion": "v1", "kind": "Node", "metadata": {"name": node}}
+            )
+            self.pods[f"agent-{node}"] = kubectl.create(
+                pod_body(f"agent-{node}", node, NAMESPACE, ACCOUNT)
+            )
             for number in (0, 1):
                 name = f"vllm-{node}-{number}"
                 self.pods[name] = kubectl.create(pod_body(name, node, "default", "default"))
             metadata = {"name": node, "namespace": NAMESPACE}
             kubectl.create(
-                {"apiVersion": "hotweights.dev/v1alpha1", "kind": "NodeWeights", "metadata": metadata, "spec": {}}
+                {
+                    "apiVersion": "hotweights.dev/v1alpha1",
+                    "kind": "NodeWeights",
+                    "metadata": metadata,
+                    "spec": {},
+                }
             )
 
     def token(self, pod: str, audience: str = "") -> str:
@@ -91,7 +106,9 @@ async def admin(cluster: Cluster) -> AsyncIterator[Api]:
 class AgentProcess:
     """``python -m hotweights_agent`` for one node; what it keeps on disk outlives it."""
 
-    def __init__(self, cluster: Cluster, node: str, folder: Path, roots: Path, **changes: object) -> None:
+    def __init__(
+        self, cluster: Cluster, node: str, folder: Path, roots: Path, **changes: object
+    ) -> None:
         """``changes``: of its settings."""
         self.node = node
         self.run_folder = folder / "r"
@@ -100,7 +117,9 @@ class AgentProcess:
         state.mkdir(parents=True)
         kubeconfig, token = state / "kubeconfig", state / "peer-token"
         credentials, url = cluster.plane.credentials, cluster.plane.url
-        paths.write_atomically(kubeconfig, credentials.kubeconfig(url, cluster.token(f"agent-{node}")), 0o600)
+        paths.write_atomically(
+            kubeconfig, credentials.kubeconfig(url, cluster.token(f"agent-{node}")), 0o600
+        )
         token.write_text(cluster.token(f"agent-{node}", "hotweights-peer"))
         config = state / "config.yaml"
         settings = {
@@ -202,12 +221,26 @@ def digests(checkpoints: Path) -> dict[str, str]:
 class Operator:
     """Writes one node's spec, as the operator does."""
 
-    def __init__(self, cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str], node: str) -> None:
-        self.cluster, self.admin, self.checkpoints, self.digests, self.node = cluster, admin, checkpoints, digests, node
+    def __init__(
+        self, cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str], node: str
+    ) -> None:
+        self.cluster, self.admin, self.checkpoints, self.digests, self.node = (
+            cluster,
+            admin,
+            checkpoints,
+            digests,
+            node,
+        )
 
     def item(self, version: str, **changes: object) -> Body:
         uri = f"file://{self.checkpoints / version}"
-        item = {"digest": self.digests[version], "namespace": "default", "model": "m", "version": version, "uri": uri}
+        item = {
+            "digest": self.digests[version],
+            "namespace": "default",
+            "model": "m",
+            "version": version,
+            "uri": uri,
+        }
         return {**item, **changes}
 
     def pod(self, number: int, token: int, version: str = "", prepare: str = "") -> Body:
@@ -222,15 +255,21 @@ class Operator:
             "prepare": self.digests.get(prepare, ""),
         }
 
-    async def write(self, stage: list[Body], pods: list[Body], resolve: list[Body] | None = None) -> None:
+    async def write(
+        self, stage: list[Body], pods: list[Body], resolve: list[Body] | None = None
+    ) -> None:
         rollout = {"uid": "r", "namespace": "default", "name": "r", "stage": stage, "pods": pods}
         spec = {"rollouts": [rollout], "resolve": resolve or []}
         await self.admin.merge_patch(NODE_WEIGHTS, self.node, {"spec": spec}, namespace=NAMESPACE)
 
     async def forget(self) -> None:
-        """Empty the node's status: what an earlier test's agent wrote last says nothing of the one that starts now."""
+        """Empty the node's status: what an earlier test's agent wrote last says nothing of the one
+        that starts now.
+        """
         patch: Body = {"status": None}
-        await self.admin.merge_patch(NODE_WEIGHTS, self.node, patch, namespace=NAMESPACE, subresource="status")
+        await self.admin.merge_patch(
+            NODE_WEIGHTS, self.node, patch, namespace=NAMESPACE, subresource="status"
+        )
 
     async def status(self) -> Body:
         body = await self.admin.get(NODE_WEIGHTS, self.node, NAMESPACE)
@@ -266,11 +305,18 @@ class Operator:
             found = next((c for c in conditions if c["type"] == GATE), None)
             labels = body["metadata"]["labels"]
             digest = self.digests.get(version, "")[7:23]
-            right = (labels.get("hotweights.dev/version", ""), labels.get("hotweights.dev/digest", "")) == (
+            right = (
+                labels.get("hotweights.dev/version", ""),
+                labels.get("hotweights.dev/digest", ""),
+            ) == (
                 version,
                 digest,
             )
-            return found if found and found["status"] == gate and right and reason in ("", found["reason"]) else None
+            return (
+                found
+                if found and found["status"] == gate and right and reason in ("", found["reason"])
+                else None
+            )
 
         return dict(await eventually(look))
 
@@ -290,7 +336,9 @@ async def eventually(look: Callable[[], Any], seconds: float = 40.0) -> Any:
 
 
 @pytest.fixture
-async def a(cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str]) -> AsyncIterator[Operator]:
+async def a(
+    cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str]
+) -> AsyncIterator[Operator]:
     operator = Operator(cluster, admin, checkpoints, digests, NODES[0])
     await operator.forget()
     yield operator
@@ -298,7 +346,9 @@ async def a(cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, 
 
 
 @pytest.fixture
-async def b(cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str]) -> AsyncIterator[Operator]:
+async def b(
+    cluster: Cluster, admin: Api, checkpoints: Path, digests: dict[str, str]
+) -> AsyncIterator[Operator]:
     operator = Operator(cluster, admin, checkpoints, digests, NODES[1])
     await operator.forget()
     yield operator
@@ -320,10 +370,16 @@ async def connect(agent: AgentProcess, cluster: Cluster, pod: str, **changes: An
     raise AssertionError("the agent does not listen")
 
 
-async def test_from_the_source_to_the_gate_and_back(cluster: Cluster, a: Operator, launch: Launch) -> None:
+async def test_from_the_source_to_the_gate_and_back(
+    cluster: Cluster, a: Operator, launch: Launch
+) -> None:
     agent = launch(a.node)
     item = a.item("v1")
-    resolve = {"uid": "w1", "name": "w1", **{k: item[k] for k in ("namespace", "model", "version", "uri")}}
+    resolve = {
+        "uid": "w1",
+        "name": "w1",
+        **{k: item[k] for k in ("namespace", "model", "version", "uri")},
+    }
     await a.write([], [], [resolve])
 
     async def resolved() -> Any:
@@ -352,7 +408,9 @@ async def test_from_the_source_to_the_gate_and_back(cluster: Cluster, a: Operato
     assert agent.stop() == 0
 
 
-async def test_a_pod_without_a_version_keeps_what_it_booted(cluster: Cluster, a: Operator, launch: Launch) -> None:
+async def test_a_pod_without_a_version_keeps_what_it_booted(
+    cluster: Cluster, a: Operator, launch: Launch
+) -> None:
     agent = launch(a.node)
     await a.write([], [a.pod(1, 1)])
     engine = await connect(agent, cluster, f"vllm-{a.node}-1")
@@ -361,7 +419,9 @@ async def test_a_pod_without_a_version_keeps_what_it_booted(cluster: Cluster, a:
     await engine.stop()
 
 
-async def test_a_node_pulls_from_its_parent_and_from_nobody_else(a: Operator, b: Operator, launch: Launch) -> None:
+async def test_a_node_pulls_from_its_parent_and_from_nobody_else(
+    a: Operator, b: Operator, launch: Launch
+) -> None:
     launch(a.node)
     child = launch(b.node)
     await a.write([a.item("v1")], [])
@@ -370,12 +430,16 @@ async def test_a_node_pulls_from_its_parent_and_from_nobody_else(a: Operator, b:
     await b.write([b.item("v1", uri="file:///nowhere", parents=[parent])], [])
     found = await b.staged("v1")
     assert found["bytesFetched"] == found["bytesTotal"] == 8 * 2**20
-    fetched = re.search(r'hotweights_agent_fetched_bytes_total\{transport="tcp"\} (\S+)', child.metrics())
+    fetched = re.search(
+        r'hotweights_agent_fetched_bytes_total\{transport="tcp"\} (\S+)', child.metrics()
+    )
     assert fetched is not None
     assert float(fetched[1]) == 8 * 2**20
 
 
-async def test_pods_of_other_nodes_and_other_tokens_are_refused(cluster: Cluster, a: Operator, launch: Launch) -> None:
+async def test_pods_of_other_nodes_and_other_tokens_are_refused(
+    cluster: Cluster, a: Operator, launch: Launch
+) -> None:
     agent = launch(a.node)
     engine = await connect(agent, cluster, f"vllm-{a.node}-0")
     await engine.stop()
@@ -390,7 +454,9 @@ async def test_pods_of_other_nodes_and_other_tokens_are_refused(cluster: Cluster
         assert [getattr(answer, "reason", "") for answer in answers] == [reason, reason]
 
 
-async def test_an_agent_restarts_and_nothing_is_committed_anew(cluster: Cluster, a: Operator, launch: Launch) -> None:
+async def test_an_agent_restarts_and_nothing_is_committed_anew(
+    cluster: Cluster, a: Operator, launch: Launch
+) -> None:
     agent = launch(a.node)
     await a.write([a.item("v1")], [a.pod(0, 11, "v1")])
     engine = await connect(agent, cluster, f"vllm-{a.node}-0")
@@ -399,11 +465,17 @@ async def test_an_agent_restarts_and_nothing_is_committed_anew(cluster: Cluster,
     agent.stop(signal.SIGKILL)
     await engine.stop()
     agent.start()
-    again = await connect(agent, cluster, f"vllm-{a.node}-0", state="Serving", digest=a.digests["v1"], commit_token=11)
+    again = await connect(
+        agent, cluster, f"vllm-{a.node}-0", state="Serving", digest=a.digests["v1"], commit_token=11
+    )
 
     async def restarted() -> Any:
         status = await a.status()
-        return status if status["bootID"] != boot and status["staged"][0]["phase"] == "Staged" else None
+        return (
+            status
+            if status["bootID"] != boot and status["staged"][0]["phase"] == "Staged"
+            else None
+        )
 
     assert (await eventually(restarted))["engines"][0]["digest"] == a.digests["v1"]
     await a.shown(0, "True", "v1")
@@ -429,7 +501,9 @@ async def test_sigkill_while_staging(a: Operator, launch: Launch) -> None:
     assert (await a.staged("big"))["bytesDone"] == 24 * 2**25
 
 
-async def test_the_api_server_is_away_and_a_container_restarts(cluster: Cluster, a: Operator, launch: Launch) -> None:
+async def test_the_api_server_is_away_and_a_container_restarts(
+    cluster: Cluster, a: Operator, launch: Launch
+) -> None:
     agent = launch(a.node)
     await a.write([a.item("v1"), a.item("v2")], [a.pod(0, 21, "v2")])
     engine = await connect(agent, cluster, f"vllm-{a.node}-0")
@@ -485,13 +559,18 @@ async def test_a_broadcast_to_both(a: Operator, b: Operator, launch: Launch) -> 
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-async def test_a_broadcast_that_loses_a_node(a: Operator, b: Operator, launch: Launch, killed: int) -> None:
+async def test_a_broadcast_that_loses_a_node(
+    a: Operator, b: Operator, launch: Launch, killed: int
+) -> None:
     agents = [launch(node, **PATIENT) for node in NODES]
     await together(a, b, "big", f"loses {killed}")
     victim = (a, b)[killed]
 
     async def flows() -> Any:
-        return any(0 < staged["bytesDone"] < staged["bytesTotal"] for staged in (await b.status()).get("staged", []))
+        return any(
+            0 < staged["bytesDone"] < staged["bytesTotal"]
+            for staged in (await b.status()).get("staged", [])
+        )
 
     await eventually(flows)
     agents[killed].stop(signal.SIGKILL)

@@ -126,7 +126,12 @@ class Pods:
         self.told: list[tuple[str, str]] = []
 
     def body(self) -> Any:
-        metadata = {"uid": "uid", "name": "vllm-0", "resourceVersion": str(self.version), "labels": dict(self.labels)}
+        metadata = {
+            "uid": "uid",
+            "name": "vllm-0",
+            "resourceVersion": str(self.version),
+            "labels": dict(self.labels),
+        }
         return {"metadata": metadata, "status": {"conditions": list(self.conditions)}}
 
     async def apply(self, body: Any) -> Any:
@@ -134,15 +139,21 @@ class Pods:
             raise self.errors.pop(0)
         self.writes += 1
         self.version += 1
-        self.labels = {k: v for k, v in self.labels.items() if "hotweights" not in k} | body["metadata"]["labels"]
-        self.conditions = [c for c in self.conditions if c["type"] != GATE] + body["status"]["conditions"]
+        self.labels = {k: v for k, v in self.labels.items() if "hotweights" not in k} | body[
+            "metadata"
+        ]["labels"]
+        self.conditions = [c for c in self.conditions if c["type"] != GATE] + body["status"][
+            "conditions"
+        ]
         return self.body()
 
     async def tell(self, uid: str, label: str) -> None:
         self.told.append((uid, label))
 
     def pod_status(self) -> PodStatusWriter:
-        return PodStatusWriter(self.apply, self.tell, asyncio.get_running_loop().time, lambda: "t", resync_seconds=0.05)
+        return PodStatusWriter(
+            self.apply, self.tell, asyncio.get_running_loop().time, lambda: "t", resync_seconds=0.05
+        )
 
 
 async def test_gate_and_labels_come_in_one_write_and_are_told() -> None:
@@ -188,7 +199,9 @@ def test_the_transition_time_stays_while_the_status_does() -> None:
     first = patch_for(POD, ASSIGNED, None, "then")
     again = patch_for(POD, PodStatus(True, "Assigned", "serves v2", "v2", "2" * 16), first, "now")
     other = patch_for(POD, COMMITTING, first, "now")
-    times = [body["status"]["conditions"][0]["lastTransitionTime"] for body in (first, again, other)]
+    times = [
+        body["status"]["conditions"][0]["lastTransitionTime"] for body in (first, again, other)
+    ]
     assert times == ["then", "then", "now"]
     assert other["metadata"] == {"name": "vllm-0", "namespace": "ns", "uid": "uid", "labels": {}}
 
@@ -209,7 +222,9 @@ async def test_an_engine_that_changes_its_word_all_the_time_is_written_now_and_t
     assert written.bodies[-1]["staged"][0]["bytesDone"] == 999
 
 
-async def test_a_status_that_is_refused_for_long_is_trouble_and_one_that_nobody_takes_is_not() -> None:
+async def test_a_status_that_is_refused_for_long_is_trouble_and_one_that_nobody_takes_is_not() -> (
+    None
+):
     written, clock, results = Written(), Clock(), list[str]()
     writer = StatusWriter(written, clock, lambda: "t", PACE, counted=results.append)
     async with running(writer):

@@ -1,4 +1,6 @@
-"""The plugin's folders: whole, once, and there again after a reboot for the pods that still name them."""
+"""The plugin's folders: whole, once, and there again after a reboot for the pods that still name
+them.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def build(tmp_path: Path, content: str) -> Path:
 
 
 def start_agent(tmp_path: Path, run: Path, version: str) -> list[str]:
-    """What an agent of this version does with the folders; the earlier versions that it laid out."""
+    """What an agent of this version does with the folders; the earlier versions that it laid
+    out.
+    """
     built = build(tmp_path, version)
     again = plugin_folder.keep(built, tmp_path / "state" / "plugin", run, version)
     assert plugin_folder.install(built, run, version) == run / "plugin" / version
@@ -42,7 +46,10 @@ def reboot(run: Path) -> None:
 
 def laid_out(run: Path) -> dict[str, str]:
     """What pods find, by version."""
-    return {path.name: (path / "hotweights" / "a.py").read_text() for path in sorted((run / "plugin").iterdir())}
+    return {
+        path.name: (path / "hotweights" / "a.py").read_text()
+        for path in sorted((run / "plugin").iterdir())
+    }
 
 
 def test_earlier_versions_are_there_again_after_a_reboot(tmp_path: Path, run: Path) -> None:
@@ -54,14 +61,20 @@ def test_earlier_versions_are_there_again_after_a_reboot(tmp_path: Path, run: Pa
     assert start_agent(tmp_path, run, "0.3.0") == []
 
 
-def test_what_was_used_longest_ago_is_forgotten_and_what_runs_is_not_touched(tmp_path: Path, run: Path) -> None:
+def test_what_was_used_longest_ago_is_forgotten_and_what_runs_is_not_touched(
+    tmp_path: Path, run: Path
+) -> None:
     for number in range(KEPT_VERSIONS + 2):
         start_agent(tmp_path, run, f"0.{number}.0")
     start_agent(tmp_path, run, "0.2.0")  # rolled back
     assert len(laid_out(run)) == KEPT_VERSIONS + 2
     reboot(run)
     start_agent(tmp_path, run, "1.0.0")
-    assert set(laid_out(run)) == {"1.0.0", "0.2.0", *(f"0.{KEPT_VERSIONS + 1 - back}.0" for back in range(3))}
+    assert set(laid_out(run)) == {
+        "1.0.0",
+        "0.2.0",
+        *(f"0.{KEPT_VERSIONS + 1 - back}.0" for back in range(3)),
+    }
 
 
 def test_what_a_killed_agent_left_half_done_is_cleared_away(tmp_path: Path, run: Path) -> None:
@@ -75,7 +88,9 @@ def test_what_a_killed_agent_left_half_done_is_cleared_away(tmp_path: Path, run:
 def test_without_a_plugin_in_the_image_what_was_kept_is_laid_out(tmp_path: Path, run: Path) -> None:
     start_agent(tmp_path, run, "0.1.0")
     reboot(run)
-    assert plugin_folder.keep(tmp_path / "none", tmp_path / "state" / "plugin", run, "0.2.0") == ["0.1.0"]
+    assert plugin_folder.keep(tmp_path / "none", tmp_path / "state" / "plugin", run, "0.2.0") == [
+        "0.1.0"
+    ]
     assert plugin_folder.keep(tmp_path / "none", tmp_path / "nothing", run, "0.2.0") == []
 
 

@@ -20,7 +20,9 @@ from tests.agent.world import digest, item
 
 
 def saved(uid: str, token: int = 1) -> SavedAssignment:
-    return SavedAssignment(PodAssignment(uid=uid, name=uid, namespace="ns", token=token, digest=digest(1)), (item(1),))
+    return SavedAssignment(
+        PodAssignment(uid=uid, name=uid, namespace="ns", token=token, digest=digest(1)), (item(1),)
+    )
 
 
 def read(path: Path) -> StateFile:
@@ -69,7 +71,10 @@ def test_a_file_that_was_half_written_is_not_seen(tmp_path: Path) -> None:
         st.binary(max_size=200),
         st.sampled_from([b"{}", b"[]", b"null", b"[" * 5000]),
         st.sampled_from(
-            [f'{{"format":"{FORMAT}","pods":{p}}}'.encode() for p in ("[1]", "{}", '[{"stage":3}]', "[{}]")]
+            [
+                f'{{"format":"{FORMAT}","pods":{p}}}'.encode()
+                for p in ("[1]", "{}", '[{"stage":3}]', "[{}]")
+            ]
         ),
     )
 )
@@ -100,7 +105,9 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
 def test_kept_manifests_are_whole_or_not_used(tmp_path: Path) -> None:
     cache = ManifestCache(tmp_path / "manifests", max_files=2)
     entry = TensorEntry("w", "F32", (1,), 4, 100)
-    manifests = [build("m", f"v{n}", {"model.safetensors": [entry]}, {"w": ["0" * 64]}) for n in range(3)]
+    manifests = [
+        build("m", f"v{n}", {"model.safetensors": [entry]}, {"w": ["0" * 64]}) for n in range(3)
+    ]
     for manifest in manifests:
         cache.put(manifest)
     assert cache.get(manifests[2].digest) == manifests[2]

@@ -1,4 +1,6 @@
-"""However much there is and whatever goes wrong: the node goes on, and what it leaves out is said."""
+"""However much there is and whatever goes wrong: the node goes on, and what it leaves out is
+said.
+"""
 
 from __future__ import annotations
 
@@ -42,16 +44,23 @@ def name(number: int) -> str:
 
 
 def crowd(pods: int, rollouts: int, versions: int = 2) -> NodeWeightsSpec:
-    """Rollouts of ``versions`` each; pods take turns among them and are told the first version of theirs."""
+    """Rollouts of ``versions`` each; pods take turns among them and are told the first version of
+    theirs.
+    """
     entries = []
     for r in range(rollouts):
         digests = [name(versions * r + v + 1) for v in range(versions)]
         entries.append(
             RolloutAssignment(
                 uid=f"r{r:03}",
-                stage=[StageItem(digest=d, namespace="ns", version=f"v{d[-3:]}", uri="file:///w") for d in digests],
+                stage=[
+                    StageItem(digest=d, namespace="ns", version=f"v{d[-3:]}", uri="file:///w")
+                    for d in digests
+                ],
                 pods=[
-                    PodAssignment(uid=f"p{p:03}", name=f"p{p}", namespace="ns", token=1, digest=digests[0])
+                    PodAssignment(
+                        uid=f"p{p:03}", name=f"p{p}", namespace="ns", token=1, digest=digests[0]
+                    )
                     for p in range(r, pods, rollouts)
                 ],
             )
@@ -78,14 +87,20 @@ class Node:
                 case fx.Stage(found):
                     answers.append(msg.StageDone(found.digest, found.version, 10, 10, 1.0))
                 case fx.SendPrepare():
-                    answers.append(msg.FrameReceived(effect.conn, frames.Prepared(effect.id, effect.digest)))
+                    answers.append(
+                        msg.FrameReceived(effect.conn, frames.Prepared(effect.id, effect.digest))
+                    )
                 case fx.Send(conn, frames.Commit() as frame):
                     answers.append(
-                        msg.FrameReceived(conn, frames.Committed(frame.id, frame.digest, frame.commit_token))
+                        msg.FrameReceived(
+                            conn, frames.Committed(frame.id, frame.digest, frame.commit_token)
+                        )
                     )
                 case fx.WritePodStatus():
                     self.gates[effect.pod.uid] = effect.pod_status
-                    answers.append(msg.PodStatusSeen(effect.pod.uid, effect.pod_status.digest_label))
+                    answers.append(
+                        msg.PodStatusSeen(effect.pod.uid, effect.pod_status.digest_label)
+                    )
                 case fx.Report():
                     self.status = effect.status
                 case fx.Defect():
@@ -113,7 +128,11 @@ def test_three_hundred_pods_of_a_hundred_rollouts() -> None:
     node = Node()
     node.settle(msg.Assigned(crowd(300, 100), 1), *node.connect(*(f"p{p:03}" for p in range(300))))
     assert node.defects == []
-    assert (len(node.status.engines), len(node.status.staged), node.status.left_out) == (300, 200, "")
+    assert (len(node.status.engines), len(node.status.staged), node.status.left_out) == (
+        300,
+        200,
+        "",
+    )
     assert {e.phase for e in node.status.engines} == {"Serving"}
     assert [pod_status.gate for pod_status in node.gates.values()] == [True] * 300
     assert node.status.summary == "300/300"
@@ -136,7 +155,8 @@ def test_lists_that_are_too_long_are_cut_and_what_others_need_stays() -> None:
 def test_as_many_sources_as_can_be_asked_for_are_told() -> None:
     node = Node()
     asked = [
-        ResolveItem(uid=f"u{i}", namespace="n", name="w", model="m", version="v", uri="u") for i in range(MAX_RESOLVE)
+        ResolveItem(uid=f"u{i}", namespace="n", name="w", model="m", version="v", uri="u")
+        for i in range(MAX_RESOLVE)
     ]
     node.tell(msg.Assigned(NodeWeightsSpec(resolve=asked), 1))
     for one in asked:
@@ -152,7 +172,7 @@ def test_a_name_that_is_too_long_is_cut() -> None:
     assert {len(s.version) for s in node.status.staged} == {63, 4}
 
 
-# -- defects -------------------------------------------------------------------------------------------------------------
+# -- defects ------------------------------------------------------------------------------------
 
 
 class Broken(Exception):
@@ -199,7 +219,13 @@ def test_a_defect_in_steering_costs_one_engine_which_comes_back_clean(
     (found,) = (e for e in effects if isinstance(e, fx.Defect))
     assert (found.where, found.subject, found.story[-1]) == ("steering", "ns/a", "it was Serving")
     assert len(found.story) <= STORY_EVENTS + 1
-    for event in ("a rank connected", "Prepared", "Send Commit", "Preparing → Committing", "Committing → Serving"):
+    for event in (
+        "a rank connected",
+        "Prepared",
+        "Send Commit",
+        "Preparing → Committing",
+        "Committing → Serving",
+    ):
         assert any(event in told for told in found.story), event
     assert {e.conn for e in effects if isinstance(e, fx.Close)} == conns
     assert (engine_of(two, "a").phase, engine_of(two, "b").phase) == ("Disconnected", "Serving")
@@ -216,7 +242,9 @@ def test_a_defect_in_what_an_engine_says_costs_that_engine(
         two.engines["a"].server or 0, frames.State("Serving", digest(1), 1)
     )
     if kind == "connected":
-        message = msg.Connected(two.new_conn("a"), msg.Pod("a", "ns", "a"), frames.Hello(role="server"))
+        message = msg.Connected(
+            two.new_conn("a"), msg.Pod("a", "ns", "a"), frames.Hello(role="server")
+        )
     with monkeypatch.context() as patched:
         patched.setattr(Engine, "said", broken_for("a", Engine.said))
         patched.setattr(Engine, "connect", broken_for("a", Engine.connect))
@@ -227,7 +255,9 @@ def test_a_defect_in_what_an_engine_says_costs_that_engine(
     assert {engine_of(two, uid).digest for uid in "ab"} == {digest(1)}
 
 
-def test_an_engine_that_cannot_be_told_of_takes_no_other_with_it(two: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_cannot_be_told_of_takes_no_other_with_it(
+    two: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(node_status, "engine_status", broken_for("a", report.engine_status))
     monkeypatch.setattr(session, "pod_status", broken_for("a", report.pod_status))
     handle(two, msg.Ticked())
@@ -236,7 +266,9 @@ def test_an_engine_that_cannot_be_told_of_takes_no_other_with_it(two: World, mon
 
 
 @pytest.mark.parametrize("step", ["next_effects", "status", "progressed"])
-def test_a_defect_elsewhere_costs_its_step(two: World, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_defect_elsewhere_costs_its_step(
+    two: World, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     def broken(*_: object) -> None:
         raise Broken
 
@@ -285,13 +317,16 @@ async def test_the_driver_counts_a_defect_names_it_once_and_goes_on(
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert metrics.defects._value.get() == 7
-    assert [r.message for r in caplog.records if "a defect of the agent in WritePodStatus" in r.message] == [
-        "a defect of the agent in WritePodStatus; please report it. The node goes on without it"
-    ]
+    assert [
+        r.message for r in caplog.records if "a defect of the agent in WritePodStatus" in r.message
+    ] == ["a defect of the agent in WritePodStatus; please report it. The node goes on without it"]
     assert len(parts.staged) == 2
     caplog.clear()
-    await driver._do(fx.Defect("steering", Broken(), "ns/a", ("12:00:01 Send Commit", "it was Committing")))
+    await driver._do(
+        fx.Defect("steering", Broken(), "ns/a", ("12:00:01 Send Commit", "it was Committing"))
+    )
     assert caplog.messages == [
-        "a defect of the agent in steering, which cost the engine of ns/a its connections (12:00:01 Send Commit; it was Committing);"
+        "a defect of the agent in steering, which cost the engine of ns/a its connections "
+        "(12:00:01 Send Commit; it was Committing);"
         " please report it. The node goes on without it"
     ]

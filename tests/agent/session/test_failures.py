@@ -1,4 +1,6 @@
-"""What an engine gave up: said by version and revision, kept until it is no longer so, and no obstacle to what comes next."""
+"""What an engine gave up: said by version and revision, kept until it is no longer so, and no
+obstacle to what comes next.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def serving() -> World:
 
 def asked(world: World, version: int) -> int:
     """How often the version was asked for."""
-    commits = [e.frame.digest for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)]
+    commits = [
+        e.frame.digest
+        for e in world.log
+        if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)
+    ]
     prepares = [e.digest for e in world.log if isinstance(e, fx.SendPrepare)]
     return (commits + prepares).count(digest(version))
 
@@ -37,7 +43,13 @@ def test_a_prepare_that_was_refused_names_what_it_was_for(serving: World) -> Non
     serving.assign([pod(version=1, token=2, prepare=2, rollout="r", revision=7)], ITEMS)
     serving.settle(3)
     assert engine_of(serving).failed == GivenUp(
-        digest=digest(2), rollout="r", revision=7, token=2, step="Prepare", reason="ShapeMismatch", message="rank 0: no"
+        digest=digest(2),
+        rollout="r",
+        revision=7,
+        token=2,
+        step="Prepare",
+        reason="ShapeMismatch",
+        message="rank 0: no",
     )
 
 
@@ -51,7 +63,12 @@ def test_a_commit_is_given_up_after_its_last_try_and_not_before(serving: World) 
     assert set(seen) == {(3, False), (2, False), (1, False), (0, True)}
     found = engine_of(serving).failed
     assert found is not None
-    assert (found.step, found.digest, found.reason, found.booting) == ("Commit", digest(2), "DrainTimeout", False)
+    assert (found.step, found.digest, found.reason, found.booting) == (
+        "Commit",
+        digest(2),
+        "DrainTimeout",
+        False,
+    )
 
 
 def test_a_booting_engine_that_gives_up_says_so_and_boots_on(serving: World) -> None:
@@ -81,7 +98,9 @@ def test_no_answer_is_given_up_like_a_refusal(serving: World) -> None:
         while not any(isinstance(frame, frames.Commit) for _, frame in serving.engines["a"].inbox):
             serving.connect("a")
             serving.pass_time(1)
-            if serving.engines["a"].inbox and isinstance(serving.engines["a"].inbox[0][1], frames.Prepare):
+            if serving.engines["a"].inbox and isinstance(
+                serving.engines["a"].inbox[0][1], frames.Prepare
+            ):
                 serving.read("a")
         serving.pass_time(120)
     assert [e.reason for e in serving.log if isinstance(e, fx.Close)] == ["CommitTimeout"] * 3
@@ -92,7 +111,9 @@ def test_no_answer_is_given_up_like_a_refusal(serving: World) -> None:
     assert (found.step, found.reason) == ("Commit", "CommitTimeout")
 
 
-def test_it_is_kept_when_something_else_is_told_until_that_version_is_prepared(serving: World) -> None:
+def test_it_is_kept_when_something_else_is_told_until_that_version_is_prepared(
+    serving: World,
+) -> None:
     engine = serving.engines["a"]
     engine.rejects = {digest(2)}
     serving.assign([pod(version=1, token=2, prepare=2, revision=1)], ITEMS)
@@ -145,7 +166,9 @@ def test_what_was_given_up_is_tried_again_in_another_revision_of_the_same_token(
     serving: World, fault: str, another: dict[str, Any]
 ) -> None:
     engine = serving.engines["a"]
-    engine.fails, engine.rejects = (["ProbeMismatch"], set()) if fault != "rejects" else ([], {digest(2)})
+    engine.fails, engine.rejects = (
+        (["ProbeMismatch"], set()) if fault != "rejects" else ([], {digest(2)})
+    )
     serving.assign([pod(version=2, token=2, revision=1)], ITEMS)
     serving.settle(30)
     tries = asked(serving, 2)
@@ -170,16 +193,19 @@ def test_numbers_alone_disturb_nobody_who_serves(serving: World) -> None:
 def test_what_was_given_up_makes_way_for_what_comes_next(serving: World, fault: str) -> None:
     """A pod that failed the new version gets ready for the one to go back or on to."""
     engine = serving.engines["a"]
-    engine.fails, engine.rejects = (["ProbeMismatch"], set()) if fault != "rejects" else ([], {digest(2)})
+    engine.fails, engine.rejects = (
+        (["ProbeMismatch"], set()) if fault != "rejects" else ([], {digest(2)})
+    )
     serving.assign([pod(version=2, token=2, prepare=3, revision=1)], ITEMS)
     serving.settle(6)
     found = engine_of(serving)
     assert (found.phase, found.prepared, found.digest) == ("Prepared", digest(3), digest(1))
     assert found.failed is not None
     assert found.failed.digest == digest(2)
-    assert (serving.pod_status["a"].gate, serving.pod_status["a"].reason) == (False, found.failed.reason), (
-        "why it is not ready"
-    )
+    assert (serving.pod_status["a"].gate, serving.pod_status["a"].reason) == (
+        False,
+        found.failed.reason,
+    ), "why it is not ready"
     assert engine.prepared[0] == {digest(1), digest(3)}, "no memory is held for what was given up"
     serving.assign([pod(version=3, token=3, revision=2)], ITEMS)
     serving.settle(3)
@@ -201,7 +227,9 @@ def test_a_refusal_counts_though_another_rank_said_before_that_it_may_pass(servi
     assert isinstance(two, frames.Prepare)
     serving.tell(msg.FrameReceived(first, frames.Rejected(one.id, one.digest, "LoadFailed", "no")))
     assert engine_of(serving, "b").failed is None
-    serving.tell(msg.FrameReceived(second, frames.Rejected(two.id, two.digest, "DtypeMismatch", "no")))
+    serving.tell(
+        msg.FrameReceived(second, frames.Rejected(two.id, two.digest, "DtypeMismatch", "no"))
+    )
     found = engine_of(serving, "b").failed
     assert found is not None
     assert found.reason == "DtypeMismatch"

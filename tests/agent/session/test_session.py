@@ -70,14 +70,18 @@ def test_what_is_prepared_is_committed_only_when_it_is_assigned(serving: World) 
     serving.assign([pod(version=2, token=3)], [item(1), item(2)])
     serving.settle(4)
     assert engine_of(serving).digest == digest(2)
-    assert serving.staged == {digest(1), digest(2)}, "what is listed stays, so that going back is local"
+    assert serving.staged == {digest(1), digest(2)}, (
+        "what is listed stays, so that going back is local"
+    )
 
 
 def test_the_label_goes_before_the_switch_begins(serving: World) -> None:
     serving.assign([pod(version=2, token=2)], [item(1), item(2)])
     serving.finish_stage(digest(2))
     serving.read("a")  # prepared
-    commits = [e for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)]
+    commits = [
+        e for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)
+    ]
     assert len(commits) == 1, "not before the label has gone"
     assert serving.pod_status["a"].digest_label
     serving.write_marks()
@@ -114,7 +118,11 @@ def test_a_prepare_that_nobody_wants_any_more_is_called_off(serving: World) -> N
     serving.finish_stage(digest(2))
     serving.assign([pod(version=1, token=3, prepare=3)], [item(1), item(2), item(3)])
     serving.pass_time(1)
-    off = [e.frame.digest for e in serving.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Release)]
+    off = [
+        e.frame.digest
+        for e in serving.log
+        if isinstance(e, fx.Send) and isinstance(e.frame, frames.Release)
+    ]
     assert off == [digest(2)]
     serving.settle(4)
     assert engine_of(serving).prepared == digest(3)
@@ -211,10 +219,14 @@ def test_before_the_api_server_was_asked_nothing_is_done_on_the_disks_word() -> 
     session = Session(AgentInfo("boot"))
     world = World()
     world.assign([pod(version=1)], [item(1)])
-    assert session.handle(msg.AssignmentsLoaded(tuple(world.disk.values())), msg.Now(0.0, "t")) == []
+    assert (
+        session.handle(msg.AssignmentsLoaded(tuple(world.disk.values())), msg.Now(0.0, "t")) == []
+    )
 
 
-def test_versions_in_no_list_are_released_when_no_engine_takes_them_any_more(serving: World) -> None:
+def test_versions_in_no_list_are_released_when_no_engine_takes_them_any_more(
+    serving: World,
+) -> None:
     serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
     serving.finish_stage(digest(2))
     serving.assign([pod(version=1, token=3)], [item(1)])
@@ -251,7 +263,10 @@ def test_the_first_failures_of_a_fetch_are_no_failure_yet(world: World) -> None:
     world.assign([], [item(1)])
     world.finish_stage(digest(1), "PeerUnreachable")
     assert world.status is not None
-    assert (world.status.staged[0].phase, world.status.staged[0].reason) == ("Fetching", "PeerUnreachable")
+    assert (world.status.staged[0].phase, world.status.staged[0].reason) == (
+        "Fetching",
+        "PeerUnreachable",
+    )
 
 
 def test_a_rank_that_is_missing_takes_the_confirmation_with_it(world: World) -> None:
@@ -269,13 +284,19 @@ def test_every_api_server_of_an_engine_gets_to_open_its_port_but_one_commits(wor
     world.assign([pod(version=1)], [item(1)])
     engine = world.boot("a")
     second = world.new_conn("a")
-    world.tell(msg.Connected(second, msg.Pod("a", "ns", "a"), frames.Hello(role="server", state="Booting")))
+    world.tell(
+        msg.Connected(second, msg.Pod("a", "ns", "a"), frames.Hello(role="server", state="Booting"))
+    )
     world.settle(4)
-    kept = [e.conn for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Keep)]
+    kept = [
+        e.conn for e in world.log if isinstance(e, fx.Send) and isinstance(e.frame, frames.Keep)
+    ]
     assert (kept, engine.commits) == ([second], [digest(1)])
 
 
-def test_an_answer_to_another_commit_than_the_one_asked_for_ends_the_connection(serving: World) -> None:
+def test_an_answer_to_another_commit_than_the_one_asked_for_ends_the_connection(
+    serving: World,
+) -> None:
     serving.assign([pod(version=2, token=2)], [item(1), item(2)])
     serving.finish_stage(digest(2))
     serving.read("a")
@@ -320,7 +341,9 @@ def test_answers_that_nobody_asked_for_change_nothing(serving: World, frame: fra
 )
 def test_impossible_hellos_are_closed(world: World, hello: frames.Hello) -> None:
     effects = world.tell(
-        msg.Connected(world.new_conn("a") if "a" in world.engines else 7, msg.Pod("x", "ns", "x"), hello)
+        msg.Connected(
+            world.new_conn("a") if "a" in world.engines else 7, msg.Pod("x", "ns", "x"), hello
+        )
     )
     assert any(isinstance(e, fx.Close) for e in effects)
     assert world.status is None or world.status.engines == []
@@ -333,7 +356,10 @@ def test_texts_of_engines_are_cleaned_before_anybody_reads_them(serving: World) 
     conn, frame = serving.engines["a"].inbox.popleft()
     assert isinstance(frame, frames.Prepare)
     serving.tell(
-        msg.FrameReceived(conn, frames.Rejected(frame.id, frame.digest, "no reason; really", "\ud800\n" + "x" * 5000))
+        msg.FrameReceived(
+            conn,
+            frames.Rejected(frame.id, frame.digest, "no reason; really", "\ud800\n" + "x" * 5000),
+        )
     )
     found = engine_of(serving)
     assert found.reason == "Rejected"
@@ -347,7 +373,11 @@ def test_sources_are_read_once_and_failures_that_may_pass_again() -> None:
     world.spec = NodeWeightsSpec(resolve=[wanted])
     world.sync()
     assert [e.item for e in world.log if isinstance(e, fx.Resolve)] == [wanted]
-    world.tell(msg.ResolveDone(ResolvedVersion(uid="w", reason="SourceNotFound", message="no"), transient=True))
+    world.tell(
+        msg.ResolveDone(
+            ResolvedVersion(uid="w", reason="SourceNotFound", message="no"), transient=True
+        )
+    )
     world.pass_time(3)
     world.tell(msg.ResolveDone(ResolvedVersion(uid="w", digest=digest(1), nbytes=5)))
     world.pass_time(1000)
@@ -357,7 +387,9 @@ def test_sources_are_read_once_and_failures_that_may_pass_again() -> None:
 
 
 def source(uid: str) -> ResolveItem:
-    return ResolveItem(uid=uid, namespace="ns", name=uid, model="m", version="v", uri=f"file:///{uid}")
+    return ResolveItem(
+        uid=uid, namespace="ns", name=uid, model="m", version="v", uri=f"file:///{uid}"
+    )
 
 
 def reads(world: World, *uids: str) -> list[str]:
@@ -403,7 +435,9 @@ def test_a_reading_that_nobody_asks_for_any_more_is_called_off(world: World) -> 
     assert world.status.resolved == []
 
 
-def test_a_reading_that_takes_too_long_is_called_off_named_and_tried_again_later(world: World) -> None:
+def test_a_reading_that_takes_too_long_is_called_off_named_and_tried_again_later(
+    world: World,
+) -> None:
     reads(world, "w")
     world.pass_time(1800)
     assert [e.uid for e in world.log if isinstance(e, fx.CancelResolve)] == ["w"]
@@ -415,7 +449,9 @@ def test_a_reading_that_takes_too_long_is_called_off_named_and_tried_again_later
     assert [type(e) for e in world.log[before:]] == [fx.Resolve]
 
 
-def test_a_few_sources_are_read_at_a_time_and_broken_ones_keep_no_other_waiting(world: World) -> None:
+def test_a_few_sources_are_read_at_a_time_and_broken_ones_keep_no_other_waiting(
+    world: World,
+) -> None:
     assert reads(world, *"abcdef") == list("abcd")
     for uid in "abcd":
         unreadable(world, uid)
@@ -427,13 +463,17 @@ def test_a_few_sources_are_read_at_a_time_and_broken_ones_keep_no_other_waiting(
     assert reads(world, *"abcdefg") == []
     before = len(world.log)
     unreadable(world, "a")
-    assert [e.item.uid for e in world.log[before:] if isinstance(e, fx.Resolve)] == ["g"], "it failed least"
+    assert [e.item.uid for e in world.log[before:] if isinstance(e, fx.Resolve)] == ["g"], (
+        "it failed least"
+    )
 
 
 def test_it_reports_the_memory_that_is_left_for_programs_and_for_people(serving: World) -> None:
     serving.tell(msg.CapacityChanged(8 * 2**30, 5 * 2**30 + 2**29))
     assert serving.status is not None
-    assert serving.status.capacity == Capacity(memory_bytes=8 * 2**30, free_bytes=5 * 2**30 + 2**29, free="5.5GiB")
+    assert serving.status.capacity == Capacity(
+        memory_bytes=8 * 2**30, free_bytes=5 * 2**30 + 2**29, free="5.5GiB"
+    )
 
 
 def test_doing_a_step_twice_changes_nothing(serving: World) -> None:
@@ -447,12 +487,22 @@ def test_doing_a_step_twice_changes_nothing(serving: World) -> None:
     [
         (next_effects, "_unmarked", lambda engine, at: True, "shown on what it does not serve"),
         (Engine, "prepared_everywhere", lambda self, digest: True, "not every rank has it"),
-        (Engine, "confirmed", property(lambda self: self.leader.digest if self.leader else ""), "a false commit"),
+        (
+            Engine,
+            "confirmed",
+            property(lambda self: self.leader.digest if self.leader else ""),
+            "a false commit",
+        ),
     ],
     ids=["label", "prepared", "confirmed"],
 )
 def test_the_world_notices_a_broken_promise(
-    serving: World, monkeypatch: pytest.MonkeyPatch, where: object, name: str, broken: object, caught: str
+    serving: World,
+    monkeypatch: pytest.MonkeyPatch,
+    where: object,
+    name: str,
+    broken: object,
+    caught: str,
 ) -> None:
     def live() -> None:
         serving.assign([pod(version=2, token=2)], [item(1), item(2)])
@@ -473,7 +523,9 @@ def test_moves(old: Phase, new: Phase) -> None:
             move(old, new)
 
 
-def test_a_prepare_that_was_called_off_does_not_count_when_the_version_is_wanted_again(serving: World) -> None:
+def test_a_prepare_that_was_called_off_does_not_count_when_the_version_is_wanted_again(
+    serving: World,
+) -> None:
     serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
     serving.finish_stage(digest(2))
     serving.assign([pod(version=1, token=3)], [item(1), item(2)])

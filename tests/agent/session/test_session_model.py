@@ -15,8 +15,26 @@ from tests.agent.world import World, digest, item
 UIDS = ("a", "b")
 VERSIONS = (1, 2, 3)
 FAULTS = (
-    *("starts", "dies", "breaks", "breaks", "commit dirty", "commit DrainTimeout", "commit ProbeMismatch", "rejects"),
-    *("fetch SourceNotFound", "fetch ChecksumMismatch", "silence 40", "silence 700", "unlist", "agent", "agent", "api"),
+    *(
+        "starts",
+        "dies",
+        "breaks",
+        "breaks",
+        "commit dirty",
+        "commit DrainTimeout",
+        "commit ProbeMismatch",
+        "rejects",
+    ),
+    *(
+        "fetch SourceNotFound",
+        "fetch ChecksumMismatch",
+        "silence 40",
+        "silence 700",
+        "unlist",
+        "agent",
+        "agent",
+        "api",
+    ),
 )
 ROUNDS = st.sampled_from((3, 2, 1, 0))  # how long nothing goes wrong
 
@@ -76,9 +94,15 @@ class Node(RuleBasedStateMachine):
             self.world.settle(rounds)
             self.tokens[uid], self.digests[uid] = kept
 
-    @rule(uid=st.sampled_from(UIDS), what=st.sampled_from(("revision", "revision", "restarts")), rounds=ROUNDS)
+    @rule(
+        uid=st.sampled_from(UIDS),
+        what=st.sampled_from(("revision", "revision", "restarts")),
+        rounds=ROUNDS,
+    )
     def only_a_number_changes(self, uid: str, what: str, rounds: int) -> None:
-        """What an engine gave up is tried again in another revision; one that serves what it is told is left alone."""
+        """What an engine gave up is tried again in another revision; one that serves what it is
+        told is left alone.
+        """
         self.write()
         shown, told = self.world.wanted_marks.get(uid), len(self.world.log)
         numbers = self.revisions if what == "revision" else self.restarts
@@ -87,7 +111,9 @@ class Node(RuleBasedStateMachine):
         if shown is not None and shown.gate:
             assert self.world.wanted_marks[uid] == shown
             assert not [
-                e for e in self.world.log[told:] if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)
+                e
+                for e in self.world.log[told:]
+                if isinstance(e, fx.Send) and isinstance(e.frame, frames.Commit)
             ]
         self.world.settle(rounds)
 
@@ -96,7 +122,12 @@ class Node(RuleBasedStateMachine):
         for uid, size in zip(UIDS, sizes, strict=True):
             self.world.boot(uid, size)
 
-    @rule(uid=st.sampled_from(UIDS), fault=st.sampled_from(FAULTS), which=st.integers(0, 3), rounds=ROUNDS)
+    @rule(
+        uid=st.sampled_from(UIDS),
+        fault=st.sampled_from(FAULTS),
+        which=st.integers(0, 3),
+        rounds=ROUNDS,
+    )
     def something_goes_wrong(self, uid: str, fault: str, which: int, rounds: int) -> None:
         world, engine = self.world, self.world.engines[uid]
         match fault.split():
@@ -114,7 +145,9 @@ class Node(RuleBasedStateMachine):
             case ["rejects"]:
                 engine.rejects ^= {digest(VERSIONS[which % 3])}
             case ["fetch", reason] if world.fetching:
-                world.finish_stage(min(world.fetching), reason, transient=reason != "ChecksumMismatch")
+                world.finish_stage(
+                    min(world.fetching), reason, transient=reason != "ChecksumMismatch"
+                )
             case ["silence", seconds]:
                 world.pass_time(float(seconds))
             case ["unlist"]:
@@ -128,7 +161,11 @@ class Node(RuleBasedStateMachine):
         world.check()
         world.settle(rounds)
 
-    @rule(moves=st.lists(st.sampled_from(("fetch", "read a", "read b", "write", "wait", "hello")), max_size=30))
+    @rule(
+        moves=st.lists(
+            st.sampled_from(("fetch", "read a", "read b", "write", "wait", "hello")), max_size=30
+        )
+    )
     def time_passes(self, moves: list[str]) -> None:
         """Nothing goes wrong for a while; who comes first is left open."""
         for move in moves:
@@ -176,4 +213,6 @@ class Node(RuleBasedStateMachine):
 
 
 TestNode = Node.TestCase
-TestNode.settings = settings(max_examples=30, stateful_step_count=25, suppress_health_check=list(HealthCheck))
+TestNode.settings = settings(
+    max_examples=30, stateful_step_count=25, suppress_health_check=list(HealthCheck)
+)

@@ -50,7 +50,9 @@ class Checkpoint:
             pieces = [content[at : at + PAGE_NBYTES] for at in range(0, nbytes, PAGE_NBYTES)]
             chunks[name] = [blake3(piece).hexdigest() for piece in pieces]
             self.data.update(zip(chunks[name], pieces, strict=True))
-        self.manifest = build("tiny", self.version, {"model.safetensors": entries}, chunks, chunk_nbytes=PAGE_NBYTES)
+        self.manifest = build(
+            "tiny", self.version, {"model.safetensors": entries}, chunks, chunk_nbytes=PAGE_NBYTES
+        )
 
     @property
     def nbytes(self) -> int:
@@ -68,7 +70,9 @@ class TableSource:
     calls: int = 0
     version_known: bool = True
 
-    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
         self.calls += 1
         missing = []
         for want in wanted:
@@ -87,7 +91,9 @@ class Dead:
     name = "dead"
     calls = 0
 
-    def fetch(self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event) -> list[Missing]:
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
         self.calls += 1
         raise SourceUnavailable("the disk is gone")
 
@@ -122,7 +128,11 @@ def serve() -> Iterator[Callable[[Store], PeerServer]]:
     def start(store: Store) -> PeerServer:
         uri = "tcp://127.0.0.1:0"
         limits = ServerLimits(waiting_seconds=0.05)
-        servers.append(transport_for(uri).listen(uri, store, lambda token: Identity(token) if token else None, limits))
+        servers.append(
+            transport_for(uri).listen(
+                uri, store, lambda token: Identity(token) if token else None, limits
+            )
+        )
         return servers[-1]
 
     yield start

@@ -1,4 +1,6 @@
-"""Nodes that get a version together: real stagers, peers over TCP, and real MPI jobs between them."""
+"""Nodes that get a version together: real stagers, peers over TCP, and real MPI jobs between
+them.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ MIB = 1 << 20
 class Node:
     """One agent's stager with its peers' server."""
 
-    def __init__(self, stack: ExitStack, name: str, folder: Path, patience_seconds: float, roots: Path) -> None:
+    def __init__(
+        self, stack: ExitStack, name: str, folder: Path, patience_seconds: float, roots: Path
+    ) -> None:
         self.name = name
         self.store = Store(available=lambda: 1 << 33)
         self.kept = ManifestCache(folder / name)
@@ -47,7 +51,9 @@ class Node:
         self.fetched: dict[str, int] = {}
         groups = Groups(self._token)
         server = stack.enter_context(
-            transport_for("tcp://127.0.0.1:0").listen("tcp://127.0.0.1:0", Inviting(self.store, groups), IDENTITIES.get)
+            transport_for("tcp://127.0.0.1:0").listen(
+                "tcp://127.0.0.1:0", Inviting(self.store, groups), IDENTITIES.get
+            )
         )
         self.peer = Peer(node=name, endpoint=server.address)
         self.stager = Stager(
@@ -81,8 +87,12 @@ class Node:
     def content(self, manifest: Manifest) -> bytes:
         """All chunks as the image has them."""
         with self.store.image(manifest.digest) as image:
-            places = [image.range(digest) for tensor in manifest.tensors for digest in tensor.chunks]
-            return b"".join(os.pread(place[0], place[2], place[1]) for place in places if place is not None)
+            places = [
+                image.range(digest) for tensor in manifest.tensors for digest in tensor.chunks
+            ]
+            return b"".join(
+                os.pread(place[0], place[2], place[1]) for place in places if place is not None
+            )
 
 
 class Fleet:
@@ -91,14 +101,18 @@ class Fleet:
     def __init__(self, stack: ExitStack, folder: Path, patience_seconds: float) -> None:
         self.models = folder / "models with a space"
         self.models.mkdir()
-        self.nodes = {name: Node(stack, name, folder, patience_seconds, self.models) for name in NAMES}
+        self.nodes = {
+            name: Node(stack, name, folder, patience_seconds, self.models) for name in NAMES
+        }
 
     def version(self, name: str, *seeds: int) -> Manifest:
         """A version of one tensor of 5 MiB for each seed."""
         folder = self.models / name
         folder.mkdir()
         tensors = {
-            f"layers.{number}.weight": frombuffer(random.Random(seed).randbytes(5 * MIB), dtype=uint8)
+            f"layers.{number}.weight": frombuffer(
+                random.Random(seed).randbytes(5 * MIB), dtype=uint8
+            )
             for number, seed in enumerate(seeds)
         }
         save_file(tensors, folder / "model.safetensors")
@@ -124,7 +138,9 @@ class Fleet:
         )
         return item.model_copy(update=changes)
 
-    async def stage(self, manifest: Manifest, *names: str, base: str = "") -> dict[str, StageDone | StageFailed]:
+    async def stage(
+        self, manifest: Manifest, *names: str, base: str = ""
+    ) -> dict[str, StageDone | StageFailed]:
         for name in names:
             self.nodes[name].stager.stage(self.item(manifest, name, base))
         return {name: await self.nodes[name].ended() for name in names}
@@ -151,7 +167,11 @@ async def test_all_get_it_and_one_reads(stack: ExitStack, tmp_path: Path) -> Non
         assert done.bytes_fetched == manifest.nbytes
     assert fleet.nodes["a"].content(manifest) == fleet.nodes["c"].content(manifest)
     assert fleet.nodes["a"].fetched["file"] == manifest.nbytes
-    assert fleet.nodes["b"].fetched == fleet.nodes["c"].fetched | {"tcp": 0, "mpi": manifest.nbytes, "file": 0}
+    assert fleet.nodes["b"].fetched == fleet.nodes["c"].fetched | {
+        "tcp": 0,
+        "mpi": manifest.nbytes,
+        "file": 0,
+    }
     await fleet.close()
 
 
@@ -161,7 +181,10 @@ async def test_only_what_changed_is_sent(stack: ExitStack, tmp_path: Path) -> No
     await fleet.stage(old, *NAMES)
     before = fleet.nodes["c"].fetched["mpi"]
     ended = await fleet.stage(new, *NAMES, base=old.digest)
-    assert all(isinstance(done, StageDone) and done.how.startswith("by a broadcast") for done in ended.values())
+    assert all(
+        isinstance(done, StageDone) and done.how.startswith("by a broadcast")
+        for done in ended.values()
+    )
     assert fleet.nodes["c"].fetched["mpi"] - before == 5 * MIB
     assert fleet.nodes["c"].content(new) == fleet.nodes["a"].content(new)
     await fleet.close()
@@ -199,7 +222,9 @@ async def test_a_wrong_chunk_is_named_and_reaches_nobody(stack: ExitStack, tmp_p
     await fleet.close()
 
 
-async def test_a_cancelled_one_does_not_wait_for_the_others(stack: ExitStack, tmp_path: Path) -> None:
+async def test_a_cancelled_one_does_not_wait_for_the_others(
+    stack: ExitStack, tmp_path: Path
+) -> None:
     fleet = Fleet(stack, tmp_path, 60)
     manifest = fleet.version("v1", 1)
     for name in ("a", "b"):

@@ -93,7 +93,9 @@ def test_no_sources_or_no_rounds_are_refused(sources: int, rounds: int) -> None:
 
 @RELAXED
 @given(st.data(), st.integers(1, 4), st.integers(1, 3), st.integers(0, 6))
-def test_no_chunk_is_lost_and_it_always_ends(data: st.DataObject, sources: int, rounds: int, count: int) -> None:
+def test_no_chunk_is_lost_and_it_always_ends(
+    data: st.DataObject, sources: int, rounds: int, count: int
+) -> None:
     scheduler = ChunkScheduler(WANTS[:count], sources, rounds)
     arrived: set[str] = set()
     for _ in range(count * sources * rounds * 3 + 10):

@@ -1,4 +1,6 @@
-"""One version comes from whoever has it: parents, their stand-ins, the origin; however they fail."""
+"""One version comes from whoever has it: parents, their stand-ins, the origin; however they
+fail.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from typing import Any
 
 import pytest
 
-from hotweights_agent.staging.fetch import ChunkSource, Fetch, FetchFailed, FetchPolicy, PeerSource, Progress
+from hotweights_agent.staging.fetch import (
+    ChunkSource,
+    Fetch,
+    FetchFailed,
+    FetchPolicy,
+    PeerSource,
+    Progress,
+)
 from hotweights_agent.staging.store import Store
 from hotweights_common.backoff import Backoff
 from hotweights_storage.errors import Cancelled, NoCapacity
@@ -25,7 +34,9 @@ Table = Any
 Serve = Callable[[Store], PeerServer]
 Connect = Callable[[str], PeerClient]
 
-QUICK = FetchPolicy(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0, again_seconds=0.02)
+QUICK = FetchPolicy(
+    deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0, again_seconds=0.02
+)
 
 
 @pytest.fixture
@@ -34,7 +45,11 @@ def version(checkpoint: Callable[..., Checkpoint]) -> Checkpoint:
 
 
 def fetch(
-    store: Store, version: Checkpoint, *sources: ChunkSource, persistence: FetchPolicy = QUICK, **more: Any
+    store: Store,
+    version: Checkpoint,
+    *sources: ChunkSource,
+    persistence: FetchPolicy = QUICK,
+    **more: Any,
 ) -> Progress:
     with store.begin(version.manifest) as staging:
         found = Fetch(staging.builder, sources, persistence=persistence, **more).run()
@@ -49,9 +64,14 @@ def test_from_one_source_in_load_order(store: Store, version: Checkpoint, table:
     assert found == Progress(version.nbytes, version.nbytes, (("table", version.nbytes),))
 
 
-def test_a_dead_source_is_passed_over(store: Store, version: Checkpoint, table: Table, dead: Any) -> None:
+def test_a_dead_source_is_passed_over(
+    store: Store, version: Checkpoint, table: Table, dead: Any
+) -> None:
     first, second = dead(), table(version.data)
-    assert fetch(store, version, first, second).by_source == (("dead", 0), ("table", version.nbytes))
+    assert fetch(store, version, first, second).by_source == (
+        ("dead", 0),
+        ("table", version.nbytes),
+    )
     assert first.calls == 1
 
 
@@ -86,7 +106,11 @@ def test_a_liar_is_asked_once(store: Store, version: Checkpoint, table: Table) -
 
 def test_wrong_everywhere_names_the_chunk(store: Store, version: Checkpoint, table: Table) -> None:
     wrong = {**version.data, list(version.data)[3]: bytes(4096)}
-    with pytest.raises(FetchFailed, match=r"model.safetensors: chunk 3 of tensor model\.layers\.0\.weight") as caught:
+    with pytest.raises(
+        FetchFailed,
+        match=r"model.safetensors: chunk 3 of tensor "
+        r"model\.layers\.0\.weight",
+    ) as caught:
         fetch(store, version, table(wrong, "a"), table(wrong, "b"))
     assert caught.value.reason == "ChecksumMismatch"
     assert not caught.value.transient
@@ -109,13 +133,19 @@ def test_a_parent_that_does_not_know_the_version_yet_is_waited_for(
     parent, origin = table(data, "parent", version_known=False), table(version.data, "origin")
     threading.Timer(0.15, data.update, [version.data]).start()
     persistence = FetchPolicy(deadline_seconds=1.5, patience_seconds=1.0, again_seconds=0.02)
-    assert dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"] == 0
+    assert (
+        dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"]
+        == 0
+    )
 
 
 def test_patience_ends(store: Store, version: Checkpoint, table: Table) -> None:
     parent, origin = table({}, "parent", version_known=False), table(version.data, "origin")
     persistence = FetchPolicy(deadline_seconds=1.5, patience_seconds=0.1, again_seconds=0.02)
-    assert dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"] == version.nbytes
+    assert (
+        dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"]
+        == version.nbytes
+    )
     assert parent.calls > 2
 
 
@@ -135,7 +165,11 @@ def test_cancel(store: Store, version: Checkpoint, table: Table) -> None:
 
 def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
     source = table(version.data, before=lambda want: time.sleep(0.05))
-    with pytest.raises(FetchFailed, match=r"bytes came within 0\.2 s; raise staging.timeoutSeconds") as caught:
+    with pytest.raises(
+        FetchFailed,
+        match=r"bytes came within 0\.2 s; raise "
+        r"staging.timeoutSeconds",
+    ) as caught:
         fetch(store, version, source, persistence=FetchPolicy(deadline_seconds=0.2))
     assert caught.value.reason == "StageTimeout"
 
@@ -143,7 +177,9 @@ def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
 def test_progress_is_told(store: Store, version: Checkpoint, table: Table) -> None:
     told: list[Progress] = []
     source = table(version.data, before=lambda want: time.sleep(0.002))
-    fetch(store, version, source, progress=told.append, persistence=FetchPolicy(progress_seconds=0.0))
+    fetch(
+        store, version, source, progress=told.append, persistence=FetchPolicy(progress_seconds=0.0)
+    )
     done = [progress.done_nbytes for progress in told]
     assert done == sorted(done)
     assert done[-1] == version.nbytes
@@ -172,8 +208,12 @@ def test_a_version_that_is_here_in_parts_fetches_the_rest(
     assert fetch(store, checkpoint("v2", (3, 1)), table({})).needed_nbytes == 0
 
 
-def test_nodes_in_a_chain_over_tcp(version: Checkpoint, table: Table, serve: Serve, connect: Connect) -> None:
-    """Four nodes: each child asks before its parent has anything, and has its first chunk before the head has its last."""
+def test_nodes_in_a_chain_over_tcp(
+    version: Checkpoint, table: Table, serve: Serve, connect: Connect
+) -> None:
+    """Four nodes: each child asks before its parent has anything, and has its first chunk before
+    the head has its last.
+    """
     stores = [Store(available=lambda: 1 << 30) for _ in range(4)]
     first: dict[int, float] = {}
     last: dict[int, float] = {}
@@ -230,13 +270,20 @@ def test_a_parent_that_dies_in_a_chain_is_replaced(
 
 
 def test_bytes_that_changed_in_a_parents_memory_are_fetched_elsewhere(
-    version: Checkpoint, store: Store, table: Table, serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+    version: Checkpoint,
+    store: Store,
+    table: Table,
+    serve: Serve,
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     parent = Store(available=lambda: 1 << 30)
     fetch(parent, version, table(version.data))
     wrong, other = random.Random(1).sample(list(version.data), 2)
     locate = parent.locate
-    monkeypatch.setattr(parent, "locate", lambda blake3: locate(other if blake3 == wrong else blake3))
+    monkeypatch.setattr(
+        parent, "locate", lambda blake3: locate(other if blake3 == wrong else blake3)
+    )
     client = connect(serve(parent).address)
     with store.begin(version.manifest) as staging:
 
@@ -246,7 +293,9 @@ def test_bytes_that_changed_in_a_parents_memory_are_fetched_elsewhere(
         with pytest.raises(PeerCorrupt):
             client.fetch_chunks(version.manifest.digest, [Want(wrong, 4096)], put)
     origin = table(version.data, "origin")
-    found = dict(fetch(store, version, PeerSource(client, version.manifest.digest), origin).by_source)
+    found = dict(
+        fetch(store, version, PeerSource(client, version.manifest.digest), origin).by_source
+    )
     assert found["origin"] > 0
     assert sum(found.values()) == version.nbytes
     parent.release(version.manifest.digest)
@@ -256,9 +305,12 @@ def test_a_child_that_is_slow_to_read_does_not_keep_its_parent_from_sealing(
     store: Store, checkpoint: Callable[..., Checkpoint], serve: Serve
 ) -> None:
     """Pages that wait in a socket by `sendfile` would be pinned, and sealing refused with EBUSY."""
-    # More than the kernel takes into a socket that nobody reads, or the parent is through before anybody looks.
+    # More than the kernel takes into a socket that nobody reads, or the parent is through before
+    # anybody looks.
     buffer_nbytes = int(Path("/proc/sys/net/ipv4/tcp_wmem").read_text().split()[2])
-    version = checkpoint("v1", tuple(range((buffer_nbytes + 2**20) // checkpoint("one", (0,)).nbytes)))
+    version = checkpoint(
+        "v1", tuple(range((buffer_nbytes + 2**20) // checkpoint("one", (0,)).nbytes))
+    )
     host, port = addresses.parse(serve(store).address)
     with store.begin(version.manifest) as staging, socket.socket() as sock:
         for blake3 in staging.builder.missing:

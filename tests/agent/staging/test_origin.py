@@ -33,7 +33,9 @@ def file(version: Checkpoint, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def origin(version: Checkpoint, file: Path) -> OriginSource:
-    return OriginSource("file:///models/v1", lambda: open_folder(file.parent), version.manifest, workers=2)
+    return OriginSource(
+        "file:///models/v1", lambda: open_folder(file.parent), version.manifest, workers=2
+    )
 
 
 def fetch(store: Store, version: Checkpoint, *sources: Any) -> Progress:
@@ -49,7 +51,9 @@ def test_a_folder(store: Store, version: Checkpoint, origin: OriginSource) -> No
         assert image.manifest == version.manifest
 
 
-def test_it_gives_what_a_donor_lacks(store: Store, version: Checkpoint, table: Any, origin: OriginSource) -> None:
+def test_it_gives_what_a_donor_lacks(
+    store: Store, version: Checkpoint, table: Any, origin: OriginSource
+) -> None:
     some = dict(list(version.data.items())[10:70])
     found = dict(fetch(store, version, table(some, "donor"), origin).by_source)
     assert found == {"donor": 60 * 4096, "file:///models/v1": (len(version.data) - 60) * 4096}
@@ -61,14 +65,20 @@ def test_a_flipped_byte_names_file_and_chunk(
     data = bytearray(file.read_bytes())
     data[5 * 4096 + 7] ^= 1
     file.write_bytes(data)
-    with pytest.raises(FetchFailed, match=r"file:///models/v1: model\.safetensors: chunk 1 of tensor") as caught:
+    with pytest.raises(
+        FetchFailed,
+        match=r"file:///models/v1: model\.safetensors: chunk 1 of "
+        r"tensor",
+    ) as caught:
         fetch(store, version, origin)
     assert caught.value.reason == "ChecksumMismatch"
     assert not caught.value.transient
     assert store.versions() == ()
 
 
-def test_a_truncated_file(store: Store, version: Checkpoint, file: Path, origin: OriginSource) -> None:
+def test_a_truncated_file(
+    store: Store, version: Checkpoint, file: Path, origin: OriginSource
+) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(FetchFailed, match="ends before byte") as caught:
         fetch(store, version, origin)
@@ -76,7 +86,9 @@ def test_a_truncated_file(store: Store, version: Checkpoint, file: Path, origin:
     assert caught.value.transient
 
 
-def test_a_source_that_is_not_allowed_is_not_tried_again(store: Store, version: Checkpoint, table: Any) -> None:
+def test_a_source_that_is_not_allowed_is_not_tried_again(
+    store: Store, version: Checkpoint, table: Any
+) -> None:
     opened = 0
 
     def refuse() -> Source:
@@ -88,4 +100,7 @@ def test_a_source_that_is_not_allowed_is_not_tried_again(store: Store, version: 
     with pytest.raises(FetchFailed) as caught:
         fetch(store, version, origin)
     assert (caught.value.reason, caught.value.transient, opened) == ("SourceNotAllowed", False, 1)
-    assert dict(fetch(store, version, origin, table(version.data)).by_source)["table"] == version.nbytes
+    assert (
+        dict(fetch(store, version, origin, table(version.data)).by_source)["table"]
+        == version.nbytes
+    )

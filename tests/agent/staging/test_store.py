@@ -11,7 +11,13 @@ from typing import Any, cast
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from hotweights_agent.staging.store import Store, UnknownVersion, room
 from hotweights_storage.errors import Cancelled, Incomplete, NoCapacity, TransferError
@@ -67,7 +73,9 @@ def test_a_version_is_staged_when_it_is_whole(store: Store, old: Checkpoint) -> 
     assert all(read(store, blake3) == data for blake3, data in old.data.items())
 
 
-def test_what_is_here_is_not_fetched_and_takes_no_memory(store: Store, old: Checkpoint, new: Checkpoint) -> None:
+def test_what_is_here_is_not_fetched_and_takes_no_memory(
+    store: Store, old: Checkpoint, new: Checkpoint
+) -> None:
     stage(store, old)
     before = store.usage()
     with store.begin(new.manifest) as staging:
@@ -98,7 +106,9 @@ def test_the_same_version_twice_is_refused(store: Store, old: Checkpoint) -> Non
     assert caught.value.reason == "AlreadyStaged"
 
 
-def test_too_little_memory_is_refused_before_the_first_byte(old: Checkpoint, new: Checkpoint) -> None:
+def test_too_little_memory_is_refused_before_the_first_byte(
+    old: Checkpoint, new: Checkpoint
+) -> None:
     store = Store(available=lambda: old.nbytes + 5000, reserve_nbytes=5000)
     with store.begin(old.manifest):
         with pytest.raises(
@@ -173,11 +183,19 @@ def test_room() -> None:
     assert room(100, 90, 20) == 0
 
 
-SEEDS = [tuple(range(10)), tuple(range(5, 15)), tuple(range(20, 30)), tuple(range(8)) * 2, tuple(range(100, 120))]
+SEEDS = [
+    tuple(range(10)),
+    tuple(range(5, 15)),
+    tuple(range(20, 30)),
+    tuple(range(8)) * 2,
+    tuple(range(100, 120)),
+]
 
 
 class Accounts(RuleBasedStateMachine):
-    """Whatever happens in whatever order, the account is right: memory is neither promised twice nor lost."""
+    """Whatever happens in whatever order, the account is right: memory is neither promised twice
+    nor lost.
+    """
 
     LIMIT = 40 * 4 * 4096
 
@@ -230,7 +248,9 @@ class Accounts(RuleBasedStateMachine):
     def the_account_is_right(self) -> None:
         usage = self.store.usage()
         assert usage.promised == sum(
-            staging.builder.nbytes(blake3) for staging in self.stagings.values() for blake3 in staging.builder.missing
+            staging.builder.nbytes(blake3)
+            for staging in self.stagings.values()
+            for blake3 in staging.builder.missing
         )
         assert usage.held + usage.promised <= self.LIMIT
         assert usage.held == self.stored()
@@ -246,5 +266,6 @@ class Accounts(RuleBasedStateMachine):
 
 def test_the_account_is_right_whatever_happens(checkpoint: NewCheckpoint) -> None:
     versions = [checkpoint(f"v{number}", seeds) for number, seeds in enumerate(SEEDS)]
-    machine = cast(type[RuleBasedStateMachine], lambda: Accounts(versions))  # any factory does; its type says class
+    # any factory does; its type says class
+    machine = cast(type[RuleBasedStateMachine], lambda: Accounts(versions))
     run_state_machine_as_test(machine, settings=settings(max_examples=15, stateful_step_count=20))

@@ -42,7 +42,12 @@ class Donor(PeerClient):
         raise NotImplementedError
 
     def fetch_chunks(
-        self, digest: str, wanted: Iterable[Want], deliver: Deliver, *, cancel: threading.Event | None = None
+        self,
+        digest: str,
+        wanted: Iterable[Want],
+        deliver: Deliver,
+        *,
+        cancel: threading.Event | None = None,
     ) -> list[Missing]:
         missing: list[Missing] = []
         asked: list[Want] = []
@@ -77,7 +82,9 @@ def fetched(donors: list[Donor], concurrency: int = 8) -> tuple[set[str], list[M
             assert want.blake3 not in got
             got.add(want.blake3)
 
-    missing = fetch_ranges_concurrent(donors, "sha256:x", iter(WANTS), deliver, concurrency=concurrency)
+    missing = fetch_ranges_concurrent(
+        donors, "sha256:x", iter(WANTS), deliver, concurrency=concurrency
+    )
     return got, missing
 
 
@@ -119,9 +126,18 @@ def test_nobody_knows_the_version_yet() -> None:
     assert not any(gap.version_known for gap in missing)
 
 
-@given(st.lists(st.tuples(st.integers(0, 80), st.sets(st.integers(0, 59), max_size=8)), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 80), st.sets(st.integers(0, 59), max_size=8)),
+        min_size=1,
+        max_size=5,
+    )
+)
 def test_nothing_is_lost_whatever_donors_do(donors: list[tuple[int, set[int]]]) -> None:
-    played = [Donor(str(n), frozenset(WANTS[i].blake3 for i in lacks), dies) for n, (dies, lacks) in enumerate(donors)]
+    played = [
+        Donor(str(n), frozenset(WANTS[i].blake3 for i in lacks), dies)
+        for n, (dies, lacks) in enumerate(donors)
+    ]
     try:
         got, missing = fetched(played)
     except PeerUnreachable:
@@ -165,7 +181,9 @@ def test_an_unreachable_donor_costs_only_its_share(connect: Callable[[str], Peer
     dead = connect("tcp://127.0.0.1:9")
     good = Donor("good")
     got: set[str] = set()
-    missing = fetch_ranges_concurrent([dead, good], "sha256:x", iter(WANTS), lambda want, _: got.add(want.blake3))
+    missing = fetch_ranges_concurrent(
+        [dead, good], "sha256:x", iter(WANTS), lambda want, _: got.add(want.blake3)
+    )
     assert (len(got), missing) == (len(WANTS), [])
     with pytest.raises((PeerUnreachable, PeerTimeout)):
         fetch_ranges_concurrent([dead], "sha256:x", iter(WANTS), lambda want, _: None)

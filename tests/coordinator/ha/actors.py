@@ -22,7 +22,9 @@ BEAT_SECONDS = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long a client waits, by the lease: a cluster that a busy machine needs a longer one for is slower in everything."""
+    """How long a client waits, by the lease: a cluster that a busy machine needs a longer one for
+    is slower in everything.
+    """
 
     lease_seconds: float
 
@@ -60,10 +62,17 @@ class Actor:
     """One client with a name."""
 
     def __init__(
-        self, name: str, endpoints: Sequence[str], context: zmq.asyncio.Context, notes: Notes, patience: Patience
+        self,
+        name: str,
+        endpoints: Sequence[str],
+        context: zmq.asyncio.Context,
+        notes: Notes,
+        patience: Patience,
     ) -> None:
         self.name, self._notes, self._patience = name, notes, patience
-        self._client = AsyncClient(endpoints, "", timeout_seconds=patience.call_seconds, context=context)
+        self._client = AsyncClient(
+            endpoints, "", timeout_seconds=patience.call_seconds, context=context
+        )
 
     async def _ask(
         self, method: str, seconds: float | None = None, binary: bytes | None = None, **args: Any
@@ -82,13 +91,23 @@ class Actor:
         current = answer.get("current") or {}
         phase = answer["state"]
         told = Told(
-            *(began, time.monotonic(), self.name, decides, answer["token"], phase, answer.get("version", "")),
+            *(
+                began,
+                time.monotonic(),
+                self.name,
+                decides,
+                answer["token"],
+                phase,
+                answer.get("version", ""),
+            ),
             current=current.get("token", 0)
             if "current" in answer
             else answer["token"]
             if phase == "committed"
             else None,
-            current_version=current.get("version", "") if "current" in answer else answer.get("version", ""),
+            current_version=current.get("version", "")
+            if "current" in answer
+            else answer.get("version", ""),
         )
         self._notes.told.append(told)
 
@@ -108,10 +127,20 @@ class Worker(Actor):
         while True:
             if told["state"] == "begun":
                 self._notes.said.append(Said(time.monotonic(), self.name, told["token"]))
-                if (answer := await self._ask("precommit", worker_id=self.name, token=told["token"])) is not None:
-                    # Without a version it says only which token is the newest: its own, or an abort's.
+                if (
+                    answer := await self._ask("precommit", worker_id=self.name, token=told["token"])
+                ) is not None:
+                    # Without a version it says only which token is the newest: its own, or an
+                    # abort's.
                     self._notes.told.append(
-                        Told(answer[0], time.monotonic(), self.name, True, answer[1]["token"], answer[1]["state"])
+                        Told(
+                            answer[0],
+                            time.monotonic(),
+                            self.name,
+                            True,
+                            answer[1]["token"],
+                            answer[1]["state"],
+                        )
                     )
             await asyncio.sleep(random.uniform(0, 2 * BEAT_SECONDS))
             if (answer := await self._ask("heartbeat", worker_id=self.name)) is not None:
@@ -144,7 +173,10 @@ class Operator(Actor):
         until = time.monotonic() + self._patience.attempt_seconds
         while time.monotonic() < until:
             answer = await self._ask(
-                "begin", version=version, commit_when_ready=at_once, deadline_seconds=self._patience.attempt_seconds
+                "begin",
+                version=version,
+                commit_when_ready=at_once,
+                deadline_seconds=self._patience.attempt_seconds,
             )
             if answer is None:
                 return
@@ -157,7 +189,9 @@ class Operator(Actor):
         else:
             return
         if random.random() < 0.25:
-            answer = await self._ask("abort", reason="to see what happens", token=answer[1]["token"])
+            answer = await self._ask(
+                "abort", reason="to see what happens", token=answer[1]["token"]
+            )
         else:
             answer = await self._ask("commit", version=version, token=answer[1]["token"])
         if answer is not None:
@@ -167,7 +201,9 @@ class Operator(Actor):
 class Observer(Actor):
     """Looks at one coordinator only, whether it leads or not."""
 
-    def __init__(self, endpoint: str, context: zmq.asyncio.Context, notes: Notes, patience: Patience) -> None:
+    def __init__(
+        self, endpoint: str, context: zmq.asyncio.Context, notes: Notes, patience: Patience
+    ) -> None:
         super().__init__(f"observer of {endpoint}", [endpoint], context, notes, patience)
         self._endpoint = endpoint
 
@@ -188,6 +224,14 @@ class Observer(Actor):
 
 
 def _plan(version: str) -> bytes:
-    tensor = Tensor(name="w", dtype="U8", shape=(8,), nbytes=8, file="a.safetensors", offset=80, chunks=("ab" * 32,))
+    tensor = Tensor(
+        name="w",
+        dtype="U8",
+        shape=(8,),
+        nbytes=8,
+        file="a.safetensors",
+        offset=80,
+        chunks=("ab" * 32,),
+    )
     manifest = Manifest(model="m", version=version, chunk_bytes=CHUNK_NBYTES, tensors=(tensor,))
     return plans.build(manifest, None, "file:///weights").text()

@@ -1,6 +1,8 @@
-"""What everybody was told, what was really written, and whether the two agree: pure, so that its own mistakes can be tested.
+"""What everybody was told, what was really written, and whether the two agree: pure, so that its
+own mistakes can be tested.
 
-The ledger is what the store wrote, in its order: the truth. The rest is what clients heard, by one clock.
+The ledger is what the store wrote, in its order: the truth. The rest is what clients heard, by one
+clock.
 """
 
 from __future__ import annotations
@@ -10,13 +12,20 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-_NEXT = {"begun": ("begun", "precommitted", "committed"), "precommitted": ("precommitted", "begun", "committed")}
-"""What a token's phase may become; whatever is not here stays. Without a live worker that said so, precommitted is begun again."""
+_NEXT = {
+    "begun": ("begun", "precommitted", "committed"),
+    "precommitted": ("precommitted", "begun", "committed"),
+}
+"""What a token's phase may become; whatever is not here stays. Without a live worker that said so,
+precommitted is begun again.
+"""
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """One state of the store. ``token`` and ``phase`` are the attempt's; ``current`` is the token of the last commit, 0: none."""
+    """One state of the store. ``token`` and ``phase`` are the attempt's; ``current`` is the token
+    of the last commit, 0: none.
+    """
 
     token: int
     phase: str
@@ -65,7 +74,9 @@ def faults(
 
 
 def _ledger_faults(ledger: Sequence[Written], workers: frozenset[str]) -> Iterator[str]:
-    """Every token has one outcome, what is current never goes back, and only what all prepared is committed."""
+    """Every token has one outcome, what is current never goes back, and only what all prepared is
+    committed.
+    """
     for before, after in pairwise(ledger):
         if after.token < before.token:
             yield f"token went back from {before.token} to {after.token}"
@@ -79,11 +90,19 @@ def _ledger_faults(ledger: Sequence[Written], workers: frozenset[str]) -> Iterat
                 yield f"{after.current} became current without its commit"
         if after.token == before.token:
             moved = (after.phase, after.version) != (before.phase, before.version)
-            if moved and (after.phase not in _NEXT.get(before.phase, ()) or after.version != before.version):
-                yield f"token {after.token} was {before.phase} {before.version}, then {after.phase} {after.version}"
+            if moved and (
+                after.phase not in _NEXT.get(before.phase, ()) or after.version != before.version
+            ):
+                yield (
+                    f"token {after.token} was {before.phase} {before.version}, then {after.phase} "
+                    f"{after.version}"
+                )
         elif after.phase in ("precommitted", "committed"):
             yield f"token {after.token} is {after.phase} from the start"
-        elif (after.token, after.phase) == (before.token + 1, "aborted") and before.phase not in _NEXT:
+        elif (after.token, after.phase) == (
+            before.token + 1,
+            "aborted",
+        ) and before.phase not in _NEXT:
             yield f"token {after.token} aborted {before.token}, which was {before.phase}"
     for one in {one.token: one for one in ledger if one.phase == "committed"}.values():
         if missing := workers - one.precommits:
@@ -92,7 +111,9 @@ def _ledger_faults(ledger: Sequence[Written], workers: frozenset[str]) -> Iterat
 
 def _unwritten(told: Sequence[Told], ledger: Sequence[Written]) -> Iterator[str]:
     """Nobody hears what the store does not know."""
-    states = {(one.token, one.phase) for one in ledger} | {(one.current, "committed") for one in ledger}
+    states = {(one.token, one.phase) for one in ledger} | {
+        (one.current, "committed") for one in ledger
+    }
     currents = {(one.current, one.current_version) for one in ledger} | {(0, "")}
     versions = {(one.token, one.version) for one in ledger} | currents
     for before, after in pairwise(ledger):  # several decisions may have been one write
@@ -107,11 +128,18 @@ def _unwritten(told: Sequence[Told], ledger: Sequence[Written]) -> Iterator[str]
         if one.version and (one.token, one.version) not in versions:
             yield f"{one.who} was told that {one.token} is {one.version}, which was never written"
         if one.current is not None and (one.current, one.current_version) not in currents:
-            yield f"{one.who} was told that {one.current} {one.current_version} is current, which was never written"
+            yield (
+                f"{one.who} was told that {one.current} {one.current_version} is current, which "
+                "was never written"
+            )
 
 
-def _premature(told: Sequence[Told], said: Sequence[Said], workers: Collection[str]) -> Iterator[str]:
-    """That all have prepared, and a commit, are heard of only when every worker has spoken for it."""
+def _premature(
+    told: Sequence[Told], said: Sequence[Said], workers: Collection[str]
+) -> Iterator[str]:
+    """That all have prepared, and a commit, are heard of only when every worker has spoken for
+    it.
+    """
     spoken: dict[tuple[str, int], float] = {}
     for one in said:
         key = one.worker, one.token
@@ -139,7 +167,8 @@ def _floor(one: Told) -> int:
 def _lost(told: Sequence[Told]) -> Iterator[str]:
     """What a leader called committed holds in every leader's answer that is asked for later.
 
-    A follower may know of a commit before its leader does, whose answer from the store is still on its way.
+    A follower may know of a commit before its leader does, whose answer from the store is still on
+    its way.
     """
     by_end = sorted((one for one in told if one.decides), key=lambda one: one.ended)
     ends = [one.ended for one in by_end]
@@ -149,7 +178,10 @@ def _lost(told: Sequence[Told]) -> Iterator[str]:
         floor = floors[earlier - 1] if earlier else 0
         vouched = one.token if one.current is None else one.current
         if one.decides and vouched < floor:
-            yield f"{one.who} was told {vouched} at {one.began:.3f}, after {floor} had been called committed"
+            yield (
+                f"{one.who} was told {vouched} at {one.began:.3f}, after {floor} had been called "
+                "committed"
+            )
 
 
 def _backwards(told: Sequence[Told]) -> Iterator[str]:

@@ -15,7 +15,9 @@ def read(folder: Path, cluster: str) -> list[Written]:
     fields: dict[bytes, bytes] = {}
     states: list[Written] = []
     for group in _groups(_commands(_content(folder))):
-        written = [command for command in group if command[0].upper() == b"HSET" and command[1] == key]
+        written = [
+            command for command in group if command[0].upper() == b"HSET" and command[1] == key
+        ]
         for command in written:
             fields |= dict(zip(command[2::2], command[3::2], strict=True))
         if written and b"attempt" in fields:
@@ -26,7 +28,10 @@ def read(folder: Path, cluster: str) -> list[Written]:
 
 
 def _content(folder: Path) -> bytes:
-    files = sorted((folder / "appendonlydir").glob("*.incr.aof"), key=lambda path: int(path.name.split(".")[-3]))
+    files = sorted(
+        (folder / "appendonlydir").glob("*.incr.aof"),
+        key=lambda path: int(path.name.split(".")[-3]),
+    )
     return b"".join(path.read_bytes() for path in files)
 
 

@@ -1,4 +1,6 @@
-"""Coordinators as processes of their own, that can be killed, frozen and started again at the same address."""
+"""Coordinators as processes of their own, that can be killed, frozen and started again at the same
+address.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ _PROGRAM = Path(sys.executable).parent / "hotweights"
 
 
 def bearable_lease_seconds() -> float:
-    """One second, or longer on a machine that is too busy to renew that: by how long a program takes to start."""
+    """One second, or longer on a machine that is too busy to renew that: by how long a program
+    takes to start.
+    """
     began = time.monotonic()
     subprocess.run([_PROGRAM, "coord-serve", "--help"], check=True, stdout=subprocess.DEVNULL)
     return min(4.0, max(1.0, (time.monotonic() - began) / 2))
@@ -25,7 +29,9 @@ def bearable_lease_seconds() -> float:
 class Coordinator:
     """``hotweights coord-serve`` on Redis."""
 
-    def __init__(self, name: str, redis_url: str, cluster: str, lease_seconds: float, folder: Path) -> None:
+    def __init__(
+        self, name: str, redis_url: str, cluster: str, lease_seconds: float, folder: Path
+    ) -> None:
         self.name = name
         calls, events = free_ports(2)
         self.endpoint = f"tcp://127.0.0.1:{calls}"
@@ -46,12 +52,16 @@ class Coordinator:
             "--pub-endpoint": self._events,
             "--instance-id": self.name,
             "--metrics-port": "0",
-            "--worker-ttl": "120",  # no worker dies here, and one that the machine keeps waiting must not count as dead
+            # no worker dies here, and one that the machine keeps waiting must not count as dead
+            "--worker-ttl": "120",
         }
         words = [word for pair in options.items() for word in pair]
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
-                [_PROGRAM, "coord-serve", *words], stdout=output, stderr=output, env=self._environment
+                [_PROGRAM, "coord-serve", *words],
+                stdout=output,
+                stderr=output,
+                env=self._environment,
             )
 
     @property

@@ -1,4 +1,6 @@
-"""A real redis-server of one's own: a free port, a folder of its own, and an append-only file that is synced before every answer."""
+"""A real redis-server of one's own: a free port, a folder of its own, and an append-only file that
+is synced before every answer.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class RedisServer:
         program = shutil.which("redis-server")
         if program is None:
             raise FileNotFoundError(
-                "redis-server is not installed; `apt-get install redis-server`, or `make test` as root"
+                "redis-server is not installed; `apt-get install redis-server`, or `make "
+                "test` as root"
             )
         self._program = program
         self._folder = folder
@@ -42,7 +45,8 @@ class RedisServer:
             "--appendonly": "yes",
             "--appendfsync": "always",
             "--save": "",
-            "--auto-aof-rewrite-percentage": "0",  # the ledger is read from all that was ever written
+            # the ledger is read from all that was ever written
+            "--auto-aof-rewrite-percentage": "0",
             "--daemonize": "no",
         }
         words = [word for pair in settings.items() for word in pair]
@@ -51,7 +55,10 @@ class RedisServer:
         deadline = time.monotonic() + _START_SECONDS
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"redis-server does not start:\n{(self._folder / 'redis.log').read_text()[-2000:]}")
+                raise RuntimeError(
+                    "redis-server does not "
+                    f"start:\n{(self._folder / 'redis.log').read_text()[-2000:]}"
+                )
             time.sleep(0.01)
 
     def _answers(self) -> bool:

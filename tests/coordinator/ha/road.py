@@ -1,6 +1,8 @@
-"""The way from one coordinator to Redis, which can be cut, and which can keep what travels on it for as long as one likes.
+"""The way from one coordinator to Redis, which can be cut, and which can keep what travels on it
+for as long as one likes.
 
-A network that is slow enough brings a leader's writes when another leads already; nothing else shows that Redis refuses them.
+A network that is slow enough brings a leader's writes when another leads already; nothing else
+shows that Redis refuses them.
 """
 
 from __future__ import annotations

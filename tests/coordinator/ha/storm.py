@@ -29,7 +29,9 @@ PATIENCE_LEASES = 60.0  # for anything that has to come about at last, on howeve
 
 @dataclass(slots=True)
 class TakeOver:
-    """From a leader's death to another that says it leads, and to the first worker that is answered."""
+    """From a leader's death to another that says it leads, and to the first worker that is
+    answered.
+    """
 
     leads_seconds: float
     serves_seconds: float
@@ -58,8 +60,10 @@ class Report:
         leads = sorted(one.leads_seconds for one in self.take_overs)
         serves = sorted(one.serves_seconds for one in self.take_overs)
         took = (
-            f"take-over after {leads[len(leads) // 2]:.2f} s (median), {leads[-1]:.2f} s (longest) of a lease of "
-            f"{self.lease_seconds:g} s; a worker is answered after {serves[len(serves) // 2]:.2f} s, {serves[-1]:.2f} s. "
+            f"take-over after {leads[len(leads) // 2]:.2f} s (median), {leads[-1]:.2f} s "
+            "(longest) of a lease of "
+            f"{self.lease_seconds:g} s; a worker is answered after "
+            f"{serves[len(serves) // 2]:.2f} s, {serves[-1]:.2f} s. "
             if leads
             else ""
         )
@@ -67,7 +71,8 @@ class Report:
             f"{self.kills} leaders killed, {self.freezes} frozen, {self.partitions} cut off and "
             f"delivered late, {self.cuts} connections lost, Redis restarted {self.redis_restarts} "
             f"times and hung {self.redis_hangs} times: "
-            f"{self.commits} commits, {self.aborts} aborts, {self.answers} answers, {self.failures} calls without one. "
+            f"{self.commits} commits, {self.aborts} aborts, {self.answers} answers, "
+            f"{self.failures} calls without one. "
             f"{took}{len(self.faults)} faults"
         )
 
@@ -76,9 +81,20 @@ class Storm:
     """A running cluster with its clients, and what may happen to it."""
 
     def __init__(
-        self, redis: RedisServer, roads: dict[str, Road], coordinators: list[Coordinator], notes: Notes, report: Report
+        self,
+        redis: RedisServer,
+        roads: dict[str, Road],
+        coordinators: list[Coordinator],
+        notes: Notes,
+        report: Report,
     ) -> None:
-        self.redis, self.roads, self.coordinators, self.notes, self.report = redis, roads, coordinators, notes, report
+        self.redis, self.roads, self.coordinators, self.notes, self.report = (
+            redis,
+            roads,
+            coordinators,
+            notes,
+            report,
+        )
 
     async def run(self, kills: int) -> None:
         """So many kills, and all else now and then."""
@@ -106,7 +122,9 @@ class Storm:
         def known() -> bool:
             if self.notes.leaders:
                 asked, _, endpoint = self.notes.leaders[-1]
-                found[:] = [one for one in self.coordinators if one.endpoint == endpoint and one.runs]
+                found[:] = [
+                    one for one in self.coordinators if one.endpoint == endpoint and one.runs
+                ]
                 return bool(found) and time.monotonic() - asked < self.report.lease_seconds / 4
             return False
 
@@ -147,7 +165,9 @@ class Storm:
         await self.progress(1)
 
     async def lose_connections(self) -> None:
-        """Take the leader's connections to Redis away, a few times, in the middle of whatever they carry."""
+        """Take the leader's connections to Redis away, a few times, in the middle of whatever they
+        carry.
+        """
         for _ in range(CUTS):
             self.roads[(await self.leader()).name].cut()
             self.report.cuts += 1
@@ -183,12 +203,17 @@ class Storm:
 
         def leads() -> float | None:
             seen = (
-                ended for asked, ended, at in self.notes.leaders[leaders:] if asked > began and at != victim.endpoint
+                ended
+                for asked, ended, at in self.notes.leaders[leaders:]
+                if asked > began and at != victim.endpoint
             )
             return next(seen, None)
 
         def serves() -> float | None:
-            return next((one.ended for one in self.notes.told[told:] if one.decides and one.began > began), None)
+            return next(
+                (one.ended for one in self.notes.told[told:] if one.decides and one.began > began),
+                None,
+            )
 
         await self._until(lambda: leads() is not None and serves() is not None, "take-over")
         return TakeOver((leads() or began) - began, (serves() or began) - began)
@@ -197,13 +222,17 @@ class Storm:
         until = time.monotonic() + PATIENCE_LEASES * self.report.lease_seconds
         while not done():
             if time.monotonic() > until:
-                logs = "\n".join(f"{one.name} runs: {one.runs}\n{one.log()[-1500:]}" for one in self.coordinators)
+                logs = "\n".join(
+                    f"{one.name} runs: {one.runs}\n{one.log()[-1500:]}" for one in self.coordinators
+                )
                 raise TimeoutError(f"no {what} in time; last {self.notes.told[-1:]}\n{logs}")
             await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
-async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators: int = 2) -> AsyncIterator[Storm]:
+async def storm(
+    folder: Path, lease_seconds: float, workers: int = 4, operators: int = 2
+) -> AsyncIterator[Storm]:
     """The cluster and its clients at work; at the end the report is complete."""
     redis = RedisServer(folder)
     redis.start()
@@ -219,7 +248,9 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
     endpoints = [one.endpoint for one in coordinators]
     observers = [Observer(endpoint, context, notes, patience) for endpoint in endpoints]
     crew = [Worker(f"w{number}", endpoints, context, notes, patience) for number in range(workers)]
-    leaders = [Operator(f"o{number}", endpoints, context, notes, patience) for number in range(operators)]
+    leaders = [
+        Operator(f"o{number}", endpoints, context, notes, patience) for number in range(operators)
+    ]
     actors: list[Actor] = [*observers, *crew, *leaders]
     running = Storm(redis, roads, coordinators, notes, report)
     supervisor = asyncio.create_task(running.supervise())
@@ -228,14 +259,20 @@ async def storm(folder: Path, lease_seconds: float, workers: int = 4, operators:
             one.start()
         tasks = [asyncio.create_task(one.run()) for one in [*observers, *crew]]
         try:
-            await running._until(lambda: {one.who for one in notes.told} >= {one.name for one in crew}, "workers")
+            await running._until(
+                lambda: {one.who for one in notes.told} >= {one.name for one in crew}, "workers"
+            )
             tasks += [asyncio.create_task(one.run()) for one in leaders]
             yield running
         finally:
             for task in tasks:
                 task.cancel()
             ended = await asyncio.gather(*tasks, return_exceptions=True)
-        report.faults += [f"a client died: {one!r}" for one in ended if not isinstance(one, asyncio.CancelledError)]
+        report.faults += [
+            f"a client died: {one!r}"
+            for one in ended
+            if not isinstance(one, asyncio.CancelledError)
+        ]
         report.faults += await _last_look(observers, folder)
     finally:
         supervisor.cancel()
@@ -265,7 +302,11 @@ async def _last_look(observers: list[Observer], folder: Path) -> list[str]:
             if status is not None and (status["current"] or {}).get("token", 0) == last:
                 break
             if time.monotonic() > until:
-                faults.append(f"{observer.name} ends with {status and status['current']}, {last} was written last")
+                faults.append(
+                    f"{observer.name} ends with {status and status['current']}, {last} "
+                    "was "
+                    "written last"
+                )
                 break
             await asyncio.sleep(0.1)
     return faults

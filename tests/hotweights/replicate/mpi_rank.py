@@ -1,6 +1,8 @@
-"""One rank of a test, a program: replicates a plan over MPI and prints its image's digest and what it measured.
+"""One rank of a test, a program: replicates a plan over MPI and prints its image's digest and what
+it measured.
 
-Usage: ``mpi_rank.py PLAN [SECONDS_PER_CHUNK] [HIDE_SOURCE]`` with WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT.
+Usage: ``mpi_rank.py PLAN [SECONDS_PER_CHUNK] [HIDE_SOURCE]`` with WORLD_SIZE, RANK, MASTER_ADDR and
+MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -53,7 +55,10 @@ class Slow:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -90,7 +95,9 @@ def main() -> int:
     )
     with ImageBuilder(plan.manifest) as builder:
         try:
-            measured = replicator(window=3, patience=patience).run(plan, builder, source, world, progress)
+            measured = replicator(window=3, patience=patience).run(
+                plan, builder, source, world, progress
+            )
         except (TransferError, PeerError) as error:
             print(json.dumps({"error": error.reason, "message": str(error)}), flush=True)
             return 1

@@ -74,7 +74,9 @@ def test_what_is_here_is_not_read_again(folder: Path, home: Path, run: Run) -> N
     assert second["reused_nbytes"] == 64 * 256 * 4
     assert second["nbytes"] == 64 * 64 * 4
     assert load_file(home / "current" / "model.safetensors")["head"][0, 0] == np.float32(2.0)
-    assert (home / "previous" / "model.safetensors").read_bytes() == (folder / "v 0/model.safetensors").read_bytes()
+    assert (home / "previous" / "model.safetensors").read_bytes() == (
+        folder / "v 0/model.safetensors"
+    ).read_bytes()
     fresh = replicate(run, "--plan", "plan1.json", "--home", folder / "other")
     assert fresh["image_digest"] == second["image_digest"]
     assert fresh["reused_nbytes"] == 0
@@ -87,7 +89,8 @@ def test_the_version_before_the_previous_one_goes(folder: Path, home: Path, run:
     Path("plan2.json").write_bytes(plan(folder / "v2", third).canonical)
     replicate(run, "--plan", "plan2.json", "--commit")
     assert len(list((home / "versions").iterdir())) == 2
-    replicate(run, "--plan", "plan1.json", "--commit")  # back again: it is whole, nothing is written
+    # back again: it is whole, nothing is written
+    replicate(run, "--plan", "plan1.json", "--commit")
     assert json.loads((home / "current_manifest.json").read_text())["version"] == "v1"
 
 
@@ -103,7 +106,9 @@ def test_a_version_that_went_bad_on_the_disk_is_brought_anew(home: Path, run: Ru
 
 
 @pytest.mark.usefixtures("folder")
-def test_without_a_gpu_it_stays_in_host_memory_and_says_so(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_stays_in_host_memory_and_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from hotweights_storage import device
 
     monkeypatch.setattr(device, "_no_gpu", lambda: "the test says so")
@@ -111,7 +116,9 @@ def test_without_a_gpu_it_stays_in_host_memory_and_says_so(run: Run, monkeypatch
     assert shown["device"] == "host memory (no GPU: the test says so)"
 
 
-def test_a_source_that_changed_is_refused_and_nothing_happens(folder: Path, home: Path, run: Run) -> None:
+def test_a_source_that_changed_is_refused_and_nothing_happens(
+    folder: Path, home: Path, run: Run
+) -> None:
     replicate(run, "--plan", "plan0.json", "--commit")
     path = folder / "v 1" / "model.safetensors"
     content = bytearray(path.read_bytes())
@@ -143,7 +150,9 @@ def test_several_ranks_need_a_transport(run: Run, monkeypatch: pytest.MonkeyPatc
     assert "RANK" in run("replicate", "--plan", "plan0.json").stderr
 
 
-def test_a_full_disk_leaves_what_was_there(folder: Path, home: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_what_was_there(
+    folder: Path, home: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     replicate(run, "--plan", "plan0.json", "--commit")
     write = depots._write_checkpoint
 
@@ -160,8 +169,12 @@ def test_a_full_disk_leaves_what_was_there(folder: Path, home: Path, run: Run, m
     done = run("replicate", "--plan", "plan1.json", "--commit", "--metrics-port", 0)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "make room" in done.stderr
-    assert [path.name for path in (home / "versions").iterdir()] == [(home / "current").resolve().name]
-    assert (home / "current/model.safetensors").read_bytes() == (folder / "v 0/model.safetensors").read_bytes()
+    assert [path.name for path in (home / "versions").iterdir()] == [
+        (home / "current").resolve().name
+    ]
+    assert (home / "current/model.safetensors").read_bytes() == (
+        folder / "v 0/model.safetensors"
+    ).read_bytes()
 
 
 @pytest.mark.usefixtures("folder")
@@ -189,15 +202,22 @@ def test_ctrl_c_in_the_middle_leaves_what_was_there(folder: Path, home: Path, ru
         "    write(*arguments)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "version_store._write_tensors = interrupted\n"
-        "sys.argv = ['hotweights', 'replicate', '--plan', 'plan1.json', '--commit', '--metrics-port', '0']\n"
+        "sys.argv = ['hotweights', 'replicate', '--plan', 'plan1.json', '--commit', "
+        "'--metrics-port', '0']\n"
         "cli.main()\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=MOST_SECONDS, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=MOST_SECONDS,
+        check=False,
     )
     assert done.returncode == 130, done
     assert done.stderr.strip().count("\n") == 0
-    assert [path.name for path in (home / "versions").iterdir()] == [(home / "current").resolve().name]
+    assert [path.name for path in (home / "versions").iterdir()] == [
+        (home / "current").resolve().name
+    ]
     assert json.loads((home / "current_manifest.json").read_text())["version"] == "v0"
 
 
@@ -206,18 +226,33 @@ def test_a_killed_commit_leaves_no_trace_after_the_next_one(home: Path, run: Run
     (home / "versions" / ".new-1").mkdir(parents=True)
     (home / "versions" / ".new-1" / "model.safetensors").write_bytes(b"half")
     replicate(run, "--plan", "plan0.json", "--commit")
-    assert [path.name for path in (home / "versions").iterdir()] == [(home / "current").resolve().name]
+    assert [path.name for path in (home / "versions").iterdir()] == [
+        (home / "current").resolve().name
+    ]
     assert VersionStore(home).current() == (home / "current").resolve()
 
 
 @pytest.mark.usefixtures("folder")
 def test_metrics_can_be_read_while_it_runs() -> None:
-    command = [sys.executable, "-m", "hotweights.cli", "replicate", "--plan", "plan0.json", "--metrics-port", "0"]
-    with subprocess.Popen([*command, "--metrics-hold", "60", "--json"], stdout=subprocess.PIPE, text=True) as process:
+    command = [
+        sys.executable,
+        "-m",
+        "hotweights.cli",
+        "replicate",
+        "--plan",
+        "plan0.json",
+        "--metrics-port",
+        "0",
+    ]
+    with subprocess.Popen(
+        [*command, "--metrics-hold", "60", "--json"], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             port = json.loads(process.stdout.readline())["metrics_port"]
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=MOST_SECONDS) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{port}/metrics", timeout=MOST_SECONDS
+            ) as answer:
                 text = answer.read().decode()
         finally:
             process.send_signal(signal.SIGINT)
@@ -230,7 +265,9 @@ def test_a_taken_metrics_port_costs_only_the_metrics(run: Run) -> None:
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = run("replicate", "--plan", "plan0.json", "--metrics-port", taken.getsockname()[1], "--json")
+        done = run(
+            "replicate", "--plan", "plan0.json", "--metrics-port", taken.getsockname()[1], "--json"
+        )
     assert done.returncode == 0
     assert json.loads(done.stdout)["metrics_port"] == 0
 
@@ -238,7 +275,9 @@ def test_a_taken_metrics_port_costs_only_the_metrics(run: Run) -> None:
 @pytest.mark.usefixtures("folder")
 def test_with_a_coordinator_it_takes_part_and_commits(run: Run, home: Path) -> None:
     with running() as coordinator, coordinator.client() as client:
-        shown = replicate(run, "--plan", "plan0.json", "--commit", "--coord-endpoint", coordinator.endpoint)
+        shown = replicate(
+            run, "--plan", "plan0.json", "--commit", "--coord-endpoint", coordinator.endpoint
+        )
         status = client.call("status").result
         assert (status["state"], status["current"]["version"]) == ("committed", "v0")
         assert shown["committed"] == "by the coordinator"

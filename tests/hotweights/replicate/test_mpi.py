@@ -1,4 +1,6 @@
-"""Ranks that replicate one plan over MPI: real processes, real mpiexec, byte-equal images, whoever dies in the middle."""
+"""Ranks that replicate one plan over MPI: real processes, real mpiexec, byte-equal images, whoever
+dies in the middle.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "a folder with blanks"
     folder.mkdir()
     random = np.random.default_rng(1)
-    tensors = {f"layer.{number}": random.integers(0, 255, TENSOR_NBYTES, np.uint8) for number in range(TENSORS)}
+    tensors = {
+        f"layer.{number}": random.integers(0, 255, TENSOR_NBYTES, np.uint8)
+        for number in range(TENSORS)
+    }
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     return folder
@@ -50,7 +55,8 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def plan(folder: Path) -> Plan:
     with open_folder(folder) as source:
-        return build(publish(source, "model", "v1"), None, source.uri, 2_000_000)  # every chunk in two parts
+        # every chunk in two parts
+        return build(publish(source, "model", "v1"), None, source.uri, 2_000_000)
 
 
 @pytest.fixture
@@ -137,13 +143,17 @@ def orphans() -> list[str]:
         if words == [b""]:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)  # a zombie: adopted, so ours to bury
-        elif any(word.endswith((b"/mpiexec", b"/hydra_pmi_proxy", b"/mpi/rank.py")) for word in words):
+        elif any(
+            word.endswith((b"/mpiexec", b"/hydra_pmi_proxy", b"/mpi/rank.py")) for word in words
+        ):
             found.append(f"{pid} {words!r}")
     return found
 
 
 def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("mpich", "ucx"))}
+    return {
+        path.name for path in Path("/dev/shm").iterdir() if path.name.startswith(("mpich", "ucx"))
+    }
 
 
 def children_of(pid: int) -> list[int]:
@@ -177,7 +187,9 @@ def test_the_job_dies_and_the_nodes_live(start: Start) -> None:
     ranks = start(2, "0.2", "hide the source")
     ranks[1].hear("came")
     [mpi_rank] = [
-        int(pid) for pid in children_of(ranks[1].process.pid) if b"rank.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        int(pid)
+        for pid in children_of(ranks[1].process.pid)
+        if b"rank.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(mpi_rank, signal.SIGKILL)
     results = [rank.result() for rank in ranks]
@@ -232,7 +244,9 @@ def test_the_wrong_secret_and_another_plan(start: Start, plan: Plan, tmp_path: P
 
 
 def test_under_mpiexec(start: Start, port: int, plan_file: Path) -> None:
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
+    }
     done = subprocess.run(
         [find().mpiexec, "-n", "2", sys.executable, str(PROGRAM), str(plan_file)],
         env=environment | {"MASTER_PORT": str(port)},
@@ -241,7 +255,8 @@ def test_under_mpiexec(start: Start, port: int, plan_file: Path) -> None:
         timeout=SECONDS,
         check=True,
     )
-    results = [json.loads("{" + text) for text in re.findall(r"\{([^{}]*\})", done.stdout)]  # lines may run together
+    # lines may run together
+    results = [json.loads("{" + text) for text in re.findall(r"\{([^{}]*\})", done.stdout)]
     assert len(results) == 2
     assert_equal_images(results)
     assert results[0]["broadcast"] == "whole"
@@ -257,9 +272,18 @@ def test_what_mpiexec_says() -> None:
 
 
 def demo(plan_file: Path, port: int, path: str) -> subprocess.CompletedProcess[str]:
-    names = {"PATH": f"{path}:/usr/bin:/bin", "MASTER_PORT": str(port), "HOME": str(plan_file.parent)}
+    names = {
+        "PATH": f"{path}:/usr/bin:/bin",
+        "MASTER_PORT": str(port),
+        "HOME": str(plan_file.parent),
+    }
     return subprocess.run(
-        [str(DEMO), plan_file.name], cwd=plan_file.parent, env=names, capture_output=True, text=True, timeout=SECONDS
+        [str(DEMO), plan_file.name],
+        cwd=plan_file.parent,
+        env=names,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
 
 
@@ -268,7 +292,9 @@ def test_the_demo(port: int, plan_file: Path, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("broadcast: whole") == 2
     assert re.search(
-        r"^images equal: True \(2 ranks, each verified; \d+\.\d+ GB/s at the slowest\)$", done.stdout, re.M
+        r"^images equal: True \(2 ranks, each verified; \d+\.\d+ GB/s at the slowest\)$",
+        done.stdout,
+        re.M,
     )
 
 

@@ -1,4 +1,6 @@
-"""Ranks that replicate one plan over UCX: byte-equal, pipelined, and ended in bounded time by whatever goes wrong."""
+"""Ranks that replicate one plan over UCX: byte-equal, pipelined, and ended in bounded time by
+whatever goes wrong.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,10 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "a folder with blanks"
     folder.mkdir()
     random = np.random.default_rng(1)
-    tensors = {f"layer.{number}": random.integers(0, 255, TENSOR_NBYTES, np.uint8) for number in range(TENSORS)}
+    tensors = {
+        f"layer.{number}": random.integers(0, 255, TENSOR_NBYTES, np.uint8)
+        for number in range(TENSORS)
+    }
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     return folder
@@ -101,13 +106,19 @@ def start() -> Iterator[Callable[[Rank], Future[Measured]]]:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_every_rank_has_every_byte(
-    plan: Plan, opener: Callable[[], Source], port: int, start: Callable[[Rank], Future[Measured]], size: int
+    plan: Plan,
+    opener: Callable[[], Source],
+    port: int,
+    start: Callable[[Rank], Future[Measured]],
+    size: int,
 ) -> None:
     ranks = [
-        Rank(plan, World(size, rank, "127.0.0.1", port), opener if rank == 0 else no_source) for rank in range(size)
+        Rank(plan, World(size, rank, "127.0.0.1", port), opener if rank == 0 else no_source)
+        for rank in range(size)
     ]
     moving = [start(rank) for rank in reversed(ranks)][::-1]
-    failures = [one.exception(30) for one in moving]  # of all: one that fails leaves the others waiting
+    # of all: one that fails leaves the others waiting
+    failures = [one.exception(30) for one in moving]
     assert failures == [None] * size
     for rank, measured in zip(ranks, moving, strict=True):
         found = measured.result()
@@ -153,7 +164,9 @@ def test_chunks_are_passed_on_before_the_last_has_come_and_without_the_parent_th
     plan: Plan, opener: Callable[[], Source], port: int, start: Callable[[Rank], Future[Measured]]
 ) -> None:
     child = Rank(plan, World(2, 1, "127.0.0.1", port), opener)
-    head = Rank(plan, World(2, 0, "127.0.0.1", port), lambda: Torn(opener(), lambda: child.told > 0))
+    head = Rank(
+        plan, World(2, 0, "127.0.0.1", port), lambda: Torn(opener(), lambda: child.told > 0)
+    )
     failed, done = start(head), start(child)
     with pytest.raises(TransferError, match="the disk is gone"):
         failed.result(30)
@@ -194,7 +207,9 @@ def test_another_plan_or_another_secret_is_told_from_a_rank_that_is_not_there(
     running.result(30)
 
 
-def test_beyond_this_host_a_secret_is_needed(plan: Plan, opener: Callable[[], Source], port: int) -> None:
+def test_beyond_this_host_a_secret_is_needed(
+    plan: Plan, opener: Callable[[], Source], port: int
+) -> None:
     with pytest.raises(Refused, match="give all ranks one secret in HOTWEIGHTS_PEER_TOKEN"):
         Rank(plan, World(2, 0, "node-a", port), opener).run()
 
@@ -218,11 +233,19 @@ def plan_file(plan: Plan, tmp_path: Path) -> Path:
     return path
 
 
-def run_demo(plan_file: Path, port: int, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_demo(
+    plan_file: Path, port: int, cwd: Path, **variables: str
+) -> subprocess.CompletedProcess[str]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MASTER_PORT": str(port), **variables}
     return subprocess.run(
-        [DEMO, plan_file], cwd=cwd, env=environment, capture_output=True, text=True, timeout=170, check=False
+        [DEMO, plan_file],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=170,
+        check=False,
     )
 
 
@@ -232,7 +255,12 @@ def test_the_demo_compares_what_the_ranks_have(plan_file: Path, port: int, tmp_p
     elsewhere.mkdir()
     ran = run_demo(plan_file, port, elsewhere)
     assert ran.returncode == 0, ran.stderr
-    assert re.search(r"^images equal: True \(2 ranks, each verified; [\d.]+ GB/s at the slowest\)$", ran.stdout, re.M)
+    assert re.search(
+        r"^images equal: True \(2 ranks, each verified; [\d.]+ GB/s at the "
+        r"slowest\)$",
+        ran.stdout,
+        re.M,
+    )
     assert f"rank 1: bytes from ucx://127.0.0.1:{port}: {TENSORS * TENSOR_NBYTES}" in ran.stdout
     digests = re.findall(r"^rank \d: image +(blake3:[0-9a-f]{64})$", ran.stdout, re.M)
     assert len(digests) == 2

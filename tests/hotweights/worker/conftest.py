@@ -24,7 +24,9 @@ from tests.coordinator.running import Coordinator, running
 from tests.hotweights.checkpoints import checkpoint, plan
 
 SECONDS = 30.0
-PACE = HeartbeatTiming(beat_seconds=0.1, hurry_seconds=0.01, call_seconds=30.0, away_seconds=0.5, first_seconds=30.0)
+PACE = HeartbeatTiming(
+    beat_seconds=0.1, hurry_seconds=0.01, call_seconds=30.0, away_seconds=0.5, first_seconds=30.0
+)
 STAGING = StagingSettings(patience_seconds=2.0, reserve_bytes=0)
 
 
@@ -61,7 +63,9 @@ class Worker:
 class Group:
     """The coordinator, its workers, and the versions that they are given."""
 
-    def __init__(self, coordinator: Coordinator, folder: Path, sources: Path, token: str = "") -> None:
+    def __init__(
+        self, coordinator: Coordinator, folder: Path, sources: Path, token: str = ""
+    ) -> None:
         self.coordinator = coordinator
         self.folder = folder
         self.sources = sources
@@ -105,7 +109,11 @@ class Group:
         """The coordinator's status as soon as something holds of it."""
         deadline = asyncio.get_running_loop().time() + SECONDS
         while not holds(status := await self.status()):
-            assert asyncio.get_running_loop().time() < deadline, (status["state"], status["reason"], status["workers"])
+            assert asyncio.get_running_loop().time() < deadline, (
+                status["state"],
+                status["reason"],
+                status["workers"],
+            )
             await asyncio.sleep(0.02)
         return status
 
@@ -113,7 +121,9 @@ class Group:
         """Begun, committed, and applied by so many."""
         await self.reaches(lambda status: len(status["workers"]) >= workers)
         await self.begin(version, commit_when_ready=True)
-        return await self.reaches(lambda status: served(status) == version and len(status["applied"]) >= workers)
+        return await self.reaches(
+            lambda status: served(status) == version and len(status["applied"]) >= workers
+        )
 
     async def close(self) -> None:
         for worker in self.workers:

@@ -1,4 +1,6 @@
-"""The worker's pure parts: what an answer means, whom to pull from, who may come in, what may be read."""
+"""The worker's pure parts: what an answer means, whom to pull from, who may come in, what may be
+read.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,17 @@ OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 
 
 def version(digest: str, token: int = 1) -> Version:
-    return Version(version="v", digest=digest, token=token, plan_digest=digest, uri="file:///x", model="m")
+    return Version(
+        version="v", digest=digest, token=token, plan_digest=digest, uri="file:///x", model="m"
+    )
 
 
 def staged(*digests: str, failed: str = "") -> NodeWeightsStatus:
     entries = [StagedVersion(digest=digest, phase="Staged") for digest in digests]
     if failed:
-        entries.append(StagedVersion(digest=failed, phase="Failed", reason="NoDisk", message="it is gone"))
+        entries.append(
+            StagedVersion(digest=failed, phase="Failed", reason="NoDisk", message="it is gone")
+        )
     return NodeWeightsStatus(staged=entries)
 
 
@@ -47,7 +53,14 @@ def test_what_is_committed_is_to_be_served() -> None:
 
 
 def test_only_an_open_attempt_is_an_attempt() -> None:
-    answer = {"token": 5, "state": "aborted", "version": "v", "digest": NEW, "plan_digest": NEW, "current": None}
+    answer = {
+        "token": 5,
+        "state": "aborted",
+        "version": "v",
+        "digest": NEW,
+        "plan_digest": NEW,
+        "current": None,
+    }
     assert Assignment.parse(answer).attempt is None
     assert Assignment.parse(answer | {"state": "begun"}).attempt is not None
     with pytest.raises(CoordinatorError, match="token"):
@@ -61,7 +74,10 @@ def test_only_an_open_attempt_is_an_attempt() -> None:
         (staged(NEW), True),
         (staged(NEW).model_copy(update={"engines": [engine()]}), False),
         (staged(NEW).model_copy(update={"engines": [engine(prepared=NEW)]}), True),
-        (staged(NEW).model_copy(update={"engines": [engine(prepared=NEW), engine(pod_uid="f")]}), False),
+        (
+            staged(NEW).model_copy(update={"engines": [engine(prepared=NEW), engine(pod_uid="f")]}),
+            False,
+        ),
         (staged(NEW).model_copy(update={"engines": [engine(phase="Disconnected")]}), True),
     ],
 )
@@ -72,31 +88,52 @@ def test_ready_means_here_and_prepared_by_all(status: NodeWeightsStatus, ready: 
 def test_applied_means_that_every_engine_confirmed() -> None:
     confirmed = staged(OLD).model_copy(update={"engines": [engine(digest=OLD)]})
     assert worker_status(confirmed, None, version(OLD)).applied
-    assert not worker_status(confirmed.model_copy(update={"engines": [engine(digest=NEW)]}), None, version(OLD)).applied
+    assert not worker_status(
+        confirmed.model_copy(update={"engines": [engine(digest=NEW)]}), None, version(OLD)
+    ).applied
     assert not worker_status(staged(NEW), None, version(OLD)).applied
 
 
 def test_a_failure_is_told_for_what_is_asked_now() -> None:
-    assert worker_status(staged(OLD, failed=NEW), version(NEW), version(OLD)).failure == ("NoDisk", "it is gone")
+    assert worker_status(staged(OLD, failed=NEW), version(NEW), version(OLD)).failure == (
+        "NoDisk",
+        "it is gone",
+    )
     assert worker_status(staged(OLD, failed=NEW), None, version(OLD)).failure is None
     gave_up = GivenUp(digest=NEW, token=5, step="Prepare", reason="ShapeMismatch", message="x")
     refused = staged(NEW).model_copy(update={"engines": [engine(phase="Refused", failed=gave_up)]})
     assert worker_status(refused, version(NEW, 5), None).failure == ("ShapeMismatch", "engine e: x")
     assert worker_status(refused, version(NEW, 6), None).failure is None, "it is another attempt"
-    assert worker_status(refused, version(OLD, 6), None).failure is None, "it failed at another version"
+    assert worker_status(refused, version(OLD, 6), None).failure is None, (
+        "it failed at another version"
+    )
 
 
 def members(*names: str, address: str = "10.0.0.{}") -> list[dict[str, Any]]:
     return [
-        {"worker_id": name, "endpoints": [f"tcp://{address.format(n)}:1", f"ucx://{address.format(n)}:2"], "zone": ""}
+        {
+            "worker_id": name,
+            "endpoints": [f"tcp://{address.format(n)}:1", f"ucx://{address.format(n)}:2"],
+            "zone": "",
+        }
         for n, name in enumerate(names)
     ]
 
 
 def test_peers_are_reached_by_the_transport_that_works_here() -> None:
     others = members("a", "b")
-    assert PeerSelection("me", "10.0.0.9", "", ["tcp"]).donors(others).parents[0].endpoint.startswith("tcp://")
-    assert PeerSelection("me", "10.0.0.9", "", ["ucx", "tcp"]).donors(others).parents[0].endpoint.startswith("ucx://")
+    assert (
+        PeerSelection("me", "10.0.0.9", "", ["tcp"])
+        .donors(others)
+        .parents[0]
+        .endpoint.startswith("tcp://")
+    )
+    assert (
+        PeerSelection("me", "10.0.0.9", "", ["ucx", "tcp"])
+        .donors(others)
+        .parents[0]
+        .endpoint.startswith("ucx://")
+    )
     assert PeerSelection("me", "10.0.0.9", "", ["inproc"]).donors(others).parents == ()
 
 

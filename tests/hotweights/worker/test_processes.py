@@ -23,14 +23,37 @@ def processes() -> Iterator[ExitStack]:
         yield stack
 
 
-def start(group: Group, processes: ExitStack, name: str, *arguments: object) -> subprocess.Popen[str]:
+def start(
+    group: Group, processes: ExitStack, name: str, *arguments: object
+) -> subprocess.Popen[str]:
     """One that says that it takes part."""
-    command = [sys.executable, "-m", "hotweights.cli", "worker", "--endpoint", group.coordinator.endpoint, "--json"]
-    command += ["--worker-id", name, "--transport", "tcp", "--metrics-port", "0", "--root", str(group.sources)]
+    command = [
+        sys.executable,
+        "-m",
+        "hotweights.cli",
+        "worker",
+        "--endpoint",
+        group.coordinator.endpoint,
+        "--json",
+    ]
+    command += [
+        "--worker-id",
+        name,
+        "--transport",
+        "tcp",
+        "--metrics-port",
+        "0",
+        "--root",
+        str(group.sources),
+    ]
     command += ["--socket-folder", str(group.folder / name), *map(str, arguments)]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("HOTWEIGHTS_")}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("HOTWEIGHTS_")
+    }
     process = processes.enter_context(
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
     )
     processes.callback(process.kill)
     assert process.stdout is not None
@@ -68,7 +91,16 @@ async def test_it_ends_when_it_is_told_to(group: Group, processes: ExitStack) ->
 
 
 def test_without_a_coordinator_it_is_one_line_and_exit_code_1(folder: Path) -> None:
-    command = [sys.executable, "-m", "hotweights.cli", "worker", "--endpoint", "tcp://127.0.0.1:9", "--wait", "0.1"]
+    command = [
+        sys.executable,
+        "-m",
+        "hotweights.cli",
+        "worker",
+        "--endpoint",
+        "tcp://127.0.0.1:9",
+        "--wait",
+        "0.1",
+    ]
     command += ["--transport", "tcp", "--metrics-port", "0", "--socket-folder", str(folder)]
     done = subprocess.run(
         command,

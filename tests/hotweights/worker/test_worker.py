@@ -26,7 +26,9 @@ async def test_a_worker_follows_version_after_version(group: Group) -> None:
         assert status["current"]["digest"] == group.plans[version].manifest.digest
 
 
-async def test_an_engine_prepares_before_the_precommit_and_switches_at_the_commit(group: Group) -> None:
+async def test_an_engine_prepares_before_the_precommit_and_switches_at_the_commit(
+    group: Group,
+) -> None:
     worker = await group.worker("w1")
     engine = worker.engine()
     engine.state = "Serving"
@@ -112,7 +114,9 @@ async def test_a_late_worker_gets_it_from_several_donors(group: Group, tmp_path:
     assert "late" in status["applied"]
 
 
-async def test_a_plan_outside_the_roots_is_refused_with_the_remedy(group: Group, tmp_path: Path) -> None:
+async def test_a_plan_outside_the_roots_is_refused_with_the_remedy(
+    group: Group, tmp_path: Path
+) -> None:
     await group.worker("w1", roots=(tmp_path,))
     group.version("v1", 1.0)
     await group.rolled_out("v1", 1)
@@ -130,7 +134,9 @@ async def test_a_plan_outside_the_roots_is_refused_with_the_remedy(group: Group,
     assert status["current"]["version"] == "v1"
 
 
-async def test_a_coordinator_that_forgot_everything_takes_nothing_from_engines(folder: Path, group: Group) -> None:
+async def test_a_coordinator_that_forgot_everything_takes_nothing_from_engines(
+    folder: Path, group: Group
+) -> None:
     endpoint = lasting_endpoint()
     with ExitStack() as first:
         theirs = Group(first.enter_context(running(endpoint=endpoint)), folder, group.sources)
@@ -153,7 +159,9 @@ async def test_a_coordinator_that_forgot_everything_takes_nothing_from_engines(f
 
 async def test_without_a_coordinator_a_worker_gives_up_and_says_so(group: Group) -> None:
     settings = group.settings(
-        "w1", endpoints="tcp://127.0.0.1:9", timing=HeartbeatTiming(call_seconds=0.1, first_seconds=0.1)
+        "w1",
+        endpoints="tcp://127.0.0.1:9",
+        timing=HeartbeatTiming(call_seconds=0.1, first_seconds=0.1),
     )
     worker = await Worker(settings).start()
     assert worker.task is not None
@@ -163,13 +171,17 @@ async def test_without_a_coordinator_a_worker_gives_up_and_says_so(group: Group)
 
 async def test_the_wrong_token_ends_it_at_once(folder: Path, group: Group) -> None:
     with running(token="right") as guarded:
-        worker = await Worker(group.settings("w1", endpoints=guarded.endpoint, token="wrong")).start()
+        worker = await Worker(
+            group.settings("w1", endpoints=guarded.endpoint, token="wrong")
+        ).start()
         assert worker.task is not None
         with pytest.raises(CallRefused, match="not the coordinator's"):
             await worker.task
 
 
-async def test_workers_know_each_other_by_the_coordinators_token(folder: Path, group: Group, tmp_path: Path) -> None:
+async def test_workers_know_each_other_by_the_coordinators_token(
+    folder: Path, group: Group, tmp_path: Path
+) -> None:
     with running(token="right") as guarded:
         theirs = Group(guarded, folder, group.sources, "right")
         nothing = tmp_path / "nothing"

@@ -1,4 +1,6 @@
-"""Entries: no pod ever stands in none, nothing stays that nobody needs, and what a node is to hold."""
+"""Entries: no pod ever stands in none, nothing stays that nobody needs, and what a node is to
+hold.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,11 @@ ELSEWHERE: Fields = {"target": {"selector": {"matchLabels": {"app": "another"}}}
 
 def entry_on(decision: RolloutDecision, node: str = "n0") -> RolloutAssignment | None:
     """What is written for a node. Raises `LookupError` when nothing is."""
-    written = [action.entry for action in decision.actions if isinstance(action, Assign) and action.node == node]
+    written = [
+        action.entry
+        for action in decision.actions
+        if isinstance(action, Assign) and action.node == node
+    ]
     if not written:
         raise LookupError(f"nothing is written to {node}")
     return written[0]
@@ -62,7 +68,7 @@ def both(first: NodeState, second: NodeState) -> NodeState:
     return replace(first, spec=spec)
 
 
-# -- pods come and go ----------------------------------------------------------------------------------------------------
+# -- pods come and go ---------------------------------------------------------------------------
 
 
 def test_a_pod_that_terminates_keeps_its_place_until_it_is_gone() -> None:
@@ -81,12 +87,16 @@ def test_a_pod_that_terminates_stays_staged_and_leaves_with_its_entry() -> None:
     seen = world([pod(0, terminating=True)], [known])
     assert decide(rollout(AT_NEW, paused=True), seen, NOW).actions == ()
     for gone in ([], [pod(0, finished=True)], [pod(0, "n1", terminating=True)]):
-        left = world(gone, [known], nodes={n: Node(n, n) for n in ("n0", "n1")}, agents={"n0": True})
+        left = world(
+            gone, [known], nodes={n: Node(n, n) for n in ("n0", "n1")}, agents={"n0": True}
+        )
         assert entry_on(decide(rollout(AT_NEW, paused=True), left, NOW)) is None
 
 
 @pytest.mark.parametrize(("token", "goes"), [(1, False), (2, True)])
-def test_a_pod_leaves_its_entry_when_another_one_has_given_it_a_newer_order(token: int, goes: bool) -> None:
+def test_a_pod_leaves_its_entry_when_another_one_has_given_it_a_newer_order(
+    token: int, goes: bool
+) -> None:
     ours = state("n0", [engine(0)], {"p0": OLD})
     theirs = state("n0", told={"p0": order("p0", OLD, token=token, prepare="")}, entry="other")
     other = replace(rollout(AT_NEW), uid="other", name="other")
@@ -98,7 +108,9 @@ def test_a_pod_leaves_its_entry_when_another_one_has_given_it_a_newer_order(toke
 
 
 def test_whatever_order_a_list_has_it_is_the_same() -> None:
-    known = state("n0", [engine(0), engine(1)], {f"p{n}": order(f"p{n}", OLD, prepare="") for n in (1, 0)})
+    known = state(
+        "n0", [engine(0), engine(1)], {f"p{n}": order(f"p{n}", OLD, prepare="") for n in (1, 0)}
+    )
     seen = world([pod(0), pod(1)], [known])
     assert decide(rollout(AT_NEW, paused=True), seen, NOW).actions == ()
     first, second = known.spec.rollouts[0], known.spec.rollouts[0]
@@ -113,7 +125,9 @@ def test_a_write_is_fenced_by_what_it_was_decided_on_and_tells_of_those_who_chan
     (action,) = decision.actions
     assert isinstance(action, Assign)
     assert action.resource_version == "50"
-    assert [(event.regarding.name, event.reason) for event in action.events] == [("p0", "WeightsActivating")]
+    assert [(event.regarding.name, event.reason) for event in action.events] == [
+        ("p0", "WeightsActivating")
+    ]
 
 
 SETTLED = {"p0": order("p0", NEW, prepare="")}
@@ -129,7 +143,9 @@ def settled() -> Observed:
 
 def test_what_was_settled_is_looked_at_when_a_failure_is_remembered() -> None:
     failed = [{"pod": "p0", "podUID": "p0", "reason": "ProbeMismatch"}]
-    decision = decide(rollout({**PASSED, "failures": failed}, failurePolicy={"maxFailed": 1}), settled(), NOW)
+    decision = decide(
+        rollout({**PASSED, "failures": failed}, failurePolicy={"maxFailed": 1}), settled(), NOW
+    )
     entry = entry_on(decision)
     assert entry is not None
     assert entry.pods[0].digest == OLD
@@ -155,13 +171,16 @@ def test_what_was_settled_is_asked_when_its_turn_comes_though_nothing_happened_t
     assert entry.pods[0].prepare == NEW
 
 
-# -- what a node holds ---------------------------------------------------------------------------------------------------
+# -- what a node holds --------------------------------------------------------------------------
 
 BARE = {"p0": order("p0", OLD, prepare="", revision=1)}
 
 
 def test_every_node_gets_the_version_before_its_pods_prepare() -> None:
-    states = [state(f"n{n}", [engine(n)], {f"p{n}": order(f"p{n}", OLD, prepare="")}, listed=(OLD,)) for n in (0, 1)]
+    states = [
+        state(f"n{n}", [engine(n)], {f"p{n}": order(f"p{n}", OLD, prepare="")}, listed=(OLD,))
+        for n in (0, 1)
+    ]
     decision = decide(rollout(AT_NEW), world([pod(0), pod(1, "n1")], states), NOW)
     assert [set(staged_on(decision, f"n{n}")) for n in (0, 1)] == [{OLD, NEW}, {OLD, NEW}]
 
@@ -195,7 +214,11 @@ def test_what_pods_need_comes_before_what_is_only_kept() -> None:
     engines = [engine(n, many[n]) for n in range(len(many))]
     known = state("n0", engines, given, listed=(*many, OLD, NEW))
     held = {**AT_NEW, "held": [{"name": "x", "version": "x", "digest": OTHER}]}
-    seen = world([pod(n) for n in range(len(many))], [known], versions=[version("new", NEW), version("x", OTHER)])
+    seen = world(
+        [pod(n) for n in range(len(many))],
+        [known],
+        versions=[version("new", NEW), version("x", OTHER)],
+    )
     (action,) = decide(rollout(held), seen, NOW).actions
     assert isinstance(action, Assign)
     assert action.entry is not None
@@ -212,13 +235,20 @@ def test_what_is_staged_anew_says_how_long_it_may_take_and_has_a_name() -> None:
     seen = world([pod(0)], [state("n0", [engine(0)], BARE, listed=(OLD,))])
     entry = entry_on(decide(rollout(AT_NEW, staging={"timeoutSeconds": 123}), seen, NOW))
     assert entry is not None
-    assert {item.digest: (item.version, item.timeout_seconds) for item in entry.stage}[NEW] == ("new", 123)
+    assert {item.digest: (item.version, item.timeout_seconds) for item in entry.stage}[NEW] == (
+        "new",
+        123,
+    )
 
 
-@pytest.mark.parametrize("known", [[version("new", NEW), version("third", OTHER)], [version("new", NEW)]])
+@pytest.mark.parametrize(
+    "known", [[version("new", NEW), version("third", OTHER)], [version("new", NEW)]]
+)
 def test_an_order_has_the_name_of_its_version_whoever_knows_it(known: Any) -> None:
     given = order("p0", OTHER, prepare="", revision=1, version="")
-    seen = world([pod(0)], [state("n0", [engine(0, OTHER)], {"p0": given}, listed=(OTHER,))], versions=known)
+    seen = world(
+        [pod(0)], [state("n0", [engine(0, OTHER)], {"p0": given}, listed=(OTHER,))], versions=known
+    )
     entry = entry_on(decide(rollout(AT_NEW), seen, NOW))
     assert entry is not None
     assert entry.pods[0].version == ("third" if len(known) > 1 else "other")

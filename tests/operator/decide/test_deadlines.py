@@ -38,7 +38,7 @@ LENIENT: Fields = {"failurePolicy": {"maxFailed": 9}}
 HOUR = timedelta(hours=1)
 
 
-# -- deadlines -----------------------------------------------------------------------------------------------------------
+# -- deadlines ----------------------------------------------------------------------------------
 
 IDLE = world([pod(0)], [state("n0", [engine(0, phase="Preparing")], {"p0": OLD})])
 
@@ -55,9 +55,14 @@ def staging(done: int) -> Observed:
 def fleet(ready: int, updated: int, available: int) -> Observed:
     """Three pods of which so many have prepared, serve, and are of service with it."""
     engines = [engine(n, NEW) if n < updated else engine(n) for n in range(3)]
-    engines = [engine(n, phase="Prepared", prepared=NEW) if updated <= n < ready else e for n, e in enumerate(engines)]
+    engines = [
+        engine(n, phase="Prepared", prepared=NEW) if updated <= n < ready else e
+        for n, e in enumerate(engines)
+    ]
     pods = [pod(n, shows=NEW, ready=n < available) if n < updated else pod(n) for n in range(3)]
-    return world(pods, [state("n0", engines, {f"p{n}": NEW if n < updated else OLD for n in range(3)})])
+    return world(
+        pods, [state("n0", engines, {f"p{n}": NEW if n < updated else OLD for n in range(3)})]
+    )
 
 
 @pytest.mark.parametrize(
@@ -89,7 +94,12 @@ def begins_anew(before: Rollout, seen: Observed, onwards: Rollout) -> None:
     known = after(before, seen)
     known = replace(onwards, status=after(known, seen, NOW + HOUR).status)
     assert status_after(known, IDLE, NOW + HOUR).phase != "Stalled"
-    assert status_after(after(known, IDLE, NOW + HOUR), IDLE, NOW + HOUR + timedelta(seconds=599)).phase != "Stalled"
+    assert (
+        status_after(
+            after(known, IDLE, NOW + HOUR), IDLE, NOW + HOUR + timedelta(seconds=599)
+        ).phase
+        != "Stalled"
+    )
 
 
 def test_the_clock_begins_anew_after_a_pause() -> None:
@@ -101,7 +111,11 @@ def test_a_pause_has_no_deadline() -> None:
 
 
 def test_the_clock_begins_anew_when_the_version_is_there() -> None:
-    waits = world([pod(0)], [state("n0", [engine(0, phase="Preparing")], {"p0": OLD})], versions=[version("new", "")])
+    waits = world(
+        [pod(0)],
+        [state("n0", [engine(0, phase="Preparing")], {"p0": OLD})],
+        versions=[version("new", "")],
+    )
     begins_anew(rollout(AT_NEW), waits, rollout(AT_NEW))
 
 
@@ -111,18 +125,22 @@ def test_the_clock_begins_anew_when_a_complete_rollout_loses_a_pod() -> None:
 
 def test_progress_by_a_clock_that_is_ahead_does_not_put_the_deadline_off() -> None:
     known = after(rollout(AT_NEW), IDLE, NOW)
-    ahead = replace(known, status=known.status.model_copy(update={"last_progress_at": "2027-01-01T00:00:00Z"}))
+    ahead = replace(
+        known, status=known.status.model_copy(update={"last_progress_at": "2027-01-01T00:00:00Z"})
+    )
     assert decide(ahead, IDLE, NOW).again_in_seconds == pytest.approx(601)
 
 
 def test_only_bytes_are_mere_progress() -> None:
     first = status_after(rollout(AT_NEW), staging(30))
     assert rollout_status.is_progress(first, status_after(rollout(AT_NEW), staging(60)))
-    assert not rollout_status.is_progress(first, status_after(rollout(AT_NEW, paused=True), staging(60)))
+    assert not rollout_status.is_progress(
+        first, status_after(rollout(AT_NEW, paused=True), staging(60))
+    )
     assert not rollout_status.is_progress(first, status_after(rollout(AT_NEW), fleet(1, 0, 0)))
 
 
-# -- news ----------------------------------------------------------------------------------------------------------------
+# -- news ---------------------------------------------------------------------------------------
 
 
 def news(known: Rollout, seen: Observed) -> list[Event]:
@@ -131,14 +149,18 @@ def news(known: Rollout, seen: Observed) -> list[Event]:
 
 
 def test_what_is_no_news_is_not_told() -> None:
-    seen = world([pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": order("p0", OLD, prepare="")})])
+    seen = world(
+        [pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": order("p0", OLD, prepare="")})]
+    )
     known = rollout(AT_NEW)
     assert [event.regarding.kind for event in news(known, seen)] == ["WeightRollout", "Pod"]
     assert news(after(known, seen, NOW), seen) == []
 
 
 def test_trouble_is_told_as_a_warning_on_the_rollout_and_on_its_pod() -> None:
-    seen = world([pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": order("p0", OLD, prepare="")})])
+    seen = world(
+        [pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": order("p0", OLD, prepare="")})]
+    )
     told = news(rollout(AT_NEW), seen)
     assert [(e.regarding.name, e.reason, e.warning) for e in told] == [
         ("llm", "ProbeMismatch", True),
@@ -150,7 +172,9 @@ def test_trouble_is_told_as_a_warning_on_the_rollout_and_on_its_pod() -> None:
 def test_a_source_that_cannot_be_read_is_told_on_the_pods_that_wait_for_it() -> None:
     staged = [StagedVersion(digest=NEW, phase="Failed", reason="ChecksumMismatch")]
     seen = world([pod(0)], [state("n0", [engine(0)], {"p0": OLD}, staged=staged)])
-    assert [e.regarding.uid for e in news(rollout(AT_NEW), seen) if e.regarding.kind == "Pod"] == ["p0"]
+    assert [e.regarding.uid for e in news(rollout(AT_NEW), seen) if e.regarding.kind == "Pod"] == [
+        "p0"
+    ]
 
 
 def test_a_failure_is_told_on_the_pod_that_failed_and_not_on_its_namesake() -> None:
@@ -159,14 +183,23 @@ def test_a_failure_is_told_on_the_pod_that_failed_and_not_on_its_namesake() -> N
     given = {"p0": order("p0", OLD, prepare=""), "p1": order("p1", OLD, prepare="", name="p0")}
     seen = world(
         [namesake, pod(0, "n1")],
-        [state("n0", engines[1:], {"p1": given["p1"]}), state("n1", engines[:1], {"p0": given["p0"]})],
+        [
+            state("n0", engines[1:], {"p1": given["p1"]}),
+            state("n1", engines[:1], {"p0": given["p0"]}),
+        ],
     )
-    assert [e.regarding.uid for e in news(rollout(AT_NEW, **LENIENT), seen) if e.regarding.kind == "Pod"] == ["p0"]
+    assert [
+        e.regarding.uid for e in news(rollout(AT_NEW, **LENIENT), seen) if e.regarding.kind == "Pod"
+    ] == ["p0"]
 
 
 @pytest.mark.parametrize(
     ("name", "retry", "words"),
-    [("old", "", "Revision 3: old (a rollback)"), ("new", "again", "Revision 3: new"), ("x", "", "Revision 3: x")],
+    [
+        ("old", "", "Revision 3: old (a rollback)"),
+        ("new", "again", "Revision 3: new"),
+        ("x", "", "Revision 3: x"),
+    ],
 )
 def test_a_rollback_is_called_one(name: str, retry: str, words: str) -> None:
     versions = [version("old", OLD), version("new", NEW), version("x", "sha256:x")]
@@ -176,6 +209,12 @@ def test_a_rollback_is_called_one(name: str, retry: str, words: str) -> None:
 
 
 def test_a_node_whose_agent_has_said_nothing_yet_says_nothing() -> None:
-    silent = NodeState("n0", 5, "50", state("n0", [], {"p0": NEW}).spec, NodeWeightsStatus(engines=[engine(0, NEW)]))
+    silent = NodeState(
+        "n0",
+        5,
+        "50",
+        state("n0", [], {"p0": NEW}).spec,
+        NodeWeightsStatus(engines=[engine(0, NEW)]),
+    )
     status = status_after(rollout(AT_NEW), world([pod(0, shows=NEW)], [silent]))
     assert (status.pods.updated, status.failures[0].reason) == (0, "AgentMissing")

@@ -35,14 +35,21 @@ def rolling(most: int | str) -> Fields:
 
 
 @pytest.mark.parametrize(
-    ("most", "desired", "expected"), [("10%", 19, 1), ("10%", 20, 2), ("99%", 1, 1), ("100%", 7, 7), (3, 2, 3)]
+    ("most", "desired", "expected"),
+    [("10%", 19, 1), ("10%", 20, 2), ("99%", 1, 1), ("100%", 7, 7), (3, 2, 3)],
 )
-def test_a_percentage_is_rounded_down_but_not_to_nothing(most: int | str, desired: int, expected: int) -> None:
-    assert disruption_budget.limit(Strategy.from_dict(rolling(most)["strategy"]), desired) == expected
+def test_a_percentage_is_rounded_down_but_not_to_nothing(
+    most: int | str, desired: int, expected: int
+) -> None:
+    assert (
+        disruption_budget.limit(Strategy.from_dict(rolling(most)["strategy"]), desired) == expected
+    )
 
 
 def looping(number: int) -> Any:
-    """A pod that ends again and again with what it was told in an earlier revision, since just now."""
+    """A pod that ends again and again with what it was told in an earlier revision, since just
+    now.
+    """
     return pod(number, ready=False, gate=False, restarts=3, last_run_seconds=5.0)
 
 
@@ -61,13 +68,20 @@ def test_a_crash_loop_is_left_out_at_once() -> None:
     engines = [engine(0, "", phase="Booting"), *prepared(3)[1:]]
     given = {"p0": loops(0), "p1": OLD, "p2": OLD}
     seen = world([looping(0), pod(1), pod(2)], [state("n0", engines, given)], clock=lambda: NOW)
-    assert told_to_change(decide(rollout(PASSED), seen, NOW + timedelta(seconds=60))) & {"p1", "p2"} == {"p1"}
+    assert told_to_change(decide(rollout(PASSED), seen, NOW + timedelta(seconds=60))) & {
+        "p1",
+        "p2",
+    } == {"p1"}
 
 
 def test_a_pod_of_too_short_service_is_not_what_the_last_one_leans_on() -> None:
     seconds, began = 30, NOW - timedelta(seconds=20)
     now = began
-    engines = [engine(0, NEW), engine(1, phase="Prepared", prepared=NEW), engine(2, "", phase="Booting")]
+    engines = [
+        engine(0, NEW),
+        engine(1, phase="Prepared", prepared=NEW),
+        engine(2, "", phase="Booting"),
+    ]
     given = {"p0": NEW, "p1": OLD, "p2": loops(2)}
     seen = world([pod(1), looping(2)], [state("n0", engines, given)], clock=lambda: now)
     now = NOW
@@ -87,7 +101,11 @@ def test_one_is_left_however_large_the_budget_is() -> None:
 
 def test_it_is_looked_at_again_when_the_first_has_been_of_service_for_long_enough() -> None:
     since = NOW - timedelta(seconds=20)
-    seen = world([pod(n) for n in (0, 1)], [state("n0", prepared(2), {"p0": OLD, "p1": OLD})], clock=lambda: since)
+    seen = world(
+        [pod(n) for n in (0, 1)],
+        [state("n0", prepared(2), {"p0": OLD, "p1": OLD})],
+        clock=lambda: since,
+    )
     decision = decide(rollout(PASSED, minReadySeconds=30), seen, NOW)
     assert told_to_change(decision) == set()
     assert decision.again_in_seconds == pytest.approx(10.0)

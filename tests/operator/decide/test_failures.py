@@ -1,4 +1,6 @@
-"""Which pods have failed a version, which are only missing, and which revision it is that begins and ends."""
+"""Which pods have failed a version, which are only missing, and which revision it is that begins
+and ends.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ from typing import Any
 import pytest
 
 from hotweights_crds.conditions import find, is_true
-from hotweights_crds.nodeweights import MAX_PODS, EngineStatus, GivenUp, PodAssignment, StagedVersion
+from hotweights_crds.nodeweights import (
+    MAX_PODS,
+    EngineStatus,
+    GivenUp,
+    PodAssignment,
+    StagedVersion,
+)
 from hotweights_crds.weightrollout import MAX_HISTORY
 from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_operator.decide import revision
@@ -50,7 +58,7 @@ def remembered(reason: str = "ProbeMismatch") -> Fields:
     return {**AT_NEW, "failures": [{"pod": "p0", "podUID": "p0", "reason": reason}]}
 
 
-# -- what speaks against a version ---------------------------------------------------------------------------------------
+# -- what speaks against a version --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -75,15 +83,21 @@ def remembered(reason: str = "ProbeMismatch") -> Fields:
     ],
 )
 def test_ends_that_say_nothing_against_the_version(restarts: int, given: Any) -> None:
-    seen = world([looping(0, restarts)], [state("n0", [engine(0, "", phase="Booting")], {"p0": given})])
+    seen = world(
+        [looping(0, restarts)], [state("n0", [engine(0, "", phase="Booting")], {"p0": given})]
+    )
     assert status_after(rollout(AT_NEW), seen).pods.failed == 0
 
 
 @pytest.mark.parametrize(
-    ("serves", "gave"), [(OLD, gave_up(OLD)), (NEW, gave_up())], ids=["of another version", "and took it then"]
+    ("serves", "gave"),
+    [(OLD, gave_up(OLD)), (NEW, gave_up())],
+    ids=["of another version", "and took it then"],
 )
 def test_refusals_that_say_nothing_against_the_version(serves: str, gave: GivenUp) -> None:
-    seen = world([pod(0, shows=serves)], [state("n0", [engine(0, serves, failed=gave)], {"p0": serves})])
+    seen = world(
+        [pod(0, shows=serves)], [state("n0", [engine(0, serves, failed=gave)], {"p0": serves})]
+    )
     assert status_after(rollout(AT_NEW), seen).pods.failed == 0
 
 
@@ -102,7 +116,9 @@ def test_what_failed_in_another_rollout_s_revision_of_the_same_number_is_no_fail
     seen = world([shown], [state("n0", engines, {"p0": given})])
     assert status_after(rollout(AT_NEW), seen).pods.failed == 0
     own = [
-        e.model_copy(update={"failed": e.failed.model_copy(update={"rollout": "r"})}) if e.failed else e
+        e.model_copy(update={"failed": e.failed.model_copy(update={"rollout": "r"})})
+        if e.failed
+        else e
         for e in engines
     ]
     seen = world([shown], [state("n0", own, {"p0": given.model_copy(update={"rollout": "r"})})])
@@ -110,7 +126,9 @@ def test_what_failed_in_another_rollout_s_revision_of_the_same_number_is_no_fail
 
 
 def test_what_an_engine_gave_up_stays_so_when_its_agent_is_gone() -> None:
-    seen = world([pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": OLD})], agents={"n0": False})
+    seen = world(
+        [pod(0)], [state("n0", [engine(0, failed=gave_up())], {"p0": OLD})], agents={"n0": False}
+    )
     assert reasons(rollout(AT_NEW, **LENIENT), seen) == [("p0", "ProbeMismatch")]
 
 
@@ -121,7 +139,10 @@ def test_an_agent_that_was_away_is_no_failure_of_the_version() -> None:
 
 def test_a_pod_that_serves_the_version_at_last_or_goes_has_not_failed_it() -> None:
     for known, serves in ((pod(0, shows=NEW), NEW), (pod(0, terminating=True), OLD)):
-        seen = world([known, pod(1)], [state("n0", [engine(0, serves), engine(1)], {"p0": serves, "p1": OLD})])
+        seen = world(
+            [known, pod(1)],
+            [state("n0", [engine(0, serves), engine(1)], {"p0": serves, "p1": OLD})],
+        )
         assert status_after(rollout(remembered(), **LENIENT), seen).pods.failed == 0
 
 
@@ -131,7 +152,10 @@ def test_a_pod_that_failed_and_is_away_now_is_named_once() -> None:
 
 
 def test_staging_that_succeeds_at_last_is_not_held_against_the_node_s_pods() -> None:
-    staged = [StagedVersion(digest=OLD, phase="Staged"), StagedVersion(digest=NEW, phase="Failed", reason="Timeout")]
+    staged = [
+        StagedVersion(digest=OLD, phase="Staged"),
+        StagedVersion(digest=NEW, phase="Failed", reason="Timeout"),
+    ]
     idle = {"p0": order("p0", OLD, prepare="")}
     known = rollout(AT_NEW, **LENIENT)
     first = status_after(known, world([pod(0)], [state("n0", [engine(0)], idle, staged=staged)]))
@@ -140,12 +164,14 @@ def test_staging_that_succeeds_at_last_is_not_held_against_the_node_s_pods() -> 
     assert status_after(replace(known, status=first), seen).pods.failed == 0
 
 
-# -- who is missing ------------------------------------------------------------------------------------------------------
+# -- who is missing -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("node", [Node("n0", "u", ready=False), None])
 def test_a_node_that_is_not_there_is_named(node: Node | None) -> None:
-    seen = world([pod(0)], [state("n0", [engine(0)], {"p0": OLD})], nodes={"n0": node} if node else {})
+    seen = world(
+        [pod(0)], [state("n0", [engine(0)], {"p0": OLD})], nodes={"n0": node} if node else {}
+    )
     assert reasons(rollout(AT_NEW), seen) == [("p0", "NodeNotReady")]
 
 
@@ -167,11 +193,13 @@ def test_pods_beyond_the_room_of_an_object_are_named_and_push_nobody_out() -> No
 def test_a_pod_in_the_middle_of_a_switch_has_no_trouble_with_its_clock() -> None:
     later = NOW.replace(hour=11, minute=30)
     about_to = engine(0, OLD, phase="Prepared", prepared=NEW)
-    seen = world([pod(0, gate=False, engine_started_at=later)], [state("n0", [about_to], {"p0": NEW})])
+    seen = world(
+        [pod(0, gate=False, engine_started_at=later)], [state("n0", [about_to], {"p0": NEW})]
+    )
     assert reasons(rollout(AT_NEW), seen) == []
 
 
-# -- holds ---------------------------------------------------------------------------------------------------------------
+# -- holds --------------------------------------------------------------------------------------
 
 SERVED = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
 
@@ -190,7 +218,9 @@ def test_a_pause_takes_nothing_from_what_is_complete() -> None:
     ],
     ids=["aborted", "no version", "being deleted"],
 )
-def test_what_holds_for_good_is_not_ready_whatever_pods_serve(known: Rollout, seen: Observed, phase: str) -> None:
+def test_what_holds_for_good_is_not_ready_whatever_pods_serve(
+    known: Rollout, seen: Observed, phase: str
+) -> None:
     status = status_after(known, seen)
     assert (status.phase, is_true(status.conditions, "Ready")) == (phase, False)
 
@@ -202,13 +232,20 @@ def test_an_abort_is_of_its_own_revision() -> None:
 
 def unusable(reason: str, digest: str = "") -> Any:
     """A version that is not resolved."""
-    condition = {"type": "Resolved", "status": "False", "reason": reason, "message": "m", "lastTransitionTime": "x"}
+    condition = {
+        "type": "Resolved",
+        "status": "False",
+        "reason": reason,
+        "message": "m",
+        "lastTransitionTime": "x",
+    }
     status = WeightVersionStatus.from_dict({"digest": digest, "conditions": [condition]})
     return replace(version("new", ""), status=status)
 
 
 @pytest.mark.parametrize(
-    ("reason", "phase", "stalled"), [("ChecksumMismatch", "Stalled", True), ("Resolving", "Resolving", False)]
+    ("reason", "phase", "stalled"),
+    [("ChecksumMismatch", "Stalled", True), ("Resolving", "Resolving", False)],
 )
 def test_a_version_that_somebody_has_to_mend_stalls(reason: str, phase: str, stalled: bool) -> None:
     seen = world([pod(0)], [state("n0", [engine(0)], {"p0": OLD})], versions=[unusable(reason)])
@@ -217,13 +254,19 @@ def test_a_version_that_somebody_has_to_mend_stalls(reason: str, phase: str, sta
 
 
 def test_a_version_with_another_digest_than_is_pinned_is_not_rolled_out() -> None:
-    seen = world([pod(0)], [state("n0", [engine(0)], {"p0": OLD})], versions=[unusable("DigestMismatch", OTHER)])
+    seen = world(
+        [pod(0)],
+        [state("n0", [engine(0)], {"p0": OLD})],
+        versions=[unusable("DigestMismatch", OTHER)],
+    )
     status = status_after(rollout(AT_NEW), seen)
     assert (status.revision, status.target.digest, status.phase) == (2, NEW, "Stalled")
 
 
 def test_a_rollout_that_is_being_deleted_begins_nothing() -> None:
-    seen = world([pod(0)], [state("n0", [engine(0)], {"p0": order("p0", OLD, prepare="")}, listed=(OLD,))])
+    seen = world(
+        [pod(0)], [state("n0", [engine(0)], {"p0": order("p0", OLD, prepare="")}, listed=(OLD,))]
+    )
     going = replace(rollout(AT_NEW), terminating=True)
     seen.put("rollout", "", going)
     assert decide(going, seen, NOW).actions == ()
@@ -234,7 +277,9 @@ def test_a_rollout_that_is_being_deleted_begins_nothing() -> None:
 def shared(**more: Any) -> tuple[Rollout, Rollout, Observed]:
     """An older and a younger rollout that select the same pod, and the younger one's own."""
     older = replace(rollout(AT_NEW), uid="older", name="older", created_at="2025")
-    younger = rollout(AT_NEW, target={"selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}})
+    younger = rollout(
+        AT_NEW, target={"selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}}
+    )
     own = pod(1)
     own = replace(own, labels={**own.labels, "app": "another"})
     known = state("n0", prepared(2), {"p1": OLD})
@@ -254,7 +299,11 @@ def test_a_rollout_in_conflict_is_not_ready_though_its_own_pods_serve() -> None:
     _, younger, _ = shared()
     older = replace(rollout(AT_NEW), uid="older", name="older", created_at="2025")
     own = replace(pod(1, shows=NEW), labels={**pod(1, shows=NEW).labels, "app": "another"})
-    seen = world([pod(0), own], [state("n0", [engine(0), engine(1, NEW)], {"p1": NEW})], rollouts=[older, younger])
+    seen = world(
+        [pod(0), own],
+        [state("n0", [engine(0), engine(1, NEW)], {"p1": NEW})],
+        rollouts=[older, younger],
+    )
     assert not is_true(status_after(younger, seen).conditions, "Ready")
 
 
@@ -269,7 +318,7 @@ def test_neighbours_with_pods_of_their_own_are_no_conflict() -> None:
     assert conflicts(younger, world([pod(0)], [], rollouts=[older, younger])) == []
 
 
-# -- revisions -----------------------------------------------------------------------------------------------------------
+# -- revisions ----------------------------------------------------------------------------------
 
 
 def test_a_new_revision_owes_nothing_to_the_one_before() -> None:
@@ -285,7 +334,10 @@ def test_a_new_revision_owes_nothing_to_the_one_before() -> None:
 
 def test_what_was_never_complete_is_neither_previous_nor_held() -> None:
     status = revision.revised(rollout(AT_NEW), version("other", OTHER), NOW)
-    assert (status.previous.digest, [known.digest for known in revision.kept(status)]) == (OLD, [OTHER, OLD])
+    assert (status.previous.digest, [known.digest for known in revision.kept(status)]) == (
+        OLD,
+        [OTHER, OLD],
+    )
 
 
 def test_an_end_is_entered_once_also_for_a_status_of_an_earlier_release() -> None:

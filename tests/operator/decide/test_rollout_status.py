@@ -1,4 +1,6 @@
-"""What a status says: counts that are proved, the one phase, and conditions as kstatus reads them."""
+"""What a status says: counts that are proved, the one phase, and conditions as kstatus reads
+them.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ LENIENT: Fields = {"failurePolicy": {"maxFailed": 9}}
 HOUR = timedelta(hours=1)
 
 
-# -- counts --------------------------------------------------------------------------------------------------------------
+# -- counts -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shown", [{"ready": False}, {"gate": False}, {"shows": OLD}])
@@ -49,11 +51,18 @@ def test_a_pod_that_serves_and_is_not_of_service_completes_nothing(shown: Fields
     seen = world(pods, [state("n0", [engine(0, NEW), engine(1, NEW)], {"p0": NEW, "p1": NEW})])
     status = status_after(rollout(AT_NEW), seen)
     assert (status.pods.updated, status.pods.ready, status.pods.available) == (2, 1, 1)
-    assert (status.phase, is_true(status.conditions, "Ready"), status.history) == ("Activating", False, [])
+    assert (status.phase, is_true(status.conditions, "Ready"), status.history) == (
+        "Activating",
+        False,
+        [],
+    )
 
 
 def test_a_pod_that_is_of_service_with_the_old_version_completes_nothing() -> None:
-    seen = world([pod(0, shows=NEW), pod(1)], [state("n0", [engine(0, NEW), engine(1)], {"p0": NEW, "p1": OLD})])
+    seen = world(
+        [pod(0, shows=NEW), pod(1)],
+        [state("n0", [engine(0, NEW), engine(1)], {"p0": NEW, "p1": OLD})],
+    )
     status = status_after(rollout(AT_NEW), seen)
     assert (status.pods.updated, status.pods.ready, status.pods.available) == (1, 1, 2)
     assert not is_true(status.conditions, "Ready")
@@ -84,9 +93,15 @@ def test_what_was_complete_stays_so_when_the_operator_starts_again() -> None:
 
 
 def test_an_agent_that_is_away_proves_nothing() -> None:
-    seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})], agents={"n0": False})
+    seen = world(
+        [pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})], agents={"n0": False}
+    )
     status = status_after(rollout(AT_NEW), seen)
-    assert (status.pods.updated, status.nodes.staged, is_true(status.conditions, "Staged")) == (0, 0, False)
+    assert (status.pods.updated, status.nodes.staged, is_true(status.conditions, "Staged")) == (
+        0,
+        0,
+        False,
+    )
 
 
 def test_a_pod_of_service_without_an_order_needs_no_gate() -> None:
@@ -95,10 +110,17 @@ def test_a_pod_of_service_without_an_order_needs_no_gate() -> None:
 
 
 def test_a_node_that_is_still_fetching_holds_nothing() -> None:
-    staged = [StagedVersion(digest=OLD, phase="Staged"), StagedVersion(digest=NEW, phase="Fetching", bytes_done=3)]
+    staged = [
+        StagedVersion(digest=OLD, phase="Staged"),
+        StagedVersion(digest=NEW, phase="Fetching", bytes_done=3),
+    ]
     seen = world([pod(0), pod(1, "")], [state("n0", [engine(0)], {"p0": OLD}, staged=staged)])
     status = status_after(rollout(AT_NEW), seen)
-    assert (status.nodes.summary, status.phase, is_true(status.conditions, "Staged")) == ("0/1", "Staging", False)
+    assert (status.nodes.summary, status.phase, is_true(status.conditions, "Staged")) == (
+        "0/1",
+        "Staging",
+        False,
+    )
 
 
 def test_no_more_bytes_are_there_than_there_are() -> None:
@@ -129,7 +151,7 @@ def test_a_rollout_given_up_says_why_and_names_nobody_who_is_back() -> None:
     assert [failure.reason for failure in status.failures] == ["ProbeMismatch"]
 
 
-# -- phases and conditions -----------------------------------------------------------------------------------------------
+# -- phases and conditions ----------------------------------------------------------------------
 
 ABNORMAL = ("Paused", "Reconciling", "Stalled")
 
@@ -147,7 +169,10 @@ ABNORMAL = ("Paused", "Reconciling", "Stalled")
 )
 def test_what_kstatus_reads(known: Rollout, failed: bool, expected: set[str]) -> None:
     first = engine(0, failed=gave_up()) if failed else engine(0)
-    seen = world([pod(0), pod(1)], [state("n0", [first, engine(1)], {"p0": order("p0", OLD, prepare=""), "p1": OLD})])
+    seen = world(
+        [pod(0), pod(1)],
+        [state("n0", [first, engine(1)], {"p0": order("p0", OLD, prepare=""), "p1": OLD})],
+    )
     status = status_after(known, seen)
     assert {type_ for type_ in ABNORMAL if is_true(status.conditions, type_)} == expected
     assert is_true(status.conditions, "Progressing") is ("Reconciling" in expected)
@@ -155,18 +180,28 @@ def test_what_kstatus_reads(known: Rollout, failed: bool, expected: set[str]) ->
 
 def test_a_paused_rollout_that_is_complete_says_both() -> None:
     status = status_after(rollout(DONE, paused=True), served(engine(0, NEW)))
-    assert (status.phase, reason_of(status, "Paused"), reason_of(status, "Stalled")) == ("Complete", "Requested", "")
+    assert (status.phase, reason_of(status, "Paused"), reason_of(status, "Stalled")) == (
+        "Complete",
+        "Requested",
+        "",
+    )
 
 
 def test_all_that_serve_in_the_end_are_complete_whatever_failed_before() -> None:
     status = status_after(rollout({**AT_NEW, "mostFailed": 3}), served(engine(0, NEW)))
-    assert (status.phase, reason_of(status, "Paused"), reason_of(status, "Ready")) == ("Complete", "", "Complete")
+    assert (status.phase, reason_of(status, "Paused"), reason_of(status, "Ready")) == (
+        "Complete",
+        "",
+        "Complete",
+    )
 
 
 def test_available_allows_what_the_budget_allows() -> None:
     for unready, expected in ((1, True), (2, False)):
         pods = [pod(n, ready=n >= unready) for n in range(3)]
-        seen = world(pods, [state("n0", [engine(n) for n in range(3)], {f"p{n}": OLD for n in range(3)})])
+        seen = world(
+            pods, [state("n0", [engine(n) for n in range(3)], {f"p{n}": OLD for n in range(3)})]
+        )
         assert is_true(status_after(rollout(AT_NEW), seen).conditions, "Available") is expected
 
 
@@ -199,9 +234,14 @@ def test_conditions_tell_when_they_changed_and_of_which_spec_they_are() -> None:
 def test_a_condition_has_the_words_of_now() -> None:
     def seen(ready: int) -> Observed:
         engines = [*prepared(ready), *(engine(n) for n in range(ready, 3))]
-        return world([pod(n) for n in range(3)], [state("n0", engines, {f"p{n}": OLD for n in range(3)})])
+        return world(
+            [pod(n) for n in range(3)], [state("n0", engines, {f"p{n}": OLD for n in range(3)})]
+        )
 
-    for known in (status_after(rollout(AT_NEW), seen(2)), status_after(after(rollout(AT_NEW), seen(1)), seen(2))):
+    for known in (
+        status_after(rollout(AT_NEW), seen(2)),
+        status_after(after(rollout(AT_NEW), seen(1)), seen(2)),
+    ):
         ready = find(known.conditions, "Ready")
         assert ready is not None
         assert ready.message == "2 of 3 pods have prepared new"

@@ -1,4 +1,6 @@
-"""Where nodes get a version from: one reads the source, the others pull along, and a route that works is not changed."""
+"""Where nodes get a version from: one reads the source, the others pull along, and a route that
+works is not changed.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ DONE: Fields = {
 
 def entry_on(decision: RolloutDecision, node: str = "n0") -> RolloutAssignment | None:
     """What is written for a node. Raises `LookupError` when nothing is."""
-    written = [action.entry for action in decision.actions if isinstance(action, Assign) and action.node == node]
+    written = [
+        action.entry
+        for action in decision.actions
+        if isinstance(action, Assign) and action.node == node
+    ]
     if not written:
         raise LookupError(f"nothing is written to {node}")
     return written[0]
@@ -54,13 +60,18 @@ def staged_on(decision: RolloutDecision, node: str = "n0") -> list[str]:
     return [item.digest for item in entry.stage] if entry else []
 
 
-# -- from where ----------------------------------------------------------------------------------------------------------
+# -- from where ---------------------------------------------------------------------------------
 
 
 def fleet(
-    count: int, holders: Sequence[int] = (), away: Sequence[int] = (), zones: Mapping[int, str] | None = None
+    count: int,
+    holders: Sequence[int] = (),
+    away: Sequence[int] = (),
+    zones: Mapping[int, str] | None = None,
 ) -> Observed:
-    """Nodes with a pod each that are to get the new version, of which some have it and some have no agent."""
+    """Nodes with a pod each that are to get the new version, of which some have it and some have no
+    agent.
+    """
     states = []
     for number in range(count):
         held = [OLD, NEW] if number in holders else [OLD]
@@ -79,7 +90,8 @@ def routes(seen: Observed, known: Rollout | None = None) -> dict[str, list[str]]
         if isinstance(action, Assign) and action.entry is not None:
             items = [item for item in action.entry.stage if item.digest == NEW]
             found |= {
-                node: [peer.node for peer in item.parents] for node, item in zip([action.node], items, strict=False)
+                node: [peer.node for peer in item.parents]
+                for node, item in zip([action.node], items, strict=False)
             }
     return found
 
@@ -90,7 +102,9 @@ def written(seen: Observed, node: str, item: StageItem) -> None:
     entry = known.spec.rollouts[0]
     rest = [each for each in entry.stage if each.digest != item.digest]
     entries_ = [entry.model_copy(update={"stage": [*rest, item]})]
-    seen.put("state", node, replace(known, spec=known.spec.model_copy(update={"rollouts": entries_})))
+    seen.put(
+        "state", node, replace(known, spec=known.spec.model_copy(update={"rollouts": entries_}))
+    )
 
 
 NEW_ITEM = StageItem(digest=NEW, namespace="models", model="m", version="new", uri="file:///new")
@@ -124,7 +138,11 @@ def test_neighbours_pull_from_each_other() -> None:
 def waiting_for(parent_away: bool, holds: bool) -> Observed:
     """n1 was told to pull from n0."""
     seen = fleet(2, holders=[0, 1] if holds else [0], away=[0] if parent_away else [])
-    written(seen, "n1", NEW_ITEM.model_copy(update={"parents": [Peer(node="n0", endpoint="tcp://n0:1")]}))
+    written(
+        seen,
+        "n1",
+        NEW_ITEM.model_copy(update={"parents": [Peer(node="n0", endpoint="tcp://n0:1")]}),
+    )
     return seen
 
 
@@ -138,16 +156,27 @@ def test_a_route_is_changed_only_when_it_is_needed_and_broken() -> None:
 def test_a_node_whose_parent_goes_is_led_elsewhere_though_nothing_happened_on_it() -> None:
     seen, running = fleet(2, holders=[0]), rollout(AT_NEW, paused=True)
     written(seen, "n0", NEW_ITEM)
-    written(seen, "n1", NEW_ITEM.model_copy(update={"parents": [Peer(node="n0", endpoint="tcp://n0:1")]}))
+    written(
+        seen,
+        "n1",
+        NEW_ITEM.model_copy(update={"parents": [Peer(node="n0", endpoint="tcp://n0:1")]}),
+    )
     for node in ("n0", "n1"):
         known = seen.states[node]
         orders = [given.model_copy(update={"revision": 2}) for given in known.spec.rollouts[0].pods]
-        entry = known.spec.rollouts[0].model_copy(update={"pods": orders, "namespace": "models", "name": "llm"})
-        seen.put("state", node, replace(known, spec=known.spec.model_copy(update={"rollouts": [entry]})))
+        entry = known.spec.rollouts[0].model_copy(
+            update={"pods": orders, "namespace": "models", "name": "llm"}
+        )
+        seen.put(
+            "state", node, replace(known, spec=known.spec.model_copy(update={"rollouts": [entry]}))
+        )
     assert decide(running, seen, NOW).actions == ()
     moved = seen.states["n0"]
     status = moved.status.model_copy(
-        update={"endpoint": "tcp://n0:2", "endpoints": [Endpoint(scheme="tcp", endpoint="tcp://n0:2")]}
+        update={
+            "endpoint": "tcp://n0:2",
+            "endpoints": [Endpoint(scheme="tcp", endpoint="tcp://n0:2")],
+        }
     )
     seen.put("state", "n0", replace(moved, status=status))
     anew = entry_on(decide(running, seen, NOW), "n1")

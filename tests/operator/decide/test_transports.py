@@ -15,7 +15,12 @@ from hotweights_crds.nodeweights import (
     StagedVersion,
     StageItem,
 )
-from hotweights_crds.weightrollout import Transport, VersionStatus, WeightRolloutSpec, WeightRolloutStatus
+from hotweights_crds.weightrollout import (
+    Transport,
+    VersionStatus,
+    WeightRolloutSpec,
+    WeightRolloutStatus,
+)
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_operator.decide.staging import stage_items
 from hotweights_operator.decide.transports import choose, describe, speaks
@@ -24,7 +29,12 @@ from hotweights_operator.model.observed import Observed
 
 
 def node(
-    name: str, tcp: int = 0, ucx: int | None = None, message: str = "", mpi: int | None = None, staged: str = ""
+    name: str,
+    tcp: int = 0,
+    ucx: int | None = None,
+    message: str = "",
+    mpi: int | None = None,
+    staged: str = "",
 ) -> NodeState:
     endpoints = [
         Endpoint(scheme="tcp", endpoint=f"tcp://{name}:1", megabytes_per_second=tcp),
@@ -43,7 +53,10 @@ def node(
     ]
     held = [StagedVersion(digest=staged, phase="Staged")] if staged else []
     return NodeState(
-        name, status=NodeWeightsStatus(boot_id="b", endpoint=f"tcp://{name}:1", endpoints=endpoints, staged=held)
+        name,
+        status=NodeWeightsStatus(
+            boot_id="b", endpoint=f"tcp://{name}:1", endpoints=endpoints, staged=held
+        ),
     )
 
 
@@ -68,7 +81,9 @@ WITHOUT = node("without", message="ucxx cannot be imported")
         ("MPI", QUICK, QUICK, "tcp://quick:1"),
     ],
 )
-def test_both_sides_must_want_it(asked: Transport, child: NodeState, parent: NodeState, expected: str) -> None:
+def test_both_sides_must_want_it(
+    asked: Transport, child: NodeState, parent: NodeState, expected: str
+) -> None:
     assert choose(asked, child, parent) == expected
 
 
@@ -82,10 +97,12 @@ def test_what_is_said() -> None:
     )
     assert describe("UCX", [OLD_AGENT]).endswith("old: its agent does not serve it")
     assert describe("Auto", [QUICK, SLOW]) == (
-        "Auto: over UCX between 1 of 2 nodes, else over TCP; quick measured 1000 MB/s by tcp, 3000 MB/s by ucx"
+        "Auto: over UCX between 1 of 2 nodes, else over TCP; quick measured 1000 MB/s by tcp, "
+        "3000 MB/s by ucx"
     )
     assert describe("Auto", [SLOW]) == (
-        "Auto: nobody measured anything faster, else over TCP; slow measured 1000 MB/s by tcp, 600 MB/s by ucx"
+        "Auto: nobody measured anything faster, else over TCP; slow measured 1000 MB/s by "
+        "tcp, 600 MB/s by ucx"
     )
     assert describe("Auto", [node("a", 1000, 500, mpi=2000), node("b", 1000, 500, mpi=900)]) == (
         "Auto: over MPI between 1 of 2 nodes, else over TCP; "
@@ -116,10 +133,18 @@ def items(transport: Transport, states: list[NodeState], readers: int = 1) -> di
         "staging": {"transport": transport, "originReaders": readers},
     }
     rollout = Rollout("r", "llm", "models", 1, "1", "2026", WeightRolloutSpec.from_dict(spec))
-    rollout = dataclasses.replace(rollout, status=WeightRolloutStatus(stable=VersionStatus(digest=OLD)))
+    rollout = dataclasses.replace(
+        rollout, status=WeightRolloutStatus(stable=VersionStatus(digest=OLD))
+    )
     source = {"model": "m", "version": "v", "source": {"uri": "file:///v"}}
     version = Version(
-        "u", "v", "models", 1, "1", WeightVersionSpec.from_dict(source), WeightVersionStatus(digest=DIGEST)
+        "u",
+        "v",
+        "models",
+        1,
+        "1",
+        WeightVersionSpec.from_dict(source),
+        WeightVersionStatus(digest=DIGEST),
     )
     observed = Observed(
         rollouts=[rollout],
@@ -128,11 +153,15 @@ def items(transport: Transport, states: list[NodeState], readers: int = 1) -> di
         agents={state.name: True for state in states},
         states={state.name: state for state in states},
     )
-    found = stage_items(rollout, rollout.status, {state.name: [DIGEST] for state in states}, observed)
+    found = stage_items(
+        rollout, rollout.status, {state.name: [DIGEST] for state in states}, observed
+    )
     return {node: item for node, (item,) in found.items()}
 
 
-def planned(transport: Transport, states: list[NodeState]) -> dict[str, tuple[list[str], list[str]]]:
+def planned(
+    transport: Transport, states: list[NodeState]
+) -> dict[str, tuple[list[str], list[str]]]:
     """Node → its parents' and its stand-ins' endpoints."""
     return {
         node: ([peer.endpoint for peer in item.parents], [peer.endpoint for peer in item.fallbacks])
@@ -183,13 +212,21 @@ def test_who_has_no_mpi_pulls() -> None:
     found = items("MPI", [node("a", mpi=1), node("b"), node("c", mpi=1)])
     assert job(found["a"]).members == ["a", "c"]
     assert found["b"].collective is None
-    assert all(item.collective is None for item in items("MPI", [node("a"), node("b", mpi=1)]).values())
+    assert all(
+        item.collective is None for item in items("MPI", [node("a"), node("b", mpi=1)]).values()
+    )
     assert all(item.collective is None for item in items("MPI", [node("a", mpi=1)]).values())
-    assert all(item.collective is None for item in items("TCP", [node("a", mpi=1), node("b", mpi=1)]).values())
+    assert all(
+        item.collective is None
+        for item in items("TCP", [node("a", mpi=1), node("b", mpi=1)]).values()
+    )
 
 
 def test_auto_broadcasts_where_that_was_measured_as_fastest() -> None:
-    assert job(items("Auto", [node("a", 10, mpi=20), node("b", 10, mpi=20)])["b"]).members == ["a", "b"]
+    assert job(items("Auto", [node("a", 10, mpi=20), node("b", 10, mpi=20)])["b"]).members == [
+        "a",
+        "b",
+    ]
     slower = items("Auto", [node("a", 10, mpi=20), node("b", 10, mpi=5)])
     assert all(item.collective is None for item in slower.values())
 
@@ -215,4 +252,6 @@ def test_a_member_that_restarted_changes_no_route() -> None:
     a, b = node("a", mpi=1), node("b", mpi=1)
     found = items("MPI", [a, b])
     moved = dataclasses.replace(b, status=b.status.model_copy(update={"boot_id": "another"}))
-    assert items("MPI", [told(a, found["a"]), told(moved, found["b"])]) == found, "a route that works is never changed"
+    assert items("MPI", [told(a, found["a"]), told(moved, found["b"])]) == found, (
+        "a route that works is never changed"
+    )

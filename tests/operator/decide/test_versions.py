@@ -21,14 +21,23 @@ WAITS = version("v", "")
 
 def asked(known: NodeState, *answers: ResolvedVersion, uid: str = WAITS.uid) -> NodeState:
     """A node whose agent is asked, and has answered."""
-    item = ResolveItem(uid=uid, namespace="models", name="v", model="m", version="v", uri="file:///v")
+    item = ResolveItem(
+        uid=uid, namespace="models", name="v", model="m", version="v", uri="file:///v"
+    )
     spec = known.spec.model_copy(update={"resolve": [item]})
-    return replace(known, spec=spec, status=known.status.model_copy(update={"resolved": list(answers)}))
+    return replace(
+        known, spec=spec, status=known.status.model_copy(update={"resolved": list(answers)})
+    )
 
 
 def pinned() -> Version:
     """A version that says which digest it must have."""
-    plain = {"model": "m", "version": "v", "source": {"uri": "file:///v"}, "manifest": {"digest": PIN}}
+    plain = {
+        "model": "m",
+        "version": "v",
+        "source": {"uri": "file:///v"},
+        "manifest": {"digest": PIN},
+    }
     return replace(WAITS, spec=WeightVersionSpec.from_dict(plain))
 
 
@@ -37,7 +46,9 @@ def said(decision: VersionDecision) -> tuple[str, str, set[str]]:
     if decision.status is None:
         raise LookupError("nothing is said")
     resolved = find(decision.status.conditions, "Resolved")
-    true = {c.type for c in decision.status.conditions if is_true(decision.status.conditions, c.type)}
+    true = {
+        c.type for c in decision.status.conditions if is_true(decision.status.conditions, c.type)
+    }
     return decision.status.digest, resolved.reason if resolved else "", true
 
 
@@ -65,20 +76,31 @@ def test_a_source_with_another_digest_than_is_pinned_is_not_used() -> None:
     decision = versions.decide(pinned(), world([], [asked(state("n0"), answer(digest=NEW))]), NOW)
     assert said(decision) == ("", "DigestMismatch", {"Stalled"})
     assert PIN in decision.events[0].message
-    assert said(versions.decide(pinned(), world([], [asked(state("n0"), answer(digest=PIN))]), NOW))[0] == PIN
+    assert (
+        said(versions.decide(pinned(), world([], [asked(state("n0"), answer(digest=PIN))]), NOW))[0]
+        == PIN
+    )
 
 
 def test_the_agent_is_told_what_is_pinned() -> None:
     (action,) = asks(versions.decide(pinned(), world([], [state("n0")]), NOW))
     assert action.item is not None
-    assert (action.item.digest, action.item.uri, action.resource_version) == (PIN, "file:///v", "50")
+    assert (action.item.digest, action.item.uri, action.resource_version) == (
+        PIN,
+        "file:///v",
+        "50",
+    )
 
 
 def test_a_source_that_cannot_be_read_stalls_until_it_can() -> None:
-    seen = world([], [asked(state("n0"), answer(reason="SourceNotAllowed", message="no root holds it"))])
+    seen = world(
+        [], [asked(state("n0"), answer(reason="SourceNotAllowed", message="no root holds it"))]
+    )
     decision = versions.decide(WAITS, seen, NOW)
     assert said(decision) == ("", "SourceNotAllowed", {"Stalled"})
-    assert [(event.reason, event.warning) for event in decision.events] == [("SourceNotAllowed", True)]
+    assert [(event.reason, event.warning) for event in decision.events] == [
+        ("SourceNotAllowed", True)
+    ]
     assert decision.status is not None
     known = replace(WAITS, status=decision.status)
     assert versions.decide(known, seen, NOW).events == ()
@@ -86,9 +108,15 @@ def test_a_source_that_cannot_be_read_stalls_until_it_can() -> None:
     assert said(versions.decide(known, well, NOW)) == (NEW, "Resolved", {"Resolved", "Ready"})
 
 
-@pytest.mark.parametrize(("agents", "reason"), [({"n0": True}, "Resolving"), ({"n0": False}, "NoAgent")])
+@pytest.mark.parametrize(
+    ("agents", "reason"), [({"n0": True}, "Resolving"), ({"n0": False}, "NoAgent")]
+)
 def test_what_is_waited_for_is_no_failure(agents: dict[str, bool], reason: str) -> None:
-    assert said(versions.decide(WAITS, world([], [state("n0")], agents=agents), NOW)) == ("", reason, {"Reconciling"})
+    assert said(versions.decide(WAITS, world([], [state("n0")], agents=agents), NOW)) == (
+        "",
+        reason,
+        {"Reconciling"},
+    )
 
 
 def test_what_was_answered_to_others_or_not_asked_counts_for_nothing() -> None:
@@ -140,4 +168,6 @@ def test_sources_are_spread_over_the_agents() -> None:
 def test_what_nobody_needs_to_read_any_more_is_taken_back() -> None:
     done = version("v", NEW)
     decision = versions.decide(done, world([], [asked(state("n0")), asked(state("n1"))]), NOW)
-    assert set(decision.actions) == {AskResolve(node, "50", done.uid, None) for node in ("n0", "n1")}
+    assert set(decision.actions) == {
+        AskResolve(node, "50", done.uid, None) for node in ("n0", "n1")
+    }

@@ -1,4 +1,6 @@
-"""Sizes: what strangers or many rollouts can make grow is cut where it is written, and what does not fit is named."""
+"""Sizes: what strangers or many rollouts can make grow is cut where it is written, and what does
+not fit is named.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,20 @@ from hotweights_operator.model import fencing
 from hotweights_operator.model.actions import Assign
 from hotweights_operator.model.objects import NodeState, Pod
 from hotweights_operator.model.observed import Observed
-from tests.operator.worlds import AT_NEW, NEW, NOW, OLD, engine, gave_up, order, orders, pod, rollout, state, world
+from tests.operator.worlds import (
+    AT_NEW,
+    NEW,
+    NOW,
+    OLD,
+    engine,
+    gave_up,
+    order,
+    orders,
+    pod,
+    rollout,
+    state,
+    world,
+)
 
 
 def crowd(count: int) -> Observed:
@@ -44,7 +59,9 @@ def test_pods_beyond_what_an_entry_holds_are_named_and_the_others_go_on() -> Non
     decision = decide(rollout(AT_NEW, strategy={"type": "AllAtOnce"}), crowd(MAX_PODS + 7), NOW)
     told = orders(decision)
     assert len(told) == MAX_PODS
-    assert set(told) == {f"p{n}" for n in range(MAX_PODS)}, "those that stand in it keep their place"
+    assert set(told) == {f"p{n}" for n in range(MAX_PODS)}, (
+        "those that stand in it keep their place"
+    )
     status = decision.status
     assert status is not None
     assert {f.reason for f in status.failures} == {"TooManyPods"}
@@ -53,7 +70,9 @@ def test_pods_beyond_what_an_entry_holds_are_named_and_the_others_go_on() -> Non
 
 def test_failures_are_counted_and_only_the_first_are_named() -> None:
     engines = [engine(n, phase="Failed", failed=gave_up()) for n in range(50)]
-    seen = world([pod(n) for n in range(50)], [state("n0", engines, {f"p{n}": OLD for n in range(50)})])
+    seen = world(
+        [pod(n) for n in range(50)], [state("n0", engines, {f"p{n}": OLD for n in range(50)})]
+    )
     status = decide(rollout(AT_NEW, failurePolicy={"maxFailed": 100}), seen, NOW).status
     assert status is not None
     assert (len(status.failures), status.failures_total, status.pods.failed, status.most_failed) == (
@@ -62,11 +81,15 @@ def test_failures_are_counted_and_only_the_first_are_named() -> None:
 
 
 def test_pods_on_forty_versions_of_their_own() -> None:
-    """Left over from rollouts that came and went: a node is told to hold what it has room for, the rollout's own versions first."""
+    """Left over from rollouts that came and went: a node is told to hold what it has room for, the
+    rollout's own versions first.
+    """
     digests = [f"sha256:{n}" for n in range(40)]
     engines = [engine(n, digests[n]) for n in range(40)]
     told = {f"p{n}": order(f"p{n}", digests[n], prepare="", revision=1) for n in range(40)}
-    seen = world([pod(n, shows=digests[n]) for n in range(40)], [state("n0", engines, told, listed=[OLD])])
+    seen = world(
+        [pod(n, shows=digests[n]) for n in range(40)], [state("n0", engines, told, listed=[OLD])]
+    )
     decision = decide(rollout(AT_NEW), seen, NOW)
     (action,) = decision.actions
     assert isinstance(action, Assign)
@@ -86,7 +109,11 @@ def test_a_hundred_rollouts_on_one_node() -> None:
         known: Pod = pod(n)
         pods.append(replace(known, labels={**known.labels, "app": app}))
         engines.append(engine(n, phase="Prepared", prepared=NEW))
-        entries.append(RolloutAssignment(uid=f"r{n}", namespace="models", name=name, pods=[order(f"p{n}", OLD)]))
+        entries.append(
+            RolloutAssignment(
+                uid=f"r{n}", namespace="models", name=name, pods=[order(f"p{n}", OLD)]
+            )
+        )
     plain = state("n0", engines)
     seen = world(pods, [replace(plain, spec=NodeWeightsSpec(rollouts=entries))], rollouts=rollouts)
     for each in rollouts:

@@ -1,4 +1,6 @@
-"""The indices: kept object by object, they say what a look at everything would say; and what an event wakes is enough."""
+"""The indices: kept object by object, they say what a look at everything would say; and what an
+event wakes is enough.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,13 @@ class Cluster(RuleBasedStateMachine):
         if self.cache.drop(kind, key, self.version):  # type: ignore[arg-type]
             self.woken |= triggers.affected(kind, old, None, self.cache.observed())  # type: ignore[arg-type]
 
-    @rule(number=NUMBERS, node=st.sampled_from(("", "n0", "n1")), ready=st.booleans(), app=NAMES, gone=st.booleans())
+    @rule(
+        number=NUMBERS,
+        node=st.sampled_from(("", "n0", "n1")),
+        ready=st.booleans(),
+        app=NAMES,
+        gone=st.booleans(),
+    )
     def a_pod(self, number: int, node: str, ready: bool, app: str, gone: bool) -> None:
         known = pod(number, node, ready=ready, terminating=gone)
         self.put("pod", known.uid, replace(known, labels={**known.labels, "app": app}))
@@ -63,17 +71,28 @@ class Cluster(RuleBasedStateMachine):
         self.drop("agent", f"agent-{node}")
         self.drop("state", node)
 
-    @rule(node=NODES, numbers=st.sets(NUMBERS), entry=st.sampled_from(("r-a", "r-b", "unassigned")), new=st.booleans())
+    @rule(
+        node=NODES,
+        numbers=st.sets(NUMBERS),
+        entry=st.sampled_from(("r-a", "r-b", "unassigned")),
+        new=st.booleans(),
+    )
     def a_state(self, node: str, numbers: set[int], entry: str, new: bool) -> None:
         engines = [engine(n, NEW if new else OLD, prepared=NEW) for n in numbers]
         told = {f"p{n}": order(f"p{n}", OLD) for n in numbers}
-        self.put("state", node, replace(state(node, engines, told, entry), resource_version=str(self.version)))
+        self.put(
+            "state",
+            node,
+            replace(state(node, engines, told, entry), resource_version=str(self.version)),
+        )
 
     @rule(name=NAMES, app=NAMES, age=st.integers(1, 3), terminating=st.booleans())
     def a_rollout(self, name: str, app: str, age: int, terminating: bool) -> None:
         known: Rollout | None = self.cache.get("rollout", f"models/{name}")
         made = rollout(AT_NEW, target={"selector": {"matchLabels": {"app": app}}})
-        made = replace(made, uid=f"r-{name}", name=name, created_at=str(age), terminating=terminating)
+        made = replace(
+            made, uid=f"r-{name}", name=name, created_at=str(age), terminating=terminating
+        )
         if known is not None:  # its selector and its age never change
             made = replace(made, spec=known.spec, created_at=known.created_at)
         self.put("rollout", f"models/{name}", made)
@@ -84,7 +103,11 @@ class Cluster(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(("old", "new")), resolved=st.booleans())
     def a_version(self, name: str, resolved: bool) -> None:
-        self.put("version", f"models/{name}", version(name, {"old": OLD, "new": NEW}[name] if resolved else ""))
+        self.put(
+            "version",
+            f"models/{name}",
+            version(name, {"old": OLD, "new": NEW}[name] if resolved else ""),
+        )
 
     @rule(name=st.sampled_from(("old", "new")))
     def no_version(self, name: str) -> None:

@@ -1,4 +1,6 @@
-"""What is seen: whose word counts, since when a pod is as it is, to whom it belongs; and nothing is remembered for too long."""
+"""What is seen: whose word counts, since when a pod is as it is, to whom it belongs; and nothing is
+remembered for too long.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def cluster(**more: Any) -> Observed:
     return world([pod(0)], [state("n0", prepared(1), {"p0": OLD})], **more)
 
 
-# -- whose word counts ---------------------------------------------------------------------------------------------------
+# -- whose word counts --------------------------------------------------------------------------
 
 
 def test_an_agent_s_word_counts_while_its_node_and_it_are_ready_and_it_has_spoken() -> None:
@@ -108,7 +110,7 @@ def test_what_matters_to_other_nodes_is_news_to_them_and_nothing_else_is(change:
     assert seen.peers_epoch > epoch
 
 
-# -- nothing is remembered for too long ----------------------------------------------------------------------------------
+# -- nothing is remembered for too long ---------------------------------------------------------
 
 RUNNING = rollout(AT_NEW)
 
@@ -134,7 +136,10 @@ def test_a_decision_sees_every_change() -> None:
     seen.put("pod", "p0", pod(0))
     seen.put("state", "n0", ready)
     assert moves() == ({"p0"}, set())
-    assert moves(rollout({**AT_NEW, "revision": 3, "preparedRevision": 3, "mostFailed": 1})) == (set(), set())
+    assert moves(rollout({**AT_NEW, "revision": 3, "preparedRevision": 3, "mostFailed": 1})) == (
+        set(),
+        set(),
+    )
     assert moves(RUNNING) == ({"p0"}, set())
 
 
@@ -157,7 +162,10 @@ def test_a_pod_is_known_as_it_is_now() -> None:
 
 def test_what_is_counted_is_counted_for_the_version_of_now() -> None:
     seen = cluster()
-    back = rollout({"revision": 3, "target": {"digest": OLD}, "stable": {"digest": OLD}}, versionRef={"name": "old"})
+    back = rollout(
+        {"revision": 3, "target": {"digest": OLD}, "stable": {"digest": OLD}},
+        versionRef={"name": "old"},
+    )
     for known, updated in ((RUNNING, 0), (back, 1), (RUNNING, 0)):
         status = decide(known, seen, NOW).status
         assert status is not None
@@ -178,7 +186,7 @@ def test_what_is_gone_is_forgotten() -> None:
     assert set(seen.entered("r")) == set()
 
 
-# -- since when ----------------------------------------------------------------------------------------------------------
+# -- since when ---------------------------------------------------------------------------------
 
 
 def watched(*pods: Pod) -> Any:
@@ -206,7 +214,9 @@ def test_a_pod_is_as_it_is_since_it_last_changed_what_it_shows() -> None:
 
 def test_a_pod_is_of_no_service_since_it_first_was() -> None:
     unready = pod(0, ready=False)
-    assert watched(pod(0), unready, replace(unready, restarts=2), unready).unready_since == minute(1)
+    assert watched(pod(0), unready, replace(unready, restarts=2), unready).unready_since == minute(
+        1
+    )
     assert watched(unready, pod(0)).unready_since is None
     assert watched(unready, pod(0), unready).unready_since == minute(2)
 
@@ -219,7 +229,7 @@ def test_a_life_is_of_service_since_it_first_was_and_the_next_one_anew() -> None
     assert watched(pod(0), replace(again, ready=False), again).served_since == minute(2)
 
 
-# -- to whom a pod belongs -----------------------------------------------------------------------------------------------
+# -- to whom a pod belongs ----------------------------------------------------------------------
 
 
 def owner(seen: Observed, uid: str = "p0") -> str:
@@ -263,7 +273,7 @@ def test_a_rollout_s_pods_are_those_that_live_and_stand_where_they_stand_now() -
     assert pods() == {}
 
 
-# -- versions, and names that come again ---------------------------------------------------------------------------------
+# -- versions, and names that come again --------------------------------------------------------
 
 
 def test_versions_are_known_by_what_they_are_now() -> None:
@@ -277,7 +287,11 @@ def test_versions_are_known_by_what_they_are_now() -> None:
     assert catalog.of_digest("models", OLD) is None
     assert catalog.of_digest("models", NEW) is not None
     seen.drop("version", "", version("v", NEW))
-    assert (catalog.of_digest("models", NEW), catalog.named("models", "v"), seen.versions) == (None, None, {})
+    assert (catalog.of_digest("models", NEW), catalog.named("models", "v"), seen.versions) == (
+        None,
+        None,
+        {},
+    )
 
 
 def test_an_object_made_anew_under_its_name_is_another_one() -> None:

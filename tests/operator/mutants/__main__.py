@@ -1,4 +1,6 @@
-"""``python -m tests.operator.mutants``: what the tests of the operator's decisions notice, and what they would let pass."""
+"""``python -m tests.operator.mutants``: what the tests of the operator's decisions notice, and what
+they would let pass.
+"""
 
 from __future__ import annotations
 
@@ -12,25 +14,45 @@ from tests.operator.mutants.running import Verdict, snapshot, try_out
 
 
 def main() -> int:
-    """0: all of them were killed, but for those that are equivalent; 1: some survived; 2: some do not fit the operator any more."""
+    """0: all of them were killed, but for those that are equivalent; 1: some survived; 2: some do
+    not fit the operator any more.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.operator.mutants", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (%(default)s)")
     parser.add_argument(
-        "--only", action="append", metavar="TEXT", help="those with this in name or file; may be repeated"
+        "--only",
+        action="append",
+        metavar="TEXT",
+        help="those with this in name or file; may be repeated",
     )
     parser.add_argument(
-        "--seeds", type=int, default=300, help="of the simulator, where tests do not kill (%(default)s)"
+        "--seeds",
+        type=int,
+        default=300,
+        help="of the simulator, where tests do not kill (%(default)s)",
     )
-    parser.add_argument("--recorded", action="store_true", help="run only the test file that is known to kill it")
-    parser.add_argument("--quick", action="store_true", help="leave out the test files that take several seconds")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the verdicts, to read by a program")
+    parser.add_argument(
+        "--recorded", action="store_true", help="run only the test file that is known to kill it"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out the test files that take several seconds"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="the verdicts, to read by a program"
+    )
     asked = parser.parse_args()
-    chosen = [m for m in everything() if not asked.only or any(text in (m.name, m.file) for text in asked.only)]
+    chosen = [
+        m
+        for m in everything()
+        if not asked.only or any(text in (m.name, m.file) for text in asked.only)
+    ]
     with snapshot() as original:
         misfits = [(m, misfit) for m in chosen if (misfit := _misfit(m, original))]
         fitting = [m for m in chosen if m not in dict(misfits)]
         verdicts: list[Verdict] = []
-        tried = try_out(fitting, original, asked.jobs, asked.seeds, recorded=asked.recorded, quick=asked.quick)
+        tried = try_out(
+            fitting, original, asked.jobs, asked.seeds, recorded=asked.recorded, quick=asked.quick
+        )
         try:
             for verdict in tried:
                 verdicts.append(verdict)

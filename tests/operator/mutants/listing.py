@@ -1,7 +1,8 @@
-"""The list of mutants: one line of the operator made wrong, and one sentence that says what users would see of it.
+"""The list of mutants: one line of the operator made wrong, and one sentence that says what users
+would see of it.
 
-They stand in the ``.txt`` files beside this one, in the form of a diff without context. A mutant must fit exactly one place of its
-file; so the list cannot rot silently when the operator changes.
+They stand in the ``.txt`` files beside this one, in the form of a diff without context. A mutant
+must fit exactly one place of its file; so the list cannot rot silently when the operator changes.
 
     == its name | file of the operator | the test file that kills it
     What would be wrong.
@@ -20,7 +21,9 @@ PACKAGE = HERE.parents[2] / "operator" / "hotweights_operator"
 
 
 class Misfit(ValueError):
-    """A mutant that does not fit the operator as it is: find out what became of its line, or take it out."""
+    """A mutant that does not fit the operator as it is: find out what became of its line, or take
+    it out.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +39,13 @@ class Mutant:
     equivalent: str = ""  # why it is no mutant at all
 
     def applied(self, text: str) -> str:
-        """The file's text with the mutant in it. Raises `Misfit` unless there is exactly one place for it, and Python in the end."""
+        """The file's text with the mutant in it. Raises `Misfit` unless there is exactly one place
+        for it, and Python in the end.
+        """
         if (count := text.count(self.old)) != 1:
-            raise Misfit(f"{self.name}: {self.file} has its old text {count} times, not once: {self.old!r}")
+            raise Misfit(
+                f"{self.name}: {self.file} has its old text {count} times, not once: {self.old!r}"
+            )
         mutated = text.replace(self.old, self.new)
         try:
             compile(mutated, self.file, "exec")
@@ -48,7 +55,9 @@ class Mutant:
 
 
 def everything() -> list[Mutant]:
-    """All mutants, in the order of the files' names. Raises `Misfit` for what is not written as it must be."""
+    """All mutants, in the order of the files' names. Raises `Misfit` for what is not written as it
+    must be.
+    """
     found = [mutant for path in sorted(HERE.glob("*.txt")) for mutant in _read(path)]
     names = [mutant.name for mutant in found]
     if twice := {name for name in names if names.count(name) > 1}:
@@ -70,7 +79,9 @@ def _parse(place: str, block: str) -> Mutant:
     old = [line[1:] for line in lines if line.startswith("-")]
     new = [line[1:] for line in lines if line.startswith("+")]
     said = [line for line in lines if line and line[0] not in "-+"]
-    reasons = [line.removeprefix("Equivalent: ") for line in said if line.startswith("Equivalent: ")]
+    reasons = [
+        line.removeprefix("Equivalent: ") for line in said if line.startswith("Equivalent: ")
+    ]
     wrong = " ".join(line for line in said if not line.startswith("Equivalent: "))
     if not old or not wrong or old == new:
         raise Misfit(f"{place}: it needs a sentence, an old text and another new one")

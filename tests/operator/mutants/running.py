@@ -1,8 +1,10 @@
-"""What becomes of mutants: for each a copy of the operator's package with it, and the tests and the simulator on that copy.
+"""What becomes of mutants: for each a copy of the operator's package with it, and the tests and the
+simulator on that copy.
 
-The working tree is never changed. The copy comes first on the path of a process of its own, and that process makes sure that it is
-the copy that was imported. These processes are forked from this one, which has imported all but the operator: most of what a test
-takes is imports, and a few hundred times that would be an hour.
+The working tree is never changed. The copy comes first on the path of a process of its own, and
+that process makes sure that it is the copy that was imported. These processes are forked from this
+one, which has imported all but the operator: most of what a test takes is imports, and a few
+hundred times that would be an hour.
 """
 
 from __future__ import annotations
@@ -29,11 +31,14 @@ from tests.operator.mutants.listing import PACKAGE, Misfit, Mutant
 ROOT = Path(__file__).parents[3]
 TESTS = Path("tests/operator")
 LIMIT_SECONDS = 900.0
-"""A mutant that runs for so long has hung, and so it is known. One that never waits is known by its CPU time."""
+"""A mutant that runs for so long has hung, and so it is known. One that never waits is known by its
+CPU time.
+"""
 CPU_SECONDS = 90
 
 _UNSUITABLE = frozenset(
-    {"sim/test_simulation.py", "test_mutations.py", "test_bench_reconcile.py"}  # slow, these very tests, and figures
+    # slow, these very tests, and figures
+    {"sim/test_simulation.py", "test_mutations.py", "test_bench_reconcile.py"}
 )
 _SLOWEST = ("runtime/test_informers.py", "model/test_observed.py")
 
@@ -69,7 +74,9 @@ class _Running:
 
 def suitable() -> list[str]:
     """The test files that need no API server, the quick ones first."""
-    files = {str(path.relative_to(ROOT / TESTS)): path for path in (ROOT / TESTS).rglob("test_*.py")}
+    files = {
+        str(path.relative_to(ROOT / TESTS)): path for path in (ROOT / TESTS).rglob("test_*.py")
+    }
     unit = [
         name
         for name, path in files.items()
@@ -80,7 +87,9 @@ def suitable() -> list[str]:
 
 @contextmanager
 def snapshot() -> Iterator[Path]:
-    """The operator's package as it is now: whoever edits it meanwhile does not change what is tried."""
+    """The operator's package as it is now: whoever edits it meanwhile does not change what is
+    tried.
+    """
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         package = Path(name) / PACKAGE.name
         shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -89,10 +98,18 @@ def snapshot() -> Iterator[Path]:
 
 
 def try_out(
-    mutants: Sequence[Mutant], original: Path, jobs: int, seeds: int = 0, *, recorded: bool = False, quick: bool = False
+    mutants: Sequence[Mutant],
+    original: Path,
+    jobs: int,
+    seeds: int = 0,
+    *,
+    recorded: bool = False,
+    quick: bool = False,
 ) -> Iterator[Verdict]:
-    """So many at a time: all suitable test files, the recorded killer first (or that one alone, or without the slowest), then so many
-    seeds. Raises `Misfit` where nothing could be tried, as when tests fail without any mutant."""
+    """So many at a time: all suitable test files, the recorded killer first (or that one alone, or
+    without the slowest), then so many seeds. Raises `Misfit` where nothing could be tried, as when
+    tests fail without any mutant.
+    """
     _warm()
     killers = sorted({mutant.killer for mutant in mutants}) if recorded else [""]
     nothing = [replace(_NOTHING, killer=killer) for killer in killers]
@@ -111,8 +128,15 @@ def _try_out(
         while waiting and len(running) < jobs:
             mutant = waiting.pop()
             folder = _copy(original, mutant)
-            others = [] if recorded else [file for file in suitable() if not quick or file not in _SLOWEST]
-            rounds = [[mutant.killer] if mutant.killer else [], [file for file in others if file != mutant.killer]]
+            others = (
+                []
+                if recorded
+                else [file for file in suitable() if not quick or file not in _SLOWEST]
+            )
+            rounds = [
+                [mutant.killer] if mutant.killer else [],
+                [file for file in others if file != mutant.killer],
+            ]
             running[_fork(Path(folder.name), rounds, seeds)] = _Running(mutant, folder)
         time.sleep(0.02)
         for pid, known in list(running.items()):
@@ -127,7 +151,9 @@ def _try_out(
             said = (Path(known.folder.name) / "said").read_text()
             known.folder.cleanup()
             reason = f"time: more than {LIMIT_SECONDS:.0f} s"
-            yield Verdict(known.mutant, _reason(known.mutant, status, said) if ended else reason, seconds)
+            yield Verdict(
+                known.mutant, _reason(known.mutant, status, said) if ended else reason, seconds
+            )
 
 
 def _warm() -> None:
@@ -135,7 +161,13 @@ def _warm() -> None:
     for module in pkgutil.walk_packages([str(PACKAGE)], f"{PACKAGE.name}."):
         if not module.name.endswith("__main__"):
             import_module(module.name)
-    for name in ("hypothesis.stateful", "pytest_asyncio.plugin", "xdist.plugin", "pytest_timeout", "_pytest.junitxml"):
+    for name in (
+        "hypothesis.stateful",
+        "pytest_asyncio.plugin",
+        "xdist.plugin",
+        "pytest_timeout",
+        "_pytest.junitxml",
+    ):
         import_module(name)
     for name in [name for name in sys.modules if name.partition(".")[0] == PACKAGE.name]:
         del sys.modules[name]
@@ -155,7 +187,9 @@ def _copy(original: Path, mutant: Mutant) -> tempfile.TemporaryDirectory[str]:
 
 
 def _fork(folder: Path, rounds: Sequence[Sequence[str]], seeds: int) -> int:
-    """The process that runs the tests in these files, one round after the other, and then the seeds, and ends with pytest's code, or 8."""
+    """The process that runs the tests in these files, one round after the other, and then the
+    seeds, and ends with pytest's code, or 8.
+    """
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -167,10 +201,13 @@ def _fork(folder: Path, rounds: Sequence[Sequence[str]], seeds: int) -> int:
         os.dup2(said, 1)
         os.dup2(said, 2)
         os.chdir(ROOT)
-        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")  # what fails here is no news for others
+        # what fails here is no news for others
+        os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
         sys.path.insert(0, str(folder))
         if import_module(PACKAGE.name).__file__ == str(folder / PACKAGE.name / "__init__.py"):
-            code = next((bad for files in rounds if files and (bad := _run_tests(files))), 0) or _simulate(seeds)
+            code = next(
+                (bad for files in rounds if files and (bad := _run_tests(files))), 0
+            ) or _simulate(seeds)
     finally:
         sys.stdout.flush()
         os._exit(code)

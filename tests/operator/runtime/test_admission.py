@@ -1,4 +1,6 @@
-"""Invalid objects are refused by the API server itself, with a message that says what to write instead."""
+"""Invalid objects are refused by the API server itself, with a message that says what to write
+instead.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ def rollout(**spec: Any) -> Body:
         "apiVersion": "hotweights.dev/v1alpha1",
         "kind": "WeightRollout",
         "metadata": {"name": "r", "namespace": "default"},
-        "spec": {"versionRef": {"name": "v"}, "target": {"selector": {"matchLabels": {"app": "llm"}}}, **spec},
+        "spec": {
+            "versionRef": {"name": "v"},
+            "target": {"selector": {"matchLabels": {"app": "llm"}}},
+            **spec,
+        },
     }
 
 
@@ -34,15 +40,27 @@ INVALID: dict[str, tuple[Body, str]] = {
     "version is no label value": (version(version="v 1"), "at most 63 letters"),
     "version is too long": (version(version="v" * 64), "63"),
     "model is no label value": (version(model="-x"), "begins and ends with a letter or digit"),
-    "source of an unknown kind": (version(source={"uri": "s3://bucket/x"}), "write file:///absolute/path"),
+    "source of an unknown kind": (
+        version(source={"uri": "s3://bucket/x"}),
+        "write file:///absolute/path",
+    ),
     "relative source": (version(source={"uri": "file://models"}), "write file:///absolute/path"),
     "digest is none": (version(manifest={"digest": "abc"}), "64 hexadecimal digits"),
     "no source": ({**version(), "spec": {"model": "m", "version": "v"}}, "source"),
     "empty selector": (rollout(target={"selector": {}}), "write at least one label"),
     "no versionRef": ({**rollout(), "spec": {"target": rollout()["spec"]["target"]}}, "versionRef"),
-    "budget of zero": (rollout(strategy={"type": "Rolling", "rolling": {"maxUnavailable": 0}}), "at least 1"),
-    "budget of nonsense": (rollout(strategy={"type": "Rolling", "rolling": {"maxUnavailable": "some"}}), "1% to 100%"),
-    "rolling without Rolling": (rollout(strategy={"type": "AllAtOnce", "rolling": {}}), "strategy.rolling goes with"),
+    "budget of zero": (
+        rollout(strategy={"type": "Rolling", "rolling": {"maxUnavailable": 0}}),
+        "at least 1",
+    ),
+    "budget of nonsense": (
+        rollout(strategy={"type": "Rolling", "rolling": {"maxUnavailable": "some"}}),
+        "1% to 100%",
+    ),
+    "rolling without Rolling": (
+        rollout(strategy={"type": "AllAtOnce", "rolling": {}}),
+        "strategy.rolling goes with",
+    ),
     "unknown strategy": (rollout(strategy={"type": "Canary"}), "AllAtOnce"),
     "unknown mode": (rollout(activation={"mode": "keep"}), "Keep"),
     "no origin readers": (rollout(staging={"originReaders": 0}), "greater than or equal to 1"),

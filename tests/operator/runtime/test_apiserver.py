@@ -1,4 +1,6 @@
-"""The operator's process against a real API server: rollouts, crashes, outages, and what the API server refuses by itself."""
+"""The operator's process against a real API server: rollouts, crashes, outages, and what the API
+server refuses by itself.
+"""
 
 from __future__ import annotations
 
@@ -40,13 +42,22 @@ async def test_apply_leads_to_ready_and_setting_it_back_too(scene: Any) -> None:
     await begin(scene)
     scene.kubectl.apply(scene.rollout("v0"))
     first = await scene.reaches("Ready")
-    assert (first.phase, first.pods.updated, first.pods.ready, first.nodes.summary) == ("Complete", 2, 2, "2/2")
+    assert (first.phase, first.pods.updated, first.pods.ready, first.nodes.summary) == (
+        "Complete",
+        2,
+        2,
+        "2/2",
+    )
 
     scene.kubectl.apply(scene.rollout("v1"))
     words = ("wait", "--for=condition=Ready", "wroll/llm", "-n", scene.namespace, "--timeout=30s")
     await asyncio.to_thread(scene.kubectl, *words)
     second = await scene.status()
-    assert (second.target.version, second.previous.version, second.rollback) == ("v1", "v0", "Local")
+    assert (second.target.version, second.previous.version, second.rollback) == (
+        "v1",
+        "v0",
+        "Local",
+    )
     assert [entry.outcome for entry in second.history] == ["Complete", "Complete"]
 
     scene.kubectl.apply(scene.rollout("v0"))
@@ -55,7 +66,11 @@ async def test_apply_leads_to_ready_and_setting_it_back_too(scene: Any) -> None:
 
     events = (await scene.api.list(EVENTS, Selection(scene.namespace))).items
     told = {(event["regarding"]["kind"], event["reason"]) for event in events}
-    assert {("WeightRollout", "RevisionStarted"), ("WeightRollout", "Complete"), ("Pod", "WeightsActivating")} <= told
+    assert {
+        ("WeightRollout", "RevisionStarted"),
+        ("WeightRollout", "Complete"),
+        ("Pod", "WeightsActivating"),
+    } <= told
     shown = scene.kubectl("get", "wroll", "-n", scene.namespace)
     assert "Complete" in shown
     assert "2/2" in shown
@@ -83,7 +98,9 @@ async def test_the_operator_is_killed_in_the_middle(scene: Any) -> None:
 
 
 @pytest.mark.timeout(240)
-async def test_the_api_server_is_away_for_twenty_seconds(scene: Any, control_plane: ControlPlane) -> None:
+async def test_the_api_server_is_away_for_twenty_seconds(
+    scene: Any, control_plane: ControlPlane
+) -> None:
     await begin(scene)
     scene.kubectl.apply(scene.rollout("v0"))
     await scene.reaches("Ready")
@@ -159,7 +176,9 @@ async def test_health_tells_of_the_loop(scene: Any) -> None:
     await scene.reaches("Ready")
 
     def ask(path: str) -> bytes:
-        with urllib.request.urlopen(f"http://127.0.0.1:{scene.health_port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"http://127.0.0.1:{scene.health_port}{path}", timeout=5
+        ) as answer:
             content: bytes = answer.read()
             return content
 
@@ -190,7 +209,9 @@ async def test_an_apply_that_was_decided_on_the_past_is_refused(scene: Any, api:
     seen = performer.cache.get("state", node).resource_version
 
     def entry(uid: str, token: int) -> RolloutAssignment:
-        return RolloutAssignment(uid=uid, pods=[PodAssignment(uid="p", name="p", namespace="n", token=token)])
+        return RolloutAssignment(
+            uid=uid, pods=[PodAssignment(uid="p", name="p", namespace="n", token=token)]
+        )
 
     await performer.act(Assign(node, seen, "a", entry("a", 2)))
     with pytest.raises(Conflict):

@@ -1,4 +1,6 @@
-"""What the operator hears: nothing that is gone stays, nothing that cannot be read decides, and no outage ends it."""
+"""What the operator hears: nothing that is gone stays, nothing that cannot be read decides, and no
+outage ends it.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Decider:
 
 
 class Cluster:
-    """Answers lists from what there is. A watch hears nothing and is cut now and then: whatever changes, changes unseen."""
+    """Answers lists from what there is. A watch hears nothing and is cut now and then: whatever
+    changes, changes unseen.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[str, list[Body]] = {}  # by plural
@@ -57,7 +61,9 @@ class Cluster:
         self.lists = 0
         self.cut = asyncio.Event()
 
-    async def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
+    async def pages(
+        self, resource: Resource, selection: Selection | None = None
+    ) -> AsyncGenerator[Listing, None]:
         self.lists += 1
         if resource.plural in self.refused:
             raise errors.Forbidden("not yet")
@@ -65,7 +71,8 @@ class Cluster:
         found = [
             body
             for body in self.objects.get(resource.plural, [])
-            if namespace in (None, body["metadata"].get("namespace")) and self._labelled(body, selection)
+            if namespace in (None, body["metadata"].get("namespace"))
+            and self._labelled(body, selection)
         ]
         for body in found:
             yield Listing([body], str(self.version))
@@ -73,7 +80,11 @@ class Cluster:
             yield Listing([], str(self.version))
 
     def _labelled(self, body: Body, selection: Selection | None) -> bool:
-        wanted = dict(pair.split("=") for pair in selection.label_selector.split(",") if pair) if selection else {}
+        wanted = (
+            dict(pair.split("=") for pair in selection.label_selector.split(",") if pair)
+            if selection
+            else {}
+        )
         return wanted.items() <= (body["metadata"].get("labels") or {}).items()
 
     async def stream(
@@ -93,14 +104,26 @@ def pod(name: str, namespace: str = "a", labels: dict[str, str] | None = None) -
     return {"metadata": {**metadata, "labels": {"hotweights.dev/inject": "true", **(labels or {})}}}
 
 
-def rollout(name: str = "r", namespace: str = "a", version: int = 1, uid: str = "u", **spec: Any) -> Body:
+def rollout(
+    name: str = "r", namespace: str = "a", version: int = 1, uid: str = "u", **spec: Any
+) -> Body:
     selector = {"selector": {"matchLabels": {"app": "llm"}}}
     metadata = {"name": name, "namespace": namespace, "uid": uid, "resourceVersion": str(version)}
-    return {"metadata": metadata, "spec": {"versionRef": {"name": "v1"}, "target": selector, **spec}}
+    return {
+        "metadata": metadata,
+        "spec": {"versionRef": {"name": "v1"}, "target": selector, **spec},
+    }
 
 
-def node_weights(name: str, version: int = 1, namespace: str = "hotweights-system", **more: Any) -> Body:
-    metadata = {"name": name, "namespace": namespace, "uid": f"uid-{name}", "resourceVersion": str(version)}
+def node_weights(
+    name: str, version: int = 1, namespace: str = "hotweights-system", **more: Any
+) -> Body:
+    metadata = {
+        "name": name,
+        "namespace": namespace,
+        "uid": f"uid-{name}",
+        "resourceVersion": str(version),
+    }
     return {"metadata": metadata, "spec": {"nodeName": name}, **more}
 
 
@@ -134,7 +157,9 @@ class Running:
             if not source.by_kopf
             for namespace in source.namespaces
         ]
-        self.tasks = [asyncio.create_task(part) for part in (*follows, self.informers.relist(self.cluster))]
+        self.tasks = [
+            asyncio.create_task(part) for part in (*follows, self.informers.relist(self.cluster))
+        ]
 
     async def __aexit__(self, *_: object) -> None:
         for task in self.tasks:
@@ -157,17 +182,33 @@ GHOSTS: dict[Kind, tuple[str, Body, Body]] = {
     "rollout": ("weightrollouts", rollout("gone", uid="g"), rollout("stays")),
     "version": (
         "weightversions",
-        {**rollout("gone"), "spec": {"model": "m", "version": "v", "source": {"uri": "file:///m/v"}}},
-        {**rollout("stays"), "spec": {"model": "m", "version": "v", "source": {"uri": "file:///m/v"}}},
+        {
+            **rollout("gone"),
+            "spec": {"model": "m", "version": "v", "source": {"uri": "file:///m/v"}},
+        },
+        {
+            **rollout("stays"),
+            "spec": {"model": "m", "version": "v", "source": {"uri": "file:///m/v"}},
+        },
     ),
     "pod": ("pods", pod("gone"), pod("stays")),
-    "node": ("nodes", {"metadata": pod("gone")["metadata"]}, {"metadata": pod("stays")["metadata"]}),
+    "node": (
+        "nodes",
+        {"metadata": pod("gone")["metadata"]},
+        {"metadata": pod("stays")["metadata"]},
+    ),
     "state": ("nodeweights", node_weights("gone"), node_weights("stays")),
-    "agent": ("pods", pod("gone", "hotweights-system", AGENT), pod("stays", "hotweights-system", AGENT)),
+    "agent": (
+        "pods",
+        pod("gone", "hotweights-system", AGENT),
+        pod("stays", "hotweights-system", AGENT),
+    ),
 }
 
 
-@pytest.mark.parametrize("watched", [(), ("a", "b", "hotweights-system")], ids=["everywhere", "some namespaces"])
+@pytest.mark.parametrize(
+    "watched", [(), ("a", "b", "hotweights-system")], ids=["everywhere", "some namespaces"]
+)
 @pytest.mark.parametrize("kind", GHOSTS)
 async def test_what_vanished_unseen_is_forgotten(kind: Kind, watched: tuple[str, ...]) -> None:
     plural, gone, stays = GHOSTS[kind]
@@ -245,7 +286,9 @@ def feed_of(*watched: str) -> tuple[Informers, Decider]:
 def test_our_own_write_that_comes_back_is_not_parsed_again() -> None:
     informers, decider = feed_of()
     decider.cache.put("state", "n", 7, node_state(node_weights("n", 7)))
-    informers.note(source(informers, "state"), {**node_weights("n", 7), "spec": "nobody looks at it"})
+    informers.note(
+        source(informers, "state"), {**node_weights("n", 7), "spec": "nobody looks at it"}
+    )
     assert decider.told == []
     assert informers.malformed() == dict.fromkeys(OURS, 0)
 
@@ -253,17 +296,25 @@ def test_our_own_write_that_comes_back_is_not_parsed_again() -> None:
 NEWER_RELEASE: dict[str, Any] = {"strategy": {"type": "Canary"}}
 
 
-def test_a_rollout_that_cannot_be_read_stays_paused_and_cannot_be_written(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_rollout_that_cannot_be_read_stays_paused_and_cannot_be_written(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     informers, decider = feed_of()
     rollouts = source(informers, "rollout")
     informers.note(rollouts, rollout(version=5))
     for _ in range(3):
         informers.note(rollouts, rollout(version=6, **NEWER_RELEASE))
     held = decider.cache.get("rollout", "a/r")
-    assert (held.spec.paused, held.spec.version_ref.name, held.resource_version) == (True, "v1", "5")
+    assert (held.spec.paused, held.spec.version_ref.name, held.resource_version) == (
+        True,
+        "v1",
+        "5",
+    )
     assert informers.malformed()["rollout"] == 1
     assert decider.told == [("rollout", "a/r")] * 2
-    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1, "once per state"
+    assert len([record for record in caplog.records if record.levelno == logging.ERROR]) == 1, (
+        "once per state"
+    )
 
     informers.note(rollouts, rollout(version=7))
     assert not decider.cache.get("rollout", "a/r").spec.paused
@@ -288,7 +339,9 @@ def test_what_cannot_be_read_at_all_counts_as_absent_and_is_counted() -> None:
 
 def test_a_new_rollout_of_that_name_is_not_taken_for_the_one_before() -> None:
     informers, decider = feed_of()
-    informers.note(source(informers, "rollout"), rollout(version=5, uid="first", versionRef={"name": "old"}))
+    informers.note(
+        source(informers, "rollout"), rollout(version=5, uid="first", versionRef={"name": "old"})
+    )
     informers.note(source(informers, "rollout"), rollout(version=9, uid="second", **NEWER_RELEASE))
     held = decider.cache.get("rollout", "a/r")
     assert (held.uid, held.spec.version_ref.name) == ("second", "v1")
@@ -308,7 +361,9 @@ def test_what_is_gone_is_no_longer_counted(how: str) -> None:
     informers, decider = feed_of("a", "b")
     rollouts = source(informers, "rollout")
     for namespace in ("a", "b"):
-        informers.note(rollouts, rollout(namespace=namespace, uid=namespace, version=6, **NEWER_RELEASE))
+        informers.note(
+            rollouts, rollout(namespace=namespace, uid=namespace, version=6, **NEWER_RELEASE)
+        )
     if how == "deleted":
         informers.note(rollouts, rollout(uid="a", version=8, **NEWER_RELEASE), deleted=True)
     else:
@@ -326,7 +381,14 @@ def test_each_kind_has_its_own_silence() -> None:
             informers.hear(source(informers, kind), namespace)
     informers.hear(source(informers, "pod"), "a")
     now = 130.0
-    expected = {"rollout": 30.0, "version": 30.0, "pod": 130.0, "node": 30.0, "state": 30.0, "agent": 30.0}
+    expected = {
+        "rollout": 30.0,
+        "version": 30.0,
+        "pod": 130.0,
+        "node": 30.0,
+        "state": 30.0,
+        "agent": 30.0,
+    }
     assert informers.ages() == expected, "of the pods in b nothing was heard"
 
 
@@ -334,7 +396,13 @@ DISCOVERY = {
     "/api": {"versions": ["v1"]},
     "/api/v1": {
         "resources": [
-            {"name": "namespaces", "singularName": "namespace", "kind": "Namespace", "namespaced": False, "verbs": []}
+            {
+                "name": "namespaces",
+                "singularName": "namespace",
+                "kind": "Namespace",
+                "namespaced": False,
+                "verbs": [],
+            }
         ]
     },
     "/apis": {
@@ -396,7 +464,9 @@ async def test_kopf_asks_for_ever(outage: tuple[Outage, str]) -> None:
     told = handlers.settings_for_kopf()
     told.networking.error_backoffs = handlers.Endless(0.0, 0.001)
     context = auth.APIContext(ConnectionInfo(server=url))
-    answer = await api.request("get", "/", settings=told, context=context, logger=logging.getLogger("quiet"))
+    answer = await api.request(
+        "get", "/", settings=told, context=context, logger=logging.getLogger("quiet")
+    )
     assert await answer.json() == {"items": []}
     assert made.left == -1
     await context.session.close()
@@ -413,13 +483,17 @@ def test_the_waits_of_kopf_begin_anew_with_each_request_and_have_no_end() -> Non
 
 @pytest.mark.parametrize("outage", [(10**6, 404)], indirect=True)
 async def test_kopf_that_ends_is_begun_anew_and_takes_nobody_with_it(
-    outage: tuple[Outage, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    outage: tuple[Outage, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     config = tmp_path / "config"
     cluster = {"name": "c", "cluster": {"server": outage[1]}}
     context = {"name": "here", "context": {"cluster": "c", "user": "u"}}
     config.write_text(
-        f"apiVersion: v1\nkind: Config\ncurrent-context: here\nclusters: [{cluster}]\ncontexts: [{context}]\n"
+        "apiVersion: v1\nkind: Config\ncurrent-context: here\nclusters: "
+        f"[{cluster}]\ncontexts: [{context}]\n"
         "users: [{name: u, user: {token: secret}}]\n"
     )
     monkeypatch.setenv("KUBECONFIG", str(config))
@@ -440,7 +514,8 @@ async def test_kopf_that_ends_is_begun_anew_and_takes_nobody_with_it(
     for task in rest:
         task.cancel()
     await asyncio.gather(*rest, return_exceptions=True)
-    for left in gc.get_objects():  # kopf leaves its sessions open when it is ended, and another test would hear of that
+    # kopf leaves its sessions open when it is ended, and another test would hear of that
+    for left in gc.get_objects():
         if type(left) is aiohttp.ClientSession and not left.closed:
             await left.close()
 
@@ -465,7 +540,9 @@ class Store:
         body = node_weights(name, self.version)
         body["metadata"]["uid"] = uid
         self.objects[name] = body
-        self.history.append((self.version, {"type": "MODIFIED" if known else "ADDED", "object": body}))
+        self.history.append(
+            (self.version, {"type": "MODIFIED" if known else "ADDED", "object": body})
+        )
         return body
 
     def delete(self, name: str) -> None:
@@ -476,7 +553,9 @@ class Store:
             last = {**body, "metadata": {**body["metadata"], "resourceVersion": str(self.version)}}
             self.history.append((self.version, {"type": "DELETED", "object": last}))
 
-    async def pages(self, resource: Resource, selection: Selection | None = None) -> AsyncGenerator[Listing, None]:
+    async def pages(
+        self, resource: Resource, selection: Selection | None = None
+    ) -> AsyncGenerator[Listing, None]:
         found, version = list(self.objects.values()), str(self.version)
         for body in found:
             yield Listing([body], version)
@@ -508,13 +587,18 @@ class Store:
 
 
 STEPS = st.one_of(
-    *(st.tuples(st.just(step), st.sampled_from("abc")) for step in ("write", "own write", "delete")),
+    *(
+        st.tuples(st.just(step), st.sampled_from("abc"))
+        for step in ("write", "own write", "delete")
+    ),
     *(st.tuples(st.just(step), st.just("")) for step in ("cut", "forget", "tell")),
 )
 
 
 @given(st.lists(STEPS, max_size=25))
-def test_whatever_happens_unseen_the_cache_ends_with_what_there_is(steps: list[tuple[str, str]]) -> None:
+def test_whatever_happens_unseen_the_cache_ends_with_what_there_is(
+    steps: list[tuple[str, str]],
+) -> None:
     asyncio.run(_live_through(steps))
 
 
@@ -539,9 +623,13 @@ async def _live_through(steps: list[tuple[str, str]]) -> None:
                 store.version += 1
             case "tell":
                 await store.tell()
-    wanted = {name: int(body["metadata"]["resourceVersion"]) for name, body in store.objects.items()}
+    wanted = {
+        name: int(body["metadata"]["resourceVersion"]) for name, body in store.objects.items()
+    }
     async with asyncio.timeout(2):
-        while {state.name: int(state.resource_version) for state in decider.cache.values("state")} != wanted:
+        while {
+            state.name: int(state.resource_version) for state in decider.cache.values("state")
+        } != wanted:
             await store.tell()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

@@ -1,4 +1,6 @@
-"""The loop: remembered before acted upon, writes that see a pause, and a node that refuses concerns itself alone."""
+"""The loop: remembered before acted upon, writes that see a pause, and a node that refuses concerns
+itself alone.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,19 @@ from hotweights_operator.runtime.cache import Cache
 from hotweights_operator.runtime.loop import Loop
 from hotweights_operator.runtime.outbox import Outbox, Write
 from hotweights_operator.runtime.triggers import Key
-from tests.operator.worlds import AT_NEW, NEW, NOW, OLD, engine, gave_up, pod, prepared, rollout, state, version
+from tests.operator.worlds import (
+    AT_NEW,
+    NEW,
+    NOW,
+    OLD,
+    engine,
+    gave_up,
+    pod,
+    prepared,
+    rollout,
+    state,
+    version,
+)
 
 KEY: Key = ("rollout", "models/llm")
 
@@ -61,7 +75,9 @@ class Port:
             entries = [*rest, action.entry] if action.entry else rest
             spec = known.spec.model_copy(update={"rollouts": entries})
             self.put(
-                "state", action.node, replace(known, spec=spec, resource_version=str(int(known.resource_version) + 1))
+                "state",
+                action.node,
+                replace(known, spec=spec, resource_version=str(int(known.resource_version) + 1)),
             )
 
     async def tell(self, events: Sequence[Event]) -> None:
@@ -128,7 +144,9 @@ def scene(states: Sequence[NodeState], known: Rollout) -> Scene:
         port.put("state", each_state.name, each_state)
         port.put("pod", f"p{number}", pod(number, each_state.name))
     woken: list[tuple[Key, float]] = []
-    loop = Loop(cache, port, port, lambda key, seconds: woken.append((key, seconds)), started_at=NOW)
+    loop = Loop(
+        cache, port, port, lambda key, seconds: woken.append((key, seconds)), started_at=NOW
+    )
     return Scene(cache, port, loop, woken)
 
 
@@ -165,14 +183,19 @@ def test_a_pass_whose_status_is_refused_does_nothing(error: KubeError) -> None:
 
 @pytest.mark.parametrize("action", ["Pause", "Abort"])
 @pytest.mark.parametrize("refused", ["n0", "n1"])
-def test_given_up_stays_given_up_though_a_write_of_that_pass_is_refused(action: str, refused: str) -> None:
+def test_given_up_stays_given_up_though_a_write_of_that_pass_is_refused(
+    action: str, refused: str
+) -> None:
     s = about_to_give_up(action)
     s.port.refuse[refused] = Conflict("the agent wrote in between")
     s.pass_()
     s.write_all()
     s.port.refuse.clear()
-    # The one that had failed says nothing of it any more: it has been set back, or it has started again.
-    s.port.put("state", "n0", replace(s.cache.get("state", "n0"), status=state("n0", prepared(1)).status))
+    # The one that had failed says nothing of it any more: it has been set back, or it has started
+    # again.
+    s.port.put(
+        "state", "n0", replace(s.cache.get("state", "n0"), status=state("n0", prepared(1)).status)
+    )
     for _ in range(3):
         s.pass_()
         s.write_all()
@@ -182,12 +205,16 @@ def test_given_up_stays_given_up_though_a_write_of_that_pass_is_refused(action: 
 
 @pytest.mark.parametrize("action", ["Pause", "Abort"])
 @pytest.mark.parametrize("writes", [0, 1])
-def test_given_up_stays_given_up_though_the_operator_ends_between_two_writes(action: str, writes: int) -> None:
+def test_given_up_stays_given_up_though_the_operator_ends_between_two_writes(
+    action: str, writes: int
+) -> None:
     s = about_to_give_up(action)
     s.pass_()
     for _ in range(writes):
         run(s.loop.write_one(NOW))
-    s.port.put("state", "n0", replace(s.cache.get("state", "n0"), status=state("n0", prepared(1)).status))
+    s.port.put(
+        "state", "n0", replace(s.cache.get("state", "n0"), status=state("n0", prepared(1)).status)
+    )
     s.loop = Loop(s.cache, s.port, s.port, lambda key, seconds: None, started_at=NOW)
     for _ in range(3):
         s.pass_()
@@ -202,13 +229,18 @@ def test_a_pause_is_seen_by_every_write_that_has_not_begun() -> None:
         run(s.loop.write_one(NOW))
     known: Rollout = s.cache.get("rollout", "models/llm")
     paused = known.spec.model_copy(update={"paused": True})
-    s.port.put("rollout", "models/llm", replace(known, spec=paused, generation=known.generation + 1))
+    s.port.put(
+        "rollout", "models/llm", replace(known, spec=paused, generation=known.generation + 1)
+    )
     assert s.write_all() == 3  # they are taken up and dropped
     assert [s.told(n)[0] for n in range(5)] == [NEW, NEW, OLD, OLD, OLD]
     assert (KEY, 0.0) in s.woken
     s.pass_()
     s.write_all()
-    assert (s.status.phase, [s.told(n)[0] for n in range(5)]) == ("Paused", [NEW, NEW, OLD, OLD, OLD])
+    assert (s.status.phase, [s.told(n)[0] for n in range(5)]) == (
+        "Paused",
+        [NEW, NEW, OLD, OLD, OLD],
+    )
 
 
 def test_nothing_is_written_to_a_node_that_has_changed_since() -> None:
@@ -261,7 +293,9 @@ def test_a_refusal_of_what_is_not_wanted_any_more_is_forgotten() -> None:
     s.write_all()
     known: Rollout = s.cache.get("rollout", "models/llm")
     paused = known.spec.model_copy(update={"paused": True})
-    s.port.put("rollout", "models/llm", replace(known, spec=paused, generation=known.generation + 1))
+    s.port.put(
+        "rollout", "models/llm", replace(known, spec=paused, generation=known.generation + 1)
+    )
     for _ in range(3):
         s.pass_()
         s.now += timedelta(seconds=1)
@@ -300,13 +334,15 @@ def test_the_end_of_a_revision_is_counted_once() -> None:
     assert s.port.ends == ["Complete"]
 
 
-# -- the outbox ----------------------------------------------------------------------------------------------------------
+# -- the outbox ---------------------------------------------------------------------------------
 
 
 def test_the_newest_of_a_decider_is_what_counts() -> None:
     box = Outbox()
     other: Key = ("node", "n0")
-    box.replace(KEY, [Write(KEY, Assign("n0", "1", "r", None)), Write(KEY, Assign("n1", "1", "r", None))])
+    box.replace(
+        KEY, [Write(KEY, Assign("n0", "1", "r", None)), Write(KEY, Assign("n1", "1", "r", None))]
+    )
     box.replace(other, [Write(other, Assign("n0", "1", "unassigned", None))])
     box.replace(KEY, [Write(KEY, Assign("n1", "2", "r", None))])
     assert len(box) == 2

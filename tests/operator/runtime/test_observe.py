@@ -1,4 +1,6 @@
-"""What is read out of the API server's bodies, where it matters: restarts, readiness, and objects of other releases."""
+"""What is read out of the API server's bodies, where it matters: restarts, readiness, and objects
+of other releases.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,20 @@ Body = dict[str, Any]
 
 
 def pod(
-    ready: str = "True", since: str = "", restarts: int = 0, started: str = "2026-01-01T00:00:10Z", **more: Body
+    ready: str = "True",
+    since: str = "",
+    restarts: int = 0,
+    started: str = "2026-01-01T00:00:10Z",
+    **more: Body,
 ) -> Body:
     containers = [{"name": "vllm", "env": [{"name": "HOTWEIGHTS_SOCKET"}]}, {"name": "sidecar"}]
     statuses = [
         {"name": "vllm", "restartCount": restarts, "state": {"running": {"startedAt": started}}},
-        {"name": "sidecar", "restartCount": 0, "state": {"running": {"startedAt": "2026-01-01T00:00:11Z"}}},
+        {
+            "name": "sidecar",
+            "restartCount": 0,
+            "state": {"running": {"startedAt": "2026-01-01T00:00:11Z"}},
+        },
     ]
     return {
         "metadata": {"uid": "u", "name": "p", "namespace": "n", "labels": {"a": "b"}, **more},
@@ -42,7 +52,9 @@ def pod(
         pytest.param(pod("False", "2026-01-01T00:00:05Z", restarts=1), True, id="restarted"),
     ],
 )
-def test_a_pod_that_was_never_ready_is_told_from_one_that_is_not_ready_now(body: Body, was_ready: bool) -> None:
+def test_a_pod_that_was_never_ready_is_told_from_one_that_is_not_ready_now(
+    body: Body, was_ready: bool
+) -> None:
     assert observe.pod(body).was_ready is was_ready
 
 
@@ -59,7 +71,9 @@ def test_a_pod_that_terminates_is_not_live() -> None:
     [
         pytest.param("2026-01-01T00:00:09.9+00:00", False, id="in the life before"),
         pytest.param(
-            "2026-01-01T00:00:10.3+00:00", False, id="in the second of the start, which may be the life before"
+            "2026-01-01T00:00:10.3+00:00",
+            False,
+            id="in the second of the start, which may be the life before",
         ),
         pytest.param("2026-01-01T00:00:11+00:00", True, id="after it"),
     ],
@@ -70,7 +84,9 @@ def test_a_confirmation_counts_only_after_the_last_start(confirmed_at: str, coun
     assert confirmed(observe.pod(pod()), engine, "sha256:1", moment) is counts
 
 
-@pytest.mark.parametrize("phase", ["Committing", "Refused", "Failed", "Dirty", "Disconnected", "Booting"])
+@pytest.mark.parametrize(
+    "phase", ["Committing", "Refused", "Failed", "Dirty", "Disconnected", "Booting"]
+)
 def test_an_engine_in_any_other_phase_proves_nothing(phase: Any) -> None:
     engine = EngineStatus(pod_uid="u", phase=phase, digest="sha256:1")
     assert not confirmed(observe.pod(pod()), engine, "sha256:1", datetime(2027, 1, 1, tzinfo=UTC))
@@ -111,7 +127,9 @@ def two_engines(**second: Any) -> Body:
 
 
 def test_a_pod_of_two_engines_has_started_with_the_last_of_them() -> None:
-    assert observe.pod(two_engines()).engine_started_at == datetime(2026, 1, 1, 0, 0, 11, tzinfo=UTC)
+    assert observe.pod(two_engines()).engine_started_at == datetime(
+        2026, 1, 1, 0, 0, 11, tzinfo=UTC
+    )
     assert observe.pod(two_engines(state={"waiting": {}})).engine_started_at is None
     assert observe.pod(two_engines(restartCount=4)).restarts == 4
 
@@ -124,7 +142,10 @@ def ended(finished: str, reason: str = "Error", seconds: int = 3) -> Body:
 
 
 def test_what_counts_is_how_the_last_one_ended() -> None:
-    earlier, later = ended("2026-01-01T00:00:05Z", "OOMKilled"), ended("2026-01-01T00:00:09Z", seconds=4)
+    earlier, later = (
+        ended("2026-01-01T00:00:05Z", "OOMKilled"),
+        ended("2026-01-01T00:00:09Z", seconds=4),
+    )
     known = observe.pod(two_engines(lastState=earlier, state=later))
     assert (known.oom_killed, known.last_run_seconds) == (False, 4.0)
     known = observe.pod(two_engines(lastState=ended("2026-01-01T00:00:09Z", "OOMKilled")))
@@ -133,7 +154,8 @@ def test_what_counts_is_how_the_last_one_ended() -> None:
 
 
 @pytest.mark.parametrize(
-    ("phase", "live"), [("Running", True), ("Pending", True), ("Failed", False), ("Succeeded", False)]
+    ("phase", "live"),
+    [("Running", True), ("Pending", True), ("Failed", False), ("Succeeded", False)],
 )
 def test_a_pod_that_has_ended_is_not_live(phase: str, live: bool) -> None:
     body = pod()
@@ -152,7 +174,11 @@ METADATA = {"uid": "u", "name": "x", "namespace": "n", "resourceVersion": "7", "
 
 
 def test_rollouts_and_versions_that_are_being_deleted_say_so_and_a_retry_is_read() -> None:
-    going = {**METADATA, "deletionTimestamp": "2026-01-01T00:00:00Z", "annotations": {"hotweights.dev/retry": "2"}}
+    going = {
+        **METADATA,
+        "deletionTimestamp": "2026-01-01T00:00:00Z",
+        "annotations": {"hotweights.dev/retry": "2"},
+    }
     spec = {"versionRef": {"name": "v"}, "target": {"selector": {"matchLabels": {"a": "b"}}}}
     known = observe.rollout({"metadata": going, "spec": spec})
     assert (known.terminating, known.retry, known.generation) == (True, "2", 2)

@@ -1,4 +1,6 @@
-"""Writes: fenced, under the right manager, read back into the cache, and told of only when they happened."""
+"""Writes: fenced, under the right manager, read back into the cache, and told of only when they
+happened.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,13 @@ from hotweights_crds.nodeweights import ResolveItem, RolloutAssignment
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_kube import Conflict, NotFound, Recorder, Unavailable
 from hotweights_kube.resources import Body, Resource
-from hotweights_operator.model.actions import AskResolve, Assign, CreateNodeWeights, Event, ObjectRef
+from hotweights_operator.model.actions import (
+    AskResolve,
+    Assign,
+    CreateNodeWeights,
+    Event,
+    ObjectRef,
+)
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.runtime.cache import Cache
 from hotweights_operator.runtime.perform import Performer
@@ -35,7 +43,10 @@ class Server:
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Body:
         if not self.there:
             raise NotFound("gone")
-        return {"metadata": {"name": name, "namespace": namespace, "resourceVersion": "8", "uid": "u"}, "spec": {}}
+        return {
+            "metadata": {"name": name, "namespace": namespace, "resourceVersion": "8", "uid": "u"},
+            "spec": {},
+        }
 
     async def create(self, resource: Resource, body: Body, *, manager: str = "") -> Body:
         return self._answer(f"create {resource.kind}", body, manager)
@@ -47,7 +58,9 @@ class Server:
         spec = {"versionRef": {"name": "v"}, "target": {"selector": {"matchLabels": {"a": "b"}}}}
         metadata = {"name": name, "namespace": options["namespace"]}
         body = self._answer(
-            f"patch {options.get('subresource')} {options.get('resource_version')}", {**patch, "metadata": metadata}, ""
+            f"patch {options.get('subresource')} {options.get('resource_version')}",
+            {**patch, "metadata": metadata},
+            "",
         )
         return {**body, "spec": spec}
 
@@ -82,7 +95,11 @@ async def test_an_assignment_is_applied_under_the_rollout_s_manager_and_fenced(
 
 async def test_taking_out_says_an_empty_list(server: Server, performer: Performer) -> None:
     item = ResolveItem(uid="v", namespace="a", name="b", model="m", version="v", uri="file:///x")
-    for action in (Assign("n", "7", "r1", None), AskResolve("n", "7", "v", item), AskResolve("n", "7", "v", None)):
+    for action in (
+        Assign("n", "7", "r1", None),
+        AskResolve("n", "7", "v", item),
+        AskResolve("n", "7", "v", None),
+    ):
         await performer.act(action)
     specs = [body["spec"] for _, body, _ in server.written]
     assert specs[0] == {"rollouts": []}
@@ -90,7 +107,9 @@ async def test_taking_out_says_an_empty_list(server: Server, performer: Performe
     assert specs[2] == {"resolve": []}
 
 
-async def test_a_new_object_belongs_to_its_node_and_to_no_rollout(server: Server, performer: Performer) -> None:
+async def test_a_new_object_belongs_to_its_node_and_to_no_rollout(
+    server: Server, performer: Performer
+) -> None:
     await performer.act(CreateNodeWeights("n2", "node-uid"))
     _, body, manager = server.written[0]
     assert manager == "hotweights-nodes"
@@ -103,7 +122,9 @@ async def test_a_new_object_belongs_to_its_node_and_to_no_rollout(server: Server
     assert body["spec"] == {"nodeName": "n2"}
 
 
-async def test_a_conflict_is_read_again_and_nobody_is_told(server: Server, performer: Performer) -> None:
+async def test_a_conflict_is_read_again_and_nobody_is_told(
+    server: Server, performer: Performer
+) -> None:
     server.error = Conflict("changed")
     with pytest.raises(Conflict):
         await performer.act(ASSIGN)
@@ -135,13 +156,17 @@ async def test_a_status_is_fenced_and_read_back(server: Server, performer: Perfo
     assert performer.cache.get("rollout", "models/r").status.phase == "Staging"
 
 
-async def test_an_answer_of_another_release_changes_nothing_that_is_known(server: Server, performer: Performer) -> None:
+async def test_an_answer_of_another_release_changes_nothing_that_is_known(
+    server: Server, performer: Performer
+) -> None:
     server.answer = {"spec": {"rollouts": "a text"}}
     await performer.act(ASSIGN)
     assert performer.cache.get("state", "n").resource_version == "7"
 
 
-async def test_a_status_that_was_decided_on_the_past_is_read_again(server: Server, performer: Performer) -> None:
+async def test_a_status_that_was_decided_on_the_past_is_read_again(
+    server: Server, performer: Performer
+) -> None:
     spec = WeightRolloutSpec.from_dict(
         {"versionRef": {"name": "v"}, "target": {"selector": {"matchLabels": {"a": "b"}}}}
     )
@@ -158,7 +183,9 @@ async def test_a_request_is_its_version_s_own(server: Server, performer: Perform
     assert server.written[0][2] == "hotweights-version-v1"
 
 
-async def test_what_depends_on_our_own_write_hears_of_it(server: Server, performer: Performer) -> None:
+async def test_what_depends_on_our_own_write_hears_of_it(
+    server: Server, performer: Performer
+) -> None:
     told: list[tuple[str, str]] = []
     performer.wrote = lambda kind, key, old: told.append((kind, key))
     await performer.act(ASSIGN)
@@ -167,5 +194,7 @@ async def test_what_depends_on_our_own_write_hears_of_it(server: Server, perform
 
 @pytest.mark.parametrize("warning", [True, False])
 async def test_a_warning_is_one(server: Server, performer: Performer, warning: bool) -> None:
-    await performer.tell([Event(ObjectRef("Pod", "models", "p", "u"), "ProbeMismatch", "m", warning)])
+    await performer.tell(
+        [Event(ObjectRef("Pod", "models", "p", "u"), "ProbeMismatch", "m", warning)]
+    )
     assert server.written[0][1]["type"] == ("Warning" if warning else "Normal")

@@ -1,4 +1,6 @@
-"""The queue: once however often it is said, never two at a time, paced, and patient with what fails."""
+"""The queue: once however often it is said, never two at a time, paced, and patient with what
+fails.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""SIGTERM ends the operator's process by itself, also when its rights went before it, as `helm uninstall` does, and when nobody answers.
+"""SIGTERM ends the operator's process by itself, also when its rights went before it, as `helm
+uninstall` does, and when nobody answers.
 
 Nothing else ends it: what an API server refuses today it may grant tomorrow.
 """
@@ -26,7 +27,9 @@ async def serving(scene: Any) -> None:
 
     def ask() -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{scene.health_port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{scene.health_port}/readyz", timeout=5
+            ) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
@@ -90,9 +93,13 @@ async def test_it_ends_while_nobody_answers(scene: Any, control_plane: ControlPl
         await asyncio.to_thread(control_plane.start_apiserver)
 
 
-async def test_it_goes_on_when_it_has_its_rights_again(scene: Any, control_plane: ControlPlane) -> None:
+async def test_it_goes_on_when_it_has_its_rights_again(
+    scene: Any, control_plane: ControlPlane
+) -> None:
     await scene.set_up(1)
-    granted = [body for body in yaml.safe_load_all(await scene.grant()) if body["kind"] != "ServiceAccount"]
+    granted = [
+        body for body in yaml.safe_load_all(await scene.grant()) if body["kind"] != "ServiceAccount"
+    ]
     rights = yaml.dump_all(granted)
     scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
     await serving(scene)

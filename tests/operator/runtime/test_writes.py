@@ -1,4 +1,6 @@
-"""The loop's patience: refusals of nodes, writes that land late, progress that waits; and the workers around it."""
+"""The loop's patience: refusals of nodes, writes that land late, progress that waits; and the
+workers around it.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def round_of(s: Scene, seconds: float = 0.0) -> int:
     return s.write_all()
 
 
-# -- writes that land late, or for somebody who is gone ------------------------------------------------------------------
+# -- writes that land late, or for somebody who is gone -----------------------------------------
 
 
 def test_what_happens_while_a_write_is_under_way_is_looked_at_when_it_has_landed() -> None:
@@ -78,7 +80,7 @@ def test_a_conflict_is_no_refusal() -> None:
     assert (round_of(s), s.told(0)[0]) == (1, NEW)
 
 
-# -- refusals ------------------------------------------------------------------------------------------------------------
+# -- refusals -----------------------------------------------------------------------------------
 
 
 def test_a_refusal_is_told_at_once_and_tried_again_in_a_while() -> None:
@@ -96,7 +98,9 @@ def test_after_a_success_patience_begins_anew() -> None:
         refusing(s, error)
         for _ in range(4 if error else 2):
             round_of(s, 40.0)
-        s.port.put("state", "n0", state("n0", [engine(0, phase="Prepared", prepared=NEW)], {"p0": OLD}))
+        s.port.put(
+            "state", "n0", state("n0", [engine(0, phase="Prepared", prepared=NEW)], {"p0": OLD})
+        )
         change(s, status=rollout(AT_NEW).status)
     refusing(s, Invalid("no"))
     s.loop.outbox.replace(KEY, ())
@@ -158,13 +162,15 @@ def test_a_rollout_made_anew_does_not_wait_for_what_was_refused_before() -> None
     known: Rollout = s.cache.get("rollout", "models/llm")
     s.cache.drop("rollout", "models/llm", s.cache.version_of("rollout", "models/llm") + 1)
     round_of(s)
-    s.cache.put("rollout", "models/llm", 999, replace(known, uid="r2", status=rollout(AT_NEW).status))
+    s.cache.put(
+        "rollout", "models/llm", 999, replace(known, uid="r2", status=rollout(AT_NEW).status)
+    )
     refusing(s, None)
     round_of(s)
     assert s.cache.get("state", "n0").entry("r2") is not None
 
 
-# -- statuses ------------------------------------------------------------------------------------------------------------
+# -- statuses -----------------------------------------------------------------------------------
 
 
 def test_progress_that_waits_is_written_though_nothing_else_happens() -> None:
@@ -175,7 +181,14 @@ def test_progress_that_waits_is_written_though_nothing_else_happens() -> None:
     s.pass_()
     s.now += timedelta(seconds=0.25)
     s.port.put(
-        "state", "n0", state("n0", [engine(0)], {"p0": OLD}, staged=[fetching[0].model_copy(update={"bytes_done": 9})])
+        "state",
+        "n0",
+        state(
+            "n0",
+            [engine(0)],
+            {"p0": OLD},
+            staged=[fetching[0].model_copy(update={"bytes_done": 9})],
+        ),
     )
     s.woken.clear()
     s.pass_()
@@ -208,7 +221,7 @@ def test_writers_are_told_when_there_is_something_to_write() -> None:
     assert told == [1]
 
 
-# -- the workers ---------------------------------------------------------------------------------------------------------
+# -- the workers --------------------------------------------------------------------------------
 
 
 @dataclass
@@ -240,7 +253,9 @@ class Clumsy(Port):
 
 
 async def worked(*errors: Exception, again: bool = False) -> tuple[list[str], list[str]]:
-    """What becomes of a rollout whose status is refused so: results of passes, and what was written."""
+    """What becomes of a rollout whose status is refused so: results of passes, and what was
+    written.
+    """
     cache = Cache(clock=lambda: NOW - timedelta(hours=1))
     made = ready_to_change(1)
     port = Clumsy(cache, errors=list(errors))
@@ -267,7 +282,8 @@ async def worked(*errors: Exception, again: bool = False) -> tuple[list[str], li
 
 
 @pytest.mark.parametrize(
-    ("error", "result"), [(Conflict("x"), "conflict"), (Invalid("x"), "error"), (RuntimeError("x"), "defect")]
+    ("error", "result"),
+    [(Conflict("x"), "conflict"), (Invalid("x"), "error"), (RuntimeError("x"), "defect")],
 )
 async def test_whatever_a_pass_ends_with_it_is_tried_again(error: Exception, result: str) -> None:
     results, done = await worked(error)

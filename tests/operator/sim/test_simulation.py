@@ -1,4 +1,6 @@
-"""A thousand whole rollouts with faults and stale reads: every invariant after every step, and each comes to a good end."""
+"""A thousand whole rollouts with faults and stale reads: every invariant after every step, and each
+comes to a good end.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_a_seed_tells_the_same_story_twice() -> None:
     assert told[0] == told[1]
 
 
-@pytest.mark.parametrize("strategy", [{"type": "AllAtOnce"}, {"type": "Rolling", "rolling": {"maxUnavailable": 2}}])
+@pytest.mark.parametrize(
+    "strategy", [{"type": "AllAtOnce"}, {"type": "Rolling", "rolling": {"maxUnavailable": 2}}]
+)
 def test_plan_prints_a_rollout_before_it_happens(
     strategy: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -64,7 +68,9 @@ def test_plan_prints_a_rollout_before_it_happens(
     assert most > 2 if strategy["type"] == "AllAtOnce" else most in (1, 2)
 
 
-def test_plan_says_what_is_wrong_with_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_says_what_is_wrong_with_a_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "empty.yaml"
     file.write_text(json.dumps({"kind": "Pod"}))
     assert command.main(["plan", "-f", str(file)]) == 2
@@ -83,8 +89,11 @@ def test_run_counts_what_happened(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(found["missing"]).isdisjoint(found["counts"])
 
 
-def test_a_violation_is_told_with_its_seed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(rollout_status, "_is_complete", lambda view, status: True)  # Complete, whatever pods serve
+def test_a_violation_is_told_with_its_seed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Complete, whatever pods serve
+    monkeypatch.setattr(rollout_status, "_is_complete", lambda view, status: True)
     assert command.main(["run", "--seeds", "2", "--jobs", "1"]) == 1
     assert "(seed 0, " in capsys.readouterr().err
 

@@ -1,4 +1,6 @@
-"""The simulated world does what the real one does: kubelets lag, engines give up, agents forget, the API server refuses."""
+"""The simulated world does what the real one does: kubelets lag, engines give up, agents forget,
+the API server refuses.
+"""
 
 from __future__ import annotations
 
@@ -34,20 +36,35 @@ class World:
     def __init__(self, **flaws: Flaw) -> None:
         self.api = Api()
         self.fleet = Fleet(self.api, random.Random(1), NOW)
-        self.fleet.faults.flaws.update({f"sha256:{version}": flaw for version, flaw in flaws.items()})
+        self.fleet.faults.flaws.update(
+            {f"sha256:{version}": flaw for version, flaw in flaws.items()}
+        )
         self.fleet.add_node(NODE)
         self.fleet.kubelets.start_pod(Pod(POD, POD, "team", NODE))
         self.api.put("state", NODE, NodeState(NODE, generation=1))
         self.token = 0
 
-    def tell(self, digest: str = "", prepare: str = "", revision: int = 1, *, anew: bool = True) -> None:
+    def tell(
+        self, digest: str = "", prepare: str = "", revision: int = 1, *, anew: bool = True
+    ) -> None:
         """Write the pod's entry."""
         self.token += anew
         order = PodAssignment(
-            uid=POD, name=POD, namespace="team", token=self.token, revision=revision, digest=digest, prepare=prepare
+            uid=POD,
+            name=POD,
+            namespace="team",
+            token=self.token,
+            revision=revision,
+            digest=digest,
+            prepare=prepare,
         )
-        stage = [StageItem(digest=item, namespace="team", uri=f"file:///team/{item}") for item in (V0, V1)]
-        spec = NodeWeightsSpec(rollouts=[RolloutAssignment(uid="r", namespace="team", stage=stage, pods=[order])])
+        stage = [
+            StageItem(digest=item, namespace="team", uri=f"file:///team/{item}")
+            for item in (V0, V1)
+        ]
+        spec = NodeWeightsSpec(
+            rollouts=[RolloutAssignment(uid="r", namespace="team", stage=stage, pods=[order])]
+        )
         state: NodeState = self.api.get("state", NODE)
         self.api.put("state", NODE, replace(state, spec=spec, generation=state.generation + 1))
 
@@ -73,7 +90,11 @@ def gave_up(world: World) -> tuple[str, str, int, int, bool] | None:
     state: NodeState = world.api.get("state", NODE)
     said = state.engine(POD)
     failed = said.failed if said else None
-    return (failed.digest, failed.step, failed.revision, failed.token, failed.booting) if failed else None
+    return (
+        (failed.digest, failed.step, failed.revision, failed.token, failed.booting)
+        if failed
+        else None
+    )
 
 
 def test_an_engine_boots_prepares_and_commits() -> None:
@@ -245,7 +266,10 @@ def test_a_pod_that_terminates_serves_until_it_is_gone() -> None:
 def test_the_api_server_takes_nothing_that_is_longer_than_the_schema_allows() -> None:
     api = Api()
     api.put("state", NODE, NodeState(NODE))
-    stage = [StageItem(digest=f"sha256:{n}", namespace="team", uri="file:///x") for n in range(MAX_STAGE + 1)]
+    stage = [
+        StageItem(digest=f"sha256:{n}", namespace="team", uri="file:///x")
+        for n in range(MAX_STAGE + 1)
+    ]
     entry = RolloutAssignment(uid="r").model_copy(update={"stage": stage})
     with pytest.raises(Invalid, match=f"stage has {MAX_STAGE + 1}"):
         api.perform(Assign(NODE, "", "r", entry))

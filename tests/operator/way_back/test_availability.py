@@ -48,7 +48,8 @@ MOMENT = datetime(2026, 1, 1, 11, 59, 58, tzinfo=UTC)
             {"gate_since": MOMENT, "ready_since": MOMENT - timedelta(hours=1)},
             False,
         ),  # the kubelet has yet to see the gate
-        ({"gate_since": MOMENT, "ready_since": MOMENT}, False),  # by a clock that may have been changed in between
+        # by a clock that may have been changed in between
+        ({"gate_since": MOMENT, "ready_since": MOMENT}, False),
         ({}, True),
     ],
 )
@@ -90,7 +91,10 @@ def test_a_pod_that_was_seen_to_become_ready_with_its_gate_is_waited_for_no_more
 def test_a_pod_must_be_ready_for_as_long_as_the_spec_says() -> None:
     engines = [engine(0, NEW), *prepared(2)[1:]]
     since = NOW - timedelta(seconds=20)
-    pods = [changed(0, gate_since=since, ready_since=since), pod(1, ready_since=NOW - timedelta(hours=1))]
+    pods = [
+        changed(0, gate_since=since, ready_since=since),
+        pod(1, ready_since=NOW - timedelta(hours=1)),
+    ]
     seen = world(pods, [state("n0", engines, {"p0": NEW, "p1": OLD})], clock=lambda: since)
     slow = rollout({**AT_NEW, "preparedRevision": 2}, minReadySeconds=30)
     assert told_to_change(decide(slow, seen, NOW)) == set()
@@ -115,11 +119,15 @@ def test_pods_that_are_being_replaced_count_as_a_deployment_counts_them() -> Non
 
 def test_the_last_pod_that_serves_is_not_switched_unless_all_may_go_at_once() -> None:
     pods = [pod(0), *(pod(n, ready=False, gate=False) for n in (1, 2))]
-    seen = world(pods, [state("n0", prepared(1), {f"p{n}": OLD for n in range(3)})], clock=lambda: NOW)
+    seen = world(
+        pods, [state("n0", prepared(1), {f"p{n}": OLD for n in range(3)})], clock=lambda: NOW
+    )
     running = {**AT_NEW, "preparedRevision": 2}
     wide = {"type": "Rolling", "rolling": {"maxUnavailable": 2}}
     assert told_to_change(decide(rollout(running, strategy=wide), seen, NOW)) == set()
-    assert told_to_change(decide(rollout(running, strategy={"type": "AllAtOnce"}), seen, NOW)) == {"p0"}
+    assert told_to_change(decide(rollout(running, strategy={"type": "AllAtOnce"}), seen, NOW)) == {
+        "p0"
+    }
 
 
 def test_a_pod_that_is_of_no_service_for_five_minutes_is_named_and_left_out() -> None:
@@ -145,7 +153,9 @@ def test_a_pod_that_runs_no_engine_of_ours_is_left_out_after_a_minute() -> None:
     seen.put("state", "n0", state("n0", starts, given))
     assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set()
     seen.put("state", "n0", state("n0", [*prepared(1), engine(1, "", phase="Disconnected")], given))
-    assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set(), "it was heard of"
+    assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set(), (
+        "it was heard of"
+    )
     seen = world([stranger], [state("n0", starts, given)], clock=lambda: NOW)
     seen.put("pod", "p0", pod(0))
     assert told_to_change(decide(running, seen, NOW + timedelta(seconds=60))) == set()

@@ -1,4 +1,6 @@
-"""What boots is given what the rollout wants now, or what is stable; and whose fault it is when a container ends again and again."""
+"""What boots is given what the rollout wants now, or what is stable; and whose fault it is when a
+container ends again and again.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ def test_three_short_lives_on_a_version_are_a_failure_of_it_and_what_is_stable_c
 
 def test_lives_that_last_are_no_loop() -> None:
     often = pod(0, ready=False, gate=False, restarts=9, last_run_seconds=86400.0)
-    seen = world([often], [state("n0", [engine(0, "", phase="Booting")], {"p0": order("p0", NEW, prepare="")})])
+    seen = world(
+        [often],
+        [state("n0", [engine(0, "", phase="Booting")], {"p0": order("p0", NEW, prepare="")})],
+    )
     decision = decide(rollout(AT_NEW), seen, NOW)
     assert status_of(decision).pods.failed == 0
     assert told(decision).get("p0", NEW) == NEW
@@ -68,7 +73,11 @@ def test_lives_that_last_are_no_loop() -> None:
 
 def test_a_version_refused_at_boot_makes_room_for_the_stable_one() -> None:
     refused = engine(
-        0, "", phase="Refused", confirmed_at="", failed=gave_up(step="Prepare", booting=True, reason="ShapeMismatch")
+        0,
+        "",
+        phase="Refused",
+        confirmed_at="",
+        failed=gave_up(step="Prepare", booting=True, reason="ShapeMismatch"),
     )
     fresh = pod(0, ready=False, was_ready=False, gate=False)
     seen = world([fresh], [state("n0", [refused], {"p0": order("p0", NEW, prepare="")})])
@@ -79,13 +88,22 @@ def test_a_version_refused_at_boot_makes_room_for_the_stable_one() -> None:
 
 def test_a_looping_pod_holds_up_nobody() -> None:
     engines = [engine(0, "", phase="Booting"), *prepared(4)[1:]]
-    orders_: dict[str, str | PodAssignment] = {"p0": order("p0", OLD, prepare=""), **{f"p{n}": OLD for n in (1, 2, 3)}}
-    known = {**AT_NEW, "failures": [{"pod": "p0", "podUID": "p0", "reason": "CrashLooping"}], "preparedRevision": 2}
+    orders_: dict[str, str | PodAssignment] = {
+        "p0": order("p0", OLD, prepare=""),
+        **{f"p{n}": OLD for n in (1, 2, 3)},
+    }
+    known = {
+        **AT_NEW,
+        "failures": [{"pod": "p0", "podUID": "p0", "reason": "CrashLooping"}],
+        "preparedRevision": 2,
+    }
     seen = world([looping(0, 3), *(pod(n) for n in (1, 2, 3))], [state("n0", engines, orders_)])
     assert told_to_change(decide(rollout(known, **LENIENT), seen, NOW)) == {"p1"}
 
 
-def test_a_container_that_starts_again_once_while_it_prepares_is_not_led_into_the_new_version() -> None:
+def test_a_container_that_starts_again_once_while_it_prepares_is_not_led_into_the_new_version() -> (
+    None
+):
     once = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=30.0)
     seen = world([once], [state("n0", [engine(0, "", phase="Booting")], {"p0": order("p0", OLD)})])
     decision = decide(rollout(AT_NEW), seen, NOW)
@@ -101,25 +119,43 @@ def test_what_ends_on_a_version_that_never_was_complete_boots_into_the_target_at
 
 @pytest.mark.parametrize("held", [True, False])
 def test_what_is_held_back_is_not_booted_into_though_it_is_all_that_is_here(held: bool) -> None:
-    fetching = [StagedVersion(digest=OLD, phase="Fetching"), StagedVersion(digest=NEW, phase="Staged")]
+    fetching = [
+        StagedVersion(digest=OLD, phase="Fetching"),
+        StagedVersion(digest=NEW, phase="Staged"),
+    ]
     once = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=30.0)
-    seen = world([once], [state("n0", [engine(0, "", phase="Booting")], {"p0": order("p0", OLD)}, staged=fetching)])
-    assert told(decide(rollout(AT_NEW, paused=held), seen, NOW)).get("p0", OLD) == (OLD if held else NEW)
+    seen = world(
+        [once],
+        [state("n0", [engine(0, "", phase="Booting")], {"p0": order("p0", OLD)}, staged=fetching)],
+    )
+    assert told(decide(rollout(AT_NEW, paused=held), seen, NOW)).get("p0", OLD) == (
+        OLD if held else NEW
+    )
 
 
 def test_a_pod_goes_back_to_what_it_holds_rather_than_wait_for_what_it_does_not() -> None:
-    fetching = [StagedVersion(digest=OLD, phase="Staged"), StagedVersion(digest=NEW, phase="Fetching")]
+    fetching = [
+        StagedVersion(digest=OLD, phase="Staged"),
+        StagedVersion(digest=NEW, phase="Fetching"),
+    ]
     restarted = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=7200.0)
     told_old = order("p0", OLD, prepare="", revision=1)
-    seen = world([restarted], [state("n0", [engine(0, "", phase="Booting")], {"p0": told_old}, staged=fetching)])
+    seen = world(
+        [restarted],
+        [state("n0", [engine(0, "", phase="Booting")], {"p0": told_old}, staged=fetching)],
+    )
     assert told(decide(rollout(AT_NEW), seen, NOW))["p0"] == OLD
 
 
-def test_what_loops_by_itself_is_not_asked_to_prepare_until_it_is_calm_and_nobody_waits_for_it() -> None:
+def test_what_loops_by_itself_is_not_asked_to_prepare_until_it_is_calm_and_nobody_waits_for_it() -> (
+    None
+):
     young = pod(0, restarts=3, last_run_seconds=20.0, engine_started_at=NOW - timedelta(seconds=60))
     idle = order("p0", OLD, prepare="", revision=1, restarts=3)
     engines = [engine(0, confirmed_at="2026-01-01T11:59:30Z"), *prepared(2)[1:]]
-    seen = world([young, pod(1)], [state("n0", engines, {"p0": idle, "p1": OLD})], clock=lambda: NOW)
+    seen = world(
+        [young, pod(1)], [state("n0", engines, {"p0": idle, "p1": OLD})], clock=lambda: NOW
+    )
     running = rollout(AT_NEW)
     decision = decide(running, seen, NOW + timedelta(seconds=20))
     assert (asked_to_prepare(decision), told_to_change(decision)) == (set(), {"p1"})
@@ -129,9 +165,17 @@ def test_what_loops_by_itself_is_not_asked_to_prepare_until_it_is_calm_and_nobod
 
 
 def test_that_a_container_restarted_once_is_forgotten_when_it_has_lived_for_a_minute() -> None:
-    """Whatever the pod shows meanwhile: the commit before took its label away and gave it another one."""
+    """Whatever the pod shows meanwhile: the commit before took its label away and gave it another
+    one.
+    """
     clock = [NOW - timedelta(seconds=70)]
-    once = pod(0, shows="", restarts=1, last_run_seconds=97.0, engine_started_at=NOW - timedelta(seconds=80))
+    once = pod(
+        0,
+        shows="",
+        restarts=1,
+        last_run_seconds=97.0,
+        engine_started_at=NOW - timedelta(seconds=80),
+    )
     alive = engine(0, confirmed_at="2026-01-01T11:59:00Z")
     idle = order("p0", OLD, prepare="", revision=1, restarts=1)
     seen = world([once], [state("n0", [alive], {"p0": idle})], clock=lambda: clock[0])
@@ -156,8 +200,13 @@ def test_what_loops_on_a_version_that_never_was_stable_gets_what_is(spec: Fields
 
 
 def test_a_pod_that_may_keep_what_it_serves_is_told_what_that_is() -> None:
-    """Its commit succeeded a moment before it was set back; else it would be asked to prepare what it serves, for ever."""
+    """Its commit succeeded a moment before it was set back; else it would be asked to prepare what
+    it serves, for ever.
+    """
     keeps = order("p0", "", prepare="")
-    seen = world([pod(0, shows=NEW), pod(1)], [state("n0", [engine(0, NEW), engine(1)], {"p0": keeps, "p1": OLD})])
+    seen = world(
+        [pod(0, shows=NEW), pod(1)],
+        [state("n0", [engine(0, NEW), engine(1)], {"p0": keeps, "p1": OLD})],
+    )
     decision = decide(rollout(AT_NEW), seen, NOW)
     assert (told(decision)["p0"], asked_to_prepare(decision)) == (NEW, {"p1"})

@@ -50,7 +50,9 @@ def test_the_deadline_counts_from_the_last_progress() -> None:
     running = next_pass(rollout(AT_NEW), decide(rollout(AT_NEW), seen, NOW))
     again = decide(running, seen, NOW + timedelta(seconds=100))
     assert again.again_in_seconds == pytest.approx(501)
-    stalled = find(status_of(decide(running, seen, NOW + timedelta(seconds=600))).conditions, "Stalled")
+    stalled = find(
+        status_of(decide(running, seen, NOW + timedelta(seconds=600))).conditions, "Stalled"
+    )
     assert stalled is not None
     assert stalled.reason == "ProgressDeadlineExceeded"
 
@@ -67,7 +69,9 @@ def test_a_deadline_never_passes_by_the_clock_of_another_process() -> None:
 
 def test_a_clock_that_was_set_back_is_named() -> None:
     later = datetime(2026, 1, 1, 11, 30, tzinfo=UTC)
-    seen = world([pod(0, shows=NEW, engine_started_at=later)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
+    seen = world(
+        [pod(0, shows=NEW, engine_started_at=later)], [state("n0", [engine(0, NEW)], {"p0": NEW})]
+    )
     failure = status_of(decide(rollout(AT_NEW), seen, NOW)).failures[0]
     assert (failure.reason, "clock of node n0" in failure.message) == ("ClockSetBack", True)
 
@@ -91,10 +95,19 @@ def test_what_stands_as_confirmed_when_a_new_life_is_first_seen_is_asked_for_onc
     again = state("n0", [engine(0, NEW, confirmed_at="2026-01-01T11:40:00Z")], told_new)
     seen.put("state", "n0", again)
     started_at = datetime(2026, 1, 1, 11, 39, tzinfo=UTC)
-    seen.put("pod", "p0", pod(0, shows=NEW, restarts=1, last_run_seconds=5.0, engine_started_at=started_at))
+    seen.put(
+        "pod",
+        "p0",
+        pod(0, shows=NEW, restarts=1, last_run_seconds=5.0, engine_started_at=started_at),
+    )
     decision = decide(rollout(AT_NEW), seen, NOW)
     given = orders(decision)["p0"]
-    assert (status_of(decision).pods.updated, given.digest, given.token, given.restarts) == (0, NEW, 2, 0)
+    assert (status_of(decision).pods.updated, given.digest, given.token, given.restarts) == (
+        0,
+        NEW,
+        2,
+        0,
+    )
     # It is written once, and counts when it is answered.
     entry = again.spec.rollouts[0].model_copy(update={"pods": [given]})
     written = replace(again, generation=6, spec=again.spec.model_copy(update={"rollouts": [entry]}))

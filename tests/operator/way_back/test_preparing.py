@@ -58,8 +58,12 @@ def test_back_to_what_is_stable_all_prepare_at_once_and_nobody_waits_for_the_oth
 
 
 @pytest.mark.parametrize(("goes_to", "at_once"), [("old", True), ("another", False)])
-def test_back_to_what_was_complete_before_all_prepare_at_once_too(goes_to: str, at_once: bool) -> None:
-    """The new version is complete: going back to the one before it is a way back, though that is not what is stable."""
+def test_back_to_what_was_complete_before_all_prepare_at_once_too(
+    goes_to: str, at_once: bool
+) -> None:
+    """The new version is complete: going back to the one before it is a way back, though that is
+    not what is stable.
+    """
     versions = [version("old", OLD), version("new", NEW), version("another", OTHER)]
     digest = {"old": OLD, "another": OTHER}[goes_to]
     pods = [pod(n, shows=NEW) for n in range(3)]
@@ -83,17 +87,24 @@ def test_a_pause_withdraws_what_is_not_prepared_yet() -> None:
     assert asked_to_prepare(decide(rollout(AT_NEW, paused=True), seen, NOW)) == {"p0"}
 
 
-@pytest.mark.parametrize(("restarts", "oom", "reason"), [(2, False, "CrashedPreparing"), (2, True, "OutOfMemory")])
+@pytest.mark.parametrize(
+    ("restarts", "oom", "reason"), [(2, False, "CrashedPreparing"), (2, True, "OutOfMemory")]
+)
 def test_an_engine_that_dies_of_preparing_has_failed(restarts: int, oom: bool, reason: str) -> None:
     dead = pod(0, ready=False, gate=False, restarts=restarts, last_run_seconds=20.0, oom_killed=oom)
-    seen = world([dead, pod(1)], [state("n0", [engine(0, "", phase="Booting"), engine(1)], {"p0": OLD, "p1": OLD})])
+    seen = world(
+        [dead, pod(1)],
+        [state("n0", [engine(0, "", phase="Booting"), engine(1)], {"p0": OLD, "p1": OLD})],
+    )
     decision = decide(rollout(AT_NEW), seen, NOW)
     assert [f.reason for f in status_of(decision).failures] == [reason]
     assert asked_to_prepare(decision) == set()
     assert told(decision)["p0"] == OLD
 
 
-def test_a_pod_that_ended_while_it_prepared_is_left_alone_until_it_is_calm_and_the_end_is_remembered() -> None:
+def test_a_pod_that_ended_while_it_prepared_is_left_alone_until_it_is_calm_and_the_end_is_remembered() -> (
+    None
+):
     once = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=20.0, engine_started_at=NOW)
     idle = order("p1", OLD, prepare="")
     seen = world(
@@ -109,12 +120,16 @@ def test_a_pod_that_ended_while_it_prepared_is_left_alone_until_it_is_calm_and_t
     serving = engine(0, confirmed_at="2026-01-01T12:00:10Z")
     given = {"p0": left, "p1": order("p1", OLD)}
     calm = replace(once, ready=True, gate=True, labels=pod(0).labels)
-    seen = world([calm, pod(1)], [state("n0", [serving, *prepared(2)[1:]], given)], clock=lambda: NOW)
+    seen = world(
+        [calm, pod(1)], [state("n0", [serving, *prepared(2)[1:]], given)], clock=lambda: NOW
+    )
     assert "p0" not in asked_to_prepare(decide(rollout(AT_NEW), seen, NOW + timedelta(seconds=59)))
     again = orders(decide(rollout(AT_NEW), seen, NOW + timedelta(seconds=60)))["p0"]
     assert (again.prepare, again.ended_preparing) == (NEW, 1)
     # The second end speaks against the version, and goes on to do so without the status' memory.
-    seen = world([replace(once, restarts=2)], [state("n0", [engine(0, "", phase="Booting")], {"p0": again})])
+    seen = world(
+        [replace(once, restarts=2)], [state("n0", [engine(0, "", phase="Booting")], {"p0": again})]
+    )
     decision = decide(rollout(AT_NEW), seen, NOW)
     assert [f.reason for f in status_of(decision).failures] == ["CrashedPreparing"]
     assert (told(decision)["p0"], orders(decision)["p0"].ended_preparing) == (OLD, 2)
@@ -126,7 +141,9 @@ def test_a_pod_that_ended_while_it_prepared_is_left_alone_until_it_is_calm_and_t
 
 def test_that_a_container_served_long_in_its_life_before_makes_it_no_calmer() -> None:
     now = [NOW - timedelta(hours=1)]
-    idle = state("n0", [engine(0, confirmed_at="2026-01-01T12:00:02Z")], {"p0": order("p0", OLD, prepare="")})
+    idle = state(
+        "n0", [engine(0, confirmed_at="2026-01-01T12:00:02Z")], {"p0": order("p0", OLD, prepare="")}
+    )
     seen = world([pod(0)], [idle], clock=lambda: now[0])
     now[0] = NOW
     seen.put("pod", "p0", pod(0, restarts=1, last_run_seconds=20.0, engine_started_at=NOW))
@@ -147,7 +164,9 @@ def test_the_gate_is_passed_once() -> None:
     pods = [pod(0, shows=NEW), pod(1), pod(2)]
     before = decide(rollout(AT_NEW), world(pods, [state("n0", engines, given)]), NOW)
     assert told_to_change(before) == set()
-    after = decide(rollout({**AT_NEW, "preparedRevision": 2}), world(pods, [state("n0", engines, given)]), NOW)
+    after = decide(
+        rollout({**AT_NEW, "preparedRevision": 2}), world(pods, [state("n0", engines, given)]), NOW
+    )
     assert told_to_change(after) == {"p1"}
 
 
@@ -159,13 +178,18 @@ def test_that_the_gate_was_passed_is_remembered_with_the_first_change() -> None:
 
 def test_only_engines_that_are_there_are_asked_to_prepare() -> None:
     pods = [pod(0), pod(1, "n1")]
-    states = [state(f"n{n}", [engine(n)], {f"p{n}": order(f"p{n}", OLD, prepare="")}) for n in (0, 1)]
+    states = [
+        state(f"n{n}", [engine(n)], {f"p{n}": order(f"p{n}", OLD, prepare="")}) for n in (0, 1)
+    ]
     seen = world(pods, states, agents={"n0": False, "n1": True})
     assert asked_to_prepare(decide(rollout(AT_NEW), seen, NOW)) == {"p1"}
 
 
 def test_nobody_waits_for_a_pod_that_cannot_be_told_anything() -> None:
-    states = [state("n0", prepared(1), {"p0": OLD}), state("n1", [engine(1)], {"p1": order("p1", OLD, prepare="")})]
+    states = [
+        state("n0", prepared(1), {"p0": OLD}),
+        state("n1", [engine(1)], {"p1": order("p1", OLD, prepare="")}),
+    ]
     seen = world([pod(0), pod(1, "n1")], states)
     assert told_to_change(decide(rollout(AT_NEW), seen, NOW)) == set()
     seen.refusals["r", "n1"] = Refusal("Invalid", "too many items")
@@ -194,7 +218,9 @@ def test_a_pod_that_is_ready_does_not_boot_though_its_agent_is_away() -> None:
 
 
 def test_what_is_said_to_be_prepared_by_one_that_ended_since_is_of_its_life_before() -> None:
-    ended = pod(0, ready=False, gate=False, restarts=1, last_run_seconds=20.0, engine_started_at=NOW)
+    ended = pod(
+        0, ready=False, gate=False, restarts=1, last_run_seconds=20.0, engine_started_at=NOW
+    )
     seen = world([ended], [state("n0", prepared(1), {"p0": OLD})], clock=lambda: NOW)
     decision = decide(rollout(AT_NEW), seen, NOW)
     left = orders(decision)["p0"]
@@ -209,7 +235,10 @@ def test_on_the_way_back_ends_are_counted_until_the_pod_is_told_something_else()
     seen = world([ended], [state("n0", [engine(0, NEW)], {"p0": given})])
     decision = decide(back, seen, NOW)
     assert orders(decision).get("p0", given).restarts == 0
-    seen = world([ended], [state("n0", [engine(0, "", phase="Booting")], {"p0": orders(decision).get("p0", given)})])
+    seen = world(
+        [ended],
+        [state("n0", [engine(0, "", phase="Booting")], {"p0": orders(decision).get("p0", given)})],
+    )
     assert told(decide(back, seen, NOW))["p0"] == OLD
 
 

@@ -1,4 +1,6 @@
-"""What is stable, what is held, what one could go back to: three things, and never what was not complete."""
+"""What is stable, what is held, what one could go back to: three things, and never what was not
+complete.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,11 @@ def test_what_never_was_complete_is_never_stable_and_never_previous() -> None:
     assert (back.target.digest, back.stable.digest, back.previous.digest) == (OLD, OLD, "")
     assert [v.digest for v in back.held] == [NEW]
     further = revision.revised(replace(at_new, status=back), other, NOW)
-    assert (further.target.digest, further.stable.digest, further.previous.digest) == (OTHER, OLD, OLD)
+    assert (further.target.digest, further.stable.digest, further.previous.digest) == (
+        OTHER,
+        OLD,
+        OLD,
+    )
     assert [v.digest for v in revision.kept(further)] == [OTHER, OLD]
     forth = revision.revised(replace(at_new, status=back), new, NOW)
     assert (forth.target.digest, forth.stable.digest) == (NEW, OLD)
@@ -47,7 +53,11 @@ def test_what_was_complete_is_kept_for_the_way_back() -> None:
 
 
 def test_setting_a_complete_version_back_keeps_it_staged() -> None:
-    done = {**AT_NEW, "history": [{"revision": 2, "version": "new", "outcome": "Complete"}], "stable": AT_NEW["target"]}
+    done = {
+        **AT_NEW,
+        "history": [{"revision": 2, "version": "new", "outcome": "Complete"}],
+        "stable": AT_NEW["target"],
+    }
     back = rollout(done, versionRef={"name": "old"})
     seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
     status = status_of(decide(back, seen, NOW))
@@ -57,14 +67,18 @@ def test_setting_a_complete_version_back_keeps_it_staged() -> None:
 
 def test_a_status_of_an_earlier_release_tells_what_is_stable() -> None:
     before = {k: v for k, v in AT_NEW.items() if k != "stable"}
-    assert revision.stable(rollout(before).status) == VersionStatus(name="old", version="old", digest=OLD)
+    assert revision.stable(rollout(before).status) == VersionStatus(
+        name="old", version="old", digest=OLD
+    )
     done = {**before, "history": [{"revision": 2, "version": "new", "outcome": "Complete"}]}
     assert revision.stable(rollout(done).status).digest == NEW
 
 
 def test_new_pods_get_what_is_stable_while_a_rollback_is_paused() -> None:
     back = rollout(
-        {**BACK, "stable": {"digest": OLD}, "held": [{"digest": NEW}]}, paused=True, versionRef={"name": "old"}
+        {**BACK, "stable": {"digest": OLD}, "held": [{"digest": NEW}]},
+        paused=True,
+        versionRef={"name": "old"},
     )
     fresh = pod(1, ready=False, was_ready=False, gate=False)
     assert told(decide(back, world([fresh], [state("n0", [], {"p0": NEW})]), NOW))["p1"] == OLD
@@ -78,7 +92,9 @@ def test_a_retry_of_a_way_back_is_one() -> None:
         "previous": AT_NEW["target"],
         "goesBack": True,
     }
-    known = replace(rollout({**aborted, "abortedRevision": REVISION}, versionRef={"name": "old"}), retry="again")
+    known = replace(
+        rollout({**aborted, "abortedRevision": REVISION}, versionRef={"name": "old"}), retry="again"
+    )
     seen = world([pod(0, shows=NEW)], [state("n0", [engine(0, NEW)], {"p0": NEW})])
     status = status_of(decide(known, seen, NOW))
     assert (status.revision, status.goes_back) == (REVISION + 1, True)

@@ -1,6 +1,7 @@
 """One node of a test, a program: starts its proxy from a launch line and takes part in broadcasts.
 
-Usage: ``node.py LINE SLOTS BYTES BUCKETS``; rank 0 sends bucket n full of the byte n. Prints the rank and what it saw.
+Usage: ``node.py LINE SLOTS BYTES BUCKETS``; rank 0 sends bucket n full of the byte n. Prints the
+rank and what it saw.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from hotweights_transports.broadcast.rank_process import RankProcess
 def main() -> None:
     launch = parse_launch(sys.argv[1])
     slots, nbytes, buckets = (int(word) for word in sys.argv[2:])
-    with RankProcess(command(launch, find().proxy, frozenset({"127.0.0.1"})), slots, nbytes) as member:
+    with RankProcess(
+        command(launch, find().proxy, frozenset({"127.0.0.1"})), slots, nbytes
+    ) as member:
         member.wait_ready(60)
         print("ready", flush=True)
         seen: list[int] = []

@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotweights_transports.broadcast.channel import MAX_MESSAGE_NBYTES, Channel, Message, check_reach
+from hotweights_transports.broadcast.channel import (
+    MAX_MESSAGE_NBYTES,
+    Channel,
+    Message,
+    check_reach,
+)
 from hotweights_transports.peers.base import PeerError, PeerRefused, PeerTimeout, PeerUnreachable
 
 Pair = Callable[[bytes, bytes], tuple[Channel, Channel]]
@@ -95,7 +100,10 @@ def test_garbage_after_the_nonces(garbage: bytes) -> None:
     with left, right:
         right.sendall(b"HWM1" + bytes(32) + garbage)
         right.shutdown(socket.SHUT_WR)
-        with Channel(left, "head", b"", head=True, seconds=1.0) as channel, pytest.raises(PeerError):
+        with (
+            Channel(left, "head", b"", head=True, seconds=1.0) as channel,
+            pytest.raises(PeerError),
+        ):
             channel.receive(0.5)
 
 
@@ -113,7 +121,9 @@ def test_garbage_instead_of_a_nonce(begin: bytes) -> None:
 def test_a_large_message_is_not_waited_for() -> None:
     left, right = tcp_pair()
     with left, right:
-        right.sendall(b"HWM1" + bytes(32) + struct.pack("!4sI32s", b"HWM1", MAX_MESSAGE_NBYTES + 1, bytes(32)))
+        right.sendall(
+            b"HWM1" + bytes(32) + struct.pack("!4sI32s", b"HWM1", MAX_MESSAGE_NBYTES + 1, bytes(32))
+        )
         with (
             Channel(left, "head", b"", head=True, seconds=1.0) as channel,
             pytest.raises(PeerError, match="no message"),

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hotweights_transports.broadcast.invitation import REMEMBERED, Groups, Invitation, Inviting, accept
+from hotweights_transports.broadcast.invitation import (
+    REMEMBERED,
+    Groups,
+    Invitation,
+    Inviting,
+    accept,
+)
 from hotweights_transports.peers.base import (
     AuthenticationUnavailable,
     Identity,
@@ -82,7 +88,9 @@ def test_before_it_is_open_nobody_is_invited_and_afterwards_everybody_hears_why(
     groups.close("ours")
     assert accept(guest, "ours", "a", NODES.get).over
     groups.open("ours", ["a", "b"], 7001, Groups.new_secret())
-    assert accept(guest, "ours", "a", NODES.get).port == 7001, "a head that tries again invites again"
+    assert accept(guest, "ours", "a", NODES.get).port == 7001, (
+        "a head that tries again invites again"
+    )
 
 
 def test_who_is_no_member_is_not_invited(groups: Groups, guest: PeerClient) -> None:
@@ -121,15 +129,24 @@ def test_the_chunks_are_still_there(guest: PeerClient) -> None:
 
 
 WORDS = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=80) | st.just("token-a") | st.just("00" * 32),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=80)
+    | st.just("token-a")
+    | st.just("00" * 32),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
 )
 
 
 @settings(max_examples=150)
 @given(
     st.binary(max_size=200)
-    | st.dictionaries(st.sampled_from(["port", "secret", "token", "over"]), WORDS).map(lambda d: json.dumps(d).encode())
+    | st.dictionaries(st.sampled_from(["port", "secret", "token", "over"]), WORDS).map(
+        lambda d: json.dumps(d).encode()
+    )
 )
 def test_whatever_a_peer_says_it_is_an_invitation_or_an_error(text: bytes) -> None:
     uri = "inproc://babbler"

@@ -1,4 +1,6 @@
-"""Jobs of the manual launcher: every proxy started by another process, as on as many hosts, and no end without a cause."""
+"""Jobs of the manual launcher: every proxy started by another process, as on as many hosts, and no
+end without a cause.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,13 @@ from pathlib import Path
 import pytest
 
 from hotweights_transports.broadcast import hydra
-from hotweights_transports.broadcast.hydra import Mpiexec, MpiFailed, MpiUnavailable, availability, find
+from hotweights_transports.broadcast.hydra import (
+    Mpiexec,
+    MpiFailed,
+    MpiUnavailable,
+    availability,
+    find,
+)
 from hotweights_transports.broadcast.launch_line import command, parse_launch
 from hotweights_transports.broadcast.rank_process import LEFTOVER_SECONDS, RankProcess, sweep
 
@@ -31,7 +39,10 @@ def members() -> Iterator[list[RankProcess]]:
     with ExitStack() as stack:
         head = Mpiexec(2, "127.0.0.1")
         stack.callback(head.close)
-        lines = [command(parse_launch(line), find().proxy, frozenset({"127.0.0.1"})) for line in head.launches]
+        lines = [
+            command(parse_launch(line), find().proxy, frozenset({"127.0.0.1"}))
+            for line in head.launches
+        ]
         found = [stack.enter_context(RankProcess(line, 2, 1 << 16)) for line in lines]
         for member in found:
             member.wait_ready(60)
@@ -44,7 +55,9 @@ def test_every_node_starts_its_own_proxy(size: int) -> None:
     try:
         nodes = [
             subprocess.Popen(
-                [sys.executable, str(PROGRAM), line, "2", "100000", "5"], stdout=subprocess.PIPE, text=True
+                [sys.executable, str(PROGRAM), line, "2", "100000", "5"],
+                stdout=subprocess.PIPE,
+                text=True,
             )
             for line in head.launches
         ]
@@ -95,7 +108,9 @@ def test_a_rank_does_not_outlive_its_node() -> None:
     head = Mpiexec(1, "127.0.0.1")
     try:
         line = head.launches[0]
-        node = subprocess.Popen([sys.executable, str(PROGRAM), line, "1", "1000000", "1000000"], stdout=subprocess.PIPE)
+        node = subprocess.Popen(
+            [sys.executable, str(PROGRAM), line, "1", "1000000", "1000000"], stdout=subprocess.PIPE
+        )
         with node:
             assert (node.stdout or sys.stdin).readline() == b"ready\n"
             node.send_signal(signal.SIGKILL)
@@ -106,7 +121,8 @@ def test_a_rank_does_not_outlive_its_node() -> None:
 
 def test_nothing_native_is_loaded_without_a_rank() -> None:
     text = (
-        "import hotweights.replicate.mpi, sys; assert not [name for name in sys.modules if name.startswith('mpi4py')]"
+        "import hotweights.replicate.mpi, sys; assert not [name for name in sys.modules if "
+        "name.startswith('mpi4py')]"
     )
     subprocess.run([sys.executable, "-c", text], check=True, timeout=SECONDS)
 
@@ -136,7 +152,9 @@ def test_it_says_why_it_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 def test_what_a_killed_start_left_is_swept_away_and_what_is_in_use_stays() -> None:
     folder = Path("/dev/shm")
-    left, used, young = (folder / f"mpich_shm_test{os.getpid()}{end}" for end in ("left", "used", "young"))
+    left, used, young = (
+        folder / f"mpich_shm_test{os.getpid()}{end}" for end in ("left", "used", "young")
+    )
     old = time.time() - 2 * LEFTOVER_SECONDS
     try:
         for path in (left, used, young):

@@ -8,11 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotweights_transports.broadcast.launch_line import PREFIX, Launch, LaunchRefused, command, parse_launch
+from hotweights_transports.broadcast.launch_line import (
+    PREFIX,
+    Launch,
+    LaunchRefused,
+    command,
+    parse_launch,
+)
 
 PROXY = "/opt/hot weights/bin/hydra_pmi_proxy"
 WORDS = (
-    "--rmk user --launcher manual --demux poll --pgid 0 --retries 10 --usize -1 --pmi-port 0 --gpus-per-proc -2 "
+    "--rmk user --launcher manual --demux poll --pgid 0 --retries 10 --usize -1 --pmi-port 0 "
+    "--gpus-per-proc -2 "
     "--gpu-subdevs-per-proc -2 --proxy-id 1"
 )
 LINE = f"{PREFIX}{PROXY} --control-port 127.0.0.1:41261 {WORDS}"
@@ -21,8 +28,18 @@ HEADS = frozenset({"127.0.0.1"})
 
 def test_a_real_line() -> None:
     launch = parse_launch(LINE)
-    assert (launch.proxy, launch.host, launch.port, launch.proxy_id) == (PROXY, "127.0.0.1", 41261, 1)
-    assert command(launch, PROXY, HEADS) == [PROXY, "--control-port", "127.0.0.1:41261", *WORDS.split(" ")]
+    assert (launch.proxy, launch.host, launch.port, launch.proxy_id) == (
+        PROXY,
+        "127.0.0.1",
+        41261,
+        1,
+    )
+    assert command(launch, PROXY, HEADS) == [
+        PROXY,
+        "--control-port",
+        "127.0.0.1:41261",
+        *WORDS.split(" "),
+    ]
 
 
 @pytest.mark.parametrize("host", ["10.0.0.7", "node-1", "node-1.cluster.local", "[fd00::1]"])

@@ -25,12 +25,25 @@ NUMBERS = [
     for f in dataclasses.fields(cls)
     if str(f.type) in ("int", "float")
 ]
-HUGE = ("1" + "0" * 30, "9007199254740992", "-1e400", "1e400", "NaN", "Infinity", "-Infinity", "1" + "0" * 400)
+HUGE = (
+    "1" + "0" * 30,
+    "9007199254740992",
+    "-1e400",
+    "1e400",
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1" + "0" * 400,
+)
 NOT_INTS = ("-1", "1.5", "true", "null", '"1"', "[]")
 
 
-@pytest.mark.parametrize(("cls", "name", "kind"), NUMBERS, ids=lambda value: str(getattr(value, "op", value)))
-def test_a_number_that_cannot_be_meant_is_no_frame(cls: type[frames.Frame], name: str, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("cls", "name", "kind"), NUMBERS, ids=lambda value: str(getattr(value, "op", value))
+)
+def test_a_number_that_cannot_be_meant_is_no_frame(
+    cls: type[frames.Frame], name: str, kind: str
+) -> None:
     for text in HUGE + (NOT_INTS if kind == "int" else ("true", "null", '"1"')):
         with pytest.raises(frames.WireError, match=f"{cls.op}.{name} is no {kind}"):
             frames.decode(f'{{"op":"{cls.op}","{name}":{text}}}'.encode())
@@ -57,7 +70,18 @@ def test_more_digits_than_python_reads_are_no_frame() -> None:
 @given(
     st.sampled_from(["hello", "state", "committed", "prepared"]),
     st.dictionaries(
-        st.sampled_from(["commit_token", "id", "rank", "world_size", "pause_seconds", "nbytes", "seconds", "state"]),
+        st.sampled_from(
+            [
+                "commit_token",
+                "id",
+                "rank",
+                "world_size",
+                "pause_seconds",
+                "nbytes",
+                "seconds",
+                "state",
+            ]
+        ),
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
     ),
 )

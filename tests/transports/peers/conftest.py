@@ -1,4 +1,6 @@
-"""A node that serves chunks, without a store: a memfd, a table, and switches for what may go wrong."""
+"""A node that serves chunks, without a store: a memfd, a table, and switches for what may go
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ class Node(ChunkProvider):
         return want
 
     def fill(self, count: int, nbytes: int = 5000, seed: int = 1) -> list[Want]:
-        return [self.add(random.Random(seed * 1000 + number).randbytes(nbytes)) for number in range(count)]
+        return [
+            self.add(random.Random(seed * 1000 + number).randbytes(nbytes))
+            for number in range(count)
+        ]
 
     def give_up(self, blake3_hex: str) -> None:
         with self._changed:
@@ -99,7 +104,9 @@ class Node(ChunkProvider):
             return self._changed.wait_for(lambda: blake3_hex not in self.pending, seconds)
 
     def has_all_leases_back(self) -> bool:
-        """Whether every lease comes back: the server's thread gives it back a moment after the client has its answer."""
+        """Whether every lease comes back: the server's thread gives it back a moment after the
+        client has its answer.
+        """
         with self._changed:
             return self._changed.wait_for(lambda: self.leases_out == 0, 1.5)
 
@@ -139,7 +146,9 @@ def new_node() -> Iterator[Callable[[], Node]]:
 def serve(scheme: str) -> Iterator[Serve]:
     servers: list[PeerServer] = []
 
-    def start(node: ChunkProvider, limits: ServerLimits | None = None, scheme: str = scheme) -> PeerServer:
+    def start(
+        node: ChunkProvider, limits: ServerLimits | None = None, scheme: str = scheme
+    ) -> PeerServer:
         uri = f"inproc://node-{len(servers)}" if scheme == "inproc" else f"{scheme}://127.0.0.1:0"
         limits = limits or ServerLimits(waiting_seconds=0.05)
         servers.append(transport_for(uri).listen(uri, node, authenticate, limits))

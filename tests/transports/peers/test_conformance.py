@@ -1,4 +1,6 @@
-"""What every peer transport promises, tried over each of them (see `hotweights_transports.peers.base`)."""
+"""What every peer transport promises, tried over each of them (see
+`hotweights_transports.peers.base`).
+"""
 
 from __future__ import annotations
 
@@ -63,14 +65,18 @@ def test_chunks_arrive_verified_and_in_order(
     assert parent.has_all_leases_back()
 
 
-def test_several_streams_share_the_work(parent: Node, child: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_several_streams_share_the_work(
+    parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
+) -> None:
     wants = parent.fill(300)
     client = connect(serve(parent).address, ClientLimits(streams=4, window_chunks=8))
     assert client.fetch_chunks(digest, iter(wants), child.deliver) == []
     assert all(child.holds(want) for want in wants)
 
 
-def test_a_client_can_be_used_again(parent: Node, child: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_a_client_can_be_used_again(
+    parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
+) -> None:
     client = connect(serve(parent).address)
     for seed in range(3):
         wants = parent.fill(10, seed=seed)
@@ -96,7 +102,9 @@ def test_an_invitation(parent: Node, digest: str, serve: Serve, connect: Connect
     assert client.fetch_manifest(digest) == parent.manifests[digest], "the connection goes on"
 
 
-def test_a_manifest_that_is_another_is_not_taken(parent: Node, serve: Serve, connect: Connect) -> None:
+def test_a_manifest_that_is_another_is_not_taken(
+    parent: Node, serve: Serve, connect: Connect
+) -> None:
     digest = "sha256:" + "1" * 64
     parent.manifests[digest] = b"something else"
     with pytest.raises(PeerCorrupt) as caught:
@@ -108,7 +116,9 @@ def test_missing_chunks_are_named_and_the_others_come(
     parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
 ) -> None:
     wants = parent.fill(3)
-    missing = connect(serve(parent).address).fetch_chunks(digest, [wants[0], ABSENT, *wants[1:]], child.deliver)
+    missing = connect(serve(parent).address).fetch_chunks(
+        digest, [wants[0], ABSENT, *wants[1:]], child.deliver
+    )
     assert [(gap.want, gap.version_known) for gap in missing] == [(ABSENT, True)]
     assert all(child.holds(want) for want in wants)
 
@@ -117,7 +127,9 @@ def test_missing_tells_whether_the_version_is_known_at_all(
     parent: Node, child: Node, serve: Serve, connect: Connect
 ) -> None:
     have = parent.fill(1)
-    missing = connect(serve(parent).address).fetch_chunks("sha256:" + "0" * 64, [*have, ABSENT], child.deliver)
+    missing = connect(serve(parent).address).fetch_chunks(
+        "sha256:" + "0" * 64, [*have, ABSENT], child.deliver
+    )
     assert [(gap.want, gap.version_known) for gap in missing] == [(ABSENT, False)]
     assert child.holds(have[0])
 
@@ -156,7 +168,9 @@ def test_a_peer_that_lives_but_stalls_is_given_up(
     wants = [*parent.fill(2), ABSENT]
     began = time.monotonic()
     with pytest.raises(PeerTimeout, match="completed no chunk for"):
-        connect(serve(parent).address, ClientLimits(stall_seconds=0.3)).fetch_chunks(digest, wants, child.deliver)
+        connect(serve(parent).address, ClientLimits(stall_seconds=0.3)).fetch_chunks(
+            digest, wants, child.deliver
+        )
     assert time.monotonic() - began < 5.0  # the limits that were not set are 10 s and more
     assert all(child.holds(want) for want in wants[:2])
 
@@ -175,7 +189,9 @@ def test_a_stranger_gets_no_byte_and_a_reason(
     assert parent.located == []
 
 
-def test_a_flipped_bit_is_noticed(parent: Node, child: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_a_flipped_bit_is_noticed(
+    parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
+) -> None:
     bad = parent.add(b"evil", blake3_hex=child.add(b"good").blake3)
     wants = [*parent.fill(3), bad]
     got: list[Want] = []
@@ -196,10 +212,14 @@ def test_a_chunk_of_another_size_is_no_answer(
 ) -> None:
     [want] = parent.fill(1)
     with pytest.raises(PeerError, match="bytes for"):
-        connect(serve(parent).address).fetch_chunks(digest, [Want(want.blake3, want.nbytes - 1)], child.deliver)
+        connect(serve(parent).address).fetch_chunks(
+            digest, [Want(want.blake3, want.nbytes - 1)], child.deliver
+        )
 
 
-def test_what_deliver_raises_passes_through(parent: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_what_deliver_raises_passes_through(
+    parent: Node, digest: str, serve: Serve, connect: Connect
+) -> None:
     class FullError(Exception):
         pass
 
@@ -212,7 +232,9 @@ def test_what_deliver_raises_passes_through(parent: Node, digest: str, serve: Se
     assert client.fetch_manifest(digest)
 
 
-def test_a_peer_that_dies_in_the_middle(parent: Node, child: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_a_peer_that_dies_in_the_middle(
+    parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
+) -> None:
     wants = parent.fill(400)
     server = serve(parent)
     closer = threading.Thread(target=server.close)
@@ -242,13 +264,17 @@ def test_nobody_listens(serve: Serve, parent: Node, digest: str, connect: Connec
         connect(server.address).fetch_manifest(digest)
 
 
-def test_cancel_returns_early(parent: Node, child: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_cancel_returns_early(
+    parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
+) -> None:
     cancel = threading.Event()
     parent.pending.add(ABSENT.blake3)
     threading.Timer(0.1, cancel.set).start()
     began = time.monotonic()
     client = connect(serve(parent).address)
-    assert client.fetch_chunks(digest, [*parent.fill(2), ABSENT], child.deliver, cancel=cancel) == []
+    assert (
+        client.fetch_chunks(digest, [*parent.fill(2), ABSENT], child.deliver, cancel=cancel) == []
+    )
     assert time.monotonic() - began < 5.0  # the limits that were not set are 10 s and more
 
 
@@ -270,7 +296,9 @@ def test_wanted_is_taken_as_the_window_opens(
         child.deliver(want, data)
         done += 1
 
-    connect(serve(parent).address, ClientLimits(streams=1, window_chunks=6)).fetch_chunks(digest, feed(), deliver)
+    connect(serve(parent).address, ClientLimits(streams=1, window_chunks=6)).fetch_chunks(
+        digest, feed(), deliver
+    )
     assert done == 50
     assert furthest <= 6
 
@@ -294,7 +322,9 @@ def test_one_connection_too_many_is_refused(
     busy.join()
 
 
-def test_bandwidth_is_limited(parent: Node, child: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_bandwidth_is_limited(
+    parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
+) -> None:
     wants = parent.fill(8, nbytes=50_000)
     server = serve(parent, ServerLimits(bandwidth_bytes_per_second=1_000_000))
     began = time.monotonic()
@@ -304,7 +334,9 @@ def test_bandwidth_is_limited(parent: Node, child: Node, digest: str, serve: Ser
 
 
 def test_a_chain_pipelines(new_node: NewNode, serve: Serve, connect: Connect) -> None:
-    """Four nodes in a row: the last one has its first chunk long before the first one has its last."""
+    """Four nodes in a row: the last one has its first chunk long before the first one has its
+    last.
+    """
     head, *others = [new_node() for _ in range(4)]
     wants = head.fill(40, nbytes=100_000)
     digest = next(iter(head.manifests))

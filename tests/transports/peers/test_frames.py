@@ -1,4 +1,6 @@
-"""Whatever bytes come: a frame or a `FrameError`, and nothing is parsed that is larger than its kind allows."""
+"""Whatever bytes come: a frame or a `FrameError`, and nothing is parsed that is larger than its
+kind allows.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ READERS: list[Callable[[bytes], object]] = [
 ]
 
 scalars = st.sampled_from([None, True, 0, 1, -1, 2**70, 1.5, "", "x", DIGEST, CHUNK, {}, {"a": 1}])
-fields = st.sampled_from(["protocols", "token", "protocol", "reason", "message", "digest", "blake3"])
+fields = st.sampled_from(
+    ["protocols", "token", "protocol", "reason", "message", "digest", "blake3"]
+)
 
 
 @RELAXED
@@ -87,7 +91,10 @@ def test_hello_round_trips(token: str) -> None:
 @given(st.integers(1, frames.MAX_REQUESTED_CHUNKS).map(lambda count: [CHUNK] * count))
 def test_requests_round_trip(wanted: list[str]) -> None:
     data = frames.chunks_request(DIGEST, wanted)
-    assert frames.decode_header(data[: HEADER.size], frames.FROM_PULLER).nbytes == len(data) - HEADER.size
+    assert (
+        frames.decode_header(data[: HEADER.size], frames.FROM_PULLER).nbytes
+        == len(data) - HEADER.size
+    )
     assert frames.read_chunks_request(data[HEADER.size :]) == (DIGEST, wanted)
 
 
@@ -111,7 +118,16 @@ def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "wanted", [[], [CHUNK] * (frames.MAX_REQUESTED_CHUNKS + 1), ["A" * 64], ["a" * 63], [CHUNK + "\n"], [7], "a" * 64]
+    "wanted",
+    [
+        [],
+        [CHUNK] * (frames.MAX_REQUESTED_CHUNKS + 1),
+        ["A" * 64],
+        ["a" * 63],
+        [CHUNK + "\n"],
+        [7],
+        "a" * 64,
+    ],
 )
 def test_requests_for_what_is_no_chunk(wanted: object) -> None:
     with pytest.raises(FrameError):

@@ -12,7 +12,9 @@ from hotweights_transports.peers.stall_timeout import StallTimeout
 
 RELAXED = settings(max_examples=50)
 
-LIMITS = ClientLimits(silence_seconds=10, stall_seconds=30, floor_bytes_per_second=1000, floor_window_seconds=5)
+LIMITS = ClientLimits(
+    silence_seconds=10, stall_seconds=30, floor_bytes_per_second=1000, floor_window_seconds=5
+)
 
 
 @pytest.fixture

@@ -1,4 +1,6 @@
-"""What only a wire can do to a peer: strangers who drip, garbage, pullers that do not read, servers that fall silent."""
+"""What only a wire can do to a peer: strangers who drip, garbage, pullers that do not read, servers
+that fall silent.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +77,9 @@ def test_a_stranger_who_says_nothing_is_cut_off(node: Node, serve: Serve) -> Non
         assert read_all(sock) == b""
 
 
-def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(node: Node, serve: Serve, connect: Connect) -> None:
+def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
+    node: Node, serve: Serve, connect: Connect
+) -> None:
     server = serve(node, ServerLimits(handshake_seconds=0.5, max_handshakes=3))
     socks = [dial(server) for _ in range(10)]
     began = time.monotonic()
@@ -131,14 +135,20 @@ def test_a_review_that_fails_says_try_again(node: Node, connect: Connect) -> Non
 
     with (
         StreamServer("tcp://127.0.0.1:0", node, authenticate, ServerLimits()) as server,
-        pytest.raises(PeerRefused, match=r"AuthenticationUnavailable.*API server is away.*try again"),
+        pytest.raises(
+            PeerRefused,
+            match=r"AuthenticationUnavailable.*API server is away.*try "
+            r"again",
+        ),
     ):
         connect(server.address).fetch_manifest(next(iter(node.manifests)))
 
 
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=100), st.booleans())
-def test_garbage_ends_that_connection_only(node: Node, fuzzed: PeerServer, garbage: bytes, known: bool) -> None:
+def test_garbage_ends_that_connection_only(
+    node: Node, fuzzed: PeerServer, garbage: bytes, known: bool
+) -> None:
     secret = b"the chunk that nobody has asked for"
     node.add(secret)
     with closing(dial(fuzzed)) as sock:
@@ -170,7 +180,9 @@ def test_a_puller_that_does_not_read_is_cut_off(node: Node, serve: Serve, digest
         assert len(read_all(sock)) < big.nbytes
 
 
-def test_close_ends_a_connection_that_waits(node: Node, serve: Serve, connect: Connect, digest: str) -> None:
+def test_close_ends_a_connection_that_waits(
+    node: Node, serve: Serve, connect: Connect, digest: str
+) -> None:
     node.pending.add("0" * 64)
     server = serve(node)
     threading.Timer(0.1, server.close).start()
@@ -227,7 +239,11 @@ def test_a_server_that_falls_silent(
     want = node.fill(1)[0]
 
     def script(sock: socket.socket) -> None:
-        sock.sendall(frames.welcome(1) + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode() + b"some")
+        sock.sendall(
+            frames.welcome(1)
+            + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode()
+            + b"some"
+        )
         time.sleep(0.9)
 
     limits = ClientLimits(streams=1, silence_seconds=0.4)
@@ -235,11 +251,15 @@ def test_a_server_that_falls_silent(
         connect(impostor(script), limits).fetch_chunks(digest, [want], node.deliver)
 
 
-def test_a_server_that_drips(impostor: Callable[[Script], str], connect: Connect, node: Node, digest: str) -> None:
+def test_a_server_that_drips(
+    impostor: Callable[[Script], str], connect: Connect, node: Node, digest: str
+) -> None:
     want = node.fill(1)[0]
 
     def script(sock: socket.socket) -> None:
-        sock.sendall(frames.welcome(1) + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode())
+        sock.sendall(
+            frames.welcome(1) + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode()
+        )
         for _ in range(40):
             sock.sendall(b"x")
             time.sleep(0.03)
@@ -308,7 +328,16 @@ def test_addresses(uri: str, endpoint: tuple[str, int]) -> None:
 
 @pytest.mark.parametrize(
     "uri",
-    ["tcp://", "tcp://host", "tcp://host:99999", "tcp://host:x", "tcp://h:1/path", "http://h:1", "tcp://u@h:1", "h:1"],
+    [
+        "tcp://",
+        "tcp://host",
+        "tcp://host:99999",
+        "tcp://host:x",
+        "tcp://h:1/path",
+        "http://h:1",
+        "tcp://u@h:1",
+        "h:1",
+    ],
 )
 def test_what_is_no_address(uri: str) -> None:
     with pytest.raises(ValueError, match="write tcp://host:port"):
@@ -317,5 +346,9 @@ def test_what_is_no_address(uri: str) -> None:
 
 def test_the_registry_knows_its_schemes() -> None:
     assert {scheme for scheme, found in resolution().items() if found.works} >= {"tcp", "inproc"}
-    with pytest.raises(ValueError, match=r"no transport for carrier-pigeon; there are \['inproc', 'tcp'"):
+    with pytest.raises(
+        ValueError,
+        match=r"no transport for carrier-pigeon; there are \['inproc', "
+        r"'tcp'",
+    ):
         transport_for("carrier-pigeon://coop")

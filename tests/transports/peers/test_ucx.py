@@ -1,4 +1,6 @@
-"""What only UCX can do to a peer: a process that dies in the middle of a message, one that hangs, and what is left behind of both."""
+"""What only UCX can do to a peer: a process that dies in the middle of a message, one that hangs,
+and what is left behind of both.
+"""
 
 from __future__ import annotations
 
@@ -103,10 +105,15 @@ def endlessly() -> Iterator[Want]:
 
 
 @pytest.mark.parametrize(
-    ("sent", "expected"), [(signal.SIGKILL, PeerUnreachable), (signal.SIGSTOP, PeerTimeout)], ids=["killed", "stopped"]
+    ("sent", "expected"),
+    [(signal.SIGKILL, PeerUnreachable), (signal.SIGSTOP, PeerTimeout)],
+    ids=["killed", "stopped"],
 )
 def test_a_process_that_ends_in_the_middle(
-    other: tuple[subprocess.Popen[str], str], connect: Connect, sent: signal.Signals, expected: type[Exception]
+    other: tuple[subprocess.Popen[str], str],
+    connect: Connect,
+    sent: signal.Signals,
+    expected: type[Exception],
 ) -> None:
     process, address = other
     arrived = 0
@@ -126,7 +133,9 @@ def test_a_process_that_ends_in_the_middle(
     assert time.monotonic() - sent_at < 5.0
 
 
-def test_nothing_is_left_of_connections_that_broke(node: Node, serve: Serve, connect: Connect) -> None:
+def test_nothing_is_left_of_connections_that_broke(
+    node: Node, serve: Serve, connect: Connect
+) -> None:
     wants = [node.add(os.urandom(CHUNK_NBYTES)) for _ in range(6)]
     digest = next(iter(node.manifests))
 
@@ -152,12 +161,18 @@ def test_nothing_is_left_of_connections_that_broke(node: Node, serve: Serve, con
     assert node.has_all_leases_back()
 
 
-def test_pieces_are_agreed_on(node: Node, new_node: Callable[[], Node], serve: Serve, connect: Connect) -> None:
+def test_pieces_are_agreed_on(
+    node: Node, new_node: Callable[[], Node], serve: Serve, connect: Connect
+) -> None:
     """A limited server sends smaller pieces; a chunk is rarely a multiple of one."""
     child = new_node()
-    wants = [node.add(os.urandom(nbytes)) for nbytes in (1, 999_999, 1_000_000, 1_000_001, 5_000_000)]
+    wants = [
+        node.add(os.urandom(nbytes)) for nbytes in (1, 999_999, 1_000_000, 1_000_001, 5_000_000)
+    ]
     server = serve(node, ServerLimits(bandwidth_bytes_per_second=30_000_000, waiting_seconds=0.05))
-    assert connect(server.address).fetch_chunks(next(iter(node.manifests)), wants, child.deliver) == []
+    assert (
+        connect(server.address).fetch_chunks(next(iter(node.manifests)), wants, child.deliver) == []
+    )
     assert all(child.holds(want) for want in wants)
 
 
@@ -201,7 +216,9 @@ def test_a_tcp_peer_is_no_ucx_peer(node: Node, serve: Serve, connect: Connect) -
     server = serve(node, scheme="tcp")
     address = server.address.replace("tcp:", "ucx:")
     with pytest.raises(PeerRefused, match="no place here"):
-        connect(address, ClientLimits(connect_seconds=1.0)).fetch_manifest(next(iter(node.manifests)))
+        connect(address, ClientLimits(connect_seconds=1.0)).fetch_manifest(
+            next(iter(node.manifests))
+        )
 
 
 INFO = """#
@@ -219,7 +236,9 @@ INFO = """#
 
 
 def test_it_says_which_networks_are_live() -> None:
-    assert describe(INFO.format(more="")).startswith("tcp on eth0 lo only: this libucx has no verbs")
+    assert describe(INFO.format(more="")).startswith(
+        "tcp on eth0 lo only: this libucx has no verbs"
+    )
     with_ib = INFO.format(more="#     component 2  :  ib\n")
     assert describe(with_ib).startswith("tcp on eth0 lo only: no RDMA device")
     rdma = with_ib + "#      resource 3  :  md 2  dev 3  flags -- rc_mlx5/mlx5_0:1\n"
@@ -243,14 +262,18 @@ found = resolution()
 assert found["tcp"].works
 print(found["ucx"])
 """
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
     if blocked == "ucxx":
         assert "works=False" in ran.stdout
         assert "pip install" in ran.stdout
 
 
 def test_nothing_is_printed_and_nothing_waits_at_the_end() -> None:
-    """A process that used both sides and cleaned up nothing ends at once, with its output to itself."""
+    """A process that used both sides and cleaned up nothing ends at once, with its output to
+    itself.
+    """
     code = """
 import hashlib, os
 from hotweights_transports.peers.base import ChunkProvider, Identity
@@ -266,12 +289,17 @@ server = transport_for("ucx://x:0").listen("ucx://127.0.0.1:0", Node(), lambda t
 client = transport_for("ucx://x:0").connect(server.address, lambda: "x")
 client.fetch_manifest("sha256:" + hashlib.sha256(b"m").hexdigest())
 """
-    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30)
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30
+    )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
 
 
 def test_what_a_user_set_counts() -> None:
-    code = "from hotweights_transports.peers.registry import resolution; print(resolution()['ucx'].because)"
+    code = (
+        "from hotweights_transports.peers.registry import resolution; "
+        "print(resolution()['ucx'].because)"
+    )
     ran = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "UCX_NET_DEVICES": "lo"},

@@ -1,8 +1,11 @@
-"""Small JSON messages between the head of a group and its members, each side sure that the other one has the secret.
+"""Small JSON messages between the head of a group and its members, each side sure that the other
+one has the secret.
 
-A launch line starts a program, so a node must know who sent it. Both sides give a nonce; from the secret and both nonces comes the
-key of every further message's MAC, together with its direction and its number: nothing can be forged, repeated or moved. The secret itself is never sent.
-What is said is not secret. Without a secret (a job within one host) the same is done with an empty one, and `check_reach` keeps it there.
+A launch line starts a program, so a node must know who sent it. Both sides give a nonce; from the
+secret and both nonces comes the key of every further message's MAC, together with its direction and
+its number: nothing can be forged, repeated or moved. The secret itself is never sent. What is said
+is not secret. Without a secret (a job within one host) the same is done with an empty one, and
+`check_reach` keeps it there.
 """
 
 from __future__ import annotations
@@ -35,14 +38,21 @@ Message = dict[str, Any]
 def check_reach(address: str, host: str, secret: bytes) -> None:
     """Refuse to talk to other hosts without a secret."""
     if not secret and not hosts.is_loopback(host):
-        text = "without a secret only ranks of this host may form a group; set HOTWEIGHTS_PEER_TOKEN on all of them"
+        text = (
+            "without a secret only ranks of this host may form a group; set HOTWEIGHTS_PEER_TOKEN "
+            "on all of them"
+        )
         raise PeerRefused(address, text)
 
 
 class Channel:
-    """One connection, after the exchange of nonces. One thread sends at a time, and one receives."""
+    """One connection, after the exchange of nonces. One thread sends at a time, and one
+    receives.
+    """
 
-    def __init__(self, sock: socket.socket, address: str, secret: bytes, *, head: bool, seconds: float) -> None:
+    def __init__(
+        self, sock: socket.socket, address: str, secret: bytes, *, head: bool, seconds: float
+    ) -> None:
         self.address = address
         self._wire = Wire(sock)
         self._sent = self._received = 0
@@ -64,7 +74,9 @@ class Channel:
         """Send one message."""
         payload = json.dumps(message, separators=(",", ":")).encode()
         if len(payload) > MAX_MESSAGE_NBYTES:
-            raise PeerProtocolError(self.address, f"a message of {len(payload)} bytes; at most {MAX_MESSAGE_NBYTES}")
+            raise PeerProtocolError(
+                self.address, f"a message of {len(payload)} bytes; at most {MAX_MESSAGE_NBYTES}"
+            )
         header = _HEADER.pack(_MAGIC, len(payload), self._mac(self._ours, self._sent, payload))
         self._sent += 1
         with _WireErrors(self.address):
@@ -104,7 +116,9 @@ class Channel:
         self.close()
 
     def _mac(self, direction: bytes, number: int, payload: bytes) -> bytes:
-        return hmac.digest(self._key, direction + number.to_bytes(8, "big") + payload, hashlib.sha256)
+        return hmac.digest(
+            self._key, direction + number.to_bytes(8, "big") + payload, hashlib.sha256
+        )
 
 
 class _WireErrors:

@@ -1,11 +1,13 @@
 """The buckets of a plan through a group's collective, from rank 0's source into everybody's image.
 
-Rank 0 reads the plan's buckets, verifies each chunk, keeps it and puts it into a slot; a slot that is full and whose turn it is, is
-posted. The others post every slot in the same order, and verify and keep what came while the next ones flow. Every rank gets every
-bucket and leaves alone what it does not need: in a chain the bytes pass through it anyway, and a communicator per set of consumers
+Rank 0 reads the plan's buckets, verifies each chunk, keeps it and puts it into a slot; a slot that
+is full and whose turn it is, is posted. The others post every slot in the same order, and verify
+and keep what came while the next ones flow. Every rank gets every bucket and leaves alone what it
+does not need: in a chain the bytes pass through it anyway, and a communicator per set of consumers
 would be one more thing that all have to enter together.
 
-A collective that is lost is no error here: `send` and `receive` say so, and what is missing then is to be pulled.
+A collective that is lost is no error here: `send` and `receive` say so, and what is missing then is
+to be pulled.
 """
 
 from __future__ import annotations
@@ -42,8 +44,10 @@ def send(
     stall_seconds: float,
     limits: Limits | None = None,
 ) -> str:
-    """Rank 0's part: read everything once, and send it along for as long as the others can hear it. Returns why they could
-    not hear all of it, or ''. Raises what the source does, and `ChecksumMismatch` before a wrong chunk is sent."""
+    """Rank 0's part: read everything once, and send it along for as long as the others can hear it.
+    Returns why they could not hear all of it, or ''. Raises what the source does, and
+    `ChecksumMismatch` before a wrong chunk is sent.
+    """
     slots = _Slots(lead.member, buckets, stall_seconds)
     parts = _ChunkAssembler(builder, kept, source.uri)
     if lead.member is None:
@@ -71,10 +75,16 @@ def send(
 
 
 def receive(
-    follow: GroupMember, buckets: Sequence[PlanBucket], builder: ImageBuilder, kept: Kept, stall_seconds: float
+    follow: GroupMember,
+    buckets: Sequence[PlanBucket],
+    builder: ImageBuilder,
+    kept: Kept,
+    stall_seconds: float,
 ) -> str:
-    """Every other rank's part, to the end also when nothing is missing here: the others need this rank. Returns why not all of
-    it came, or ''. A chunk that is not what it should be is left missing."""
+    """Every other rank's part, to the end also when nothing is missing here: the others need this
+    rank. Returns why not all of it came, or ''. A chunk that is not what it should be is left
+    missing.
+    """
     member = follow.member
     if member is None:
         return follow.why or "there is no collective"
@@ -84,7 +94,13 @@ def receive(
         with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as pool:
             for slot in _completions(member, buckets, stall_seconds):
                 with member.view(slot) as view:
-                    list(pool.map(parts.take_or_leave, buckets[done].items, [view] * len(buckets[done].items)))
+                    list(
+                        pool.map(
+                            parts.take_or_leave,
+                            buckets[done].items,
+                            [view] * len(buckets[done].items),
+                        )
+                    )
                 done += 1
                 follow.progressed()
         whole = True
@@ -97,7 +113,9 @@ def receive(
     return f"{parts.wrong} chunks came wrong" if parts.wrong else ""
 
 
-def _completions(member: RankProcess, buckets: Sequence[PlanBucket], stall_seconds: float) -> Iterator[int]:
+def _completions(
+    member: RankProcess, buckets: Sequence[PlanBucket], stall_seconds: float
+) -> Iterator[int]:
     """Slots in the order of the buckets; one is posted again when its taker is through with it."""
     for number, bucket in enumerate(buckets[: member.slots]):
         member.post(number, bucket.nbytes)
@@ -111,7 +129,9 @@ def _completions(member: RankProcess, buckets: Sequence[PlanBucket], stall_secon
 
 
 class _ChunkAssembler:
-    """From items to verified chunks in the image: whole ones at once, split ones when their last part is here."""
+    """From items to verified chunks in the image: whole ones at once, split ones when their last
+    part is here.
+    """
 
     def __init__(self, builder: ImageBuilder, kept: Kept, source: str) -> None:
         self._builder = builder
@@ -131,7 +151,9 @@ class _ChunkAssembler:
             self._keep(chunk, data)
             return
         with self._lock:
-            buffer, left = self._begun.setdefault(chunk.blake3, (bytearray(chunk.nbytes), [chunk.nbytes]))
+            buffer, left = self._begun.setdefault(
+                chunk.blake3, (bytearray(chunk.nbytes), [chunk.nbytes])
+            )
             buffer[item.chunk_offset : item.chunk_offset + item.nbytes] = data
             left[0] -= item.nbytes
             if left[0]:
@@ -156,7 +178,9 @@ class _ChunkAssembler:
 class _Slots:
     """Where rank 0's readers bring items, in any order, and slots leave, in the buckets' order."""
 
-    def __init__(self, member: RankProcess | None, buckets: Sequence[PlanBucket], stall_seconds: float) -> None:
+    def __init__(
+        self, member: RankProcess | None, buckets: Sequence[PlanBucket], stall_seconds: float
+    ) -> None:
         self.lost = ""
         """Why nobody hears us any more."""
         self._member = member
@@ -164,7 +188,8 @@ class _Slots:
         self._buckets = buckets
         self._stall_seconds = stall_seconds
         self._changed = threading.Condition()  # of what follows
-        self._items: dict[tuple[str, int], tuple[int, Item]] = {}  # what is being read, by file and offset
+        # what is being read, by file and offset
+        self._items: dict[tuple[str, int], tuple[int, Item]] = {}
         self._lacking = [len(bucket.items) for bucket in buckets]
         self._posted = self._completed = 0
         self._closing = False
@@ -228,13 +253,17 @@ class _Slots:
         """Take note of what is through."""
         while (member := self._member) is not None:
             with self._changed:
-                self._changed.wait_for(lambda: self._posted > self._completed or self.lost or self._closing)
+                self._changed.wait_for(
+                    lambda: self._posted > self._completed or self.lost or self._closing
+                )
                 if self.lost or self._posted == self._completed:
                     return
             try:
                 slot = member.completed(self._stall_seconds)
                 if slot != self._completed % self._slots:
-                    raise MpiFailed(f"slot {slot} is through instead of {self._completed % self._slots}")
+                    raise MpiFailed(
+                        f"slot {slot} is through instead of {self._completed % self._slots}"
+                    )
             except MpiFailed as error:
                 self.fail(f"{error} (after {self._completed} of {len(self._buckets)} buckets)")
                 return

@@ -1,9 +1,12 @@
-"""What the two sides of a group of nodes share: the terms that all are told, their patience, and the way to a rank of one's own.
+"""What the two sides of a group of nodes share: the terms that all are told, their patience, and
+the way to a rank of one's own.
 
-A fixed set of nodes comes together, and the head hands each its part of one MPI job. `leader.GroupLeader` is rank 0's side, `member.GroupMember` everybody
-else's. Who came says under which address others can pull from it; so the group is there also where the collective is not: when a rank did
-not come, when MPI does not start, when a member dies. A side's ``member`` is then None, ``why`` says why, and the nodes pull. Afterwards
-nobody leaves before the others have what they need, or are gone, or stand still.
+A fixed set of nodes comes together, and the head hands each its part of one MPI job.
+`leader.GroupLeader` is rank 0's side, `member.GroupMember` everybody else's. Who came says under
+which address others can pull from it; so the group is there also where the collective is not: when
+a rank did not come, when MPI does not start, when a member dies. A side's ``member`` is then None,
+``why`` says why, and the nodes pull. Afterwards nobody leaves before the others have what they
+need, or are gone, or stand still.
 
 It knows no plan and no chunk; ``about`` is whatever all must agree on.
 """
@@ -46,19 +49,25 @@ class GroupTimeouts:
     """Without progress, in the collective and of a node that still pulls after it."""
 
 
-def start_member(line: str, rank: int, terms: Terms, heads: frozenset[str]) -> tuple[RankProcess | None, str]:
+def start_member(
+    line: str, rank: int, terms: Terms, heads: frozenset[str]
+) -> tuple[RankProcess | None, str]:
     """The rank of a launch line, ready; or why there is none."""
     try:
         launch = parse_launch(line)
         if launch.proxy_id != rank:
-            raise LaunchRefused(f"--proxy-id {launch.proxy_id}: rank {rank} takes its own launch only")
+            raise LaunchRefused(
+                f"--proxy-id {launch.proxy_id}: rank {rank} takes its own launch only"
+            )
         member = RankProcess(command(launch, find().proxy, heads), terms.slots, terms.slot_nbytes)
     except TransferError as error:  # LaunchRefused, MpiFailed, MpiUnavailable
         return None, str(error)
     try:
         member.wait_ready(START_SECONDS)
         if (member.rank, member.size) != (rank, terms.size):
-            raise MpiFailed(f"MPI made us rank {member.rank} of {member.size} instead of {rank} of {terms.size}")
+            raise MpiFailed(
+                f"MPI made us rank {member.rank} of {member.size} instead of {rank} of {terms.size}"
+            )
     except MpiFailed as error:
         member.close()
         return None, str(error)

@@ -1,8 +1,10 @@
-"""Where MPICH's process manager is, whether MPI can work here, and the head's end of it: one mpiexec that starts nobody.
+"""Where MPICH's process manager is, whether MPI can work here, and the head's end of it: one
+mpiexec that starts nobody.
 
-``mpiexec -launcher manual`` only prints what every node is to run; nodes run it themselves (`rank_process`), so nothing needs ssh. The mpich
-wheel puts its programs beside the Python that runs; a system's MPICH is taken from PATH. mpi4py is not imported here: what is
-not a rank never initialises MPI.
+``mpiexec -launcher manual`` only prints what every node is to run; nodes run it themselves
+(`rank_process`), so nothing needs ssh. The mpich wheel puts its programs beside the Python that
+runs; a system's MPICH is taken from PATH. mpi4py is not imported here: what is not a rank never
+initialises MPI.
 """
 
 from __future__ import annotations
@@ -28,22 +30,36 @@ from hotweights_transports.peers.registry import Availability
 
 START_SECONDS = 60.0
 END_SECONDS = 5.0
-JOB_SECONDS = 6 * 3600  # mpiexec ends by itself after this, should its node die before any rank has begun
+# mpiexec ends by itself after this, should its node die before any rank has begun
+JOB_SECONDS = 6 * 3600
 
 SETTINGS = {
-    # From a chain, every node receives each byte once and sends it once, whatever their number; MPICH's own choice for a few
-    # nodes is a binomial tree, in which rank 0 sends log2(n) times. These are the names for Ibcast; Bcast has others.
+    # From a chain, every node receives each byte once and sends it once, whatever their number;
+    # MPICH's own choice for a few
+    # nodes is a binomial tree, in which rank 0 sends log2(n) times. These are the names for Ibcast;
+    # Bcast has others.
     "MPIR_CVAR_IBCAST_INTRA_ALGORITHM": "tsp_tree",
     "MPIR_CVAR_IBCAST_TREE_TYPE": "kary",
     "MPIR_CVAR_IBCAST_TREE_KVAL": "1",
     "MPIR_CVAR_IBCAST_TREE_PIPELINE_CHUNK_SIZE": str(4 << 20),
-    # Over plain TCP, UCX hands over 8 KiB at a time, and a rank that sleeps between looks moves one such piece per look.
+    # Over plain TCP, UCX hands over 8 KiB at a time, and a rank that sleeps between looks moves one
+    # such piece per look.
     "UCX_TCP_TX_SEG_SIZE": "1m",
     "UCX_TCP_RX_SEG_SIZE": "1m",
 }
 BETWEEN_HOSTS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "^shm"}
 """For ranks of one host that are to talk as if they were on two."""
-PASSED_ON = ("UCX_", "FI_", "MPIR_CVAR_", "MPIEXEC_PORT_RANGE", "LD_LIBRARY_PATH", "PATH", "HOME", "TMPDIR", "LANG")
+PASSED_ON = (
+    "UCX_",
+    "FI_",
+    "MPIR_CVAR_",
+    "MPIEXEC_PORT_RANGE",
+    "LD_LIBRARY_PATH",
+    "PATH",
+    "HOME",
+    "TMPDIR",
+    "LANG",
+)
 
 
 class MpiUnavailable(TransferError):
@@ -72,16 +88,22 @@ def find() -> Hydra:
     mpiexec = str(beside) if beside.is_file() else shutil.which("mpiexec.hydra") or ""
     proxy = str(Path(mpiexec).parent / "hydra_pmi_proxy")
     if not mpiexec or not os.access(mpiexec, os.X_OK):
-        raise MpiUnavailable("there is no MPICH: install hotweights[mpi], or put a system's mpiexec.hydra on PATH")
+        raise MpiUnavailable(
+            "there is no MPICH: install hotweights[mpi], or put a system's mpiexec.hydra on PATH"
+        )
     if not os.access(proxy, os.X_OK):
-        raise MpiUnavailable(f"{proxy} is missing: {mpiexec} is not MPICH's with its proxy beside it")
+        raise MpiUnavailable(
+            f"{proxy} is missing: {mpiexec} is not MPICH's with its proxy beside it"
+        )
     return Hydra(mpiexec, proxy)
 
 
 def availability() -> Availability:
     """Whether a rank could start here, and why. Nothing native is loaded for it."""
     if not sys.platform.startswith("linux"):
-        return Availability(False, "ranks share memory with their node by memfd, which only Linux has")
+        return Availability(
+            False, "ranks share memory with their node by memfd, which only Linux has"
+        )
     if importlib.util.find_spec("mpi4py") is None:
         return Availability(False, "mpi4py is not installed: install hotweights[mpi]")
     try:
@@ -92,17 +114,29 @@ def availability() -> Availability:
 
 
 def environment() -> dict[str, str]:
-    """What programs of MPICH see of ours: no credentials, and nothing of an mpiexec that may have started us."""
+    """What programs of MPICH see of ours: no credentials, and nothing of an mpiexec that may have
+    started us.
+    """
     return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
 
 
 class Mpiexec:
-    """One mpiexec and its launch lines, one for each of ``ranks``, in rank order. `close` ends the job."""
+    """One mpiexec and its launch lines, one for each of ``ranks``, in rank order. `close` ends the
+    job.
+    """
 
     def __init__(self, ranks: int, address: str, settings: Mapping[str, str] | None = None) -> None:
-        """``address``: under which the nodes reach this one; ``settings``: of the ranks, beside the usual ones."""
+        """``address``: under which the nodes reach this one; ``settings``: of the ranks, beside the
+        usual ones.
+        """
         arguments = [find().mpiexec, "-launcher", "manual", "-localhost", address]
-        arguments += ["-hosts", ",".join(f"rank{number}" for number in range(ranks)), "-genvnone", "-wdir", "/"]
+        arguments += [
+            "-hosts",
+            ",".join(f"rank{number}" for number in range(ranks)),
+            "-genvnone",
+            "-wdir",
+            "/",
+        ]
         for name, value in SETTINGS.items():
             arguments += ["-genv", name, os.environ.get(name, value)]
         for name, value in (settings or {}).items():
@@ -161,7 +195,9 @@ class Mpiexec:
             try:
                 line = self._lines.get(timeout=max(0.0, deadline - time.monotonic()))
             except queue.Empty:
-                raise MpiFailed(f"mpiexec did not say what to launch in time: {self.said or 'not a word'}") from None
+                raise MpiFailed(
+                    f"mpiexec did not say what to launch in time: {self.said or 'not a word'}"
+                ) from None
             if line is None:
                 raise MpiFailed(f"mpiexec ended at once: {self.said or 'without a word'}")
             if line == END:

@@ -1,8 +1,10 @@
-"""How nodes that know each other by tokens come to the secret of a group: the head gives it to whoever its peers' server let in.
+"""How nodes that know each other by tokens come to the secret of a group: the head gives it to
+whoever its peers' server let in.
 
-A peer that pulls chunks need not know whom it pulls from, because digests guard the bytes. A member of an MPI job must know: the head's
-mpiexec names the program that a member's proxy runs. So an invitation carries the head's own token, and the guest has it checked, as the
-head had the guest's, before it joins with the secret. The secret is the group's alone and ends with it.
+A peer that pulls chunks need not know whom it pulls from, because digests guard the bytes. A member
+of an MPI job must know: the head's mpiexec names the program that a member's proxy runs. So an
+invitation carries the head's own token, and the guest has it checked, as the head had the guest's,
+before it joins with the secret. The secret is the group's alone and ends with it.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ REMEMBERED = 64
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """What a guest needs to join. ``over``: the group has met without it, and there is nothing to join."""
+    """What a guest needs to join. ``over``: the group has met without it, and there is nothing to
+    join.
+    """
 
     port: int = 0
     secret: bytes = field(default=b"", repr=False)
@@ -82,7 +86,9 @@ class Groups:
             group = self._open.get(name)
         if group is None or guest.node not in group.members:
             return None
-        return json.dumps({"port": group.port, "secret": group.secret.hex(), "token": self._token()}).encode()
+        return json.dumps(
+            {"port": group.port, "secret": group.secret.hex(), "token": self._token()}
+        ).encode()
 
 
 class Inviting(ChunkProvider):
@@ -103,13 +109,19 @@ class Inviting(ChunkProvider):
 
 
 def accept(client: PeerClient, name: str, head: str, check: Authenticate) -> Invitation:
-    """The invitation to the group ``name`` by node ``head``. Raises `PeerError`: `PeerMissing` where it is not open (yet),
-    `PeerRefused` where who invites is not that node's agent."""
+    """The invitation to the group ``name`` by node ``head``. Raises `PeerError`: `PeerMissing`
+    where it is not open (yet), `PeerRefused` where who invites is not that node's agent.
+    """
     found = _read(client.address, client.fetch_invitation(name))
     if found.get("over") is True:
         return Invitation(over=True)
     port, secret, token = found.get("port"), found.get("secret"), found.get("token")
-    if type(port) is not int or not 1 <= port <= 65535 or not isinstance(secret, str) or not isinstance(token, str):
+    if (
+        type(port) is not int
+        or not 1 <= port <= 65535
+        or not isinstance(secret, str)
+        or not isinstance(token, str)
+    ):
         raise PeerProtocolError(client.address, "it sent what is no invitation")
     try:
         identity = check(token)
@@ -120,7 +132,9 @@ def accept(client: PeerClient, name: str, head: str, check: Authenticate) -> Inv
         raise PeerProtocolError(client.address, "it sent what is no invitation") from error
     if identity is None or identity.node != head or len(key) < 32:
         who = identity.node or identity.name if identity is not None else "nobody that we know"
-        raise PeerRefused(client.address, f"who invites to {name} must be the agent of {head}, and is {who}")
+        raise PeerRefused(
+            client.address, f"who invites to {name} must be the agent of {head}, and is {who}"
+        )
     return Invitation(port, key)
 
 

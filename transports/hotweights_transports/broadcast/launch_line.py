@@ -1,8 +1,10 @@
-"""What mpiexec's manual launcher prints, and what a node makes of it: a list of arguments of which every one was checked.
+"""What mpiexec's manual launcher prints, and what a node makes of it: a list of arguments of which
+every one was checked.
 
-``HYDRA_LAUNCH: /…/hydra_pmi_proxy --control-port HOST:PORT --rmk user …`` reaches a node from another one. Nothing of it goes to a
-shell, and nothing of it is passed on as it came: `parse_launch` takes exactly the flags below, once each, with values in
-their ranges, and `command` writes them anew behind the node's own path of the proxy. Everything else is refused.
+``HYDRA_LAUNCH: /…/hydra_pmi_proxy --control-port HOST:PORT --rmk user …`` reaches a node from
+another one. Nothing of it goes to a shell, and nothing of it is passed on as it came:
+`parse_launch` takes exactly the flags below, once each, with values in their ranges, and `command`
+writes them anew behind the node's own path of the proxy. Everything else is refused.
 """
 
 from __future__ import annotations
@@ -29,10 +31,13 @@ _NUMBERS = {
     "--gpu-subdevs-per-proc": (-2, -1),
     "--proxy-id": (0, MAX_RANKS - 1),
 }
-_LINE = re.compile(r"HYDRA_LAUNCH: (/[ -~]{0,1000}/hydra_pmi_proxy) (--control-port [ -~]+)", re.ASCII)
+_LINE = re.compile(
+    r"HYDRA_LAUNCH: (/[ -~]{0,1000}/hydra_pmi_proxy) (--control-port [ -~]+)", re.ASCII
+)
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,5}", re.ASCII)
 _NAME = re.compile(
-    r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?)*", re.ASCII
+    r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?)*",
+    re.ASCII,
 )
 
 
@@ -47,7 +52,9 @@ class Launch:
     """One node's part of a job."""
 
     proxy: str
-    """Path of ``hydra_pmi_proxy`` on the head; `command` takes it only where the node's own is the same."""
+    """Path of ``hydra_pmi_proxy`` on the head; `command` takes it only where the node's own is the
+    same.
+    """
     host: str
     port: int
     """Where mpiexec waits for the proxy."""
@@ -74,8 +81,12 @@ def parse_launch(line: str) -> Launch:
     words = tuple(zip(rest[::2], rest[1::2], strict=True))
     names = [name for name, _ in words]
     if sorted(names) != sorted([*_WORDS, *_NUMBERS]):
-        odd = sorted(set(names) ^ {*_WORDS, *_NUMBERS}) or sorted({name for name in names if names.count(name) > 1})
-        raise LaunchRefused(f"{', '.join(odd)[:200]!a}: exactly the flags of a manual launch are taken, once each")
+        odd = sorted(set(names) ^ {*_WORDS, *_NUMBERS}) or sorted(
+            {name for name in names if names.count(name) > 1}
+        )
+        raise LaunchRefused(
+            f"{', '.join(odd)[:200]!a}: exactly the flags of a manual launch are taken, once each"
+        )
     for name, value in words:
         _check_value(name, value)
     host, port = _endpoint(endpoint)
@@ -83,13 +94,24 @@ def parse_launch(line: str) -> Launch:
 
 
 def command(launch: Launch, proxy: str, heads: frozenset[str]) -> list[str]:
-    """The arguments to run, with the node's own ``proxy``; refused if the head has another, or is none of ``heads``."""
+    """The arguments to run, with the node's own ``proxy``; refused if the head has another, or is
+    none of ``heads``.
+    """
     if launch.proxy != proxy:
-        raise LaunchRefused(f"{launch.proxy!a}: not this node's proxy {proxy}; install Hotweights at the same path")
+        raise LaunchRefused(
+            f"{launch.proxy!a}: not this node's proxy {proxy}; install Hotweights at the same path"
+        )
     if launch.host not in heads:
-        raise LaunchRefused(f"{launch.host}: a launch by {', '.join(sorted(heads))} leads to another host")
+        raise LaunchRefused(
+            f"{launch.host}: a launch by {', '.join(sorted(heads))} leads to another host"
+        )
     host = hosts.bracketed(launch.host)
-    return [proxy, "--control-port", f"{host}:{launch.port}", *(text for pair in launch.words for text in pair)]
+    return [
+        proxy,
+        "--control-port",
+        f"{host}:{launch.port}",
+        *(text for pair in launch.words for text in pair),
+    ]
 
 
 def _check_value(name: str, value: str) -> None:

@@ -35,8 +35,10 @@ class GroupLeader:
         patience: GroupTimeouts,
         settings: Mapping[str, str] | None = None,
     ) -> None:
-        """``address``: under which the others know this node, ``pull_port``: where its own chunks can be pulled over TCP.
-        Port 0 takes a free one. ``settings``: as `hydra.Mpiexec` takes them."""
+        """``address``: under which the others know this node, ``pull_port``: where its own chunks
+        can be pulled over TCP. Port 0 takes a free one. ``settings``: as `hydra.Mpiexec` takes
+        them.
+        """
         self.rank = 0
         self.terms = terms
         self.member: RankProcess | None = None
@@ -45,7 +47,8 @@ class GroupLeader:
         self._settings = settings
         self._host = address
         check_reach(f"mpi://{address}:{port}", address, terms.secret)
-        anywhere = "::" if ":" in address else "0.0.0.0"  # what others know us by need not be one of our interfaces
+        # what others know us by need not be one of our interfaces
+        anywhere = "::" if ":" in address else "0.0.0.0"
         self._listener = addresses.listen(address if hosts.is_loopback(address) else anywhere, port)
         self.port = int(self._listener.getsockname()[1])
         self.address = addresses.form(address, self.port, "mpi")
@@ -70,7 +73,8 @@ class GroupLeader:
         """Wait for all, then begin the job; without them, or without MPI, begin without a job."""
         with self._changed:
             self._changed.wait_for(
-                lambda: len(self._channels) == self.terms.size - 1 or self._closing, self._patience.join_seconds
+                lambda: len(self._channels) == self.terms.size - 1 or self._closing,
+                self._patience.join_seconds,
             )
             absent = sorted(set(range(1, self.terms.size)) - self._channels.keys())
             given_up = self._closing
@@ -119,13 +123,23 @@ class GroupLeader:
             self._moved = dict.fromkeys(self._moved, time.monotonic())
             while self._moved:
                 now = time.monotonic()
-                still = [rank for rank, at in self._moved.items() if now - at > self._patience.stall_seconds]
+                still = [
+                    rank
+                    for rank, at in self._moved.items()
+                    if now - at > self._patience.stall_seconds
+                ]
                 for rank in still:
-                    log.warning("%s: rank %d got no further for %g s", self.address, rank, self._patience.stall_seconds)
+                    log.warning(
+                        "%s: rank %d got no further for %g s",
+                        self.address,
+                        rank,
+                        self._patience.stall_seconds,
+                    )
                     del self._moved[rank]
                 self._changed.wait(0.2)
             channels = list(self._channels.values())
-        self._stop_listening()  # first: who hears the good-bye may come again at once, to the next group
+        # first: who hears the good-bye may come again at once, to the next group
+        self._stop_listening()
         for channel in channels:
             self._say(channel, {"kind": "bye"})
         self.close()
@@ -175,7 +189,9 @@ class GroupLeader:
 
     def _converse(self, sock: socket.socket, host: str) -> None:
         try:
-            channel = Channel(sock, host, self.terms.secret, head=True, seconds=self._patience.message_seconds)
+            channel = Channel(
+                sock, host, self.terms.secret, head=True, seconds=self._patience.message_seconds
+            )
         except PeerError as error:
             log.warning("%s: a stranger was turned away: %s", self.address, error)
             with self._changed:
@@ -191,7 +207,8 @@ class GroupLeader:
                     with self._changed:
                         self._strangers -= 1
                 while rank:
-                    with contextlib.suppress(PeerTimeout):  # silence is judged by `leave`; who is gone closes
+                    # silence is judged by `leave`; who is gone closes
+                    with contextlib.suppress(PeerTimeout):
                         self._hear(rank, channel.receive(self._patience.stall_seconds))
             except PeerError as error:
                 log.info("%s: rank %s: %s", self.address, rank or "unknown", error)
@@ -211,7 +228,10 @@ class GroupLeader:
         if type(rank) is not int or not 1 <= rank < self.terms.size or type(pull_port) is not int:
             text = f"rank {str(rank)[:20]} has no place in a group of {self.terms.size}"
         elif odd:
-            text = f"another {odd[0]}: here it is {ours[odd[0]]}, at rank {rank} {str(hello.get(odd[0]))[:100]}"
+            text = (
+                f"another {odd[0]}: here it is {ours[odd[0]]}, at rank {rank} "
+                f"{str(hello.get(odd[0]))[:100]}"
+            )
         else:
             with self._changed:
                 if rank not in self._channels:
@@ -223,7 +243,10 @@ class GroupLeader:
                     if not late:
                         return rank
             if self._channels.get(rank) is channel:
-                self._say(channel, self._beginning("", "the others began without this rank, which came late"))
+                self._say(
+                    channel,
+                    self._beginning("", "the others began without this rank, which came late"),
+                )
                 return rank
             text = f"rank {rank} is here already"
         self._say(channel, {"kind": "refused", "why": text})
@@ -241,7 +264,12 @@ class GroupLeader:
         with self._changed:
             known = {str(rank): address for rank, address in self._pull_addresses.items()}
         ring = {"slots": self.terms.slots, "slot_nbytes": self.terms.slot_nbytes}
-        return {"kind": "begin", "launch": launch, "why": why[:MAX_WHY], "pull_addresses": known} | ring
+        return {
+            "kind": "begin",
+            "launch": launch,
+            "why": why[:MAX_WHY],
+            "pull_addresses": known,
+        } | ring
 
     def _say(self, channel: Channel, message: Message) -> None:
         try:

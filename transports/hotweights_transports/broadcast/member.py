@@ -1,4 +1,6 @@
-"""Any other rank's side of a group: it comes to the head, takes part, and stays as long as others may need it."""
+"""Any other rank's side of a group: it comes to the head, takes part, and stays as long as others
+may need it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from hotweights_transports.broadcast.channel import Channel, Message, check_reac
 from hotweights_transports.broadcast.group import MAX_WHY, GroupTimeouts, Terms, start_member
 from hotweights_transports.broadcast.hydra import START_SECONDS
 from hotweights_transports.broadcast.rank_process import RankProcess
-from hotweights_transports.peers.base import PeerError, PeerProtocolError, PeerRefused, PeerTimeout, PeerUnreachable
+from hotweights_transports.peers.base import (
+    PeerError,
+    PeerProtocolError,
+    PeerRefused,
+    PeerTimeout,
+    PeerUnreachable,
+)
 from hotweights_transports.peers.stream import address as addresses
 
 log = logging.getLogger(__name__)
@@ -25,7 +33,13 @@ class GroupMember:
     """The same calls as `GroupLeader`."""
 
     def __init__(
-        self, rank: int, address: str, port: int, terms: Terms, pull_port: int, patience: GroupTimeouts
+        self,
+        rank: int,
+        address: str,
+        port: int,
+        terms: Terms,
+        pull_port: int,
+        patience: GroupTimeouts,
     ) -> None:
         self.rank = rank
         self.terms = terms
@@ -44,15 +58,26 @@ class GroupMember:
 
     def gather(self) -> None:
         """Wait until the head begins."""
-        begin = self._receive(self._patience.join_seconds + START_SECONDS + self._patience.message_seconds)
+        begin = self._receive(
+            self._patience.join_seconds + START_SECONDS + self._patience.message_seconds
+        )
         launch, known = begin.get("launch"), begin.get("pull_addresses")
-        if begin.get("kind") != "begin" or not isinstance(launch, str) or not isinstance(known, dict):
+        if (
+            begin.get("kind") != "begin"
+            or not isinstance(launch, str)
+            or not isinstance(known, dict)
+        ):
             raise PeerProtocolError(self.address, "it sent something else than a beginning")
         self.pull_addresses = {
-            int(rank): str(uri) for rank, uri in known.items() if rank.isdecimal() and _is_pull_address(uri)
+            int(rank): str(uri)
+            for rank, uri in known.items()
+            if rank.isdecimal() and _is_pull_address(uri)
         }
         self.why = str(begin.get("why", ""))[:MAX_WHY]
-        if (begin.get("slots"), begin.get("slot_nbytes")) != (self.terms.slots, self.terms.slot_nbytes):
+        if (begin.get("slots"), begin.get("slot_nbytes")) != (
+            self.terms.slots,
+            self.terms.slot_nbytes,
+        ):
             self.why = self.why or "the head has another window or other buckets"
         self._thread = threading.Thread(target=self._listen, name="mpi group", daemon=True)
         self._thread.start()
@@ -74,7 +99,10 @@ class GroupMember:
     def progressed(self) -> None:
         """Tell the head, now and then, that this node is not standing still."""
         now = time.monotonic()
-        if now - self._heard_at > min(1.0, self._patience.stall_seconds / 4) and not self._ended.is_set():
+        if (
+            now - self._heard_at > min(1.0, self._patience.stall_seconds / 4)
+            and not self._ended.is_set()
+        ):
             self._heard_at = now
             self._say({"kind": "moved"})
 
@@ -102,7 +130,9 @@ class GroupMember:
             except (OSError, PeerUnreachable) as error:
                 if time.monotonic() > deadline:
                     text = f"no head within {self._patience.join_seconds:g} s: {error}"
-                    raise PeerUnreachable(self.address, f"{text}; start rank 0, or set MASTER_ADDR") from error
+                    raise PeerUnreachable(
+                        self.address, f"{text}; start rank 0, or set MASTER_ADDR"
+                    ) from error
             time.sleep(AGAIN_SECONDS)
 
     def _introduced(self, port: int, pull_port: int) -> Channel:
@@ -117,7 +147,12 @@ class GroupMember:
         channel = Channel(sock, self.address, self.terms.secret, head=False, seconds=seconds)
         try:
             channel.receive(seconds)  # the welcome, which proves that the head has the secret
-            hello = {"kind": "hello", "rank": self.rank, "size": self.terms.size, "about": self.terms.about}
+            hello = {
+                "kind": "hello",
+                "rank": self.rank,
+                "size": self.terms.size,
+                "about": self.terms.about,
+            }
             channel.send(hello | {"pull_port": pull_port}, seconds)
         except PeerError:
             channel.close()

@@ -1,12 +1,14 @@
 """One rank of a collective: the only program that imports mpi4py, and the only one that calls MPI.
 
-It is a process of its own because MPI ends a whole job with any of its members; the node that started it lives on. Node and rank
-share a ring of slots (a memfd) and a socket, both inherited. The node posts ``(slot, nbytes)``; the rank broadcasts that slot from rank 0
-to all, in the order posted, and says when it is done. Rank 0's node fills a slot before it posts it, the others read it afterwards.
-What the bytes are, whether they are right, and how long anybody waits is the nodes' affair: when the socket closes, the rank ends, in
-whatever call it is.
+It is a process of its own because MPI ends a whole job with any of its members; the node that
+started it lives on. Node and rank share a ring of slots (a memfd) and a socket, both inherited. The
+node posts ``(slot, nbytes)``; the rank broadcasts that slot from rank 0 to all, in the order
+posted, and says when it is done. Rank 0's node fills a slot before it posts it, the others read it
+afterwards. What the bytes are, whether they are right, and how long anybody waits is the nodes'
+affair: when the socket closes, the rank ends, in whatever call it is.
 
-It is run by its path, isolated, and imports nothing of Hotweights, so that starting it takes a tenth of a second.
+It is run by its path, isolated, and imports nothing of Hotweights, so that starting it takes a
+tenth of a second.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _SLEEP_SECONDS = 0.0001
 
 
 def main() -> None:
-    control_fd, ring_fd, slots, slot_nbytes = (int(word) for word in os.environ.pop(FDS_VARIABLE).split(","))
+    control_fd, ring_fd, slots, slot_nbytes = (
+        int(word) for word in os.environ.pop(FDS_VARIABLE).split(",")
+    )
     control = socket.socket(fileno=control_fd)
     posts: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_die_with_the_node, args=(control, posts), daemon=True).start()
@@ -56,7 +60,9 @@ def _die_with_the_node(control: socket.socket, posts: queue.SimpleQueue[bytes]) 
     _die()
 
 
-def _serve(control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memoryview, slot_nbytes: int) -> None:
+def _serve(
+    control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memoryview, slot_nbytes: int
+) -> None:
     import mpi4py
 
     mpi4py.rc.initialize = False
@@ -74,7 +80,9 @@ def _serve(control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memory
             announced[:] = nbytes.to_bytes(8, "big")
         _wait_quietly(world.Ibcast([announced, MPI.BYTE], root=0))
         if int.from_bytes(announced, "big") != nbytes:
-            raise ValueError(f"rank 0 sends {int.from_bytes(announced, 'big')} bytes, {nbytes} are expected here")
+            raise ValueError(
+                f"rank 0 sends {int.from_bytes(announced, 'big')} bytes, {nbytes} are expected here"
+            )
         with ring[slot * slot_nbytes :][:nbytes] as view:
             _wait_quietly(world.Ibcast([view, nbytes, MPI.BYTE], root=0))
         control.send(DONE + SLOT.pack(slot))
@@ -82,14 +90,17 @@ def _serve(control: socket.socket, posts: queue.SimpleQueue[bytes], ring: memory
 
 
 def _die() -> None:
-    """By a signal: at an exit code, even one that is not 0, mpiexec leaves the other ranks waiting."""
+    """By a signal: at an exit code, even one that is not 0, mpiexec leaves the other ranks
+    waiting.
+    """
     _forget_names()
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _forget_names() -> None:
-    """MPICH maps a file in /dev/shm and removes its name when it is finalized: never, if the rank is killed. With one rank per
-    job on a node nobody else has to open it."""
+    """MPICH maps a file in /dev/shm and removes its name when it is finalized: never, if the rank
+    is killed. With one rank per job on a node nobody else has to open it.
+    """
     with open("/proc/self/maps") as maps:  # noqa: PTH123  # quicker to import nothing
         names = {line.split()[-1] for line in maps if "/dev/shm/mpich_shm_" in line}
     for name in names:
@@ -98,8 +109,10 @@ def _forget_names() -> None:
 
 
 def _wait_quietly(request: object) -> None:
-    """MPI waits by spinning, which would take a core from every node for as long as the slowest one needs. A piece of a
-    bucket lasts longer than the sleep on any network, so the pipeline does not run dry."""
+    """MPI waits by spinning, which would take a core from every node for as long as the slowest one
+    needs. A piece of a bucket lasts longer than the sleep on any network, so the pipeline does not
+    run dry.
+    """
     polls = 0
     while not request.Test():  # type: ignore[attr-defined]
         polls += 1

@@ -1,8 +1,9 @@
 """A node's end of one rank: the ring that they share, the posts to it, and its death.
 
-The proxy is started with an argument list that `launch_line` checked; the rank that it starts inherits the ring and one end of a
-socket pair, so nobody else can be taken for it. Slots are broadcast in the order in which they are posted. Whatever becomes of the rank, the node
-hears it here as `MpiFailed`, within the time it is ready to wait.
+The proxy is started with an argument list that `launch_line` checked; the rank that it starts
+inherits the ring and one end of a socket pair, so nobody else can be taken for it. Slots are
+broadcast in the order in which they are posted. Whatever becomes of the rank, the node hears it
+here as `MpiFailed`, within the time it is ready to wait.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ LEFTOVER_SECONDS: Final = 5 * START_SECONDS
 
 
 def sweep() -> None:
-    """Remove what ranks of ours left that were killed while MPI began: a megabyte each in ``/dev/shm``, which has 64 in a container, and
-    the map of the host that every mpiexec writes. Files of others, of living ranks and young ones stay."""
-    old = [path for pattern in LEFTOVERS for path in Path("/").glob(pattern) if _is_old_and_ours(path)]
+    """Remove what ranks of ours left that were killed while MPI began: a megabyte each in
+    ``/dev/shm``, which has 64 in a container, and the map of the host that every mpiexec writes.
+    Files of others, of living ranks and young ones stay.
+    """
+    old = [
+        path for pattern in LEFTOVERS for path in Path("/").glob(pattern) if _is_old_and_ours(path)
+    ]
     mapped = set() if not old else _mapped()
     for path in old:
         if str(path) not in mapped:
@@ -45,7 +50,8 @@ def _mapped() -> set[str]:
     """Files that some process maps."""
     names: set[str] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):  # it ended, or is another user's, who cannot have mapped what is ours alone
+        # it ended, or is another user's, who cannot have mapped what is ours alone
+        with contextlib.suppress(OSError):
             names.update(line.rpartition(" ")[2] for line in maps.read_text().splitlines())
     return names
 
@@ -95,14 +101,18 @@ class RankProcess:
         try:
             self._control.send(rank.POST.pack(slot, nbytes))
         except OSError as error:
-            raise MpiFailed(f"the rank is gone: {(error.strerror or str(error)).lower()}") from error
+            raise MpiFailed(
+                f"the rank is gone: {(error.strerror or str(error)).lower()}"
+            ) from error
 
     def completed(self, seconds: float) -> int:
         """The slot whose broadcast has ended on this node, in the order posted."""
         return int(rank.SLOT.unpack(self._hear(rank.DONE, seconds))[0])
 
     def finish(self, seconds: float) -> None:
-        """All is done on this node: leave the job together with the others, or alone when they take too long."""
+        """All is done on this node: leave the job together with the others, or alone when they take
+        too long.
+        """
         with contextlib.suppress(MpiFailed, OSError):
             self._control.send(rank.FINISH)
             self._hear(b"", seconds)
@@ -125,7 +135,8 @@ class RankProcess:
                 break
             except subprocess.TimeoutExpired:
                 continue
-        with contextlib.suppress(BufferError):  # somebody still reads a slot: it is unmapped with the last view
+        # somebody still reads a slot: it is unmapped with the last view
+        with contextlib.suppress(BufferError):
             self._ring.close()
 
     def __enter__(self) -> Self:
@@ -142,7 +153,9 @@ class RankProcess:
         except TimeoutError:
             raise MpiFailed(f"the collective made no progress for {seconds:g} s") from None
         except OSError as error:
-            raise MpiFailed(f"the rank is gone: {(error.strerror or str(error)).lower()}") from error
+            raise MpiFailed(
+                f"the rank is gone: {(error.strerror or str(error)).lower()}"
+            ) from error
         if message[:1] == rank.FAILED:
             raise MpiFailed(f"the rank failed: {message[1:].decode(errors='replace')}")
         if not message:

@@ -1,11 +1,13 @@
 """Frames between an agent and the engines of its node.
 
-One frame is one JSON object in one datagram (`sockets` sends it), with file descriptors beside it where it hands memory over.
-This module runs inside vLLM, in images that we do not build, beside agents older or newer than itself: so it imports the
-standard library alone, an unknown field is ignored, a missing one takes its default, and an unknown ``op`` is a `WireError`
-that the receiver answers instead of dying of it. So is a number that cannot be meant: counts, ids and tokens are 0 to
-`MAX_NUMBER`, and what is measured is finite, so that nobody behind the receiver has to doubt
-them. What the frames mean, and in which order they come, is told in ``docs/design/001-contracts.md``. No socket is known here.
+One frame is one JSON object in one datagram (`sockets` sends it), with file descriptors beside it
+where it hands memory over. This module runs inside vLLM, in images that we do not build, beside
+agents older or newer than itself: so it imports the standard library alone, an unknown field is
+ignored, a missing one takes its default, and an unknown ``op`` is a `WireError` that the receiver
+answers instead of dying of it. So is a number that cannot be meant: counts, ids and tokens are 0 to
+`MAX_NUMBER`, and what is measured is finite, so that nobody behind the receiver has to doubt them.
+What the frames mean, and in which order they come, is told in ``docs/design/001-contracts.md``. No
+socket is known here.
 """
 
 from __future__ import annotations
@@ -88,7 +90,9 @@ class Prepare(Frame):
 
 @dataclass(frozen=True, slots=True)
 class MoreSlabs(Frame):
-    """Agent → rank, with fds: further slabs of the `Prepare` with the same id; not answered by itself."""
+    """Agent → rank, with fds: further slabs of the `Prepare` with the same id; not answered by
+    itself.
+    """
 
     op: ClassVar[str] = "more_slabs"
     id: int = 0
@@ -233,7 +237,9 @@ def decode(data: bytes) -> Frame:
 
 
 def _fits(value: object, annotation: str) -> bool:
-    """Whether a JSON value has the type that a field declares (ints pass for floats, bools never for ints)."""
+    """Whether a JSON value has the type that a field declares (ints pass for floats, bools never
+    for ints).
+    """
     if annotation.endswith(" | None"):
         return value is None or _fits(value, annotation.removesuffix(" | None"))
     if annotation == "bool":
@@ -241,11 +247,17 @@ def _fits(value: object, annotation: str) -> bool:
     if annotation == "int":
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_NUMBER
     if annotation == "float":  # NaN is not between anything
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+        return (
+            isinstance(value, (int, float))
+            and not isinstance(value, bool)
+            and abs(value) <= MAX_NUMBER
+        )
     if annotation == "str":
         return isinstance(value, str)
     if annotation.startswith("list[int]"):
         return isinstance(value, list) and all(_fits(v, "int") for v in value)
     if annotation.startswith("dict[str, float]"):
-        return isinstance(value, dict) and all(isinstance(k, str) and _fits(v, "float") for k, v in value.items())
+        return isinstance(value, dict) and all(
+            isinstance(k, str) and _fits(v, "float") for k, v in value.items()
+        )
     return False

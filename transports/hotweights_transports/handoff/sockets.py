@@ -1,6 +1,7 @@
 """Frames over a ``SOCK_SEQPACKET`` socket, with file descriptors beside them.
 
-Like `frames` it runs inside vLLM, so it imports the standard library alone. Descriptors that came with a frame that is refused are closed.
+Like `frames` it runs inside vLLM, so it imports the standard library alone. Descriptors that came
+with a frame that is refused are closed.
 """
 
 from __future__ import annotations
@@ -16,12 +17,18 @@ class ConnectionClosed(frames.WireError):
 
 
 def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) -> None:
-    """Send one frame, with file descriptors beside it; the caller keeps (and closes) its own copies."""
-    socket.send_fds(sock, [frames.encode(frame)], list(fds)) if fds else sock.send(frames.encode(frame))
+    """Send one frame, with file descriptors beside it; the caller keeps (and closes) its own
+    copies.
+    """
+    socket.send_fds(sock, [frames.encode(frame)], list(fds)) if fds else sock.send(
+        frames.encode(frame)
+    )
 
 
 def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
-    """Receive one frame and the descriptors beside it, which the caller owns. Raises `ConnectionClosed`, `WireError`."""
+    """Receive one frame and the descriptors beside it, which the caller owns. Raises
+    `ConnectionClosed`, `WireError`.
+    """
     data, fds, flags, _ = socket.recv_fds(
         sock, frames.MAX_FRAME_BYTES, frames.MAX_FDS_PER_FRAME, socket.MSG_CMSG_CLOEXEC
     )
@@ -30,7 +37,8 @@ def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
             raise ConnectionClosed("the other side closed the connection")
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise frames.WireError(
-                f"a frame larger than {frames.MAX_FRAME_BYTES} bytes or {frames.MAX_FDS_PER_FRAME} descriptors"
+                f"a frame larger than {frames.MAX_FRAME_BYTES} bytes or "
+                f"{frames.MAX_FDS_PER_FRAME} descriptors"
             )
         return frames.decode(data), list(fds)
     except frames.WireError:

@@ -1,8 +1,10 @@
-"""What moves chunks between nodes, whatever the wire: the words, the errors, and the protocol that every transport keeps.
+"""What moves chunks between nodes, whatever the wire: the words, the errors, and the protocol that
+every transport keeps.
 
-This module knows no socket, no thread and no Kubernetes. It knows chunks by their BLAKE3 digest and versions by their
-manifest's digest, and refuses to know what a tensor is. A transport that keeps the promises of `PeerServer` and
-`PeerClient` passes ``tests/transports/peers``, which runs over every scheme of the registry.
+This module knows no socket, no thread and no Kubernetes. It knows chunks by their BLAKE3 digest and
+versions by their manifest's digest, and refuses to know what a tensor is. A transport that keeps
+the promises of `PeerServer` and `PeerClient` passes ``tests/transports/peers``, which runs over
+every scheme of the registry.
 
 Errors::
 
@@ -12,7 +14,8 @@ Errors::
     ├── PeerRefused           it does not talk to us: token, protocol, too busy
     ├── PeerMissing           it neither has nor fetches what was asked for
     ├── PeerProtocolError     it sent what nobody asked for, or what cannot be understood
-    └── PeerCorrupt           its bytes are not the bytes that their digest promises (reason ChecksumMismatch)
+    └── PeerCorrupt           its bytes are not the bytes that their digest promises (reason
+    ChecksumMismatch)
 """
 
 from __future__ import annotations
@@ -28,7 +31,9 @@ TOKEN_AUDIENCE = "hotweights-peer"
 
 
 class PeerError(Exception):
-    """A peer is of no use for what was asked of it. `reason` is CamelCase, as conditions and metrics want it."""
+    """A peer is of no use for what was asked of it. `reason` is CamelCase, as conditions and
+    metrics want it.
+    """
 
     reason: ClassVar[str] = "PeerError"
 
@@ -79,24 +84,32 @@ class Identity:
 
 
 Authenticate = Callable[[str], Identity | None]
-"""Token → who that is, or None. Called in the connection's thread, may block on the API server, and caches by itself."""
+"""Token → who that is, or None. Called in the connection's thread, may block on the API server, and
+caches by itself.
+"""
 
 
 class AuthenticationUnavailable(Exception):
-    """Raised by an `Authenticate` that could not find out; the puller is refused, and told to come again."""
+    """Raised by an `Authenticate` that could not find out; the puller is refused, and told to come
+    again.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lease:
-    """Verified bytes of one chunk, which stay where they are until `release` is called: exactly once, by the taker."""
+    """Verified bytes of one chunk, which stay where they are until `release` is called: exactly
+    once, by the taker.
+    """
 
     fd: int
     offset: int
     nbytes: int
     release: Callable[[], None]
     sealed: bool = False
-    """Nothing can change them any more. Only then may a transport send the pages themselves (`sendfile`): pages that wait in a
-    socket for a slow puller are pinned, and the kernel refuses to seal a memfd with pinned pages (EBUSY)."""
+    """Nothing can change them any more. Only then may a transport send the pages themselves
+    (`sendfile`): pages that wait in a socket for a slow puller are pinned, and the kernel refuses
+    to seal a memfd with pinned pages (EBUSY).
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,7 +117,9 @@ class Pending:
     """A chunk that this node is fetching itself."""
 
     wait: Callable[[float], bool]
-    """Up to so many seconds; True as soon as asking again makes sense: it was verified, or it never will be."""
+    """Up to so many seconds; True as soon as asking again makes sense: it was verified, or it never
+    will be.
+    """
 
 
 class ChunkProvider(Protocol):
@@ -119,7 +134,9 @@ class ChunkProvider(Protocol):
         ...
 
     def invitation(self, group: str, guest: Identity) -> bytes | None:
-        """What ``guest`` has to know to join a collective that this node leads; None: it leads none of that name (yet)."""
+        """What ``guest`` has to know to join a collective that this node leads; None: it leads none
+        of that name (yet).
+        """
         return None
 
 
@@ -132,8 +149,10 @@ class Want:
 
 
 Deliver = Callable[[Want, memoryview], None]
-"""Takes the bytes of one chunk as they came: it verifies them, raises `errors.ChecksumMismatch` if they are wrong, and else
-stores them (`ImageBuilder.put`). The view is valid during the call only. Called from the streams' threads, several at once."""
+"""Takes the bytes of one chunk as they came: it verifies them, raises `errors.ChecksumMismatch` if
+they are wrong, and else stores them (`ImageBuilder.put`). The view is valid during the call only.
+Called from the streams' threads, several at once.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -142,7 +161,9 @@ class Missing:
 
     want: Want
     version_known: bool
-    """False: the peer does not know the version at all, perhaps only *not yet*, and asking again later may help."""
+    """False: the peer does not know the version at all, perhaps only *not yet*, and asking again
+    later may help.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -150,11 +171,17 @@ class ServerLimits:
     """What a server lets pullers cost it."""
 
     max_connections: int = 64
-    """Authenticated connections at once; further ones are refused with a reason. A puller opens one per stream."""
+    """Authenticated connections at once; further ones are refused with a reason. A puller opens one
+    per stream.
+    """
     max_handshakes: int = 16
-    """Connections that have not proved who they are; further ones are dropped, so that strangers take no room."""
+    """Connections that have not proved who they are; further ones are dropped, so that strangers
+    take no room.
+    """
     handshake_seconds: float = 5.0
-    """For the whole hello, however slowly its bytes drip. The review of the token is not counted."""
+    """For the whole hello, however slowly its bytes drip. The review of the token is not
+    counted.
+    """
     request_seconds: float = 10.0
     """For the rest of a request whose first byte has come."""
     idle_seconds: float = 300.0
@@ -172,9 +199,13 @@ class ClientLimits:
     """How many streams a puller opens to a peer, and how long it bears with it."""
 
     streams: int = 2
-    """Connections per peer: two saturate what one core cannot, and hashing overlaps with receiving."""
+    """Connections per peer: two saturate what one core cannot, and hashing overlaps with
+    receiving.
+    """
     window_nbytes: int = 32 * 1024 * 1024
-    """Asked for and not yet received, per stream: large enough that the peer never idles, small enough to give back."""
+    """Asked for and not yet received, per stream: large enough that the peer never idles, small
+    enough to give back.
+    """
     window_chunks: int = 256
     """The same as a count, for versions with many tiny tensors."""
     connect_seconds: float = 5.0
@@ -182,10 +213,13 @@ class ClientLimits:
     silence_seconds: float = 10.0
     """Without a byte, signs of life included: the peer is dead."""
     stall_seconds: float = 30.0
-    """Without a verified chunk although the peer lives. Longer than the silence, so that in a chain whose head died
-    only its child goes elsewhere, and the others wait for that child."""
+    """Without a verified chunk although the peer lives. Longer than the silence, so that in a chain
+    whose head died only its child goes elsewhere, and the others wait for that child.
+    """
     floor_bytes_per_second: int = 1024 * 1024
-    """Slower than this, over `floor_window_seconds` in which the peer had something to send, is as good as dead; 0: none."""
+    """Slower than this, over `floor_window_seconds` in which the peer had something to send, is as
+    good as dead; 0: none.
+    """
     floor_window_seconds: float = 10.0
 
 
@@ -194,14 +228,20 @@ class PeerServer(ABC):
 
     Order of events on each connection:
 
-    1. PULLER sends its token. SERVER calls `Authenticate` before anything else; where it says None, the puller gets a
+    1. PULLER sends its token. SERVER calls `Authenticate` before anything else; where it says None,
+      the puller gets a
        refusal that names the cause, and not one byte of a manifest or a chunk.
-    2. PULLER asks for a manifest by digest, for chunks by BLAKE3, or to be let into a group, as often as it likes, several requests ahead.
-    3. SERVER answers in the order asked. A chunk leaves as soon as the provider has it verified; until then the puller
-       gets a sign of life every `ServerLimits.waiting_seconds`. What the provider does not know is answered as missing.
-    4. Whatever goes wrong (garbage, a puller that is slow or gone, a deadline) ends this connection only.
+    2. PULLER asks for a manifest by digest, for chunks by BLAKE3, or to be let into a group, as
+      often as it likes, several requests ahead.
+    3. SERVER answers in the order asked. A chunk leaves as soon as the provider has it verified;
+      until then the puller
+       gets a sign of life every `ServerLimits.waiting_seconds`. What the provider does not know is
+       answered as missing.
+    4. Whatever goes wrong (garbage, a puller that is slow or gone, a deadline) ends this connection
+      only.
 
-    A server serves from construction until `close`, which ends all connections and waits for their threads.
+    A server serves from construction until `close`, which ends all connections and waits for their
+    threads.
     """
 
     address: str
@@ -218,7 +258,8 @@ class PeerServer(ABC):
 
 
 class PeerClient(ABC):
-    """Pulls from one peer. One thread uses a client at a time; connections are opened at first use and kept.
+    """Pulls from one peer. One thread uses a client at a time; connections are opened at first use
+    and kept.
 
     After any `PeerError` the client may be used again: it connects anew. `close` is always safe.
     """
@@ -227,11 +268,15 @@ class PeerClient(ABC):
 
     @abstractmethod
     def fetch_manifest(self, digest: str) -> bytes:
-        """The manifest, its sha256 verified against ``sha256:<hex>``; `PeerMissing` where the peer does not know it."""
+        """The manifest, its sha256 verified against ``sha256:<hex>``; `PeerMissing` where the peer
+        does not know it.
+        """
 
     @abstractmethod
     def fetch_invitation(self, group: str) -> bytes:
-        """What the peer tells whoever may join that group; `PeerMissing` where it leads none of that name (yet)."""
+        """What the peer tells whoever may join that group; `PeerMissing` where it leads none of
+        that name (yet).
+        """
 
     @abstractmethod
     def fetch_chunks(
@@ -242,13 +287,16 @@ class PeerClient(ABC):
         *,
         cancel: threading.Event | None = None,
     ) -> list[Missing]:
-        """Fetch `wanted` in that order, hand each chunk to `deliver`, and return what the peer does not have.
+        """Fetch `wanted` in that order, hand each chunk to `deliver`, and return what the peer does
+        not have.
 
-        `wanted` is consumed lazily, under a lock, as the window opens: it may be fed by someone else meanwhile.
-        A chunk that `deliver` finds wrong ends the fetch as `PeerCorrupt`; what else it raises passes through.
+        `wanted` is consumed lazily, under a lock, as the window opens: it may be fed by someone
+        else meanwhile. A chunk that `deliver` finds wrong ends the fetch as `PeerCorrupt`; what
+        else it raises passes through.
 
-        On any error, and when `cancel` is set (which returns early), every chunk that was taken from `wanted` and not
-        delivered is still to be fetched. When this returns or raises, `deliver` is not called any more.
+        On any error, and when `cancel` is set (which returns early), every chunk that was taken
+        from `wanted` and not delivered is still to be fetched. When this returns or raises,
+        `deliver` is not called any more.
         """
 
     @abstractmethod

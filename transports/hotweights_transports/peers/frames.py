@@ -1,11 +1,13 @@
-"""Frames between a puller and a server of chunks, as bytes; and everything that may be wrong about them.
+"""Frames between a puller and a server of chunks, as bytes; and everything that may be wrong about
+them.
 
-A frame is a header of 40 bytes, then `nbytes` of payload: ``"HW" kind(1) 0(1) nbytes(4, big-endian) blake3(32)``. The
-header of a chunk carries its digest, every other one zeros. Requests and refusals are small JSON objects; a chunk and a
-manifest are their plain bytes.
+A frame is a header of 40 bytes, then `nbytes` of payload: ``"HW" kind(1) 0(1) nbytes(4, big-endian)
+blake3(32)``. The header of a chunk carries its digest, every other one zeros. Requests and refusals
+are small JSON objects; a chunk and a manifest are their plain bytes.
 
-This module is pure: no socket, no clock. It refuses to allocate or to parse anything before its size was held against
-`MAX_NBYTES`, and turns whatever bytes it is given either into a frame or into a `FrameError`, never into anything else.
+This module is pure: no socket, no clock. It refuses to allocate or to parse anything before its
+size was held against `MAX_NBYTES`, and turns whatever bytes it is given either into a frame or into
+a `FrameError`, never into anything else.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Kind(enum.IntEnum):
     HELLO = 1  # puller → server, first: {protocols, token}
     MANIFEST = 2  # puller → server: {digest}
     CHUNKS = 3  # puller → server: {digest, blake3: […]}
-    GREETING = 4  # both ways after the welcome, where chunks come another way: what that transport wants to know
+    # both ways after the welcome, where chunks come another way: what that transport wants to know
+    GREETING = 4
     GROUP = 5  # puller → server: {name}
     WELCOME = 16  # server → puller: {protocol}
     REFUSED = 17  # server → puller, and closes: {reason, message}
@@ -53,18 +56,28 @@ GREETINGS = frozenset({Kind.GREETING})
 TO_STRANGER = frozenset({Kind.WELCOME, Kind.REFUSED})
 TO_GREETED = frozenset({Kind.GREETING, Kind.REFUSED})
 TO_PULLER = frozenset(
-    {Kind.REFUSED, Kind.CHUNK, Kind.MISSING, Kind.UNKNOWN, Kind.WAITING, Kind.MANIFEST_BYTES, Kind.INVITATION}
+    {
+        Kind.REFUSED,
+        Kind.CHUNK,
+        Kind.MISSING,
+        Kind.UNKNOWN,
+        Kind.WAITING,
+        Kind.MANIFEST_BYTES,
+        Kind.INVITATION,
+    }
 )
 
 MAX_NBYTES = {
     Kind.HELLO: 32 * 1024,  # a service-account token takes one or two KiB
     Kind.MANIFEST: 1024,
     Kind.CHUNKS: 64 * 1024,
-    Kind.GREETING: 16 * 1024,  # the address of a UCX worker on a host with many networks has a few KiB
+    # the address of a UCX worker on a host with many networks has a few KiB
+    Kind.GREETING: 16 * 1024,
     Kind.GROUP: 1024,
     Kind.WELCOME: 1024,
     Kind.REFUSED: 4096,
-    Kind.CHUNK: 1024 * 1024 * 1024,  # the most that a manifest may make of one chunk; the usual is 4 MiB
+    # the most that a manifest may make of one chunk; the usual is 4 MiB
+    Kind.CHUNK: 1024 * 1024 * 1024,
     Kind.MISSING: 0,
     Kind.UNKNOWN: 0,
     Kind.WAITING: 0,
@@ -194,7 +207,9 @@ def _version_digest(data: dict[str, object]) -> str:
 def _json(kind: Kind, data: dict[str, object]) -> bytes:
     payload = json.dumps(data, separators=(",", ":")).encode()
     if len(payload) > MAX_NBYTES[kind]:
-        raise FrameError(f"a {kind.name} frame would have {len(payload)} bytes; at most {MAX_NBYTES[kind]}")
+        raise FrameError(
+            f"a {kind.name} frame would have {len(payload)} bytes; at most {MAX_NBYTES[kind]}"
+        )
     return Header(kind, len(payload)).encode() + payload
 
 

@@ -1,7 +1,8 @@
 """The transport without a wire: for tests and simulations of many nodes in one process.
 
-It keeps every promise of the others (authentication first, order, signs of life, missing, verification, limits), so that
-what is tested over it holds over them; it is no faster road between real nodes.
+It keeps every promise of the others (authentication first, order, signs of life, missing,
+verification, limits), so that what is tested over it holds over them; it is no faster road between
+real nodes.
 """
 
 from __future__ import annotations
@@ -43,13 +44,21 @@ _servers_lock = threading.Lock()
 
 
 class InprocServer(PeerServer):
-    def __init__(self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits) -> None:
+    def __init__(
+        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits
+    ) -> None:
         if urlsplit(uri).scheme != "inproc" or not urlsplit(uri).netloc:
-            raise ValueError(f"{uri}: not an address of a peer in this process; write inproc://name")
+            raise ValueError(
+                f"{uri}: not an address of a peer in this process; write inproc://name"
+            )
         self.address = uri
         self.provider = provider
         self.limits = limits
-        self.throttle = RateLimiter(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
+        self.throttle = (
+            RateLimiter(limits.bandwidth_bytes_per_second)
+            if limits.bandwidth_bytes_per_second
+            else None
+        )
         self.closing = threading.Event()
         self._authenticate = authenticate
         self._places = threading.Semaphore(limits.max_connections)
@@ -71,9 +80,13 @@ class InprocServer(PeerServer):
         except AuthenticationUnavailable as error:
             raise PeerRefused(self.address, f"AuthenticationUnavailable: {error}") from error
         if identity is None:
-            raise PeerRefused(self.address, "TokenInvalid: the token proves no agent of this installation")
+            raise PeerRefused(
+                self.address, "TokenInvalid: the token proves no agent of this installation"
+            )
         if not self._places.acquire(blocking=False):
-            raise PeerRefused(self.address, f"Busy: {self.limits.max_connections} connections already")
+            raise PeerRefused(
+                self.address, f"Busy: {self.limits.max_connections} connections already"
+            )
         try:
             yield identity
         finally:
@@ -119,7 +132,9 @@ class InprocClient(PeerClient):
                 if cancel is not None and cancel.is_set():
                     break
                 if lease is None:
-                    missing.append(Missing(want, version_known=server.provider.manifest(digest) is not None))
+                    missing.append(
+                        Missing(want, version_known=server.provider.manifest(digest) is not None)
+                    )
                     continue
                 with memoryview(self._read(server, lease, want)) as data:
                     try:
@@ -140,7 +155,11 @@ class InprocClient(PeerClient):
         return server
 
     def _lease(
-        self, server: InprocServer, want: Want, patience: StallTimeout, cancel: threading.Event | None
+        self,
+        server: InprocServer,
+        want: Want,
+        patience: StallTimeout,
+        cancel: threading.Event | None,
     ) -> Lease | None:
         while cancel is None or not cancel.is_set():
             if server.closing.is_set():
@@ -173,11 +192,17 @@ class InprocTransport(Transport):
         return Availability(True, "for tests, within one process")
 
     def listen(
-        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+        self,
+        uri: str,
+        provider: ChunkProvider,
+        authenticate: Authenticate,
+        limits: ServerLimits | None = None,
     ) -> PeerServer:
         return InprocServer(uri, provider, authenticate, limits or ServerLimits())
 
-    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
+    def connect(
+        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+    ) -> PeerClient:
         return InprocClient(uri, token, limits or ClientLimits())
 
 

@@ -1,6 +1,8 @@
-"""A bandwidth limit shared by all connections of a server: a bucket of bytes that refills with time.
+"""A bandwidth limit shared by all connections of a server: a bucket of bytes that refills with
+time.
 
-The arithmetic is pure (times are passed in); who must wait sleeps outside of the lock, in its own thread.
+The arithmetic is pure (times are passed in); who must wait sleeps outside of the lock, in its own
+thread.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ import time
 
 
 class RateLimiter:
-    """`take` returns at once while the bucket has bytes; afterwards as late as the rate asks for, in turn."""
+    """`take` returns at once while the bucket has bytes; afterwards as late as the rate asks for,
+    in turn.
+    """
 
     def __init__(self, bytes_per_second: int, *, burst_seconds: float = 0.1) -> None:
         if bytes_per_second <= 0:
             raise ValueError(
-                f"a bandwidth limit of {bytes_per_second} bytes/s lets nothing through; leave it out for none"
+                f"a bandwidth limit of {bytes_per_second} bytes/s lets nothing through; leave "
+                "it out for none"
             )
         self.piece_nbytes = max(16 * 1024, min(1024 * 1024, bytes_per_second // 8))
         self._seconds_per_byte = 1 / bytes_per_second

@@ -1,7 +1,8 @@
 """Scheme of a peer's URI → the transport that speaks it.
 
-A transport's module is imported when its scheme is first asked for, so that what a native library needs is paid only
-where it is used; whether it can work here it says itself (`Transport.available`), with the reason either way.
+A transport's module is imported when its scheme is first asked for, so that what a native library
+needs is paid only where it is used; whether it can work here it says itself
+(`Transport.available`), with the reason either way.
 """
 
 from __future__ import annotations
@@ -47,26 +48,39 @@ class Transport(ABC):
 
     @abstractmethod
     def listen(
-        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+        self,
+        uri: str,
+        provider: ChunkProvider,
+        authenticate: Authenticate,
+        limits: ServerLimits | None = None,
     ) -> PeerServer:
         """Serve at `uri`; the server's `address` is what to tell others."""
 
     @abstractmethod
-    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
-        """A client for `uri`; it connects at first use. `token` is asked at each connection, because tokens are renewed."""
+    def connect(
+        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+    ) -> PeerClient:
+        """A client for `uri`; it connects at first use. `token` is asked at each connection,
+        because tokens are renewed.
+        """
 
 
 def transport_for(uri: str) -> Transport:
-    """Raises `ValueError` for a scheme that nobody speaks, and where its transport cannot work here."""
+    """Raises `ValueError` for a scheme that nobody speaks, and where its transport cannot work
+    here.
+    """
     scheme = urlsplit(uri).scheme
     if scheme not in MODULES:
         raise ValueError(
-            f"{uri}: no transport for {scheme or 'an address without a scheme'}; there are {sorted(MODULES)}"
+            f"{uri}: no transport for {scheme or 'an address without a scheme'}; there are "
+            f"{sorted(MODULES)}"
         )
     transport = _load(scheme)
     availability = transport.available()
     if not availability.works:
-        raise ValueError(f"{uri}: the transport {scheme} does not work here: {availability.because}")
+        raise ValueError(
+            f"{uri}: the transport {scheme} does not work here: {availability.because}"
+        )
     return transport
 
 
@@ -74,7 +88,12 @@ def resolution() -> dict[str, Availability]:
     """What works here and why, logged: for the node's capabilities."""
     found = {scheme: _load(scheme).available() for scheme in sorted(MODULES)}
     for scheme, availability in found.items():
-        logger.info("peers over %s: %s (%s)", scheme, "yes" if availability.works else "no", availability.because)
+        logger.info(
+            "peers over %s: %s (%s)",
+            scheme,
+            "yes" if availability.works else "no",
+            availability.because,
+        )
     return found
 
 

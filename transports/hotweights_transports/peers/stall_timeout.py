@@ -1,8 +1,9 @@
-"""How long a puller bears with a peer, as arithmetic over times that are passed in: no clock, no socket.
+"""How long a puller bears with a peer, as arithmetic over times that are passed in: no clock, no
+socket.
 
-Three ways in which a peer fails without closing the connection: it falls *silent* (not a byte), it *stalls* (it says that
-it lives, but no chunk completes), or it drips bytes below the *floor*. Time in which the peer itself waits for a chunk is
-not held against its rate, only against the stall.
+Three ways in which a peer fails without closing the connection: it falls *silent* (not a byte), it
+*stalls* (it says that it lives, but no chunk completes), or it drips bytes below the *floor*. Time
+in which the peer itself waits for a chunk is not held against its rate, only against the stall.
 """
 
 from __future__ import annotations
@@ -44,13 +45,17 @@ class StallTimeout:
         if now - self._heard > limits.silence_seconds:
             raise PeerTimeout(self._address, f"not a byte for {limits.silence_seconds:g} s")
         if now - self._verified > limits.stall_seconds:
-            raise PeerTimeout(self._address, f"it lives, but completed no chunk for {limits.stall_seconds:g} s")
+            raise PeerTimeout(
+                self._address, f"it lives, but completed no chunk for {limits.stall_seconds:g} s"
+            )
         elapsed = now - self._window_began
-        if elapsed < limits.floor_window_seconds or not self._window_nbytes:  # nothing at all is silence, judged above
+        # nothing at all is silence, judged above
+        if elapsed < limits.floor_window_seconds or not self._window_nbytes:
             return
         rate = self._window_nbytes / elapsed
         if rate < limits.floor_bytes_per_second:
             raise PeerTimeout(
-                self._address, f"{rate:.0f} bytes/s; the floor is {limits.floor_bytes_per_second} per stream"
+                self._address,
+                f"{rate:.0f} bytes/s; the floor is {limits.floor_bytes_per_second} per stream",
             )
         self._window_began, self._window_nbytes = now, 0

@@ -1,1 +1,3 @@
-"""Inside a rank of vLLM: a second copy of the weights beside the served one, and the switch between them."""
+"""Inside a rank of vLLM: a second copy of the weights beside the served one, and the switch between
+them.
+"""

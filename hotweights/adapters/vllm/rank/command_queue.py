@@ -1,6 +1,8 @@
-"""What the agent orders, gathered from frames on the link's thread, and done one after the other on a thread of its own.
+"""What the agent orders, gathered from frames on the link's thread, and done one after the other on
+a thread of its own.
 
-That thread works for seconds beside the one that serves, and gives way to it. It has to live on whatever a model's code raises.
+That thread works for seconds beside the one that serves, and gives way to it. It has to live on
+whatever a model's code raises.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ logger = logging.getLogger("vllm.hotweights.orders")
 
 
 class CommandQueue:
-    """``prepare`` gets the slabs' descriptors to look at; they are closed afterwards. Both answer over the connection that asked."""
+    """``prepare`` gets the slabs' descriptors to look at; they are closed afterwards. Both answer
+    over the connection that asked.
+    """
 
     def __init__(
         self,
@@ -28,7 +32,8 @@ class CommandQueue:
         self._prepare, self._release = prepare, release
         self._partial: dict[int, tuple[frames.Prepare, list[int]]] = {}
         self._work: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.released = ""  # the digest released last, with nothing ordered since: preparing just this one is in vain
+        # the digest released last, with nothing ordered since: preparing just this one is in vain
+        self.released = ""
 
     def start(self) -> None:
         """From now on they are done."""
@@ -38,7 +43,9 @@ class CommandQueue:
         """After what was ordered so far, on the same thread."""
         self._work.put(work)
 
-    def handle(self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]) -> None:
+    def handle(
+        self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]
+    ) -> None:
         """One frame, on the link's thread; the descriptors are ours."""
         if isinstance(frame, frames.Prepare):
             self._partial[frame.id] = (frame, fds)
@@ -79,5 +86,6 @@ class CommandQueue:
             try:
                 with giving_way():
                     work()
-            except Exception:  # this thread has to live on; whatever it was, the model that serves is untouched
+            # this thread has to live on; whatever it was, the model that serves is untouched
+            except Exception:
                 logger.exception("Unexpected error while preparing")

@@ -1,11 +1,13 @@
-"""Asks a rank's own loaders whether a version fits (`dry_load` has the rules), and hands its tensors over as a cold load would see them.
+"""Asks a rank's own loaders whether a version fits (`dry_load` has the rules), and hands its
+tensors over as a cold load would see them.
 
-What the engine booted from is the measure: its headers are read once, at start-up, and run through the loaders without data. Where that
-is not possible (weights that were not safetensors, a loader that needs values) fewer questions are asked, and the first of them still is:
-do the loaders take every tensor.
+What the engine booted from is the measure: its headers are read once, at start-up, and run through
+the loaders without data. Where that is not possible (weights that were not safetensors, a loader
+that needs values) fewer questions are asked, and the first of them still is: do the loaders take
+every tensor.
 
-One thing is settled here because no loader can: tied embeddings. A cold load decides from the checkpoint whether
-``lm_head`` is a tensor of its own; a running model has already decided.
+One thing is settled here because no loader can: tied embeddings. A cold load decides from the
+checkpoint whether ``lm_head`` is a tensor of its own; a running model has already decided.
 """
 
 from __future__ import annotations
@@ -43,7 +45,9 @@ class Compatibility:
         self._last = (image.digest, trace)
         if trace is None:
             return dry_load.check_names(specs, self._boot) if self._boot else None
-        return dry_load.check_trace(specs, self._boot, trace, self._expected) or self._check_tied(image, trace)
+        return dry_load.check_trace(specs, self._boot, trace, self._expected) or self._check_tied(
+            image, trace
+        )
 
     def touched(self, image: Image) -> set[str] | None:
         """The parameters and buffers that this version fills; None when that is not known."""
@@ -62,29 +66,47 @@ class Compatibility:
             return None
         trace: Trace = self._shadow.trace(specs)
         if trace.unable:
-            logger.info("A loader needs data to say what fits (%s): names and shapes are compared instead", trace.error)
+            logger.info(
+                "A loader needs data to say what fits (%s): names and shapes are compared instead",
+                trace.error,
+            )
             return None
         return trace
 
     def _expect(self) -> dict[str, int]:
-        """Elements that each parameter must get: as many as at boot, because padding is filled by no checkpoint."""
+        """Elements that each parameter must get: as many as at boot, because padding is filled by
+        no checkpoint.
+        """
         if self._boot_trace is not None and self._boot_trace.failed is None:
             return self._boot_trace.by_parameter()
-        return dict.fromkeys(self._shadow.parameters(), 1) if self._shadow is not None and not self._boot else {}
+        return (
+            dict.fromkeys(self._shadow.parameters(), 1)
+            if self._shadow is not None and not self._boot
+            else {}
+        )
 
     def _with_head(self, specs: dict[str, Spec]) -> dict[str, Spec]:
         embedding = self._embedding_for_head(specs)
         return specs if embedding is None else {**specs, HEAD: specs[embedding]}
 
     def _embedding_for_head(self, specs: dict[str, Spec]) -> str | None:
-        """The tensor that a cold load of a checkpoint without a head would tie it to, where this engine booted with one."""
+        """The tensor that a cold load of a checkpoint without a head would tie it to, where this
+        engine booted with one.
+        """
         tied = getattr(self._config.model_config.hf_text_config, "tie_word_embeddings", False)
-        if not tied or HEAD in specs or self._boot_trace is None or not self._boot_trace.copied.get(HEAD):
+        if (
+            not tied
+            or HEAD in specs
+            or self._boot_trace is None
+            or not self._boot_trace.copied.get(HEAD)
+        ):
             return None
         return next((name for name in specs if name.endswith("embed_tokens.weight")), None)
 
     def _check_tied(self, image: Image, trace: Trace) -> DoesNotFit | None:
-        """A head that the loaders ignore must equal the embeddings that this model uses in its place."""
+        """A head that the loaders ignore must equal the embeddings that this model uses in its
+        place.
+        """
         if trace.copied.get(HEAD) or all(entry.name != HEAD for entry in image.table.entries):
             return None
         for name, parameters in trace.copied.items():
@@ -92,7 +114,10 @@ class Compatibility:
                 continue
             if image.same_bytes(name, HEAD):
                 return None
-            message = f"{HEAD} differs from {name}, but the running model has them tied: restart it with this version"
+            message = (
+                f"{HEAD} differs from {name}, but the running model has them tied: restart it "
+                "with this version"
+            )
             return DoesNotFit("UnknownTensor", message)
         return None
 

@@ -1,10 +1,12 @@
 """Does a version fit the model that runs? Said before anything is touched, with the tensor's name.
 
-A cold load is the judge: what vLLM accepts when it starts is accepted here (a bfloat16 checkpoint in a float32 engine, a tied
-``lm_head`` that is there or not, rotary tables that nobody reads), and what it would refuse is refused. So the loaders themselves are asked,
-with tensors that have a shape and no data (`shadow.trace`). But vLLM's loaders let some errors pass, silently: a missing
-tensor leaves memory as it was, a too large one is cut. Against those stands the checkpoint that this engine booted from:
-which of its tensors went where, and how many elements each parameter got from them. This module has the rules; it imports neither torch nor vllm.
+A cold load is the judge: what vLLM accepts when it starts is accepted here (a bfloat16 checkpoint
+in a float32 engine, a tied ``lm_head`` that is there or not, rotary tables that nobody reads), and
+what it would refuse is refused. So the loaders themselves are asked, with tensors that have a shape
+and no data (`shadow.trace`). But vLLM's loaders let some errors pass, silently: a missing tensor
+leaves memory as it was, a too large one is cut. Against those stands the checkpoint that this
+engine booted from: which of its tensors went where, and how many elements each parameter got from
+them. This module has the rules; it imports neither torch nor vllm.
 """
 
 from __future__ import annotations
@@ -38,7 +40,9 @@ class DoesNotFit:
 
 @dataclass(slots=True)
 class Trace:
-    """What the model's loaders did with a checkpoint's tensors: elements copied, by tensor and parameter."""
+    """What the model's loaders did with a checkpoint's tensors: elements copied, by tensor and
+    parameter.
+    """
 
     copied: dict[str, dict[str, int]] = field(default_factory=dict)
     failed: str | None = None  # the tensor at which a loader raised
@@ -53,16 +57,24 @@ class Trace:
         return totals
 
 
-def check_specs(version: Mapping[str, Spec], boot: Mapping[str, Spec], boot_trace: Trace | None) -> DoesNotFit | None:
+def check_specs(
+    version: Mapping[str, Spec], boot: Mapping[str, Spec], boot_trace: Trace | None
+) -> DoesNotFit | None:
     """Tensors that both checkpoints have must agree in shape and in the kind of number."""
     for name, spec in version.items():
         known = boot.get(name)
         if known is None or (boot_trace is not None and not boot_trace.copied.get(name)):
-            continue  # a new name is the loaders' question; what they ignored at boot may look as it likes
+            # a new name is the loaders' question; what they ignored at boot may look as it likes
+            continue
         if spec.shape != known.shape:
-            return DoesNotFit("ShapeMismatch", f"{name} has shape {_shape(spec)}; the model runs with {_shape(known)}")
+            return DoesNotFit(
+                "ShapeMismatch",
+                f"{name} has shape {_shape(spec)}; the model runs with {_shape(known)}",
+            )
         if not _same_kind(spec.dtype, known.dtype):
-            return DoesNotFit("DtypeMismatch", f"{name} is {spec.dtype}; the model runs with {known.dtype}")
+            return DoesNotFit(
+                "DtypeMismatch", f"{name} is {spec.dtype}; the model runs with {known.dtype}"
+            )
     return None
 
 
@@ -72,7 +84,9 @@ def check_trace(
     trace: Trace,
     expected: Mapping[str, int],
 ) -> DoesNotFit | None:
-    """The loaders took every tensor, and every parameter got as much as it needs (``expected`` elements)."""
+    """The loaders took every tensor, and every parameter got as much as it needs (``expected``
+    elements).
+    """
     if trace.failed is not None:
         return _loader_refused(trace.failed, trace.error, version, boot)
     got = trace.by_parameter()
@@ -82,9 +96,12 @@ def check_trace(
     absent = sorted(boot.keys() - version.keys())
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
-        return DoesNotFit("MissingTensor", f"{absent[0]}{more} is missing; {short[0]} would keep its old weights")
+        return DoesNotFit(
+            "MissingTensor", f"{absent[0]}{more} is missing; {short[0]} would keep its old weights"
+        )
     return DoesNotFit(
-        "MissingTensor", f"nothing in the version fills {short[0]} ({len(short)} parameters are incomplete)"
+        "MissingTensor",
+        f"nothing in the version fills {short[0]} ({len(short)} parameters are incomplete)",
     )
 
 
@@ -92,14 +109,18 @@ def check_names(version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> DoesNo
     """Where the loaders cannot be asked: exactly the names that the engine booted from."""
     for name in version:
         if name not in boot:
-            return DoesNotFit("UnknownTensor", f"{name} is not in the checkpoint that this engine booted from")
+            return DoesNotFit(
+                "UnknownTensor", f"{name} is not in the checkpoint that this engine booted from"
+            )
     for name in boot:
         if name not in version:
             return DoesNotFit("MissingTensor", f"{name} is missing; the engine booted with it")
     return None
 
 
-def _loader_refused(name: str, error: str, version: Mapping[str, Spec], boot: Mapping[str, Spec]) -> DoesNotFit:
+def _loader_refused(
+    name: str, error: str, version: Mapping[str, Spec], boot: Mapping[str, Spec]
+) -> DoesNotFit:
     if boot and name not in boot:
         return DoesNotFit("UnknownTensor", f"{name} is unknown to the model: {error}")
     if not boot and name in version and "shape" in error.lower():
@@ -108,7 +129,9 @@ def _loader_refused(name: str, error: str, version: Mapping[str, Spec], boot: Ma
 
 
 def _same_kind(first: str, second: str) -> bool:
-    """Loaders convert between floats; between a float and anything else they would silently make nonsense."""
+    """Loaders convert between floats; between a float and anything else they would silently make
+    nonsense.
+    """
     return first == second or (first in _FLOATS and second in _FLOATS)
 
 
@@ -117,7 +140,9 @@ def _shape(spec: Spec) -> str:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Spec]:
-    """The tensors of a safetensors folder by their headers alone; empty when it is none (then less can be checked)."""
+    """The tensors of a safetensors folder by their headers alone; empty when it is none (then less
+    can be checked).
+    """
     files = _files(folder)
     specs: dict[str, Spec] = {}
     try:
@@ -129,12 +154,18 @@ def read_checkpoint(folder: Path) -> dict[str, Spec]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    """As vLLM chooses them: with an index, what the index names; consolidated copies are not read twice."""
+    """As vLLM chooses them: with an index, what the index names; consolidated copies are not read
+    twice.
+    """
     index = folder / "model.safetensors.index.json"
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError):
-        return sorted(path for path in folder.glob("*.safetensors") if not path.name.startswith("consolidated"))
+        return sorted(
+            path
+            for path in folder.glob("*.safetensors")
+            if not path.name.startswith("consolidated")
+        )
     return [folder / name for name in names]
 
 
@@ -145,7 +176,10 @@ def _read_header(file: Path) -> dict[str, Spec]:
             raise ValueError(f"{file}: a header of {length} bytes")
         header = json.loads(stream.read(length))
     header.pop("__metadata__", None)
-    return {name: Spec(str(item["dtype"]), tuple(map(int, item["shape"]))) for name, item in header.items()}
+    return {
+        name: Spec(str(item["dtype"]), tuple(map(int, item["shape"])))
+        for name, item in header.items()
+    }
 
 
 def numel(spec: Spec) -> int:

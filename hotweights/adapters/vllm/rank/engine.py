@@ -1,9 +1,11 @@
-"""One rank of the engine: takes versions from the agent while it serves, and switches when the API server says so.
+"""One rank of the engine: takes versions from the agent while it serves, and switches when the API
+server says so.
 
-Two sides meet here. The agent speaks over the link: what it orders (`command_queue`) is done on a thread of its own, slowly, and touches nothing that
-serves. The API server speaks through vLLM's collective RPC (`answer`): on the worker's main thread, between two steps of the model. Those
-answers never raise. An exception on one rank would leave the other ranks' answers in vLLM's queues, and every later call would read
-the answer to the one before it.
+Two sides meet here. The agent speaks over the link: what it orders (`command_queue`) is done on a
+thread of its own, slowly, and touches nothing that serves. The API server speaks through vLLM's
+collective RPC (`answer`): on the worker's main thread, between two steps of the model. Those
+answers never raise. An exception on one rank would leave the other ranks' answers in vLLM's queues,
+and every later call would read the answer to the one before it.
 
 vLLM's own phases (start, update, finish) are refused: one weight-transfer engine has one master.
 """
@@ -51,7 +53,9 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
 
 
 class Abandoned(Exception):
-    """Preparing was called off: the version was released, or the engine needs the shadow for a repair."""
+    """Preparing was called off: the version was released, or the engine needs the shadow for a
+    repair.
+    """
 
 
 class Rejection(Exception):
@@ -67,7 +71,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
 
-    def __init__(self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module) -> None:
+    def __init__(
+        self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module
+    ) -> None:
         super().__init__(config, vllm_config, device, model)
         self._settings = settings.read()
         self._rank = get_world_group().rank_in_group
@@ -80,8 +86,11 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         self._lock = threading.RLock()  # the shadow and the fields above
         self._orders = CommandQueue(self._prepare, self._release)
         self._shadow = self._build_shadow()
-        # A skeleton of its own: asking what fits must not disturb a version that is ready to be committed.
-        self._compatibility = Compatibility(vllm_config, self._build_shadow() if self._shadow is not None else None)
+        # A skeleton of its own: asking what fits must not disturb a version that is ready to be
+        # committed.
+        self._compatibility = Compatibility(
+            vllm_config, self._build_shadow() if self._shadow is not None else None
+        )
         if self._settings.socket:
             self._orders.later(_take_one_core)
             self._orders.start()
@@ -93,10 +102,12 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         try:
             return Shadow(self.model, self.vllm_config, self.device)
         except Exception as error:  # noqa: BLE001 - any model's constructor may raise anything; then the plain way remains
-            logger.warning("No second model beside this one (%s): versions are loaded inside the pause", error)
+            logger.warning(
+                "No second model beside this one (%s): versions are loaded inside the pause", error
+            )
             return None
 
-    # --- the agent's side -------------------------------------------------------------------------------------------
+    # --- the agent's side ----------------------------------------------------------------------
 
     def _hello(self) -> frames.Hello:
         return frames.Hello(
@@ -110,19 +121,25 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             state="Serving",
         )
 
-    def _prepare(self, connection: agent_connection.Connection, frame: frames.Prepare, fds: list[int]) -> None:
+    def _prepare(
+        self, connection: agent_connection.Connection, frame: frames.Prepare, fds: list[int]
+    ) -> None:
         began = time.monotonic()
         try:
             nbytes = self._take(frame.digest, fds)
         except Rejection as error:
             logger.warning("Rejected %s: %s: %s", frame.digest[:19], error.reason, error)
             connection.send(
-                frames.Rejected(id=frame.id, digest=frame.digest, reason=error.reason, message=str(error)[:2000])
+                frames.Rejected(
+                    id=frame.id, digest=frame.digest, reason=error.reason, message=str(error)[:2000]
+                )
             )
         else:
             seconds = time.monotonic() - began
             logger.info("Prepared %s in %.2f s, %.1f MB", frame.digest[:19], seconds, nbytes / 1e6)
-            connection.send(frames.Prepared(id=frame.id, digest=frame.digest, seconds=seconds, nbytes=nbytes))
+            connection.send(
+                frames.Prepared(id=frame.id, digest=frame.digest, seconds=seconds, nbytes=nbytes)
+            )
 
     def _take(self, digest: str, fds: list[int]) -> int:
         try:
@@ -134,9 +151,12 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             raise Rejection(misfit.reason, misfit.message)
         with self._lock:
             if self._pinned is not None:
-                raise Rejection("Busy", f"{self._pinned} is being committed; prepare again afterwards")
+                raise Rejection(
+                    "Busy", f"{self._pinned} is being committed; prepare again afterwards"
+                )
             if digest in (self._digest, self._ready) or self._shadow is None:
-                self._hold(image)  # the same bytes, perhaps in younger memory: the older is let go of
+                # the same bytes, perhaps in younger memory: the older is let go of
+                self._hold(image)
                 return image.nbytes
             self._ready = None
             throttle = Throttle(self._settings.prepare_share)
@@ -147,14 +167,25 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 throttle()
 
             try:
-                self._shadow.load(self._compatibility.tensors(image), self._compatibility.touched(image), breathe)
+                self._shadow.load(
+                    self._compatibility.tensors(image), self._compatibility.touched(image), breathe
+                )
                 self._ready = digest
             except Abandoned as error:
-                raise Rejection("Busy", "called off; prepare it again if it is still wanted") from error
+                raise Rejection(
+                    "Busy", "called off; prepare it again if it is still wanted"
+                ) from error
             except (Unsupported, torch.OutOfMemoryError) as error:
-                logger.warning("Cannot finish versions beside the model (%s): they are loaded inside the pause", error)
+                logger.warning(
+                    "Cannot finish versions beside the model (%s): they are loaded "
+                    "inside "
+                    "the "
+                    "pause",
+                    error,
+                )
                 self._shadow = None
-            except Exception as error:  # any model's loader may raise anything; what is served is untouched
+            # any model's loader may raise anything; what is served is untouched
+            except Exception as error:
                 raise Rejection("LoadFailed", f"{type(error).__name__}: {error}") from error
             self._hold(image)
         self._tidy()
@@ -171,7 +202,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         connection.send(frames.Released(id=frame.id, digest=frame.digest))
 
     def _hold(self, image: Image) -> None:
-        """Keep what serves, what served before it (the way back), and the newest; an agent that forgot to release fills no memory."""
+        """Keep what serves, what served before it (the way back), and the newest; an agent that
+        forgot to release fills no memory.
+        """
         self._images.pop(image.digest, None)
         self._images[image.digest] = image
         needed = {self._digest, self._previous, self._ready, image.digest}
@@ -185,7 +218,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
-    # --- the API server's side --------------------------------------------------------------------------------------
+    # --- the API server's side -----------------------------------------------------------------
 
     def command(self, name: str, argument: Any) -> dict[str, Any]:
         """On the worker's main thread. See `answer`."""
@@ -201,8 +234,10 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         return commands[name](argument)
 
     def _freeze(self, _: Any) -> dict[str, Any]:
-        """At boot: what the process has by now is never garbage. Else every `_tidy` would walk through all of it, and hold the
-        interpreter for half a second while requests run. vLLM does the same in its other processes, and in GPU workers."""
+        """At boot: what the process has by now is never garbage. Else every `_tidy` would walk
+        through all of it, and hold the interpreter for half a second while requests run. vLLM does
+        the same in its other processes, and in GPU workers.
+        """
         gc.collect()
         gc.freeze()
         return {"ok": True, "rank": self._rank}
@@ -219,10 +254,17 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             return _no(self._rank, "NotPrepared", "another version is being prepared")
         try:
             image = self._images.get(digest)
-            if image is None or (self._shadow is not None and (self._ready != digest or not self._shadow.ready)):
+            if image is None or (
+                self._shadow is not None and (self._ready != digest or not self._shadow.ready)
+            ):
                 return _no(self._rank, "NotPrepared", f"{digest} is not prepared on this rank")
             self._pinned = digest
-            return {"ok": True, "rank": self._rank, "version": image.table.version, "probes": self._probes(image)}
+            return {
+                "ok": True,
+                "rank": self._rank,
+                "version": image.table.version,
+                "probes": self._probes(image),
+            }
         finally:
             self._lock.release()
 
@@ -243,10 +285,17 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             nbytes = self._shadow.install()
         else:
             nbytes = self._images[digest].nbytes
-            reload.reload(self.model, self.vllm_config, self._compatibility.tensors(self._images[digest]))
+            reload.reload(
+                self.model, self.vllm_config, self._compatibility.tensors(self._images[digest])
+            )
         self._synchronize()
         self._previous, self._digest = self._digest, digest
-        return {"ok": True, "rank": self._rank, "seconds": time.monotonic() - began, "nbytes": nbytes}
+        return {
+            "ok": True,
+            "rank": self._rank,
+            "seconds": time.monotonic() - began,
+            "nbytes": nbytes,
+        }
 
     def _settle(self, _: Any) -> dict[str, Any]:
         """After the resume: the shadow's memory goes back, on the other thread."""
@@ -262,7 +311,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         return {"ok": True, "rank": self._rank}
 
     def _repair(self, digest: str | None) -> dict[str, Any]:
-        """Bring a version back whole, into a model in any state. Paused anyway, so without resting."""
+        """Bring a version back whole, into a model in any state. Paused anyway, so without
+        resting.
+        """
         self._call_off.set()
         try:
             with self._lock:
@@ -299,7 +350,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
-    # --- vLLM's phases ----------------------------------------------------------------------------------------------
+    # --- vLLM's phases -------------------------------------------------------------------------
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         raise RuntimeError(_MASTER)
@@ -334,15 +385,22 @@ def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:
     engine = getattr(worker, "weight_transfer_engine", None)
     if not isinstance(engine, Engine):
         return _no(
-            -1, "CommitFailed", "this engine has another --weight-transfer-config; remove it, or opt the pod out"
+            -1,
+            "CommitFailed",
+            "this engine has another --weight-transfer-config; remove it, or opt the pod out",
         )
     try:
         result = engine.command(command, argument)
-        if command == "install" and result["ok"] and hasattr(worker.model_runner, "reset_lora_state"):
+        if (
+            command == "install"
+            and result["ok"]
+            and hasattr(worker.model_runner, "reset_lora_state")
+        ):
             worker.model_runner.reset_lora_state()
         if command in ("install", "repair", "settle"):
             probe.watch_for_nan(worker.model_runner, command != "settle")
-    except Exception as error:  # any loader may raise anything, and raising here would break vLLM's queues
+    # any loader may raise anything, and raising here would break vLLM's queues
+    except Exception as error:
         logger.exception("%s failed", command)
         return _no(engine._rank, "CommitFailed", f"{type(error).__name__}: {error}"[:1000])
     return result

@@ -1,9 +1,11 @@
-"""A version in memory: the table and slabs that an agent hands over, mapped read-only into this process.
+"""A version in memory: the table and slabs that an agent hands over, mapped read-only into this
+process.
 
-A tensor may lie in several extents; they are mapped side by side with ``MAP_FIXED``, so that the model's loaders see one contiguous
-tensor and nothing is copied. Whoever sends this is a process of its own with its own bugs, and a wrong offset here is a
-SIGBUS or somebody else's weights: so seals, bounds, alignment and sizes are all checked before the first page is mapped.
-The mapping goes away with its last view: a tensor that is still referenced somewhere never points at nothing.
+A tensor may lie in several extents; they are mapped side by side with ``MAP_FIXED``, so that the
+model's loaders see one contiguous tensor and nothing is copied. Whoever sends this is a process of
+its own with its own bugs, and a wrong offset here is a SIGBUS or somebody else's weights: so seals,
+bounds, alignment and sizes are all checked before the first page is mapped. The mapping goes away
+with its last view: a tensor that is still referenced somewhere never points at nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ _SEALED = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SE
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_POPULATE_READ = 22
-_POPULATE_BYTES = 64 << 20  # one call prefaults this much, so that the address space's lock is never held for long
+# one call prefaults this much, so that the address space's lock is never held for long
+_POPULATE_BYTES = 64 << 20
 
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
@@ -47,7 +50,9 @@ class ImageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor of the table, checked against the slabs; ``address`` is its offset in the mapped region."""
+    """One tensor of the table, checked against the slabs; ``address`` is its offset in the mapped
+    region.
+    """
 
     name: str
     dtype: str
@@ -67,7 +72,9 @@ class Table:
 
 
 class Region:
-    """A range of addresses with the slabs' pages in it; unmapped when nothing refers to it any more."""
+    """A range of addresses with the slabs' pages in it; unmapped when nothing refers to it any
+    more.
+    """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
@@ -76,13 +83,19 @@ class Region:
         self.address = _mmap(None, nbytes, 0, flags, -1, 0)  # PROT_NONE: only reserves the range
 
     def place(self, address: int, fd: int, offset: int, nbytes: int) -> None:
-        _mmap(self.address + address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset)
+        _mmap(
+            self.address + address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset
+        )
 
     def populate(self) -> None:
-        """Fault the pages in now, while serving goes on, and not in the pause. Kernels before 5.14 cannot: then it is lazy."""
+        """Fault the pages in now, while serving goes on, and not in the pause. Kernels before 5.14
+        cannot: then it is lazy.
+        """
         for start in range(0, self.nbytes, _POPULATE_BYTES):
             length = min(_POPULATE_BYTES, self.nbytes - start)
-            if _libc.madvise(ctypes.c_void_p(self.address + start), ctypes.c_size_t(length), _MADV_POPULATE_READ):
+            if _libc.madvise(
+                ctypes.c_void_p(self.address + start), ctypes.c_size_t(length), _MADV_POPULATE_READ
+            ):
                 return
 
     def __del__(self) -> None:
@@ -92,7 +105,9 @@ class Region:
 
 
 class Image:
-    """One mapped version. Its file descriptors are closed once it is mapped: the mapping keeps the memory."""
+    """One mapped version. Its file descriptors are closed once it is mapped: the mapping keeps the
+    memory.
+    """
 
     def __init__(self, table: Table, region: Region | None) -> None:
         self.table = table
@@ -102,7 +117,9 @@ class Image:
 
     @classmethod
     def open(cls, fds: Sequence[int], digest: str) -> Image:
-        """Map what came with a `prepare`: the table's descriptor, then the slabs'. The caller keeps (and closes) the descriptors."""
+        """Map what came with a `prepare`: the table's descriptor, then the slabs'. The caller keeps
+        (and closes) the descriptors.
+        """
         if not fds:
             raise ImageError("no table came with it")
         slabs = fds[1:]
@@ -132,16 +149,22 @@ class Image:
         return _memcmp(self._buffer, one.address, other.address, one.nbytes)
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
-        """Name and tensor, in load order. The tensors are views of read-only memory: writing to one is a SIGSEGV."""
+        """Name and tensor, in load order. The tensors are views of read-only memory: writing to one
+        is a SIGSEGV.
+        """
         import torch  # only engines have it; the agent's tests of this module do not
 
         for entry in self.table.entries:
             dtype = getattr(torch, TORCH_NAMES[entry.dtype], None)
             if dtype is None:
-                raise ImageError(f"{entry.name}: this torch ({torch.__version__}) has no {entry.dtype}")
+                raise ImageError(
+                    f"{entry.name}: this torch ({torch.__version__}) has no {entry.dtype}"
+                )
             if entry.nbytes:
                 count = entry.nbytes // ITEM_BYTES[entry.dtype]
-                flat = torch.frombuffer(self._buffer, dtype=dtype, count=count, offset=entry.address)
+                flat = torch.frombuffer(
+                    self._buffer, dtype=dtype, count=count, offset=entry.address
+                )
             else:
                 flat = torch.empty(0, dtype=dtype)
             yield entry.name, flat.view(entry.shape)
@@ -193,7 +216,9 @@ def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry
         _check_extent(name, extent, slab_bytes, last=position == len(extents) - 1)
     if sum(extent[2] for extent in extents) != nbytes:
         raise ImageError(f"{name}: its extents do not add up to {nbytes} bytes")
-    return TensorEntry(name, dtype, tuple(shape), nbytes, tuple((e[0], e[1], e[2]) for e in extents), address)
+    return TensorEntry(
+        name, dtype, tuple(shape), nbytes, tuple((e[0], e[1], e[2]) for e in extents), address
+    )
 
 
 def _check_extent(name: str, extent: object, slab_bytes: Sequence[int], *, last: bool) -> None:
@@ -205,11 +230,15 @@ def _check_extent(name: str, extent: object, slab_bytes: Sequence[int], *, last:
     if offset % PAGE or (not last and nbytes % PAGE) or not nbytes:
         raise ImageError(f"{name}: extent {extent} is empty or not aligned to {PAGE} bytes")
     if offset + nbytes > slab_bytes[slab]:
-        raise ImageError(f"{name}: extent {extent} ends beyond its slab of {slab_bytes[slab]} bytes")
+        raise ImageError(
+            f"{name}: extent {extent} ends beyond its slab of {slab_bytes[slab]} bytes"
+        )
 
 
 def _runs(entries: Sequence[TensorEntry]) -> Iterator[tuple[int, int, int, int]]:
-    """(address, slab, offset, nbytes) with neighbours joined: the kernel allows a process only some 65 000 mappings."""
+    """(address, slab, offset, nbytes) with neighbours joined: the kernel allows a process only some
+    65 000 mappings.
+    """
     run: tuple[int, int, int, int] | None = None
     for entry in entries:
         address = entry.address
@@ -227,13 +256,17 @@ def _runs(entries: Sequence[TensorEntry]) -> Iterator[tuple[int, int, int, int]]
 
 
 def _sealed_size(fd: int, what: str) -> int:
-    """Its size, once it can no longer change under us: an unsealed file could shrink (SIGBUS) or be rewritten."""
+    """Its size, once it can no longer change under us: an unsealed file could shrink (SIGBUS) or be
+    rewritten.
+    """
     try:
         seals = fcntl.fcntl(fd, _F_GET_SEALS)
     except OSError as error:
         raise ImageError(f"{what} is no memfd: {error}") from error
     if seals & _SEALED != _SEALED:
-        raise ImageError(f"{what} is not sealed against writing, growing and shrinking (seals {seals:#x})")
+        raise ImageError(
+            f"{what} is not sealed against writing, growing and shrinking (seals {seals:#x})"
+        )
     return os.fstat(fd).st_size
 
 
@@ -252,7 +285,9 @@ def _read_all(fd: int) -> bytes:
 
 
 def _buffer(region: Region | None) -> Any:
-    """The region as an object with the buffer protocol, which keeps the region for as long as any view lives."""
+    """The region as an object with the buffer protocol, which keeps the region for as long as any
+    view lives.
+    """
     if region is None:
         return b""
     kind = type("RegionBytes", (ctypes.c_char * region.nbytes,), {})
@@ -263,7 +298,9 @@ def _buffer(region: Region | None) -> Any:
 
 def _memcmp(buffer: Any, first: int, second: int, nbytes: int) -> bool:
     base = ctypes.addressof(buffer)
-    return not _libc.memcmp(ctypes.c_void_p(base + first), ctypes.c_void_p(base + second), ctypes.c_size_t(nbytes))
+    return not _libc.memcmp(
+        ctypes.c_void_p(base + first), ctypes.c_void_p(base + second), ctypes.c_size_t(nbytes)
+    )
 
 
 def _pages(nbytes: int) -> int:
@@ -281,7 +318,9 @@ _libc.mmap.argtypes = (
 )  # fmt: skip
 
 
-def _mmap(address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int) -> int:
+def _mmap(
+    address: int | None, nbytes: int, protection: int, flags: int, fd: int, offset: int
+) -> int:
     result = _libc.mmap(address, nbytes, protection, flags, fd, offset)
     if result is None or result == ctypes.c_void_p(-1).value:
         error = ctypes.get_errno()

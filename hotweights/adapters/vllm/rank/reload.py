@@ -1,9 +1,12 @@
-"""The plain way: vLLM's own layer-by-layer reload inside the pause, with the repairs that it is known to need.
+"""The plain way: vLLM's own layer-by-layer reload inside the pause, with the repairs that it is
+known to need.
 
-It is for models that cannot be finished beside the running one (`shadow.Unsupported`), and for weights that only vLLM's own loader can read.
-After a failure it does not recover by itself: layers that still wait for weights are skipped by the next start, and
-half-buffered weights count. So `purge` comes first, always. Afterwards two kinds of layers still hold what was packed from the old weights:
-a tied ``lm_head`` (only its first owner is processed again) and experts (prepacking is skipped while a kernel is set).
+It is for models that cannot be finished beside the running one (`shadow.Unsupported`), and for
+weights that only vLLM's own loader can read. After a failure it does not recover by itself: layers
+that still wait for weights are skipped by the next start, and half-buffered weights count. So
+`purge` comes first, always. Afterwards two kinds of layers still hold what was packed from the old
+weights: a tied ``lm_head`` (only its first owner is processed again) and experts (prepacking is
+skipped while a kernel is set).
 """
 
 from __future__ import annotations
@@ -15,7 +18,11 @@ from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 from vllm.model_executor.model_loader import get_model_loader
-from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload, layerwise
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+    layerwise,
+)
 
 from hotweights.adapters.vllm.rank.shadow import Tensors
 
@@ -26,7 +33,9 @@ class ReloadError(Exception):
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def purge(model: torch.nn.Module) -> int:
-    """Undo what a failed reload left: put the finished tensors back and forget buffered ones. Gives the layers that needed it."""
+    """Undo what a failed reload left: put the finished tensors back and forget buffered ones. Gives
+    the layers that needed it.
+    """
     count = 0
     for layer in model.modules():
         info = layerwise.get_layerwise_info(layer)
@@ -42,7 +51,9 @@ def purge(model: torch.nn.Module) -> int:
 
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def reload(model: torch.nn.Module, vllm_config: Any, tensors: Tensors) -> None:
-    """Load every tensor into the running model, which must be paused; on an exception it is dirty."""
+    """Load every tensor into the running model, which must be paused; on an exception it is
+    dirty.
+    """
     purge(model)
     with set_current_vllm_config(vllm_config):
         _forget_kernels(model)
@@ -56,7 +67,9 @@ def boot_tensors(model: torch.nn.Module, vllm_config: Any) -> Tensors:
     """What the engine booted from, read again by vLLM's own loader."""
     loader = get_model_loader(vllm_config.load_config)
     if not hasattr(loader, "get_all_weights"):
-        raise ReloadError(f"load format {vllm_config.load_config.load_format} cannot read its weights again")
+        raise ReloadError(
+            f"load format {vllm_config.load_config.load_format} cannot read its weights again"
+        )
     tensors: Tensors = loader.get_all_weights(vllm_config.model_config, model)
     return tensors
 
@@ -65,7 +78,10 @@ def _forget_kernels(model: torch.nn.Module) -> None:
     """Experts are packed again only while they have no kernel (vLLM's fused experts on CPUs)."""
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
-        if next(model.parameters()).device.type == "cpu" and getattr(method, "moe_kernel", None) is not None:
+        if (
+            next(model.parameters()).device.type == "cpu"
+            and getattr(method, "moe_kernel", None) is not None
+        ):
             method.moe_kernel = None
 
 

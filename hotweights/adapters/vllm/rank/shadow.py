@@ -1,12 +1,16 @@
-"""A second model beside the running one: the new version is loaded and finished there, and the pause only copies.
+"""A second model beside the running one: the new version is loaded and finished there, and the
+pause only copies.
 
-It is the cold start, done again while serving: the same constructor, the model's own loaders, the same post-processing; so what a
-cold load gets right (tied embeddings, fused and repacked weights, experts) comes out right here, where an in-place reload does not.
-Between two versions it is a skeleton on the ``meta`` device and takes no memory. It is built once, at start-up and on the
-worker's main thread, because the constructor depends on settings that are global to the process (default dtype, current config).
+It is the cold start, done again while serving: the same constructor, the model's own loaders, the
+same post-processing; so what a cold load gets right (tied embeddings, fused and repacked weights,
+experts) comes out right here, where an in-place reload does not. Between two versions it is a
+skeleton on the ``meta`` device and takes no memory. It is built once, at start-up and on the
+worker's main thread, because the constructor depends on settings that are global to the process
+(default dtype, current config).
 
-What post-processing leaves beside the parameters (packed copies in closures, scales as plain numbers) is carried over if it is a
-tensor, a function or a plain value. Anything else could refer back to the shadow: then it is `Unsupported`, and `reload` does it instead.
+What post-processing leaves beside the parameters (packed copies in closures, scales as plain
+numbers) is carried over if it is a tensor, a function or a plain value. Anything else could refer
+back to the shadow: then it is `Unsupported`, and `reload` does it instead.
 """
 
 from __future__ import annotations
@@ -30,24 +34,42 @@ from hotweights.adapters.vllm.rank.image import TORCH_NAMES
 from hotweights.adapters.vllm.rank.throttle import giving_way
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
-_PLAIN = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size, types.FunctionType)
+_PLAIN = (
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    types.FunctionType,
+)
 _INTERNAL = ("_parameters", "_buffers", "_modules")
 
 
 class Unsupported(Exception):
-    """This model cannot be finished beside the running one; the message says what stands against it."""
+    """This model cannot be finished beside the running one; the message says what stands against
+    it.
+    """
 
 
 class Shadow:
-    """The skeleton, and the version in it. One thread at a time; only `install` touches the running model."""
+    """The skeleton, and the version in it. One thread at a time; only `install` touches the running
+    model.
+    """
 
     def __init__(self, live: torch.nn.Module, vllm_config: Any, device: torch.device) -> None:
         self._config = vllm_config
         self._device = device
         self._live = _by_name(live)
         self._model = _skeleton(vllm_config)
-        shared = set(live.modules())  # rotary tables come from a cache that the running model uses too
-        self._modules = [(name, module) for name, module in self._model.named_modules() if module not in shared]
+        # rotary tables come from a cache that the running model uses too
+        shared = set(live.modules())
+        self._modules = [
+            (name, module) for name, module in self._model.named_modules() if module not in shared
+        ]
         for name, _ in self._modules:
             if name not in self._live:
                 raise Unsupported(f"the running model has no module {name!r} (is it wrapped?)")
@@ -62,7 +84,8 @@ class Shadow:
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def trace(self, specs: Mapping[str, Spec]) -> Trace:
-        """Ask the loaders what they would do with such tensors; nothing is loaded and no memory is taken.
+        """Ask the loaders what they would do with such tensors; nothing is loaded and no memory is
+        taken.
 
         It needs the skeleton: a shadow with a version in it is not the one to ask.
         """
@@ -79,7 +102,8 @@ class Shadow:
             _watch(target, name, trace, current)
         try:
             self._model.load_weights(_announce(_on_meta(specs), current))
-        except NotImplementedError as error:  # what meta tensors answer when a loader asks for their values
+        # what meta tensors answer when a loader asks for their values
+        except NotImplementedError as error:
             trace.unable, trace.error = True, str(error)
         except Exception as error:  # noqa: BLE001 - any model's loader may raise anything; it is the answer
             trace.failed, trace.error = current[0], f"{type(error).__name__}: {error}"[:400]
@@ -88,8 +112,12 @@ class Shadow:
         return trace
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
-    def load(self, tensors: Tensors, touched: Iterable[str] | None, pause: Callable[[], None]) -> int:
-        """Load and finish a version; ``pause`` is called between small steps and may sleep or raise. Gives bytes to copy."""
+    def load(
+        self, tensors: Tensors, touched: Iterable[str] | None, pause: Callable[[], None]
+    ) -> int:
+        """Load and finish a version; ``pause`` is called between small steps and may sleep or
+        raise. Gives bytes to copy.
+        """
         self.clear()
         try:
             with set_current_vllm_config(self._config), giving_way():
@@ -106,12 +134,16 @@ class Shadow:
 
     @property
     def moves(self) -> tuple[tuple[str, torch.Tensor, torch.Tensor], ...]:
-        """What is to be copied: a parameter's or attribute's name, the running model's tensor, the finished version's."""
+        """What is to be copied: a parameter's or attribute's name, the running model's tensor, the
+        finished version's.
+        """
         return tuple(self._moves)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def install(self) -> int:
-        """Copy the finished version over the running model. Nothing here allocates, waits, or can disagree about a shape."""
+        """Copy the finished version over the running model. Nothing here allocates, waits, or can
+        disagree about a shape.
+        """
         if not self.ready:
             raise RuntimeError("there is no finished version to copy")
         for _, old, new in self._moves:
@@ -120,7 +152,9 @@ class Shadow:
         return sum(new.nbytes for _, _, new in self._moves)
 
     def set_values(self) -> None:
-        """The part of `install` that is not a copy: plain values and packed copies that post-processing left in attributes."""
+        """The part of `install` that is not a copy: plain values and packed copies that
+        post-processing left in attributes.
+        """
         for module, name, value in self._values:
             setattr(module, name, value)
 
@@ -132,7 +166,8 @@ class Shadow:
             pristine.restore()
 
     def _materialize(self) -> None:
-        made: dict[int, torch.Tensor] = {}  # by identity: tied modules share one tensor here as there
+        # by identity: tied modules share one tensor here as there
+        made: dict[int, torch.Tensor] = {}
         for name, module in self._modules:
             live = self._live[name]
             for key, parameter in module._parameters.items():
@@ -145,12 +180,15 @@ class Shadow:
                     if id(buffer) not in made:
                         made[id(buffer)] = _like(buffer, self._device)
                     module._buffers[key] = made[id(buffer)]
-                    current = live._buffers.get(key)  # what a constructor computed, a meta device does not know
+                    # what a constructor computed, a meta device does not know
+                    current = live._buffers.get(key)
                     if current is not None and current.shape == buffer.shape:
                         made[id(buffer)].copy_(current)
 
     def _post_process(self, pause: Callable[[], None]) -> None:
-        """What vLLM's `process_weights_after_loading` does, with time to breathe between the layers."""
+        """What vLLM's `process_weights_after_loading` does, with time to breathe between the
+        layers.
+        """
         for _, module in self._modules:
             method = getattr(module, "quant_method", None)
             if isinstance(method, QuantizeMethodBase):
@@ -168,7 +206,9 @@ class Shadow:
             self._model.process_weights_after_loading()
 
     def _plan(self, before: Mapping[str, dict[str, Any]], touched: Iterable[str] | None) -> None:
-        """Everything that `install` will do, checked now: afterwards only the copying itself can go wrong."""
+        """Everything that `install` will do, checked now: afterwards only the copying itself can go
+        wrong.
+        """
         loaded = None if touched is None else set(touched)
         seen: set[int] = set()
         for name, module in self._modules:
@@ -191,24 +231,36 @@ class Shadow:
                     self._move(full, old.data, buffer.data)
             self._plan_values(name, live, module, before[name])
 
-    def _plan_values(self, name: str, live: torch.nn.Module, module: torch.nn.Module, before: dict[str, Any]) -> None:
+    def _plan_values(
+        self, name: str, live: torch.nn.Module, module: torch.nn.Module, before: dict[str, Any]
+    ) -> None:
         for key, value in _attributes(module).items():
             if key in before and before[key] is value:
                 continue
             old = live.__dict__.get(key)
             if isinstance(value, torch.Tensor):
-                if isinstance(old, torch.Tensor) and old.shape == value.shape and old.dtype == value.dtype:
+                if (
+                    isinstance(old, torch.Tensor)
+                    and old.shape == value.shape
+                    and old.dtype == value.dtype
+                ):
                     self._move(f"{name}.{key}", old, value)
                 else:
                     self._values.append((live, key, value))
             elif isinstance(value, _PLAIN):
                 self._values.append((live, key, value))
             elif old is None or type(old) is not type(value):
-                raise Unsupported(f"post-processing leaves a {type(value).__name__} in {name}.{key}")
+                raise Unsupported(
+                    f"post-processing leaves a {type(value).__name__} in {name}.{key}"
+                )
 
     def _move(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         if old.shape != new.shape or old.dtype != new.dtype:
-            raise Unsupported(f"{name} is {new.dtype} {list(new.shape)} here and {old.dtype} {list(old.shape)} there")
+            raise Unsupported(
+                f"{name} is {new.dtype} {list(new.shape)} here and {old.dtype} "
+                f"{list(old.shape)} "
+                "there"
+            )
         self._moves.append((name, old, new))
 
 
@@ -226,14 +278,21 @@ class _Pristine:
             if tensor is not None
         ]
         method = getattr(module, "quant_method", None)
-        self._method = (method, dict(method.__dict__)) if isinstance(method, QuantizeMethodBase) else None
+        self._method = (
+            (method, dict(method.__dict__)) if isinstance(method, QuantizeMethodBase) else None
+        )
 
     def restore(self) -> None:
         module = self._module
-        for table, pristine in ((module._parameters, self._parameters), (module._buffers, self._buffers)):
+        for table, pristine in (
+            (module._parameters, self._parameters),
+            (module._buffers, self._buffers),
+        ):
             table.clear()
             table.update(pristine)
-        for key in [key for key in module.__dict__ if key not in self._dict and key not in _INTERNAL]:
+        for key in [
+            key for key in module.__dict__ if key not in self._dict and key not in _INTERNAL
+        ]:
             del module.__dict__[key]
         module.__dict__.update(self._dict)
         for tensor, attributes in self._loaders:
@@ -281,7 +340,10 @@ def _announce(tensors: Tensors, current: list[str]) -> Iterator[tuple[str, torch
 
 def _on_meta(specs: Mapping[str, Spec]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, spec in specs.items():
-        yield name, torch.empty(spec.shape, dtype=getattr(torch, TORCH_NAMES[spec.dtype]), device="meta")
+        yield (
+            name,
+            torch.empty(spec.shape, dtype=getattr(torch, TORCH_NAMES[spec.dtype]), device="meta"),
+        )
 
 
 def _between(tensors: Tensors, pause: Callable[[], None]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -292,14 +354,20 @@ def _between(tensors: Tensors, pause: Callable[[], None]) -> Iterator[tuple[str,
 
 def _like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """A real tensor for a meta one, with its class and its loader."""
-    new = torch.empty_strided(tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device)
+    new = torch.empty_strided(
+        tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device
+    )
     new.__class__ = tensor.__class__
     new.__dict__ = dict(tensor.__dict__)
     return new
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
-    return {key: value for key, value in module.__dict__.items() if key not in _INTERNAL and key != "training"}
+    return {
+        key: value
+        for key, value in module.__dict__.items()
+        if key not in _INTERNAL and key != "training"
+    }
 
 
 def _by_name(live: torch.nn.Module) -> dict[str, torch.nn.Module]:
@@ -313,7 +381,9 @@ def _by_name(live: torch.nn.Module) -> dict[str, torch.nn.Module]:
 
 
 def _skeleton(vllm_config: Any) -> torch.nn.Module:
-    """The model without memory, with registries of its own: layers register themselves by name, and those names are taken."""
+    """The model without memory, with registries of its own: layers register themselves by name, and
+    those names are taken.
+    """
     config = copy.copy(vllm_config)
     config.compilation_config = copy.copy(vllm_config.compilation_config)
     config.compilation_config.static_forward_context = {}

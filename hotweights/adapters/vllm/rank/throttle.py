@@ -26,8 +26,10 @@ class Throttle:
 
 @contextmanager
 def giving_way() -> Iterator[None]:
-    """While another thread works, the one that serves waits for the interpreter after each of its operations on tensors: 5 ms by default. 200 small
-    products took 6 ms alone, 810 ms beside a busy thread, and 47 ms with this."""
+    """While another thread works, the one that serves waits for the interpreter after each of its
+    operations on tensors: 5 ms by default. 200 small products took 6 ms alone, 810 ms beside a busy
+    thread, and 47 ms with this.
+    """
     usual = sys.getswitchinterval()
     sys.setswitchinterval(SWITCH_SECONDS)
     try:

@@ -1,7 +1,9 @@
-"""An agent's memory of its node, and how it steers one engine. What it does must be what `hotweights_agent` does.
+"""An agent's memory of its node, and how it steers one engine. What it does must be what
+`hotweights_agent` does.
 
-One step at a time and by level: hand a version over once it is here, commit once it is prepared, and mark the pod (the gate and the
-label in one write) before and after. What was given up stays so for that very order; meanwhile the engine makes ready what comes next.
+One step at a time and by level: hand a version over once it is here, commit once it is prepared,
+and mark the pod (the gate and the label in one write) before and after. What was given up stays so
+for that very order; meanwhile the engine makes ready what comes next.
 """
 
 from __future__ import annotations
@@ -49,19 +51,25 @@ class AgentProcess:
         return (wanted.token, (wanted.rollout, wanted.revision), self.images.get(digest, 0))
 
     def aim(self, engine: Engine, wanted: PodAssignment, memory: Memory) -> str:
-        """The version that it is to be brought to next. What was given up makes way for what comes next."""
+        """The version that it is to be brought to next. What was given up makes way for what comes
+        next.
+        """
         following = wanted.prepare if wanted.prepare != engine.digest else ""
         if not wanted.digest or (wanted.digest == engine.digest and not engine.boots):
             return following
         makes_way = following != wanted.digest and self.holds(following)
-        gone = memory.gave_up(wanted.digest, self.goal(wanted.digest, wanted)) if makes_way else None
+        gone = (
+            memory.gave_up(wanted.digest, self.goal(wanted.digest, wanted)) if makes_way else None
+        )
         return following if gone else wanted.digest
 
 
 class Steering:
     """Between agents and engines."""
 
-    def __init__(self, kubelets: Kubelets, draw: random.Random, agents: dict[str, AgentProcess | None]) -> None:
+    def __init__(
+        self, kubelets: Kubelets, draw: random.Random, agents: dict[str, AgentProcess | None]
+    ) -> None:
         """``agents`` are those of all nodes, as they come and go."""
         self.faults = ActiveFaults()
         self.confirmations: set[Confirmation] = set()
@@ -82,12 +90,20 @@ class Steering:
             self._counts["commit breaks in the middle and is repaired"] += 1
             engine.phase, engine.repaired_at = "Serving", None
             engine.confirmed_at = self._kubelets.clock(self._kubelets.api.get("pod", uid).node)
-        elif engine.committing and engine.busy_until is not None and self._kubelets.now >= engine.busy_until:
+        elif (
+            engine.committing
+            and engine.busy_until is not None
+            and self._kubelets.now >= engine.busy_until
+        ):
             self._finish_commit(uid, engine)
 
     def steer(self, uid: str, engine: Engine, wanted: PodAssignment, agent: AgentProcess) -> None:
         """One frame between agent and engine, or two where it answers at once."""
-        if engine.phase in ("Starting", "Dirty") or engine.committing or wanted.token < engine.token:
+        if (
+            engine.phase in ("Starting", "Dirty")
+            or engine.committing
+            or wanted.token < engine.token
+        ):
             return
         memory = agent.memory(uid, engine)
         memory.only((wanted.digest, wanted.prepare))
@@ -98,7 +114,12 @@ class Steering:
         if engine.prepared not in (digest or wanted.digest, wanted.prepare):
             engine.prepared = ""
         goal = agent.goal(digest, wanted)
-        if not digest or digest == engine.digest or not agent.holds(digest) or memory.gave_up(digest, goal):
+        if (
+            not digest
+            or digest == engine.digest
+            or not agent.holds(digest)
+            or memory.gave_up(digest, goal)
+        ):
             return
         if engine.prepared != digest:
             self._prepare(uid, engine, digest, memory, goal)
@@ -114,10 +135,15 @@ class Steering:
         memory.effort("Prepare", digest, goal)
         if engine.preparing != digest:
             engine.preparing = digest
-            engine.busy_until = self._kubelets.now + timedelta(seconds=self._draw.choice((0.0, 0.0, 1.0, 2.0)))
+            engine.busy_until = self._kubelets.now + timedelta(
+                seconds=self._draw.choice((0.0, 0.0, 1.0, 2.0))
+            )
             flaw = self.faults.flaw("killing", uid, digest)
             if flaw is not None and not engine.boots:  # a second copy beside the one that serves
-                engine.dies_at, engine.dies_of_memory = self._kubelets.now + timedelta(seconds=1.0), flaw.oom
+                engine.dies_at, engine.dies_of_memory = (
+                    self._kubelets.now + timedelta(seconds=1.0),
+                    flaw.oom,
+                )
                 engine.busy_until = self._kubelets.now + timedelta(seconds=60.0)
         if engine.busy_until is not None and self._kubelets.now < engine.busy_until:
             return
@@ -125,14 +151,25 @@ class Steering:
         refused = self.faults.flaw("refused", uid, digest) is not None
         at_boot = engine.boots and self.faults.flaw("refused at boot", uid, digest) is not None
         if refused or at_boot:
-            self._counts["engine refuses at boot" if engine.boots else "engine refuses to prepare"] += 1
-            memory.fails("Prepare", digest, "ShapeMismatch", self._kubelets.now, booting=engine.boots, lasting=True)
+            self._counts[
+                "engine refuses at boot" if engine.boots else "engine refuses to prepare"
+            ] += 1
+            memory.fails(
+                "Prepare",
+                digest,
+                "ShapeMismatch",
+                self._kubelets.now,
+                booting=engine.boots,
+                lasting=True,
+            )
             return
         engine.prepared = digest
         memory.succeeded(digest)
 
     def _commit(self, uid: str, engine: Engine, wanted: PodAssignment) -> None:
-        """The label goes before the switch begins; short commits are over before anybody has looked."""
+        """The label goes before the switch begins; short commits are over before anybody has
+        looked.
+        """
         self._kubelets.mark(uid, False, "", DIGEST_LABEL)
         engine.committing, engine.token = wanted.digest, wanted.token
         if not engine.boots:
@@ -163,7 +200,9 @@ class Steering:
             repairs = self.faults.dirty_commits.pop(uid, True)
             engine.phase, engine.prepared = "Dirty", ""
             if repairs and not engine.boots:
-                engine.repaired_at = self._kubelets.now + timedelta(seconds=flaw.seconds if flaw else REPAIR_SECONDS)
+                engine.repaired_at = self._kubelets.now + timedelta(
+                    seconds=flaw.seconds if flaw else REPAIR_SECONDS
+                )
             else:
                 engine.digest, engine.confirmed_at = "", None
                 engine.dies_at = self._kubelets.now + timedelta(seconds=15)
@@ -177,7 +216,9 @@ class Steering:
             self.faults.failing_commits[uid] = left - 1
         engine.phase = "Booting" if engine.boots else "Serving"
         if mismatched:
-            self._counts["probe gives wrong tokens at boot" if engine.boots else "probe gives wrong tokens"] += 1
+            self._counts[
+                "probe gives wrong tokens at boot" if engine.boots else "probe gives wrong tokens"
+            ] += 1
             self._note_failure(uid, engine, digest, "ProbeMismatch", lasting=True)
         else:
             self._note_failure(uid, engine, digest, "CommitFailed", lasting=False)
@@ -188,13 +229,19 @@ class Steering:
         agent = self._agents.get(self._kubelets.api.get("pod", uid).node)
         return agent.memory(uid, engine) if agent is not None else None
 
-    def _note_failure(self, uid: str, engine: Engine, digest: str, reason: str, *, lasting: bool) -> None:
+    def _note_failure(
+        self, uid: str, engine: Engine, digest: str, reason: str, *, lasting: bool
+    ) -> None:
         memory = self._heard(uid, engine)
         if memory is None or ("Commit", digest) not in memory.efforts:
             return
-        effort = memory.fails("Commit", digest, reason, self._kubelets.now, booting=engine.boots, lasting=lasting)
+        effort = memory.fails(
+            "Commit", digest, reason, self._kubelets.now, booting=engine.boots, lasting=lasting
+        )
         if not lasting:
-            how = "until it is given up" if effort.given_up else "and succeeds when it is tried again"
+            how = (
+                "until it is given up" if effort.given_up else "and succeeds when it is tried again"
+            )
             self._counts[f"commit fails {how}"] += 1
 
     def mark(self, uid: str, engine: Engine, wanted: PodAssignment) -> None:
@@ -210,5 +257,8 @@ def _death(engine: Engine) -> str:
     if engine.phase == "Dirty":
         return "commit breaks in the middle and the engine dies"
     if engine.preparing:
-        return f"engine {'is killed for its memory' if engine.dies_of_memory else 'dies'} while it prepares"
+        return (
+            f"engine {'is killed for its memory' if engine.dies_of_memory else 'dies'} while it "
+            "prepares"
+        )
     return "engine dies after it served"

@@ -1,8 +1,10 @@
-"""An API server in memory: versions of objects, a log per kind for watchers, server-side apply of entries, and refusals.
+"""An API server in memory: versions of objects, a log per kind for watchers, server-side apply of
+entries, and refusals.
 
-It holds the same frozen values that the operator decides on, so that a step costs microseconds. What it must get right is what
-the decisions rely on: every write is a new resourceVersion, an apply with an old one is refused, the spec's generation grows, an
-apply by one manager replaces that manager's entry and no other, and what is longer than the schema allows is never taken.
+It holds the same frozen values that the operator decides on, so that a step costs microseconds.
+What it must get right is what the decisions rely on: every write is a new resourceVersion, an apply
+with an old one is refused, the spec's generation grows, an apply by one manager replaces that
+manager's entry and no other, and what is longer than the schema allows is never taken.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ class Refused(Exception):
 
 
 class Invalid(Refused):
-    """The body will never be taken: it is longer than the schema allows, or an admission webhook says no."""
+    """The body will never be taken: it is longer than the schema allows, or an admission webhook
+    says no.
+    """
 
 
 class Judge(Protocol):
@@ -60,14 +64,18 @@ class Api:
     """All objects, and everything that happened to them."""
 
     version: int = 0
-    objects: dict[Kind, dict[str, tuple[int, Any]]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
+    objects: dict[Kind, dict[str, tuple[int, Any]]] = field(
+        default_factory=lambda: {kind: {} for kind in KINDS}
+    )
     log: dict[Kind, list[LogEntry]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     counts: Counts = field(default_factory=Counter)
     refusing: set[str] = field(default_factory=set)  # nodes of whose objects no spec is taken
     judge: Judge | None = None
 
     def put(self, kind: Kind, key: str, value: Any) -> int:
-        """Write an object; those that know their resourceVersion get the new one. Raises `Invalid`."""
+        """Write an object; those that know their resourceVersion get the new one. Raises
+        `Invalid`.
+        """
         before = self.get(kind, key)
         if kind in ("rollout", "version"):
             self._fits(key, value.status)
@@ -76,7 +84,11 @@ class Api:
             value = replace(value, resource_version=str(self.version))
         self.objects[kind][key] = (self.version, value)
         self.log[kind].append((self.version, key, value))
-        if self.judge is not None and isinstance(before, Rollout) and before.status is not value.status:
+        if (
+            self.judge is not None
+            and isinstance(before, Rollout)
+            and before.status is not value.status
+        ):
             self.judge.told(before, value)
         return self.version
 
@@ -97,13 +109,18 @@ class Api:
         return self.objects[kind][key][0]
 
     def perform(self, action: Action) -> str:
-        """Do what `perform` would do against a real API server; the name of the NodeWeights. Raises `Refused`."""
+        """Do what `perform` would do against a real API server; the name of the NodeWeights. Raises
+        `Refused`.
+        """
         if action.node in self.refusing:
             self.counts["write is refused as invalid"] += 1
             raise Invalid(f"{action.node}: an admission webhook denied the request")
         match action:
             case CreateNodeWeights():
-                if self.get("node", action.node) is None or self.get("state", action.node) is not None:
+                if (
+                    self.get("node", action.node) is None
+                    or self.get("state", action.node) is not None
+                ):
                     raise Refused(action.node)
                 self.put("state", action.node, NodeState(action.node, generation=1))
             case Assign():
@@ -151,4 +168,6 @@ class Api:
 
     def _set_spec(self, state: NodeState, spec: NodeWeightsSpec) -> None:
         if spec != state.spec:
-            self.put("state", state.name, replace(state, spec=spec, generation=state.generation + 1))
+            self.put(
+                "state", state.name, replace(state, spec=spec, generation=state.generation + 1)
+            )

@@ -1,8 +1,9 @@
 """An engine: the process in a pod's container, and what its node's agent asks of it.
 
-Its own state is the truth; what its agent wrote last is what the world knows; both drift apart whenever a process dies or a
-report is late. The agent steers by level and remembers what was given up, for which token, revision and image; that memory dies
-with the agent or with the engine, as it does in `hotweights_agent`.
+Its own state is the truth; what its agent wrote last is what the world knows; both drift apart
+whenever a process dies or a report is late. The agent steers by level and remembers what was given
+up, for which token, revision and image; that memory dies with the agent or with the engine, as it
+does in `hotweights_agent`.
 """
 
 from __future__ import annotations
@@ -72,7 +73,9 @@ class Memory:
     failed: GivenUp | None = None
 
     def effort(self, op: Op, digest: str, goal: Goal) -> Effort:
-        """The tries for this goal; another one starts afresh. A commit does not ask which image it was prepared from."""
+        """The tries for this goal; another one starts afresh. A commit does not ask which image it
+        was prepared from.
+        """
         goal = goal if op == "Prepare" else (goal[0], goal[1], 0)
         found = self.efforts.get((op, digest))
         if found is None or found.goal != goal:
@@ -80,14 +83,23 @@ class Memory:
         return found
 
     def gave_up(self, digest: str, goal: Goal) -> Effort | None:
-        """How the tries for this goal ended, if they did; a version that is not here (image 0) is no other than it was."""
-        commit, prepare = self.efforts.get(("Commit", digest)), self.efforts.get(("Prepare", digest))
+        """How the tries for this goal ended, if they did; a version that is not here (image 0) is
+        no other than it was.
+        """
+        commit, prepare = (
+            self.efforts.get(("Commit", digest)),
+            self.efforts.get(("Prepare", digest)),
+        )
         if commit is not None and commit.given_up and commit.goal[:2] == goal[:2]:
             return commit
-        same = prepare is not None and prepare.goal[:2] == goal[:2] and goal[2] in (0, prepare.goal[2])
+        same = (
+            prepare is not None and prepare.goal[:2] == goal[:2] and goal[2] in (0, prepare.goal[2])
+        )
         return prepare if prepare is not None and same and prepare.given_up else None
 
-    def fails(self, op: Op, digest: str, reason: str, now: datetime, *, booting: bool, lasting: bool) -> Effort:
+    def fails(
+        self, op: Op, digest: str, reason: str, now: datetime, *, booting: bool, lasting: bool
+    ) -> Effort:
         """One more failure; the last one if it will not pass."""
         effort = self.efforts[op, digest]
         effort.failures += 1

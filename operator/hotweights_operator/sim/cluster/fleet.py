@@ -1,7 +1,8 @@
 """Nodes and their agents, as far as the operator can tell them from real ones.
 
-An agent stages what its object lists, steers its engines (`agents`), marks their pods and reports (`node_report`). It dies and forgets; what
-it wrote stays, and so does what its disk remembers: the highest order that each pod was ever given.
+An agent stages what its object lists, steers its engines (`agents`), marks their pods and reports
+(`node_report`). It dies and forgets; what it wrote stays, and so does what its disk remembers: the
+highest order that each pod was ever given.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Fleet:
         self.agents: dict[str, AgentProcess | None] = {}  # by node; None: dead
         self.contents: dict[str, str] = {}  # URI → digest
         self._steering = Steering(self.kubelets, draw, self.agents)
-        self._disks: dict[str, PodAssignment] = {}  # pod UID → the highest order that its agent has heard
+        # pod UID → the highest order that its agent has heard
+        self._disks: dict[str, PodAssignment] = {}
         self._boots = 0
         self._images = 0
 
@@ -64,10 +66,12 @@ class Fleet:
 
     @property
     def hesitates(self) -> bool:
-        """Whether an agent could have gone on just now, and will the next time or the one after it."""
+        """Whether an agent could have gone on just now, and will the next time or the one after
+        it.
+        """
         return self._steering.hesitates
 
-    # -- processes -----------------------------------------------------------------------------------------------------
+    # -- processes ------------------------------------------------------------------------------
 
     def add_node(self, name: str) -> None:
         """A node with a running agent."""
@@ -75,7 +79,9 @@ class Fleet:
         self.start_agent(name)
 
     def start_agent(self, node: str) -> None:
-        """Its pod becomes Ready once it has written its first status; engines tell it what they serve."""
+        """Its pod becomes Ready once it has written its first status; engines tell it what they
+        serve.
+        """
         self._boots += 1
         self.api.put("agent", node, Agent(f"agent-{node}", node, False))
         self.agents[node] = AgentProcess(self._boots)
@@ -99,7 +105,7 @@ class Fleet:
             self.api.delete(kind, node)
         self.api.refusing.discard(node)
 
-    # -- time passes ---------------------------------------------------------------------------------------------------
+    # -- time passes ----------------------------------------------------------------------------
 
     def step(self) -> None:
         """Every process does a little."""
@@ -119,7 +125,9 @@ class Fleet:
         if state is None:
             return
         self._stage(agent, state.spec)
-        if node in self.faults.flaky_agents and any(0 < done < NBYTES for done in agent.staged.values()):
+        if node in self.faults.flaky_agents and any(
+            0 < done < NBYTES for done in agent.staged.values()
+        ):
             self.api.counts["agent dies while it stages"] += 1
             self.kill_agent(node)
             self.start_agent(node)
@@ -143,7 +151,9 @@ class Fleet:
                 self._steering.mark(uid, engine, wanted[uid])
 
     def _wanted(self, spec: NodeWeightsSpec) -> dict[str, PodAssignment]:
-        """By pod, the order that counts: the highest token of all entries, and never lower than what the disk remembers."""
+        """By pod, the order that counts: the highest token of all entries, and never lower than
+        what the disk remembers.
+        """
         best: dict[str, PodAssignment] = {}
         for entry in spec.rollouts:
             for pod in entry.pods:
@@ -175,9 +185,13 @@ class Fleet:
                 self._images += 1
                 agent.images[digest] = self._images
 
-    def _write(self, node: str, agent: AgentProcess, state: NodeState, engines: list[EngineStatus]) -> None:
+    def _write(
+        self, node: str, agent: AgentProcess, state: NodeState, engines: list[EngineStatus]
+    ) -> None:
         unreadable = self.faults.unreadable
-        status = node_status(node, agent, state.generation, engines, state.spec, self.contents, unreadable)
+        status = node_status(
+            node, agent, state.generation, engines, state.spec, self.contents, unreadable
+        )
         self.api.set_status(node, status)
         if not agent.started:
             agent.started = True

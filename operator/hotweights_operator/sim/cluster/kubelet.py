@@ -1,8 +1,10 @@
-"""The kubelets: containers that start, end and start again, and pods that become Ready a little after they could be.
+"""The kubelets: containers that start, end and start again, and pods that become Ready a little
+after they could be.
 
-A kubelet hears of the readiness gate by a watch of its own and writes Ready by a write of its own, so its word comes up to two
-seconds after the agent's, for each pod always by the same lag. It writes times by its node's clock, which may be wrong, and in
-whole seconds. A container that ends is started again at once, then after ever longer waits (shorter ones than the real ones).
+A kubelet hears of the readiness gate by a watch of its own and writes Ready by a write of its own,
+so its word comes up to two seconds after the agent's, for each pod always by the same lag. It
+writes times by its node's clock, which may be wrong, and in whole seconds. A container that ends is
+started again at once, then after ever longer waits (shorter ones than the real ones).
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class Container:
     gate_at: datetime | None = None  # since when the gate is True, in truth
     ready_at: datetime | None = None  # since when it is Ready, in truth
     seen_gate: bool = False
-    news: deque[tuple[datetime, bool]] = field(default_factory=deque)  # what it will hear of the gate, and when
+    # what it will hear of the gate, and when
+    news: deque[tuple[datetime, bool]] = field(default_factory=deque)
 
 
 @dataclass(slots=True)
@@ -46,7 +49,8 @@ class Kubelets:
     draw: random.Random
     now: datetime
     containers: dict[str, Container] = field(default_factory=dict)  # by pod UID
-    engines: dict[str, Engine] = field(default_factory=dict)  # by pod UID; none while a container waits
+    # by pod UID; none while a container waits
+    engines: dict[str, Engine] = field(default_factory=dict)
     clocks: dict[str, timedelta] = field(default_factory=dict)  # node → how far its clock is off
 
     def clock(self, node: str) -> datetime:
@@ -65,9 +69,15 @@ class Kubelets:
     def in_service(self, uid: str) -> bool:
         """Whether a Service sends requests to this pod and gets answers."""
         pod, engine = self.api.get("pod", uid), self.engines.get(uid)
-        return pod is not None and pod.ready and pod.live and engine is not None and engine.phase == "Serving"
+        return (
+            pod is not None
+            and pod.ready
+            and pod.live
+            and engine is not None
+            and engine.phase == "Serving"
+        )
 
-    # -- what happens to pods ----------------------------------------------------------------------------------------
+    # -- what happens to pods -------------------------------------------------------------------
 
     def start_pod(self, pod: Pod) -> None:
         """A new pod: its engine starts to load."""
@@ -77,7 +87,9 @@ class Kubelets:
         self.api.put("pod", pod.uid, replace(pod, engine_started_at=self.shown(pod.node)))
 
     def end_container(self, uid: str, *, oom: bool = False) -> None:
-        """The engine's process dies; the kubelet starts another, at once if it is the first time for long."""
+        """The engine's process dies; the kubelet starts another, at once if it is the first time
+        for long.
+        """
         container, pod = self.containers.get(uid), self.api.get("pod", uid)
         if container is None or pod is None or container.again_at is not None:
             return
@@ -90,7 +102,9 @@ class Kubelets:
         container.again_at, container.ready_at = self.now + timedelta(seconds=wait), None
         since = self.shown(pod.node) if pod.ready else pod.ready_since
         fate = {"last_run_seconds": float(int(seconds)), "oom_killed": oom}
-        self.api.put("pod", uid, replace(pod, ready=False, ready_since=since, engine_started_at=None, **fate))
+        self.api.put(
+            "pod", uid, replace(pod, ready=False, ready_since=since, engine_started_at=None, **fate)
+        )
         if not wait:
             self._start_again(uid, container)
 
@@ -124,7 +138,7 @@ class Kubelets:
             container.news.append((max(earliest, self.now + container.lag), gate))
         self.api.put("pod", uid, replace(pod, gate=gate, gate_since=since, labels=labels))
 
-    # -- time passes -------------------------------------------------------------------------------------------------
+    # -- time passes ----------------------------------------------------------------------------
 
     def step(self) -> None:
         """Everything that is due."""
@@ -143,13 +157,21 @@ class Kubelets:
         container.restarts += 1
         self.engines[uid] = self._process(container.restarts)
         shown = self.shown(pod.node)
-        self.api.put("pod", uid, replace(pod, was_ready=True, engine_started_at=shown, restarts=container.restarts))
+        self.api.put(
+            "pod",
+            uid,
+            replace(pod, was_ready=True, engine_started_at=shown, restarts=container.restarts),
+        )
 
     def _sync(self, uid: str, container: Container) -> None:
         """Ready is the gate, as far as it was heard of, and an open port."""
         self._show(uid, container)
         while container.news and container.news[0][0] <= self.now:
-            if len(container.news) > 1 and container.news[1][0] <= self.now and self.draw.random() < 0.5:
+            if (
+                len(container.news) > 1
+                and container.news[1][0] <= self.now
+                and self.draw.random() < 0.5
+            ):
                 container.news.popleft()  # it was too short to be seen
             container.seen_gate = container.news.popleft()[1]
             self._show(uid, container)
@@ -160,7 +182,11 @@ class Kubelets:
         if pod.ready != ready:
             container.ready_at = self.now if ready else None
             since = self.shown(pod.node)
-            self.api.put("pod", uid, replace(pod, ready=ready, was_ready=pod.was_ready or ready, ready_since=since))
+            self.api.put(
+                "pod",
+                uid,
+                replace(pod, ready=ready, was_ready=pod.was_ready or ready, ready_since=since),
+            )
 
     def _process(self, life: int) -> Engine:
         return Engine(life, self.now + timedelta(seconds=self.draw.randint(3, 8)))

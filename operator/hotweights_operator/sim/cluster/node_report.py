@@ -1,4 +1,6 @@
-"""What agents write into their node's object: staged versions, engines, and what reading sources gave."""
+"""What agents write into their node's object: staged versions, engines, and what reading sources
+gave.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,14 @@ from hotweights_operator.sim.cluster.agents import NBYTES, AgentProcess
 from hotweights_operator.sim.cluster.engine import Engine, Memory
 
 
-def engine_status(uid: str, engine: Engine | None, wanted: PodAssignment, agent: AgentProcess) -> EngineStatus:
+def engine_status(
+    uid: str, engine: Engine | None, wanted: PodAssignment, agent: AgentProcess
+) -> EngineStatus:
     """An engine's entry; as nobody is there who would validate it, it must be right."""
     if engine is None or engine.phase == "Starting":
-        return EngineStatus(pod_uid=uid, phase="Disconnected", token=wanted.token, reason="EngineNotConnected")
+        return EngineStatus(
+            pod_uid=uid, phase="Disconnected", token=wanted.token, reason="EngineNotConnected"
+        )
     memory = agent.memory(uid, engine)
     phase, reason = _phase(engine, wanted, agent, memory)
     confirmed = engine.digest if engine.phase == "Serving" else ""
@@ -51,19 +57,28 @@ def node_status(
     """The whole status."""
     staged = [
         StagedVersion(
-            digest=digest, phase="Staged" if done >= NBYTES else "Fetching", bytes_done=done, bytes_total=NBYTES
+            digest=digest,
+            phase="Staged" if done >= NBYTES else "Fetching",
+            bytes_done=done,
+            bytes_total=NBYTES,
         )
         for digest, done in agent.staged.items()
         if digest not in agent.failed
     ]
     staged += [
-        StagedVersion(digest=digest, phase="Failed", reason=why, message="model.safetensors: chunk 3")
+        StagedVersion(
+            digest=digest, phase="Failed", reason=why, message="model.safetensors: chunk 3"
+        )
         for digest, why in agent.failed.items()
     ]
     resolved = [
-        ResolvedVersion(uid=item.uid, reason="SourceNotAllowed", message="not under an allowed root")
+        ResolvedVersion(
+            uid=item.uid, reason="SourceNotAllowed", message="not under an allowed root"
+        )
         if item.uri in unreadable
-        else ResolvedVersion(uid=item.uid, digest=contents[item.uri], nbytes=NBYTES, tensors=1, chunks=1)
+        else ResolvedVersion(
+            uid=item.uid, digest=contents[item.uri], nbytes=NBYTES, tensors=1, chunks=1
+        )
         for item in spec.resolve
     ]
     return NodeWeightsStatus(
@@ -76,7 +91,9 @@ def node_status(
     )
 
 
-def _phase(engine: Engine, wanted: PodAssignment, agent: AgentProcess, memory: Memory) -> tuple[str, str]:
+def _phase(
+    engine: Engine, wanted: PodAssignment, agent: AgentProcess, memory: Memory
+) -> tuple[str, str]:
     """The phase and the reason."""
     if engine.phase in ("Dirty", "Committing"):
         return engine.phase, "EngineDirty" if engine.phase == "Dirty" else ""

@@ -1,7 +1,8 @@
-"""An operator process in memory: a stale view that watches bring up to date, and the very loop that runs in production.
+"""An operator process in memory: a stale view that watches bring up to date, and the very loop that
+runs in production.
 
-What differs is the port: writes go to the API server in memory, and any of them may be refused, or be the last before the process
-ends. Every decision and every write is checked.
+What differs is the port: writes go to the API server in memory, and any of them may be refused, or
+be the last before the process ends. Every decision and every write is checked.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Operator:
     cursors: dict[Kind, int] = field(default_factory=dict)
     dirty: set[Key] = field(default_factory=set)
     timers: dict[Key, datetime] = field(default_factory=dict)
-    last_complete: dict[str, str] = field(default_factory=dict)  # rollout UID → digest; the checker's own memory
+    # rollout UID → digest; the checker's own memory
+    last_complete: dict[str, str] = field(default_factory=dict)
     ends_after: int = -1  # so many more writes; negative: it lives
     now: datetime = field(init=False)
 
@@ -83,10 +85,15 @@ class Operator:
     @property
     def is_behind(self) -> bool:
         """Whether there is something that it has not read, or not written."""
-        return any(self.cursors[kind] < len(self.api.log[kind]) for kind in KINDS) or len(self.loop.outbox) > 0
+        return (
+            any(self.cursors[kind] < len(self.api.log[kind]) for kind in KINDS)
+            or len(self.loop.outbox) > 0
+        )
 
     def work(self, now: datetime, limit: int) -> None:
-        """Decide about some of what may have changed, and write some of what was decided. Raises `Ended`."""
+        """Decide about some of what may have changed, and write some of what was decided. Raises
+        `Ended`.
+        """
         self.now = now
         due = {key for key, moment in self.timers.items() if now >= moment}
         for key in due:
@@ -110,7 +117,7 @@ class Operator:
         """One of the writes that wait."""
         return bool(_run(self.loop.write_one(now)))
 
-    # -- the port ------------------------------------------------------------------------------------------------------
+    # -- the port -------------------------------------------------------------------------------
 
     async def write_rollout(self, rollout: Rollout, status: WeightRolloutStatus) -> None:
         """A rollout's status. What it says is checked before it can be refused."""
@@ -161,7 +168,7 @@ class Operator:
     def acted(self, action: Action) -> None:
         """Nobody counts."""
 
-    # -- checks --------------------------------------------------------------------------------------------------------
+    # -- checks ---------------------------------------------------------------------------------
 
     def _check(self, rollout: Rollout, view: Observed, decision: RolloutDecision) -> None:
         target = decision.status.target.digest if decision.status else ""
@@ -181,10 +188,12 @@ class Operator:
 
     def _check_write(self, action: Assign, before: NodeState) -> None:
         if action.uid == UNASSIGNED:
-            served = {uid: e.digest for uid, e in self.fleet.engines.items() if e.phase == "Serving"}
+            served = {
+                uid: e.digest for uid, e in self.fleet.engines.items() if e.phase == "Serving"
+            }
             invariants.orphans_keep(before, action.entry, served)
 
-    # -- writes and watches --------------------------------------------------------------------------------------------
+    # -- writes and watches ---------------------------------------------------------------------
 
     def _count(self) -> None:
         """Perhaps this was the last one. Raises `Ended`."""
@@ -216,9 +225,15 @@ class Operator:
     def _note(self, kind: Kind, key: str, version: int, value: object) -> None:
         """As the handlers do: what is new goes into the cache and makes its keys dirty."""
         old = self.cache.get(kind, key)
-        changed = self.cache.drop(kind, key, version) if value is None else self.cache.put(kind, key, version, value)
+        changed = (
+            self.cache.drop(kind, key, version)
+            if value is None
+            else self.cache.put(kind, key, version, value)
+        )
         if changed:
-            self.dirty |= keys_.affected(kind, old, self.cache.get(kind, key), self.cache.observed())
+            self.dirty |= keys_.affected(
+                kind, old, self.cache.get(kind, key), self.cache.observed()
+            )
 
     def _wake(self, key: Key, seconds: float) -> None:
         if seconds <= 0:

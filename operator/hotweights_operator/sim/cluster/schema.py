@@ -1,7 +1,9 @@
-"""What an API server refuses of an object for its size: the bounds that the models carry, looked up once for each model.
+"""What an API server refuses of an object for its size: the bounds that the models carry, looked up
+once for each model.
 
-Models that are made by `model_copy` or `model_construct` are not validated by pydantic, so a list that has grown too long is
-found here and not before. Only bounds of numbers, texts and lists are looked at; types are mypy's.
+Models that are made by `model_copy` or `model_construct` are not validated by pydantic, so a list
+that has grown too long is found here and not before. Only bounds of numbers, texts and lists are
+looked at; types are mypy's.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ class _Bound:
 def _bounds(model: type[Model]) -> tuple[_Bound, ...]:
     found = []
     for name, field in model.model_fields.items():
-        longest = next((item.max_length for item in field.metadata if isinstance(item, MaxLen)), None)
+        longest = next(
+            (item.max_length for item in field.metadata if isinstance(item, MaxLen)), None
+        )
         least = next((item.ge for item in field.metadata if isinstance(item, Ge)), None)
         most = next((item.le for item in field.metadata if isinstance(item, Le)), None)
         found.append(_Bound(name, longest, least, most))  # type: ignore[arg-type]
@@ -60,4 +64,6 @@ def excess(value: Model, path: str = "") -> str:
 def _is_outside(number: int, bound: _Bound) -> bool:
     if abs(number) > MAX_INTEGER:
         return True
-    return (bound.least is not None and number < bound.least) or (bound.most is not None and number > bound.most)
+    return (bound.least is not None and number < bound.least) or (
+        bound.most is not None and number > bound.most
+    )

@@ -1,4 +1,6 @@
-"""What judges look at, and how they say that something is wrong. It knows the world, and no invariant."""
+"""What judges look at, and how they say that something is wrong. It knows the world, and no
+invariant.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ class World(Protocol):
     fleet: Fleet
     operator: Operator
     now: datetime
-    zombie: bool  # an operator writes that hung and was replaced: its writes are fenced one by one, but not counted together
+    # an operator writes that hung and was replaced: its writes are fenced one by one, but not
+    # counted together
+    zombie: bool
     tenants: dict[str, str]  # digest → namespace
 
 
@@ -59,7 +63,9 @@ class JudgeContext:
 
     def own(self, rollout: Rollout) -> list[Pod]:
         """A rollout's live pods: the oldest rollout that selects a pod owns it."""
-        rivals = [r for r in self.rollouts() if r.namespace == rollout.namespace and not r.terminating]
+        rivals = [
+            r for r in self.rollouts() if r.namespace == rollout.namespace and not r.terminating
+        ]
         found = []
         for pod in self.world.fleet.pods():
             if pod.live and pod.namespace == rollout.namespace:
@@ -72,7 +78,11 @@ class JudgeContext:
         """A rollout's live pods, as the operator sees them."""
         view = self.world.operator.cache.observed()
         owned = (pod for pod in view.owners.pods_in(rollout.namespace) if pod.live)
-        return [pod for pod in owned if (owner := view.owners.owner(pod.uid)) is not None and owner.uid == rollout.uid]
+        return [
+            pod
+            for pod in owned
+            if (owner := view.owners.owner(pod.uid)) is not None and owner.uid == rollout.uid
+        ]
 
     def serves(self, uid: str) -> set[str]:
         """What a pod serves, in truth and as its agent said last; empty text: what it booted."""

@@ -16,8 +16,17 @@ def parse(uri: str, scheme: str = "tcp") -> tuple[str, int]:
         host, port = parts.hostname, parts.port
     except ValueError as error:
         raise ValueError(f"{uri}: {error}; write {scheme}://host:port") from error
-    if parts.scheme != scheme or not host or port is None or parts.path or parts.query or parts.username is not None:
-        raise ValueError(f"{uri}: not an address of a {scheme.upper()} peer; write {scheme}://host:port")
+    if (
+        parts.scheme != scheme
+        or not host
+        or port is None
+        or parts.path
+        or parts.query
+        or parts.username is not None
+    ):
+        raise ValueError(
+            f"{uri}: not an address of a {scheme.upper()} peer; write {scheme}://host:port"
+        )
     return host, port
 
 

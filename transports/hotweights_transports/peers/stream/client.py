@@ -1,8 +1,10 @@
-"""The side that pulls: several streams to one peer, one thread each, fed from one list of wanted chunks.
+"""The side that pulls: several streams to one peer, one thread each, fed from one list of wanted
+chunks.
 
-Each stream asks ahead by a window, so that the peer never waits for a question, and receives chunk after chunk into one
-buffer that stays in the processor's cache, where the image hashes it and takes it from; while one stream does that, another
-receives. A chunk that is not what its digest promises ends the fetch: such a peer is not asked again.
+Each stream asks ahead by a window, so that the peer never waits for a question, and receives chunk
+after chunk into one buffer that stays in the processor's cache, where the image hashes it and takes
+it from; while one stream does that, another receives. A chunk that is not what its digest promises
+ends the fetch: such a peer is not asked again.
 """
 
 from __future__ import annotations
@@ -35,7 +37,14 @@ from hotweights_transports.peers.base import (
 )
 from hotweights_transports.peers.stall_timeout import StallTimeout
 from hotweights_transports.peers.stream import address as addresses
-from hotweights_transports.peers.stream.wire import ConnectionBroken, DeadlinePassed, Tick, Unusable, Wire, within
+from hotweights_transports.peers.stream.wire import (
+    ConnectionBroken,
+    DeadlinePassed,
+    Tick,
+    Unusable,
+    Wire,
+    within,
+)
 
 
 class _Stopped(Exception):
@@ -45,7 +54,9 @@ class _Stopped(Exception):
 class _WantedChunks:
     """The wanted chunks, handed to the streams in order, and what came of them."""
 
-    def __init__(self, wanted: Iterable[Want], deliver: Deliver, cancel: threading.Event | None) -> None:
+    def __init__(
+        self, wanted: Iterable[Want], deliver: Deliver, cancel: threading.Event | None
+    ) -> None:
         self._wanted: Iterator[Want] = iter(wanted)
         self._lock = threading.Lock()
         self._cancel = cancel
@@ -54,10 +65,14 @@ class _WantedChunks:
         self.missing: list[Missing] = []
 
     def take(self, nbytes: int, count: int) -> list[Want]:
-        """Up to `count` chunks of together about `nbytes`; one at least, as long as there are any."""
+        """Up to `count` chunks of together about `nbytes`; one at least, as long as there are
+        any.
+        """
         taken: list[Want] = []
         with self._lock:
-            while nbytes > 0 and len(taken) < count and (want := next(self._wanted, None)) is not None:
+            while (
+                nbytes > 0 and len(taken) < count and (want := next(self._wanted, None)) is not None
+            ):
                 taken.append(want)
                 nbytes -= want.nbytes
         return taken
@@ -101,8 +116,12 @@ class StreamClient(PeerClient):
         cancel: threading.Event | None = None,
     ) -> list[Missing]:
         feed = _WantedChunks(wanted, deliver, cancel)
-        with ThreadPoolExecutor(self._limits.streams, thread_name_prefix=f"pull {self.address}") as executor:
-            streams = [executor.submit(self._run, digest, feed) for _ in range(self._limits.streams)]
+        with ThreadPoolExecutor(
+            self._limits.streams, thread_name_prefix=f"pull {self.address}"
+        ) as executor:
+            streams = [
+                executor.submit(self._run, digest, feed) for _ in range(self._limits.streams)
+            ]
         for stream in streams:
             stream.result()
         return feed.missing
@@ -187,9 +206,13 @@ class _Stream:
             frames.read_welcome(bytes(self.wire.receive(header.nbytes, in_time)))
             self.wire.prepare_to_pull(in_time)
         except DeadlinePassed as error:
-            raise PeerTimeout(self._address, f"no welcome within {self._limits.connect_seconds:g} s") from error
+            raise PeerTimeout(
+                self._address, f"no welcome within {self._limits.connect_seconds:g} s"
+            ) from error
         except ConnectionBroken as error:
-            raise PeerUnreachable(self._address, f"it hung up instead of a welcome: {error}") from error
+            raise PeerUnreachable(
+                self._address, f"it hung up instead of a welcome: {error}"
+            ) from error
         except Unusable as error:
             raise PeerRefused(self._address, str(error)) from error
         except frames.FrameError as error:
@@ -204,10 +227,14 @@ class _Stream:
 
     def manifest(self, digest: str) -> bytes:
         request = frames.manifest_request(digest)
-        return self._document(request, frames.Kind.MANIFEST_BYTES, f"it does not know the version {digest}")
+        return self._document(
+            request, frames.Kind.MANIFEST_BYTES, f"it does not know the version {digest}"
+        )
 
     def invitation(self, group: str) -> bytes:
-        return self._document(frames.group_request(group), frames.Kind.INVITATION, f"it leads no group {group}")
+        return self._document(
+            frames.group_request(group), frames.Kind.INVITATION, f"it leads no group {group}"
+        )
 
     def _document(self, request: bytes, kind: frames.Kind, unknown: str) -> bytes:
         patience = StallTimeout(self._address, self._limits, time.monotonic())
@@ -223,7 +250,9 @@ class _Stream:
         if header.kind is frames.Kind.UNKNOWN:
             raise PeerMissing(self._address, unknown)
         if header.kind is not kind:
-            raise frames.FrameError(f"a {header.kind.name} frame came instead of a {kind.name} frame")
+            raise frames.FrameError(
+                f"a {header.kind.name} frame came instead of a {kind.name} frame"
+            )
         return bytes(self.wire.receive(header.nbytes, tick))
 
     def chunks(self, digest: str, first: list[Want], feed: _WantedChunks) -> None:
@@ -260,7 +289,9 @@ class _Pull:
             self._receive_answer()
             room = self._limits.window_nbytes - self._asked_nbytes
             spare = self._limits.window_chunks - len(self._asked)
-            if (2 * room >= self._limits.window_nbytes and 2 * spare >= self._limits.window_chunks) or not self._asked:
+            if (
+                2 * room >= self._limits.window_nbytes and 2 * spare >= self._limits.window_chunks
+            ) or not self._asked:
                 self._ask(self._feed.take(room, spare))
 
     def _ask(self, wants: list[Want]) -> None:
@@ -282,7 +313,9 @@ class _Pull:
         want = self._asked[0]
         header = self._header(frames.TO_PULLER, self._tick)
         if header.blake3 != bytes.fromhex(want.blake3):
-            raise frames.FrameError(f"a {header.kind.name} frame for another chunk than {want.blake3}")
+            raise frames.FrameError(
+                f"a {header.kind.name} frame for another chunk than {want.blake3}"
+            )
         now = time.monotonic()
         match header.kind:
             case frames.Kind.WAITING:
@@ -292,7 +325,9 @@ class _Pull:
             case frames.Kind.CHUNK:
                 self._receive_chunk(want, header.nbytes)
             case frames.Kind.MISSING | frames.Kind.UNKNOWN:
-                self._feed.missing.append(Missing(want, version_known=header.kind is frames.Kind.MISSING))
+                self._feed.missing.append(
+                    Missing(want, version_known=header.kind is frames.Kind.MISSING)
+                )
             case _:
                 raise frames.FrameError(f"a {header.kind.name} frame answers no request for chunks")
         self._asked.popleft()
@@ -303,7 +338,9 @@ class _Pull:
 
     def _receive_chunk(self, want: Want, nbytes: int) -> None:
         if nbytes != want.nbytes:
-            raise frames.FrameError(f"{nbytes} bytes for chunk {want.blake3}, which has {want.nbytes}")
+            raise frames.FrameError(
+                f"{nbytes} bytes for chunk {want.blake3}, which has {want.nbytes}"
+            )
         if nbytes > len(self._buffer):
             self._buffer = bytearray(nbytes)
         with memoryview(self._buffer)[:nbytes] as data:

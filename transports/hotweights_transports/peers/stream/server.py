@@ -1,8 +1,10 @@
-"""The side that gives chunks: one thread per puller, because `sendfile` and `recv` release the interpreter's lock.
+"""The side that gives chunks: one thread per puller, because `sendfile` and `recv` release the
+interpreter's lock.
 
-Strangers cost a thread for at most `handshake_seconds` and are few; who proved who it is may stay. A connection ends at
-the first thing that is not as it should be, and takes nothing else with it. What a chunk is, and whether it is verified,
-only the provider knows; this module sends what it is given a lease on.
+Strangers cost a thread for at most `handshake_seconds` and are few; who proved who it is may stay.
+A connection ends at the first thing that is not as it should be, and takes nothing else with it.
+What a chunk is, and whether it is verified, only the provider knows; this module sends what it is
+given a lease on.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ from hotweights_transports.peers.base import (
 )
 from hotweights_transports.peers.rate_limiter import RateLimiter
 from hotweights_transports.peers.stream import address as addresses
-from hotweights_transports.peers.stream.wire import ConnectionBroken, DeadlinePassed, Tick, Unusable, Wire, within
+from hotweights_transports.peers.stream.wire import (
+    ConnectionBroken,
+    DeadlinePassed,
+    Tick,
+    Unusable,
+    Wire,
+    within,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -50,12 +59,18 @@ class StreamServer(PeerServer):
     scheme: ClassVar[str] = "tcp"
     wire_type: ClassVar[type[Wire]] = Wire
 
-    def __init__(self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits) -> None:
+    def __init__(
+        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits
+    ) -> None:
         host, port = addresses.parse(uri, self.scheme)
         self._provider = provider
         self._authenticate = authenticate
         self._limits = limits
-        self._throttle = RateLimiter(limits.bandwidth_bytes_per_second) if limits.bandwidth_bytes_per_second else None
+        self._throttle = (
+            RateLimiter(limits.bandwidth_bytes_per_second)
+            if limits.bandwidth_bytes_per_second
+            else None
+        )
         self._closing = threading.Event()
         self._lock = threading.Lock()  # of the three below
         self._threads: dict[Wire, threading.Thread] = {}
@@ -63,7 +78,9 @@ class StreamServer(PeerServer):
         self._pullers = 0
         self._listener = addresses.listen(host, port)
         self.address = addresses.form(host, self._listener.getsockname()[1], self.scheme)
-        self._acceptor = threading.Thread(target=self._accept, name=f"peers {self.address}", daemon=True)
+        self._acceptor = threading.Thread(
+            target=self._accept, name=f"peers {self.address}", daemon=True
+        )
         self._acceptor.start()
 
     def close(self) -> None:
@@ -85,7 +102,8 @@ class StreamServer(PeerServer):
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
-                if self._closing.wait(0.1):  # e.g. out of file descriptors: come back a little later
+                # e.g. out of file descriptors: come back a little later
+                if self._closing.wait(0.1):
                     return
                 logger.warning("%s: accept failed: %s", self.address, error)
                 continue
@@ -97,7 +115,9 @@ class StreamServer(PeerServer):
                 sock.close()
                 return
             wire = self.wire_type(sock)
-            thread = threading.Thread(target=self._converse, args=(wire,), name="peer connection", daemon=True)
+            thread = threading.Thread(
+                target=self._converse, args=(wire,), name="peer connection", daemon=True
+            )
             self._threads[wire] = thread
             self._strangers += 1
         thread.start()
@@ -129,10 +149,15 @@ class StreamServer(PeerServer):
 
     def _handshake(self, wire: Wire) -> Identity:
         in_time = within(self._limits.handshake_seconds)
-        header = frames.decode_header(wire.receive(frames.HEADER.size, in_time), frames.FROM_STRANGER)
+        header = frames.decode_header(
+            wire.receive(frames.HEADER.size, in_time), frames.FROM_STRANGER
+        )
         hello = frames.read_hello(bytes(wire.receive(header.nbytes, in_time)))
         if not set(hello.protocols) & set(frames.PROTOCOLS):
-            raise _Refused("ProtocolUnsupported", f"this peer speaks {list(frames.PROTOCOLS)}: upgrade the older agent")
+            raise _Refused(
+                "ProtocolUnsupported",
+                f"this peer speaks {list(frames.PROTOCOLS)}: upgrade the older agent",
+            )
         try:
             identity = self._authenticate(hello.token)
         except AuthenticationUnavailable as error:
@@ -140,7 +165,10 @@ class StreamServer(PeerServer):
                 "AuthenticationUnavailable", f"the token could not be reviewed ({error}): try again"
             ) from error
         if identity is None:
-            raise _Refused("TokenInvalid", "the token proves no agent of this installation; no weights without one")
+            raise _Refused(
+                "TokenInvalid",
+                "the token proves no agent of this installation; no weights without one",
+            )
         return identity
 
     def _promote(self) -> bool:
@@ -154,7 +182,9 @@ class StreamServer(PeerServer):
 
     def _prepare(self, wire: Wire) -> None:
         piece_nbytes = self._throttle.piece_nbytes if self._throttle else None
-        wire.prepare_to_serve(piece_nbytes, self._unless_closing(within(self._limits.handshake_seconds)))
+        wire.prepare_to_serve(
+            piece_nbytes, self._unless_closing(within(self._limits.handshake_seconds))
+        )
 
     def _answer(self, wire: Wire, identity: Identity) -> None:
         while True:
@@ -169,7 +199,9 @@ class StreamServer(PeerServer):
                 self._send_document(wire, frames.Kind.INVITATION, invitation)
                 continue
             digest, wanted = frames.read_chunks_request(payload)
-            logger.debug("%s: %d chunks of %s for %s", self.address, len(wanted), digest, identity.name)
+            logger.debug(
+                "%s: %d chunks of %s for %s", self.address, len(wanted), digest, identity.name
+            )
             for blake3 in wanted:
                 self._send_chunk(wire, digest, blake3)
 
@@ -205,7 +237,10 @@ class StreamServer(PeerServer):
                 return
             if found is None:
                 known = self._provider.manifest(digest) is not None
-                self._send_header(wire, frames.Header(frames.Kind.MISSING if known else frames.Kind.UNKNOWN, 0, raw))
+                self._send_header(
+                    wire,
+                    frames.Header(frames.Kind.MISSING if known else frames.Kind.UNKNOWN, 0, raw),
+                )
                 return
             self._wait(wire, raw, found)
 
@@ -216,14 +251,23 @@ class StreamServer(PeerServer):
             raise _Closing("the server is closing")
 
     def _send_header(self, wire: Wire, header: frames.Header, *, more: bool = False) -> None:
-        wire.send(header.encode(), self._unless_closing(within(self._limits.send_seconds)), more=more)
+        wire.send(
+            header.encode(), self._unless_closing(within(self._limits.send_seconds)), more=more
+        )
 
     def _send_lease(self, wire: Wire, raw: bytes, lease: Lease) -> None:
-        self._send_header(wire, frames.Header(frames.Kind.CHUNK, lease.nbytes, raw), more=lease.nbytes > 0)
+        self._send_header(
+            wire, frames.Header(frames.Kind.CHUNK, lease.nbytes, raw), more=lease.nbytes > 0
+        )
         send = wire.send_file if lease.sealed else wire.send_copy
         piece_nbytes = self._throttle.piece_nbytes if self._throttle else max(1, lease.nbytes)
         for begin in range(0, lease.nbytes, piece_nbytes):
             piece = min(piece_nbytes, lease.nbytes - begin)
             if self._throttle is not None:
                 self._throttle.take(piece, self._closing)
-            send(lease.fd, lease.offset + begin, piece, self._unless_closing(within(self._limits.send_seconds)))
+            send(
+                lease.fd,
+                lease.offset + begin,
+                piece,
+                self._unless_closing(within(self._limits.send_seconds)),
+            )

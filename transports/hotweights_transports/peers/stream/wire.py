@@ -1,8 +1,10 @@
-"""A connected socket on which every operation ends: by being done, by a deadline, or by the other side's going.
+"""A connected socket on which every operation ends: by being done, by a deadline, or by the other
+side's going.
 
-The socket stays blocking and the kernel keeps a short timeout (`SO_RCVTIMEO`, `SO_SNDTIMEO`), so that `MSG_WAITALL` and
-`sendfile` work on large pieces in one system call, without a poll before each. At every piece and every tick the caller's
-`Tick` decides whether to go on: it raises when not. This module knows no frame.
+The socket stays blocking and the kernel keeps a short timeout (`SO_RCVTIMEO`, `SO_SNDTIMEO`), so
+that `MSG_WAITALL` and `sendfile` work on large pieces in one system call, without a poll before
+each. At every piece and every tick the caller's `Tick` decides whether to go on: it raises when
+not. This module knows no frame.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ TICK_SECONDS: Final = 0.2
 PIECE_NBYTES: Final = 1024 * 1024
 
 Tick = Callable[[int], None]
-"""Called with the bytes that moved since the last call (0: a tick without any); raises to give up."""
+"""Called with the bytes that moved since the last call (0: a tick without any); raises to give
+up.
+"""
 
 
 class ConnectionBroken(Exception):
@@ -32,11 +36,15 @@ class DeadlinePassed(Exception):
 
 
 class Unusable(Exception):
-    """The two sides speak, but what is to carry the chunks cannot be set up between them; the message says why."""
+    """The two sides speak, but what is to carry the chunks cannot be set up between them; the
+    message says why.
+    """
 
 
 def within(seconds: float) -> Tick:
-    """A tick that raises `DeadlinePassed` once so many seconds have passed, however many bytes dripped in meanwhile."""
+    """A tick that raises `DeadlinePassed` once so many seconds have passed, however many bytes
+    dripped in meanwhile.
+    """
     deadline = time.monotonic() + seconds
 
     def tick(_nbytes: int) -> None:
@@ -60,10 +68,14 @@ class Wire:
         return self._sock.fileno()
 
     def prepare_to_pull(self, tick: Tick) -> None:
-        """Once the server has said welcome; raises `Unusable`. On a socket there is nothing to prepare."""
+        """Once the server has said welcome; raises `Unusable`. On a socket there is nothing to
+        prepare.
+        """
 
     def prepare_to_serve(self, piece_nbytes: int | None, tick: Tick) -> None:
-        """The same on the other side. `piece_nbytes`: chunks will be sent in pieces of that size, None: whole."""
+        """The same on the other side. `piece_nbytes`: chunks will be sent in pieces of that size,
+        None: whole.
+        """
 
     def send(self, data: bytes | memoryview, tick: Tick, *, more: bool = False) -> None:
         """`more`: further bytes follow at once, do not send a packet for these alone."""
@@ -97,12 +109,20 @@ class Wire:
             tick(sent)
 
     def send_copy(self, fd: int, offset: int, nbytes: int, tick: Tick) -> None:
-        """As `send_file`, but nothing of the file is held by the socket afterwards. The kernel copies out of a mapping."""
+        """As `send_file`, but nothing of the file is held by the socket afterwards. The kernel
+        copies out of a mapping.
+        """
         if nbytes == 0:
             return
         begin = offset - offset % mmap.ALLOCATIONGRANULARITY
         with (
-            mmap.mmap(fd, offset - begin + nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=begin) as mapped,
+            mmap.mmap(
+                fd,
+                offset - begin + nbytes,
+                flags=mmap.MAP_SHARED,
+                prot=mmap.PROT_READ,
+                offset=begin,
+            ) as mapped,
             memoryview(mapped)[offset - begin :] as view,
         ):
             self.send(view, tick)
@@ -125,7 +145,9 @@ class Wire:
             tick(nbytes)
 
     def receive_chunk(self, view: memoryview, tick: Tick) -> None:
-        """What `send_file` or `send_copy` sent: as `receive_into`, unless chunks come another way."""
+        """What `send_file` or `send_copy` sent: as `receive_into`, unless chunks come another
+        way.
+        """
         self.receive_into(view, tick)
 
     def receive(self, nbytes: int, tick: Tick) -> bytearray:
@@ -149,7 +171,9 @@ class Wire:
         return False
 
     def say_last(self, data: bytes) -> None:
-        """Send `data` and see it off: closing with unread input would reset the connection and lose it."""
+        """Send `data` and see it off: closing with unread input would reset the connection and lose
+        it.
+        """
         with contextlib.suppress(ConnectionBroken, DeadlinePassed, OSError):
             self.send(data, within(TICK_SECONDS))
             self._sock.shutdown(socket.SHUT_WR)

@@ -24,11 +24,17 @@ class TcpTransport(Transport):
         return Availability(True, "sockets are everywhere")
 
     def listen(
-        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+        self,
+        uri: str,
+        provider: ChunkProvider,
+        authenticate: Authenticate,
+        limits: ServerLimits | None = None,
     ) -> PeerServer:
         return StreamServer(uri, provider, authenticate, limits or ServerLimits())
 
-    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
+    def connect(
+        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+    ) -> PeerClient:
         return StreamClient(uri, token, limits or ClientLimits())
 
 

@@ -1,4 +1,6 @@
-"""The UCX transport: the TCP transport's conversation, with the chunks on whatever network UCX finds fastest."""
+"""The UCX transport: the TCP transport's conversation, with the chunks on whatever network UCX
+finds fastest.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,17 @@ class UcxTransport(Transport):
             return Availability(False, str(error))
 
     def listen(
-        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits | None = None
+        self,
+        uri: str,
+        provider: ChunkProvider,
+        authenticate: Authenticate,
+        limits: ServerLimits | None = None,
     ) -> PeerServer:
         return UcxServer(uri, provider, authenticate, limits or ServerLimits())
 
-    def connect(self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None) -> PeerClient:
+    def connect(
+        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+    ) -> PeerClient:
         return UcxClient(uri, token, limits or ClientLimits())
 
 

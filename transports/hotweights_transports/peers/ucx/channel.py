@@ -1,10 +1,13 @@
-"""A one-way road for chunks between two processes: a UCX worker of its own at each end, and one endpoint between the two.
+"""A one-way road for chunks between two processes: a UCX worker of its own at each end, and one
+endpoint between the two.
 
-Whoever waits here drives UCX in its own thread: it progresses the worker while there is something to do and else sleeps in
-`poll`, for UCX's event or for the hanging up of the socket beside it, which tells of a dead peer before UCX does. So nothing polls
-while a connection is idle, no thread waits for another, and every wait ends by a tick, like those of a plain socket.
+Whoever waits here drives UCX in its own thread: it progresses the worker while there is something
+to do and else sleeps in `poll`, for UCX's event or for the hanging up of the socket beside it,
+which tells of a dead peer before UCX does. So nothing polls while a connection is idle, no thread
+waits for another, and every wait ends by a tick, like those of a plain socket.
 
-Messages come in the order in which they were sent, and both ends know how large each is. What they mean, it does not know.
+Messages come in the order in which they were sent, and both ends know how large each is. What they
+mean, it does not know.
 """
 
 from __future__ import annotations
@@ -23,14 +26,18 @@ SETTLE_SECONDS: Final = 0.3
 HUNG_UP: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 _abandoned: list[Channel] = []
-"""Closed while UCX still owned their memory, because the other side neither goes on nor goes away: they stay until the end."""
+"""Closed while UCX still owned their memory, because the other side neither goes on nor goes away:
+they stay until the end.
+"""
 
 
 class Channel:
     """Used by one thread at a time, which also closes it."""
 
     def __init__(self, socket_fd: int, tag: int) -> None:
-        """`tag` marks the messages of this pair of ends; `socket_fd` is of the connection whose end is the channel's end."""
+        """`tag` marks the messages of this pair of ends; `socket_fd` is of the connection whose end
+        is the channel's end.
+        """
         self._library = load()
         self._tag = self._library.tag(tag)
         self._socket_fd = socket_fd
@@ -51,20 +58,26 @@ class Channel:
         """Raises `ConnectionBroken` where UCX sees no way there."""
         try:
             remote = self._library.api.UCXAddress.create_from_buffer(address)
-            self._endpoint = self._library.api.UCXEndpoint.create_from_worker_address(self._worker, remote, True)
+            self._endpoint = self._library.api.UCXEndpoint.create_from_worker_address(
+                self._worker, remote, True
+            )
         except self._library.error as error:
             raise ConnectionBroken(
                 f"UCX sees no way to the other side ({error}): see UCX_NET_DEVICES on both"
             ) from error
 
     def send(self, message: memoryview, tick: Tick) -> None:
-        """`message` may change as soon as this returns; not one byte of it is referenced afterwards."""
+        """`message` may change as soon as this returns; not one byte of it is referenced
+        afterwards.
+        """
         self._memory = self._library.array(message)
         self._submit(self._endpoint.tag_send)
         self._complete(len(message), tick)
 
     def receive_into(self, message: memoryview, tick: Tick) -> None:
-        """A message of exactly that size. Nothing of it is written afterwards, also when this raises and `close` follows."""
+        """A message of exactly that size. Nothing of it is written afterwards, also when this
+        raises and `close` follows.
+        """
         self._memory = self._library.array(message)
         self._submit(self._endpoint.tag_recv)
         self._complete(len(message), tick)
@@ -97,7 +110,9 @@ class Channel:
         tick(0)
 
     def close(self) -> None:
-        """In bounded time. The socket must have been hung up, so that the other end lets go as well."""
+        """In bounded time. The socket must have been hung up, so that the other end lets go as
+        well.
+        """
         if self._worker is None:
             return
         self._settle()
@@ -107,16 +122,24 @@ class Channel:
             self._settle()
             self._worker.cancel_inflight_requests(period=int(SETTLE_SECONDS * 1e9), max_attempts=1)
         if self._request is not None and not self._request.completed:
-            logger.warning("the other side holds on to a UCX channel that was closed: its memory is not freed")
+            logger.warning(
+                "the other side holds on to a UCX channel that was closed: its memory is not freed"
+            )
             _abandoned.append(self)
             return
         self._request = self._memory = self._endpoint = None
         self._worker = self._context = None
 
     def _settle(self) -> None:
-        """Until UCX has done with the request, at most so long: it may own the request's memory, or the peer may."""
+        """Until UCX has done with the request, at most so long: it may own the request's memory, or
+        the peer may.
+        """
         deadline = time.monotonic() + SETTLE_SECONDS
-        while self._request is not None and not self._request.completed and time.monotonic() < deadline:
+        while (
+            self._request is not None
+            and not self._request.completed
+            and time.monotonic() < deadline
+        ):
             self._worker.progress()
             if not self._request.completed:
                 time.sleep(0.002)

@@ -1,9 +1,10 @@
 """A connection whose words go over a socket and whose chunks go over UCX.
 
-The socket is that of the TCP transport, with all it promises: the token is reviewed before UCX hears of a stranger, every refusal
-and every sign of life is a frame on it, and its end is the end of both. After the welcome, the two sides tell each other where their
-UCX workers are, and the server's first message proves the road before anything is asked for. From then on the payload of
-a chunk comes as messages of a size that was agreed on, the last one being what is left.
+The socket is that of the TCP transport, with all it promises: the token is reviewed before UCX
+hears of a stranger, every refusal and every sign of life is a frame on it, and its end is the end
+of both. After the welcome, the two sides tell each other where their UCX workers are, and the
+server's first message proves the road before anything is asked for. From then on the payload of a
+chunk comes as messages of a size that was agreed on, the last one being what is left.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from hotweights_transports.peers.stream.wire import ConnectionBroken, Tick, Unus
 from hotweights_transports.peers.ucx.channel import Channel
 
 MESSAGE_NBYTES: Final = 4 * 1024 * 1024
-"""At most: a peer at the slowest bearable rate completes one before it counts as silent, for bytes are heard of per message."""
+"""At most: a peer at the slowest bearable rate completes one before it counts as silent, for bytes
+are heard of per message.
+"""
 PROOF: Final = struct.Struct("!Q")
-GREETING: Final = struct.Struct("!QI")  # the tag of all messages, the size of each; then the worker's address
+# the tag of all messages, the size of each; then the worker's address
+GREETING: Final = struct.Struct("!QI")
 
 
 class UcxWire(Wire):
@@ -62,7 +66,8 @@ class UcxWire(Wire):
         channel.send(memoryview(PROOF.pack(tag)), tick)
 
     def send(self, data: bytes | memoryview, tick: Tick, *, more: bool = False) -> None:
-        super().send(data, tick)  # what follows a chunk's header is not on this socket: it must not wait for more
+        # what follows a chunk's header is not on this socket: it must not wait for more
+        super().send(data, tick)
 
     def send_file(self, fd: int, offset: int, nbytes: int, tick: Tick) -> None:
         """Straight from the pages, which nothing can change any more."""
@@ -71,14 +76,18 @@ class UcxWire(Wire):
             aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
             flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
             with (
-                mmap.mmap(fd, begin - aligned + size, flags=flags, prot=mmap.PROT_READ, offset=aligned) as mapped,
+                mmap.mmap(
+                    fd, begin - aligned + size, flags=flags, prot=mmap.PROT_READ, offset=aligned
+                ) as mapped,
                 memoryview(mapped) as whole,
                 whole[begin - aligned :] as message,
             ):
                 self._send_message(message, tick)
 
     def send_copy(self, fd: int, offset: int, nbytes: int, tick: Tick) -> None:
-        """By way of memory of our own: UCX may keep the pages of a message pinned, and pinned pages cannot be sealed."""
+        """By way of memory of our own: UCX may keep the pages of a message pinned, and pinned pages
+        cannot be sealed.
+        """
         for begin in range(offset, offset + nbytes, self._message_nbytes):
             size = min(self._message_nbytes, offset + nbytes - begin)
             if size > len(self._buffer):
