@@ -22,11 +22,10 @@ from pathlib import Path
 import torch
 
 from hotweights.adapters.vllm_extension import Applied, HotweightsWorkerExtension
+from hotweights_common.errors import HotweightsError
 from hotweights_coordinator.client.client import Client
 from hotweights_planner import plan as plans
-from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest
-from hotweights_storage.errors import TransferError
 from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
 
@@ -109,7 +108,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         return 0 if run(arguments.use_coord, arguments.endpoint) else 1
-    except (TransferError, Refused) as error:
+    except HotweightsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
 

@@ -23,8 +23,7 @@ from hotweights.commands import (
     verify_plan,
     worker,
 )
-from hotweights_planner.errors import Refused
-from hotweights_storage.errors import TransferError
+from hotweights_common.errors import HotweightsError
 
 app = typer.Typer(
     help="Put new weights into running vLLM pods.",
@@ -58,7 +57,7 @@ def main() -> None:
     """Entry point of the script ``hotweights``."""
     try:
         app()
-    except (Refused, TransferError) as error:
+    except HotweightsError as error:
         _fail(error.reason, str(error), 1)
     except OSError as error:
         _fail("OSError", f"{error.filename or 'input or output'}: {error.strerror}", 1)

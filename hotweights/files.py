@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from hotweights_common import files
-from hotweights_storage.errors import SourceUnavailable, TransferError
+from hotweights_common.errors import HotweightsError
+from hotweights_storage.errors import SourceUnavailable
 
 
 def read_bounded(path: Path, most_nbytes: int, remedy: str) -> bytes:
@@ -37,4 +38,4 @@ def write_whole(target: Path, content: bytes, what: str) -> None:
             files.replace(target, content, 0o644)
     except OSError as error:
         text = f"cannot write {what} {target}: {error.strerror}; name another place with --output"
-        raise TransferError(text, "CannotWrite") from error
+        raise HotweightsError(text, "CannotWrite") from error

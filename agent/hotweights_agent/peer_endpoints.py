@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from blake3 import blake3
 
+from hotweights_common.errors import HotweightsError
 from hotweights_crds.nodeweights import Endpoint
-from hotweights_storage.errors import TransferError
 from hotweights_storage.slab import sealed_memfd
 from hotweights_transports.broadcast.group import GroupTimeouts, Terms
 from hotweights_transports.broadcast.hydra import BETWEEN_HOSTS, MpiFailed, availability
@@ -32,7 +32,6 @@ from hotweights_transports.peers.base import (
     ChunkProvider,
     Identity,
     Lease,
-    PeerError,
     ServerLimits,
     Want,
 )
@@ -90,7 +89,7 @@ def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[End
 def _measured(scheme: str) -> int:
     try:
         return measure_broadcast() if scheme == "mpi" else measure(scheme)
-    except (PeerError, TransferError, OSError) as error:
+    except (HotweightsError, OSError) as error:
         log.warning("%s was not measured: %s", scheme, error)
         return 0
 

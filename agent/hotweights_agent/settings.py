@@ -18,8 +18,10 @@ from typing import Any
 
 import yaml
 
+from hotweights_common.errors import HotweightsError
 
-class SettingsError(Exception):
+
+class SettingsError(HotweightsError):
     """The settings cannot be used; the message names the key and what it takes."""
 
 

@@ -10,10 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hotweights_common.errors import HotweightsError
+
 _AGAIN_SECONDS = 0.1  # flock has no time limit of its own
 
 
-class Busy(Exception):
+class Busy(HotweightsError):
     """Somebody else has it."""
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Json, TokenFile
-from hotweights_storage.errors import TransferError
+from hotweights_common.errors import HotweightsError
 
 BACKEND_VARIABLE = "HOTWEIGHTS_COORD_BACKEND"
 
@@ -111,12 +111,12 @@ async def _serve(settings: Any, backend_name: str, redis_url: str, as_json: bool
     backend = _backend(backend_name, redis_url)
     try:
         server = Server(settings, backend)
-    except TransferError:
+    except HotweightsError:
         await backend.close()
         raise
     try:
         await server.start()
-    except TransferError:
+    except HotweightsError:
         server.close()
         await backend.close()
         raise

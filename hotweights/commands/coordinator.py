@@ -20,7 +20,7 @@ from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json,
 from hotweights.files import read_bounded
 from hotweights.published import read_published
 from hotweights_common import sizes
-from hotweights_storage.errors import TransferError
+from hotweights_common.errors import HotweightsError
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
 POLL_SECONDS = 0.2
@@ -37,7 +37,7 @@ OpenAttempt = Annotated[
 ]
 
 
-class CommandFailed(TransferError):
+class CommandFailed(HotweightsError):
     """What was asked for did not come about."""
 
 

@@ -27,11 +27,11 @@ import hotweights_transports
 from hotweights.commands.options import CheckpointFolder, Json, progress
 from hotweights.files import write_whole
 from hotweights_common import sizes
+from hotweights_common.errors import HotweightsError
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
 from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
 from hotweights_planner.published import published_text
 from hotweights_storage.checkpoint import read_checkpoint
-from hotweights_storage.errors import TransferError
 from hotweights_storage.resolve import publish as publish_source
 from hotweights_storage.sources.file import open_folder
 
@@ -191,11 +191,11 @@ def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
             f"cannot run {python}: {error.strerror}; set ${VLLM_PYTHON} to the Python of an "
             "environment with vLLM"
         )
-        raise TransferError(text, "ProbesFailed") from error
+        raise HotweightsError(text, "ProbesFailed") from error
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         text = f"vLLM recorded no probes: {last or f'exit code {done.returncode}'}"
-        raise TransferError(
+        raise HotweightsError(
             f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM", "ProbesFailed"
         )
     try:
@@ -205,7 +205,7 @@ def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
             f"{python} printed something else than probes: {error.errors()[0]['msg']}; are both "
             "of one release?"
         )
-        raise TransferError(text, "ProbesFailed") from error
+        raise HotweightsError(text, "ProbesFailed") from error
 
 
 def _summary(manifest: Manifest, target: Path, seconds: float) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from hotweights.commands.plan import home as default_home
 from hotweights.commands.worker import Device, Roots
 from hotweights.replicate.world import World
 from hotweights_common import sizes
+from hotweights_common.errors import HotweightsError
 from hotweights_storage.errors import TransferError
 
 if TYPE_CHECKING:
@@ -185,11 +186,10 @@ def _count(metrics: Metrics, done: Replicated) -> None:
 def _base(store: VersionStore, plan: Plan) -> Base | None:
     """What lies on this host, if it is another version."""
     from hotweights.replicate.run import Base
-    from hotweights_planner.errors import Refused
 
     try:
         folder, manifest = store.current(), store.current_manifest()
-    except (TransferError, Refused) as error:
+    except HotweightsError as error:
         log.warning("what is current here is not reused: %s", error)
         return None
     return Base(folder, manifest) if folder is not None and manifest is not None else None

@@ -18,10 +18,10 @@ from typing import Any
 
 from hotweights.replicate.run import Stop
 from hotweights.replicate.world import World
+from hotweights_common.errors import HotweightsError
 from hotweights_coordinator.client.client import Client
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_planner.plan import Plan
-from hotweights_storage.errors import TransferError
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ BEGIN_SECONDS = 60.0
 SUBMIT_SECONDS = 60.0
 
 
-class Aborted(TransferError):
+class Aborted(HotweightsError):
     """The attempt ended before it was committed."""
 
     reason = "Aborted"
@@ -77,7 +77,7 @@ class Participant:
         beating.start()
         try:
             yield
-        except (TransferError, OSError, KeyboardInterrupt) as error:
+        except (HotweightsError, OSError, KeyboardInterrupt) as error:
             over.set()
             self._give_up(error)
             raise
@@ -157,7 +157,7 @@ class Participant:
 
     def _give_up(self, error: BaseException) -> None:
         """Nobody has to wait for this worker's part any more."""
-        reason = error.reason if isinstance(error, TransferError) else "Interrupted"
+        reason = error.reason if isinstance(error, HotweightsError) else "Interrupted"
         failure = {"reason": reason, "message": str(error) or "interrupted", "token": self._token}
         try:
             self._client.call("heartbeat", worker_id=self._me["worker_id"], failure=failure)

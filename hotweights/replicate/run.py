@@ -18,6 +18,7 @@ from hotweights.files import read_bounded
 from hotweights.replicate.image_check import image_digest
 from hotweights.replicate.local import LocalReplicator
 from hotweights.replicate.world import Measured, Replicator, World
+from hotweights_common.errors import HotweightsError
 from hotweights_planner import plan as plans
 from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_planner.plan import Plan
@@ -57,9 +58,9 @@ class Stop:
 
     def __init__(self) -> None:
         self._set = threading.Event()
-        self._error: TransferError | None = None
+        self._error: HotweightsError | None = None
 
-    def because(self, error: TransferError) -> None:
+    def because(self, error: HotweightsError) -> None:
         """The first reason counts."""
         self._error = self._error or error
         self._set.set()

@@ -25,6 +25,7 @@ from hotweights.replicate.world import Measured, Replicator, World
 from hotweights.worker.auth import PEER_VARIABLE, PeerSecret, peer_secret
 from hotweights_agent.staging.fetch import Fetch, OriginSource, PeerSource
 from hotweights_common import hosts
+from hotweights_common.errors import HotweightsError
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_storage.errors import TransferError
@@ -54,7 +55,7 @@ SCHEME: Final = "ucx"
 log = logging.getLogger(__name__)
 
 
-class RankMissing(TransferError):
+class RankMissing(HotweightsError):
     """A rank that belongs to this world is not there, or is one of another world."""
 
     reason = "RankMissing"

@@ -23,6 +23,7 @@ from urllib.parse import quote
 
 from hotweights.files import write_whole
 from hotweights_common import files, locks
+from hotweights_common.errors import HotweightsError
 from hotweights_planner.header import PREFIX_NBYTES, header_nbytes
 from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
@@ -40,7 +41,7 @@ PIECE_NBYTES = 16 << 20
 SPARE_NBYTES = 16 << 20
 
 
-class CannotCommit(TransferError):
+class CannotCommit(HotweightsError):
     """The version could not be put in place; what was there stays."""
 
     reason = "CannotWrite"

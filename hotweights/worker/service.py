@@ -38,10 +38,10 @@ from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, NodeConfig, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_common import hosts, locks
+from hotweights_common.errors import HotweightsError
 from hotweights_common.http_endpoints import Endpoints
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_coordinator.wire import address
-from hotweights_storage.errors import TransferError
 from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ log = logging.getLogger(__name__)
 PATIENCE_SECONDS = 5.0  # all workers hear of a version within a heartbeat
 
 
-class WorkerError(TransferError):
+class WorkerError(HotweightsError):
     """The worker cannot run."""
 
     reason = "WorkerNotStarted"

@@ -25,13 +25,15 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
+from hotweights_common.errors import HotweightsError
+
 MAX_RETRY_AFTER_SECONDS = 60.0
 """A server, or something before it, that asks for more patience than this is asked again all the
 same.
 """
 
 
-class KubeError(Exception):
+class KubeError(HotweightsError):
     """Anything that the API server or the way to it refused."""
 
 

@@ -12,8 +12,10 @@ up in conditions.
 
 from __future__ import annotations
 
+from hotweights_common.errors import HotweightsError
 
-class Refused(ValueError):
+
+class Refused(HotweightsError, ValueError):
     """Input that is not usable: ``where`` it is, ``what`` is wrong with it and the ``remedy``."""
 
     reason = "Refused"

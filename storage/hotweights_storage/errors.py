@@ -1,8 +1,7 @@
 """What goes wrong while bytes move, and how it says so.
 
     TransferError
-    ├── SourceRefused       SourceNotAllowed | BadURI | UnknownScheme: configuration or the URI has
-    to change
+    ├── SourceRefused       SourceNotAllowed | BadURI | UnknownScheme: a setting or the URI must change
     ├── SourceUnavailable   SourceNotFound | SourceUnreadable | SourceChanged: may be there later
     ├── ChecksumMismatch    the bytes are not what the manifest says
     ├── NoCapacity          they would not fit; nothing was read
@@ -15,16 +14,13 @@ about it.
 
 from __future__ import annotations
 
+from hotweights_common.errors import HotweightsError
 
-class TransferError(Exception):
+
+class TransferError(HotweightsError):
     """Bytes did not arrive."""
 
     reason = "TransferFailed"
-
-    def __init__(self, message: str, reason: str | None = None) -> None:
-        super().__init__(message)
-        if reason is not None:
-            self.reason = reason
 
 
 class SourceRefused(TransferError):

@@ -31,6 +31,7 @@ from hotweights_agent.engines.socket_auth import (
     Unauthenticated,
 )
 from hotweights_agent.session.messages import Connected, Disconnected, FrameReceived, Message, Pod
+from hotweights_common.errors import HotweightsError
 from hotweights_transports.handoff import frames, sockets
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ CLOSE_SECONDS = 5.0
 MAX_PATH_BYTES = 107  # of a unix socket
 
 
-class ServerNotStarted(Exception):
+class ServerNotStarted(HotweightsError):
     """The socket could not be made."""
 
 

@@ -17,10 +17,12 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from hotweights_common.errors import HotweightsError
+
 KEPT_VERSIONS = 5
 
 
-class PluginNotInstalled(Exception):
+class PluginNotInstalled(HotweightsError):
     """The folder could not be put there."""
 
 

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from hotweights_agent.session.assignments import SavedAssignment
 from hotweights_common import files
+from hotweights_common.errors import HotweightsError
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ MAX_PODS = 1024  # four times what one node can be assigned; some 2 MB at most
 MAX_FILE_BYTES = 16 * 2**20
 
 
-class StateFileNotWritten(Exception):
+class StateFileNotWritten(HotweightsError):
     """The disk did not take it."""
 
 

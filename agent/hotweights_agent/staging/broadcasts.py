@@ -19,10 +19,11 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from hotweights_agent.staging.progress import ByteCounter
+from hotweights_common.errors import HotweightsError
 from hotweights_crds.nodeweights import Collective
 from hotweights_planner.manifest import Chunk
 from hotweights_planner.plan import Plan
-from hotweights_storage.errors import Cancelled, TransferError
+from hotweights_storage.errors import Cancelled
 from hotweights_storage.image import ImageBuilder
 from hotweights_storage.reader import Limits
 from hotweights_storage.sources.base import Source
@@ -32,7 +33,7 @@ from hotweights_transports.broadcast.hydra import MpiUnavailable, availability
 from hotweights_transports.broadcast.invitation import Groups, Invitation, accept
 from hotweights_transports.broadcast.leader import GroupLeader
 from hotweights_transports.broadcast.member import GroupMember
-from hotweights_transports.peers.base import Authenticate, PeerError, PeerMissing, PeerUnreachable
+from hotweights_transports.peers.base import Authenticate, PeerMissing, PeerUnreachable
 from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)
@@ -115,7 +116,7 @@ class Broadcasts:
             if not found.works:
                 raise MpiUnavailable(f"MPI does not work here: {found.because}")
             lost = self._follow(part, rank) if rank else self._lead(part)
-        except (TransferError, PeerError, OSError) as error:
+        except (HotweightsError, OSError) as error:
             lost = str(error)
         if part.cancel.is_set():
             raise Cancelled("cancelled during a broadcast")

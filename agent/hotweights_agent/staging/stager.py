@@ -48,6 +48,7 @@ from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.progress import ByteCounter
 from hotweights_agent.staging.store import StagingVersion, Store
 from hotweights_agent.staging.striped_source import StripedSource
+from hotweights_common.errors import HotweightsError
 from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
@@ -56,7 +57,6 @@ from hotweights_storage.errors import (
     Cancelled,
     ChecksumMismatch,
     SourceRefused,
-    SourceUnavailable,
     TransferError,
 )
 from hotweights_storage.reader import Limits
@@ -156,7 +156,7 @@ class Stager:
         began = time.monotonic()
         try:
             done = await self._loop.run_in_executor(self._threads, self._bring, item, cancel, began)
-        except (TransferError, PeerError, Refused, OSError) as error:
+        except (HotweightsError, OSError) as error:
             await self._tell(_failure(item.digest, error))
             return
         finally:
@@ -309,7 +309,7 @@ class Stager:
                     chunks=manifest.chunk_count,
                 )
             )
-        except (TransferError, Refused, OSError) as error:
+        except (HotweightsError, OSError) as error:
             failure = _failure(item.digest, error)
             result = ResolvedVersion(uid=item.uid, reason=failure.reason, message=failure.message)
             done = ResolveDone(result, failure.transient)
@@ -356,7 +356,7 @@ def _failure(digest: str, error: Exception) -> StageFailed:
             return StageFailed(digest, error.reason, str(error), error.transient)
         case DigestDiffers() | SourceRefused() | ChecksumMismatch() | Refused():
             return StageFailed(digest, error.reason, str(error), transient=False)
-        case SourceUnavailable() | TransferError() | PeerError():
+        case HotweightsError():
             return StageFailed(digest, error.reason, str(error), transient=True)
         case _:
             return StageFailed(

@@ -26,10 +26,11 @@ from typing import Any, Protocol, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from hotweights_common.errors import HotweightsError
 from hotweights_coordinator.state.state import CoordinatorState
 
 
-class BackendError(Exception):
+class BackendError(HotweightsError):
     """State could not be kept or read. The text names the store and the remedy."""
 
     reason = "BackendUnavailable"

@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
-from hotweights_storage.errors import TransferError
+from hotweights_common.errors import HotweightsError
 
 WIRE_VERSION: Final = 1
 MAX_JSON_NBYTES = 1 << 20
@@ -28,7 +28,7 @@ Text = Annotated[str, Field(max_length=4096)]
 Token = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
-class CoordinatorError(TransferError):
+class CoordinatorError(HotweightsError):
     """Something between here and the coordinator went wrong."""
 
     reason = "CoordinatorError"

@@ -4,10 +4,10 @@ says `Torn`.
 
 from __future__ import annotations
 
-from hotweights_storage.errors import TransferError
+from hotweights_common.errors import HotweightsError
 
 
-class NotApplied(TransferError):
+class NotApplied(HotweightsError):
     """The model keeps what it had. ``reason`` is one CamelCase word, the text names the tensor."""
 
     reason = "NotApplied"

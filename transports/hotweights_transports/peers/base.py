@@ -25,17 +25,19 @@ import hashlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Protocol, Self
+from typing import Protocol, Self
+
+from hotweights_common.errors import HotweightsError
 
 TOKEN_AUDIENCE = "hotweights-peer"
 
 
-class PeerError(Exception):
+class PeerError(HotweightsError):
     """A peer is of no use for what was asked of it. `reason` is CamelCase, as conditions and
     metrics want it.
     """
 
-    reason: ClassVar[str] = "PeerError"
+    reason = "PeerError"
 
     def __init__(self, address: str, message: str) -> None:
         super().__init__(f"{address}: {message}")
