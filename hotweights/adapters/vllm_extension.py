@@ -33,11 +33,11 @@ if TYPE_CHECKING:
     import torch
 
     from hotweights.adapters.inprocess.buffers import Buffers
-    from hotweights.adapters.inprocess.coordinator_session import CoordinatorSession
     from hotweights.adapters.inprocess.peer_sources import PeerSources, PlanStaging
     from hotweights.adapters.inprocess.torch_model import TorchModel
     from hotweights.adapters.inprocess.version import Version
     from hotweights.adapters.inprocess.vllm_model import VllmModel
+    from hotweights_coordinator.client.worker_session import WorkerSession
     from hotweights_planner.manifest import Manifest
     from hotweights_planner.plan import Plan
 
@@ -248,20 +248,21 @@ class HotweightsWorkerExtension:
         return self._switch(version, 0)
 
     def _apply_assigned(self, seconds: float, patient: bool) -> Applied:
-        from hotweights.adapters.inprocess.coordinator_session import (
-            CoordinatorSession,
+        from hotweights_coordinator.client.client import Client
+        from hotweights_coordinator.client.worker_session import (
+            OPEN,
+            WorkerSession,
             default_worker_id,
         )
-        from hotweights_coordinator.client.client import Client
 
         until = time.monotonic() + seconds
         self._worker_id = self._worker_id or default_worker_id("extension")
         with (
             Client(self._endpoint, self._token) as client,
-            CoordinatorSession(client, self._worker_id) as part,
+            WorkerSession(client, self._worker_id) as session,
         ):
-            found = part.assignment
-            open_ = found.get("state") in ("begun", "precommitted")
+            found = session.assignment
+            open_ = found.get("state") in OPEN
             goal = found if open_ else found.get("current")
             if not goal:
                 text = "the coordinator has no version: submit a plan and begin it"
@@ -271,8 +272,8 @@ class HotweightsWorkerExtension:
             token = int(goal["token"])
             if self.applied is not None and self.applied.digest == goal["digest"]:
                 if open_:
-                    self._await_commit(part, goal, until, patient)
-                return self._again(part, self.applied, token)
+                    self._await_commit(session, goal, until, patient)
+                return self._again(session, self.applied, token)
             try:
                 body = (
                     client.call("get_plan", digest=goal["plan_digest"], timeout_seconds=60.0).binary
@@ -283,35 +284,41 @@ class HotweightsWorkerExtension:
                 )
                 self._take(version)
                 if open_:
-                    self._await_commit(part, goal, until, patient)
+                    self._await_commit(session, goal, until, patient)
                 applied = self._switch(version, token)
             # whatever it was, the coordinator has to hear that this worker is not ready
             except Exception as error:
-                part.failed(
+                session.failed(
                     getattr(error, "reason", "ApplyFailed"),
                     f"{type(error).__name__}: {error}",
                     token,
                 )
                 self._bound().discard()
                 raise
-            part.applied(applied.version, applied.digest, token)
+            session.applied(applied.version, applied.digest, token)
             return applied
 
-    def _again(self, part: CoordinatorSession, held: Applied, token: int) -> Applied:
+    def _again(self, session: WorkerSession, held: Applied, token: int) -> Applied:
         """The model holds it already."""
-        part.applied(held.version, held.digest, token)
+        session.applied(held.version, held.digest, token)
         self.applied = Applied(held.version, held.digest, token, held.nbytes, 0.0, changed=False)
         return self.applied
 
     @staticmethod
     def _await_commit(
-        part: CoordinatorSession, goal: Mapping[str, Any], until: float, patient: bool
+        session: WorkerSession, goal: Mapping[str, Any], until: float, patient: bool
     ) -> None:
         token = int(goal["token"])
-        part.precommit(token)
+        session.precommit(token)
         if not patient:
-            part.commit_if_alone(str(goal["version"]), token)
-        if not part.decided(token, max(0.0, until - time.monotonic())):
+            session.commit_if_alone(str(goal["version"]), token)
+        left = max(0.0, until - time.monotonic())
+        decided = session.decided(token, left)
+        if decided is None:
+            why = f" ({session.error})" if session.error else ""
+            text = f"attempt {token} was neither committed nor aborted within {left:.0f} s{why}"
+            raise NotApplied("DecisionTimeout", f"{text}; see `hotweights coord-status`")
+        if not decided:
             text = f"attempt {token} was aborted or replaced; the model keeps what it had"
             raise NotApplied("Aborted", f"{text} (`hotweights coord-status` says why)")
 

@@ -2,16 +2,14 @@
 about, and leaves when that is over.
 
 Rank 0 submits the plan, begins and commits; every rank says for itself when it has everything.
-While bytes move a thread keeps this worker alive, and ends the transfer when the attempt is over
+While bytes move, heartbeats keep this worker alive, and end the transfer when the attempt is over
 before it was done. Every no of the coordinator is an error here.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,15 +18,13 @@ from hotweights.replicate.run import Stop
 from hotweights.replicate.world import World
 from hotweights_common.errors import HotweightsError
 from hotweights_coordinator.client.client import Client
+from hotweights_coordinator.client.worker_session import OPEN, WorkerSession
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_planner.plan import Plan
 
-log = logging.getLogger(__name__)
-
-BEAT_SECONDS = 1.0
 POLL_SECONDS = 0.1
-BEGIN_SECONDS = 60.0
-SUBMIT_SECONDS = 60.0
+BEGIN_SECONDS = 60.0  # until rank 0 has submitted a plan, which may take as long
+SUBMIT_SECONDS = 60.0  # a plan may have hundreds of MB
 
 
 class Aborted(HotweightsError):
@@ -54,65 +50,55 @@ class Participant:
         self._client = client
         self._plan = plan
         self._world = world
-        self._me: dict[str, Any] = {"worker_id": worker_id, "host": host, "instance": instance}
+        self._stop: Stop | None = None
+        self._session = WorkerSession(
+            client, worker_id, host=host, instance=instance, heard=self._heard
+        )
         self._token = 0
 
     @contextmanager
     def taking_part(self, stop: Stop) -> Iterator[None]:
         """The attempt is open within; an error in it is told to the coordinator, which aborts."""
-        self._client.call("register", **self._me)
-        if self._world.rank == 0:
-            self._client.call(
-                "submit_plan", binary=self._plan.canonical, timeout_seconds=SUBMIT_SECONDS
-            )
-            self._token = self._client.call(
-                "begin", version=self._plan.version, digest=self._plan.manifest.digest
-            ).result["token"]
-        else:
-            self._token = self._await_begin()
-        over = threading.Event()
-        beating = threading.Thread(
-            target=self._beat, args=(over, stop), name="heartbeat", daemon=True
-        )
-        beating.start()
-        try:
-            yield
-        except (HotweightsError, OSError, KeyboardInterrupt) as error:
-            over.set()
-            self._give_up(error)
-            raise
-        finally:
-            over.set()
-            beating.join(BEAT_SECONDS + self._client.timeout_seconds)
+        with self._session:
+            if self._world.rank == 0:
+                self._client.call(
+                    "submit_plan", binary=self._plan.canonical, timeout_seconds=SUBMIT_SECONDS
+                )
+                begun = self._client.call(
+                    "begin", version=self._plan.version, digest=self._plan.manifest.digest
+                )
+                self._token = int(begun.result["token"])
+            else:
+                self._token = self._await_begin()
+            self._stop = stop  # from here on, what is heard is about this attempt
+            try:
+                yield
+            except (HotweightsError, OSError, KeyboardInterrupt) as error:
+                self._stop = None
+                reason = error.reason if isinstance(error, HotweightsError) else "Interrupted"
+                self._session.failed(reason, str(error) or "interrupted", self._token)
+                raise
 
     def commit(self, patience: WaitLimits | None = None) -> None:
         """Say that it is all here, wait for the others, and have it committed."""
         until = time.monotonic() + (patience or WaitLimits()).commit_seconds
-        state = self._client.call(
-            "precommit", worker_id=self._me["worker_id"], token=self._token
-        ).result["state"]
+        state = self._session.precommit(self._token)
         while state != "committed":
             if state == "precommitted" and self._world.rank == 0:
                 self._client.call("commit", version=self._plan.version, token=self._token)
             elif time.monotonic() > until:
-                waiting = (
-                    ", ".join(self._client.call("status").result["waiting_for"][:5]) or "its commit"
-                )
+                waiting = self._client.call("status").result["waiting_for"]
+                # Five are enough to see who; there may be thousands.
+                names = ", ".join(waiting[:5]) or "its commit"
                 raise CoordinatorError(
-                    f"{self._plan.version} still waits for {waiting}; see `hotweights "
-                    "coord-status`",
+                    f"{self._plan.version} still waits for {names}; see `hotweights coord-status`",
                     "Timeout",
                 )
             else:
                 time.sleep(POLL_SECONDS)
             state = self._state()
-        self._client.call(
-            "applied",
-            worker_id=self._me["worker_id"],
-            version=self._plan.version,
-            digest=self._plan.manifest.digest,
-            token=self._token,
-        )
+        digest = self._plan.manifest.digest
+        self._session.applied(self._plan.version, digest, self._token)
 
     def _state(self) -> str:
         now = self._client.call("status").result
@@ -128,38 +114,19 @@ class Participant:
         until = time.monotonic() + BEGIN_SECONDS
         while time.monotonic() < until:
             now = self._client.call("status").result
-            if now["plan_digest"] == self._plan.digest and now["state"] in (
-                "begun",
-                "precommitted",
-                "committed",
-            ):
+            is_ours = now["plan_digest"] == self._plan.digest
+            if is_ours and now["state"] in (*OPEN, "committed"):
                 return int(now["token"])
             time.sleep(POLL_SECONDS)
         raise CoordinatorError(
             f"rank 0 did not begin {self._plan.version} within {BEGIN_SECONDS:g} s", "Timeout"
         )
 
-    def _beat(self, over: threading.Event, stop: Stop) -> None:
-        while not over.wait(BEAT_SECONDS):
-            try:
-                answer = self._client.call("heartbeat", worker_id=self._me["worker_id"]).result
-            except CoordinatorError as error:
-                log.warning("%s", error)
-                continue
-            if answer["token"] != self._token or answer["state"] == "aborted":
-                stop.because(
-                    Aborted(
-                        f"{self._plan.version} was given up meanwhile; see "
-                        "`hotweights "
-                        "coord-status`"
-                    )
+    def _heard(self, now: Mapping[str, Any]) -> None:
+        """On the heartbeat's thread: the transfer ends with the attempt that it is for."""
+        if self._stop is not None and (now["token"] != self._token or now["state"] == "aborted"):
+            self._stop.because(
+                Aborted(
+                    f"{self._plan.version} was given up meanwhile; see `hotweights coord-status`"
                 )
-
-    def _give_up(self, error: BaseException) -> None:
-        """Nobody has to wait for this worker's part any more."""
-        reason = error.reason if isinstance(error, HotweightsError) else "Interrupted"
-        failure = {"reason": reason, "message": str(error) or "interrupted", "token": self._token}
-        try:
-            self._client.call("heartbeat", worker_id=self._me["worker_id"], failure=failure)
-        except CoordinatorError as failed:
-            log.warning("the coordinator was not told: %s", failed)
+            )

@@ -32,7 +32,7 @@ from hotweights.worker.auth import (
 from hotweights.worker.peer_provider import LocalChunks
 from hotweights.worker.peers import PeerSelection
 from hotweights.worker.pod_status import NullPodStatus
-from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming, WorkerIdentity
+from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming
 from hotweights_agent.engines.socket_server import ServerNotStarted
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, NodeConfig, until
@@ -41,6 +41,7 @@ from hotweights_common import hosts, locks
 from hotweights_common.errors import HotweightsError
 from hotweights_common.http_endpoints import Endpoints
 from hotweights_coordinator.client.client import AsyncClient
+from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.wire import address
 from hotweights_transports.peers.registry import transport_for
 
@@ -158,7 +159,13 @@ async def run(
         done = asyncio.Event()
         sync = CoordinatorSync(
             client,
-            WorkerIdentity(worker_id, socket.gethostname(), settings.zone, uuid.uuid4().hex),
+            Participation(
+                worker_id,
+                socket.gethostname(),
+                instance=uuid.uuid4().hex,
+                zone=settings.zone,
+                endpoints=node.endpoints,
+            ),
             node,
             allowed,
             PeerSelection(worker_id, advertise, settings.zone, schemes),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hotweights.worker import assignments
@@ -23,6 +23,7 @@ from hotweights.worker.peers import PeerSelection
 from hotweights_agent.node import Node
 from hotweights_agent.session.messages import ApiUnavailable, Assigned
 from hotweights_coordinator.client.client import AsyncClient
+from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.wire.messages import (
     CallRefused,
     CoordinatorError,
@@ -36,20 +37,11 @@ from hotweights_storage.sources.base import Sources
 log = logging.getLogger(__name__)
 
 COMPLAIN_SECONDS = 30.0
+Fault = tuple[str, str]
+"""A reason and its message."""
 TRANSIENT = frozenset(
     ["NoPlan", "NotLeader", "BackendUnavailable", "UnknownWorker", "StaleToken", "Aborted", "Busy"]
 )
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerIdentity:
-    """What the coordinator is told about this worker."""
-
-    worker_id: str
-    host: str
-    zone: str
-    instance: str
-    """Of this process: a new one has staged nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +66,7 @@ class CoordinatorSync:
     def __init__(
         self,
         client: AsyncClient,
-        me: WorkerIdentity,
+        participation: Participation,
         node: Node,
         sources: Sources,
         peering: PeerSelection,
@@ -82,10 +74,17 @@ class CoordinatorSync:
         *,
         timing: HeartbeatTiming | None = None,
         once: asyncio.Event | None = None,
+        adjusted: Callable[[WorkerStatus], WorkerStatus] = lambda status: status,
+        refused: Callable[[str], Fault | None] = lambda digest: None,
     ) -> None:
-        """``once`` is set when a version was applied."""
+        """``once`` is set when a version was applied. What the node's status says goes through
+        ``adjusted`` before it is told; ``refused`` says of a version's digest, whose manifest is
+        here by then, why these engines cannot take it.
+        """
         self._client = client
-        self._me = me
+        self._participation = participation
+        self._adjusted = adjusted
+        self._refused = refused
         self._node = node
         self._sources = sources
         self._peering = peering
@@ -97,10 +96,9 @@ class CoordinatorSync:
         self._assignment: Assignment | None = None
         self._current: Version | None = None
         # plan's digest → why it cannot be used; None: it can
-        self._plans: dict[str, tuple[str, str] | None] = {}
+        self._plans: dict[str, Fault | None] = {}
         self._spec: NodeWeightsSpec | None = None
         self._generation = 0
-        self._registered = False
         self._said_applied = False
         self._heard_at = time.monotonic()
         self._away = False
@@ -139,7 +137,7 @@ class CoordinatorSync:
     def worker_status(self) -> WorkerStatus:
         """Where this host is with what was asked of it."""
         attempt = self._assignment.attempt if self._assignment else None
-        found = assignments.worker_status(self._status, attempt, self._current)
+        found = self._adjusted(assignments.worker_status(self._status, attempt, self._current))
         wanted = attempt or self._current
         unusable = self._plans.get(wanted.plan_digest) if wanted else None
         return (
@@ -174,42 +172,27 @@ class CoordinatorSync:
             )
         await self._follow(answer)
         if answer.state == "begun" and self.worker_status.ready:
-            await self._client.call("precommit", worker_id=self._me.worker_id, token=answer.token)
+            worker_id = self._participation.worker_id
+            await self._client.call("precommit", worker_id=worker_id, token=answer.token)
         if self._once is not None and answer.state == "committed" and self._said_applied:
             self._once.set()
 
     async def _ask(self) -> Mapping[str, object]:
-        now = self.worker_status
-        if not self._registered:
-            reply = await self._client.call(
-                "register",
-                worker_id=self._me.worker_id,
-                host=self._me.host,
-                endpoints=list(self._node.endpoints),
-                zone=self._me.zone,
-                have=list(now.have),
-                instance=self._me.instance,
-            )
-            self._registered, self._said_applied = True, False
-            log.info("worker %s takes part", self._me.worker_id)
-            return reply.result
-        current = self._current
+        now, current = self.worker_status, self._current
         applied = (
             {"digest": current.digest, "token": current.token} if current and now.applied else None
         )
+        method, arguments = self._participation.next_call(now.have, applied, self._failure(now))
         try:
-            reply = await self._client.call(
-                "heartbeat",
-                worker_id=self._me.worker_id,
-                have=list(now.have),
-                applied=applied,
-                failure=self._failure(now),
-            )
+            reply = await self._client.call(method, **arguments)
         except CallRefused as error:
-            if error.reason == "UnknownWorker":
-                self._registered = False
+            if self._participation.is_forgotten(error):
                 self._wake.set()
             raise
+        if self._participation.answered():
+            self._said_applied = False
+            log.info("worker %s takes part", self._participation.worker_id)
+            return reply.result
         if applied is not None and not self._said_applied and current is not None:
             log.info("applied %s (engines: %d)", current.version, now.engines)
         self._said_applied = applied is not None
@@ -278,7 +261,7 @@ class CoordinatorSync:
             self._plans[version.plan_digest] = ("DigestMismatch", text)
             return
         await asyncio.to_thread(self._node.manifests.put, plan.manifest)
-        self._plans[version.plan_digest] = None
+        self._plans[version.plan_digest] = self._refused(version.digest)
 
     async def _route(self, version: Version, answer: Assignment, readable: bool) -> Route:
         """Whom to ask. For the attempt as the coordinator says, so that a crowd forms chains; for

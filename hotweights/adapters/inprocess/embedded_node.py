@@ -17,7 +17,7 @@ import os
 import socket
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -30,17 +30,18 @@ from hotweights.adapters.inprocess.renaming import RenamingServer
 from hotweights.adapters.vllm import PLUGIN_VERSION
 from hotweights.worker import events
 from hotweights.worker.allowed_sources import sources
-from hotweights.worker.assignments import Version, WorkerStatus
+from hotweights.worker.assignments import WorkerStatus
 from hotweights.worker.auth import LocalEngineAuthenticator, PeerSecret, engine_token, peer_secret
 from hotweights.worker.peer_provider import LocalChunks
 from hotweights.worker.peers import PeerSelection
 from hotweights.worker.pod_status import NullPodStatus
-from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming, WorkerIdentity
+from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming
 from hotweights_agent.engines.socket_server import SOCKET_NAME
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, NodeConfig, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_coordinator.client.client import AsyncClient
+from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_crds.nodeweights import NodeWeightsStatus
@@ -187,9 +188,9 @@ class EmbeddedNode:
         async with AsyncClient(
             settings.endpoint, settings.token or None, timeout_seconds=CALL_SECONDS
         ) as client:
-            sync = _Sync(
+            sync = CoordinatorSync(
                 client,
-                WorkerIdentity(worker_id, socket.gethostname()[:255], "", uuid.uuid4().hex),
+                Participation(worker_id, socket.gethostname(), instance=uuid.uuid4().hex),
                 node,
                 sources(settings.roots),
                 PeerSelection(worker_id, "127.0.0.1", "", ("tcp",)),
@@ -197,8 +198,9 @@ class EmbeddedNode:
                 timing=HeartbeatTiming(
                     beat_seconds=min(max(settings.beat_seconds, 0.1), SLOWEST_BEAT_SECONDS)
                 ),
+                adjusted=self._unless_one_is_missing,
+                refused=partial(self._refused, node),
             )
-            sync.expected, sync.refused = lambda: self._expected, partial(self._refused, node)
             self._relay.to(sync)
             try:
                 heard = [
@@ -209,6 +211,12 @@ class EmbeddedNode:
                 await until(asyncio.Event(), sync.run, *parts)
             finally:
                 self._relay.to(None)
+
+    def _unless_one_is_missing(self, status: WorkerStatus) -> WorkerStatus:
+        """Not ready, and nothing applied, while an engine is missing."""
+        if status.engines >= self._expected > 0:
+            return status
+        return dataclasses.replace(status, ready=False, applied=False)
 
     # --- the model's names ---------------------------------------------------------------------
 
@@ -227,26 +235,6 @@ class EmbeddedNode:
         except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
             return getattr(error, "reason", "BadNameMap"), f"{type(error).__name__}: {error}"
         return None
-
-
-class _Sync(CoordinatorSync):
-    """Not ready, and nothing applied, while an engine is missing."""
-
-    expected: Callable[[], int] = staticmethod(lambda: 0)
-    refused: Callable[[str], tuple[str, str] | None] = staticmethod(lambda _digest: None)
-
-    @property
-    def worker_status(self) -> WorkerStatus:
-        """Where these engines are."""
-        found = super().worker_status
-        if found.engines >= self.expected() > 0:
-            return found
-        return dataclasses.replace(found, ready=False, applied=False)
-
-    async def _learn(self, version: Version) -> None:
-        await super()._learn(version)
-        if self._plans.get(version.plan_digest, "") is None:
-            self._plans[version.plan_digest] = self.refused(version.digest)
 
 
 class _StatusRelay:
