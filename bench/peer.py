@@ -42,7 +42,8 @@ from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from hotweights_agent.staging.fetch import Fetch, PeerSource
+from hotweights_agent.staging.chunk_sources import PeerSource
+from hotweights_agent.staging.fetch import Fetch
 from hotweights_agent.staging.store import Store
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import CHUNK_NBYTES, Manifest, build

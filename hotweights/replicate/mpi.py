@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Final
 from hotweights.replicate.rank_provider import RankProvider
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights.worker.auth import PeerSecret, peer_secret
-from hotweights_agent.staging.fetch import Fetch, FetchFailed, OriginSource, PeerSource
+from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
+from hotweights_agent.staging.fetch import Fetch, FetchFailed
 from hotweights_common import hosts
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
@@ -135,15 +136,14 @@ class MpiReplicator:
         earlier = sorted((rank for rank in group.pull_addresses if rank < group.rank), reverse=True)
         with ExitStack() as stack:
             uris = [group.pull_addresses[rank] for rank in earlier]
-            clients = [
-                stack.enter_context(transport_for(uri).connect(uri, door.token, limits))
-                for uri in uris
-            ]
-            peers = [
-                board.announcing(PeerSource(client, plan.manifest.digest)) for client in clients
-            ]
-            origin = board.announcing(OriginSource("the source", source, plan.manifest))
-            fetch = Fetch(builder, [*peers, origin], progress=lambda _: group.progressed())
+            clients = connected(stack, uris, door.token, limits)
+            origin = OriginSource("the source", source, plan.manifest)
+            asked = in_order(clients, origin, plan.manifest.digest)
+            fetch = Fetch(
+                builder,
+                [board.announcing(one) for one in asked],
+                progress=lambda _: group.progressed(),
+            )
             try:
                 return fetch.run().done_nbytes
             except FetchFailed as error:

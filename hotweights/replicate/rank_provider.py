@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from hotweights_agent.staging.fetch import ChunkSource
+from hotweights_agent.staging.chunk_sources import ChunkSource
 from hotweights_transports.peers.base import ChunkProvider, Deliver, Lease, Missing, Pending, Want
 
 if TYPE_CHECKING:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Final
 from hotweights.replicate.rank_provider import RankProvider
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights.worker.auth import PEER_VARIABLE, PeerSecret, peer_secret
-from hotweights_agent.staging.fetch import Fetch, OriginSource, PeerSource
+from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
+from hotweights_agent.staging.fetch import Fetch
 from hotweights_common import hosts
 from hotweights_common.errors import HotweightsError
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
@@ -112,15 +113,13 @@ class UcxReplicator:
                 addresses.form(hosts[rank], world.port + rank, SCHEME)
                 for rank in reversed(range(world.rank))
             ]
-            parents = [
-                stack.enter_context(TRANSPORT.connect(uri, door.token, limits)) for uri in uris
-            ]
+            parents = connected(stack, uris, door.token, limits)
             if parents:
                 self._meet(parents[0], plan, world.rank - 1)
             began = time.monotonic()
-            peers = [board.announcing(PeerSource(peer, plan.manifest.digest)) for peer in parents]
-            origin = board.announcing(OriginSource("the source", source, plan.manifest))
-            found = Fetch(builder, [*peers, origin]).run()
+            origin = OriginSource("the source", source, plan.manifest)
+            asked = in_order(parents, origin, plan.manifest.digest)
+            found = Fetch(builder, [board.announcing(one) for one in asked]).run()
             seconds = time.monotonic() - began
             if parents:
                 _say_goodbye(parents[0], board.goodbye(world.rank))

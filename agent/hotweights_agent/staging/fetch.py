@@ -19,11 +19,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
 
 from hotweights_agent.staging.chunk_scheduler import ChunkScheduler
+from hotweights_agent.staging.chunk_sources import ChunkSource
 from hotweights_common.backoff import Backoff
-from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_storage.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -32,12 +31,9 @@ from hotweights_storage.errors import (
     TransferError,
 )
 from hotweights_storage.image import ImageBuilder
-from hotweights_storage.reader import Limits, read_chunks
-from hotweights_storage.sources.base import Source
 from hotweights_transports.peers.base import (
     Deliver,
     Missing,
-    PeerClient,
     PeerCorrupt,
     PeerError,
     Want,
@@ -85,71 +81,6 @@ class Progress:
     done_nbytes: int
     needed_nbytes: int
     by_source: tuple[tuple[str, int], ...]
-
-
-class ChunkSource(Protocol):
-    """Whence chunks come. `fetch` hands chunks to `deliver` or returns them as missing; a failure
-    ends it by raising `PeerError`, `SourceRefused`, `SourceUnavailable` or `ChecksumMismatch`;
-    anything else ends the whole fetch.
-    """
-
-    name: str
-
-    def fetch(
-        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
-    ) -> list[Missing]: ...
-
-
-class PeerSource:
-    """Another node's agent."""
-
-    def __init__(self, client: PeerClient, digest: str) -> None:
-        self.name = client.address
-        self._client = client
-        self._digest = digest
-
-    def fetch(
-        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
-    ) -> list[Missing]:
-        return self._client.fetch_chunks(self._digest, wanted, deliver, cancel=stop)
-
-
-class OriginSource:
-    """The place that the version comes from. It is opened when it is needed, because most nodes
-    never need it.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        open_source: Callable[[], Source],
-        manifest: Manifest,
-        workers: int | None = None,
-    ) -> None:
-        self.name = name
-        self._open_source = open_source
-        self._manifest = manifest
-        self._workers = workers
-        self._chunks: dict[str, Chunk] = {}
-
-    def fetch(
-        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
-    ) -> list[Missing]:
-        if not self._chunks:
-            self._chunks = {chunk.blake3: chunk for chunk in self._manifest.chunks()}
-
-        def sink(chunk: Chunk, data: memoryview) -> None:
-            deliver(Want(chunk.blake3, chunk.nbytes), data)
-
-        with self._open_source() as source:
-            read_chunks(
-                source,
-                (self._chunks[want.blake3] for want in wanted),
-                sink,
-                self._workers,
-                Limits(stop),
-            )
-        return []
 
 
 class Fetch:

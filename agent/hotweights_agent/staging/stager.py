@@ -35,21 +35,13 @@ from hotweights_agent.staging.broadcasts import (
     Broadcasts,
     BroadcastTask,
 )
-from hotweights_agent.staging.fetch import (
-    ChunkSource,
-    Fetch,
-    FetchFailed,
-    FetchPolicy,
-    OriginSource,
-    PeerSource,
-    Progress,
-)
+from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
+from hotweights_agent.staging.fetch import Fetch, FetchFailed, FetchPolicy, Progress
 from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.progress import ByteCounter
 from hotweights_agent.staging.store import StagingVersion, Store
-from hotweights_agent.staging.striped_source import StripedSource
 from hotweights_common.errors import HotweightsError
-from hotweights_crds.nodeweights import Peer, ResolvedVersion, ResolveItem, StageItem
+from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
 from hotweights_planner.plan import build
@@ -63,7 +55,6 @@ from hotweights_storage.reader import Limits
 from hotweights_storage.resolve import resolve
 from hotweights_storage.sources.base import Sources
 from hotweights_transports.peers.base import PeerClient, PeerError, PeerMissing
-from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +159,8 @@ class Stager:
         """In a thread: the whole way of one version."""
         deadline = began + item.timeout_seconds
         with contextlib.ExitStack() as stack:
-            peers = [stack.enter_context(client) for client in self._clients(item)]
+            named = (*item.parents, *item.fallbacks)
+            peers = connected(stack, [peer.endpoint for peer in named], self._token)
             manifest = self._manifest(item, peers, cancel)
             stack.enter_context(self._store.turn(cancel, deadline))
             staging = stack.enter_context(self._store.begin(manifest))
@@ -183,7 +175,13 @@ class Stager:
                     StageProgressed(item.digest, min(total, here + fetched), total, fetched)
                 )
 
-            sources = self._sources_of(item, peers, manifest)
+            sources = in_order(
+                peers,
+                self._origin(item, manifest),
+                item.digest,
+                {peer.endpoint for peer in item.parents},
+                self._settings.donors_at_once,
+            )
             report(Progress(0, needed, ()))
             brought = self._broadcast(item, manifest, staging, cancel, report)
             persistence = FetchPolicy(
@@ -227,33 +225,6 @@ class Stager:
         return self._broadcasts.bring(
             BroadcastTask(job, plan, staging.builder, source, cancel, came)
         )
-
-    def _sources_of(
-        self, item: StageItem, peers: list[PeerClient], manifest: Manifest
-    ) -> list[ChunkSource]:
-        """In the order in which they are asked. Several parents are donors: each gives a stripe."""
-        names = {peer.endpoint for peer in item.parents}
-        parents = [client for client in peers if client.address in names]
-        sources: list[ChunkSource] = []
-        if len(parents) > 1:
-            sources.append(StripedSource(parents, item.digest, self._settings.donors_at_once))
-            peers = [client for client in peers if client not in parents]
-        sources += [PeerSource(client, item.digest) for client in peers]
-        return [*sources, self._origin(item, manifest)]
-
-    def _clients(self, item: StageItem) -> list[PeerClient]:
-        return [
-            client
-            for peer in (*item.parents, *item.fallbacks)
-            if (client := self._client(peer)) is not None
-        ]
-
-    def _client(self, peer: Peer) -> PeerClient | None:
-        try:
-            return transport_for(peer.endpoint).connect(peer.endpoint, self._token)
-        except ValueError as error:
-            log.warning("node %s is passed over: %s", peer.node, error)
-            return None
 
     def _origin(self, item: StageItem, manifest: Manifest) -> OriginSource:
         workers = self._settings.origin_workers or os.cpu_count()

@@ -54,7 +54,7 @@ class StripedSource:
     def fetch(
         self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
     ) -> list[Missing]:
-        """See `fetch.ChunkSource`."""
+        """See `chunk_sources.ChunkSource`."""
         return fetch_ranges_concurrent(
             self._donors, self._digest, wanted, deliver, concurrency=self._concurrency, cancel=stop
         )

@@ -22,10 +22,10 @@ from hotweights.adapters.inprocess.version import Version
 from hotweights.adapters.vllm.rank.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import Image as MappedImage
 from hotweights.worker.allowed_sources import ROOTS_VARIABLE, may_read, sources
-from hotweights_agent.staging.fetch import ChunkSource, Fetch, FetchPolicy, OriginSource, PeerSource
+from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
+from hotweights_agent.staging.fetch import Fetch, FetchPolicy
 from hotweights_planner.plan import Plan
 from hotweights_storage.image import Image, ImageBuilder
-from hotweights_transports.peers.registry import transport_for
 
 
 def allowed_roots(roots: Iterable[str | os.PathLike[str]] | None) -> tuple[Path, ...]:
@@ -69,20 +69,19 @@ class PlanStaging:
         with contextlib.ExitStack() as stack:
             builder = stack.enter_context(ImageBuilder(manifest, present))
             if builder.missing_count:
-                clients = [
-                    stack.enter_context(transport_for(p).connect(p, peer_sources.token))
-                    for p in peer_sources.peers
-                ]
-                donors: list[ChunkSource] = [
-                    PeerSource(client, manifest.digest) for client in clients
-                ]
-                donors.append(
-                    OriginSource(plan.source, lambda: self._sources.open(plan.source, ""), manifest)
+                clients = connected(stack, peer_sources.peers, peer_sources.token)
+                origin = OriginSource(
+                    plan.source, lambda: self._sources.open(plan.source, ""), manifest
                 )
                 limits = FetchPolicy(
                     deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0
                 )
-                Fetch(builder, donors, persistence=limits, cancel=threading.Event()).run()
+                Fetch(
+                    builder,
+                    in_order(clients, origin, manifest.digest),
+                    persistence=limits,
+                    cancel=threading.Event(),
+                ).run()
             image = builder.finish()
         mapped = MappedImage.open(image.fds, manifest.digest)
         if self._image is not None:

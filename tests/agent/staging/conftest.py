@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 from blake3 import blake3
 
-from hotweights_agent.staging.fetch import ChunkSource
+from hotweights_agent.staging.chunk_sources import ChunkSource
 from hotweights_agent.staging.store import Store
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import PAGE_NBYTES, Manifest, build

@@ -1,0 +1,124 @@
+"""Whom a fetch asks for chunks, and in which order: parents first, then those that stand in for them,
+and the origin last.
+
+Whoever brings a version assembles its sources here: an agent's stager, ranks that replicate, a
+process with a model of its own. It knows no version that is staged and no policy of a fetch.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Protocol
+
+from hotweights_agent.staging.striped_source import CONCURRENCY, StripedSource
+from hotweights_planner.manifest import Chunk, Manifest
+from hotweights_storage.reader import Limits, read_chunks
+from hotweights_storage.sources.base import Source
+from hotweights_transports.peers.base import ClientLimits, Deliver, Missing, PeerClient, Want
+from hotweights_transports.peers.registry import transport_for
+
+log = logging.getLogger(__name__)
+
+
+def connected(
+    stack: ExitStack,
+    uris: Sequence[str],
+    token: Callable[[], str],
+    limits: ClientLimits | None = None,
+) -> list[PeerClient]:
+    """Clients of these peers, closed with the stack; they connect at first use. One that nobody can
+    speak to from here is passed over, with a line in the log.
+    """
+    clients = []
+    for uri in uris:
+        try:
+            clients.append(stack.enter_context(transport_for(uri).connect(uri, token, limits)))
+        except ValueError as error:
+            log.warning("a peer is passed over: %s", error)
+    return clients
+
+
+def in_order(
+    peers: Sequence[PeerClient],
+    origin: OriginSource,
+    digest: str,
+    parents: Collection[str] = (),
+    donors_at_once: int = CONCURRENCY,
+) -> list[ChunkSource]:
+    """The sources of one version, in the order in which they are asked. Several ``parents`` (by
+    address) are donors of which each gives a stripe, so many of them at once.
+    """
+    donors = [client for client in peers if client.address in parents]
+    sources: list[ChunkSource] = []
+    if len(donors) > 1:
+        sources.append(StripedSource(donors, digest, donors_at_once))
+        peers = [client for client in peers if client not in donors]
+    return [*sources, *(PeerSource(client, digest) for client in peers), origin]
+
+
+class ChunkSource(Protocol):
+    """Whence chunks come. `fetch` hands chunks to `deliver` or returns them as missing; a failure
+    ends it by raising `PeerError`, `SourceRefused`, `SourceUnavailable` or `ChecksumMismatch`;
+    anything else ends the whole fetch.
+    """
+
+    name: str
+
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]: ...
+
+
+class PeerSource:
+    """Another node's agent."""
+
+    def __init__(self, client: PeerClient, digest: str) -> None:
+        self.name = client.address
+        self._client = client
+        self._digest = digest
+
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
+        return self._client.fetch_chunks(self._digest, wanted, deliver, cancel=stop)
+
+
+class OriginSource:
+    """The place that the version comes from. It is opened when it is needed, because most nodes
+    never need it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_source: Callable[[], Source],
+        manifest: Manifest,
+        workers: int | None = None,
+    ) -> None:
+        self.name = name
+        self._open_source = open_source
+        self._manifest = manifest
+        self._workers = workers
+        self._chunks: dict[str, Chunk] = {}
+
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
+        if not self._chunks:
+            self._chunks = {chunk.blake3: chunk for chunk in self._manifest.chunks()}
+
+        def sink(chunk: Chunk, data: memoryview) -> None:
+            deliver(Want(chunk.blake3, chunk.nbytes), data)
+
+        with self._open_source() as source:
+            read_chunks(
+                source,
+                (self._chunks[want.blake3] for want in wanted),
+                sink,
+                self._workers,
+                Limits(stop),
+            )
+        return []
