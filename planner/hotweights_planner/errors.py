@@ -14,7 +14,9 @@ from __future__ import annotations
 
 
 class Refused(ValueError):
-    """Input that is not usable: ``where`` it is, ``what`` is wrong with it and the ``remedy``."""
+    """Input that is not usable: ``where`` it is, ``what`` is wrong with it and the ``remedy``, or
+    its class's `default_remedy`.
+    """
 
     reason = "Refused"
     default_remedy = ""
