@@ -17,6 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 DEFAULT_BUCKET_NBYTES = 64 << 20
 
+# names up to the first number that is a part of its own: experts and heads stay in their layer
 _LAYER = re.compile(r"^(?:[^.\d][^.]*\.)+\d+(?=\.)")
 
 
@@ -41,7 +42,9 @@ P = TypeVar("P", bound=Piece)
 
 @dataclass(frozen=True, slots=True)
 class Bucket(Generic[P]):
-    """``layers`` are in order; a layer that was split stands in several buckets."""
+    """``layers`` are in order; a layer that was split stands in several buckets. ``nbytes`` is the
+    sum of its ``chunks``.
+    """
 
     layers: tuple[str, ...]
     chunks: tuple[P, ...]
@@ -58,13 +61,16 @@ def layer_of(tensor: str) -> str:
 
 
 def buckets(chunks: Iterable[P], bucket_nbytes: int = DEFAULT_BUCKET_NBYTES) -> Iterator[Bucket[P]]:
-    """``chunks``, which are in load order, in buckets of at most ``bucket_nbytes``."""
+    """``chunks``, which are in load order, in buckets of at most ``bucket_nbytes``. Raises
+    `ValueError` when a chunk is larger than that.
+    """
     layers: list[str] = []
     filled: list[P] = []
     nbytes = 0
     for layer, group in groupby(chunks, key=lambda chunk: layer_of(chunk.tensor)):
         members = list(group)
         layer_nbytes = sum(map(attrgetter("nbytes"), members))
+        # before a layer is looked at closer: one that is too large begins a bucket too
         if filled and nbytes + layer_nbytes > bucket_nbytes:
             yield Bucket(tuple(layers), tuple(filled), nbytes)
             layers, filled, nbytes = [], [], 0

@@ -35,7 +35,9 @@ class GroupsReport:
 
 
 def is_ranks(value: object) -> bool:
-    """Whether ``value`` is a list of ranks as a plan spells them."""
+    """Whether ``value`` is a list of ranks as a plan spells them: ascending, each once, at least
+    one.
+    """
     return (
         isinstance(value, list)
         and bool(value)
@@ -45,7 +47,9 @@ def is_ranks(value: object) -> bool:
 
 
 def parse_groups(text: bytes | str, where: str) -> Groups:
-    """``{"0": [0, 1], "1": [2, 3]}``."""
+    """Tensor-parallel groups from JSON: ``{"0": [0, 1], "1": [2, 3]}``. Raises `BadGroups`, with
+    ``where`` in it.
+    """
     return {
         name: _ranks(value, f"{where}: group {name!a}")
         for name, value in _object(text, where).items()
@@ -54,7 +58,7 @@ def parse_groups(text: bytes | str, where: str) -> Groups:
 
 def parse_group_map(text: bytes | str, where: str, groups: Groups | None = None) -> GroupMap:
     """``{"model.layers.0.*": [0, 1], "lm_head.*": 0}``: a list is ranks, a number or a word is a
-    group of ``groups``.
+    group of ``groups``. Raises `BadGroups`, also for a group that is not there.
     """
     found: list[tuple[str, Ranks]] = []
     for pattern, value in _object(text, where).items():
@@ -85,13 +89,15 @@ def consumers_by_digest(manifest: Manifest, group_map: GroupMap) -> dict[str, Ra
             continue
         for digest in tensor.chunks:
             known = ranks_of.setdefault(digest, ranks)
-            if known is not ranks:
+            if known is not ranks:  # a tuple of the map itself: identity spares a million compares
                 ranks_of[digest] = tuple(sorted({*known, *ranks}))
     return {digest: ranks for digest, ranks in ranks_of.items() if digest not in everybody}
 
 
 def contiguous_groups(world_size: int, tp: int) -> Groups:
-    """Ranks in groups of ``tp`` neighbours."""
+    """Ranks 0 to ``world_size`` - 1 in groups of ``tp`` neighbours, by number. Raises `BadGroups`
+    when that does not come out even.
+    """
     if tp < 1 or world_size < 1 or world_size % tp:
         text = f"{world_size} ranks cannot be divided into groups of {tp}"
         raise BadGroups(
@@ -103,7 +109,9 @@ def contiguous_groups(world_size: int, tp: int) -> Groups:
 
 
 def check_groups(groups: Groups, world_size: int) -> GroupsReport:
-    """Ranks out of range, in two groups, or in none; groups of different sizes."""
+    """Ranks out of range, in two groups, or in none are problems; groups of different sizes are a
+    warning.
+    """
     problems: list[str] = []
     owner: dict[int, str] = {}
     for name, ranks in groups.items():

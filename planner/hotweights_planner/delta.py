@@ -23,10 +23,14 @@ class Delta:
 
 
 def delta(manifest: Manifest, present: Container[str]) -> Delta:
-    """The chunks of ``manifest`` whose digests are not in ``present``."""
+    """The chunks of ``manifest`` whose digests are not in ``present``. Raises nothing; the manifest
+    is taken as checked (no digest stands for two sizes).
+    """
     chunks = (digest for tensor in manifest.tensors for digest in tensor.chunks)
+    # a dictionary, not a set: it keeps the order
     missing = dict.fromkeys(digest for digest in chunks if digest not in present)
     whole = manifest.chunk_bytes
+    # only a tensor's last chunk may be shorter, so all others need not be looked at
     lasts = {
         tensor.chunks[-1]: part for tensor in manifest.tensors if (part := tensor.nbytes % whole)
     }

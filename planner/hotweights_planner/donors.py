@@ -17,7 +17,7 @@ from hotweights_common import hosts
 
 
 class Distance(IntEnum):
-    """How far apart two hosts are."""
+    """How far apart two hosts are; less is nearer."""
 
     SAME_HOST = 0
     SAME_ZONE = 1
@@ -37,7 +37,7 @@ class Spot:
 
 
 def distance(here: Spot, there: Spot) -> Distance:
-    """From one to the other."""
+    """How far ``there`` is from ``here``. Zones count before addresses, where both have one."""
     if here.address == there.address or hosts.is_loopback(
         there.address
     ):  # who tells us his loopback address is on this host
@@ -55,18 +55,23 @@ def distance(here: Spot, there: Spot) -> Distance:
 
 
 def nearest_first(here: Spot, others: Iterable[Spot]) -> list[Spot]:
-    """``others`` in the order in which they are asked."""
+    """``others`` in the order in which they are asked: by distance, then in an order that is
+    ``here``'s own and always the same.
+    """
     return sorted(others, key=lambda other: (distance(here, other), _turn(here, other)))
 
 
 def choose(here: Spot, others: Iterable[Spot], at_least: int = 2, at_most: int = 8) -> list[Spot]:
-    """All of the nearest, and farther ones only until there are ``at_least``."""
+    """All of the nearest, and farther ones only until there are ``at_least``; in no case more than
+    ``at_most``, which is how many peers the schema of NodeWeights lists.
+    """
     ordered = nearest_first(here, others)
     near = sum(1 for other in ordered if distance(here, other) == distance(here, ordered[0]))
     return ordered[: min(max(near, at_least), at_most)]
 
 
 def _turn(here: Spot, other: Spot) -> bytes:
+    # a digest instead of chance, so that equal input gives an equal plan
     return hashlib.sha256(f"{here.name}\0{other.name}".encode()).digest()
 
 
@@ -74,7 +79,7 @@ def _same_network(one: str, other: str, bits: int) -> bool:
     """IPv6 networks are four times as long: /64 stands for /24's neighbourhood, /48 for /16's."""
     try:
         first, second = ipaddress.ip_address(one), ipaddress.ip_address(other)
-    except ValueError:
+    except ValueError:  # a host's name, which tells nothing of its network
         return False
     if first.version != second.version:
         return False

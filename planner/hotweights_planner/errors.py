@@ -16,7 +16,9 @@ from hotweights_common.errors import HotweightsError
 
 
 class Refused(HotweightsError, ValueError):
-    """Input that is not usable: ``where`` it is, ``what`` is wrong with it and the ``remedy``."""
+    """Input that is not usable: ``where`` it is, ``what`` is wrong with it and the ``remedy``, or
+    its class's `default_remedy`.
+    """
 
     reason = "Refused"
     default_remedy = ""

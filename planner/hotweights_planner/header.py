@@ -3,7 +3,8 @@
 The library of that name is lenient where we must not be: it takes the last of two equal keys and
 any tensor name. A header comes from whoever wrote the checkpoint, so everything in it is checked
 before a number of it is used: its length before it is read at all (`header_nbytes`), then the text
-(`parse_header`). Whatever is accepted here the library accepts too.
+(`parse_header`). Whatever is accepted here the library accepts too. The format is described at
+https://huggingface.co/docs/safetensors#format.
 
 It knows nothing of files, folders or tensors' contents.
 """
@@ -19,13 +20,15 @@ from math import prod
 
 from hotweights_planner.errors import BadCheckpoint
 
-PREFIX_NBYTES = 8
+PREFIX_NBYTES = 8  # an unsigned 64-bit number, little-endian: the header's length
+# the library reads up to 100 MB; this is what `MAX_TENSORS` take
 MAX_HEADER_NBYTES = 32 << 20
-MAX_TENSORS = 1 << 18
+MAX_TENSORS = 1 << 18  # in one file, at about 128 bytes of header each
 MAX_DIMENSIONS = 32
-MAX_NAME_NBYTES = 512
-MAX_INTEGER = (1 << 63) - 1
+MAX_NAME_NBYTES = 512  # promised in docs/design/001-contracts.md
+MAX_INTEGER = (1 << 63) - 1  # the largest offset that pread(2) takes (off_t)
 
+# as the format spells them; in bits, because some take less than a byte
 BITS_OF_DTYPE = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
@@ -39,7 +42,9 @@ _DIGITS_TOO_MANY = re.compile(r"\d{21}")
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """One tensor as the header places it; ``offset`` counts from the file's first byte."""
+    """One tensor as the header places it. ``dtype`` is a key of `BITS_OF_DTYPE`, ``shape`` counts
+    elements, and ``offset`` counts from the file's first byte, not from the header's end.
+    """
 
     name: str
     dtype: str
@@ -49,8 +54,8 @@ class TensorEntry:
 
 
 def header_nbytes(prefix: bytes, file_nbytes: int, where: str) -> int:
-    """Length of the header that follows ``prefix`` (the file's first eight bytes), once it is known
-    to be sane.
+    """Length in bytes of the header that follows ``prefix`` (the file's first eight bytes). Raises
+    `BadCheckpoint` when it is too large, too small, or beyond the file's end.
     """
     if len(prefix) < PREFIX_NBYTES or file_nbytes < PREFIX_NBYTES:
         raise BadCheckpoint(
@@ -63,7 +68,7 @@ def header_nbytes(prefix: bytes, file_nbytes: int, where: str) -> int:
             f"claims a header of {nbytes} bytes; at most {MAX_HEADER_NBYTES} are read",
             "is it a .safetensors file? Split one with that many tensors into shards",
         )
-    if nbytes < 2:
+    if nbytes < 2:  # the shortest object is {}
         raise BadCheckpoint(where, f"a header of {nbytes} bytes cannot be a JSON object")
     if PREFIX_NBYTES + nbytes > file_nbytes:
         raise BadCheckpoint(
@@ -74,7 +79,8 @@ def header_nbytes(prefix: bytes, file_nbytes: int, where: str) -> int:
 
 def parse_header(header: bytes, file_nbytes: int, where: str) -> tuple[TensorEntry, ...]:
     """The file's tensors by offset. They must fill it from the header's end to the last byte,
-    without hole or overlap.
+    without hole or overlap, as the format demands. Raises `BadCheckpoint` for anything else;
+    ``where`` names the file in it.
     """
     document = _object_of(header, where)
     metadata = document.pop("__metadata__", {})
@@ -87,6 +93,7 @@ def parse_header(header: bytes, file_nbytes: int, where: str) -> tuple[TensorEnt
             where, f"{len(document)} tensors; at most {MAX_TENSORS} a file", "split it into shards"
         )
     data_offset = PREFIX_NBYTES + len(header)
+    # tensors of no bytes share an offset with the next one: they go first
     entries = sorted(
         (_entry(name, fields, data_offset, where) for name, fields in document.items()),
         key=lambda entry: (entry.offset, entry.nbytes, entry.name),
@@ -101,17 +108,20 @@ def check_tensor_name(name: str) -> str | None:
     """
     if not name:
         return "is empty"
-    if not name.isprintable():
+    if not name.isprintable():  # lone surrogates too, so the name can be encoded below
         return "has control or unprintable characters"
     if len(name.encode()) > MAX_NAME_NBYTES:
         return f"is longer than {MAX_NAME_NBYTES} bytes"
+    # nothing here makes a path of a name, but other people's loaders might
     if name[0] in "/." or "\\" in name or ".." in name.split("/"):
         return "looks like a path"
     return None
 
 
 def tensor_nbytes(dtype: str, shape: Iterable[int]) -> int | None:
-    """Bytes of a tensor, or None where a type of less than a byte does not come out even."""
+    """Bytes of a tensor, or None where a type of less than a byte does not come out even. Raises
+    `KeyError` for an unknown ``dtype``.
+    """
     nbits = BITS_OF_DTYPE[dtype] * prod(shape)
     return None if nbits % 8 else nbits // 8
 
@@ -129,6 +139,7 @@ def _object_of(header: bytes, where: str) -> dict[str, object]:
             where, "the header does not begin with '{'", "is it a .safetensors file?"
         )
 
+    # the format forbids equal keys, and Python would take the last one
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         fields = dict(pairs)
         if len(fields) != len(pairs):
@@ -171,10 +182,7 @@ def _no_constant(word: str) -> object:
 
 
 def _entry(name: str, fields: object, data_offset: int, where: str) -> TensorEntry:
-    try:
-        fault = check_tensor_name(name)
-    except UnicodeEncodeError:  # a lone surrogate
-        fault = "is not Unicode"
+    fault = check_tensor_name(name)
     if fault:
         raise BadCheckpoint(where, f"the tensor name {_shown(name)} {fault}", "rename the tensor")
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
@@ -196,6 +204,7 @@ def _entry(name: str, fields: object, data_offset: int, where: str) -> TensorEnt
     nbytes = tensor_nbytes(dtype, shape)
     if nbytes is None:
         raise BadCheckpoint(where, f"tensor {name}: {dtype} x {shape} is no whole number of bytes")
+    # a zero among the sizes must not hide an overflow: the library multiplies in 64 bits, in order
     if nbytes > MAX_INTEGER or prod(size or 1 for size in shape) > MAX_INTEGER:
         raise BadCheckpoint(where, f"tensor {name}: {dtype} x {shape} overflows")
     if end - begin != nbytes:
@@ -237,5 +246,5 @@ def _check_filled(
 
 
 def _shown(value: object) -> str:
-    text = ascii(value)
+    text = ascii(value)  # it is somebody else's: neither long nor unprintable in our messages
     return text if len(text) <= 80 else text[:77] + "..."

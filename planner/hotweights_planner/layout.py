@@ -19,13 +19,14 @@ from typing import Generic, NamedTuple, TypeVar
 from hotweights_planner.errors import BadManifest
 from hotweights_planner.manifest import PAGE_NBYTES, Manifest
 
+# larger ones come back later; smaller ones cost more descriptors, one for each in every process
 MAX_SLAB_NBYTES = 1 << 30
 
 S = TypeVar("S", bound=Hashable)
 
 
 class Place(NamedTuple, Generic[S]):
-    """Where a chunk is."""
+    """Where a chunk is: ``nbytes`` bytes at ``offset`` of a slab, which is a multiple of a page."""
 
     slab: S
     offset: int
@@ -66,14 +67,17 @@ class Layout(Generic[S]):
 
 
 def page_rounded(nbytes: int) -> int:
-    """``nbytes`` up to the next page."""
+    """``nbytes``, rounded up to whole pages of `PAGE_NBYTES`."""
     return -(-nbytes // PAGE_NBYTES) * PAGE_NBYTES
 
 
 def lay_out(
     manifest: Manifest, present: Mapping[str, Place[S]], max_slab_nbytes: int = MAX_SLAB_NBYTES
 ) -> Layout[S]:
-    """The layout of ``manifest`` on a node that has ``present`` (by digest)."""
+    """The layout of ``manifest`` on a node that has ``present`` (by digest). Raises `BadManifest`
+    when a digest stands for two sizes, and `ValueError` when a slab is smaller than a chunk or a
+    chunk of ``present`` does not begin on a page.
+    """
     if max_slab_nbytes < page_rounded(manifest.chunk_bytes):
         raise ValueError(
             f"a slab of {max_slab_nbytes} bytes holds no chunk of {manifest.chunk_bytes}; make it "
@@ -84,6 +88,7 @@ def lay_out(
     places: dict[str, Extent] = {}
     missing: list[str] = []
     extents: list[tuple[Extent, ...]] = []
+    # no slab is open, and it is full: the first new chunk begins one
     whole, open_slab, used = manifest.chunk_bytes, -1, max_slab_nbytes
     for tensor in manifest.tensors:
         merged: list[Extent] = []
@@ -105,10 +110,12 @@ def lay_out(
                     if open_slab >= 0:
                         slabs[open_slab] = NewSlab(used)
                     open_slab, used = len(slabs), 0
-                    slabs.append(NewSlab(0))
+                    slabs.append(NewSlab(0))  # its size is known when it is full
                 known = places[digest] = (open_slab, used, nbytes)
                 missing.append(digest)
+                # a whole chunk is whole pages; most are, and a call for each would be felt
                 used += whole if nbytes == whole else page_rounded(nbytes)
+            # a tensor that is one run is one mapping, and a process has only so many
             if known[0] == slab and known[1] == end:
                 end += nbytes
             else:
@@ -126,7 +133,9 @@ def lay_out(
 
 
 def table_json(manifest: Manifest, layout: Layout[S]) -> bytes:
-    """The table that goes to the engines beside the slabs: canonical JSON."""
+    """The table that goes to the engines beside the slabs: canonical JSON, UTF-8. What stands in it
+    is told in ``docs/design/001-contracts.md``.
+    """
     table = {
         "digest": manifest.digest,
         "version": manifest.version,

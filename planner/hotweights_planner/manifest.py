@@ -32,22 +32,23 @@ from hotweights_planner.header import (
 
 FORMAT: Final = "hotweights/manifest/v1"
 FILE_NAME = "hotweights.manifest.json"
-CHUNK_NBYTES = 4 << 20
-PAGE_NBYTES = 4096
-MAX_MANIFEST_NBYTES = 512 << 20
-MAX_SIDE_FILE_NBYTES = 256 << 20
+CHUNK_NBYTES = 4 << 20  # part of a version's identity: with another size it has another digest
+PAGE_NBYTES = 4096  # mmap(2) takes whole pages: this is x86-64's, and most arm64 kernels'
+MAX_MANIFEST_NBYTES = 512 << 20  # at 67 bytes a chunk, 8 million of them: 32 TB of weights
+MAX_SIDE_FILE_NBYTES = 256 << 20  # it is read whole, into memory
 
+# a Kubernetes label value, at most 63 characters: versions stand in labels
 _LABEL_VALUE = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX = b"0123456789abcdef"
 
 Size = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
-Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]  # vLLM keeps token ids as int32
 
 
 class Chunk(NamedTuple):
-    """At most ``chunkBytes`` of one tensor: the unit of hashing, transfer and reuse. Its digest is
-    its name.
+    """At most ``chunkBytes`` of one tensor: the unit of hashing, transfer and reuse. Its digest
+    (BLAKE3, 64 hexadecimal digits) is its name.
     """
 
     blake3: str
@@ -70,7 +71,9 @@ class _Part(BaseModel):
 
 
 class Tensor(_Part):
-    """One tensor, where its bytes lie in the checkpoint, and the digests of its chunks in order."""
+    """One tensor, where its bytes lie in the checkpoint, and the digests of its chunks in order.
+    ``dtype`` is spelled as safetensors does, and ``offset`` counts from the file's first byte.
+    """
 
     name: str
     dtype: str
@@ -98,11 +101,14 @@ class Probe(_Part):
 
 
 class Manifest(_Part):
-    """A version. Made by `build` or `parse`, which check it; compared by `digest`."""
+    """A version. Made by `build` or `parse`, which check it; compared by `digest`. Frozen, so any
+    thread may read it.
+    """
 
     format: Literal["hotweights/manifest/v1"] = FORMAT
     model: Annotated[str, Field(pattern=_LABEL_VALUE)]
     version: Annotated[str, Field(pattern=_LABEL_VALUE)]
+    # whole pages, so that every chunk of an image begins on one; at most what a slab holds
     chunk_bytes: Annotated[int, Field(ge=PAGE_NBYTES, le=1 << 30, multiple_of=PAGE_NBYTES)] = (
         CHUNK_NBYTES
     )
@@ -140,7 +146,9 @@ class Manifest(_Part):
                 yield Chunk(blake3, nbytes, file, tensor.offset + index * whole, name, index)
 
     def first_chunks(self, digests: Iterable[str]) -> Iterator[Chunk]:
-        """The first chunk of each of ``digests`` that occurs, in load order."""
+        """The first chunk of each of ``digests`` that occurs, in load order. Digests that do not
+        occur are left out.
+        """
         wanted = set(digests)
         whole = self.chunk_bytes
         # there may be a million, and a NamedTuple's own constructor is a Python function
@@ -163,7 +171,7 @@ class Manifest(_Part):
 
 
 def digest_of(canonical: bytes) -> str:
-    """The digest of a manifest's bytes."""
+    """The digest of a manifest's bytes: ``sha256:`` and 64 hexadecimal digits."""
     return "sha256:" + hashlib.sha256(canonical).hexdigest()
 
 
@@ -178,7 +186,7 @@ def is_label(text: object) -> bool:
 
 
 def chunk_count_of(nbytes: int, chunk_nbytes: int = CHUNK_NBYTES) -> int:
-    """How many chunks a tensor of ``nbytes`` has."""
+    """How many chunks a tensor of ``nbytes`` has; none for an empty one."""
     return -(-nbytes // chunk_nbytes)
 
 
@@ -192,7 +200,8 @@ def build(
     chunk_nbytes: int = CHUNK_NBYTES,
 ) -> Manifest:
     """The manifest of a checkpoint: ``headers`` by file name in load order, ``chunks`` (BLAKE3,
-    hex) by tensor name.
+    hex) by tensor name. Raises `BadManifest` when they do not make one, and `KeyError` when a
+    tensor has no ``chunks``.
     """
     tensors = tuple(
         Tensor(
@@ -205,7 +214,7 @@ def build(
     try:
         manifest = Manifest(
             model=model, version=version, chunk_bytes=chunk_nbytes, tensors=tensors, files=tuple(files),
-            probes=tuple(probes) if probes else None,
+            probes=tuple(probes) if probes else None,  # none is spelled in one way only: left out
         )  # fmt: skip
     except ValidationError as error:
         raise _refusal(error, "manifest") from error
@@ -215,8 +224,9 @@ def build(
 
 def parse(text: bytes, where: str = FILE_NAME, digest: str | None = None) -> Manifest:
     """The manifest that ``text`` spells; with ``digest``, only if it is that one. Everything in it
-    is checked.
+    is checked. Raises `BadManifest`, with ``where`` in it.
     """
+    # from the cheapest to the dearest: nothing is parsed that is too large or another one
     if len(text) > MAX_MANIFEST_NBYTES:
         raise BadManifest(where, f"{len(text)} bytes; a manifest has at most {MAX_MANIFEST_NBYTES}")
     if digest is not None and digest_of(text) != digest:
@@ -236,13 +246,14 @@ def parse(text: bytes, where: str = FILE_NAME, digest: str | None = None) -> Man
 
 
 def _refusal(error: ValidationError, where: str) -> BadManifest:
+    # one is enough to act upon, and the others may be a million
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(step) for step in first["loc"])
     return BadManifest(where, f"{place}: {first['msg']}" if place else first["msg"])
 
 
 def _check(manifest: Manifest, where: str) -> None:
-    """What the types do not say."""
+    """What the types do not say. Digests come last: only then do counts and sizes hold."""
     if not manifest.tensors:
         raise BadManifest(where, "it has no tensors")
     _check_file_names([file.name for file in manifest.files], where)
@@ -300,7 +311,7 @@ def _check_file_names(names: list[str], where: str) -> None:
             or "/" in name
             or "\\" in name
             or not name.isprintable()
-            or len(name.encode()) > 255
+            or len(name.encode()) > 255  # NAME_MAX of Linux
         ):
             raise BadManifest(where, f"the file name {ascii(name)[:80]} is not a plain name")
     if len(set(names)) != len(names):
@@ -312,7 +323,7 @@ def _check_digests(manifest: Manifest, where: str) -> None:
     has its bytes.
     """
     for tensor in manifest.tensors:
-        text = "".join(tensor.chunks)
+        text = "".join(tensor.chunks)  # one look at all, instead of a million
         if (
             len(text) != 64 * len(tensor.chunks)
             or not text.isascii()

@@ -38,7 +38,7 @@ FILE_NAME = "transfer.plan.json"
 
 
 class Item(NamedTuple):
-    """A chunk in its bucket, or a part of one."""
+    """A chunk in its bucket, or a part of one. Offsets and sizes are in bytes."""
 
     chunk: Chunk
     offset: int  # in the bucket
@@ -91,7 +91,9 @@ class PlanBucket:
 
     @property
     def items(self) -> tuple[Item, ...]:
-        """Everything in its place."""
+        """Everything in its place: ``offset`` counts from the bucket's begin. Made anew at every
+        call.
+        """
         placed: list[Item] = []
         offset = 0
         new = tuple.__new__  # as in `Manifest.first_chunks`
@@ -115,7 +117,7 @@ class PlanBucket:
 
 @dataclass(frozen=True)
 class Plan:
-    """Made by `build` or `parse`; compared by `digest`."""
+    """Made by `build` or `parse`; compared by `digest`. Frozen, so any thread may read it."""
 
     manifest: Manifest
     base_version: str | None
@@ -178,13 +180,16 @@ class Plan:
         return "sha256:" + hashlib.sha256(self.canonical).hexdigest()
 
     def text(self, verification: Mapping[str, Any] | None = None) -> bytes:
-        """What is written and sent."""
+        """What is written and sent, UTF-8: `canonical`, or with ``verification`` before the
+        version.
+        """
         if verification is None:
             return self.canonical
         return b"".join(
             [
                 self._head,
                 b',"verification":',
+                # `parse` has here whatever came: a lone surrogate is no reason to raise
                 dumps(verification).encode(errors="surrogatepass"),
                 self._tail,
             ]
@@ -235,6 +240,7 @@ def build(
     ``source_uri``.
 
     A base of another model is refused, unless the caller knows that the model was only ``renamed``.
+    Raises `BadPlan` for that, and for a source or a size of buckets that no plan may have.
     """
     where = f"plan for {following.model} {following.version}"
     fault = source_fault(source_uri) or bucket_fault(bucket_nbytes)
@@ -267,8 +273,8 @@ def build(
 
 
 def parse(text: bytes, where: str = "plan") -> Plan:
-    """The plan that ``text`` spells. Everything in it is checked; what can be computed must be what
-    comes out.
+    """The plan that ``text`` (UTF-8) spells. Everything in it is checked; what can be computed must
+    be what comes out. Raises `BadPlan`, with ``where`` in it.
     """
     found = read_document(text, where)
     plan = Plan(
@@ -280,7 +286,8 @@ def parse(text: bytes, where: str = "plan") -> Plan:
             where,
             f"it has no base, and {plan.unchanged_nbytes} bytes of its manifest are in no bucket",
         )
-    if plan.text(found.verification) != text:  # another spelling, or another plan
+    # another spelling, which is let pass, or another plan, which is not
+    if plan.text(found.verification) != text:
         document = json.loads(text)
         document.pop("verification", None)
         if fault := difference(document, plan.document()):

@@ -19,7 +19,8 @@ from hotweights_planner.header import check_tensor_name
 from hotweights_planner.manifest import PAGE_NBYTES, Chunk, Manifest
 
 PLAN_VERSION: Final = "1"
-MAX_PLAN_NBYTES = 1 << 30
+MAX_PLAN_NBYTES = 1 << 30  # a plan carries a manifest of up to half as much, and its buckets
+# a chunk is split into at most so many parts: 1,024 of the usual 4 MiB
 MIN_BUCKET_NBYTES = PAGE_NBYTES
 MAX_BUCKET_NBYTES = 1 << 40
 MAX_SOURCE_NBYTES = 4096
@@ -31,7 +32,7 @@ _FIELDS = {
 
 
 class Document(NamedTuple):
-    """What is taken."""
+    """What is taken of a plan's JSON; `read_document` has checked each against the others."""
 
     manifest: Manifest
     base_version: str | None
@@ -45,7 +46,9 @@ class Document(NamedTuple):
 
 
 def read_document(text: bytes, where: str) -> Document:
-    """What ``text`` says, or `BadPlan`."""
+    """What ``text`` (UTF-8) says. Raises `BadPlan`, with ``where`` in it, when it is too large, not
+    a plan of this `PLAN_VERSION`, or not consistent.
+    """
     if len(text) > MAX_PLAN_NBYTES:
         raise BadPlan(
             where, f"{len(text)} bytes; a plan has at most {MAX_PLAN_NBYTES}", "use larger buckets"
@@ -54,7 +57,7 @@ def read_document(text: bytes, where: str) -> Document:
     verification = document.pop("verification", None)
     if verification is not None and not isinstance(verification, dict):
         raise BadPlan(where, "its verification is not an object")
-    # they go first: they may be a million objects
+    # they go first, so that they are freed before the manifest is parsed: they may be a million
     wanted, consumers, count = _wanted(document.pop("buckets"), where)
     manifest = _manifest_of(document, where)
     chunks = tuple(manifest.first_chunks(wanted))
@@ -137,7 +140,9 @@ def _wanted(found: Any, where: str) -> tuple[set[str], dict[str, Ranks], int]:
 
 
 def source_fault(source: object) -> str | None:
-    """What is wrong with a source's URI, or None."""
+    """What is wrong with a source's URI, or None. It must have a scheme and be ASCII without
+    blanks, as RFC 3986 has it.
+    """
     if not isinstance(source, str) or "://" not in source:
         return f"the source {ascii(source)[:80]} is no URI"
     if (
@@ -151,7 +156,7 @@ def source_fault(source: object) -> str | None:
 
 
 def bucket_fault(bucket_nbytes: object) -> str | None:
-    """What is wrong with a bucket's size, or None."""
+    """What is wrong with a bucket's size in bytes, or None."""
     if (
         type(bucket_nbytes) is not int
         or not MIN_BUCKET_NBYTES <= bucket_nbytes <= MAX_BUCKET_NBYTES
@@ -182,17 +187,16 @@ def _base_fault(document: Mapping[str, Any], manifest: Manifest) -> str | None:
     ):
         return "removed names a tensor twice, or one that its manifest has"
     for name in removed:
-        try:
-            fault = check_tensor_name(name)
-        except UnicodeEncodeError:
-            fault = "is not Unicode"
+        fault = check_tensor_name(name)
         if fault:
             return f"the removed tensor's name {ascii(name)[:80]} {fault}"
     return None
 
 
 def difference(found: Any, expected: Any, path: str = "") -> str | None:
-    """Where ``found`` is not ``expected``, for a person to read."""
+    """Where ``found`` is not ``expected``, for a person to read: the first place of all, or None
+    where they are equal.
+    """
     if isinstance(expected, dict) and isinstance(found, dict):
         for name in sorted(expected.keys() | found.keys()):
             if name not in found or name not in expected:

@@ -28,15 +28,18 @@ class Published(NamedTuple):
 
 
 def published_text(manifest: Manifest, source: str) -> bytes:
-    """The manifest with its source."""
+    """The manifest's bytes with ``source``, the URI of its folder, where sorted keys put it: right
+    before the tensors.
+    """
     head, tensors, rest = manifest.canonical.partition(_BEFORE)
     return head + b',"source":' + json.dumps(source, ensure_ascii=False).encode() + tensors + rest
 
 
 def parse_published(text: bytes, where: str = manifests.FILE_NAME) -> Published:
-    """A manifest in either form."""
-    if not text.strip():
+    """A manifest in either form, with or without its source. Raises `BadManifest`."""
+    if not text.strip():  # "not JSON" would not tell that the file has nothing in it
         raise BadManifest(where, "it is empty")
+    # the source is cut out of the bytes: what is left must be canonical to the letter
     found = _SOURCE.search(text)
     if found is None:
         return Published(manifests.parse(text, where), None)

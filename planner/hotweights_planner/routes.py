@@ -29,8 +29,8 @@ _NO_ZONES: Mapping[str, str] = {}
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Whom one node asks, in order. With ``reads_origin`` the origin comes before the fallbacks,
-    else after them.
+    """Whom one node asks, by name, in order. With ``reads_origin`` the origin comes before the
+    fallbacks, else after them. ``parents`` has one name at most.
     """
 
     parents: tuple[str, ...]
@@ -46,10 +46,12 @@ def plan_routes(
     zones: Mapping[str, str] = _NO_ZONES,
 ) -> dict[str, Route]:
     """The route of every node of ``nodes``; donors count only where they are among them. Equal
-    input, equal plan.
+    input, equal plan, in whatever order the nodes are given. Raises `ValueError` when ``readers``
+    is less than 1.
     """
     if readers < 1:
         raise ValueError(f"readers is {readers}; at least one node must be able to read the origin")
+    # by zone first, so that a chain crosses from zone to zone as seldom as it can
     order = sorted(set(nodes), key=lambda name: (zones.get(name, ""), name))
     starts = [node for node in order if node in donors]
     chains = _kept(order, previous) if previous else []
@@ -89,7 +91,7 @@ def _kept(order: list[str], previous: Mapping[str, tuple[str, ...]]) -> list[lis
         if (
             node in previous
             and (above := _ancestor(node, previous, alive)) is not None
-            and above not in child
+            and above not in child  # two who claim one parent: the first in order keeps it
         ):
             child[above], parent[node] = node, above
     chains: list[list[str]] = []
@@ -114,7 +116,7 @@ def _ancestor(node: str, previous: Mapping[str, tuple[str, ...]], alive: set[str
     at = node
     while parents := previous.get(at, ()):
         at = parents[0]
-        if at in seen:
+        if at in seen:  # whoever wrote ``previous`` made a circle: do not go round in it
             return None
         if at in alive:
             return at if at in previous else None
@@ -127,10 +129,12 @@ def _joined(chains: list[list[str]], donors: frozenset[str], readers: int) -> li
     the shortest ones.
     """
     begun = [chain for chain in chains if chain[0] in donors]
+    # the longest go on: then the fewest nodes change their parents
     reading = sorted(
         (chain for chain in chains if chain[0] not in donors),
         key=lambda chain: (-len(chain), chain[0]),
     )
+    # without a donor, somebody must read
     allowed = max(readers - len(begun), 0 if begun else 1)
     result = begun + reading[:allowed]
     for chain in reading[allowed:]:
@@ -148,6 +152,7 @@ def _append(
     """New nodes begin a chain where one is lacking, else go to the end that is nearest to a whole
     copy; same zone first.
     """
+    # donors first: the others may then be appended to them
     for node in sorted(new, key=lambda name: name not in donors):
         if node in donors or len(chains) < readers:
             chains.append([node])
@@ -188,7 +193,9 @@ def _routes(chains: list[list[str]], donors: frozenset[str]) -> dict[str, Route]
 
 
 def _spread(copies: list[str], turn: int) -> list[str]:
-    """At most two donors, others at every turn."""
+    """At most two donors, others at every turn. One of the two may be the node's own parent, which
+    `_routes` leaves out.
+    """
     return [copies[(turn + step) % len(copies)] for step in range(min(2, len(copies)))]
 
 
@@ -200,6 +207,7 @@ def _fallbacks(
     """
     chosen = dict.fromkeys([chains[number][rank - 2]] if rank >= 2 else [])
     chosen.update(dict.fromkeys(copies))
+    # two more than are wanted, for some may be among the donors already
     for step in range(1, min(len(chains), FALLBACKS + 2)):
         index = (number + step) % len(chains)
         if rank:

@@ -14,13 +14,13 @@ from hotweights_planner.consumers import Groups
 from hotweights_planner.manifest import Manifest
 from hotweights_planner.plan import Plan
 
-MOST_NAMED = 5
+MOST_NAMED = 5  # an error is a line to read; how many more there are stands behind
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
     """``problems`` and ``warnings`` are objects with an ``error`` or a ``warning`` for people;
-    ``digest`` is the plan's.
+    ``digest`` is the plan's, and the numbers count what they are named for.
     """
 
     digest: str
@@ -45,7 +45,7 @@ def verify(
     enforce_tp_superset: bool = False,
 ) -> Report:
     """Hold ``plan`` against what is known of the place where it is to be used; what is None is not
-    looked at.
+    looked at. Raises nothing: what is wrong stands in the report.
     """
     problems: list[dict[str, Any]] = []
     missing = outside_count = 0
@@ -85,7 +85,7 @@ def verify(
 
 
 def _base_problems(plan: Plan, base: Manifest) -> list[dict[str, Any]]:
-    if plan.base_digest != base.digest:
+    if plan.base_digest != base.digest:  # what follows would only repeat it, chunk by chunk
         text = (
             f"it starts from {plan.base_digest or 'nothing'}, and the previous manifest is "
             f"{base.digest}"
