@@ -11,12 +11,12 @@ It knows nothing of files, of nodes, or of where a chunk is; only what the versi
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Final, Literal, NamedTuple
 
+import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.alias_generators import to_camel
 
@@ -349,28 +349,27 @@ def _check_digests(manifest: Manifest, where: str) -> None:
 
 
 def _canonical(manifest: Manifest) -> bytes:
-    """As ``json.dumps(…, sort_keys=True)`` without blanks would write it, but quick with a million
-    digests.
-    """
-    dumps = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
-    tensors = ",".join(
-        f'{{"chunks":[{_quoted(tensor.chunks)}],"dtype":{dumps(tensor.dtype)},"file":{dumps(tensor.file)},'
-        f'"name":{dumps(tensor.name)},"nbytes":{tensor.nbytes},"offset":{tensor.offset},'
-        f'"shape":[{",".join(map(str, tensor.shape))}]}}'
-        for tensor in manifest.tensors
-    )
-    fields = {
-        "chunkBytes": dumps(manifest.chunk_bytes),
-        "files": dumps([file.model_dump(by_alias=True) for file in manifest.files]),
-        "format": dumps(manifest.format),
-        "model": dumps(manifest.model),
-        "tensors": f"[{tensors}]",
-        "version": dumps(manifest.version),
+    """Sorted keys, no blanks, UTF-8 as it is: what ``json.dumps(…, sort_keys=True)`` would write."""
+    body: dict[str, object] = {
+        "chunkBytes": manifest.chunk_bytes,
+        "files": [file.model_dump(by_alias=True) for file in manifest.files],
+        "format": manifest.format,
+        "model": manifest.model,
+        # By hand, for there may be a million digests: `model_dump` would copy them all.
+        "tensors": [
+            {
+                "chunks": tensor.chunks,
+                "dtype": tensor.dtype,
+                "file": tensor.file,
+                "name": tensor.name,
+                "nbytes": tensor.nbytes,
+                "offset": tensor.offset,
+                "shape": tensor.shape,
+            }
+            for tensor in manifest.tensors
+        ],
+        "version": manifest.version,
     }
     if manifest.probes is not None:
-        fields["probes"] = dumps([probe.model_dump(by_alias=True) for probe in manifest.probes])
-    return ("{" + ",".join(f'"{key}":{fields[key]}' for key in sorted(fields)) + "}").encode()
-
-
-def _quoted(digests: tuple[str, ...]) -> str:
-    return '"' + '","'.join(digests) + '"' if digests else ""
+        body["probes"] = [probe.model_dump(by_alias=True) for probe in manifest.probes]
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)

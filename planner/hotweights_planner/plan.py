@@ -20,6 +20,8 @@ from itertools import groupby
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import orjson
+
 from hotweights_planner.buckets import DEFAULT_BUCKET_NBYTES, buckets
 from hotweights_planner.consumers import GroupMap, Ranks, consumers_by_digest
 from hotweights_planner.delta import delta
@@ -172,7 +174,7 @@ class Plan:
     @cached_property
     def canonical(self) -> bytes:
         """The one spelling of the plan, without a verification: sorted keys, no blanks."""
-        return self._head + self._tail
+        return orjson.dumps(self._fields, option=orjson.OPT_SORT_KEYS)
 
     @cached_property
     def digest(self) -> str:
@@ -180,45 +182,33 @@ class Plan:
         return "sha256:" + hashlib.sha256(self.canonical).hexdigest()
 
     def text(self, verification: Mapping[str, Any] | None = None) -> bytes:
-        """What is written and sent, UTF-8: `canonical`, or with ``verification`` before the
-        version.
-        """
+        """What is written and sent."""
         if verification is None:
             return self.canonical
-        return b"".join(
-            [
-                self._head,
-                b',"verification":',
-                # `parse` has here whatever came: a lone surrogate is no reason to raise
-                dumps(verification).encode(errors="surrogatepass"),
-                self._tail,
-            ]
-        )
+        # It names files, and a file's name need not be Unicode: orjson refuses what is none.
+        told = dumps(verification).encode(errors="surrogatepass")
+        fields = self._fields | {"verification": orjson.Fragment(told)}
+        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
 
     @cached_property
-    def _head(self) -> bytes:
+    def _fields(self) -> dict[str, Any]:
+        """All but the verification; what is long stands there as the JSON that it becomes."""
         tensors = {tensor.name: tensor for tensor in self.manifest.tensors}
-        fields = {
-            "base_digest": dumps(self.base_digest),
-            "base_version": dumps(self.base_version),
-            "bucket_bytes": str(self.bucket_nbytes),
-            "buckets": "["
-            + ",".join(_bucket_text(bucket, tensors, self.source) for bucket in self.buckets)
-            + "]",
-            "manifest": self.manifest.canonical.decode(),
-            "manifest_digest": dumps(self.manifest.digest),
-            "model_id": dumps(self.model_id),
-            "plan_version": dumps(PLAN_VERSION),
-            "removed": dumps(self.removed),
-            "source": dumps(self.source),
-            "total_bytes": str(self.total_nbytes),
-            "unchanged_bytes": str(self.unchanged_nbytes),
+        return {
+            "base_digest": self.base_digest,
+            "base_version": self.base_version,
+            "bucket_bytes": self.bucket_nbytes,
+            "buckets": [_bucket_text(bucket, tensors, self.source) for bucket in self.buckets],
+            "manifest": orjson.Fragment(self.manifest.canonical),
+            "manifest_digest": self.manifest.digest,
+            "model_id": self.model_id,
+            "plan_version": PLAN_VERSION,
+            "removed": self.removed,
+            "source": self.source,
+            "total_bytes": self.total_nbytes,
+            "unchanged_bytes": self.unchanged_nbytes,
+            "version": self.version,
         }
-        return ("{" + ",".join(f'"{name}":{value}' for name, value in fields.items())).encode()
-
-    @property
-    def _tail(self) -> bytes:
-        return f',"version":{dumps(self.version)}}}'.encode()
 
     def document(self) -> dict[str, Any]:
         """The plan as an object of plain lists and dictionaries, for name maps and other people's
@@ -323,31 +313,33 @@ def _parts(chunks: Iterable[Chunk], bucket_nbytes: int) -> Iterator[Chunk | Item
                 yield Item(chunk, 0, begin, min(bucket_nbytes, chunk.nbytes - begin))
 
 
-def _bucket_text(bucket: PlanBucket, tensors: Mapping[str, Tensor], source: str) -> str:
-    consumers = (
-        f'"consumer_ranks":{dumps(bucket.consumers)},' if bucket.consumers is not None else ""
-    )
-    items: list[str] = []
-    tensor, file, key, rest, uri = None, None, "", "", ""
+def _bucket_text(bucket: PlanBucket, tensors: Mapping[str, Tensor], source: str) -> orjson.Fragment:
+    """A bucket's JSON. One at a time, so that a million items are never objects all at once."""
+    items: list[dict[str, object]] = []
+    tensor, uri = None, ""
     for chunk, offset, chunk_offset, nbytes in bucket.items:
         if tensor is None or tensor.name != chunk.tensor:
             tensor = tensors[chunk.tensor]
-            name = dumps(tensor.name)
-            key = f'"key":{name[:-1]}:'
-            shape = ",".join(map(str, tensor.shape))
-            rest = f'"shape":[{shape}],"shard_rank":0,"tensor":{name},"tensor_offset":'
-            if file != tensor.file:
-                file = tensor.file
-                uri = f',"uri":{dumps(source.rstrip("/") + "/" + quote(file))}}}'
-        part, suffix = "", ""
-        if nbytes != chunk.nbytes:
-            part, suffix = (
-                f'"chunk_nbytes":{chunk.nbytes},"chunk_offset":{chunk_offset},',
-                f"+{chunk_offset}",
-            )
+            uri = source.rstrip("/") + "/" + quote(tensor.file)
         begin = chunk.offset + chunk_offset
-        items.append(
-            f'{{{part}"dtype":"{tensor.dtype}","file_offset":{begin},"hash":"blake3:{chunk.blake3}",'
-            f'{key}{chunk.number}{suffix}","nbytes":{nbytes},"offset":{offset},{rest}{begin - tensor.offset}{uri}'
-        )
-    return f'{{"bucket_id":{bucket.bucket_id},{consumers}"items":[{",".join(items)}],"size":{bucket.nbytes}}}'
+        item: dict[str, object] = {
+            "dtype": tensor.dtype,
+            "file_offset": begin,
+            "hash": f"blake3:{chunk.blake3}",
+            "key": f"{tensor.name}:{chunk.number}",
+            "nbytes": nbytes,
+            "offset": offset,
+            "shape": tensor.shape,
+            "shard_rank": 0,
+            "tensor": tensor.name,
+            "tensor_offset": begin - tensor.offset,
+            "uri": uri,
+        }
+        if nbytes != chunk.nbytes:  # a part of a chunk that is larger than a bucket
+            item["key"] = f"{tensor.name}:{chunk.number}+{chunk_offset}"
+            item |= {"chunk_nbytes": chunk.nbytes, "chunk_offset": chunk_offset}
+        items.append(item)
+    body: dict[str, object] = {"bucket_id": bucket.bucket_id, "items": items, "size": bucket.nbytes}
+    if bucket.consumers is not None:
+        body["consumer_ranks"] = bucket.consumers
+    return orjson.Fragment(orjson.dumps(body, option=orjson.OPT_SORT_KEYS))

@@ -7,17 +7,13 @@ the weights it is never written. It knows nothing of files.
 
 from __future__ import annotations
 
-import json
-import re
 from typing import NamedTuple
+
+import orjson
 
 from hotweights_planner import manifest as manifests
 from hotweights_planner.errors import BadManifest
 from hotweights_planner.manifest import Manifest
-
-# In canonical JSON these bytes stand nowhere else: within a string the quotes would be escaped.
-_SOURCE = re.compile(rb',"source":("(?:[^"\\]|\\.)*")(?=,"tensors":)')
-_BEFORE = b',"tensors":'
 
 
 class Published(NamedTuple):
@@ -28,23 +24,25 @@ class Published(NamedTuple):
 
 
 def published_text(manifest: Manifest, source: str) -> bytes:
-    """The manifest's bytes with ``source``, the URI of its folder, where sorted keys put it: right
-    before the tensors.
-    """
-    head, tensors, rest = manifest.canonical.partition(_BEFORE)
-    return head + b',"source":' + json.dumps(source, ensure_ascii=False).encode() + tensors + rest
+    """The manifest with its source."""
+    return _spelled({**orjson.loads(manifest.canonical), "source": source})
 
 
 def parse_published(text: bytes, where: str = manifests.FILE_NAME) -> Published:
-    """A manifest in either form, with or without its source. Raises `BadManifest`."""
-    if not text.strip():  # "not JSON" would not tell that the file has nothing in it
+    """A manifest in either form. Raises `BadManifest`, also for another spelling of one."""
+    if not text.strip():
         raise BadManifest(where, "it is empty")
-    # the source is cut out of the bytes: what is left must be canonical to the letter
-    found = _SOURCE.search(text)
-    if found is None:
-        return Published(manifests.parse(text, where), None)
     try:
-        source = json.loads(found[1])
-    except ValueError as error:
-        raise BadManifest(where, f"its source is no JSON text: {error}") from error
-    return Published(manifests.parse(text[: found.start()] + text[found.end() :], where), source)
+        body = orjson.loads(text)
+        source = body.pop("source")
+    except (ValueError, KeyError, AttributeError, TypeError):  # without one, or no manifest at all
+        return Published(manifests.parse(text, where), None)
+    if not isinstance(source, str):
+        raise BadManifest(where, "its source is no JSON text")
+    if _spelled({**body, "source": source}) != text:
+        raise BadManifest(where, "its bytes are not in canonical form")
+    return Published(manifests.parse(_spelled(body), where), source)
+
+
+def _spelled(body: dict[str, object]) -> bytes:
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS)
