@@ -15,7 +15,7 @@ import pytest
 from hotweights.adapters.vllm import PLUGIN_VERSION, bundle
 
 STANDARD = set(sys.stdlib_module_names)
-ALLOWED = {"torch", "vllm", "hotweights", "hotweights_transports"}
+ALLOWED = {"torch", "vllm", "safetensors", "psutil", "hotweights", "hotweights_transports"}
 
 
 def test_it_is_found_by_its_entry_points(tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
 from hotweights.adapters.vllm.rank import dry_load
 from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
+from hotweights.adapters.vllm.rank.image import ITEM_BYTES
 
 BOOT = {
     "embed": Spec("F32", (8, 4)),
@@ -88,12 +90,19 @@ def test_without_loaders_the_names_have_to_be_the_same() -> None:
 
 
 def safetensors(path: Path, **tensors: Spec) -> None:
-    header = {
-        name: {"dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [0, 0]}
-        for name, spec in tensors.items()
-    }
+    """A file of that many bytes, with holes instead of numbers."""
+    header, end = {}, 0
+    for name, spec in tensors.items():
+        nbytes = ITEM_BYTES[spec.dtype] * dry_load.numel(spec)
+        offsets = [end, end := end + nbytes]
+        header[name] = {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": offsets,
+        }
     data = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
     path.write_bytes(struct.pack("<Q", len(data)) + data)
+    os.truncate(path, 8 + len(data) + end)
 
 
 def test_a_checkpoint_is_read_by_its_headers(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@
 and finishes them beside the running model (``rank.shadow``, else ``rank.reload``). In the API
 server ``server`` holds the port until the right version serves (the boot barrier) and runs each
 ``commit``: pause, copy, ``probe``, resume. ``bundle`` writes the folder, ``golden`` records what a
-cold load answers. Imports: the standard library, torch, vllm, the handoff.
+cold load answers. Imports: the standard library, the handoff, and what every vLLM brings: torch,
+vllm, safetensors, psutil.
 """
 
 PLUGIN_VERSION = "0.1.0"

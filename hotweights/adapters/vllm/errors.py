@@ -9,10 +9,9 @@ The container's restart is the only repair that always works, because it ends in
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import signal
-from pathlib import Path
 
 logger = logging.getLogger("vllm.hotweights.faults")
 
@@ -40,23 +39,9 @@ def end_process(reason: str) -> None:
     """
     logger.critical("Ending this process: %s", reason)
     logging.shutdown()
-    for pid in _descendants(os.getpid()):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+    import psutil  # every vLLM has it
+
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            child.kill()
     os._exit(1)
-
-
-def _descendants(pid: int) -> list[int]:
-    found: list[int] = []
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [
-            int(child) for task in tasks for child in (task / "children").read_text().split()
-        ]
-    except OSError:
-        return found
-    for child in children:
-        found += [*_descendants(child), child]
-    return found
