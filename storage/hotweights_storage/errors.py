@@ -17,7 +17,7 @@ from __future__ import annotations
 
 
 class TransferError(Exception):
-    """Bytes did not arrive."""
+    """Bytes did not arrive; ``reason`` says why in one word, if it is another than the class's."""
 
     reason = "TransferFailed"
 
