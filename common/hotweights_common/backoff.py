@@ -29,6 +29,7 @@ class Backoff:
 
     def spread(self, failures: int, draw: Callable[[], float]) -> float:
         """The same between half and whole by a draw from [0, 1), so that many who failed together
-        do not come back together.
+        do not come back together ("equal jitter" in the AWS Architecture Blog's "Exponential
+        Backoff And Jitter").
         """
         return self.seconds(failures) * (0.5 + draw() / 2)

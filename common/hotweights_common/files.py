@@ -20,12 +20,13 @@ def replace(path: Path, content: bytes, mode: int) -> None:
             dir=path.parent, prefix=f".{path.name}.", delete=False
         ) as file:
             beside = Path(file.name)
+            # before the content, so that it never stands there with other permissions
             os.fchmod(file.fileno(), mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # else the name may be on the disk before the bytes are
         beside.replace(path)
-        beside = None
+        beside = None  # nothing is left to remove
     finally:
         if beside is not None:
             beside.unlink(missing_ok=True)

@@ -32,12 +32,12 @@ class Endpoints:
         ready: Callable[[], str],
         host: str = "",
     ) -> None:
-        """``healthy`` and ``ready`` say what is wrong; empty: nothing. No ``host``: every
-        address.
+        """``healthy`` and ``ready`` say what is wrong; empty: nothing. They are called in a
+        request's thread. No ``host``: every address. Port 0 takes a free one. Raises `OSError`.
         """
 
         class Handler(BaseHTTPRequestHandler):
-            timeout = 5
+            timeout = 5  # seconds; a connection that asks nothing must not hold its thread
 
             def do_GET(self) -> None:
                 if self.path.partition("?")[0] == "/metrics":
@@ -75,7 +75,7 @@ class Endpoints:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop serving."""
+        """Stop serving, and wait for the server's thread. Not to be called from a request."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

@@ -19,7 +19,7 @@ def _show(nbytes: float, step: int, units: tuple[str, ...], space: str) -> str:
     """One digit after the point, and the next unit as soon as that rounding would show ``step`` of
     this one.
     """
-    for unit in units[:-1]:
+    for unit in units[:-1]:  # the largest takes whatever is left
         if round(nbytes, 1) < step:
             return (
                 f"{nbytes:.0f}{space}{unit}" if unit == units[0] else f"{nbytes:.1f}{space}{unit}"

@@ -26,7 +26,7 @@ class Piece(Protocol):
 
     @property
     def tensor(self) -> str:
-        """The tensor's name."""
+        """Name of its tensor, which tells the layer."""
 
     @property
     def number(self) -> int:
@@ -34,7 +34,7 @@ class Piece(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Bytes to move."""
+        """How many bytes it adds to a bucket."""
 
 
 P = TypeVar("P", bound=Piece)

@@ -128,7 +128,7 @@ class Manifest(_Part):
 
     @cached_property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors, equal chunks counted as often as they occur."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
     @cached_property

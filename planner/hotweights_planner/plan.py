@@ -49,7 +49,7 @@ class Item(NamedTuple):
 
     @property
     def tensor(self) -> str:
-        """The tensor's name."""
+        """Name of its tensor, as `buckets.Piece` has it."""
         return self.chunk.tensor
 
     @property
@@ -133,12 +133,10 @@ class Plan:
 
     @property
     def version(self) -> str:
-        """Name of the next version."""
         return self.manifest.version
 
     @property
     def model_id(self) -> str:
-        """Name of the model."""
         return self.manifest.model
 
     @cached_property
@@ -161,7 +159,7 @@ class Plan:
 
     @cached_property
     def item_count(self) -> int:
-        """Items of all buckets."""
+        """Items of all buckets; a split chunk counts once for each of its parts."""
         return sum(len(bucket.pieces) for bucket in self.buckets)
 
     def chunks_in_order(self) -> Iterator[tuple[Chunk, ...]]:

@@ -13,16 +13,21 @@ from pathlib import Path, PurePosixPath
 
 from hotweights_storage.errors import NoCapacity
 
+# cgroup v1 shows a group without a limit as the largest number of pages: close to 2**63 bytes
 _V1_WITHOUT_LIMIT = 1 << 60
 
 
 def available_nbytes(root: Path = Path("/")) -> int:
-    """The least of what the node and the control groups leave."""
+    """The least of what the node and the control groups leave, in bytes; below 0 where a group is
+    over its limit. Raises `NoCapacity` where the node does not say. ``root`` is for tests.
+    """
     return min([_node(root / "proc/meminfo"), *_groups(root)])
 
 
 def check_capacity(nbytes: int, reserve_nbytes: int = 0, root: Path = Path("/")) -> None:
-    """Raise `NoCapacity` unless ``nbytes`` fit and leave ``reserve_nbytes``."""
+    """Raise `NoCapacity` unless ``nbytes`` fit and leave ``reserve_nbytes``. It reads /proc and
+    /sys/fs/cgroup, so it may be asked from any thread.
+    """
     available = available_nbytes(root)
     if nbytes + reserve_nbytes > available:
         text = (
@@ -45,7 +50,7 @@ def _groups(root: Path) -> Iterator[int]:
     """What each limited group on the way up leaves."""
     for line in (root / "proc/self/cgroup").read_text().splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers == "":
+        if controllers == "":  # v2's line is ``0::/path`` (cgroups(7))
             mount, limit, usage, inactive = (
                 root / "sys/fs/cgroup",
                 "memory.max",
@@ -61,6 +66,7 @@ def _groups(root: Path) -> Iterator[int]:
             inactive = "total_inactive_file"
         else:
             continue
+        # every group above counts: the pod's limit holds too, and the slice's
         relative = PurePosixPath(path.lstrip("/"))
         for group in (relative, *relative.parents):
             folder = mount / group

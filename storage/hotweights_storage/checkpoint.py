@@ -26,8 +26,10 @@ from hotweights_planner.header import (
 from hotweights_planner.manifest import MAX_SIDE_FILE_NBYTES
 from hotweights_storage.sources.base import Source, read_small
 
+# what torch.save writes, by the endings that are usual
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _SIDE_FILES = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+# as save_pretrained of transformers names shards and their index
 _SHARD = re.compile(r"(.*)-(\d+)-of-(\d+)\.safetensors")
 _INDEX = ".safetensors.index.json"
 
@@ -41,13 +43,13 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors; headers and side files are not counted."""
         return sum(entry.nbytes for entries in self.headers.values() for entry in entries)
 
 
 def read_checkpoint(source: Source) -> Checkpoint:
     """What is in the folder, after everything about it that can be checked without reading the
-    weights.
+    weights. Raises `BadCheckpoint`, and what the source does.
     """
     sizes = source.files()
     weights = {
@@ -79,7 +81,9 @@ def read_checkpoint(source: Source) -> Checkpoint:
 
 
 def read_header(source: Source, file: str, file_nbytes: int) -> tuple[TensorEntry, ...]:
-    """The tensors of one file."""
+    """The tensors of one file by offset; only its header is read. Raises `BadCheckpoint`, and what
+    the source does.
+    """
     where = f"{source.uri}/{file}"
     nbytes = header_nbytes(read_small(source, file, PREFIX_NBYTES), file_nbytes, where)
     return parse_header(read_small(source, file, nbytes, PREFIX_NBYTES), file_nbytes, where)
@@ -97,11 +101,13 @@ def _no_weights(sizes: Mapping[str, int]) -> tuple[str, str]:
 
 
 def _is_side_file(name: str) -> bool:
+    # a manifest cannot be part of itself
     return name.endswith(_SIDE_FILES) and name[0] != "." and not name.endswith(".manifest.json")
 
 
 def _weight_map(source: Source, index: str, nbytes: int) -> dict[str, str]:
     where = f"{source.uri}/{index}"
+    # it says of each tensor less than a header does
     if nbytes > MAX_HEADER_NBYTES:
         raise BadCheckpoint(
             where, f"an index of {nbytes} bytes; at most {MAX_HEADER_NBYTES} are read"
@@ -128,6 +134,7 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
 def _chosen(weights: Mapping[str, int], listed: Mapping[str, str] | None, where: str) -> list[str]:
     """The files that count, in load order."""
     if listed is None:
+        # consolidated files are the same weights once more, unless there is nothing else
         names = sorted(name for name in weights if not name.startswith("consolidated")) or sorted(
             weights
         )

@@ -30,7 +30,7 @@ from hotweights_storage.image import Image
 
 logger = logging.getLogger(__name__)
 
-PIECE_NBYTES = 16 << 20
+PIECE_NBYTES = 16 << 20  # of each of the two host buffers
 PROBE_NBYTES = 64 << 10
 
 
@@ -45,7 +45,8 @@ def choose(
     device: str, *, pinned: bool = False, direct: bool = False, sample: Path | None = None
 ) -> CopyPath:
     """The best road to ``device`` (``cpu`` or ``cuda``) that works here. ``sample`` is a file of
-    the source, for the probe.
+    the source, for the probe. What does not work is no error: the next road is taken, and it is
+    said why.
     """
     if device == "cpu":
         return CopyPath("host", "the CPU was asked for")
@@ -68,7 +69,9 @@ def choose(
 
 
 class DeviceVersion:
-    """Every tensor of a version as bytes on the GPU, one allocation each. `close` frees them."""
+    """Every tensor of a version as bytes on the GPU, one allocation each. `close` frees them, once
+    nobody else holds an array.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self.manifest = manifest
@@ -106,7 +109,8 @@ def to_device(
     report: Callable[[int], None] = lambda _nbytes: None,
 ) -> DeviceVersion:
     """``image`` on the GPU. With the road ``gds`` the bytes come from the files in ``folder`` and
-    are verified at once.
+    are verified at once: nobody has hashed them yet. ``report`` is told bytes, in this thread.
+    Raises `TransferError` (NoDevice) without a road, and `ChecksumMismatch`.
     """
     if road.name == "host":
         raise TransferError(f"no road to a GPU: {road.because}", "NoDevice")
@@ -144,7 +148,7 @@ def _pieces(image: Image, tensor: Tensor) -> Iterator[tuple[int, int, int, int]]
 
 
 class _Buffers:
-    """Two host buffers in turn: one is filled while the other is on its way."""
+    """Two host buffers in turn: one is filled while the other is on its way. For one thread."""
 
     def __init__(self, pinned: bool) -> None:
         import cupy
@@ -162,7 +166,7 @@ class _Buffers:
     def copy(self, fd: int, offset: int, nbytes: int, into: Any) -> None:
         host, sent = self._turns[0]
         self._turns.reverse()
-        sent.synchronize()
+        sent.synchronize()  # until what this buffer held has left it
         view = memoryview(host)[:nbytes]
         while view:
             count = os.preadv(fd, [view], offset)
@@ -203,6 +207,7 @@ def _no_gpu() -> str:
 
         if cupy.cuda.runtime.getDeviceCount() < 1:
             return "the driver knows none"
+        # a kernel that runs: a driver may list devices that it cannot use
         if int(cupy.arange(3).sum()) != 3:
             return "it does not add 0, 1 and 2 to 3"
     except ImportError as error:

@@ -18,7 +18,7 @@ from hotweights_common.errors import HotweightsError
 
 
 class TransferError(HotweightsError):
-    """Bytes did not arrive."""
+    """Bytes did not arrive; ``reason`` says why in one word, if it is another than the class's."""
 
     reason = "TransferFailed"
 

@@ -27,7 +27,7 @@ from hotweights_storage.slab import Slab, sealed_memfd
 
 
 class Range(NamedTuple):
-    """Bytes behind a descriptor, as ``os.sendfile`` wants them."""
+    """Bytes behind a descriptor, as sendfile(2) wants them: ``nbytes`` from ``offset``."""
 
     fd: int
     offset: int
@@ -36,7 +36,7 @@ class Range(NamedTuple):
 
 class Image:
     """A whole version: sealed slabs and the table over them. `close` gives up its share of the
-    slabs.
+    slabs. Any thread may read it, but none after or while another closes it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Image:
 
     @property
     def memory_nbytes(self) -> int:
-        """Memory of all its slabs; those it shares with other images count here too."""
+        """Memory of all its slabs in bytes; those it shares with other images count here too."""
         return sum(slab.nbytes for slab in self.slabs)
 
     def range(self, blake3_hex: str) -> Range | None:
@@ -80,7 +80,8 @@ class Image:
 
 class ImageBuilder:
     """A version that is arriving. Call `finish` when nothing is `missing`, or `close` to give up;
-    both end its use.
+    both end its use. Until then any thread may call anything; a chunk that was refused may be put
+    again.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class ImageBuilder:
     ) -> None:
         """``present`` are chunks of other images, which must stay open until this returns;
         ``on_chunk`` is called, from whatever thread, with each digest as it becomes verified.
+        Raises what `lay_out` does, and `OSError` when there are no descriptors or no memory.
         """
         self.manifest = manifest
         self._layout = lay_out(manifest, present or {}, max_slab_nbytes)
@@ -118,24 +120,26 @@ class ImageBuilder:
 
     @property
     def missing_count(self) -> int:
-        """How many there are."""
+        """How many digests are not verified yet; cheaper than `missing`."""
         return len(self._missing)
 
     @property
     def new_nbytes(self) -> int:
-        """Memory that this version takes beyond what was there."""
+        """Memory in bytes that this version takes beyond what was there."""
         return self._layout.new_nbytes
 
     def nbytes(self, digest: str) -> int:
-        """Size of a chunk."""
+        """Size of a chunk in bytes. Raises `KeyError` for a digest that the version lacks."""
         return self._layout.places[digest][2]
 
     def chunk(self, digest: str) -> Chunk:
-        """A chunk's tensor and its place in the checkpoint, for messages."""
+        """A chunk's tensor and its place in the checkpoint, for messages: it looks through the
+        manifest for it.
+        """
         return next(self.manifest.first_chunks([digest]))
 
     def has(self, digest: str) -> bool:
-        """Whether it is verified."""
+        """Whether a chunk is verified; False too where the version lacks it."""
         return digest in self._layout.places and digest not in self._missing
 
     def range(self, digest: str) -> Range | None:
@@ -149,7 +153,8 @@ class ImageBuilder:
 
     def put(self, digest: str, data: memoryview | bytes, source: str = "peer") -> bool:
         """Verify ``data``, then store it; False if somebody else brought or is bringing it, or
-        nobody wants it any more.
+        nobody wants it any more. Raises `ChecksumMismatch`, `NoCapacity` when the memory cannot be
+        had, and `KeyError` for a digest that the version lacks.
         """
         index, offset, nbytes = self._layout.places[digest]
         if len(data) != nbytes or blake3(data).hexdigest() != digest:
@@ -157,6 +162,7 @@ class ImageBuilder:
             raise ChecksumMismatch(
                 source, chunk.file, chunk.tensor, chunk.number, chunk.offset, chunk.nbytes, digest
             )
+        # only now: hashing takes long, and another thread may have been quicker
         with self._changed:
             if not self._open or digest not in self._missing or digest in self._arriving:
                 return False
@@ -175,12 +181,14 @@ class ImageBuilder:
                 if stored:
                     del self._missing[digest]
                 self._changed.notify_all()
-        if self._on_chunk:
+        if self._on_chunk:  # outside of the lock: it may ask this builder something
             self._on_chunk(digest)
         return True
 
     def finish(self) -> Image:
-        """The sealed image; refused while a chunk is missing."""
+        """The sealed image. Raises `Incomplete` while a chunk is missing (the builder may be used
+        on), and after `close` or another `finish`.
+        """
         with self._changed:
             if self._missing:
                 text = (
@@ -192,6 +200,7 @@ class ImageBuilder:
                 raise Incomplete(
                     f"version {self.manifest.version}: the builder was closed or finished before"
                 )
+            # before there is an image: whoever has one may hand it to engines
             for slab in self._slabs:
                 slab.seal()
             chunks = {

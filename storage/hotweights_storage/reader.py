@@ -19,10 +19,13 @@ from hotweights_storage import linux
 from hotweights_storage.errors import Cancelled, SourceUnavailable
 from hotweights_storage.sources.base import Source
 
-SPAN_NBYTES = 8 << 20
+SPAN_NBYTES = 8 << 20  # two chunks; each thread has a buffer of this size
 MAX_GAP_NBYTES = 64 << 10  # reading over a gap is quicker than a second request
 
 Sink = Callable[[Chunk, memoryview], None]
+"""Takes one chunk's bytes, in a reader's thread, several at once. The view is valid during the call
+only.
+"""
 
 
 def default_workers() -> int:
@@ -32,7 +35,9 @@ def default_workers() -> int:
 
 @dataclass(slots=True)
 class Limits:
-    """When to stop: ``stop`` is set, or ``deadline`` (of ``time.monotonic``) has passed."""
+    """When to stop: ``stop`` is set, from any thread, or ``deadline`` (seconds of
+    ``time.monotonic``) has passed. It is looked at before each span.
+    """
 
     stop: threading.Event = field(default_factory=threading.Event)
     deadline: float | None = None
@@ -51,7 +56,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes of one file, and the chunks in them."""
+    """``nbytes`` of one file from ``offset``, and the chunks in them."""
 
     file: str
     offset: int
@@ -86,9 +91,11 @@ def read_chunks(
     limits: Limits | None = None,
     failing: Callable[[BaseException], None] | None = None,
 ) -> None:
-    """Give every chunk's bytes to ``sink``, from several threads. The first error ends it and is
-    raised when all have stopped; ``failing`` hears of it at once, for a sink that would wait for a
-    chunk that does not come any more.
+    """Give every chunk's bytes to ``sink``, from several threads, while the caller waits. The first
+    error, of the source, the sink or the limits, ends it and is raised when all have stopped;
+    ``failing`` hears of it at once, for a sink that would wait for a chunk that does not come any
+    more. ``chunks`` is consumed in the threads, one at a time. A file that ends too early is
+    `SourceUnavailable`.
     """
     _Pool(source, spans(chunks), sink, limits or Limits(), failing).run(
         workers or default_workers()
@@ -154,6 +161,7 @@ class _Pool:
             return next(self._work, None)
 
     def _read(self, span: Span, buffer: _Buffer) -> None:
+        # whole pages, at most two more than are needed: only so a source can read past the cache
         begin = span.offset // PAGE_NBYTES * PAGE_NBYTES
         end = -(-(span.offset + span.nbytes) // PAGE_NBYTES) * PAGE_NBYTES
         with buffer.view(end - begin) as view:
@@ -178,6 +186,7 @@ class _Buffer:
 
     def view(self, nbytes: int) -> memoryview:
         if self._map is None or len(self._map) < nbytes:
+            # the usual span with its pages at both ends; a chunk may be larger
             self._map = mmap.mmap(-1, max(nbytes, SPAN_NBYTES + 2 * PAGE_NBYTES))
         return memoryview(self._map)[:nbytes]
 

@@ -28,7 +28,9 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing in which a folder is not what its manifest says."""
+    """One thing in which a folder is not what its manifest says. ``tensor`` is empty for a side
+    file; ``chunk`` is the chunk's number in the tensor.
+    """
 
     file: str
     tensor: str
@@ -45,7 +47,10 @@ def publish(
     progress: Progress | None = None,
     limits: Limits | None = None,
 ) -> Manifest:
-    """The manifest of the folder as it is now. Any manifest in it is not looked at."""
+    """The manifest of the folder as it is now. Any manifest in it is not looked at. Raises
+    `BadCheckpoint`, `SourceUnavailable` when a file changed meanwhile, `Cancelled` by ``limits``,
+    and what the source does.
+    """
     checkpoint = checkpoint or read_checkpoint(source)
     digests = {
         entry.name: [""] * manifests.chunk_count_of(entry.nbytes)
@@ -62,7 +67,7 @@ def publish(
     files = [
         side_file(source, name, nbytes) for name, nbytes in sorted(checkpoint.side_files.items())
     ]
-    source.check_unchanged()
+    source.check_unchanged()  # last: until here somebody may have written to what was hashed
     return manifests.build(model, version, checkpoint.headers, digests, files, probes)
 
 
@@ -73,8 +78,9 @@ def resolve(
     progress: Progress | None = None,
     limits: Limits | None = None,
 ) -> Manifest:
-    """The manifest that lies beside the weights, if it speaks of them; else the one that publishing
-    them would give.
+    """The manifest that lies beside the weights, whose headers must agree with it; without one, the
+    one that publishing them would give. Raises `BadManifest` when it is of another version, and
+    what `publish` does.
     """
     checkpoint = read_checkpoint(source)
     nbytes = source.files().get(FILE_NAME)
@@ -94,7 +100,9 @@ def resolve(
 
 
 def read_manifest(source: Source, file: str, nbytes: int) -> Manifest:
-    """A manifest out of a folder."""
+    """A manifest out of a folder, ``nbytes`` long. Raises `BadManifest`, and what the source
+    does.
+    """
     where = f"{source.uri}/{file}"
     if nbytes > manifests.MAX_MANIFEST_NBYTES:
         raise BadManifest(
@@ -134,8 +142,8 @@ def verify(
     progress: Progress | None = None,
     limits: Limits | None = None,
 ) -> list[Difference]:
-    """Every chunk and side file that is not what the manifest says; `BadCheckpoint` where the
-    headers differ already.
+    """Every chunk and side file that is not what the manifest says. Raises `BadCheckpoint` where
+    the headers differ already, and what the source does.
     """
     check_headers(manifest, read_checkpoint(source), source.uri)
     differences: list[Difference] = []
@@ -158,6 +166,7 @@ def verify(
         count(chunk.nbytes)
 
     read_chunks(source, manifest.chunks(), compare, limits=limits)
+    # threads found them in any order
     differences.sort(key=lambda difference: (difference.file, difference.tensor, difference.chunk))
     sizes = source.files()
     for file in manifest.files:
@@ -174,7 +183,9 @@ def verify(
 
 
 def side_file(source: Source, name: str, nbytes: int) -> SideFile:
-    """The entry of a small file, as it is now."""
+    """The entry of a small file, as it is now, read whole. Raises `SourceUnavailable` when it is
+    not ``nbytes`` long any more.
+    """
     content = read_small(source, name, nbytes)
     if len(content) != nbytes:
         text = f"{source.uri}: {name} changed while it was read; repeat when nobody writes to it"

@@ -22,7 +22,8 @@ from hotweights_storage.errors import TransferError
 
 class Slab:
     """``nbytes`` of shared memory. Born with one user; every `retain` is answered by one
-    `release`.
+    `release`. Any thread may call anything, but nothing after the last `release`. The constructor
+    raises `OSError`.
     """
 
     def __init__(self, nbytes: int, name: str = "hotweights-slab") -> None:
@@ -43,7 +44,9 @@ class Slab:
         return self._writer < 0
 
     def write(self, offset: int, data: memoryview | bytes) -> None:
-        """Put ``data`` at ``offset``. Several threads may, in different places."""
+        """Put ``data`` at ``offset`` (bytes). Several threads may, in different places. Raises
+        `OSError` when there is no memory, and once it is sealed.
+        """
         view = memoryview(data).cast("B")
         with self._writing:  # the kernel lets in one at a time, and has the others spin
             while view:
@@ -51,11 +54,13 @@ class Slab:
                 offset, view = offset + written, view[written:]
 
     def read(self, offset: int, nbytes: int) -> bytes:
-        """A copy of what is there."""
+        """A copy of what is there: fewer bytes where the slab ends before."""
         return os.pread(self._reader, nbytes, offset)
 
     def seal(self) -> None:
-        """Forbid every change, for ever. Doing it twice changes nothing."""
+        """Forbid every change, for ever. Doing it twice changes nothing. Raises `OSError` as
+        `linux.seal` does; it may then be tried again.
+        """
         with self._lock:
             if self._writer < 0:
                 return
@@ -64,7 +69,7 @@ class Slab:
             self._writer = -1
 
     def retain(self) -> Slab:
-        """One user more."""
+        """One user more. Raises `TransferError` when the last one has released it."""
         with self._lock:
             if self._users == 0:
                 raise TransferError(
@@ -81,7 +86,7 @@ class Slab:
             self._users -= 1
             if self._users:
                 return
-            for fd in {self._writer, self._reader} - {-1}:
+            for fd in {self._writer, self._reader} - {-1}:  # -1: sealed, and closed with it
                 os.close(fd)
             self._writer = self._reader = -1
 

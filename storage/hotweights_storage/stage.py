@@ -26,7 +26,8 @@ def stage_from_source(
     progress: Progress | None = None,
 ) -> None:
     """Put ``wanted`` digests (default: all that are missing) into ``builder``, whose ``on_chunk``
-    hears of each.
+    hears of each. Raises what the source does, `ChecksumMismatch`, `NoCapacity`, and `Cancelled` by
+    ``limits``; what was stored until then stays, and it may be called again.
     """
     counting = threading.Lock()
 
@@ -36,6 +37,7 @@ def stage_from_source(
                 yield chunk
 
     def put(chunk: Chunk, data: memoryview) -> None:
+        # somebody may have brought it while it was read: that spares hashing it
         if (
             not builder.has(chunk.blake3)
             and builder.put(chunk.blake3, data, source.uri)

@@ -26,7 +26,7 @@ class Source(Protocol):
     uri: str
 
     def files(self) -> Mapping[str, int]:
-        """Names and sizes of the regular files directly in the folder."""
+        """Names and sizes (bytes) of the regular files directly in the folder."""
 
     def read_into(self, file: str, offset: int, into: memoryview) -> int:
         """Fill ``into`` with the file's bytes from ``offset``; how many there were: fewer only
@@ -39,7 +39,7 @@ class Source(Protocol):
         """
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all files. No read may be on its way in another thread."""
 
     def __enter__(self) -> Self: ...
 
@@ -55,7 +55,9 @@ class Opener(Protocol):
     """Opens the URIs of one scheme."""
 
     def open(self, uri: str, namespace: str) -> Source:
-        """The source, if it is there and objects in ``namespace`` may use it."""
+        """The source, if it is there and objects in ``namespace`` may use it. Raises
+        `SourceRefused` and `SourceUnavailable`.
+        """
 
 
 class Sources:
@@ -65,7 +67,9 @@ class Sources:
         self._openers = dict(openers)
 
     def open(self, uri: str, namespace: str) -> Source:
-        """The source behind ``uri`` for an object in ``namespace``."""
+        """The source behind ``uri`` for an object in ``namespace``. Raises `SourceRefused` also for
+        a scheme that no opener is for.
+        """
         opener = self._openers.get(urlsplit(uri).scheme)
         if opener is None:
             known = ", ".join(f"{scheme}://" for scheme in sorted(self._openers))
@@ -76,6 +80,8 @@ class Sources:
 
 
 def read_small(source: Source, file: str, nbytes: int, offset: int = 0) -> bytes:
-    """``nbytes`` of a file, or what there is of them."""
+    """``nbytes`` of a file from ``offset``, or what there is of them. All are in memory at once, so
+    the caller bounds them.
+    """
     content = bytearray(nbytes)
     return bytes(memoryview(content)[: source.read_into(file, offset, memoryview(content))])

@@ -53,13 +53,17 @@ class Claim:
 
 
 class FileOpener:
-    """Opens ``file://`` under the roots."""
+    """Opens ``file://`` under the roots. Of nested roots, the innermost that is open to the
+    namespace counts.
+    """
 
     def __init__(self, roots: Sequence[Root]) -> None:
         self._roots = sorted(roots, key=lambda root: len(root.path.parts), reverse=True)
 
     def open(self, uri: str, namespace: str) -> FileSource:
-        """The folder, if one of the roots holds it and is open to the namespace."""
+        """The folder, if one of the roots holds it and is open to the namespace. Raises
+        `SourceRefused`, and `SourceUnavailable` when it is not there.
+        """
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
             raise SourceRefused(f"{uri}: names a host; write file:///absolute/path", "BadURI")
@@ -84,7 +88,9 @@ class ClaimOpener:
         self._paths = {(claim.namespace, claim.name): claim.path for claim in claims}
 
     def open(self, uri: str, namespace: str) -> FileSource:
-        """The folder in the claim of that name in the object's own namespace."""
+        """The folder in the claim of that name in the object's own namespace. Raises
+        `SourceRefused`, and `SourceUnavailable` when it is not there.
+        """
         claim = urlsplit(uri).netloc
         path = self._paths.get((namespace, claim))
         if path is None:
@@ -98,7 +104,7 @@ class ClaimOpener:
 
 def open_folder(path: Path) -> FileSource:
     """A folder that the caller itself named, with the caller's own rights: no root, links lead
-    anywhere.
+    anywhere. Raises `SourceUnavailable` when it is none.
     """
     if not path.is_dir():
         what = "is not a folder" if path.exists() else "does not exist"
@@ -111,6 +117,7 @@ def open_folder(path: Path) -> FileSource:
 
 def _checked_path(uri: str) -> str:
     parts = urlsplit(uri)
+    # an empty query or fragment too: urlsplit drops its mark without a word
     if parts.query or parts.fragment or "?" in uri or "#" in uri:
         raise SourceRefused(
             f"{uri}: has a query or a fragment; write ? as %3F and # as %23 in a path", "BadURI"
@@ -141,7 +148,9 @@ class _OpenFile:
 
 
 class FileSource:
-    """A folder. See `Source`."""
+    """A folder of this node, as `Source` wants it. Files stay open from their first read until
+    `close`.
+    """
 
     def __init__(self, uri: str, opened: Callable[[str, int], int]) -> None:
         """``opened`` opens a name in the folder ('' is the folder) with the flags that it is
@@ -163,11 +172,11 @@ class FileSource:
         return sizes
 
     def read_into(self, file: str, offset: int, into: memoryview) -> int:
-        """See `Source`."""
         opened = self._file(file)
         wanted = len(into)
         aligned = opened.direct_fd >= 0 and not (offset | wanted) % PAGE_NBYTES
         began = time.perf_counter()
+        # only where both ways would have to wait for the disk, they can be compared
         cold = aligned and not _is_cached(opened, offset)
         direct = cold and self._contest.direct()
         try:
@@ -181,7 +190,7 @@ class FileSource:
         return done
 
     def check_unchanged(self) -> None:
-        """See `Source`."""
+        # the open file, and what its name leads to now: a file may be replaced, too
         for name, opened in self._files.items():
             if (
                 _identity(os.fstat(opened.fd)) != opened.identity
@@ -193,7 +202,6 @@ class FileSource:
                 raise SourceUnavailable(text, "SourceChanged")
 
     def close(self) -> None:
-        """See `Source`."""
         with self._lock:
             for opened in self._files.values():
                 for fd in {opened.fd, opened.direct_fd} - {-1}:
@@ -276,12 +284,13 @@ class _FasterRead:
         if min(self._done.values()) >= _TRIALS:
             through_cache = self._nbytes[False] * self._seconds[True]
             return self._nbytes[True] * self._seconds[False] * _FAR_QUICKER >= through_cache
+        # in turn, so that both see the same load
         kind = self._begun[True] <= self._begun[False] or self._begun[False] >= _TRIALS
         self._begun[kind] += 1
         return kind
 
     def count(self, direct: bool, nbytes: int, seconds: float) -> None:
-        """What a read took."""
+        """Note what a cold read took; only the first few of each kind count."""
         if self._done[direct] < _TRIALS:
             self._done[direct] += 1
             self._nbytes[direct] += nbytes
@@ -291,6 +300,7 @@ class _FasterRead:
 def _read(opened: _OpenFile, offset: int, into: memoryview, direct: bool) -> int:
     done = 0
     while done < len(into) and offset + done < opened.nbytes:
+        # after a short read the place is no page any more, as O_DIRECT demands (open(2))
         fd = opened.direct_fd if direct and not done % PAGE_NBYTES else opened.fd
         try:
             count = os.preadv(fd, [into[done:]], offset + done)
@@ -299,10 +309,10 @@ def _read(opened: _OpenFile, offset: int, into: memoryview, direct: bool) -> int
                 raise
             direct = False  # not here, or not into this memory
             continue
-        if not count:
+        if not count:  # it ends before the size that it had: the caller says so
             break
         done += count
-    return min(done, max(opened.nbytes - offset, 0))
+    return min(done, max(opened.nbytes - offset, 0))  # what has grown meanwhile does not count
 
 
 def _is_cached(opened: _OpenFile, offset: int) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 from hotweights_storage import linux
 
 _OPENAT2 = 437  # the same number on every architecture
-_BENEATH_WITHOUT_MAGIC = 0x08 | 0x02
+_BENEATH_WITHOUT_MAGIC = 0x08 | 0x02  # linux/openat2.h; Linux 5.6 and later have the call
 _RETRIES = 16  # EAGAIN: something was renamed meanwhile
 
 
@@ -33,8 +33,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def open_beneath(root: Path, relative: str, flags: int) -> int:
-    """A descriptor of ``root/relative``. `Escapes` if that is elsewhere, else the usual
-    `OSError`.
+    """A descriptor of ``root/relative``, which the caller closes; ``relative`` '' is the root
+    itself. Raises `Escapes` if that is elsewhere, else the usual `OSError`.
     """
     root_fd = os.open(root, linux.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -43,6 +43,7 @@ def open_beneath(root: Path, relative: str, flags: int) -> int:
         try:
             return _openat2(root_fd, relative or ".", flags | os.O_CLOEXEC)
         except OSError as error:
+            # an old kernel, or a seccomp filter: some answer EPERM
             if error.errno not in (errno.ENOSYS, errno.EPERM):
                 raise
             return walk_beneath(root, root_fd, relative, flags | os.O_CLOEXEC)
@@ -65,7 +66,9 @@ def _openat2(root_fd: int, relative: str, flags: int) -> int:
 
 
 def walk_beneath(root: Path, root_fd: int, relative: str, flags: int) -> int:
-    """The same without ``openat2``."""
+    """The same without ``openat2``: ``root_fd`` is a descriptor of ``root``, from which every
+    folder is opened in turn.
+    """
     base = root.resolve(strict=True)
     target = (base / relative).resolve(strict=True)
     if not target.is_relative_to(base):
@@ -73,6 +76,7 @@ def walk_beneath(root: Path, root_fd: int, relative: str, flags: int) -> int:
     *folders, last = target.relative_to(base).parts or (".",)
     at = os.dup(root_fd)
     try:
+        # the resolved path has no links, so one that is met now was put there since
         for folder in folders:
             below = os.open(
                 folder, linux.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at

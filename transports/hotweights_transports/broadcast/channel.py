@@ -28,15 +28,15 @@ from hotweights_transports.peers.base import (
 )
 from hotweights_transports.peers.stream.wire import ConnectionBroken, DeadlinePassed, Wire, within
 
-MAX_MESSAGE_NBYTES = 256 * 1024
-_NONCE_NBYTES = 32
+MAX_MESSAGE_NBYTES = 256 * 1024  # a beginning names every rank's address: 256 bytes for each
+_NONCE_NBYTES = 32  # as long as the digest that is made of it
 _HEADER = struct.Struct("!4sI32s")
 _MAGIC = b"HWM1"
 Message = dict[str, Any]
 
 
 def check_reach(address: str, host: str, secret: bytes) -> None:
-    """Refuse to talk to other hosts without a secret."""
+    """Refuse to talk to other hosts without a secret: raises `PeerRefused`."""
     if not secret and not hosts.is_loopback(host):
         text = (
             "without a secret only ranks of this host may form a group; set HOTWEIGHTS_PEER_TOKEN "
@@ -46,8 +46,10 @@ def check_reach(address: str, host: str, secret: bytes) -> None:
 
 
 class Channel:
-    """One connection, after the exchange of nonces. One thread sends at a time, and one
-    receives.
+    """One connection, after the exchange of nonces, on either side (``head`` says which). One
+    thread sends at a time, and one receives; `hang_up` is for any. The MAC is HMAC-SHA-256
+    (RFC 2104). After an error other than `PeerTimeout` before a message's first byte, it can only
+    be closed. All but `hang_up` and `close` raise `PeerError`.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Channel:
         self._key = hmac.digest(secret, b"hotweights-mpi-group" + both, hashlib.sha256)
 
     def send(self, message: Message, seconds: float) -> None:
-        """Send one message."""
+        """Send one message, within so many seconds."""
         payload = json.dumps(message, separators=(",", ":")).encode()
         if len(payload) > MAX_MESSAGE_NBYTES:
             raise PeerProtocolError(
@@ -90,6 +92,7 @@ class Channel:
             if magic != _MAGIC or nbytes > MAX_MESSAGE_NBYTES:
                 raise PeerProtocolError(self.address, "it sent what is no message of a group")
             payload = bytes(self._wire.receive(nbytes, in_time))
+        # before anything of it is parsed; in constant time, so that a MAC cannot be guessed
         if not hmac.compare_digest(mac, self._mac(self._theirs, self._received, payload)):
             raise PeerRefused(self.address, "TokenInvalid: the other side does not have our secret")
         self._received += 1
@@ -106,7 +109,7 @@ class Channel:
         self._wire.hang_up()
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """End the connection. It may be called twice."""
         self._wire.close()
 
     def __enter__(self) -> Self:

@@ -29,7 +29,7 @@ from hotweights_transports.broadcast.member import GroupMember
 from hotweights_transports.broadcast.rank_process import RankProcess
 
 VERIFIERS: Final = 2
-FINISH_SECONDS: Final = 10.0
+FINISH_SECONDS: Final = 10.0  # for all to leave MPI together, after everything has come
 
 Kept = Callable[[Chunk], None]
 """Told of each chunk that was verified and stored; from any thread."""
@@ -46,7 +46,8 @@ def send(
 ) -> str:
     """Rank 0's part: read everything once, and send it along for as long as the others can hear it.
     Returns why they could not hear all of it, or ''. Raises what the source does, and
-    `ChecksumMismatch` before a wrong chunk is sent.
+    `ChecksumMismatch` before a wrong chunk is sent; then the collective is over for all. Called in
+    the head's own thread; `kept` in the readers'.
     """
     slots = _Slots(lead.member, buckets, stall_seconds)
     parts = _ChunkAssembler(builder, kept, source.uri)
@@ -83,7 +84,7 @@ def receive(
 ) -> str:
     """Every other rank's part, to the end also when nothing is missing here: the others need this
     rank. Returns why not all of it came, or ''. A chunk that is not what it should be is left
-    missing.
+    missing. Called in the member's own thread; `kept` in the verifiers'.
     """
     member = follow.member
     if member is None:
@@ -94,6 +95,8 @@ def receive(
         with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as pool:
             for slot in _completions(member, buckets, stall_seconds):
                 with member.view(slot) as view:
+                    # list: wait for all of them, and raise what they raise, before the slot is
+                    # posted again
                     list(
                         pool.map(
                             parts.take_or_leave,
@@ -143,7 +146,9 @@ class _ChunkAssembler:
         """How many chunks were not what they should be."""
 
     def take(self, item: Item, data: memoryview) -> None:
-        """One item's bytes. Raises `ChecksumMismatch`."""
+        """Keep one item's bytes: a whole chunk at once, a part when it is the last that lacks.
+        Raises `ChecksumMismatch`. From any thread.
+        """
         chunk = item.chunk
         if self._builder.has(chunk.blake3):
             return
@@ -208,6 +213,7 @@ class _Slots:
         """Verify and keep it, then put it into its slot, as soon as that is free."""
         with self._changed:
             number, item = self._items.pop((piece.file, piece.offset))
+        # verified before it is sent, and kept also when nobody can hear it any more
         parts.take(item, data)
         with self._changed:
             self._changed.wait_for(lambda: self.lost or number < self._completed + self._slots)
@@ -232,7 +238,9 @@ class _Slots:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread that waits for completions; it is hung up on when the collective is
+        lost.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -21,7 +21,7 @@ from hotweights_transports.broadcast.hydra import START_SECONDS, MpiFailed, find
 from hotweights_transports.broadcast.launch_line import LaunchRefused, command, parse_launch
 from hotweights_transports.broadcast.rank_process import RankProcess
 
-MAX_WHY: Final = 500
+MAX_WHY: Final = 500  # characters of a reason: it comes from another node and goes into a status
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,9 @@ class GroupTimeouts:
 def start_member(
     line: str, rank: int, terms: Terms, heads: frozenset[str]
 ) -> tuple[RankProcess | None, str]:
-    """The rank of a launch line, ready; or why there is none."""
+    """The rank of a launch line, ready; or None and why there is none. ``heads``: the hosts that
+    the line may lead to. Waits at most `hydra.START_SECONDS` for MPI to begin.
+    """
     try:
         launch = parse_launch(line)
         if launch.proxy_id != rank:

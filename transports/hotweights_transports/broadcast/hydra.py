@@ -28,8 +28,8 @@ from hotweights_transports.broadcast import rank
 from hotweights_transports.broadcast.launch_line import END, PREFIX
 from hotweights_transports.peers.registry import Availability
 
-START_SECONDS = 60.0
-END_SECONDS = 5.0
+START_SECONDS = 60.0  # for mpiexec to say what to launch, and then for MPI to begin in all ranks
+END_SECONDS = 5.0  # for a process to end by itself, then for each signal to end it
 # mpiexec ends by itself after this, should its node die before any rank has begun
 JOB_SECONDS = 6 * 3600
 
@@ -48,7 +48,10 @@ SETTINGS = {
     "UCX_TCP_RX_SEG_SIZE": "1m",
 }
 BETWEEN_HOSTS = {"MPIR_CVAR_NOLOCAL": "1", "UCX_TLS": "^shm"}
-"""For ranks of one host that are to talk as if they were on two."""
+"""For ranks of one host that are to talk as if they were on two: where the rate between hosts is
+measured without a second one.
+"""
+# beginnings of names: what chooses networks and ports, then what programs need to run at all
 PASSED_ON = (
     "UCX_",
     "FI_",
@@ -63,7 +66,7 @@ PASSED_ON = (
 
 
 class MpiUnavailable(TransferError):
-    """MPI does not work here."""
+    """MPICH or its proxy is not on this host, or may not be run."""
 
     reason = "MpiUnavailable"
 
@@ -76,7 +79,7 @@ class MpiFailed(TransferError):
 
 @dataclass(frozen=True, slots=True)
 class Hydra:
-    """MPICH's programs."""
+    """Where MPICH's programs are: paths of mpiexec and of the proxy that it launches."""
 
     mpiexec: str
     proxy: str
@@ -127,9 +130,12 @@ class Mpiexec:
 
     def __init__(self, ranks: int, address: str, settings: Mapping[str, str] | None = None) -> None:
         """``address``: under which the nodes reach this one; ``settings``: of the ranks, beside the
-        usual ones.
+        usual ones. Waits until mpiexec has printed all lines. Raises `MpiUnavailable`, and
+        `MpiFailed` when they do not come within `START_SECONDS`.
         """
         arguments = [find().mpiexec, "-launcher", "manual", "-localhost", address]
+        # names that need not exist: nobody is reached by them. No variable of ours goes to the
+        # ranks by itself, and the working directory is one that every host has
         arguments += [
             "-hosts",
             ",".join(f"rank{number}" for number in range(ranks)),
@@ -142,7 +148,7 @@ class Mpiexec:
         for name, value in (settings or {}).items():
             arguments += ["-genv", name, value]
         arguments += ["-n", str(ranks), sys.executable, "-I", str(Path(rank.__file__).resolve())]
-        self._said: deque[str] = deque(maxlen=20)
+        self._said: deque[str] = deque(maxlen=20)  # the last lines, for an error's text
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             arguments,
@@ -184,7 +190,7 @@ class Mpiexec:
         for line in self._process.stdout or ():
             text = line.rstrip("\n")
             if text.startswith(PREFIX) or text == END:
-                self._lines.put(text.rstrip(" "))
+                self._lines.put(text.rstrip(" "))  # mpiexec ends each line with a blank
             elif text.strip():
                 self._said.append(text.strip()[:200])
         self._lines.put(None)

@@ -28,6 +28,7 @@ from hotweights_transports.peers.base import (
     Pending,
 )
 
+# names of groups that are over; one that was forgotten looks as if it were not open yet
 REMEMBERED = 64
 
 
@@ -61,7 +62,7 @@ class Groups:
 
     @staticmethod
     def new_secret() -> bytes:
-        """For one group."""
+        """32 random bytes, for one group."""
         return secrets.token_bytes(32)
 
     def open(self, name: str, members: Collection[str], port: int, secret: bytes) -> None:
@@ -79,9 +80,11 @@ class Groups:
                 self._over.popitem(last=False)
 
     def invitation(self, name: str, guest: Identity) -> bytes | None:
-        """As `ChunkProvider.invitation` wants it."""
+        """What the guest is told, as `ChunkProvider.invitation` wants it: in the threads of the
+        peers' server.
+        """
         with self._lock:
-            if name in self._over:
+            if name in self._over:  # whoever asks: it is no secret that there is nothing to join
                 return json.dumps({"over": True}).encode()
             group = self._open.get(name)
         if group is None or guest.node not in group.members:

@@ -21,6 +21,7 @@ END = "HYDRA_LAUNCH_END"
 MAX_LINE_NBYTES = 2048
 MAX_RANKS = 1024
 
+# the flags that MPICH's mpiexec prints under the manual launcher, and what they may say
 _WORDS = {"--rmk": ("user",), "--launcher": ("manual",), "--demux": ("poll", "select")}
 _NUMBERS = {
     "--pgid": (0, 0),
@@ -34,7 +35,8 @@ _NUMBERS = {
 _LINE = re.compile(
     r"HYDRA_LAUNCH: (/[ -~]{0,1000}/hydra_pmi_proxy) (--control-port [ -~]+)", re.ASCII
 )
-_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,5}", re.ASCII)
+_NUMBER = re.compile(r"0|-?[1-9][0-9]{0,5}", re.ASCII)  # a port has five digits
+# a host's name: letters, digits and hyphens between dots (RFC 1123, section 2.1)
 _NAME = re.compile(
     r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?)*",
     re.ASCII,
@@ -68,11 +70,14 @@ class Launch:
 
 
 def parse_launch(line: str) -> Launch:
-    """The launch that ``line`` spells; raises `LaunchRefused` for anything else."""
+    """The launch that ``line`` spells, without the line's end. Raises `LaunchRefused` for anything
+    else, also a line that is longer than `MAX_LINE_NBYTES`.
+    """
     found = _LINE.fullmatch(line) if len(line) <= MAX_LINE_NBYTES else None
     if found is None:
         raise LaunchRefused(f"{line[:80]!a}: not a line of mpiexec's manual launcher")
     path = found[1]
+    # `command` compares it with the node's own: there must be one spelling of it
     if "//" in path or "/../" in path or "/./" in path:
         raise LaunchRefused(f"{path!a}: the path of the proxy is not written out")
     _, endpoint, *rest = found[2].split(" ")
@@ -94,8 +99,8 @@ def parse_launch(line: str) -> Launch:
 
 
 def command(launch: Launch, proxy: str, heads: frozenset[str]) -> list[str]:
-    """The arguments to run, with the node's own ``proxy``; refused if the head has another, or is
-    none of ``heads``.
+    """The arguments to run, with the node's own ``proxy``. Raises `LaunchRefused` if the head has
+    another, or is none of ``heads``, the hosts that this node knows the head by.
     """
     if launch.proxy != proxy:
         raise LaunchRefused(
@@ -128,6 +133,7 @@ def _endpoint(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     if not _NUMBER.fullmatch(port) or not 1 <= int(port) <= 65535:
         raise LaunchRefused(f"--control-port {text[:80]!a}: has no port from 1 to 65535")
+    # 253: the longest name that DNS can ask for (RFC 1035, section 2.3.4, without what encodes it)
     if _is_address(host) or (len(host) <= 253 and _NAME.fullmatch(host)):
         return host.strip("[]"), int(port)
     raise LaunchRefused(f"--control-port {text[:80]!a}: names no host")

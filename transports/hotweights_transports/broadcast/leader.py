@@ -20,11 +20,15 @@ from hotweights_transports.peers.stream import address as addresses
 
 log = logging.getLogger(__name__)
 
-MAX_STRANGERS: Final = 16
+MAX_STRANGERS: Final = 16  # each costs a thread; as many as a peers' server bears with
 
 
 class GroupLeader:
-    """Rank 0. `gather` first; `leave` or `close` at the end."""
+    """Rank 0, in the process of the node that reads the source. `gather` first, then the
+    collective if there is a `member`, and `leave` or `close` at the end. One thread makes these
+    calls; any other may `close`, also twice, which ends whatever the first one waits for. Each
+    member's connection has a thread of its own.
+    """
 
     def __init__(
         self,
@@ -70,7 +74,9 @@ class GroupLeader:
             return dict(self._pull_addresses)
 
     def gather(self) -> None:
-        """Wait for all, then begin the job; without them, or without MPI, begin without a job."""
+        """Wait for all, then begin the job; without them, or without MPI, begin without a job:
+        `member` is None then, and `why` says why. Raises nothing of it.
+        """
         with self._changed:
             self._changed.wait_for(
                 lambda: len(self._channels) == self.terms.size - 1 or self._closing,
@@ -95,6 +101,7 @@ class GroupLeader:
         with self._changed:
             self._begun = True
             channels = dict(self._channels)
+        # the others first: our own rank waits in MPI until all are there
         for rank, channel in channels.items():
             self._say(channel, self._beginning(launches[rank] if launches else "", self.why))
         if launches:
@@ -118,8 +125,9 @@ class GroupLeader:
         """This node got further; nobody waits for the head."""
 
     def leave(self) -> None:
-        """Stay until everybody is done, gone, or standing still."""
+        """Stay until everybody is done, gone, or standing still; then `close`."""
         with self._changed:
+            # until now this node was at work itself, and nobody was to report
             self._moved = dict.fromkeys(self._moved, time.monotonic())
             while self._moved:
                 now = time.monotonic()
@@ -136,7 +144,7 @@ class GroupLeader:
                         self._patience.stall_seconds,
                     )
                     del self._moved[rank]
-                self._changed.wait(0.2)
+                self._changed.wait(0.2)  # silence notifies nobody: look at the clock
             channels = list(self._channels.values())
         # first: who hears the good-bye may come again at once, to the next group
         self._stop_listening()
@@ -145,7 +153,7 @@ class GroupLeader:
         self.close()
 
     def close(self) -> None:
-        """Let go of everything, the job included."""
+        """End everything, the job included, and wait for the threads."""
         self._stop_listening()
         with self._changed:
             channels = list(self._channels.values())
@@ -156,7 +164,7 @@ class GroupLeader:
         for channel in channels:
             channel.hang_up()
         for thread in self._threads:
-            thread.join(self._patience.message_seconds + 1)
+            thread.join(self._patience.message_seconds + 1)  # it may be sending its last message
 
     def _stop_listening(self) -> None:
         with self._changed:

@@ -26,11 +26,14 @@ from hotweights_transports.peers.stream import address as addresses
 
 log = logging.getLogger(__name__)
 
-AGAIN_SECONDS: Final = 0.1
+AGAIN_SECONDS: Final = 0.1  # between two tries to reach a head that does not listen yet
 
 
 class GroupMember:
-    """The same calls as `GroupLeader`."""
+    """The same calls as `GroupLeader`, in the process of any other rank's node, and from the same
+    threads. The constructor joins, and raises `PeerError` when it cannot; after an error in
+    `gather` only `close` may be called.
+    """
 
     def __init__(
         self,
@@ -57,7 +60,10 @@ class GroupMember:
         self._channel = self._join(port, pull_port)
 
     def gather(self) -> None:
-        """Wait until the head begins."""
+        """Wait until the head begins; then `member` is this rank, or `why` says why there is none.
+        Raises `PeerError` when the head refuses, says nothing in time, or is gone.
+        """
+        # the head waits for all to join, then for mpiexec, before it says a word
         begin = self._receive(
             self._patience.join_seconds + START_SECONDS + self._patience.message_seconds
         )
@@ -97,9 +103,12 @@ class GroupMember:
         return self._over
 
     def progressed(self) -> None:
-        """Tell the head, now and then, that this node is not standing still."""
+        """Tell the head, now and then, that this node is not standing still. From any thread, one
+        at a time.
+        """
         now = time.monotonic()
         if (
+            # several times before the head would call it standing still, and no oftener
             now - self._heard_at > min(1.0, self._patience.stall_seconds / 4)
             and not self._ended.is_set()
         ):
@@ -113,8 +122,8 @@ class GroupMember:
         self.close()
 
     def close(self) -> None:
-        """Let go of everything."""
-        self._channel.hang_up()
+        """End the connection, the rank and the thread."""
+        self._channel.hang_up()  # first: it wakes the thread that is joined below
         if self.member is not None:
             self.member.close()
         if self._thread is not None:
@@ -190,7 +199,7 @@ class GroupMember:
 
 def _is_pull_address(text: object) -> bool:
     """Whether the registry may be asked for it: a TCP peer, or nothing to pull there."""
-    if not isinstance(text, str) or len(text) > 300:
+    if not isinstance(text, str) or len(text) > 300:  # a host's name has 253 at most
         return False
     try:
         addresses.parse(text)

@@ -29,10 +29,10 @@ FINISH = POST.pack(0xFFFFFFFF, 0)
 READY, DONE, FAILED = b"R", b"D", b"F"  # rank to node, each followed by: rank and size; slot; text
 PAIR = struct.Struct("!II")
 SLOT = struct.Struct("!I")
-MAX_MESSAGE_NBYTES = 2048
+MAX_MESSAGE_NBYTES = 2048  # more than READY and DONE have; a text of FAILED is cut
 
 _EAGER_POLLS = 20
-_SLEEP_SECONDS = 0.0001
+_SLEEP_SECONDS = 0.0001  # a piece of 4 MiB takes longer on anything slower than 40 GB/s
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def _serve(
     mpi4py.rc.finalize = False
     from mpi4py import MPI
 
-    MPI.Init_thread(MPI.THREAD_FUNNELED)
+    MPI.Init_thread(MPI.THREAD_FUNNELED)  # there is another thread, which never calls MPI
     _forget_names()
     world = MPI.COMM_WORLD
     control.send(READY + PAIR.pack(world.rank, world.size))
@@ -78,6 +78,7 @@ def _serve(
         slot, nbytes = POST.unpack(message)
         if world.rank == 0:
             announced[:] = nbytes.to_bytes(8, "big")
+        # the size first: ranks that expect different ones would wait for each other for ever
         _wait_quietly(world.Ibcast([announced, MPI.BYTE], root=0))
         if int.from_bytes(announced, "big") != nbytes:
             raise ValueError(

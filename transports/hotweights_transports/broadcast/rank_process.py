@@ -21,7 +21,7 @@ from hotweights_transports.broadcast import rank
 from hotweights_transports.broadcast.hydra import END_SECONDS, START_SECONDS, MpiFailed, environment
 
 LEFTOVERS: Final = ("dev/shm/mpich_shm_*", "tmp/hydra_hwloc_xmlfile_*")
-LEFTOVER_SECONDS: Final = 5 * START_SECONDS
+LEFTOVER_SECONDS: Final = 5 * START_SECONDS  # no rank that is still beginning is as old
 
 
 def sweep() -> None:
@@ -47,7 +47,7 @@ def _is_old_and_ours(path: Path) -> bool:
 
 
 def _mapped() -> set[str]:
-    """Files that some process maps."""
+    """Paths of the files that some process maps: their owner lives, however old they are."""
     names: set[str] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         # it ended, or is another user's, who cannot have mapped what is ours alone
@@ -57,12 +57,15 @@ def _mapped() -> set[str]:
 
 
 class RankProcess:
-    """One rank and its ring. One thread posts and another may wait for completions."""
+    """One rank and its ring. One thread posts and another may wait for completions; `hang_up` is
+    for any thread. After `MpiFailed` only `hang_up` and `close` may be called.
+    """
 
     def __init__(self, arguments: list[str], slots: int, slot_nbytes: int) -> None:
         sweep()
         page = mmap.PAGESIZE
         self.slots = slots
+        # whole pages, and at least one: nothing cannot be mapped
         self.slot_nbytes = -(-max(1, slot_nbytes) // page) * page
         self.rank = -1
         self.size = 0
@@ -92,12 +95,14 @@ class RankProcess:
         return memoryview(self._ring)[slot * self.slot_nbytes :][: self.slot_nbytes]
 
     def wait_ready(self, seconds: float) -> None:
-        """Until the rank is in the job with all others."""
+        """Until the rank is in the job with all others. Raises `MpiFailed`."""
         payload = self._hear(rank.READY, seconds)
         self.rank, self.size = rank.PAIR.unpack(payload)
 
     def post(self, slot: int, nbytes: int) -> None:
-        """Broadcast the slot next. At most ``slots`` may be posted and not completed."""
+        """Broadcast the slot next, ``nbytes`` of it. At most ``slots`` may be posted and not
+        completed. Raises `MpiFailed`.
+        """
         try:
             self._control.send(rank.POST.pack(slot, nbytes))
         except OSError as error:
@@ -106,7 +111,9 @@ class RankProcess:
             ) from error
 
     def completed(self, seconds: float) -> int:
-        """The slot whose broadcast has ended on this node, in the order posted."""
+        """The slot whose broadcast has ended on this node, in the order posted. Raises `MpiFailed`
+        after so many seconds without one.
+        """
         return int(rank.SLOT.unpack(self._hear(rank.DONE, seconds))[0])
 
     def finish(self, seconds: float) -> None:
@@ -115,7 +122,7 @@ class RankProcess:
         """
         with contextlib.suppress(MpiFailed, OSError):
             self._control.send(rank.FINISH)
-            self._hear(b"", seconds)
+            self._hear(b"", seconds)  # no message is of this kind: it ends when the rank does
         self.close()
 
     def hang_up(self) -> None:
@@ -125,6 +132,8 @@ class RankProcess:
 
     def close(self) -> None:
         """End the rank and its proxy, if they have not ended."""
+        # the rank ends by itself when it is hung up on; then the proxy does; signals are for
+        # those that hang
         self.hang_up()
         self._control.close()
         for end in (None, self._proxy.terminate, self._proxy.kill):
@@ -147,6 +156,7 @@ class RankProcess:
 
     def _hear(self, kind: bytes, seconds: float) -> bytes:
         deadline = time.monotonic() + seconds
+        # 0 would not mean "at once" but a socket that does not block
         self._control.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             message = self._control.recv(rank.MAX_MESSAGE_NBYTES)
@@ -156,6 +166,7 @@ class RankProcess:
             raise MpiFailed(
                 f"the rank is gone: {(error.strerror or str(error)).lower()}"
             ) from error
+        # the first byte is the kind; a message of no bytes is the socket's end
         if message[:1] == rank.FAILED:
             raise MpiFailed(f"the rank failed: {message[1:].decode(errors='replace')}")
         if not message:

@@ -18,8 +18,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 PROTOCOLS = (1,)
-MAX_FRAME_BYTES = 64 * 1024
-MAX_FDS_PER_FRAME = 250  # the kernel's SCM_MAX_FD is 253
+MAX_FRAME_BYTES = 64 * 1024  # well within a socket's buffer (208 KiB), where a datagram must fit
+MAX_FDS_PER_FRAME = 250  # the kernel's SCM_MAX_FD is 253 (unix(7))
 MAX_NUMBER = (
     2**53 - 1
 )  # what every JSON reader takes exactly; an API server takes more, but others must be able to add to it
@@ -219,7 +219,9 @@ def encode(frame: Frame) -> bytes:
 
 
 def decode(data: bytes) -> Frame:
-    """The frame of a datagram. Raises `WireError` naming what is wrong with it."""
+    """The frame of a datagram. Raises `WireError` naming what is wrong with it, and nothing else,
+    whatever the bytes are.
+    """
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -13,12 +13,12 @@ from hotweights_transports.handoff import frames
 
 
 class ConnectionClosed(frames.WireError):
-    """The other side has gone."""
+    """The other side has closed its end, or its process is gone."""
 
 
 def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) -> None:
-    """Send one frame, with file descriptors beside it; the caller keeps (and closes) its own
-    copies.
+    """Send one frame, with file descriptors beside it (SCM_RIGHTS, unix(7)); the caller keeps (and
+    closes) its own copies. Raises `WireError` for a frame that is too large, and `OSError`.
     """
     socket.send_fds(sock, [frames.encode(frame)], list(fds)) if fds else sock.send(
         frames.encode(frame)
@@ -27,7 +27,8 @@ def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) ->
 
 def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
     """Receive one frame and the descriptors beside it, which the caller owns. Raises
-    `ConnectionClosed`, `WireError`.
+    `ConnectionClosed`, `WireError` and `OSError`. After any other `WireError` the socket may be
+    used again: a frame is a datagram, so the next one begins where it should.
     """
     data, fds, flags, _ = socket.recv_fds(
         sock, frames.MAX_FRAME_BYTES, frames.MAX_FDS_PER_FRAME, socket.MSG_CMSG_CLOEXEC

@@ -29,6 +29,7 @@ from typing import Protocol, Self
 
 from hotweights_common.errors import HotweightsError
 
+# none that the API server takes: whoever collects such tokens cannot act as an agent there
 TOKEN_AUDIENCE = "hotweights-peer"
 
 
@@ -99,8 +100,8 @@ class AuthenticationUnavailable(Exception):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lease:
-    """Verified bytes of one chunk, which stay where they are until `release` is called: exactly
-    once, by the taker.
+    """Verified bytes of one chunk (``nbytes`` at ``offset`` of ``fd``), which stay where they are
+    until `release` is called: exactly once, by the taker, from any thread.
     """
 
     fd: int
@@ -125,7 +126,9 @@ class Pending:
 
 
 class ChunkProvider(Protocol):
-    """What a node has to give. Called from many threads at once; answers without I/O."""
+    """What a node has to give. A server calls it, from the threads of its connections, many at
+    once; it answers without I/O.
+    """
 
     def locate(self, blake3: str) -> Lease | Pending | None:
         """The verified bytes; or a way to wait for them; or None: not here, and not on its way."""
@@ -144,7 +147,7 @@ class ChunkProvider(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Want:
-    """One chunk to fetch."""
+    """One chunk to fetch: its BLAKE3 (64 hexadecimal digits) and how many bytes it has."""
 
     blake3: str
     nbytes: int
@@ -177,8 +180,8 @@ class ServerLimits:
     per stream.
     """
     max_handshakes: int = 16
-    """Connections that have not proved who they are; further ones are dropped, so that strangers
-    take no room.
+    """Connections that have not proved who they are; further ones are dropped without an answer, so
+    that strangers take no room.
     """
     handshake_seconds: float = 5.0
     """For the whole hello, however slowly its bytes drip. The review of the token is not
@@ -226,7 +229,8 @@ class ClientLimits:
 
 
 class PeerServer(ABC):
-    """Gives chunks to pullers that proved who they are.
+    """Gives chunks to pullers that proved who they are. It runs in the process of the node that has
+    them, in threads of its own; whoever made it only closes it, from any thread but those.
 
     Order of events on each connection:
 
@@ -243,7 +247,7 @@ class PeerServer(ABC):
       only.
 
     A server serves from construction until `close`, which ends all connections and waits for their
-    threads.
+    threads. A closed server serves no more; make another one.
     """
 
     address: str
@@ -260,13 +264,17 @@ class PeerServer(ABC):
 
 
 class PeerClient(ABC):
-    """Pulls from one peer. One thread uses a client at a time; connections are opened at first use
-    and kept.
+    """Pulls from one peer, in the process of the node that lacks something. One thread uses a
+    client at a time; connections are opened at first use and kept.
 
-    After any `PeerError` the client may be used again: it connects anew. `close` is always safe.
+    Every method but `close` may raise any `PeerError`. After one, and after whatever else `deliver`
+    raised, the client may be used again: it connects anew. `close` ends the connections that no
+    call uses: so it comes after the last one has returned (`cancel` makes a fetch return). It may
+    be called twice.
     """
 
     address: str
+    """The peer's URI, as it stands in every error."""
 
     @abstractmethod
     def fetch_manifest(self, digest: str) -> bytes:
@@ -290,7 +298,7 @@ class PeerClient(ABC):
         cancel: threading.Event | None = None,
     ) -> list[Missing]:
         """Fetch `wanted` in that order, hand each chunk to `deliver`, and return what the peer does
-        not have.
+        not have. Called in the puller's thread, which waits; any thread may set `cancel`.
 
         `wanted` is consumed lazily, under a lock, as the window opens: it may be fed by someone
         else meanwhile. A chunk that `deliver` finds wrong ends the fetch as `PeerCorrupt`; what

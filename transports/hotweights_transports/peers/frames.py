@@ -21,8 +21,8 @@ import struct
 PROTOCOLS = (1,)
 HEADER = struct.Struct("!2sBxI32s")
 MAGIC = b"HW"
-NO_DIGEST = bytes(32)
-MAX_REQUESTED_CHUNKS = 512
+NO_DIGEST = bytes(32)  # as long as a BLAKE3 digest
+MAX_REQUESTED_CHUNKS = 512  # 34 KiB of JSON, within the 64 KiB of their frame
 MAX_GROUP_NAME = 128
 
 _VERSION_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
@@ -81,13 +81,15 @@ MAX_NBYTES = {
     Kind.MISSING: 0,
     Kind.UNKNOWN: 0,
     Kind.WAITING: 0,
-    Kind.MANIFEST_BYTES: 512 * 1024 * 1024,  # five million chunks
+    Kind.MANIFEST_BYTES: 512 * 1024 * 1024,  # what the planner's own `MAX_MANIFEST_NBYTES` says
     Kind.INVITATION: 32 * 1024,  # a token is in it
 }
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Header:
+    """A frame's first 40 bytes; `nbytes` of payload follow."""
+
     kind: Kind
     nbytes: int
     blake3: bytes = NO_DIGEST
@@ -104,11 +106,16 @@ class Hello:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refusal:
+    """Why a server does not talk to a puller: a CamelCase word, and a sentence."""
+
     reason: str
     message: str
 
 
 def decode_header(data: bytes | bytearray | memoryview, allowed: frozenset[Kind]) -> Header:
+    """The header that `data` is. Raises `FrameError` for anything but one of a kind in `allowed`
+    with a payload that is not too large.
+    """
     if len(data) != HEADER.size:
         raise FrameError(f"a header has {HEADER.size} bytes, not {len(data)}")
     magic, number, nbytes, blake3 = HEADER.unpack(data)
@@ -136,6 +143,7 @@ def welcome(protocol: int) -> bytes:
 
 
 def refused(reason: str, message: str) -> bytes:
+    # cut, so that it fits its frame although JSON writes some characters in six bytes
     return _json(Kind.REFUSED, {"reason": reason[:100], "message": message[:400]})
 
 
@@ -173,7 +181,7 @@ def read_refused(payload: bytes) -> Refusal:
     reason, message = data.get("reason"), data.get("message")
     if not isinstance(reason, str) or not isinstance(message, str):
         raise FrameError("refused: reason and message must be strings")
-    return Refusal(reason[:100], message[:400])
+    return Refusal(reason[:100], message[:400])  # the other side may not have cut them
 
 
 def read_manifest_request(payload: bytes) -> str:

@@ -39,11 +39,14 @@ from hotweights_transports.peers.rate_limiter import RateLimiter
 from hotweights_transports.peers.registry import Availability, Transport
 from hotweights_transports.peers.stall_timeout import StallTimeout
 
+# by address: what a port is to the other transports
 _servers: dict[str, InprocServer] = {}
 _servers_lock = threading.Lock()
 
 
 class InprocServer(PeerServer):
+    """Has no thread: a client calls it in its own."""
+
     def __init__(
         self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits
     ) -> None:
@@ -129,6 +132,7 @@ class InprocClient(PeerClient):
         with server.admitted(self._token()):
             for want in wanted:
                 lease = self._lease(server, want, patience, cancel)
+                # first of all: a lease of None may also mean that it was cancelled
                 if cancel is not None and cancel.is_set():
                     break
                 if lease is None:
@@ -167,6 +171,7 @@ class InprocClient(PeerClient):
             found = server.provider.locate(want.blake3)
             if found is None or isinstance(found, Lease):
                 return found
+            # shorter than a sign of life: `cancel` and `closing` are looked at between two waits
             found.wait(min(0.05, server.limits.waiting_seconds))
             patience.waiting(time.monotonic())
             patience.check(time.monotonic())

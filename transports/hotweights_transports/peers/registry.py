@@ -36,15 +36,24 @@ MODULES = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Availability:
+    """Whether a transport works on this host, and why, or why not, for people to read."""
+
     works: bool
     because: str
 
 
 class Transport(ABC):
+    """One scheme of URIs. It keeps nothing of a connection, so any thread may call it at any time,
+    also after an error.
+    """
+
     scheme: ClassVar[str]
 
     @abstractmethod
-    def available(self) -> Availability: ...
+    def available(self) -> Availability:
+        """Called on either side before anything else. The first call may load a native library;
+        what is missing is said, not raised.
+        """
 
     @abstractmethod
     def listen(
@@ -54,20 +63,24 @@ class Transport(ABC):
         authenticate: Authenticate,
         limits: ServerLimits | None = None,
     ) -> PeerServer:
-        """Serve at `uri`; the server's `address` is what to tell others."""
+        """Serve at `uri`, on the node that gives; the server's `address` is what to tell others.
+        Raises `ValueError` for an address that is none, and `OSError` when it cannot be listened
+        at.
+        """
 
     @abstractmethod
     def connect(
         self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
     ) -> PeerClient:
-        """A client for `uri`; it connects at first use. `token` is asked at each connection,
-        because tokens are renewed.
+        """A client for `uri`, on the node that pulls; it connects at first use. `token` is asked at
+        each connection, because tokens are renewed; from any thread of the client. Raises
+        `ValueError` for an address that is none.
         """
 
 
 def transport_for(uri: str) -> Transport:
-    """Raises `ValueError` for a scheme that nobody speaks, and where its transport cannot work
-    here.
+    """The transport of a URI's scheme. Raises `ValueError` for a scheme that nobody speaks, and
+    where its transport cannot work here.
     """
     scheme = urlsplit(uri).scheme
     if scheme not in MODULES:

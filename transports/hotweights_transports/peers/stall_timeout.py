@@ -12,7 +12,9 @@ from hotweights_transports.peers.base import ClientLimits, PeerTimeout
 
 
 class StallTimeout:
-    """Of one stream. Tell it what happens; `check` raises `PeerTimeout` when it ran out."""
+    """Of one stream. Tell it what happens; `check` raises `PeerTimeout` when it ran out. Times are
+    seconds of one monotonic clock; the stream's own thread calls it, and nobody else.
+    """
 
     def __init__(self, address: str, limits: ClientLimits, now: float) -> None:
         self._address = address
@@ -41,6 +43,7 @@ class StallTimeout:
         self._heard = self._verified = now
 
     def check(self, now: float) -> None:
+        # silence first: who is silent stalls too
         limits = self._limits
         if now - self._heard > limits.silence_seconds:
             raise PeerTimeout(self._address, f"not a byte for {limits.silence_seconds:g} s")

@@ -11,6 +11,9 @@ BACKLOG = 128
 
 
 def parse(uri: str, scheme: str = "tcp") -> tuple[str, int]:
+    """Host (an IPv6 address without brackets) and port. Raises `ValueError` for anything more or
+    less than ``scheme://host:port``.
+    """
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
@@ -35,5 +38,6 @@ def form(host: str, port: int, scheme: str = "tcp") -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    """A listening socket, at a free port for port 0. Raises `OSError`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET  # only an IPv6 address has a colon
     return socket.create_server((host, port), family=family, backlog=BACKLOG)

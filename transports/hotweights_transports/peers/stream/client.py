@@ -86,6 +86,10 @@ class _WantedChunks:
 
 
 class StreamClient(PeerClient):
+    """Each stream of a fetch has a thread of its own, which ends with the fetch; its connection is
+    kept for the next one.
+    """
+
     scheme: ClassVar[str] = "tcp"
     wire_type: ClassVar[type[Wire]] = Wire
 
@@ -122,6 +126,7 @@ class StreamClient(PeerClient):
             streams = [
                 executor.submit(self._run, digest, feed) for _ in range(self._limits.streams)
             ]
+        # only when all have ended: until then `deliver` may be called
         for stream in streams:
             stream.result()
         return feed.missing
@@ -142,6 +147,7 @@ class StreamClient(PeerClient):
                 feed.stop()
 
     def _pull(self, digest: str, feed: _WantedChunks) -> None:
+        # before a connection is opened: there may be less to do than there are streams
         first = feed.take(self._limits.window_nbytes, self._limits.window_chunks)
         if not first:
             return
@@ -156,6 +162,7 @@ class StreamClient(PeerClient):
             except IndexError:
                 sock = _connect(self.address, self._endpoint, self._limits.connect_seconds)
                 return _Stream(self.address, self.wire_type(sock), self._token(), self._limits)
+            # the server may have closed it meanwhile, or have answered what nobody waits for
             if stream.wire.is_quiet():
                 return stream
             stream.close()
@@ -166,7 +173,7 @@ class StreamClient(PeerClient):
         try:
             yield
             clean = True
-        except PeerMissing:
+        except PeerMissing:  # an answer like any other
             clean = True
             raise
         except ConnectionBroken as error:
@@ -183,7 +190,9 @@ class StreamClient(PeerClient):
 
 
 class _Stream:
-    """One authenticated connection."""
+    """One authenticated connection, used by one thread at a time. It is of no use after an error
+    other than `PeerMissing`.
+    """
 
     def __init__(self, address: str, wire: Wire, token: str, limits: ClientLimits) -> None:
         self._address = address
@@ -287,6 +296,7 @@ class _Pull:
         while self._asked:
             self._feed.check()
             self._receive_answer()
+            # when half the window is free: a request for each chunk would be as many packets
             room = self._limits.window_nbytes - self._asked_nbytes
             spare = self._limits.window_chunks - len(self._asked)
             if (
@@ -312,6 +322,7 @@ class _Pull:
     def _receive_answer(self) -> None:
         want = self._asked[0]
         header = self._header(frames.TO_PULLER, self._tick)
+        # answers come in the order asked, so anything else is out of step
         if header.blake3 != bytes.fromhex(want.blake3):
             raise frames.FrameError(
                 f"a {header.kind.name} frame for another chunk than {want.blake3}"
@@ -321,7 +332,7 @@ class _Pull:
             case frames.Kind.WAITING:
                 self._patience.waiting(now)
                 self._patience.check(now)
-                return
+                return  # it stays asked for
             case frames.Kind.CHUNK:
                 self._receive_chunk(want, header.nbytes)
             case frames.Kind.MISSING | frames.Kind.UNKNOWN:

@@ -40,6 +40,7 @@ from hotweights_transports.peers.stream.wire import (
 
 logger = logging.getLogger(__name__)
 
+# for the acceptor, then for all connections together; what hangs longer is left to end by itself
 CLOSE_SECONDS = 5.0
 
 
@@ -52,10 +53,14 @@ class _Refused(Exception):
 
 
 class _Closing(Exception):
-    """The server is being closed."""
+    """This connection ends because the whole server is being closed."""
 
 
 class StreamServer(PeerServer):
+    """One thread accepts, and each connection has one of its own. The provider and the
+    authenticator are called in the latter.
+    """
+
     scheme: ClassVar[str] = "tcp"
     wire_type: ClassVar[type[Wire]] = Wire
 
@@ -84,6 +89,7 @@ class StreamServer(PeerServer):
         self._acceptor.start()
 
     def close(self) -> None:
+        # in this order: once the acceptor has ended, no thread is added to those hung up below
         self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); closing alone would not
@@ -111,6 +117,7 @@ class StreamServer(PeerServer):
 
     def _admit(self, sock: socket.socket) -> None:
         with self._lock:
+            # without a word: what a stranger gets for nothing, many strangers get
             if self._strangers >= self._limits.max_handshakes or self._closing.is_set():
                 sock.close()
                 return
@@ -125,6 +132,7 @@ class StreamServer(PeerServer):
     def _converse(self, wire: Wire) -> None:
         is_puller = False
         try:
+            # the token first: only who proved who it is may take one of the pullers' places
             identity = self._handshake(wire)
             is_puller = self._promote()
             wire.send(frames.welcome(frames.PROTOCOLS[0]), within(self._limits.handshake_seconds))
@@ -206,6 +214,7 @@ class StreamServer(PeerServer):
                 self._send_chunk(wire, digest, blake3)
 
     def _next_request(self, wire: Wire) -> frames.Header:
+        # idle until the first byte has come; from then on it is a request, which has to end
         data = wire.receive(1, self._unless_closing(within(self._limits.idle_seconds)))
         data += wire.receive(frames.HEADER.size - 1, within(self._limits.request_seconds))
         return frames.decode_header(data, frames.FROM_PULLER)
@@ -236,6 +245,7 @@ class StreamServer(PeerServer):
                     found.release()
                 return
             if found is None:
+                # a version that is not known may be so only yet: the puller comes again
                 known = self._provider.manifest(digest) is not None
                 self._send_header(
                     wire,
@@ -260,6 +270,7 @@ class StreamServer(PeerServer):
             wire, frames.Header(frames.Kind.CHUNK, lease.nbytes, raw), more=lease.nbytes > 0
         )
         send = wire.send_file if lease.sealed else wire.send_copy
+        # whole without a limit: one system call for all of it; range() takes no step of 0
         piece_nbytes = self._throttle.piece_nbytes if self._throttle else max(1, lease.nbytes)
         for begin in range(0, lease.nbytes, piece_nbytes):
             piece = min(piece_nbytes, lease.nbytes - begin)

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-TICK_SECONDS: Final = 0.2
-PIECE_NBYTES: Final = 1024 * 1024
+TICK_SECONDS: Final = 0.2  # how late a deadline, a cancel or a close may be noticed
+PIECE_NBYTES: Final = 1024 * 1024  # by which memory grows for what was only announced
 
 Tick = Callable[[int], None]
 """Called with the bytes that moved since the last call (0: a tick without any); raises to give
@@ -32,7 +32,7 @@ class ConnectionBroken(Exception):
 
 
 class DeadlinePassed(Exception):
-    """A deadline passed."""
+    """What was to be done took longer than it may."""
 
 
 class Unusable(Exception):
@@ -55,12 +55,21 @@ def within(seconds: float) -> Tick:
 
 
 class Wire:
+    """A connection, on either side. One thread sends and one receives at a time (they may be two);
+    `hang_up` is for any thread. After an error only `say_last`, `hang_up` and `close` may be
+    called, for it is not known how much has gone or come.
+    """
+
     def __init__(self, sock: socket.socket) -> None:
+        # a struct timeval, as SO_RCVTIMEO wants it (socket(7)); Python's own time-outs would make
+        # the socket non-blocking
         seconds = int(TICK_SECONDS)
         timeout = struct.pack("@ll", seconds, int((TICK_SECONDS - seconds) * 1e6))
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
+        # requests are small and must not wait for an acknowledgement; what belongs together is
+        # held back by MSG_MORE
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._sock = sock
 
@@ -78,7 +87,9 @@ class Wire:
         """
 
     def send(self, data: bytes | memoryview, tick: Tick, *, more: bool = False) -> None:
-        """`more`: further bytes follow at once, do not send a packet for these alone."""
+        """All of `data`. `more`: further bytes follow at once, do not send a packet for these alone
+        (MSG_MORE, send(2)). Raises `ConnectionBroken`, and what `tick` raises, as all below.
+        """
         flags = socket.MSG_MORE if more else 0
         sent = 0
         while sent < len(data):
@@ -93,7 +104,9 @@ class Wire:
             tick(nbytes)
 
     def send_file(self, fd: int, offset: int, nbytes: int, tick: Tick) -> None:
-        """From the file straight into the socket: the pages are referenced, not copied."""
+        """`nbytes` of a file from `offset`, straight into the socket (sendfile(2)): the pages are
+        referenced, not copied.
+        """
         end = offset + nbytes
         while offset < end:
             try:
@@ -113,8 +126,8 @@ class Wire:
         copies out of a mapping.
         """
         if nbytes == 0:
-            return
-        begin = offset - offset % mmap.ALLOCATIONGRANULARITY
+            return  # nothing cannot be mapped
+        begin = offset - offset % mmap.ALLOCATIONGRANULARITY  # a mapping begins on a page
         with (
             mmap.mmap(
                 fd,
@@ -151,7 +164,7 @@ class Wire:
         self.receive_into(view, tick)
 
     def receive(self, nbytes: int, tick: Tick) -> bytearray:
-        """Memory grows with what arrives, not with what was announced."""
+        """`nbytes`, in memory that grows with what arrives, not with what was announced."""
         data = bytearray()
         while len(data) < nbytes:
             piece = bytearray(min(PIECE_NBYTES, nbytes - len(data)))
@@ -172,11 +185,12 @@ class Wire:
 
     def say_last(self, data: bytes) -> None:
         """Send `data` and see it off: closing with unread input would reset the connection and lose
-        it.
+        it (RFC 2525, section 2.17). Raises nothing.
         """
         with contextlib.suppress(ConnectionBroken, DeadlinePassed, OSError):
             self.send(data, within(TICK_SECONDS))
             self._sock.shutdown(socket.SHUT_WR)
+            # until the other side closes; more than the largest hello need not be read
             self.receive(64 * 1024, within(TICK_SECONDS * 2))
 
     def hang_up(self) -> None:

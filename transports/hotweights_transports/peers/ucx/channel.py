@@ -22,7 +22,7 @@ from hotweights_transports.peers.ucx.library import load
 
 logger = logging.getLogger(__name__)
 
-SETTLE_SECONDS: Final = 0.3
+SETTLE_SECONDS: Final = 0.3  # for each step of `close`, so that it ends within a second or two
 HUNG_UP: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 _abandoned: list[Channel] = []
@@ -32,7 +32,9 @@ they stay until the end.
 
 
 class Channel:
-    """Used by one thread at a time, which also closes it."""
+    """One end, on either side. Used by one thread at a time, which also closes it. After an error
+    it can only be closed: UCX may still own the memory of a message.
+    """
 
     def __init__(self, socket_fd: int, tag: int) -> None:
         """`tag` marks the messages of this pair of ends; `socket_fd` is of the connection whose end
@@ -68,7 +70,8 @@ class Channel:
 
     def send(self, message: memoryview, tick: Tick) -> None:
         """`message` may change as soon as this returns; not one byte of it is referenced
-        afterwards.
+        afterwards. Raises `ConnectionBroken`, and what `tick` raises; then `close` must follow
+        before it may change.
         """
         self._memory = self._library.array(message)
         self._submit(self._endpoint.tag_send)
@@ -91,6 +94,7 @@ class Channel:
     def _complete(self, nbytes: int, tick: Tick) -> None:
         try:
             while not self._request.completed:
+                # UCX sleeps only when armed, and arms only when there is nothing left to do
                 if not self._worker.progress_once() and self._worker.arm():
                     self._wait(tick)
             self._request.check_error()
@@ -101,7 +105,7 @@ class Channel:
 
     def _wait(self, tick: Tick) -> None:
         """For UCX to have something to do."""
-        events = self._poll.poll(TICK_SECONDS * 1000)
+        events = self._poll.poll(TICK_SECONDS * 1000)  # in milliseconds
         if any(fd == self._socket_fd and event & HUNG_UP for fd, event in events):
             while self._worker.progress_once():  # what came before the end counts
                 pass
@@ -117,6 +121,7 @@ class Channel:
             return
         self._settle()
         if self._endpoint is not None:
+            # periods are in nanoseconds
             self._endpoint.close_blocking(period=int(SETTLE_SECONDS * 1e9), max_attempts=1)
             self._endpoint.remove_close_callback()
             self._settle()

@@ -30,9 +30,10 @@ ENVIRONMENT: Final = {
     "UCX_LOG_LEVEL": "fatal",
     "UCX_WARN_UNUSED_ENV_VARS": "n",
 }
+# what UCX calls its parts that can do RDMA
 RDMA_COMPONENTS: Final = frozenset({"ib", "gaudi_gdr", "srd", "efa", "ugni"})
 
-_opening = threading.Lock()
+_opening = threading.Lock()  # of contexts, one at a time
 
 
 class Unavailable(Exception):
@@ -69,7 +70,9 @@ class Library:
 
 @functools.cache
 def load() -> Library:
-    """Raises `Unavailable`."""
+    """UCX, imported at the first call; its environment is set before, because it reads how to log
+    when it is loaded. Raises `Unavailable`.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     try:

@@ -24,7 +24,7 @@ MESSAGE_NBYTES: Final = 4 * 1024 * 1024
 """At most: a peer at the slowest bearable rate completes one before it counts as silent, for bytes
 are heard of per message.
 """
-PROOF: Final = struct.Struct("!Q")
+PROOF: Final = struct.Struct("!Q")  # the tag again
 # the tag of all messages, the size of each; then the worker's address
 GREETING: Final = struct.Struct("!QI")
 
@@ -37,7 +37,7 @@ class UcxWire(Wire):
         self._buffer = bytearray()
 
     def prepare_to_pull(self, tick: Tick) -> None:
-        tag = secrets.randbits(64)
+        tag = secrets.randbits(64)  # not to be guessed: it tells this pair's messages from others'
         channel = self._open(tag)
         self._say(tag, channel, tick)
         header = frames.decode_header(self.receive(frames.HEADER.size, tick), frames.TO_GREETED)
@@ -56,6 +56,7 @@ class UcxWire(Wire):
     def prepare_to_serve(self, piece_nbytes: int | None, tick: Tick) -> None:
         self._message_nbytes = min(piece_nbytes or MESSAGE_NBYTES, MESSAGE_NBYTES)
         header = frames.decode_header(self.receive(frames.HEADER.size, tick), frames.GREETINGS)
+        # the puller's size is not asked: the side that sends says how large its messages are
         tag, _, address = _read(bytes(self.receive(header.nbytes, tick)))
         channel = self._open(tag)
         try:
@@ -74,6 +75,7 @@ class UcxWire(Wire):
         for begin in range(offset, offset + nbytes, self._message_nbytes):
             size = min(self._message_nbytes, offset + nbytes - begin)
             aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
+            # all pages at once (mmap(2)), instead of a fault for each while UCX reads them
             flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
             with (
                 mmap.mmap(
@@ -102,7 +104,7 @@ class UcxWire(Wire):
             self._require().receive_into(view[begin : begin + self._message_nbytes], tick)
 
     def close(self) -> None:
-        self.hang_up()
+        self.hang_up()  # first: then the other end lets go of the channel too
         if self._channel is not None:
             self._channel.close()
         super().close()
@@ -125,7 +127,7 @@ class UcxWire(Wire):
 
 
 def _read(payload: bytes) -> tuple[int, int, bytes]:
-    """Tag, size of messages, address."""
+    """Tag, largest size of a message, and address of the worker, out of a greeting."""
     if len(payload) <= GREETING.size:
         raise frames.FrameError("a greeting without an address")
     tag, message_nbytes = GREETING.unpack_from(payload)
