@@ -24,7 +24,6 @@ class SavedAssignment:
 
     @property
     def uid(self) -> str:
-        """The pod's UID."""
         return self.assignment.uid
 
     def to_dict(self) -> dict[str, Any]:
@@ -54,7 +53,7 @@ class Assignments:
         self.stale: Mapping[str, int] = {}
         """Pod UID → the lower token that was refused."""
         self.generation = 0
-        self._spec: NodeWeightsSpec | None = None
+        self._spec: NodeWeightsSpec | None = None  # None until the API server has said anything
         self._api_away = False
         self._memory: dict[str, SavedAssignment] = {}
 
@@ -102,6 +101,8 @@ class Assignments:
 
     def assigned(self, spec: NodeWeightsSpec, generation: int) -> tuple[SavedAssignment, ...]:
         """The API server has spoken; gives what is news for the disk."""
+        # for the same pod an older order on a higher token stays: an operator that lost its numbers
+        # must not undo what engines have been told since
         self._spec, self._api_away, self.generation = spec, False, generation
         pods: dict[str, PodAssignment] = {}
         stale: dict[str, int] = {}
@@ -114,6 +115,7 @@ class Assignments:
                 pods[offered.uid] = offered
         self.pods, self.stale = pods, stale
         items = _stage_items(spec)
+        # what was refused must not overwrite the token by which it was refused
         news = [self._saved(pod, items) for uid, pod in pods.items() if uid not in stale]
         new = tuple(pod for pod in news if self._memory.get(pod.uid) != pod)
         self._memory.update({pod.uid: pod for pod in new})
@@ -140,6 +142,7 @@ def _best_of(spec: NodeWeightsSpec) -> list[PodAssignment]:
     before none.
     """
     best: dict[str, tuple[tuple[int, bool], PodAssignment]] = {}
+    # sorted, so that between two rollouts with equal tokens the same one counts every time
     for rollout in sorted(spec.rollouts, key=lambda r: r.uid):
         for pod in rollout.pods:
             rank = (pod.token, rollout.uid != UNASSIGNED)

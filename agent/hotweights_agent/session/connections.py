@@ -37,12 +37,12 @@ class PendingRequest:
     id: int
     op: str  # prepare | commit | keep
     goal: Goal
-    deadline: float
+    deadline: float  # seconds of `Now`; without an answer by then the connection ends
 
 
 @dataclass(frozen=True, slots=True)
 class StepFailure:
-    """Something asked for did not succeed."""
+    """Something asked for did not succeed. Whether it is tried again is `record_failure`'s to say."""
 
     op: str  # prepare | commit
     goal: Goal
@@ -54,7 +54,7 @@ class StepFailure:
 
 @dataclass(slots=True)
 class Rank:
-    """A worker's connection."""
+    """The connection of one worker process, and which versions it has at hand."""
 
     conn: int
     rank: int
@@ -74,9 +74,9 @@ class Server:
     digest: str  # what it confirmed in this life; empty: what it booted
     token: int  # the highest that it has seen
     opened: bool = False  # it has answered requests in this life
-    confirmed_at: str = ""
+    confirmed_at: str = ""  # RFC 3339, by the node's clock; empty iff `digest` is
     pending: PendingRequest | None = None
-    reason: str = ""
+    reason: str = ""  # why it is dirty; empty while it is not
     message: str = ""
 
 

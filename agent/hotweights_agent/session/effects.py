@@ -52,7 +52,9 @@ class CancelResolve:
 
 @dataclass(frozen=True, slots=True)
 class SendPrepare:
-    """Hand a staged version's memory to a rank; the answer must carry this id."""
+    """Hand a staged version's memory to a rank; the answer must carry this id. Not a `Send`,
+    because the driver pins the image until its descriptors are sent.
+    """
 
     conn: int
     id: int
@@ -78,7 +80,9 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class SaveAssignments:
-    """Write to the disk what pods are to serve, before anything else is done about it."""
+    """Write to the disk what pods are to serve, before anything else is done about it: an agent
+    that ends in between must not know less than its engines do.
+    """
 
     pods: tuple[SavedAssignment, ...]
 
@@ -98,7 +102,7 @@ class PodStatus:
     reason: str
     message: str
     version_label: str = ""
-    digest_label: str = ""
+    digest_label: str = ""  # the first 16 hex digits
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,6 +33,7 @@ from hotweights_agent.session.sanitize import clip, finite, is_digest, reason_or
 from hotweights_transports.handoff import frames
 from hotweights_transports.handoff.frames import Hello
 
+# more ranks than any engine has: such a hello is a mistake
 MAX_WORLD = 4096
 STORY_EVENTS = 10
 """What is told of an engine when a defect has cost it: enough to see how it came there, and it fits
@@ -59,7 +60,9 @@ class Engine:
 
     @property
     def leader(self) -> Server | None:
-        """The API server that commits: the one that has been connected longest."""
+        """The API server that commits: the one that has been connected longest (numbers of
+        connections grow). None: no server is connected.
+        """
         return self.servers[min(self.servers)] if self.servers else None
 
     @property
@@ -74,7 +77,6 @@ class Engine:
 
     @property
     def conns(self) -> list[int]:
-        """Connections of all its processes."""
         return [*self.servers, *(rank.conn for rank in self.ranks.values())]
 
     @property
@@ -109,10 +111,11 @@ class Engine:
         at_hand = (
             set.intersection(*(r.prepared for r in self.ranks.values())) if self.complete else set()
         )
+        # where there are several, always the same one, so that the status stands still
         return min(at_hand - {self.confirmed}, default="")
 
     def to(self, phase: Phase) -> None:
-        """Change the phase, if the table allows it."""
+        """Change the phase. Raises `IllegalMove` when the table does not allow it."""
         self.phase = move(self.phase, phase)
 
     # -- connections ----------------------------------------------------------------------------
@@ -132,6 +135,7 @@ class Engine:
             raise ProtocolViolation(
                 "ProtocolUnsupported", f"rank {hello.rank} of {hello.world_size} cannot be"
             )
+        # a rank of another world size belongs to a run of the container that has ended
         replaced = [
             old.conn
             for old in self.ranks.values()
@@ -167,8 +171,9 @@ class Engine:
             hello.state != "Booting",
             now.utc if digest else "",
         )
+        # one that boots is certain to serve nothing, whoever else has not come back yet
         self.seen = self.seen or self.complete or hello.state == "Booting"
-        if len(self.servers) == 1:
+        if len(self.servers) == 1:  # the phase follows the leader, and later servers do not lead
             self.to(
                 {"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[
                     hello.state
@@ -215,6 +220,7 @@ class Engine:
         again.
         """
         self.pause_seconds, self.label_gone_since = 0.0, None
+        # by this way first: it is open from every phase, also from the middle of a commit
         self.to(Phase.DISCONNECTED)
         heir = self.leader
         if heir is not None:
@@ -231,6 +237,7 @@ class Engine:
         if number is None:
             return
         del self.ranks[number]
+        # not from Committing: how that ends is for the leader to say
         if self.phase in (Phase.PREPARED, Phase.PREPARING):
             self.rest()
 
@@ -261,6 +268,7 @@ class Engine:
                         self.to(Phase.SERVING)
             case frames.State() if server is not None:
                 self._state_told(server, frame, now)
+            # a `Kept` that comes here answers no open question
             case frames.Released() | frames.Pong() | frames.Ping() | frames.Kept():
                 pass
             case _:
@@ -272,7 +280,7 @@ class Engine:
         self, rank: Rank, frame: frames.Prepared | frames.Rejected
     ) -> StepFailure | None:
         asked = rank.pending
-        if asked is None or not _answers(frame.id, "prepare", asked):
+        if asked is None or not _answers(frame.id, "prepare", asked):  # of another question
             return None
         if frame.digest != asked.goal.digest:
             raise ProtocolViolation(
@@ -287,6 +295,7 @@ class Engine:
                 self._succeeded("prepare", frame.digest)
             return None
         rank.rejected[frame.digest] = asked.goal
+        # 512, here and below: what the status takes of a message
         message = clip(f"rank {rank.rank}: {frame.message}", 512)
         return StepFailure(
             "prepare",
@@ -300,12 +309,13 @@ class Engine:
         self, server: Server, frame: frames.Committed | frames.CommitFailed, now: Now
     ) -> StepFailure | None:
         asked = server.pending
-        if asked is None or not _answers(frame.id, "commit", asked):
+        if asked is None or not _answers(frame.id, "commit", asked):  # of another question
             return None
         if (frame.digest, frame.commit_token) != (asked.goal.digest, asked.goal.token):
             raise ProtocolViolation(
                 "ProtocolUnsupported", "the engine answered another commit than the one asked for"
             )
+        # the news that it is dirty may come before the answer that does not say so
         dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
         booting = self.booting
         if server is self.leader:
@@ -327,7 +337,7 @@ class Engine:
         if dirty:
             server.state, server.digest, server.confirmed_at = "Dirty", "", ""
             server.reason, server.message = reason, message
-        if reason == "NotPrepared":
+        if reason == "NotPrepared":  # the ranks lost it: it is prepared anew before the next try
             for rank in self.ranks.values():
                 rank.prepared.discard(frame.digest)
         return StepFailure("commit", asked.goal, reason, message, dirty, booting)
@@ -347,13 +357,14 @@ class Engine:
         server.token = max(server.token, frame.commit_token)
         server.reason = reason_or(frame.reason, "") if frame.state == "Dirty" else ""
         server.message = clip(frame.message, 512) if frame.state == "Dirty" else ""
-        if committing:
+        if committing:  # see above
             return
         new = digest if frame.state == "Serving" else ""
-        if new != server.digest:
+        if new != server.digest:  # the same digest keeps the time at which it was confirmed
             server.digest, server.confirmed_at = new, now.utc if new else ""
 
     def _follow(self, state: str) -> None:
+        """Only phases that the leader's state makes follow it; the others follow what is asked."""
         if state == "Dirty":
             self.to(Phase.DIRTY)
         elif self.phase in (Phase.DIRTY, Phase.BOOTING):

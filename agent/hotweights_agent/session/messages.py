@@ -18,8 +18,8 @@ from hotweights_transports.handoff.frames import Frame, Hello
 class Now(NamedTuple):
     """A moment: seconds that only grow, for waiting, and the same moment for people."""
 
-    seconds: float
-    utc: str
+    seconds: float  # monotonic; comparable only within this process
+    utc: str  # RFC 3339, by the node's clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Assigned:
     """The node's object was read, or read again: the API server answers."""
 
     spec: NodeWeightsSpec
-    generation: int
+    generation: int  # metadata.generation, which the status repeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class StageProgressed:
     digest: str
     bytes_done: int
     bytes_total: int
-    bytes_fetched: int
+    bytes_fetched: int  # of those done: from peers or the source; the rest was on the node
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class StageFailed:
 
 @dataclass(frozen=True, slots=True)
 class CapacityChanged:
-    """Memory for versions."""
+    """How much memory versions may take on this node, and how much of it is free."""
 
     memory_bytes: int
     free_bytes: int
@@ -113,8 +113,8 @@ class CapacityChanged:
 class ResolveDone:
     """A source was read, or could not be."""
 
-    result: ResolvedVersion
-    transient: bool = False
+    result: ResolvedVersion  # without a reason iff it was read
+    transient: bool = False  # another try may end differently
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ class FrameReceived:
 
 @dataclass(frozen=True, slots=True)
 class Ticked:
-    """Time passed."""
+    """Time passed and nothing else happened: deadlines are looked at."""
 
 
 Message = (

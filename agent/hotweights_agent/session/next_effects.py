@@ -33,8 +33,12 @@ from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import frames
 
+# three tries, 1 s and 4 s apart: only when they are over is a version called given up, and the
+# rollout waits for that
 PREPARE_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
+# as often, though each try takes the pod's label off anew
 COMMIT_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
+# reasons that say nothing against the version itself: the next try may end otherwise
 TRANSIENT = frozenset(
     {
         "Busy",
@@ -53,11 +57,12 @@ UNMARK_SECONDS = 2.0
 
 @dataclass(frozen=True, slots=True)
 class EngineTimeouts:
-    """How long engines may take to answer."""
+    """How long engines may take to answer; later the connection ends."""
 
-    prepare_seconds: float = 600.0
-    commit_slack_seconds: float = 15.0  # beyond what the commit itself is allowed
-    keep_seconds: float = 30.0
+    prepare_seconds: float = 600.0  # the settings say it; it builds a copy of the whole model
+    # beyond what the commit itself is allowed: the engine measures that, and its answer travels
+    commit_slack_seconds: float = 15.0
+    keep_seconds: float = 30.0  # it loads nothing, it only opens its port
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +72,7 @@ class EngineContext:
     assignment: PodAssignment | None  # None: not known
     versions: NodeVersions
     digest_label: str  # what the pod shows at the API server; empty: nothing
-    now: float
+    now: float  # seconds of `Now`
     next_id: Callable[[], int]
     bounds: EngineTimeouts = EngineTimeouts()
 
@@ -83,11 +88,14 @@ def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
         or engine.phase is Phase.DIRTY
         or leader.pending is not None
     ):
+        # nobody to ask, nothing to ask for, paused until it repairs itself, or it owes an answer
         return effects
+    # the engine would refuse an older order; one that asks for what it serves harms nobody
     if wanted.token < leader.token and not satisfied(engine, wanted):
         engine.to(Phase.FAILED)
         return effects
     effects += _release_ports(engine, wanted, at)
+    # tries for what is not ordered any more go, so that they do not pile up
     orders = (wanted.digest, wanted.prepare)
     engine.attempts = {key: attempt for key, attempt in engine.attempts.items() if key[1] in orders}
     digest = goal_of(engine, wanted, at.versions)
@@ -100,13 +108,15 @@ def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
         engine.rest()
     if digest and digest == wanted.digest and engine.phase is Phase.PREPARED:
         return effects + _commit(engine, leader, wanted, at)
-    if leader.state == "Serving":
+    if leader.state == "Serving":  # no switch waits, so the pod may show its label again
         engine.label_gone_since = None
     return effects
 
 
 def satisfied(engine: Engine, wanted: PodAssignment) -> bool:
-    """Whether it serves what its pod is assigned; an empty digest is whatever it serves."""
+    """Whether it serves what its pod is assigned, by its own word; an empty digest is whatever it
+    serves. The gate of the pod follows it.
+    """
     leader = engine.leader
     if leader is None or leader.state != "Serving" or not engine.complete:
         return False
@@ -114,8 +124,8 @@ def satisfied(engine: Engine, wanted: PodAssignment) -> bool:
 
 
 def goal_of(engine: Engine, wanted: PodAssignment, versions: NodeVersions) -> str:
-    """The version that it is to be brought to next; empty: there is none. What was given up makes
-    way for what comes next.
+    """The digest that it is to be brought to next; empty: there is none. What was given up makes
+    way for what comes next, if that is on the node: the way back must not depend on what failed.
     """
     following = wanted.prepare if wanted.prepare != engine.confirmed else ""
     if not wanted.digest or wanted.digest == engine.confirmed:
@@ -129,12 +139,12 @@ def goal_of(engine: Engine, wanted: PodAssignment, versions: NodeVersions) -> st
 
 
 def goal_for(wanted: PodAssignment, digest: str, versions: NodeVersions) -> Goal:
-    """What is tried for a version of this assignment."""
+    """What is tried for a version of this assignment; the image is 0 while it is not staged."""
     return Goal(wanted.token, digest, versions.image(digest), wanted.rollout, wanted.revision)
 
 
 def retry_state(engine: Engine, op: str, goal: Goal) -> RetryState:
-    """The tries for this goal; another one starts afresh."""
+    """The tries for this goal; another one starts afresh. ``op`` is prepare or commit."""
     attempt = engine.attempts.get((op, goal.digest))
     if attempt is None or attempt.goal != goal:
         attempt = engine.attempts[op, goal.digest] = Attempt(goal)
@@ -142,8 +152,8 @@ def retry_state(engine: Engine, op: str, goal: Goal) -> RetryState:
 
 
 def given_up(engine: Engine, goal: Goal) -> RetryState | None:
-    """How the tries for this goal ended, if they did; a version that is not here (image 0) is no
-    other than it was.
+    """How the tries for this goal ended; None: they did not. A version that is not here (image 0)
+    is no other than it was.
     """
     prepare, commit = (
         engine.attempts.get(("prepare", goal.digest)),
@@ -158,18 +168,19 @@ def given_up(engine: Engine, goal: Goal) -> RetryState | None:
 
 
 def _of_commit(goal: Goal) -> Goal:
+    """A commit takes what the ranks have prepared, whichever image that came from."""
     return replace(goal, image=0)
 
 
 def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
     """Count a failure of what is still asked for. What may pass counts once where several ranks say
-    it within one wait.
+    it within one wait. Sets `Engine.failed` when that was the last try. ``now`` in seconds.
     """
     attempt = engine.attempts.get((failure.op, failure.goal.digest))
     transient = failure.reason in TRANSIENT and not failure.dirty
     if attempt is None or attempt.goal != failure.goal or attempt.retries.given_up:
         return
-    if transient and not attempt.retries.may_start(now):
+    if transient and not attempt.retries.may_start(now):  # another rank said it before
         return
     policy = PREPARE_RETRIES if failure.op == "prepare" else COMMIT_RETRIES
     attempt.retries = attempt.retries.failed(
@@ -192,7 +203,7 @@ def _expire(engine: Engine, at: EngineContext) -> list[Effect]:
         reason = f"{asked.op.capitalize()}Timeout"
         text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
         effects.append(Close(process.conn, reason, text))
-        if asked.op != "keep":
+        if asked.op != "keep":  # that is about no version
             record_failure(
                 engine,
                 StepFailure(asked.op, asked.goal, reason, text, booting=engine.booting),
@@ -297,10 +308,12 @@ def _commit(
     """Tell the leader to switch, after the pod's label has gone."""
     goal = _of_commit(goal_for(wanted, wanted.digest, at.versions))
     if not retry_state(engine, "commit", goal).may_start(at.now):
+        # between two tries it serves as before, so its pod shows so
         engine.label_gone_since = None
         return []
     if not _unmarked(engine, at):
         return []
+    # only Wait lets requests end first; with the others the time for that is never used
     drain = float(wanted.drain_timeout_seconds) if wanted.mode == "Wait" else 0.0
     deadline = at.now + drain + wanted.commit_timeout_seconds + at.bounds.commit_slack_seconds
     engine.to(Phase.COMMITTING)

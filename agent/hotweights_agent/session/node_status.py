@@ -39,11 +39,12 @@ def node_status(
     resolving: Resolving,
     defect: Callable[[Exception], None],
 ) -> NodeWeightsStatus:
-    """``head`` with everything in it, but for the conditions, which carry times. An engine that
-    cannot be told of is a ``defect``.
+    """``head`` with everything in it, but for the conditions, which carry times (the writer adds
+    them). An engine that cannot be told of is a ``defect``. The bounds are those of the schema.
     """
     cut, names = _Cut(), assignments.version_names()
     right = sum(1 for engine, wanted in listed if wanted is not None and satisfied(engine, wanted))
+    # what pods are to serve or serve stays first: new pods boot from a node that holds it
     first = {wanted.digest for _, wanted in listed if wanted} | {
         engine.confirmed for engine, _ in listed
     }
@@ -82,6 +83,7 @@ def without_progress(status: NodeWeightsStatus) -> NodeWeightsStatus:
     engines = [
         e if e.reason != "Staging" else e.model_copy(update={"message": ""}) for e in status.engines
     ]
+    # free memory moves with every chunk
     return status.model_copy(update={"staged": staged, "engines": engines, "capacity": Capacity()})
 
 

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class Phase(StrEnum):
-    """What an engine does."""
+    """What an engine does; each word is written to the node's status as it stands here."""
 
     DISCONNECTED = "Disconnected"  # no process of it is connected
     BOOTING = "Booting"  # it holds its port until it is told what to serve
@@ -32,6 +32,7 @@ class IllegalMove(Exception):
 _AT_REST = {Phase.BOOTING, Phase.SERVING}
 _ANYWHERE = {Phase.DISCONNECTED, Phase.DIRTY}
 
+# Prepared and Committing may follow rest at once: a version may be prepared before it is asked for
 MOVES: dict[Phase, frozenset[Phase]] = {
     Phase.DISCONNECTED: frozenset(_AT_REST | {Phase.DIRTY}),
     Phase.BOOTING: frozenset(
@@ -69,6 +70,7 @@ MOVES: dict[Phase, frozenset[Phase]] = {
     Phase.FAILED: frozenset(
         _ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.REFUSED}
     ),
+    # only the engine itself, or its end, leads out of it: nothing is asked of a dirty one
     Phase.DIRTY: frozenset({Phase.DISCONNECTED, Phase.SERVING, Phase.BOOTING}),
 }
 

@@ -44,10 +44,12 @@ def engine_status(
         digest=engine.confirmed,
         version=names.get(engine.confirmed, ""),
         prepared=engine.prepared,
+        # the higher one, so that an operator that lost its numbers finds the next one here
         token=max(wanted.token if wanted else 0, leader.token if leader else 0),
         confirmed_at=leader.confirmed_at if leader and engine.confirmed else "",
         pause_seconds=round(engine.pause_seconds, 6),
         failed=_given_up(engine.failed) if engine.failed else None,
+        # 64 and 512: the schema's bounds; a longer text would have the whole status refused
         reason=clip(reason, 64),
         message=clip(message, 512),
     )
@@ -86,7 +88,7 @@ def pod_status(
     names: dict[str, str],
     stale_token: int,
 ) -> PodStatus:
-    """What its pod is to show."""
+    """What its pod is to show. No label while a commit waits for the label to go."""
     confirmed = "" if engine.label_gone_since is not None else engine.confirmed
     version = names.get(confirmed, "")
     if wanted is not None and satisfied(engine, wanted) and not stale_token:
@@ -107,6 +109,7 @@ def explain(
     well.
     """
     leader = engine.leader
+    # from what is missing most: each reason makes the ones below it meaningless
     if not engine.connected:
         return NOT_CONNECTED
     if leader is None:
@@ -165,6 +168,7 @@ def _explain_goal(engine: Engine, goal: Goal, versions: NodeVersions) -> Said:
             f"{held.item.version or short(digest)} is not on this node: {held.retries.message}",
         )
     if held.phase != "Staged":
+        # the total is 0 until its manifest was read
         done = 100 * held.bytes_done // max(1, held.bytes_total)
         return (
             "Staging",
@@ -175,6 +179,6 @@ def _explain_goal(engine: Engine, goal: Goal, versions: NodeVersions) -> Said:
     )
     if attempt is not None and attempt.retries.reason:
         return attempt.retries.reason, f"{attempt.retries.message} (tried again)"
-    if engine.phase is Phase.PREPARED:
+    if engine.phase is Phase.PREPARED:  # all is well: it waits for its turn
         return "", ""
     return engine.phase.value, f"{held.version or short(digest)}: {engine.phase.value.lower()}"

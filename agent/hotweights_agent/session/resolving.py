@@ -19,6 +19,7 @@ from hotweights_agent.session.sanitize import clip
 from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
 
+# what passes by itself, such as a file server that restarts, is soon over
 PACE = RetryPolicy(most=None, backoff=Backoff(2.0, 60.0))
 SLOW_PACE = RetryPolicy(most=None, backoff=Backoff(60.0, 600.0))
 """For what somebody must repair."""
@@ -27,20 +28,22 @@ READ_SECONDS = 1800.0
 either.
 """
 AT_ONCE = 4
-"""Sources that are read at the same time."""
+"""Sources that are read at the same time, so that one that is slow keeps no other waiting. The
+stager has twice as many threads, because one that was called off may still hang in its read.
+"""
 
 
 @dataclass(slots=True)
 class _Reading:
     item: ResolveItem
     phase: Literal["Waiting", "Reading", "Done"] = "Waiting"
-    began_at: float = 0.0
+    began_at: float = 0.0  # seconds; of the reading under way
     retries: RetryState = field(default_factory=RetryState)
-    result: ResolvedVersion | None = None
+    result: ResolvedVersion | None = None  # None: no reading has ended yet
 
 
 class Resolving:
-    """All sources to read."""
+    """The sources that are listed for this agent, by UID of their WeightVersion."""
 
     def __init__(self) -> None:
         self._readings: dict[str, _Reading] = {}
@@ -55,7 +58,7 @@ class Resolving:
         return [CancelResolve(uid) for uid in off]
 
     def done(self, message: ResolveDone, now: float) -> None:
-        """A reading ended."""
+        """A reading ended; one that was called off meanwhile counts for nothing."""
         reading = self._readings.get(message.result.uid)
         if reading is not None and reading.phase == "Reading":
             _end(reading, message, now)
@@ -87,7 +90,7 @@ class Resolving:
         return effects
 
     def status(self) -> list[ResolvedVersion]:
-        """What reading gave so far."""
+        """What reading gave so far, for the node's status, sorted by UID."""
         return [r.result for _, r in sorted(self._readings.items()) if r.result is not None]
 
 

@@ -18,7 +18,7 @@ class RetryPolicy:
     between.
     """
 
-    most: int | None
+    most: int | None  # failures, not retries: the one that reaches it is the last
     backoff: Backoff
 
 
@@ -27,9 +27,9 @@ class RetryState:
     """What became of the tries so far. Immutable; `failed` gives the next state."""
 
     failures: int = 0
-    again_at: float = 0.0
+    again_at: float = 0.0  # seconds of the caller's clock
     given_up: bool = False
-    reason: str = ""
+    reason: str = ""  # of the last failure; empty iff there was none
     message: str = ""
 
     def may_start(self, now: float) -> bool:
@@ -51,14 +51,16 @@ class RetryState:
 
 
 class TokenBucket:
-    """A token bucket on the caller's clock."""
+    """A token bucket (https://en.wikipedia.org/wiki/Token_bucket) on the caller's clock: ``burst``
+    at once, then ``per_second``.
+    """
 
     def __init__(self, per_second: float, burst: int, now: float) -> None:
         self._per_second, self._burst = per_second, burst
         self._level, self._at = float(burst), now
 
     def wait_seconds(self, now: float) -> float:
-        """How long until the next token; 0 if there is one."""
+        """Seconds until the next token; 0 if there is one."""
         self._level = min(self._burst, self._level + (now - self._at) * self._per_second)
         self._at = now
         return max(0.0, (1.0 - self._level) / self._per_second)
@@ -69,5 +71,5 @@ class TokenBucket:
         return self._level >= self._burst
 
     def take(self) -> None:
-        """One token less."""
+        """One token less. Below zero is allowed: then the next one has to wait for both."""
         self._level -= 1.0

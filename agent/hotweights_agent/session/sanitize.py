@@ -7,7 +7,9 @@ from __future__ import annotations
 import math
 import re
 
+# docs/design/001-contracts.md: sha256 of the manifest's canonical bytes
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+# at most 64, as much as the status takes of a reason
 _REASON = re.compile(r"[A-Z][A-Za-z0-9]{0,63}")
 
 
@@ -17,6 +19,7 @@ def clip(text: str, most: int) -> str:
     """
     if len(text) <= most and text.isprintable():
         return text
+    # one more than fits, so that it is seen that it was cut; the rest may be long and is not read
     printable = "".join(c if c.isprintable() else " " for c in text[: most + 1])
     return printable if len(printable) <= most else printable[: most - 1] + "…"
 
@@ -32,10 +35,12 @@ def reason_or(text: str, otherwise: str) -> str:
 
 
 def short(digest: str) -> str:
-    """The 16 hexadecimal digits that fit into a label; empty for no digest."""
+    """The first 16 hexadecimal digits: a label's value holds 63 characters, a digest has 71. Empty
+    for no digest.
+    """
     return digest.removeprefix("sha256:")[:16]
 
 
 def finite(number: float) -> float:
-    """The number, or 0 for what JSON cannot say."""
+    """The number, or 0 for what JSON cannot say or no duration can be."""
     return number if math.isfinite(number) and number >= 0 else 0.0

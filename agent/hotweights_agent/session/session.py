@@ -60,9 +60,9 @@ from hotweights_crds.nodeweights import (
 class AgentInfo:
     """What the agent says about itself."""
 
-    boot_id: str
+    boot_id: str  # new with every start: what the node held in memory went with the one before
     version: str = ""
-    endpoint: str = ""
+    endpoint: str = ""  # the first of the addresses for peers; empty: it has none
     endpoints: tuple[Endpoint, ...] = ()
 
 
@@ -73,12 +73,12 @@ class Session:
         self, me: AgentInfo, bounds: EngineTimeouts | None = None, reconnect_seconds: float = 15.0
     ) -> None:
         """After a start, engines that live have ``reconnect_seconds`` to come back before they are
-        called disconnected.
+        called disconnected. ``bounds`` None: the defaults.
         """
         self._me = me
         self._bounds = bounds or EngineTimeouts()
         self._reconnect_seconds = reconnect_seconds
-        self._started_at: float | None = None
+        self._started_at: float | None = None  # None until the first message brings a time
         self._assignments = Assignments()
         self._engines: dict[str, Engine] = {}
         self._conns: dict[int, str] = {}  # connection → pod UID
@@ -94,7 +94,7 @@ class Session:
 
     @property
     def engines(self) -> tuple[Engine, ...]:
-        """All engines that are known."""
+        """Those that are connected, and those that are assigned or were when last looked at."""
         return tuple(self._engines.values())
 
     def assignment(self, uid: str) -> PodAssignment | None:
@@ -104,7 +104,7 @@ class Session:
     # -- messages -------------------------------------------------------------------------------
 
     def handle(self, message: Message, now: Now) -> list[Effect]:
-        """Everything to do about one message, in this order."""
+        """Everything to do about one message, in this order. Like `handle_all`, never raises."""
         return self.handle_all([message], now)
 
     def handle_all(self, messages: Sequence[Message], now: Now) -> list[Effect]:
@@ -112,11 +112,12 @@ class Session:
         once.
 
         Never raises: a defect costs the message, the engine or the step that it is in, and is among
-        the effects.
+        the effects. The driver calls it from one task, with a clock that only grows.
         """
         if self._started_at is None:
             self._started_at = now.seconds
         effects: list[Effect] = []
+        # what is let go of depends on what engines are about to take, and what is told on all of it
         for message in messages:
             effects += _safely(partial(self._note, message, now), partial(self._spoilt, message))
         for uid in list(self._engines):
@@ -134,6 +135,7 @@ class Session:
         where = type(message).__name__
         match message:
             case messages.Connected():
+                # noted, so that it is among the connections that are closed
                 self._conns[message.conn] = message.pod.uid
                 return self._start_anew(message.pod.uid, where, error)
             case messages.FrameReceived() if message.conn in self._conns:
@@ -201,6 +203,7 @@ class Session:
 
     def _note_present(self, uids: frozenset[str]) -> list[Effect]:
         connected = {uid for uid, engine in self._engines.items() if engine.connected}
+        # the list may be older than a pod whose engine is here already
         gone = self._assignments.present(uids | connected)
         for uid in [uid for uid in self._labels if uid not in uids]:
             del self._labels[uid]
@@ -229,7 +232,7 @@ class Session:
 
     def _note_said(self, message: messages.FrameReceived, now: Now) -> list[Effect]:
         uid = self._conns.get(message.conn)
-        if uid is None:
+        if uid is None:  # we closed it; what was still in the queue counts no more
             return []
         engine = self._engines[uid]
         engine.story.append(f"{now.utc} {type(message.frame).__name__} ({message.conn})")
@@ -268,7 +271,7 @@ class Session:
         return effects
 
     def _version_effects(self, now: Now) -> list[Effect]:
-        if not self._assignments.known:
+        if not self._assignments.known:  # an empty list would let go of all that is here
             return []
         return self.versions.next_effects(self._assignments.stage(), self._needed(), now.seconds)
 
@@ -297,7 +300,7 @@ class Session:
             u for u, engine in self._engines.items() if not engine.connected and u not in pods
         ]:
             del self._engines[uid]
-        for uid in sorted(self._engines):
+        for uid in sorted(self._engines):  # one order: the status is compared as a whole
             yield self._engines[uid], self.assignment(uid)
 
     def _tell(self, now: Now) -> list[Effect]:
@@ -312,6 +315,7 @@ class Session:
         listed = list(self._listed())
         started_at = now.seconds if self._started_at is None else self._started_at
         grace = now.seconds < started_at + self._reconnect_seconds
+        # each pod as soon as its engine is back; the object, which is told as a whole, when all are
         effects = self._mark_pods([(e, wanted) for e, wanted in listed if e.seen or not grace])
         if not self._assignments.heard or (grace and not all(engine.seen for engine, _ in listed)):
             return effects
@@ -335,7 +339,7 @@ class Session:
         new = pod_status(
             engine, wanted, self.versions, names, self._assignments.stale.get(engine.pod.uid, 0)
         )
-        if self._shown.get(engine.pod.uid) == new:
+        if self._shown.get(engine.pod.uid) == new:  # the writer brings it about by level
             return []
         self._shown[engine.pod.uid] = new
         return [WritePodStatus(engine.pod, new)]

@@ -1,9 +1,9 @@
 """Which versions the node is to hold, which it holds, and what to do about the difference.
 
-Sans-IO and by level: `NodeVersions.steer` compares what is wanted with what is there and says what
-to start, stop and let go of. A version that failed in a way that may pass is tried again, ever more
-rarely, until its own timeout; one that failed otherwise is left alone until its entry changes. It
-knows no engine; the session tells it which versions engines still need.
+Sans-IO and by level: `NodeVersions.next_effects` compares what is wanted with what is there and
+says what to start, stop and let go of. A version that failed in a way that may pass is tried again,
+ever more rarely, until its own timeout; one that failed otherwise is left alone until its entry
+changes. It knows no engine; the session tells it which versions engines still need.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ class NodeVersion:
 
     item: StageItem
     phase: StagePhase
-    started_at: float
+    started_at: float  # seconds; of the first try, because the item's timeout is for all of them
     retries: RetryState = field(default_factory=RetryState)
-    version: str = ""
+    version: str = ""  # its name by its manifest; empty until it is here
     bytes_done: int = 0
     bytes_total: int = 0
     bytes_fetched: int = 0
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the try that brought it
     how: str = ""
     image: int = 0  # grows with every staging of the digest: a rejected image is not offered twice
 
@@ -51,9 +51,10 @@ class NodeVersion:
         )
 
     def status(self) -> StagedVersion:
-        """As it is reported."""
+        """Its entry in the node's status; texts are cut to what the fields take."""
         return StagedVersion(
             digest=self.item.digest,
+            # 63: a label's value (Kubernetes, "Labels and Selectors")
             version=clip(self.version or self.item.version, 63),
             phase="Fetching" if self.trying_again else self.phase,
             bytes_done=self.bytes_done,
@@ -66,7 +67,7 @@ class NodeVersion:
 
 
 class NodeVersions:
-    """All versions of the node."""
+    """All versions that the node holds or is to hold, by digest."""
 
     def __init__(self) -> None:
         self._held: dict[str, NodeVersion] = {}
@@ -74,7 +75,7 @@ class NodeVersions:
         self._images = 0
 
     def status(self) -> list[StagedVersion]:
-        """All of them, by digest."""
+        """Entries for the node's status, sorted by digest, so that equal states are equal texts."""
         return [self._held[digest].status() for digest in sorted(self._held)]
 
     def staged(self, digest: str) -> bool:
@@ -83,15 +84,17 @@ class NodeVersions:
         return held is not None and held.phase == "Staged"
 
     def image(self, digest: str) -> int:
-        """Which staging of the digest this is; 0 when it is not staged."""
+        """Which staging of the digest this is, counted from 1 over all versions since the agent's
+        start; 0 when it is not staged.
+        """
         return self._held[digest].image if self.staged(digest) else 0
 
     def get(self, digest: str) -> NodeVersion | None:
-        """What is known of a version."""
+        """What is known of a version; None when it is in no stage list."""
         return self._held.get(digest)
 
     def progressed(self, message: StageProgressed) -> None:
-        """Bytes arrived."""
+        """Bytes arrived; those of a fetch that was called off do not count for the next one."""
         held = self._held.get(message.digest)
         if held is not None and held.phase == "Fetching" and message.digest not in self._ending:
             held.bytes_done = message.bytes_done
@@ -116,7 +119,7 @@ class NodeVersions:
         return []
 
     def failed(self, message: StageFailed, now: float) -> None:
-        """It did not come."""
+        """Plan the next try, or none after its timeout; a fetch that was called off is no failure."""
         cancelled = self._ending.pop(message.digest, None) is not None
         held = self._held.get(message.digest)
         if cancelled or held is None or held.phase != "Fetching":
@@ -141,7 +144,7 @@ class NodeVersions:
 
     def _let_go(self, digest: str, needed: Collection[str], now: float) -> list[Effect]:
         phase = self._held[digest].phase
-        if phase == "Staged" and digest in needed:
+        if phase == "Staged" and digest in needed:  # an engine is reading its memory
             return []
         del self._held[digest]
         if phase == "Fetching":
@@ -151,6 +154,7 @@ class NodeVersions:
 
     def _bring(self, digest: str, item: StageItem, now: float) -> list[Effect]:
         held = self._held.get(digest)
+        # another source or another timeout is another chance, with the whole time
         if held is None or (held.phase == "Failed" and held.item != item):
             held = self._held[digest] = NodeVersion(item, "Waiting", now)
         held.item = item
@@ -159,6 +163,7 @@ class NodeVersions:
         startable = held.phase == "Waiting" or (
             held.phase == "Failed" and held.retries.may_start(now)
         )
+        # one at a time: the end of the cancelled fetch would be taken for the end of this one
         if not startable or digest in self._ending:
             return []
         held.phase = "Fetching"

@@ -32,11 +32,13 @@ from hotweights_operator.model.targets import Target
 
 @dataclass(frozen=True, slots=True)
 class RolloutGoal:
-    """What the rollout is at."""
+    """What one pass takes the rollout for. Compared by identity where a plan is remembered, so it
+    is interned (`rollouts`).
+    """
 
     rollout: str  # UID
-    revision: int
-    target: str  # digest
+    revision: int  # 0: none has begun, and there is no target
+    target: str  # digest; empty: no version was resolved yet
     stable: str  # digest of what was complete last; empty: what the engines booted
     is_back: bool  # to what was complete before
     rule: Rule
@@ -63,21 +65,23 @@ class NodePlan:
 @dataclass(frozen=True, slots=True)
 class ActivationPlan:
     """What every pod is to serve and to prepare, and which of them are told something new just
-    now.
+    now. `assignments` writes it.
     """
 
     target: str
     node_plans: Mapping[str, NodePlan]  # by node
-    activated: frozenset[str]
-    asked: frozenset[str]
+    activated: frozenset[str]  # UIDs of pods that change in this pass
+    asked: frozenset[str]  # UIDs of pods that are asked to prepare in this pass
     nodes: frozenset[str]  # of those two
     # pods that are not asked to prepare yet, because their containers ended soon after they started
     restarted: int
     passes: bool  # the gate is passed, in this pass or an earlier one
-    again_in_seconds: float | None  # when more may change though nothing happens
+    again_in_seconds: float | None  # when more may change though nothing happens; None: never
 
     def told(self, target: Target) -> tuple[str, str] | None:
-        """What a pod is to serve and to prepare; None while that cannot be known."""
+        """Two digests: what a pod is to serve and to prepare; None while that cannot be known, and
+        then it is left out of the entry. Raises `KeyError` for a pod of a node without a plan.
+        """
         uid, plan_node = target.pod.uid, self.node_plans[target.pod.node]
         if uid in self.activated:
             return self.target, ""
@@ -94,12 +98,16 @@ def plan_activation(
     node_plans: Mapping[str, NodePlan],
     now: datetime,
 ) -> ActivationPlan:
-    """Decide for all pods."""
+    """What every pod is to serve and to prepare. `rollouts` calls it once in a pass, with the
+    totals and plans of every node that has pods of the rollout.
+    """
     desired = sum(len(totals.targets) for totals in all_totals)
+    # the way back waits for nobody: what it leads to served everywhere before
     passes = goal.passed or goal.is_back
     again: float | None = None
     activated: list[Target] = []
     if goal.activates:
+        # one that ends by itself keeps nobody: it takes the target when it boots
         passes = passes or all(
             t.calm_seconds(now) for plan_node in node_plans.values() for t in plan_node.waited_for
         )
@@ -123,7 +131,7 @@ def plan_activation(
 
 def plan_node(totals: NodeTotals, goal: RolloutGoal, failed: Collection[str]) -> NodePlan:
     """What can be said of one node's pods; ``failed`` are UIDs of those that have failed in this
-    revision.
+    revision. It takes no clock: what it gives is remembered until something on the node changes.
     """
     digest = goal.target
     digests = {
@@ -137,15 +145,18 @@ def plan_node(totals: NodeTotals, goal: RolloutGoal, failed: Collection[str]) ->
         if t.pod.uid not in failed and digests.get(t.pod.uid, digest) != digest
     ]
     # What is said of one that ended since it was asked may be of its life before.
+    # On the way back it is taken all the same: it ended of what it serves.
     ready = [t for t in able if t.prepared(digest) and (goal.is_back or not t.crashes)]
     others = [t for t in able if t not in ready]
     everybody = goal.rule.prepares == "All" and bool(digest)
     asked = [t for t in others if _is_asked(t, goal)] if everybody else []
+    # not those whom an order does not reach now: they would take turns, and come all at once later
     idle = [
         t
         for t in others
         if t.connected and not _is_asked(t, goal) and t.pod.uid not in totals.unreachable
     ]
+    # a version that was given up need not stay in memory as a second copy
     prepares = [] if goal.rule.prepares == "None" else [*ready, *asked]
     return NodePlan(
         digests=digests,
@@ -169,16 +180,20 @@ def plan_node(totals: NodeTotals, goal: RolloutGoal, failed: Collection[str]) ->
 
 
 def _kept(target: Target, goal: RolloutGoal, has_failed: bool) -> str | None:
-    """None while that cannot be known."""
+    """The digest that a pod is to serve unless it is activated; None while that cannot be known."""
     engine, order = target.engine, target.assigned
+    # first of all: it serves nothing, so there is nothing that it could keep
     if target.booting:
         return _booted_into(target, goal, has_failed)
+    # nobody has told it anything yet: what it serves becomes its order, once it is settled
     if order is None:
         return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else None
+    # its agent is away for now: that is no reason for another order
     if engine is None:
         return order.digest
     if not order.digest and target.proved:
         return target.proved  # it may keep what it serves: now it is said what that is
+    # it is paused and repairs itself with what it is told; what broke it once may be tried again
     if engine.phase == "Dirty":
         return (
             goal.stable
@@ -189,6 +204,7 @@ def _kept(target: Target, goal: RolloutGoal, has_failed: bool) -> str | None:
     unwanted = order.digest not in (goal.target, target.proved) or _cannot_come(
         target, order.digest
     )
+    # only where it still serves: a switch under way is let end, and then it says what it serves
     if target.outstanding and (given_up or unwanted) and engine.phase in STILL_SERVING_PHASES:
         return engine.digest
     return order.digest
@@ -196,12 +212,15 @@ def _kept(target: Target, goal: RolloutGoal, has_failed: bool) -> str | None:
 
 def _booted_into(target: Target, goal: RolloutGoal, has_failed: bool) -> str:
     """What a pod is given that is about to open its port: the first of what comes into question
-    that its node holds.
+    that its node holds; if it holds none, the first, and the pod waits for it.
     """
     order = target.assigned
     told = [order.digest] if order is not None else []
     wanted = [goal.target] if goal.activates else []
+    # a mere pause takes nothing from a pod that has served: it keeps what it was told
     holds_back = not goal.activates and (goal.rule.gives_up or not target.pod.was_ready)
+    # what it is told goes first only if it may still lead somewhere; before what is stable in any
+    # case, unless the rollout holds the target back
     if _is_on_its_way(target, goal):
         candidates = [*told, *wanted, goal.stable]
     elif goal.activates:
@@ -210,11 +229,13 @@ def _booted_into(target: Target, goal: RolloutGoal, has_failed: bool) -> str:
         candidates = [goal.stable, *told]
     else:
         candidates = [*told, goal.stable]
+    # though it was told it once; unless the rollout is on its way back to what is stable
     if holds_back and goal.target != goal.stable:
         candidates = [digest for digest in candidates if digest != goal.target]
     possible = [
         d for d in dict.fromkeys(candidates) if not _has_given_up(target, d, goal, has_failed)
     ]
+    # the empty digest is what its image brings, which needs nothing from the node
     here = (d for d in possible if not d or (target.state is not None and target.state.holds(d)))
     return next(here, next(iter(possible), goal.stable))
 
@@ -227,6 +248,7 @@ def _is_on_its_way(target: Target, goal: RolloutGoal) -> bool:
     order = target.assigned
     if order is None or not target.was_told_in(goal.rollout, goal.revision):
         return False
+    # a new pod, or one that was told after its last start: it loads, and is not diverted
     if target.crashes == 0:
         return not _cannot_come(target, order.digest)
     was_well = order.digest == goal.stable and not goal.is_back
@@ -236,8 +258,10 @@ def _is_on_its_way(target: Target, goal: RolloutGoal) -> bool:
 def _has_given_up(target: Target, digest: str, goal: RolloutGoal, has_failed: bool) -> bool:
     if has_failed and digest == goal.target:
         return True
+    # a version refused at boot would be refused again
     if target.gave_up_its_order and digest == target.told:
         return True
+    # it served everywhere, and there is nothing behind it: however often it fails, it is tried
     if digest == goal.stable:
         return False
     return _cannot_come(target, digest) or (
@@ -249,6 +273,7 @@ def _cannot_come(target: Target, digest: str) -> bool:
     """Whether a version is not to be had on the pod's node: staging it failed, or it is told so and
     nobody knows its source.
     """
+    # what the image brings always comes; without the agent's word nothing is known
     if not digest or target.state is None or not target.follows:
         return False
     staged = target.state.staged(digest)
@@ -274,13 +299,16 @@ def _ask(
     target when it boots.
     """
     idle = [target for plan_node in node_plans.values() for target in plan_node.idle]
+    # all at once on the way back: what prepared everywhere before harms nobody
     if goal.is_back or not idle:
         return idle, []
     waits = [wait for t in idle if (wait := t.calm_seconds(now)) > 0]
     calm = [t for t in idle if not t.calm_seconds(now)]
     done = sum(totals.prepared for totals in all_totals)
     busy = sum(plan_node.busy for plan_node in node_plans.values())
+    # waves double at most: as many more as have done it well
     room = max(disruption_budget.limit(spec.strategy, desired), done) - busy
+    # room is negative after a smaller strategy, or when some that were done are so no more
     return calm[: max(0, room)], waits
 
 
@@ -300,10 +328,13 @@ def _is_asked(target: Target, goal: RolloutGoal) -> bool:
 def _is_waited_for(target: Target, digest: str) -> bool:
     """Whether nobody may change before this pod has prepared (or refused)."""
     engine = target.engine
+    # one without the plugin would hold the gate for ever; one that boots or switches takes what it
+    # is told in any case
     if engine is None or not target.connected or target.booting or engine.phase == "Committing":
         return False
     if target.serves(digest) or target.prepared(digest):
         return False
+    # one that was told the target already, as a new pod is, is on its way
     return target.assigned is None or target.assigned.digest != digest
 
 
@@ -317,6 +348,7 @@ def _activate(
     """The pods that change now, in the order of nodes and names; and when more may, though nothing
     happens.
     """
+    # candidates come in the order of nodes and names, and that is how people expect them to go
     counts = disruption_budget.count_availability(all_totals, spec.min_ready_seconds, now)
     chosen = disruption_budget.choose(
         candidates, counts, spec.strategy, desired, spec.min_ready_seconds, now
@@ -341,7 +373,9 @@ def assignment(
     revision: int,
     ended_preparing: int,
 ) -> PodAssignment:
-    """As it goes into the node's spec; `fencing` gives it its token."""
+    """As it goes into the node's spec; `fencing` gives it its token and the restarts from which it
+    counts. Bounds of time are seconds, as the rollout's spec has them.
+    """
     spec = rollout.spec
     return PodAssignment(
         uid=target.pod.uid,

@@ -38,12 +38,14 @@ def writes(
     *,
     stages: bool,
 ) -> list[Assign]:
-    """The entries that differ from what they should be. Unless ``stages``, nothing is staged that
-    is not staged yet, but for what single pods need.
+    """The entries that differ from what they should be, each fenced by the resourceVersion that it
+    was decided on. Unless ``stages``, nothing is staged that is not staged yet, but for what single
+    pods need.
     """
     kept = revision.kept(base)
     held = [version.digest for version in kept]
     common = (rollout.spec, base.revision, tuple(kept), stages)
+    # the epochs: a parent that went, and a WeightVersion that came, change routes on other nodes
     common = observed.intern(
         "entries", rollout.uid, (*common, observed.peers_epoch, observed.version_index.epoch)
     )
@@ -88,7 +90,9 @@ def writes(
 
 
 def same(left: RolloutAssignment | None, right: RolloutAssignment | None) -> bool:
-    """Whether two entries say the same, in whatever order."""
+    """Whether two entries say the same, in whatever order: both lists are maps to the API server
+    (``x-kubernetes-list-type``), which may order them anew. None: there is no entry.
+    """
     return _normal(left) == _normal(right)
 
 
@@ -104,7 +108,9 @@ def others(spec: NodeWeightsSpec, pod_uid: str, uid: str) -> list[PodAssignment]
 
 
 def taken_over(state: NodeState, pod: PodAssignment, uid: str) -> bool:
-    """Whether another entry has given this pod a newer order than the entry ``uid``."""
+    """Whether another entry has given this pod a newer order than the entry ``uid``: only then may
+    it go there, so that it always stands in one.
+    """
     return any(other.token > pod.token for other in others(state.spec, pod.uid, uid))
 
 
@@ -137,10 +143,12 @@ def _pods(
     found: list[PodAssignment] = []
     for target in targets:
         told = plan.told(target)
+        # the API server refuses an entry with more pods as a whole
         if told is None or target.pod.uid in without_room:
             continue
         digest, prepare = told
         name = _version_name(rollout, base, state, digest, observed) if digest else ""
+        # on the way back an end speaks against what the pod serves, not against what it prepares
         ended = 0 if is_back else failures.ends_preparing(target, rollout.uid, base.revision)
         plain = activation.assignment(target, digest, prepare, rollout, name, base.revision, ended)
         given = fencing.next_token(
@@ -156,6 +164,7 @@ def _pods(
     entry = state.entry(rollout.uid)
     left = [pod for pod in entry.pods if pod.uid not in listed] if entry else []
     found += [pod for pod in left if _stays(rollout, state, pod, observed)]
+    # cut before sorting: targets go before pods that are none any more
     return sorted(found[:MAX_PODS], key=lambda pod: pod.uid)
 
 
@@ -180,9 +189,12 @@ def _digests(
     """What a node is to hold: what its pods need first, then the versions held everywhere; no more
     than it has room for.
     """
+    # what is there stays under every hold: a pause throws away nothing that was fetched
     there = {item.digest for item in entry.stage} if entry else set()
     everywhere = [digest for digest in held if stages or digest in there]
     needed = [digest for pod in pods for digest in (pod.digest, pod.prepare) if digest]
+    # the first two are the target and what is stable (`revision.kept`); what else is held gives way
+    # to what pods serve
     return list(dict.fromkeys([*everywhere[:2], *needed, *everywhere[2:]]))[:MAX_STAGE]
 
 
@@ -202,7 +214,7 @@ def _version_name(
 
 
 def known_name(state: NodeState, digest: str) -> str:
-    """A version's name as any entry of the node has it."""
+    """A version's name as any entry of the node has it; empty: none names it."""
     if not digest:
         return ""
     names = (

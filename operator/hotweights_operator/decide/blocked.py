@@ -25,7 +25,7 @@ BlockedKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a reason means."""
+    """What a reason means for the pods, the deadline and the verdict of a rollout that it holds."""
 
     prepares: Literal["All", "Prepared", "None"]
     """Whose engines are asked to have the target at hand: all (in waves), those that have it
@@ -45,6 +45,9 @@ class Rule:
     """Is the rollout Ready while every pod serves the target."""
 
 
+# "Prepared" where the hold may end at any time: what is at hand is kept, nothing new is begun.
+# "None" only where the version is given up: a second copy in memory is of no use then. A pause may
+# be Ready; a rollout without its version, or with pods that are somebody else's, may not.
 RULES: dict[BlockedKind, Rule] = {
     "": Rule("All", activates=True, deadline_runs=True),
     "NoTargets": Rule("All", activates=True),
@@ -66,10 +69,9 @@ class Blocked:
     """Why a rollout starts nothing; the empty kind: it acts."""
 
     kind: BlockedKind
-    message: str = ""
-    reason: str = ""
+    message: str = ""  # empty where the status finds its own words
+    reason: str = ""  # the version's own, with VersionFailed and Resolving; else empty
 
     @property
     def rule(self) -> Rule:
-        """What that means."""
         return RULES[self.kind]

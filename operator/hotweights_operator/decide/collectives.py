@@ -19,7 +19,7 @@ from hotweights_operator.decide import transports
 from hotweights_operator.model.objects import NodeState
 from hotweights_planner.routes import Route
 
-MAX_MEMBERS = 64  # as the schema allows
+MAX_MEMBERS = 64  # as the schema allows (`Collective.members`); the rest of a chain pulls
 
 
 def form(
@@ -37,6 +37,7 @@ def form(
     for item in kept.values():
         if item.collective is not None:
             told.update(dict.fromkeys(item.collective.members, item.collective))
+    # a node that was to be told with the others and was not: the write to it was lost
     found = {node: told[node] for node in routes if node not in kept and node in told}
     able = {
         node
@@ -46,6 +47,7 @@ def form(
         and node in serving
         and transports.joins(asked, serving[node])
     }
+    # the first parent alone: the others are for when it fails
     child = {route.parents[0]: node for node, route in routes.items() if route.parents}
     for head in sorted(able):
         if not routes[head].reads_origin:
@@ -53,6 +55,7 @@ def form(
         chain = [head]
         while (following := child.get(chain[-1])) is not None:
             chain.append(following)
+        # one that does not take part is skipped: it pulls from its parent as it would have anyway
         members = [node for node in chain if node in able][:MAX_MEMBERS]
         if len(members) > 1:
             found.update(
@@ -71,6 +74,8 @@ def is_over(item: StageItem, having: Collection[str]) -> bool:
 
 
 def _collective(digest: str, members: Sequence[NodeState], bases: Sequence[str]) -> Collective:
+    # An agent that starts anew is another rank of another job: the name must not be that of the one
+    # that it has left. 128 bits of it are enough to tell jobs apart.
     names = [state.name for state in members]
     lives = " ".join(state.status.boot_id for state in members)
     base = next((known for known in bases if all(state.holds(known) for state in members)), "")

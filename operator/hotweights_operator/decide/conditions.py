@@ -3,7 +3,7 @@
 Ready, Progressing, Available, Staged, VersionResolved and TargetsFound are always there. Paused,
 Reconciling and Stalled are abnormal when True and absent otherwise, so that kstatus, Helm and Argo
 CD read them right: Stalled is a failure, Reconciling is work under way, and neither beside
-Ready=True is success.
+Ready=True is success (https://github.com/kubernetes-sigs/cli-utils/tree/master/pkg/kstatus).
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ Row = tuple[str, ConditionStatus, str, str]  # type, status, reason, message
 
 
 def build(rollout: Rollout, facts: ConditionInputs, now: datetime) -> list[Condition]:
-    """All conditions, each with the time of its last change of status."""
+    """All conditions, each with the time of its last change of status (whole seconds, our clock).
+    `rollout_status` calls it once in a pass.
+    """
     old = {condition.type: condition for condition in rollout.status.conditions}
     moment = timestamps.show(now)
     return [_condition(row, old.get(row[0]), rollout.generation, moment) for row in _rows(facts)]
@@ -51,7 +53,7 @@ def build(rollout: Rollout, facts: ConditionInputs, now: datetime) -> list[Condi
 def _condition(row: Row, old: Condition | None, generation: int, moment: str) -> Condition:
     """One row as a condition; what has not changed stays the very same."""
     type_, status, reason, message = row
-    message = message[:MAX_MESSAGE]
+    message = message[:MAX_MESSAGE]  # before the comparison: the old one was cut as well
     same_status = old is not None and old.status == status
     if (
         same_status
@@ -70,6 +72,7 @@ def _condition(row: Row, old: Condition | None, generation: int, moment: str) ->
 
 
 def _rows(facts: ConditionInputs) -> list[Row]:
+    # each of these is a state of its own to kstatus; only what is in none of them is under way
     working = not (facts.is_complete or facts.is_stalled or facts.paused_reason)
     rows: list[Row] = [
         ("Ready", _truth(facts.is_complete), facts.reason, facts.message),

@@ -17,7 +17,7 @@ from hotweights_operator.model.observed import Observed
 
 @dataclass(frozen=True, slots=True)
 class PassContext:
-    """All that a pass has found out."""
+    """All that a pass has found out. `rollouts` makes one in each pass and hands it on."""
 
     rollout: Rollout
     base: WeightRolloutStatus  # the old status at the right revision
@@ -25,8 +25,8 @@ class PassContext:
     all_totals: tuple[NodeTotals, ...]
     failures: Failures
     blocked: Blocked
-    version: Version | None
+    version: Version | None  # None: the spec names one that does not exist
     observed: Observed
     # pods that are not asked to prepare yet, because their containers ended soon after they started
     restarted: int = 0
-    started_at: datetime | None = None  # since when this process decides
+    started_at: datetime | None = None  # since when this process decides; None: for ever

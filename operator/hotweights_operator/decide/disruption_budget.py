@@ -19,7 +19,9 @@ from hotweights_operator.model.node_totals import NodeTotals
 from hotweights_operator.model.targets import Target
 
 GIVEN_UP_SECONDS = 300.0
-"""Of no service for so long, by our own clock: nobody waits for it any more."""
+"""Of no service for so long, by our own clock: nobody waits for it any more, or one dead pod would
+stop every rollout.
+"""
 
 STRANGER_SECONDS = 60.0
 """The same for one that was never Ready and whose engine is not heard of: it runs without the
@@ -31,16 +33,21 @@ plugin, or does not run vLLM.
 class Availability:
     """Pods by whether they are of service."""
 
-    available: int
-    unavailable: int
-    left_out: int
-    again_in_seconds: float | None  # when this may come out differently though nothing happened
+    available: int  # for as long as the spec asks
+    unavailable: int  # these cost the budget
+    left_out: int  # of no service, and waited for no more
+    # when this may come out differently though nothing happened; None: never
+    again_in_seconds: float | None
 
 
 def limit(strategy: Strategy, desired: int) -> int:
-    """How many of ``desired`` pods may be unavailable at once."""
+    """How many of ``desired`` pods may be unavailable at once. A percentage rounds down and never
+    to nobody, as a Deployment's maxUnavailable does without a surge
+    (https://kubernetes.io/docs/concepts/workloads/controllers/deployment/#max-unavailable).
+    """
     if strategy.type == "AllAtOnce":
         return desired
+    # one, where the spec says nothing: the least that gets anywhere
     value = strategy.rolling.max_unavailable if strategy.rolling else 1
     if isinstance(value, str):
         return max(1, desired * int(value.removesuffix("%")) // 100)
@@ -50,8 +57,11 @@ def limit(strategy: Strategy, desired: int) -> int:
 def waited_for_seconds(target: Target, now: datetime) -> float:
     """How long a pod that is of no service is waited for from now on; 0: no longer."""
     since = target.seen.unready_since
+    # it will not stay of service on this version, however long anybody waits
     if target.crashes >= failures.CRASHES:
         return 0.0
+    # heard of, once: an engine that is away now may come back; and no verdict on the engine without
+    # the agent through which it would be heard of
     is_stranger = target.follows and not target.seen.heard and not target.pod.was_ready
     patience = STRANGER_SECONDS if is_stranger else GIVEN_UP_SECONDS
     return max(0.0, patience - (now - since).total_seconds()) if since is not None else patience
@@ -60,11 +70,15 @@ def waited_for_seconds(target: Target, now: datetime) -> float:
 def count_availability(
     all_totals: Iterable[NodeTotals], min_ready_seconds: float, now: datetime
 ) -> Availability:
-    """Count them."""
+    """How many pods are of service, of no service, and waited for no more. A pod that became
+    available less than ``min_ready_seconds`` ago counts as unavailable, as with a Deployment's
+    minReadySeconds.
+    """
     available = unavailable = left_out = 0
     waits: list[float] = []
     for totals in all_totals:
         available += len(totals.available)
+        # after that moment none of the node's pods needs to be looked at
         if now < totals.settles_at:
             early = [
                 wait
@@ -94,7 +108,8 @@ def choose(
 ) -> list[Target]:
     """The candidates that may change now. One that is of no service costs nothing; the last one
     that is never goes, unless it is the only pod that is waited for or the strategy lets all go at
-    once.
+    once. Keeps the order of the candidates. Both budgets go down within the pass: what is chosen
+    here is not seen as unavailable before the next one.
     """
     most = limit(strategy, desired)
     room = most - counts.unavailable

@@ -12,6 +12,7 @@ from hotweights_operator.decide.context import PassContext
 from hotweights_operator.model.actions import Event, ObjectRef
 from hotweights_operator.model.objects import Pod, Rollout
 
+# the phases that somebody has to do something about
 _WARNINGS = frozenset({"Stalled", "Aborted"})
 
 
@@ -23,6 +24,7 @@ def rollout_events(
     about = ObjectRef("WeightRollout", rollout.namespace, rollout.name, rollout.uid)
     found: list[Event] = []
     if status.revision != old.revision:
+        # not a retry: that has the target of the revision before
         known = {revision.stable(old).digest, old.previous.digest} - {"", old.target.digest}
         rollback = " (a rollback)" if status.target.digest in known else ""
         found.append(
@@ -41,6 +43,7 @@ def rollout_events(
     for failure in status.failures:
         if (failure.pod, failure.reason) in told:
             continue
+        # a failure of staging has no UID (`failures`), so that pod is looked for by its name
         pod = context.observed.pods.get(failure.pod_uid) or _named(failure.pod, context)
         if pod is not None:
             on_pod = ObjectRef("Pod", pod.namespace, pod.name, pod.uid)

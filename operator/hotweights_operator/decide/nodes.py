@@ -30,13 +30,18 @@ from hotweights_operator.model.observed import Observed
 
 
 def decide(name: str, observed: Observed) -> NodeDecision:
-    """One step for one node."""
+    """One step for one node, by `loop` for the key ``node``. At most one write: each is fenced by
+    the object's resourceVersion, which the first one changes; `again_in_seconds` 0.0 brings the
+    next.
+    """
     node, state = observed.nodes.get(name), observed.states.get(name)
     if state is None:
+        # not for pods that only end there: a node that drains would get its object anew
         needed = observed.has_agent(name) or any(pod.live for pod in observed.owners.pods_on(name))
         create = (CreateNodeWeights(name, node.uid),) if node is not None and needed else ()
         return NodeDecision(actions=create)
     wanted = _unassigned(state, observed)
+    # pods first: what is pruned harms nobody by standing there a moment longer
     actions: list[Action] = []
     if not assignments.same(wanted, state.entry(UNASSIGNED)):
         actions.append(Assign(name, state.resource_version, UNASSIGNED, wanted))
@@ -67,6 +72,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
         observed.owners.pods_on(state.name), key=lambda pod: (pod.uid not in there, pod.uid)
     )
     assigned = (_assigned(pod, state, observed) for pod in own if not pod.finished)
+    # cut before sorting: those that stand in the entry keep their place
     pods = sorted(
         [found for found in assigned if found is not None][:MAX_PODS], key=lambda pod: pod.uid
     )
@@ -77,6 +83,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
     # source at once.
     found = {digest: staging.told(state, namespace, digest) for namespace, digest in digests}
     kept = {item.digest: item for item in current.stage} if current else {}
+    # the API server refuses a longer list as a whole
     stage = [kept.get(digest, item) for digest, item in found.items() if item is not None][
         :MAX_STAGE
     ]
@@ -95,6 +102,7 @@ def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment |
     digest = _kept_digest(pod, observed)
     if known is not None and own == known and own.digest == digest:
         return own
+    # without a rollout and a revision: what it gives up is held against none
     plain = PodAssignment(
         uid=pod.uid,
         name=pod.name,

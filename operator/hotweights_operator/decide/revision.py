@@ -39,6 +39,7 @@ def describe(version: Version) -> VersionStatus:
 
 def is_completed(status: WeightRolloutStatus) -> bool:
     """Whether the current revision was complete at some time."""
+    # the newest stands first; an entry of the revision under way says that it was complete once
     newest = next(iter(status.history), None)
     return (
         newest is not None and newest.revision == status.revision and newest.outcome == "Complete"
@@ -64,14 +65,17 @@ def goes_back(status: WeightRolloutStatus) -> bool:
 
 
 def kept(status: WeightRolloutStatus) -> list[VersionStatus]:
-    """What every node is to hold, without repetition."""
+    """What every node is to hold, without repetition: the target, what is stable, then what else is
+    held. `assignments` counts on that order.
+    """
     found = {v.digest: v for v in (status.target, stable(status), *status.held) if v.digest}
     return list(found.values())
 
 
 def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutStatus:
     """The status with this version as its target. Unchanged, but for names, when the digest is the
-    same and no retry is asked for.
+    same and no retry is asked for, or when it asks to retry what was complete. `rollouts` calls it
+    in every pass with a usable version; a new revision is one more than the last, from 1.
     """
     status, target = rollout.status, describe(version)
     retries, is_same = (
@@ -82,6 +86,7 @@ def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutS
         return status.model_copy(
             update={"target": target, "retried": rollout.retry or status.retried}
         )
+    # what follows is read off the old status before anything of it is replaced
     moment = timestamps.show(now)
     was_stable = stable(status)
     before = (was_stable.digest, status.previous.digest)
@@ -112,7 +117,7 @@ def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutS
 
 def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus:
     """The status with the current revision's end in its history, once, and its target as what is
-    stable.
+    stable. Called in every pass that finds the rollout complete.
     """
     if is_completed(status) and status.stable.digest == status.target.digest:
         return status
@@ -122,6 +127,7 @@ def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus
         else _entered(status, "Complete", timestamps.show(now))
     )
     was = stable(status)
+    # a retry, or the first version of all, leaves nothing behind to go back to
     changed = was.digest not in ("", status.target.digest)
     return status.model_copy(
         update={
@@ -136,8 +142,8 @@ def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus
 def ended(
     old: WeightRolloutStatus, new: WeightRolloutStatus, now: datetime
 ) -> list[tuple[Outcome, float]]:
-    """What ended between two statuses: how, and after how many seconds. An abort counts when it
-    happens, not when it is followed.
+    """What ended between two statuses: how, and after how many seconds; for the metrics. An abort
+    counts when it happens, not when it is followed. What has no times that can be read is left out.
     """
     known = {entry.revision for entry in old.history}
     ends: list[tuple[Outcome, str, str]] = [
@@ -172,6 +178,7 @@ def _held(
     """
     if was_stable.digest != target.digest:
         return []
+    # one: every version held costs each node its whole size
     return [v for v in (status.target, *status.held) if v.digest not in ("", target.digest)][:1]
 
 
@@ -183,4 +190,5 @@ def _entered(status: WeightRolloutStatus, outcome: Outcome, moment: str) -> list
         started_at=status.revision_started_at,
         finished_at=moment,
     )
+    # the newest first; the oldest goes
     return [entry, *status.history][:MAX_HISTORY]

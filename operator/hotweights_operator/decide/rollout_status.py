@@ -29,12 +29,13 @@ from hotweights_operator.decide.context import PassContext
 from hotweights_operator.model.failures import MISSING_REASONS
 from hotweights_operator.model.node_totals import NodeTotals
 
+# later than any pod settles, so that minReadySeconds is not asked for
 _FAR = datetime(9999, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The verdict of a pass."""
+    """What a pass says of the rollout: a phase and a message for people, a reason for programs."""
 
     phase: Phase
     reason: str
@@ -45,18 +46,19 @@ class Verdict:
 def deadline_in_seconds(
     context: PassContext, status: WeightRolloutStatus, now: datetime
 ) -> float | None:
-    """When the progress deadline passes, if it runs."""
+    """In how many seconds the progress deadline passes; None: it does not run, or has passed."""
     if is_true(status.conditions, "Ready") or not context.blocked.rule.deadline_runs:
         return None
     left = _deadline(context, status, now) - now
+    # a second later: times in the status are cut to seconds, and the next pass is to find it passed
     return left.total_seconds() + 1.0 if left > timedelta(0) else None
 
 
 def settles_in_seconds(
     context: PassContext, status: WeightRolloutStatus, now: datetime
 ) -> float | None:
-    """When the next pod that serves the version will have been of service for long enough to
-    count.
+    """In how many seconds the next pod that serves the version will have been of service for long
+    enough to count; None: none is waited for.
     """
     if status.pods.ready == status.pods.updated:
         return None
@@ -72,7 +74,7 @@ def settles_in_seconds(
 
 def is_progress(old: WeightRolloutStatus, new: WeightRolloutStatus) -> bool:
     """Whether two statuses differ only in how many bytes were staged, and in the sentences that say
-    so: nothing is lost if that is written a little later.
+    so: nothing is lost if that is written a little later. `loop` asks before it writes.
     """
     return _without_bytes(old) == _without_bytes(new)
 
@@ -95,6 +97,7 @@ def _deadline(context: PassContext, status: WeightRolloutStatus, now: datetime) 
     another clock: it counts from when this one began to decide at the earliest, and from now at the
     latest.
     """
+    # never in the future: progress that a clock ahead of ours noted would put the deadline off
     since = min(timestamps.parse(status.last_progress_at) or now, now)
     if context.started_at is not None:
         since = max(since, context.started_at)
@@ -102,7 +105,9 @@ def _deadline(context: PassContext, status: WeightRolloutStatus, now: datetime) 
 
 
 def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
-    """The whole status."""
+    """The whole status of a pass, which `loop` compares with the one that was written. The order
+    is of what needs what: counts, high-water marks of them, the end, the deadline, the verdict.
+    """
     base = context.base
     counted = base.model_copy(update=_counts(context, now))
     counted = counted.model_copy(update={"high_water": _high_water(base, counted)})
@@ -156,6 +161,7 @@ def _transport(context: PassContext) -> str:
     do.
     """
     asked, seen = context.rollout.spec.staging.transport, context.observed
+    # looked at anew only then: it asks every node of the rollout
     facts = (asked, seen.peers_epoch, tuple(totals.node for totals in context.all_totals))
     known: tuple[object, str] | None = seen.interned.get(("transport", context.rollout.uid))
     if known is None or known[0] != facts:
@@ -173,6 +179,7 @@ def _counts(context: PassContext, now: datetime) -> dict[str, object]:
     moment = _FAR if revision.is_completed(context.base) else now
     desired = sum(len(totals.targets) for totals in all_totals)
     updated = sum(totals.updated for totals in all_totals)
+    # pods that are not scheduled yet count under the empty name, which is no node
     nodes = [totals for totals in all_totals if totals.node]
     holding = sum(totals.holds for totals in nodes)
     nbytes = _bytes(context, nodes)
@@ -207,6 +214,7 @@ def _named(context: PassContext) -> list[Failure]:
     found = context.failures
     if found.failed or not context.blocked.rule.gives_up:
         return found.all
+    # what was missing then may be back; only what failed is why it was given up
     then = [failure for failure in context.base.failures if failure.reason not in MISSING_REASONS]
     return [*then, *found.missing.values()]
 
@@ -225,7 +233,9 @@ def _high_water(base: WeightRolloutStatus, now: WeightRolloutStatus) -> HighWate
 
 def _bytes(context: PassContext, nodes: Sequence[NodeTotals]) -> ByteCounts:
     each = context.version.status.nbytes if context.version else 0
+    # an agent that has not begun yet says 0; one that has knows better than the WeightVersion
     total = sum(max(each, totals.bytes_total) for totals in nodes)
+    # the total of a version that is gone is 0, and agents may have fetched more than it says
     return ByteCounts(total=total, done=min(sum(totals.bytes_done for totals in nodes), total))
 
 
@@ -240,6 +250,7 @@ def _is_complete(context: PassContext, status: WeightRolloutStatus) -> bool:
 
 
 def _is_available(context: PassContext, status: WeightRolloutStatus) -> bool:
+    # as a Deployment's Available: while no more are of no service than may be
     pods = status.pods
     return pods.desired > 0 and pods.available >= pods.desired - disruption_budget.limit(
         context.rollout.spec.strategy, pods.desired
@@ -249,8 +260,10 @@ def _is_available(context: PassContext, status: WeightRolloutStatus) -> bool:
 def _progressed(context: PassContext, status: WeightRolloutStatus, *, is_complete: bool) -> bool:
     """Whether something moved since the last status, or the deadline's clock has to start anew."""
     old = context.rollout.status
+    # a new revision has its whole time
     if not old.last_progress_at or old.revision != status.revision:
         return True
+    # what was held, complete or without its version was not expected to move
     was_held = is_true(old.conditions, "Paused") and context.blocked.kind not in (
         "Paused",
         "TooManyFailures",
@@ -269,6 +282,7 @@ def _outcome(
     blocked, first = context.blocked, next(iter(status.failures), None)
     version = status.target.version
     counts = f"{status.pods.updated} of {status.pods.desired} pods serve {version}"
+    # Aborted goes before Complete, which it may not be; TooManyFailures and Paused come after it
     match blocked.kind:
         case "Terminating":
             return Verdict("Pending", blocked.kind, blocked.message)
@@ -337,6 +351,7 @@ def _working(
             "Activating",
             f"{counts}, {status.pods.ready} of them are Ready{_tell(first)}",
         )
+    # nobody is left to wait for, so it is said before the deadline passes
     if _only_failed_remain(context):
         return Verdict(
             "Stalled", _why(first), f"{counts}; the others failed{_tell(first)}", stalled=True

@@ -33,10 +33,11 @@ from hotweights_operator.model.selectors import selects
 def decide(
     rollout: Rollout, observed: Observed, now: datetime, started_at: datetime | None = None
 ) -> RolloutDecision:
-    """One step. ``started_at``: since when this process decides; a deadline never passes on another
-    process's clock.
+    """One step; `loop` calls it for a rollout's key, one at a time. ``started_at``: since when this
+    process decides; a deadline never passes on another process's clock. None: it always did.
     """
     version = observed.version_index.named(rollout.namespace, rollout.spec.version_ref.name)
+    # an edit of what is being deleted begins no revision
     usable = version is not None and version.usable and not rollout.terminating
     base = revision.revised(rollout, version, now) if version and usable else rollout.status
     query = TotalsQuery(
@@ -46,11 +47,13 @@ def decide(
         previous=base.previous.digest,
         min_ready_seconds=rollout.spec.min_ready_seconds,
     )
+    # interned, here and below: totals and plans are remembered by the identity of what was asked
     query = observed.intern("question", rollout.uid, query)
     all_totals = [
         observed.node_totals(rollout.uid, node, query) for node in observed.nodes_of(rollout.uid)
     ]
     found = _failures(base, all_totals, observed)
+    # before the hold is looked for: what failed in this pass counts in this pass, and stays counted
     base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
     blocked = _hold(rollout, base, version, observed, bool(all_totals))
     goal = RolloutGoal(
@@ -67,6 +70,7 @@ def decide(
         totals.node: _plan_node(rollout, totals, goal, found, observed) for totals in all_totals
     }
     plan = activation.plan_activation(rollout.spec, goal, all_totals, node_plans, now)
+    # not under a hold nor without pods: then nobody has shown that all can prepare
     if plan.passes and goal.activates and all_totals:
         base = base.model_copy(update={"prepared_revision": base.revision})
     context = PassContext(
@@ -114,6 +118,7 @@ def _failures(
         if totals.missing
         for uid, failure in totals.missing.items()
     }
+    # an engine that starts again forgets; one that serves the target at last has not failed
     for uid, failure in failures.remembered(base.failures).items():
         pod = observed.pods.get(uid)
         if (
@@ -156,6 +161,8 @@ def _hold(
     has_targets: bool,
 ) -> Blocked:
     """Why the rollout may not act, if it may not; the gravest reason first."""
+    # whose pods these are goes before which version, and that before how it goes; a pause last, as
+    # what was given up must stay so under it
     if rollout.terminating:
         return Blocked("Terminating", "it is being deleted; its pods keep what they serve")
     if clash := conflicts(rollout, observed):
@@ -180,6 +187,7 @@ def _hold(
         return Blocked("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
     if base.revision and base.aborted_revision == base.revision:
         return Blocked("Aborted")
+    # not once it was complete: a pod that dies later speaks against nothing
     policy = rollout.spec.failure_policy
     if base.most_failed > policy.max_failed and not revision.is_completed(base):
         return Blocked("Aborted" if policy.action == "Abort" else "TooManyFailures")
@@ -189,13 +197,15 @@ def _hold(
 
 
 def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:
-    """Pods that the rollout selects and an older one owns."""
+    """Pods that the rollout selects and an older one owns; empty: there is no conflict. The oldest
+    rollout owns a pod (`pod_owners`), so the younger one holds still.
+    """
     older = []
     for other in observed.owners.rollouts_in(rollout.namespace):
         if other.uid == rollout.uid:
             break
         older.append(other)
-    if not older:
+    if not older:  # nearly always; the pods of a large namespace need not be looked at
         return []
     found = []
     for pod in observed.owners.pods_in(rollout.namespace):

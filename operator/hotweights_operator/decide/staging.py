@@ -17,7 +17,7 @@ from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.model.observed import Observed
 from hotweights_planner.routes import Route, plan_routes
 
-MAX_PEERS = 8  # as the schema allows
+MAX_PEERS = 8  # as the schema allows (`StageItem.fallbacks`)
 
 
 def stage_items(
@@ -28,6 +28,7 @@ def stage_items(
 ) -> dict[str, tuple[StageItem, ...]]:
     """Node → what it is to hold, given the digests wanted on each of these nodes; the rollout's
     other nodes hold what they are told to. A version that nobody knows any more is left out.
+    `assignments` calls it once in a pass, so that routes are planned over all nodes at once.
     """
     digests = sorted({digest for node in wanted.values() for digest in node})
     items: dict[str, list[StageItem]] = {node: [] for node in wanted}
@@ -49,6 +50,7 @@ def _items(
     """The items of one version, on the nodes whose agents are there to read them."""
     present = {node: _item(observed.states[node], rollout.uid, digest) for node in nodes}
     plain = describe(rollout, digest, observed)
+    # its source is unknown, so there is nothing to route; what nodes are told of it they keep
     if plain is None:
         return {node: item for node, item in present.items() if item is not None}
     peers = observed.peers()
@@ -61,6 +63,7 @@ def _items(
         node: _with_plain(item, plain, _having(item, node, digest, observed))
         for node, item in kept.items()
     }
+    # nearly always: nobody lacks a route, and no plan is made
     if all(node in kept or node not in peers for node in nodes):
         return result
     routed = {
@@ -72,6 +75,7 @@ def _items(
     for node in nodes:
         if node not in kept:
             routed.pop(node, None)
+    # also those that are not written to in this pass: they may be parents, and have children
     followers = [node for node in dict.fromkeys([*nodes, *routed]) if node in peers]
     donors = frozenset(node for node in followers if observed.states[node].holds(digest))
     previous = {
@@ -88,6 +92,7 @@ def _items(
         for v in (revision.stable(base), base.target, base.previous)
         if v.digest not in ("", digest)
     ]
+    # from those who have it, pulling is as quick as a broadcast and asks nobody to wait
     jobs = {} if donors else collectives.form(asked, digest, routes, routed, serving, bases)
     for node in nodes:
         if node in peers and node not in kept:
@@ -98,7 +103,7 @@ def _items(
 
 def describe(rollout: Rollout, digest: str, observed: Observed) -> StageItem | None:
     """The item of a version without its route: from its WeightVersion, or from any node that was
-    told of it before.
+    told of it before. None: nobody knows its source any more.
     """
     version = observed.version_index.of_digest(rollout.namespace, digest)
     if version is not None:
@@ -114,7 +119,9 @@ def describe(rollout: Rollout, digest: str, observed: Observed) -> StageItem | N
 
 
 def remembered(namespace: str, digest: str, states: Iterable[NodeState]) -> StageItem | None:
-    """The item as it stands in some node's spec, without its route."""
+    """The item as it stands in some node's spec, without its route, which is that node's own; None:
+    it stands in none.
+    """
     item = next(
         (item for state in states if (item := told(state, namespace, digest)) is not None), None
     )
@@ -126,7 +133,9 @@ def remembered(namespace: str, digest: str, states: Iterable[NodeState]) -> Stag
 
 
 def told(state: NodeState, namespace: str, digest: str) -> StageItem | None:
-    """The item as any entry of the node has it, with its route."""
+    """The item as any entry of the node has it, with its route; None: none has. Only of the same
+    namespace: a digest must not open another tenant's source.
+    """
     if digest not in state.listed:
         return None
     items = (item for entry in state.spec.rollouts for item in entry.stage)
@@ -142,6 +151,7 @@ def _item(state: NodeState, rollout_uid: str, digest: str) -> StageItem | None:
 
 def _still_good(item: StageItem, node: str, digest: str, observed: Observed) -> bool:
     """Whether the node can go on with this route."""
+    # what it has it need not pull
     if observed.states[node].holds(digest):
         return True
     peers = observed.peers()
@@ -183,6 +193,7 @@ def _route(
         Peer(node=node, endpoint=transports.choose(asked, child, serving[node]))
         for node in route.parents
     ]
+    # parents over another transport than TCP, whose endpoint is the node's own
     again = [peer.node for peer in parents if peer.endpoint != serving[peer.node].status.endpoint]
     fallbacks = [
         Peer(node=node, endpoint=serving[node].status.endpoint)

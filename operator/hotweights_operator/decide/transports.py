@@ -16,7 +16,9 @@ from hotweights_operator.model.objects import NodeState
 
 
 def choose(asked: Transport, child: NodeState, parent: NodeState) -> str:
-    """Where ``child`` is to pull from ``parent``."""
+    """The endpoint where ``child`` is to pull from ``parent``: over UCX where both take it, else
+    over TCP; empty: the parent serves nobody.
+    """
     if _takes(asked, child, "ucx") and _takes(asked, parent, "ucx"):
         return offer(parent, "ucx").endpoint
     return parent.status.endpoint
@@ -28,7 +30,9 @@ def joins(asked: Transport, state: NodeState) -> bool:
 
 
 def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
-    """What came of it, wherever there was something to choose; else empty."""
+    """What came of it, wherever there was something to choose; else empty. It goes into the
+    condition Staged.
+    """
     if asked in ("UCX", "MPI"):
         scheme = asked.lower()
         have = [state for state in nodes if offer(state, scheme).endpoint]
@@ -42,6 +46,7 @@ def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
         )
     if asked == "TCP":
         return ""
+    # one transport alone was never measured against another
     measured = next(
         (state for state in nodes if len(state.status.endpoints) > 1 and len(_rates(state)) > 1),
         None,
@@ -70,7 +75,7 @@ def speaks(state: NodeState, endpoint: str) -> bool:
 
 
 def offer(state: NodeState, scheme: str) -> Endpoint:
-    """What the node's agent says of one transport."""
+    """What the node's agent says of one transport; without an endpoint where it says nothing."""
     return next(
         (one for one in state.status.endpoints if one.scheme == scheme), Endpoint(scheme=scheme)
     )
@@ -80,11 +85,12 @@ def _takes(asked: Transport, state: NodeState, scheme: str) -> bool:
     if asked != "Auto":
         return asked == scheme.upper() and bool(offer(state, scheme).endpoint)
     rates = _rates(state)
+    # strictly faster than all others: where nothing is gained, TCP asks less of the network
     return scheme in rates and all(
         rates[scheme] > rate for other, rate in rates.items() if other != scheme
     )
 
 
 def _rates(state: NodeState) -> dict[str, int]:
-    """MB/s of what the node has."""
+    """MB/s (10^6 bytes) by transport, of those that the node serves; 0: not measured."""
     return {one.scheme: one.megabytes_per_second for one in state.status.endpoints if one.endpoint}

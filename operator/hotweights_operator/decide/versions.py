@@ -19,11 +19,14 @@ from hotweights_operator.model.actions import AskResolve, Event, ObjectRef, Vers
 from hotweights_operator.model.objects import NodeState, Version
 from hotweights_operator.model.observed import Observed
 
+# a quarter: no tenant's broken sources take all of what an agent may be asked to read
 MAX_RESOLVE_OF_NAMESPACE = MAX_RESOLVE // 4
 
 
 def decide(version: Version, observed: Observed, now: datetime) -> VersionDecision:
-    """One step for one version."""
+    """One step for one version, by `loop` for its key. A digest, once found, is never asked for
+    again: it is the version's identity.
+    """
     asked = observed.asked(version.uid)
     if version.status.digest:
         return VersionDecision(
@@ -53,10 +56,12 @@ def _reader(version: Version, asked: list[str], observed: Observed) -> str | Non
     """The node that was asked, as long as its agent lives; else one of the living ones that have
     room and can be written to, spread by UID.
     """
+    # whoever reads it already goes on; of several (a lost write) the first by name, every time
     alive = [name for name in asked if observed.follows(name)]
     if alive:
         return alive[0]
     ready = sorted(name for name in observed.states if observed.follows(name))
+    # by a hash, so that sources are spread and a version's reader is the same in every pass
     first = int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready) if ready else 0
     able = (
         name
@@ -98,6 +103,7 @@ def _has_room(state: NodeState, version: Version) -> bool:
 def _ask(
     version: Version, reader: str, asked: list[str], observed: Observed
 ) -> tuple[AskResolve, ...]:
+    # from agents that went: when they come back they would read it as well
     withdrawn = _take_back(version, [name for name in asked if name != reader], observed)
     if reader in asked:
         return withdrawn
@@ -129,6 +135,7 @@ def _answer(state: NodeState, uid: str) -> ResolvedVersion | None:
 
 def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> VersionDecision:
     pinned = version.spec.manifest.digest if version.spec.manifest else ""
+    # an older agent may not compare
     if pinned and pinned != answer.digest:
         message = (
             f"the source holds {answer.digest}, but spec.manifest.digest pins {pinned}: "
@@ -167,6 +174,7 @@ def _failed(
     return VersionDecision(status=status, events=_events(version, reason, message, warning=True))
 
 
+# reasons that pass by themselves; every other one, an agent's own included, is a failure
 _WAITING = frozenset({"Resolving", "NoAgent", "WaitsForAgent", "Resolved"})
 
 
@@ -190,6 +198,7 @@ def _status(
     states = {"Resolved": truth, "Ready": truth}
     if truth != "True":
         states["Stalled" if is_failure(reason) else "Reconciling"] = "True"
+    # what does not hold any more goes: kstatus reads abnormal conditions by their presence
     conditions = [c for c in base.conditions if c.type in states]
     for type_, status in states.items():
         conditions = upsert(
@@ -211,7 +220,7 @@ def _status(
 
 
 def _events(version: Version, reason: str, message: str, *, warning: bool) -> tuple[Event, ...]:
-    """Only when the reason is new."""
+    """One event, only when the reason is new: the same is found in every pass."""
     if any(c.type == "Resolved" and c.reason == reason for c in version.status.conditions):
         return ()
     about = ObjectRef("WeightVersion", version.namespace, version.name, version.uid)

@@ -49,7 +49,7 @@ class Assign:
     """
 
     node: str
-    resource_version: str
+    resource_version: str  # that it was decided on
     uid: str  # of the rollout, or `unassigned`
     entry: RolloutAssignment | None
     events: tuple[Event, ...] = ()
@@ -74,9 +74,9 @@ class Decision(Generic[Status]):
     """One step: what to do, what to say, and when to look again if nothing happens before."""
 
     actions: tuple[Action, ...] = ()
-    status: Status | None = None
+    status: Status | None = None  # the whole status; None: a node has none
     events: tuple[Event, ...] = ()
-    again_in_seconds: float | None = None
+    again_in_seconds: float | None = None  # None: only when something happens
 
 
 RolloutDecision = Decision[WeightRolloutStatus]

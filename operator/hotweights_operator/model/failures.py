@@ -41,7 +41,7 @@ MISSING_REASONS = frozenset(
     }
 )
 
-_MAX_MESSAGE = 512
+_MAX_MESSAGE = 512  # what the schema takes (`Failure.message`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +53,15 @@ class Failures:
 
     @property
     def all(self) -> list[Failure]:
-        """Those that failed first."""
+        """What failed goes first: the status has room for some only, and these say why it stands.
+        """
         return [*self.failed.values(), *self.missing.values()]
 
 
 def remembered(failures: Iterable[Failure]) -> dict[str, Failure]:
-    """By pod UID: of those that the status names, the ones that go on to hold in this revision."""
+    """By pod UID: of those that the status names, the ones that go on to hold in this revision. A
+    failure of staging has no UID and is not among them.
+    """
     return {f.pod_uid: f for f in failures if f.pod_uid and f.reason not in MISSING_REASONS}
 
 
@@ -66,6 +69,7 @@ def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]
     """UIDs of one node's pods that the rollout's entry there has no room for; those that stand in
     it keep their place.
     """
+    # nearly always: kubelets take far fewer pods
     if len(targets) <= MAX_PODS:
         return ()
     entry = targets[0].state.entry(rollout_uid) if targets[0].state else None
@@ -79,13 +83,14 @@ def of_version(
 ) -> Failure | None:
     """What speaks against this version on a pod that does not serve it, in this revision.
     ``is_back``: it served everywhere before, so what ends while it prepares that ends of what it
-    serves.
+    serves. None: nothing does.
     """
-    if not digest:
+    if not digest:  # there is no version yet
         return None
     staged = target.state.staged(digest) if target.state and target.follows else None
     if staged is not None and staged.phase == "Failed":
         return _failure(target, staged.reason or "StagingFailed", staged.message, uid="")
+    # the engine's own word goes before what is concluded from restarts
     said = target.failed
     if said is not None and target.gave_up(digest, rollout_uid, revision):
         return _failure(target, said.reason or f"{said.step}Failed", said.message)
@@ -129,7 +134,9 @@ def _crashed(target: Target, digest: str, ended_preparing: int) -> Failure | Non
 
 
 def of_circumstance(target: Target, refused: Refusal | None, *, has_room: bool) -> Failure | None:
-    """What keeps a pod back that says nothing about the version."""
+    """What keeps a pod back that says nothing about the version; None: nothing does. The order is
+    from outside inwards: without its node, nothing can be known of its agent, and so on.
+    """
     node = target.pod.node
     if not node:
         return _failure(target, "NotScheduled", "the pod has no node yet")

@@ -24,7 +24,8 @@ def next_token(
 ) -> PodAssignment:
     """The assignment with the token that it needs, as an entry of the rollout ``owner_uid``.
     ``restarts`` are the pod's now, from which it counts if it is another order, or ``counts_anew``;
-    ``asks_anew``: the same is said once more, for the sake of the answer.
+    ``asks_anew``: the same is said once more, for the sake of the answer. At `MAX_TOKEN` it grows
+    no more: a higher number would be refused by the API server.
     """
     uid = wanted.uid
     current, engine, entry = state.assigned(uid), state.engine(uid), state.entry(owner_uid)

@@ -16,6 +16,7 @@ from hotweights_operator.model import failures
 from hotweights_operator.model.objects import NodeState, Refusal
 from hotweights_operator.model.targets import Target
 
+# before any pod was seen: how long it waits from then on is the moment at which it has settled
 LONG_AGO = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -32,7 +33,7 @@ class TotalsQuery:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NodeTotals:
-    """One node's pods."""
+    """One node's pods of one rollout, added up for one query. Compared by identity."""
 
     node: str
     targets: tuple[Target, ...]
@@ -69,7 +70,9 @@ def build(
     query: TotalsQuery,
     refusal: Refusal | None,
 ) -> NodeTotals:
-    """Add them up."""
+    """The totals of one node. ``state`` is None while the node has no object, ``refusal`` while no
+    write to it was refused. `Observed.node_totals` calls it when something on the node has changed.
+    """
     digest = query.digest
     failed: dict[str, Failure] = {}
     missing: dict[str, Failure] = {}
@@ -86,6 +89,7 @@ def build(
         ):
             missing[target.pod.uid] = failure
     available = tuple(t for t in targets if t.available)
+    # the same for all pods of a node
     follows = bool(targets) and targets[0].follows
     staged = state.staged(digest) if state and follows else None
     return NodeTotals(

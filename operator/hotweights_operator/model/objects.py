@@ -24,6 +24,7 @@ from hotweights_crds.nodeweights import (
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 
+# the names that users and agents write; they are promised (`tests/surface`)
 INJECT_LABEL = "hotweights.dev/inject"
 DIGEST_LABEL = "hotweights.dev/digest"
 GATE = "hotweights.dev/weights"
@@ -45,7 +46,9 @@ be of the life before.
 
 @dataclass(frozen=True, slots=True)
 class Pod:
-    """An opted-in pod."""
+    """A pod with the inject label, as far as decisions need it. Its name may come again, its UID
+    does not.
+    """
 
     uid: str
     name: str
@@ -64,8 +67,8 @@ class Pod:
     # how long the one that ended last had run; None: none has ended
     last_run_seconds: float | None = None
     oom_killed: bool = False  # by the kernel, for the memory that it took: how that one ended
-    terminating: bool = False
-    finished: bool = False
+    terminating: bool = False  # it has a deletionTimestamp
+    finished: bool = False  # its phase is Succeeded or Failed: an evicted one has failed
 
     @property
     def digest_label(self) -> str:
@@ -82,7 +85,6 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A node of the cluster."""
 
     name: str
     uid: str
@@ -92,11 +94,11 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Agent:
-    """An agent's pod."""
+    """The pod of a node's agent; while it is replaced a node has two."""
 
     uid: str
     node: str
-    ready: bool
+    ready: bool  # and not being deleted
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ class NodeState:
     """
 
     name: str
-    generation: int = 0
-    resource_version: str = ""
+    generation: int = 0  # grows with every change of the spec, and only then
+    resource_version: str = ""  # of the object; every write is fenced by it
     spec: NodeWeightsSpec = field(default_factory=NodeWeightsSpec)
     status: NodeWeightsStatus = field(default_factory=NodeWeightsStatus)
 
@@ -117,11 +119,11 @@ class NodeState:
         return self.status.observed_generation >= self.generation
 
     def engine(self, pod_uid: str) -> EngineStatus | None:
-        """What the agent says of a pod's engine."""
+        """What the agent says of a pod's engine; None: nothing."""
         return self._engines.get(pod_uid)
 
     def staged(self, digest: str) -> StagedVersion | None:
-        """What the agent says of a version."""
+        """What the agent says of a version; None: it is not told to hold it, or has not looked."""
         return self._staged.get(digest)
 
     def holds(self, digest: str) -> bool:
@@ -130,7 +132,7 @@ class NodeState:
         return staged is not None and staged.phase == "Staged"
 
     def entry(self, uid: str) -> RolloutAssignment | None:
-        """What a rollout (or `unassigned`) wants of this node, as it stands."""
+        """What a rollout (or `unassigned`) wants of this node, as it stands; None: it has none."""
         return self._entries.get(uid)
 
     def assignments(self, pod_uid: str) -> list[PodAssignment]:
@@ -138,7 +140,7 @@ class NodeState:
         return self._assignments.get(pod_uid, [])
 
     def assigned(self, pod_uid: str) -> PodAssignment | None:
-        """The assignment that counts."""
+        """The assignment that counts: agents obey the highest token. None: no entry has the pod."""
         return next(iter(self.assignments(pod_uid)), None)
 
     def entered(self, pod_uid: str) -> list[str]:
@@ -183,7 +185,7 @@ class NodeState:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """A WeightVersion."""
+    """A WeightVersion as it stands, its conditions included."""
 
     uid: str
     name: str
@@ -202,14 +204,14 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A WeightRollout."""
+    """A WeightRollout as it stands: its spec, and the status that is its memory."""
 
     uid: str
     name: str
     namespace: str
     generation: int
     resource_version: str
-    created_at: str
+    created_at: str  # RFC 3339 in UTC and whole seconds, so that it sorts as text
     spec: WeightRolloutSpec
     status: WeightRolloutStatus = field(default_factory=WeightRolloutStatus)
     retry: str = ""  # the annotation hotweights.dev/retry: another value asks for another try

@@ -85,17 +85,17 @@ class Observed:
 
     @property
     def rollouts(self) -> Mapping[str, Rollout]:
-        """By UID."""
+        """By UID, those being deleted included."""
         return self.owners.rollouts
 
     @property
     def pods(self) -> Mapping[str, Pod]:
-        """The opted-in pods, by UID."""
+        """By UID: those with the inject label, whether a rollout selects them or not."""
         return self.owners.pods
 
     @property
     def versions(self) -> Mapping[str, Version]:
-        """By UID."""
+        """By UID, those being deleted included."""
         return self.version_index.by_uid
 
     def follows(self, node: str) -> bool:
@@ -138,7 +138,7 @@ class Observed:
         return sorted(self._asked.get(version_uid, ()))
 
     def target(self, pod_uid: str) -> Target:
-        """A pod with what is known about it."""
+        """A pod with what is known about it. Raises `KeyError` for one that is not known."""
         found = self._targets.get(pod_uid)
         if found is None:
             pod = self.pods[pod_uid]
@@ -166,6 +166,7 @@ class Observed:
         found: tuple[TotalsQuery, Refusal | None, NodeTotals] | None = known.get(
             ("totals", rollout_uid)
         )
+        # by identity: queries are interned, and comparing is done for every node in every pass
         if found is None or found[0] is not query or found[1] != refusal:
             own = tuple(self.targets_on(rollout_uid, node))
             found = (
@@ -201,6 +202,7 @@ class Observed:
             case "state":
                 self._put_state(value)
             case "pod":
+                # before the pod is replaced: its history needs how it was
                 seen, state = self._seen.get(value.uid), self.states.get(value.node)
                 self._seen[value.uid] = pod_history.after(
                     seen, self.pods.get(value.uid), value, state, self._clock()
@@ -232,6 +234,7 @@ class Observed:
                 self.owners.drop_pod(value)
 
     def _forget(self, node: str) -> None:
+        """What decisions found out about a node may be so no more."""
         self.remembered.pop(node, None)
 
     def _touch(self, node: str, *, peers: bool) -> None:
@@ -244,6 +247,7 @@ class Observed:
             self.peers_epoch += 1
 
     def _put_agent(self, key: str, value: Agent) -> None:
+        # a pod never moves, but its node is empty until it is scheduled
         for node in [
             node for node, known in self._agents.items() if key in known and node != value.node
         ]:
@@ -265,6 +269,7 @@ class Observed:
 
     def _index_state(self, name: str, old: NodeState | None, new: NodeState | None) -> None:
         """Which rollouts and versions stand in it."""
+        # mostly only the status changes, and the index is of the spec
         if old is not None and new is not None and old.spec == new.spec:
             return
         before, after = _uids(old), _uids(new)

@@ -21,7 +21,7 @@ CONNECTED_PHASES = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class PodHistory:
-    """One pod's past."""
+    """What this process has seen of one pod. Times are of our own clock."""
 
     shown_since: datetime  # Ready, the gate and the digest's label all as they are
     unready_since: datetime | None = None  # not Ready; None: it is
@@ -43,6 +43,7 @@ def after(
     is known of its node.
     """
     said = state.engine(new.uid) if state else None
+    # by restarts, which the kubelet counts: a start time is in whole seconds
     same_life = known is not None and (old is None or old.restarts == new.restarts)
     mine = known if same_life else None
     same = old is not None and known is not None and _shown(old) == _shown(new)

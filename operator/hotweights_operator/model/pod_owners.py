@@ -47,7 +47,7 @@ class PodOwners:
         return self._pods_in.get(namespace, {}).values()
 
     def owner(self, pod_uid: str) -> Rollout | None:
-        """The rollout that a pod belongs to."""
+        """The rollout that a pod belongs to; None: none selects it."""
         uid = self._owner.get(pod_uid)
         return self.rollouts.get(uid) if uid else None
 
@@ -85,7 +85,7 @@ class PodOwners:
         self._list_rollouts(value.namespace, claims=not same)
 
     def drop_rollout(self, value: Rollout) -> None:
-        """A rollout is gone."""
+        """A rollout is gone; its pods go to the next one that selects them."""
         self.rollouts.pop(value.uid, None)
         self._list_rollouts(value.namespace, claims=True)
 
@@ -108,7 +108,7 @@ class PodOwners:
             self._claim(value.uid, value, moved=moved)
 
     def drop_pod(self, value: Pod) -> None:
-        """A pod is gone."""
+        """A pod is gone from the API server, not merely being deleted."""
         self.pods.pop(value.uid, None)
         for index, key in ((self._pods_on, value.node), (self._pods_in, value.namespace)):
             index.get(key, {}).pop(value.uid, None)
@@ -121,6 +121,7 @@ class PodOwners:
         """The namespace's rollouts anew, and, if that may have changed, to whom its pods belong."""
         own = (r for r in self.rollouts.values() if r.namespace == namespace and not r.terminating)
         self._rollouts_in[namespace] = sorted(own, key=lambda rollout: rollout.age_key)
+        # asking every selector about every pod is for what changes selectors, ages or who is there
         if not claims:
             return
         for pod in self.pods_in(namespace):
@@ -132,6 +133,7 @@ class PodOwners:
         """
         before = self._owner.get(uid, "")
         after = next((r.uid for r in self.selecting(pod)), "") if pod else ""
+        # most events of a pod change neither
         if before == after and not moved:
             return
         self._owner.pop(uid, None)

@@ -26,7 +26,7 @@ from hotweights_operator.model.pod_history import PodHistory, is_connected
 
 LOOP_SECONDS = 600.0
 """A container that ran for longer before it ended is not in a loop; the kubelet forgets its
-back-off then, too.
+back-off then, too (https://kubernetes.io/docs/concepts/workloads/pods/pod-lifecycle).
 """
 
 CALM_SECONDS = 60.0
@@ -36,7 +36,7 @@ of it than to serve.
 
 SETTLE_SECONDS = 2.0
 """How long the kubelet may take to see that a gate has changed twice, and then to say Ready=False
-after all.
+after all. It sets Ready by the gates (KEP-580, pod readiness gates), and nobody else does.
 """
 
 
@@ -47,12 +47,12 @@ class Target:
     """
 
     pod: Pod
-    node: Node | None
-    state: NodeState | None
+    node: Node | None  # None: it has none yet, or that is gone
+    state: NodeState | None  # None: the node has no object yet
     engine: EngineStatus | None
     # what its engine gave up last: that stays so though the agent who wrote it is gone
     failed: GivenUp | None
-    assigned: PodAssignment | None
+    assigned: PodAssignment | None  # None: nobody has told it anything yet
     follows: bool  # its node's agent is there and speaks
     answered: bool  # the agent has seen the spec as it stands
     seen: PodHistory
@@ -85,6 +85,7 @@ class Target:
             return False
         if self.engine is not None and self.engine.phase == "Booting":
             return True
+        # it failed before its port opened, and has confirmed nothing since
         if (
             self.engine is not None
             and self.engine.phase in ("Refused", "Failed")
@@ -93,6 +94,7 @@ class Target:
             return self.engine.failed.booting and not self.engine.confirmed_at
         if self.engine is not None and self.engine.phase != "Disconnected":
             return False
+        # without an engine to be heard: in the kubelet's back-off, or before its first start
         return not self.pod.was_ready or self.crashes > 0
 
     def serves(self, digest: str) -> bool:
@@ -109,6 +111,7 @@ class Target:
         from another one.
         """
         failed = self.failed
+        # empty: its order was of none, or of a release before 0.2
         if failed is None or failed.rollout not in ("", rollout_uid):
             return False
         return (failed.digest, failed.revision) == (digest, revision)
@@ -137,12 +140,14 @@ class Target:
         gate and label of that version, which its agent writes in one go. An engine's word reaches
         us before the kubelet's.
         """
+        # the agent takes the gate away too, but that comes by another watch
         broken = self.engine is not None and self.engine.phase in ("Dirty", "Committing")
         return self.is_shown and not self.outstanding and not broken
 
     @property
     def is_shown(self) -> bool:
         """The same by the pod object alone: whether requests still reach it."""
+        # nobody opens a gate before there is an order
         if not self.pod.ready or self.assigned is None:
             return self.pod.ready
         return self.pod.gate and (not self.told or self.pod.digest_label == digest_label(self.told))
@@ -170,6 +175,7 @@ class Target:
             self.pod.engine_started_at,
             self.seen.served_since,
         )
+        # it never ended, or not as one that ends by itself does
         if ran is None or ran >= LOOP_SECONDS or not self.pod.restarts:
             return 0.0
         if started_at is not None and (now - started_at).total_seconds() >= LOOP_SECONDS:
@@ -183,6 +189,7 @@ class Target:
         """
         engine, started_at = self.engine, self.pod.engine_started_at
         confirmed_at = timestamps.parse(engine.confirmed_at) if engine else None
+        # what is proved needs no excuse
         if engine is None or confirmed_at is None or started_at is None or not self.outstanding:
             return False
         return engine.digest == self.told and confirmed_at < started_at + START_GRANULARITY
@@ -237,6 +244,7 @@ def build(
 
 
 def _ran_long(pod: Pod, assigned: PodAssignment | None) -> bool:
+    """Restarts are then counted from that run on (`fencing`)."""
     ran = pod.last_run_seconds
     return (
         ran is not None

@@ -17,6 +17,7 @@ from hotweights_operator.model.observed import KINDS, Kind, Observed
 
 __all__ = ["KINDS", "Agent", "Cache", "Kind"]
 
+# the oldest are dropped: an event comes late by seconds, not by ten thousand deletions
 _MAX_TOMBSTONES = 10_000
 
 
@@ -41,13 +42,16 @@ class Cache:
         self._observed = Observed(clock=self.clock)
 
     def put(self, kind: Kind, key: str, version: int, value: Any) -> bool:
-        """Remember this state, unless a newer one is known. Whether anything changed."""
+        """Remember this state, unless a newer one is known; whether it was remembered. ``version``
+        is the resourceVersion as a number: within a kind the API server's only grow.
+        """
         if version <= self._tombstones.get((kind, key), -1):
             return False
         known = self._values[kind].get(key)
         if known is not None and known[0] >= version:
             return False
         self._values[kind][key] = (version, value)
+        # a newer state that says the same, such as somebody's label, is no news to decisions
         if known is None or known[1] != value:
             if known is not None and getattr(known[1], "uid", "") != getattr(value, "uid", ""):
                 self._observed.drop(kind, key, known[1])
@@ -86,12 +90,12 @@ class Cache:
         return found[0] if found else 0
 
     def get(self, kind: Kind, key: str) -> Any:
-        """The value, or None."""
+        """The latest value that is known; None: there is none."""
         found = self._values[kind].get(key)
         return found[1] if found else None
 
     def values(self, kind: Kind) -> list[Any]:
-        """All values of a kind."""
+        """The latest value of every object of a kind, in a list of its own."""
         return [value for _, value in self._values[kind].values()]
 
     def observed(self) -> Observed:

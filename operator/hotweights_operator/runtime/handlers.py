@@ -30,6 +30,7 @@ from hotweights_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
+# a page of rollouts with long statuses stands in memory at once
 PAGE_SIZE = 100
 AGAIN_SECONDS = (1.0, 30.0)
 """Before kopf is begun anew: the first wait, which doubles, and the longest."""
@@ -50,7 +51,7 @@ class Endless:
 
 
 def registry(informers: Informers) -> kopf.OperatorRegistry:
-    """kopf's handlers: one per kind."""
+    """kopf's handlers: one for each kind that it follows, and one that logs in."""
     made = kopf.OperatorRegistry()
     kopf.on.login(registry=made)(_login)
     for source in informers.sources:
@@ -91,8 +92,8 @@ def _register(made: kopf.OperatorRegistry, informers: Informers, source: Watched
 def settings_for_kopf() -> kopf.OperatorSettings:
     """kopf, told to do as little as possible, and that for ever."""
     found = kopf.OperatorSettings()
-    found.posting.enabled = False
-    found.peering.standalone = True
+    found.posting.enabled = False  # events are ours to write
+    found.peering.standalone = True  # one operator at a time is the Deployment's business
     found.scanning.disabled = True  # needs no rights on namespaces and CRDs; what we watch is known
     found.watching.server_timeout = 300
     found.watching.inactivity_timeout = (
@@ -114,6 +115,7 @@ async def wait_for_resources(api: Api, settings: Settings) -> None:
     backoff, failures = Backoff(1.0, 15.0), 0
     while True:
         try:
+            # one object of each is enough to know that it may be listed
             for resource in (WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, NODE_WEIGHTS):
                 namespace = (
                     settings.namespace
@@ -157,6 +159,7 @@ async def run_kopf(informers: Informers, listen: Callable[[], None]) -> None:
             )
         finally:
             await _end(tasks)
+        # it ran for longer than any wait: what ended it now is something else
         if loop.time() - began > 2 * longest_seconds:
             wait_seconds = AGAIN_SECONDS[0]
         log.error("kopf ended and is begun anew in %.0f s: %s", wait_seconds, why)

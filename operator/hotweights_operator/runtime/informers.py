@@ -59,7 +59,7 @@ class Decider(Protocol):
         ...
 
     def everything(self) -> None:
-        """Look at all there is."""
+        """Every decision there is may come out differently."""
         ...
 
 
@@ -91,7 +91,9 @@ class WatchedKind:
 
 
 def sources(settings: Settings) -> tuple[WatchedKind, ...]:
-    """All that is followed."""
+    """All that is followed: users' objects in the namespaces that are served, ours in the
+    installation's.
+    """
     served: tuple[str | None, ...] = settings.watched or (None,)
     here = (settings.namespace,)
     return (
@@ -106,6 +108,7 @@ def sources(settings: Settings) -> tuple[WatchedKind, ...]:
 
 def _agent(body: Body) -> Agent:
     node = (body.get("spec") or {}).get("nodeName", "")
+    # one that is being deleted still answers for a while, but is nobody to count on
     ready = observe.is_ready(body) and "deletionTimestamp" not in body["metadata"]
     return Agent(body["metadata"]["uid"], node, ready)
 
@@ -186,13 +189,15 @@ class Informers:
             del self._malformed[kind, key]
 
     def hear(self, source: WatchedKind, namespace: str | None) -> None:
-        """The API server said something."""
+        """The API server said something of this collection, be it a bookmark: the way is open."""
         self._heard[source.kind, namespace] = self.clock()
 
     def listed(
         self, source: WatchedKind, namespace: str | None, keys: Iterable[str], version: int
     ) -> None:
-        """A list was complete, and this is all that was there."""
+        """A list was complete, and this is all that was there at ``version``. What is known besides
+        and is not newer is forgotten; the first complete set of lists starts decisions.
+        """
         cache, known = self.decider.cache, {}
         present = set(keys)
         for value in cache.values(source.kind):
@@ -215,7 +220,9 @@ class Informers:
             self.decider.everything()
 
     async def follow(self, api: Watched, source: WatchedKind, namespace: str | None) -> None:
-        """Our own watch, for ever."""
+        """Our own watch, for ever: it begins with a list, and lists again when it lost its
+        place.
+        """
         selection = Selection(namespace, label_selector=source.label_selector)
         heard = partial(self.hear, source, namespace)
         async with aclosing(

@@ -10,8 +10,7 @@ end at any moment:
 - A rollout is decided about only when none of its writes is under way, so that a decision sees all
   that was done.
 - A write goes out only if the object's intent and the node are still as they were when it was
-  decided: a pause is seen by every
-  write that has not begun.
+  decided: a pause is seen by every write that has not begun.
 
 What one node refuses concerns that node: it is named in the rollout's next status, and tried again
 ever more rarely.
@@ -41,6 +40,7 @@ log = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
 """A status that differs only in how many bytes were staged is written at most this often."""
+# soon at first, for what passes; bounded, so that a node that recovers is not left for long
 RETRY = Backoff(0.5, 30.0)
 
 
@@ -54,11 +54,11 @@ class Port(Protocol):
         ...
 
     async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
-        """The same for a WeightVersion."""
+        """Replace a WeightVersion's status, fenced in the same way."""
         ...
 
     async def act(self, action: Action) -> None:
-        """Do one action."""
+        """Do one action: one write to one node's object, fenced by the resourceVersion it names."""
         ...
 
     async def tell(self, events: Sequence[Event]) -> None:
@@ -74,7 +74,7 @@ class LoopMetrics(Protocol):
         ...
 
     def acted(self, action: Action) -> None:
-        """This was written."""
+        """An action was written, not merely decided."""
         ...
 
 
@@ -111,6 +111,7 @@ class Loop:
         """One pass of one key. Raises `KubeError` when a status was refused: then nothing else of
         the pass has happened.
         """
+        # whatever was decided before and has not begun is decided anew
         self.outbox.replace(key, ())
         if self.outbox.under_way(key):
             self._awaited.add(key)
@@ -135,6 +136,7 @@ class Loop:
             return None
         self._look_at_refusals(key, version.uid, now)
         decision = versions.decide(version, self.cache.observed(), now)
+        # the status first, as for rollouts; the same one is no write
         if decision.status is not None and decision.status != version.status:
             await self.port.write_version(version, decision.status)
         self._let_out(key, decision.actions, now, (version.uid, version.generation))
@@ -154,6 +156,7 @@ class Loop:
         if status is not None and status != rollout.status:
             waits.append(await self._write_status(key, rollout, status, now))
         self._let_out(key, decision.actions, now, (rollout.uid, rollout.generation))
+        # last: an event of a status that was refused would tell of what is not so
         await self.port.tell(decision.events)
         return min((wait for wait in waits if wait is not None), default=None)
 
@@ -197,6 +200,7 @@ class Loop:
         """Write it, or say in how many seconds it is time to, if it tells of nothing but
         progress.
         """
+        # the first one at once: what this process finds may be long ago
         last = self._written_at.get(key)
         wait = 0.0 if last is None else PROGRESS_SECONDS - (now - last).total_seconds()
         if wait > 0 and rollout_status.is_progress(rollout.status, status):
@@ -229,7 +233,7 @@ class Loop:
         write = self.outbox.take()
         if write is None:
             return False
-        again: float | None = None
+        again: float | None = None  # seconds until its key is looked at; None: no need
         try:
             if self._is_as_decided(write):
                 await self.port.act(write.action)
@@ -257,12 +261,14 @@ class Loop:
             rollout: Rollout | None = self.cache.get("rollout", name)
             if rollout is None or (rollout.uid, rollout.generation) != write.epoch:
                 return False
+        # making an object is decided on none
         state = self.cache.get("state", write.action.node)
         decided_on = getattr(write.action, "resource_version", None)
         return decided_on is None or (state is not None and state.resource_version == decided_on)
 
     def _succeeded(self, write: Write) -> None:
         self._troubles.pop((write.key, write.action.node), None)
+        # node keys have no UID: nobody's status tells of what they were refused
         if write.epoch[0]:
             self.cache.observed().refusals.pop((write.epoch[0], write.action.node), None)
 
@@ -276,6 +282,7 @@ class Loop:
             "%s %s: node %s: %s. Next try in %.1f s", *write.key, write.action.node, error, wait
         )
         if write.epoch[0]:
+            # 400: with the words around it, it is to fit a failure's message (512)
             refusal = Refusal(type(error).__name__, str(error)[:400])
             self.cache.observed().refusals[write.epoch[0], write.action.node] = refusal
             self.wake(write.key, wait)

@@ -37,7 +37,7 @@ class Malformed(Exception):
 
 
 def rollout(body: Body) -> Rollout:
-    """A WeightRollout."""
+    """A WeightRollout. Raises `Malformed` when spec or status do not fit."""
     metadata = body["metadata"]
     try:
         spec = WeightRolloutSpec.from_dict(body["spec"])
@@ -59,7 +59,7 @@ def rollout(body: Body) -> Rollout:
 
 
 def version(body: Body) -> Version:
-    """A WeightVersion."""
+    """A WeightVersion. Raises `Malformed` when spec or status do not fit."""
     metadata = body["metadata"]
     try:
         spec = WeightVersionSpec.from_dict(body["spec"])
@@ -79,7 +79,7 @@ def version(body: Body) -> Version:
 
 
 def node_state(body: Body) -> NodeState:
-    """A NodeWeights."""
+    """A NodeWeights. Raises `Malformed` when spec or status do not fit."""
     metadata = body["metadata"]
     try:
         spec = NodeWeightsSpec.from_dict(body.get("spec") or {})
@@ -96,7 +96,6 @@ def node_state(body: Body) -> NodeState:
 
 
 def node(body: Body) -> Node:
-    """A Node."""
     metadata = body["metadata"]
     return Node(
         name=metadata["name"],
@@ -107,7 +106,7 @@ def node(body: Body) -> Node:
 
 
 def pod(body: Body) -> Pod:
-    """An opted-in pod."""
+    """A pod with the inject label. Whatever is missing is as in a pod that was made just now."""
     metadata, spec, status = body["metadata"], body.get("spec") or {}, body.get("status") or {}
     engines = _engine_statuses(spec, status)
     ready, gate = _condition(status, "Ready") or {}, _condition(status, GATE) or {}

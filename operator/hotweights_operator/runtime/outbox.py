@@ -39,7 +39,7 @@ class Outbox:
         self._count: dict[Key, int] = {}  # under way, by decider
 
     def __len__(self) -> int:
-        """How many wait."""
+        """How many wait; those under way are not among them."""
         return len(self._waiting)
 
     def under_way(self, key: Key) -> int:
@@ -56,8 +56,8 @@ class Outbox:
             self._by_key.setdefault(key, set()).add(node)
 
     def take(self) -> Write | None:
-        """The one that has waited longest and whose node is not being written to; say `landed`
-        afterwards.
+        """The one that has waited longest and whose node is not being written to; None: there is
+        none. Say `landed` afterwards, whatever came of it.
         """
         place = next((place for place in self._waiting if place[1] not in self._under_way), None)
         if place is None:

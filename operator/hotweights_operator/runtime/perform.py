@@ -25,22 +25,23 @@ from hotweights_operator.runtime.cache import Cache, Kind
 
 log = logging.getLogger(__name__)
 
+# a manager of its own: its field keeps the spec from ever being empty, whoever goes
 NODE_MANAGER = "hotweights-nodes"
 
 
 class Writer(Protocol):
-    """What performing needs of the API."""
+    """What performing needs of the API (`hotweights_kube.Api`). Each raises `KubeError`."""
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Body:
-        """One object."""
         ...
 
     async def create(self, resource: Resource, body: Body, *, manager: str = "hotweights") -> Body:
-        """Create an object."""
         ...
 
     async def apply(self, resource: Resource, body: Body, *, manager: str) -> Body:
-        """Server-side apply."""
+        """Server-side apply (KEP-555): the manager's fields become those of ``body``, and fields
+        that it had and that are missing there go.
+        """
         ...
 
     async def merge_patch(
@@ -54,13 +55,15 @@ class Writer(Protocol):
         resource_version: str = "",
         manager: str = "hotweights",
     ) -> Body:
-        """Merge patch."""
+        """JSON merge patch (RFC 7396); refused with `Conflict` unless the object still has this
+        resourceVersion (empty: whatever it has).
+        """
         ...
 
 
 @dataclass(slots=True)
 class Performer:
-    """Writes what was decided."""
+    """Writes what was decided: production's `loop.Port`."""
 
     api: Writer
     cache: Cache
@@ -88,7 +91,7 @@ class Performer:
         self._keep("rollout", f"{rollout.namespace}/{rollout.name}", body, observe.rollout)
 
     async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
-        """The same for a WeightVersion."""
+        """Replace a WeightVersion's status. Raises `Conflict` when it was decided on the past."""
         body = await self._patch_status(WEIGHT_VERSIONS, "version", version, status)
         self._keep("version", f"{version.namespace}/{version.name}", body, observe.version)
 

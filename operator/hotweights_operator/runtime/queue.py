@@ -32,7 +32,7 @@ class _Waiting:
 class WorkQueue(Generic[K]):
     """Keys to work on. Use it from one event loop."""
 
-    pace_seconds: float
+    pace_seconds: float  # between the end of one look at a key and the next
     backoff: Backoff = Backoff(0.2, 30.0)
     _ready: deque[K] = field(default_factory=deque)
     _since: dict[K, float] = field(default_factory=dict)  # when a ready key became so
@@ -59,8 +59,10 @@ class WorkQueue(Generic[K]):
         pace allows.
         """
         now = asyncio.get_running_loop().time()
+        # ready already: it will see this change too
         if key in self._since:
             return
+        # it may have looked before the change, so once more when it ends
         if key in self._working and after_seconds <= 0:
             self._again.add(key)
             return
@@ -99,6 +101,7 @@ class WorkQueue(Generic[K]):
         """
         count = self._failures[key] = self._failures.get(key, 0) + 1
         wait = max(self.backoff.seconds(count), at_least_seconds)
+        # what happened meanwhile is seen at the next try; it must not shorten the wait
         self._again.discard(key)
         self._finish(key)
         self.add(key, wait)
@@ -111,8 +114,9 @@ class WorkQueue(Generic[K]):
         self._working.discard(key)
         now = asyncio.get_running_loop().time()
         self._next[key] = now + max(self.pace_seconds, _BUSY_SHARE * busy_seconds)
+        # keys of objects that are gone never leave; to lose a pace costs one look too many
         if len(self._next) > 100_000:
-            self._next.clear()  # paces of objects long gone
+            self._next.clear()
         if key in self._again:
             self._again.discard(key)
             self.add(key)

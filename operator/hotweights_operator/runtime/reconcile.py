@@ -27,7 +27,7 @@ class ReconcileMetrics(Protocol):
     """Who counts what the loop does."""
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
-        """One key was worked on."""
+        """One key was worked on: ok, conflict, error or defect, and how long it took."""
         ...
 
     def ended(self, outcome: Outcome, seconds: float) -> None:
@@ -35,7 +35,7 @@ class ReconcileMetrics(Protocol):
         ...
 
     def acted(self, action: Action) -> None:
-        """This was written."""
+        """An action was written, not merely decided."""
         ...
 
 
@@ -62,6 +62,7 @@ class Reconciler:
         )
 
     def _fill(self) -> None:
+        # from now on a write that does not end is a stall; idle time before it was none
         if not self._to_write.is_set():
             self._written_at = time.monotonic()
         self._to_write.set()
@@ -74,7 +75,7 @@ class Reconciler:
             self.queue.add(affected)
 
     def everything(self) -> None:
-        """Look at all there is."""
+        """Every decision there is may come out differently: at the start, and now and then."""
         for key in triggers.everything(self.cache.observed()):
             self.queue.add(key)
 
@@ -82,6 +83,7 @@ class Reconciler:
         """Take keys and decide about them, for ever."""
         while True:
             key = await self.queue.get()
+            # thread time: a pass that waits for the API server keeps nobody from the processor
             started, busy = time.monotonic(), time.thread_time()
             result = await self._guarded(key, busy)
             self.meter.reconciled(key[0], result, time.monotonic() - started)
@@ -91,6 +93,7 @@ class Reconciler:
         while True:
             try:
                 wrote = await self.loop.write_one(datetime.now(UTC))
+            # a worker that ended would leave its share of the writes undone
             except Exception:
                 log.exception("a defect of the operator; please report it")
                 self.meter.reconciled("write", "defect", 0.0)

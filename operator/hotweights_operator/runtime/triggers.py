@@ -45,7 +45,7 @@ def affected(kind: Kind, old: Any, new: Any, observed: Observed) -> set[Key]:
 
 
 def everything(observed: Observed) -> set[Key]:
-    """All decisions there are."""
+    """Every rollout and version, and every node that is known by any object."""
     nodes = {*observed.nodes, *observed.states, *(pod.node for pod in observed.pods.values())} - {
         ""
     }
@@ -57,12 +57,10 @@ def everything(observed: Observed) -> set[Key]:
 
 
 def rollout_key(rollout: Rollout) -> Key:
-    """Its key."""
     return ("rollout", f"{rollout.namespace}/{rollout.name}")
 
 
 def version_key(version: Version) -> Key:
-    """Its key."""
     return ("version", f"{version.namespace}/{version.name}")
 
 
@@ -122,6 +120,7 @@ def _by_state(old: NodeState | None, new: NodeState | None, observed: Observed) 
     uids = {item.uid for known in (old, new) if known is not None for item in known.spec.resolve}
     found |= {version_key(observed.versions[uid]) for uid in uids if uid in observed.versions}
     spoke = bool(old and old.status.boot_id), bool(new and new.status.boot_id)
+    # an agent came or went: versions may have another reader, and those that waited have one
     if spoke[0] != spoke[1]:
         found |= _unresolved(observed)
     if old is not None and new is not None and len(old.spec.resolve) > len(new.spec.resolve):
@@ -131,7 +130,7 @@ def _by_state(old: NodeState | None, new: NodeState | None, observed: Observed) 
 
 def _around(node: str, observed: Observed) -> set[Key]:
     """What depends on whether a node and its agent are there."""
-    if not node:
+    if not node:  # an agent's pod that is not scheduled yet
         return set()
     return {("node", node), *_with_pods_or_entries(node, observed), *_unresolved(observed)}
 
