@@ -26,7 +26,6 @@ import pytest
 
 from e2e.cluster.conftest import PROMPT, TOKENS, WAY_BACK, answers
 from e2e.harness import cold
-from e2e.harness.containers import kill_container
 from e2e.harness.environment import ROOT, Environment
 from e2e.harness.fleet import (
     BAD,
@@ -40,7 +39,7 @@ from e2e.harness.fleet import (
     restarts,
 )
 from e2e.harness.kubectl import TimedOut, eventually
-from e2e.harness.sabotage import EVERYWHERE
+from e2e.harness.sabotage import EVERYWHERE, kill_container
 from e2e.harness.tape import Body, Tape
 from e2e.harness.witness import false_statements, watch_labels
 
