@@ -259,6 +259,8 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
         wall, cpu = time.perf_counter() - began, cpu_seconds(pid) - cpu_before
         for child in children:
             child.join()
+            if child.exitcode:
+                raise SystemExit(f"a process of workers ended with {child.exitcode}")
         calls = [seconds for method, seconds, _ in latencies if method != "register"]
         spans = {
             "alone": (0.0, submitted_at),
@@ -273,7 +275,8 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
             )
             for name, (since, until) in spans.items()
         }
-        missing = sum(1 for at in reached if at is None)
+        if missing := sum(1 for at in reached if at is None):
+            raise SystemExit(f"the commit has not reached {missing} of {len(reached)} workers")
         return {
             "workers": share * options.processes,
             "backend": options.backend,
@@ -295,7 +298,7 @@ def measure(options: argparse.Namespace, plan: bytes) -> dict[str, Any]:
             "commit_event_seconds": max(heard) - committed_at,
             "commit_reaches_all_seconds": max(at for at in reached if at is not None)
             - committed_at,
-            "not_reached": missing,
+            "reached": len(reached),
             "coordinator_cpu_share": cpu / wall,
         }
 

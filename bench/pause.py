@@ -37,6 +37,7 @@ from hotweights_transports.handoff import frames
 from localvllm import build, models
 
 SETTLE_SECONDS = 1.0
+PROMPT = tuple(range(30, 70))
 THREADS: dict[str, Any] = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
@@ -95,9 +96,11 @@ def measure(layers: int, hidden: int, rounds: int, *, idle: bool) -> dict[str, A
         stack.callback(plain.stop)
         mine.ready()
         plain.ready()
+        traffic = Traffic([mine.vllm.address, plain.address])
         if not idle:
-            stack.enter_context(Traffic([mine.vllm.address, plain.address]))
+            stack.enter_context(traffic)
         for number in range(rounds + 1):  # the first is for the caches of both
+            before = [engine.complete(PROMPT, 8) for engine in (mine.vllm, plain)]
             version = (number + 1) % 2
             began = time.monotonic()
             mine.agent.prepare(versions[version])
@@ -109,6 +112,14 @@ def measure(layers: int, hidden: int, rounds: int, *, idle: bool) -> dict[str, A
             time.sleep(SETTLE_SECONDS)
             own.append(theirs(plain.url, paths[version]))
             time.sleep(SETTLE_SECONDS)
+            after = [engine.complete(PROMPT, 8) for engine in (mine.vllm, plain)]
+            if any(new == old for new, old in zip(after, before, strict=True)):
+                raise SystemExit(f"one of them still serves what it did: {before} became {after}")
+    if not idle:
+        if traffic.failures:
+            raise SystemExit(f"{len(traffic.failures)} requests failed: {traffic.failures[:5]}")
+        if not all(traffic.answered.values()):
+            raise SystemExit(f"the clients were not answered: {traffic.answered}")
     floor = [copied(nbytes) for _ in range(5)]
     return {
         "bytes": nbytes,
@@ -116,6 +127,7 @@ def measure(layers: int, hidden: int, rounds: int, *, idle: bool) -> dict[str, A
         "vllm_seconds": own[1:],
         "prepare_seconds": prepared[1:],
         "floor_seconds": statistics.median(floor),
+        "answered": 0 if idle else traffic.requests,
     }
 
 

@@ -80,6 +80,7 @@ class Result:
     restart_seconds: float
     client_requests: int
     client_failures: int
+    unreached: tuple[str, ...]  # addresses that answered no client
 
     @property
     def ratio(self) -> float:
@@ -111,6 +112,7 @@ class Result:
     def failures(self) -> list[str]:
         """What the demo promised and did not show."""
         problems = [] if self.pods and self.client_requests else ["nothing was compared"]
+        problems += [f"no client was answered by {address}" for address in self.unreached]
         problems += [
             f"{p.name} does not answer like a cold start"
             for p in self.pods
@@ -272,7 +274,10 @@ def run(environment: Environment) -> Result:
         say(f"failed request: {failure}")
     with step("the same change by kubectl rollout restart"):
         restart_seconds = restart(environment)
-    return Result(pods, seconds, restart_seconds, traffic.requests, len(traffic.failures))
+    unreached = tuple(address for address, count in traffic.answered.items() if not count)
+    return Result(
+        pods, seconds, restart_seconds, traffic.requests, len(traffic.failures), unreached
+    )
 
 
 def written(name: str, text: str) -> Path:

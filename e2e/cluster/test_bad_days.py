@@ -20,10 +20,10 @@ from urllib.error import HTTPError
 
 from e2e.cluster.conftest import PROMPT, TOKENS, answers
 from e2e.harness import samples
-from e2e.harness.containers import kill_container
 from e2e.harness.environment import SAMPLES, SYSTEM, Environment
 from e2e.harness.kubectl import CommandFailed, TimedOut, eventually
 from e2e.harness.reach import reach
+from e2e.harness.sabotage import kill_container
 from e2e.harness.traffic import complete_ids
 
 LABEL = "app=tiny-llama"

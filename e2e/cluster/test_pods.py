@@ -10,11 +10,11 @@ import pytest
 
 from e2e.cluster.conftest import PROMPT, TOKENS, answers
 from e2e.harness import samples
-from e2e.harness.containers import kill_container
 from e2e.harness.environment import RELEASE, SAMPLES, SYSTEM, Environment, install
 from e2e.harness.gates import watch_gates
 from e2e.harness.kubectl import eventually, run
 from e2e.harness.reach import reach
+from e2e.harness.sabotage import kill_container
 from e2e.harness.traffic import complete_ids
 
 LABEL = "app=tiny-llama"

@@ -26,7 +26,6 @@ import pytest
 
 from e2e.cluster.conftest import PROMPT, TOKENS, WAY_BACK, answers
 from e2e.harness import cold
-from e2e.harness.containers import kill_container
 from e2e.harness.environment import ROOT, Environment
 from e2e.harness.fleet import (
     BAD,
@@ -38,11 +37,12 @@ from e2e.harness.fleet import (
     engines,
     is_ready,
     restarts,
+    words,
 )
 from e2e.harness.kubectl import TimedOut, eventually
-from e2e.harness.sabotage import EVERYWHERE
+from e2e.harness.sabotage import EVERYWHERE, kill_container
 from e2e.harness.tape import Body, Tape
-from e2e.harness.witness import false_statements, watch_labels
+from e2e.harness.witness import Account, Statements, judge, watch_labels
 
 BACK_SECONDS = 20.0
 PATIENCE_SECONDS = 300.0  # engines start, and kubelets wait before they start them again
@@ -85,7 +85,7 @@ QUICK = (
     Case("commit-succeeds-meanwhile", 0, "Abort"),
     Case("crash-loop", 1, "Abort"),
 )
-ENOUGH = 4  # answers that were held against what a pod's label says
+ENOUGH = 4  # answers that were held against what a pod's label says, and words of two pods once
 WITNESS_SECONDS = (
     # how long it may take to get them after the last version is Ready: on a quiet machine all is
     # over in five
@@ -129,22 +129,73 @@ def test_the_way_back(
         watch_labels(fleet.environment, SELECTOR, truth, PROMPT, TOKENS) as account,
     ):
         try:
-            _there_and_back(fleet, tape, case, row)
-            eventually(
-                "the witness has seen enough",
-                lambda: account.compared.total() >= ENOUGH,
-                WITNESS_SECONDS,
-            )
+            old, following = _there_and_back(fleet, tape, truth, case, row)
+            _seen_enough(account, following)
         finally:
             tape.save(ROOT / "build" / "way-back" / f"{case}.jsonl")
-    compared, lies = false_statements(tape)
+    statements = judge(tape)
+    compared = statements.named.total() + statements.served.total()
     row["compared"] = {**account.compared, "statuses": compared}
-    now = _served(fleet)
-    assert account.lies + lies == []
-    assert account.compared.total() >= ENOUGH, "the witness saw too little"
-    assert compared >= 8
-    assert answers(fleet.environment, SELECTOR) == [truth[now]] * 2
+    _nobody_lied(account, statements, old, following)
+    assert answers(fleet.environment, SELECTOR) == [truth[following]] * 2
     assert row["back_seconds"] <= BACK_SECONDS
+    if not _was_restarted(tape):
+        # nobody had to start: there is nothing that any of it could have waited for
+        assert row["set_to_ready_seconds"] <= BACK_SECONDS
+        assert row["next_seconds"] <= BACK_SECONDS
+
+
+@pytest.mark.timeout(1800)
+def test_vllm_killed_in_its_commit(fleet: Fleet, truth: dict[str, list[int]]) -> None:
+    """It comes back on the version that it was killed on the way to, and nobody has to help."""
+    _begin(fleet, Case("killed-in-its-commit", 1, "Pause"))
+    old, following = _versions(fleet)
+    with (
+        fleet.tape() as tape,
+        watch_labels(fleet.environment, SELECTOR, truth, PROMPT, TOKENS) as account,
+    ):
+        try:
+            held = _hold(fleet, tape, following)
+            generation = int(_rollout(tape)["metadata"]["generation"])
+            pod = next(p for p in tape.latest("pod") if p["metadata"]["uid"] == held.uid)
+            assert held.is_held(tape)
+            kill_container(fleet.environment, pod, "vllm")
+            tape.until(
+                "it is started again",
+                lambda t: any(
+                    p["metadata"]["uid"] == held.uid and restarts(p) > restarts(pod)
+                    for p in t.latest("pod")
+                ),
+                60,
+            )
+            confirmed = [word["digest"] for word in held.words(tape)]
+            assert confirmed
+            assert held.digest not in confirmed, "the commit was over when it was killed"
+            fleet.sabotage.clear()
+            _until_ready(tape, generation)
+            _seen_enough(account, following)
+        finally:
+            tape.save(ROOT / "build" / "way-back" / "killed-in-its-commit.jsonl")
+    _nobody_lied(account, judge(tape), old, following)
+    assert answers(fleet.environment, SELECTOR) == [truth[following]] * 2
+
+
+def _seen_enough(account: Account, now: str) -> None:
+    eventually(
+        "the witness has seen enough, and what is served now",
+        lambda: account.compared.total() >= ENOUGH and account.compared[now],
+        WITNESS_SECONDS,
+    )
+
+
+def _nobody_lied(account: Account, statements: Statements, *versions: str) -> None:
+    """Neither labels nor statuses; and of every version that was complete so much was said."""
+    assert account.lies + statements.lies == []
+    assert account.compared.total() >= ENOUGH, "the witness saw too little"
+    for version in versions:
+        assert statements.served[version] >= ENOUGH, (
+            f"nobody looked whether all serve {version}: {statements.served}"
+        )
 
 
 def _begin(fleet: Fleet, case: Case) -> None:
@@ -164,29 +215,43 @@ def _begin(fleet: Fleet, case: Case) -> None:
     fleet.until_ready()
 
 
-def _there_and_back(fleet: Fleet, tape: Tape, case: Case, row: dict[str, Any]) -> None:
+def _versions(fleet: Fleet) -> tuple[str, str]:
+    """The good version that is served, and the other one."""
     old = _served(fleet)
-    following = next(version for version in GOOD if version != old)
-    meanwhile = BEGIN[case.event](fleet, tape, case)
+    assert old in GOOD
+    return old, next(version for version in GOOD if version != old)
+
+
+def _there_and_back(
+    fleet: Fleet, tape: Tape, truth: dict[str, list[int]], case: Case, row: dict[str, Any]
+) -> tuple[str, str]:
+    """The version that it went back to, and the one after."""
+    old, following = _versions(fleet)
+    assert answers(fleet.environment, SELECTOR) == [truth[old]] * 2
+    held: Held | None = BEGIN[case.event](fleet, tape, case)
     status = _rollout(tape)["status"]
+    assert status["target"]["version"] in (BAD, MISFIT), "there is no way to go back"
     row["phase"], row["reason"] = status["phase"], _reason(status)
     began = time.monotonic()
     generation = fleet.lead_to(old)
-    if meanwhile is not None:
+    if held is not None:
         tape.until(
             "the way back is decided", lambda t: _observed(t) >= generation, PATIENCE_SECONDS
         )
-        began = meanwhile()
+        began = held.let_go(tape)
     ready_at = _until_ready(tape, generation)
     row["back_seconds"] = round(ready_at - max(began, could_serve_since(tape, ready_at)), 2)
     row["set_to_ready_seconds"] = round(ready_at - began, 2)
     assert _rollout(tape)["status"]["stable"]["version"] == old
+    assert answers(fleet.environment, SELECTOR) == [truth[old]] * 2
+    assert held is None or held.has_ended(tape), "the commit that was held did not end as ordered"
     assert _charged(tape, generation) == [], "the version gone back to has failed nowhere"
     began = time.monotonic()
     ready_at = _until_ready(tape, fleet.lead_to(following))
     row["next_seconds"] = round(ready_at - began, 2)
     status = _rollout(tape)["status"]
     assert (status["stable"]["version"], status["previous"]["version"]) == (following, old)
+    return old, following
 
 
 # -- the bad days; each ends when it is time to go back -----------------------------------------
@@ -266,32 +331,80 @@ def _crash_loop(fleet: Fleet, tape: Tape, case: Case) -> None:
         named if case.action == "Abort" and not IS_QUICK else looping,
         2 * PATIENCE_SECONDS,
     )
-
-
-def _in_the_middle(fleet: Fleet, tape: Tape, ends: str) -> Any:
-    """A commit that is held; what comes back lets it go on, and says when."""
     digest = fleet.digests[BAD]
+    died = {
+        said.body["metadata"]["uid"]
+        for said in tape.said
+        if said.kind == "pod" and restarts(said.body) > before.get(said.body["metadata"]["uid"], 0)
+    }
+    served = {uid for uid in died if any(word["digest"] == digest for word in words(tape, uid))}
+    assert served, f"{died} died, and none of them has served {BAD}"
+
+
+@dataclass(slots=True)
+class Held:
+    """A commit that waits in an engine for what the sabotage says next."""
+
+    fleet: Fleet
+    uid: str  # the pod's
+    digest: str
+    since: float  # monotonic seconds
+    ends: str = ""  # the deed that it goes on with
+    let_go_at: float = 0.0
+
+    def words(self, tape: Tape, since: float = 0.0) -> list[Body]:
+        """What was said of the engine since it is held, or since then."""
+        return words(tape, self.uid, max(since, self.since))
+
+    def is_held(self, tape: Tape) -> bool:
+        """Whether the last word is that it commits, and none says how that ended."""
+        said = self.words(tape)
+        return said[-1]["phase"] == "Committing" and not any(map(self._is_over, said))
+
+    def let_go(self, tape: Tape) -> float:
+        """When."""
+        assert self.is_held(tape), f"nothing is held any more: {self.words(tape)[-1]}"
+        self.let_go_at = time.monotonic()
+        self.fleet.sabotage.order(self.digest, {EVERYWHERE: self.ends})
+        return self.let_go_at
+
+    def has_ended(self, tape: Tape) -> bool:
+        """As ordered, after it was let go."""
+        return any(map(self._is_over, self.words(tape, self.let_go_at)))
+
+    def _is_over(self, word: Body) -> bool:
+        if not self.ends:
+            return bool(word["digest"] == self.digest)
+        failed = word.get("failed") or {}
+        return bool(failed.get("digest") == self.digest and failed.get("step") == "Commit")
+
+
+def _hold(fleet: Fleet, tape: Tape, version: str, ends: str = "") -> Held:
+    """Lead to a version; once an engine is in its commit."""
+    digest = fleet.digests[version]
     fleet.sabotage.order(digest, {EVERYWHERE: "hold"})
-    fleet.lead_to(BAD)
-    tape.until(
-        "a commit is under way",
-        lambda t: any(engine["phase"] == "Committing" for engine in engines(t).values()),
-        PATIENCE_SECONDS,
+    fleet.lead_to(version)
+
+    def committing(t: Tape) -> str:
+        found = engines(t).items()
+        return next((uid for uid, engine in found if engine["phase"] == "Committing"), "")
+
+    uid = tape.until("a commit is under way", committing, PATIENCE_SECONDS)
+    since = next(
+        said.at
+        for said in reversed(tape.said)
+        if said.kind == "node"
+        and any(engine["podUID"] == uid for engine in said.body["status"]["engines"])
     )
-
-    def let_go() -> float:
-        fleet.sabotage.order(digest, {EVERYWHERE: ends})
-        return time.monotonic()
-
-    return let_go
+    return Held(fleet, uid, digest, since, ends)
 
 
 BEGIN: dict[str, Any] = {
     "one-pod-fails": _one_pod_fails,
     "refused-at-boot": _refused_at_boot,
     "crash-loop": _crash_loop,
-    "commit-fails-meanwhile": lambda fleet, tape, case: _in_the_middle(fleet, tape, "mismatch"),
-    "commit-succeeds-meanwhile": lambda fleet, tape, case: _in_the_middle(fleet, tape, ""),
+    "commit-fails-meanwhile": lambda fleet, tape, case: _hold(fleet, tape, BAD, "mismatch"),
+    "commit-succeeds-meanwhile": lambda fleet, tape, case: _hold(fleet, tape, BAD),
 }
 
 
@@ -300,6 +413,16 @@ BEGIN: dict[str, Any] = {
 
 def _rollout(tape: Tape) -> Body:
     return tape.latest("rollout")[0]
+
+
+def _was_restarted(tape: Tape) -> bool:
+    """Whether any pod is another one than in the beginning, or has another container."""
+    seen: dict[str, set[int]] = {}
+    for said in tape.said:
+        if said.kind == "pod":
+            seen.setdefault(str(said.body["metadata"]["uid"]), set()).add(restarts(said.body))
+    assert len(seen) >= 2, "there were two pods"
+    return len(seen) > 2 or any(len(counts) > 1 for counts in seen.values())
 
 
 def _observed(tape: Tape) -> int:

@@ -52,7 +52,17 @@ def golden(model: Path) -> list[dict[str, Any]]:
         if not record.exists():
             paths.write_atomically(record, _cold_load(model))
     recorded: list[dict[str, Any]] = json.loads(record.read_text())
+    asked = [tuple(probe["promptTokenIds"]) for probe in recorded]
+    assert asked == list(PROMPTS), f"{record} is of other prompts"
+    assert {len(probe["tokenIds"]) for probe in recorded} == {TOKENS}
     return recorded
+
+
+def told_apart(*models: Path) -> None:
+    """No prompt is answered alike by two of them: else an engine could serve either."""
+    for probes in zip(*map(golden, models), strict=True):
+        answers = {tuple(probe["tokenIds"]) for probe in probes}
+        assert len(answers) == len(models), "whatever an engine served, it would pass"
 
 
 def _cold_load(model: Path) -> str:
@@ -134,6 +144,21 @@ class Engine:
 
     def states(self) -> list[frames.State]:
         return self.agent.peers["server"].states
+
+    def takes_its_order(self, seconds: float = 60.0) -> None:
+        """Until the sabotage has read what it is to do: the copy is under way."""
+        self.agent.until(lambda: not self.order.exists(), seconds)
+
+    def repaired(self, since: int, seconds: float = 120.0) -> frames.State:
+        """Its word that it is repaired, once it has come; ``since`` is how many words it had said
+        before it broke.
+        """
+        self.agent.until(
+            lambda: [state.reason for state in self.states()[since:]][-1:] == ["Repaired"], seconds
+        )
+        said = self.states()[since:]
+        assert [state.state for state in said] == ["Dirty", "Serving"], said
+        return said[-1]
 
 
 @pytest.fixture(scope="module")

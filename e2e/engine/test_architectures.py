@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from e2e.engine import images
-from e2e.engine.conftest import Engine, assert_serves, checkpoint, report, version
+from e2e.engine.conftest import (
+    Engine,
+    assert_serves,
+    checkpoint,
+    report,
+    told_apart,
+    version,
+)
 from hotweights_transports.handoff import frames
 
 
@@ -22,6 +29,7 @@ def test_hot_equals_cold(
     start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest
 ) -> None:
     old, new = checkpoint(arch, 0), checkpoint(arch, 1)
+    told_apart(old, new)
     engine = start(old).ready()
     assert_serves(engine, old)
     first, second = version(old, "v0"), version(new, "v1")
@@ -41,6 +49,7 @@ def test_the_plain_way_is_right_too(
 ) -> None:
     """Loaded inside the pause, as for a model that cannot be finished beside the running one."""
     old, new = checkpoint(arch, 0), checkpoint(arch, 1)
+    told_apart(old, new)
     engine = start(old, HOTWEIGHTS_SABOTAGE_PLAIN="1").ready()
     first, second = version(old, "v0"), version(new, "v1")
     for image, model in ((second, new), (first, old)):

@@ -8,12 +8,13 @@ from collections.abc import Callable
 import pytest
 
 from e2e.engine.agent import Gone
-from e2e.engine.conftest import Engine, assert_serves, checkpoint, version
+from e2e.engine.conftest import Engine, assert_serves, checkpoint, told_apart, version
 from hotweights_transports.handoff import frames
 
 
 def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
     old, new = checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)
+    told_apart(old, new)
     engine = start(old, None, HOTWEIGHTS_BOOT_TIMEOUT_SECONDS="1")
     engine.connected()
     for _ in range(5):
@@ -29,7 +30,7 @@ def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
     engine.agent.prepare(back)
     engine.order.write_text("slow")
     frame = engine.agent.start_commit(back.digest)
-    time.sleep(0.3)
+    engine.takes_its_order()
     engine.vllm.process.kill()
     with pytest.raises(Gone):
         raise AssertionError(engine.agent.answer_of(frame))
@@ -40,6 +41,7 @@ def test_serve_opens_after_the_time_out_and_takes_a_version_later(
     start: Callable[..., Engine],
 ) -> None:
     old, new = checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)
+    told_apart(old, new)
     engine = start(
         old,
         None,
@@ -53,11 +55,11 @@ def test_serve_opens_after_the_time_out_and_takes_a_version_later(
     image = version(new, "v1")
     engine.agent.prepare(image)
     engine.order.write_text("half")
+    said = len(engine.states())
     answer = engine.agent.commit(image.digest)
     assert isinstance(answer, frames.CommitFailed)
     assert answer.dirty
-    engine.agent.until(lambda: engine.states()[-1].reason == "Repaired", 60)
-    assert engine.states()[-1].digest is None
+    assert engine.repaired(said, 60).digest is None
     assert_serves(engine, old)
     # A failure that cannot be repaired: the process ends itself, with an error.
     engine.agent.prepare(image)

@@ -30,11 +30,12 @@ def test_two_ranks_are_one_engine(
     for broken in (1, 0):
         engine.agent.prepare(second)
         engine.order.write_text(f"half@{broken}")
+        said = len(engine.states())
         failure = engine.agent.commit(second.digest)
         assert isinstance(failure, frames.CommitFailed)
         assert failure.dirty
         assert f"rank {broken}" in failure.message
-        engine.agent.until(lambda: engine.states()[-1].reason == "Repaired", 120)
+        assert engine.repaired(said).digest == first.digest
         assert engine.vllm.greedy() == boot
     engine.agent.swap(second)
     assert engine.vllm.greedy() == switched

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import localvllm
-from e2e.engine.conftest import SABOTAGE, checkpoint, golden
+from e2e.engine.conftest import SABOTAGE, checkpoint, golden, told_apart
 from e2e.engine.images import Tensor
 from e2e.engine.seed_world import (
     INSIDE,
@@ -30,6 +30,11 @@ from e2e.engine.seed_world import (
 )
 
 EXAMPLES = ROOT / "examples"
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_versions() -> None:
+    told_apart(old(), new())
 
 
 @pytest.fixture

@@ -187,6 +187,17 @@ def engines(tape: Tape) -> dict[str, Body]:
     }
 
 
+def words(tape: Tape, uid: str, since: float = 0.0) -> list[Body]:
+    """What the agents said of one pod's engine, one after the other, since that moment."""
+    return [
+        engine
+        for said in tape.said
+        if said.kind == "node" and said.at >= since
+        for engine in said.body.get("status", {}).get("engines", [])
+        if engine["podUID"] == uid
+    ]
+
+
 def restarts(pod: Body) -> int:
     """How often its container was started again."""
     statuses = pod.get("status", {}).get("containerStatuses", [])

@@ -3,6 +3,8 @@
 Every address gets clients that send one completion after the other, and clients that read theirs as
 a stream and notice how long they wait between two tokens. A request counts as failed when it does
 not end with status 200 and a reason that a client would accept; what failed is kept, word for word.
+Whoever looks at failures has to look at `Traffic.answered` too: an address that was never reached
+has none. A client that hangs is an error of the traffic.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from types import TracebackType
 from typing import Self
 
 ACCEPTED = ("length", "stop")
+REQUEST_SECONDS = 60.0
+END_SECONDS = 90.0  # longer than any request may take
 
 
 def complete_ids(
@@ -66,23 +70,35 @@ class Traffic:
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._requests = 0
+        self._answered = dict.fromkeys(addresses, 0)
         self._failures: list[str] = []
         self._slowest_seconds = 0.0
         # when, and the seconds between two tokens of one stream
         self._gaps: list[tuple[float, float]] = []
         self._threads = [
             threading.Thread(
-                target=self._ask, args=(address, number, number < streams), daemon=True
+                target=self._ask,
+                args=(address, number, number < streams),
+                name=address,
+                daemon=True,
             )
             for address in addresses
             for number in range(streams + plain)
         ]
+        if not self._threads:
+            raise ValueError("nobody asks anything")
 
     @property
     def requests(self) -> int:
         """How many requests ended so far."""
         with self._lock:
             return self._requests
+
+    @property
+    def answered(self) -> dict[str, int]:
+        """How many requests ended well so far, by address; 0 for one that was never reached."""
+        with self._lock:
+            return dict(self._answered)
 
     @property
     def failures(self) -> list[str]:
@@ -113,18 +129,28 @@ class Traffic:
         trace: TracebackType | None,
     ) -> None:
         self._stop.set()
+        deadline = time.monotonic() + END_SECONDS
         for thread in self._threads:
-            thread.join(timeout=90)
+            thread.join(max(0.0, deadline - time.monotonic()))
+        hung = [thread.name for thread in self._threads if thread.is_alive()]
+        for address in hung:
+            self._note(address, f"{address}: no end within {END_SECONDS:g} s")
+        if error is not None:
+            return  # it says more
+        if hung:
+            raise TimeoutError(f"requests without an end within {END_SECONDS:g} s: {hung}")
 
     def _ask(self, address: str, number: int, stream: bool) -> None:
         turn = 0
-        while not self._stop.is_set():
+        while not turn or not self._stop.is_set():  # everybody asks once
             turn += 1
             prompt = f"client {number} asks {turn} times"
             began = time.monotonic()
             failure = ""
             try:
-                with _post(address, prompt, self._max_tokens, 60, stream=stream) as answer:
+                with _post(
+                    address, prompt, self._max_tokens, REQUEST_SECONDS, stream=stream
+                ) as answer:
                     reason = (
                         self._read(answer)
                         if stream
@@ -132,15 +158,20 @@ class Traffic:
                     )
                 if reason not in ACCEPTED:
                     failure = f"{address}: ended with {reason}"
-            except (OSError, HTTPException, ValueError, KeyError) as error:
+            except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
                 failure = f"{address}: {type(error).__name__}: {error}"
-            with self._lock:
-                self._requests += 1
-                self._slowest_seconds = max(self._slowest_seconds, time.monotonic() - began)
-                if failure:
-                    self._failures.append(failure)
+            self._note(address, failure, time.monotonic() - began)
             if failure:
                 self._stop.wait(0.2)  # a dead address must not turn into a busy loop
+
+    def _note(self, address: str, failure: str, seconds: float = 0.0) -> None:
+        with self._lock:
+            self._requests += 1
+            self._slowest_seconds = max(self._slowest_seconds, seconds)
+            if failure:
+                self._failures.append(failure)
+            else:
+                self._answered[address] += 1
 
     def _read(self, answer: HTTPResponse) -> str:
         """The reason by which a stream ended, if it did."""

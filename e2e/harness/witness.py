@@ -82,10 +82,11 @@ def watch_labels(
         answers = list(pool.map(ask, before))
         after = {shown.uid: shown for shown in _shown(environment, selector)}
         for shown, answer in zip(before, answers, strict=True):
-            if after.get(shown.uid) != shown:
-                continue
             if isinstance(answer, str):
+                # that it stopped to be Ready meanwhile is no excuse: it was when it was asked
                 account.unanswered[shown.uid, shown.life] = f"{shown.name}: {answer}"
+                continue
+            if after.get(shown.uid) != shown:
                 continue
             account.compared[shown.version] += 1
             if answer != cold.get(shown.version):
@@ -114,14 +115,22 @@ def _shown(environment: Environment, selector: str) -> list[Shown]:
         metadata, status = pod["metadata"], pod.get("status", {})
         version = metadata.get("labels", {}).get(LABEL, "")
         if version and _condition(status, "Ready").get("status") == "True":
-            life = status["containerStatuses"][0].get("containerID", "")
-            found.append(Shown(metadata["name"], metadata["uid"], life, version, pod))
+            found.append(Shown(metadata["name"], metadata["uid"], _life(pod), version, pod))
     return found
 
 
+def _life(pod: Body) -> str:
+    """The id of its container, empty before it had one."""
+    statuses = pod.get("status", {}).get("containerStatuses", [])
+    return str(statuses[0].get("containerID", "")) if statuses else ""
+
+
 def _unexcused(environment: Environment, selector: str, account: Account) -> list[str]:
+    """What did not answer and lives on, Ready or not."""
+
     def left() -> list[str]:
-        lives = {(s.uid, s.life) for s in _shown(environment, selector)}
+        pods = environment.in_samples.pods(selector)
+        lives = {(str(pod["metadata"]["uid"]), _life(pod)) for pod in pods}
         return [text for life, text in account.unanswered.items() if life in lives]
 
     try:
@@ -140,18 +149,29 @@ def _condition(status: Body, type_: str) -> Body:
     return next((c for c in status.get("conditions", []) if c["type"] == type_), {})
 
 
-def false_statements(tape: Tape) -> tuple[int, list[str]]:
+@dataclass
+class Statements:
+    """What the statuses on a tape said, held against the rest of it."""
+
+    # by version: how often a name was looked up, how many words of pods and engines were compared
+    # while the rollout said that all serve it
+    named: Counter[str] = field(default_factory=Counter)
+    served: Counter[str] = field(default_factory=Counter)
+    lies: list[str] = field(default_factory=list)
+
+
+def judge(tape: Tape) -> Statements:
     """What the statuses on a tape said that was not so; and how many statements were compared.
 
     *stable* and *previous* name only what the rollout called complete at some time before. When it
-    becomes Ready, every pod shows the version, and every engine has confirmed it; as long as it is
-    Ready, none shows or confirms another one.
+    becomes Ready, there are pods, every pod shows the version, and every engine has confirmed it;
+    as long as it is Ready, none shows or confirms another one.
     """
     complete: set[str] = set()
     pods: dict[str, Body] = {}
     nodes: dict[str, Body] = {}
-    was_ready, compared = False, 0
-    lies: list[str] = []
+    was_ready, is_first = False, True
+    found = Statements()
     for said in tape.said:
         if said.kind == "rollout":
             status = said.body.get("status", {})
@@ -160,22 +180,27 @@ def false_statements(tape: Tape) -> tuple[int, list[str]]:
             target, ready = status.get("target", {}), is_ready(said.body, 0)
             if ready:
                 complete.add(target["name"])
-                count, found = _of_fleet(target, pods, nodes, became=not was_ready)
-                compared, lies = compared + count, lies + found
+                _of_fleet(target, pods, nodes, found, became=not was_ready)
+                # of what was there before the tape began, the order may be another one
+                if not was_ready and not is_first and not pods:
+                    found.lies.append(f"Ready with {target['version']}, and there is no pod")
             for named in ("stable", "previous"):
                 name = status.get(named, {}).get("name", "")
-                compared += 1
-                if name and name not in complete:
-                    lies.append(
+                if not name:
+                    continue  # it says nothing
+                found.named[name] += 1
+                if name not in complete:
+                    found.lies.append(
                         f"status.{named} names {name}, complete were only {sorted(complete)}"
                     )
-            was_ready = ready
+            was_ready, is_first = ready, False
             continue
         known = pods if said.kind == "pod" else nodes
         known[said.name] = said.body
         if said.gone:
             del known[said.name]
-    return compared, list(dict.fromkeys(lies))
+    found.lies = list(dict.fromkeys(found.lies))
+    return found
 
 
 def _known_complete(status: Body) -> set[str]:
@@ -185,14 +210,12 @@ def _known_complete(status: Body) -> set[str]:
 
 
 def _of_fleet(
-    target: Body, pods: dict[str, Body], nodes: dict[str, Body], *, became: bool
-) -> tuple[int, list[str]]:
+    target: Body, pods: dict[str, Body], nodes: dict[str, Body], found: Statements, *, became: bool
+) -> None:
     """What pods and engines say while the rollout says that all serve ``target``."""
     engines = {
         e["podUID"]: e for node in nodes.values() for e in node.get("status", {}).get("engines", [])
     }
-    compared = 0
-    lies: list[str] = []
     for pod in pods.values():
         metadata: Any = pod["metadata"]
         if "deletionTimestamp" in metadata:
@@ -200,10 +223,11 @@ def _of_fleet(
         label = metadata.get("labels", {}).get(LABEL, "")
         digest = engines.get(metadata["uid"], {}).get("digest", "")
         for shown, wanted in ((label, target["version"]), (digest, target["digest"])):
-            compared += 1
-            if shown != wanted and (shown or became):
-                lies.append(
+            if not shown and not became:
+                continue  # who says nothing may change by then
+            found.served[target["version"]] += 1
+            if shown != wanted:
+                found.lies.append(
                     f"Ready with {target['version']}, and {metadata['name']} says "
                     f"{shown or 'nothing'}"
                 )
-    return compared, lies

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import pytest
+
+from e2e.harness import traffic as clients
 from e2e.harness.traffic import Traffic, complete_ids
 
 Answer = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
@@ -78,6 +81,7 @@ def test_good_answers_are_counted_and_their_gaps_seen() -> None:
         assert complete_ids(address, [1]) == [1, 2]
         traffic = ask(address)
     assert traffic.failures == []
+    assert traffic.answered == {address: traffic.requests}
     # as long as the server stood still, less what this client slept itself
     assert traffic.worst_gap() > 0.0
     assert traffic.worst_gap(until=0.0) == 0.0
@@ -88,9 +92,66 @@ def test_every_kind_of_failure_is_kept() -> None:
     with server(busy) as address:
         traffic = ask(address)
         assert len(traffic.failures) == traffic.requests
+        assert traffic.answered == {address: 0}
         assert "503" in traffic.failures[0]
     with server(broken) as address:
         told = " ".join(ask(address).failures)
     assert "ended with abort" in told
     assert "the stream broke off" in told
     assert "Error" in ask(address).failures[0]  # nobody listens there any more
+
+
+def test_an_address_that_was_never_reached_is_told_apart() -> None:
+    with server(well) as address, server(busy) as other, Traffic([address, other]) as traffic:
+        while not traffic.answered[address]:
+            time.sleep(0.01)
+    assert traffic.answered[other] == 0
+    assert traffic.requests > 0
+
+
+def test_nobody_who_asks_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nobody asks"):
+        Traffic([])
+
+
+def test_a_client_that_hangs_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clients, "END_SECONDS", 0.2)
+    begun, over = threading.Event(), threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        begun.set()
+        over.wait(30)
+
+    with server(hang) as address:
+        try:
+            with pytest.raises(TimeoutError, match=address), Traffic([address]) as traffic:
+                assert begun.wait(10)
+            assert traffic.failures == [f"{address}: no end within 0.2 s"]
+        finally:
+            over.set()
+
+
+def odd(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    """200, and nothing that a client looks for."""
+    handler.send_response(200)
+    handler.end_headers()
+    handler.wfile.write(b'{"choices": []}' if not body["stream"] else b'data: {"choices": []}\n\n')
+
+
+def test_an_answer_that_nobody_can_read_is_a_failure_and_the_client_goes_on() -> None:
+    with server(odd) as address:
+        traffic = ask(address)
+    assert len(traffic.failures) == traffic.requests
+    assert any("IndexError" in failure for failure in traffic.failures)
+
+
+def test_everybody_asks_once_however_short_it_is() -> None:
+    with server(well) as address:
+        with Traffic([address], plain=2, streams=1) as traffic:
+            pass
+        assert traffic.answered[address] >= 3
+
+
+def test_an_error_inside_says_more() -> None:
+    with server(odd) as address, pytest.raises(RuntimeError, match="inside"), Traffic([address]):
+        raise RuntimeError("inside")
