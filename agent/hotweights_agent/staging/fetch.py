@@ -45,6 +45,7 @@ from hotweights_transports.peers.base import (
 
 log = logging.getLogger(__name__)
 
+# how late a cancellation or the deadline is noticed, and what other threads did
 TICK_SECONDS = 0.1
 
 
@@ -60,7 +61,7 @@ class FetchFailed(TransferError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """How hard to try."""
+    """How hard to try, before a fetch fails and the session decides whether to try again."""
 
     deadline_seconds: float = 1800.0
     """For the whole fetch."""
@@ -101,7 +102,7 @@ class ChunkSource(Protocol):
 
 
 class PeerSource:
-    """Another node's agent."""
+    """Another node's agent, asked over whatever transport its endpoint names."""
 
     def __init__(self, client: PeerClient, digest: str) -> None:
         self.name = client.address
@@ -267,7 +268,7 @@ class Fetch:
                 self._stop.wait(self._persistence.backoff.seconds(failures))
                 continue
             except Cancelled:
-                if self._stop.is_set():
+                if self._stop.is_set():  # we ended it ourselves: no failure of this source
                     return
                 raise
             if self._note_missing(source, missing, began):
@@ -318,6 +319,7 @@ class Fetch:
         return bool(again)
 
     def _gave_up(self, want: Want) -> FetchFailed:
+        # the origin's word if there is one: whoever reads it can do something about that
         last = self._failures.get(len(self._sources) - 1) or next(
             reversed(self._failures.values()), None
         )
@@ -330,6 +332,7 @@ class Fetch:
         )
 
     def _complaints(self) -> str:
+        # the origin first, which is the last of the sources
         with self._changed:
             return "".join(
                 f"; {self._failures[source]}" for source in sorted(self._failures, reverse=True)
