@@ -27,7 +27,7 @@ log = logging.getLogger("hotweights_agent")
 
 
 def version() -> str:
-    """The installed version."""
+    """The installed version of Hotweights; ``0+unknown`` in a tree that is not installed."""
     try:
         return version_of("hotweights")
     except PackageNotFoundError:
@@ -35,7 +35,7 @@ def version() -> str:
 
 
 def main() -> int:
-    """Parse, read the settings, run."""
+    """The command. Gives the exit code, as it is told above."""
     parser = argparse.ArgumentParser(
         prog="python -m hotweights_agent", description="The Hotweights agent of one node."
     )

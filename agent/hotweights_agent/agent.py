@@ -1,7 +1,8 @@
 """One agent of a cluster: a node's parts, told by the API server what to do.
 
-Starting: what the disk remembers, then the peers' port, the socket and the plugin, then the API.
-Ending: engines first (they go on serving), then peers, then what is being fetched.
+Starting: the plugin, which no pod may look for in vain; what the disk remembers and the peers'
+port; then the engines' socket, and last the watches. Ending is the other way round: engines first
+(they go on serving), then what is being fetched, then peers.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
             engines=settings.engines,
             memory_bytes=settings.memory_bytes,
         )
+        # before the socket opens: the first engine's effects need somebody to take them
         sync, status = _kube(api, settings, node.driver, metrics)
         await node.serve(stack)
         endpoints = Endpoints(

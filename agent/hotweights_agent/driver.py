@@ -36,9 +36,9 @@ from hotweights_crds.nodeweights import NodeWeightsStatus
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.25
-CAPACITY_SECONDS = 5.0
-MAX_WAITING_MESSAGES = 1024
+TICK_SECONDS = 0.25  # how late a deadline of the session may be noticed
+CAPACITY_SECONDS = 5.0  # free memory changes all the time; it is only shown
+MAX_WAITING_MESSAGES = 1024  # then whoever tells more waits, an engine in its own socket
 MESSAGES_AT_ONCE = 64  # noted before they are acted upon
 DEFECT_AGAIN_SECONDS = 60.0  # how often the same defect is logged; it is counted each time
 
@@ -59,7 +59,7 @@ class PodStatusSink(Protocol):
         ...
 
     def forget(self, uid: str) -> None:
-        """Show nothing more."""
+        """Nothing is known of this pod any more: write nothing more to it."""
         ...
 
 
@@ -114,7 +114,9 @@ class Driver:
         await self._queue.put(message)
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Turn messages into effects, until cancelled. What the disk remembers comes first, so that
+        no engine is answered without it.
+        """
         await self._turn(AssignmentsLoaded(self._file.pods))
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._tick(), name="clock")
@@ -142,7 +144,7 @@ class Driver:
         for effect in self._session.handle_all(messages, now):
             with contained(partial(self._defect, type(effect).__name__)):
                 await self._do(effect)
-        self.turned_at = now.seconds
+        self.turned_at = now.seconds  # after the effects: one that hangs is seen from outside
 
     def _defect(
         self, where: str, error: Exception, subject: str = "", story: Sequence[str] = ()
@@ -201,6 +203,7 @@ class Driver:
             pin = self._store.image(effect.digest)
         except UnknownVersion as error:
             log.warning("engine connection %d: %s", effect.conn, error)
+            # not by `tell`: it would wait for the queue that only this task empties
             self._own.append(StageFailed(effect.digest, "NotStaged", str(error), transient=True))
             return
         self.server.send_prepare(effect.conn, effect.id, effect.digest, _PinnedImage(pin))
@@ -208,6 +211,7 @@ class Driver:
     async def _on_disk(self, write: Callable[..., None], *arguments: object) -> None:
         try:
             await asyncio.to_thread(write, *arguments)
+        # a full disk must not stop the node: what is lost is an answer while the API server is away
         except StateFileNotWritten as error:
             self._metrics.defects.inc()
             log.error("%s. Until then a restarted engine waits for the API server", error)

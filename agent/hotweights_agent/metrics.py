@@ -17,7 +17,9 @@ from hotweights_transports.handoff import frames
 
 log = logging.getLogger(__name__)
 
+# seconds; from what a commit takes to the default bound of its pause
 PAUSE_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
+# seconds; up to the default bound of staging
 STAGE_BUCKETS = (0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0)
 
 
@@ -79,7 +81,7 @@ class Metrics:
         )
 
     def note(self, message: Message) -> None:
-        """Count what a message tells."""
+        """Count what a message tells. The driver calls it for each, before the session hears it."""
         match message:
             case StageDone():
                 self.staged.inc(message.bytes_total)
@@ -90,6 +92,7 @@ class Metrics:
                     self.checksums.inc()
             case FrameReceived(frame=frames.Committed() as frame):
                 self.commits.labels("Committed").inc()
+                # an engine's word: one nonsense must not spoil the sum
                 self.pauses.observe(max(0.0, min(frame.pause_seconds, 3600.0)))
             case FrameReceived(frame=frames.CommitFailed() as frame):
                 self.commits.labels("Dirty" if frame.dirty else _bounded(frame.reason)).inc()
@@ -108,6 +111,7 @@ class Metrics:
         self.capacity.labels("free").set(status.capacity.free_bytes)
 
 
+# those that plugin, storage and peers are known to give
 _REASONS = frozenset(
     [
         "UnknownTensor",

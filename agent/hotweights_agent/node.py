@@ -43,6 +43,8 @@ from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)
 
+# a turn takes milliseconds and a tick comes four times a second: /healthz fails, and the kubelet
+# starts the agent anew
 STUCK_SECONDS = 30.0
 
 
@@ -102,14 +104,16 @@ class Node:
         engines: EngineSettings,
         memory_bytes: int = 0,
     ) -> Node:
-        """What cannot be started raises."""
+        """Make the parts and listen for peers. What cannot be started raises; what was started
+        before it ends with the stack.
+        """
         budget = Budget(memory_bytes)
         store = Store(
             reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget
         )
         budget.store = store
         memory = StateFile(config.state_folder / "pods.json")
-        memory.load()
+        memory.load()  # before anything listens: the session begins with it
         endpoints: list[str] = []
         provider = config.lend(store)
         if config.broadcasts is not None:
@@ -120,7 +124,7 @@ class Node:
             endpoints.append(config.advertise(server.address))
         session = Session(
             AgentInfo(
-                str(uuid.uuid4()),
+                str(uuid.uuid4()),  # of this start: what lies in memory dies with it
                 config.version,
                 endpoints[0] if endpoints else "",
                 await asyncio.to_thread(config.measure_endpoints, tuple(endpoints)),
@@ -153,12 +157,14 @@ class Node:
         return cls(driver, store, manifests, tuple(endpoints))
 
     async def serve(self, stack: contextlib.AsyncExitStack) -> None:
-        """Let engines in. Raises `ServerNotStarted`."""
+        """Let engines in, after `Driver.status` and `Driver.pod_status` are set. Raises
+        `ServerNotStarted`.
+        """
         await self.driver.server.start()
         stack.push_async_callback(self.driver.server.close)
 
     def stuck(self) -> str:
-        """What is wrong; empty: nothing."""
+        """Why this process is of no use any more, for /healthz; empty: it is."""
         silent = time.monotonic() - self.driver.turned_at
         return f"nothing was decided for {silent:.0f} s" if silent > STUCK_SECONDS else ""
 
@@ -181,6 +187,7 @@ class Budget:
         available = available_nbytes()
         if self.store is None or not self._most_nbytes or getattr(self._asking, "now", False):
             return available
+        # by thread: others may ask at the same time, and they are to be answered in full
         self._asking.now = True
         try:
             held = self.store.usage().held
@@ -195,7 +202,7 @@ def utc() -> str:
 
 
 def now() -> Now:
-    """Now, for the session."""
+    """Both clocks at once, for the session: the one that only grows, and the one for people."""
     return Now(time.monotonic(), utc())
 
 

@@ -39,11 +39,12 @@ from hotweights_transports.peers.registry import resolution, transport_for
 
 log = logging.getLogger(__name__)
 
-MEASURED_SECONDS = 0.3
-CHUNK_NBYTES = 4 << 20
+MEASURED_SECONDS = 0.3  # it delays the agent's start
+CHUNK_NBYTES = 4 << 20  # as manifests have them (docs/design/001-contracts.md)
 SLOT_NBYTES = 8 << 20
 MEASURED_NBYTES = 128 << 20  # by broadcast
 STALL_SECONDS = 10.0
+# of no version that there is
 VERSION = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
@@ -74,6 +75,7 @@ def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[End
         because["mpi"] = found.because
         if found.works and "tcp" in at:
             at["mpi"] = at["tcp"].replace("tcp", "mpi", 1)
+    # one alone has nothing to be compared with
     rates = {scheme: _measured(scheme) for scheme in at} if len(at) > 1 else {}
     return tuple(
         Endpoint(
@@ -95,7 +97,9 @@ def _measured(scheme: str) -> int:
 
 
 def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
-    """MB/s over loopback."""
+    """MB/s (10^6 bytes) from a server to a client in this process, over loopback, for so many
+    seconds. Raises `PeerError` or `OSError`.
+    """
     token = secrets.token_hex()
     one = _OneChunk()
     uri = f"{scheme}://127.0.0.1:0"
@@ -122,7 +126,7 @@ def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
 
 
 def measure_broadcast(nbytes: int = MEASURED_NBYTES) -> int:
-    """MB/s of a broadcast to one other rank on this host."""
+    """MB/s (10^6 bytes) of a broadcast to one other rank on this host. Raises `TransferError`."""
     terms = Terms(2, "a measurement", 2, SLOT_NBYTES, secrets.token_bytes(32))
     patience = GroupTimeouts(join_seconds=10.0, stall_seconds=10.0)
     with (
@@ -165,8 +169,6 @@ def _push(group: GroupLeader | GroupMember, nbytes: int) -> float:
 
 
 class _OneChunk(ChunkProvider):
-    """Has one chunk."""
-
     def __init__(self) -> None:
         content = os.urandom(CHUNK_NBYTES)
         self._slab = sealed_memfd(content, "hotweights-measure")

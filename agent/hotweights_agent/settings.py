@@ -50,7 +50,7 @@ class StagingSettings:
     before its first byte.
     """
     at_once: int = 1
-    """How many versions are staged at the same time."""
+    """How many versions are staged at the same time; each takes memory from its first byte on."""
     patience_seconds: float = 20.0
     """How long a parent that does not know a version yet is asked again before anybody goes past
     it.
@@ -63,7 +63,7 @@ class StagingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How long engines may take."""
+    """How long engines may take, in seconds, before their connection ends or is given up."""
 
     hello_seconds: float = 10.0
     """From connecting to the hello."""
@@ -89,7 +89,7 @@ class KubeSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """All of it."""
+    """All of it. Whatever has no default must be set; the chart writes the rest."""
 
     node: str
     """The node's name (NODE_NAME)."""
@@ -211,18 +211,21 @@ def _value(kind: Any, value: Any, where: str) -> Any:
         return tuple(
             _value(typing.get_args(kind)[0], one, f"{where}[{i}]") for i, one in enumerate(value)
         )
+    # a field of another type is a mistake of ours, not of whoever wrote the file
     if isinstance(kind, UnionType) or kind not in (bool, int, float, str, Path):
         raise SettingsError(f"{where}: {kind} cannot be set")
     if kind is bool:
         if not isinstance(value, bool):
             raise SettingsError(f"{where}: is true or false, not {value!r}")
         return value
+    # a bool is an int to Python; ``true`` for a number is a mistake
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise SettingsError(f"{where}: takes a {kind.__name__.lower()}, not {value!r}")
     try:
         made = kind(value)
     except ValueError as error:
         raise SettingsError(f"{where}: takes a {kind.__name__.lower()}, not {value!r}") from error
+    # all numbers are sizes, ports and times
     if isinstance(made, int | float) and made < 0:
         raise SettingsError(f"{where}: is not negative")
     return made

@@ -14,12 +14,12 @@ from hotweights_agent.session.retry import TokenBucket
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What engines may cost."""
+    """What engines may cost, in seconds and in numbers; whoever exceeds it is let go or waits."""
 
     hello_seconds: float = 10.0
     """From connecting to the hello, and again for the token's review."""
     send_seconds: float = 30.0
-    """For the other side to take one frame."""
+    """For the other side to take one frame; then the connection ends."""
     max_connections: int = 1024
     """Of all processes of all engines."""
     max_pod_connections: int = 128
@@ -32,9 +32,9 @@ class Limits:
     longest goes.
     """
     max_queued_frames: int = 64
-    """To one process."""
+    """To one process; each may pin a version's memory until it is taken."""
     frames_per_second: int = 200
-    """From all processes of one pod; beyond that they wait."""
+    """From all processes of one pod; beyond that they wait, in their socket's buffer."""
 
 
 class FrameRate:
@@ -48,6 +48,7 @@ class FrameRate:
         """Wait until one more word of this pod may be heard; first come, first served."""
         now = asyncio.get_running_loop().time()
         if pod.uid not in self._rates:
+            # a new pod is the occasion: full buckets are forgotten, so the table stays small
             self._rates = {uid: rate for uid, rate in self._rates.items() if not rate.is_full(now)}
             self._rates[pod.uid] = TokenBucket(self._rate, self._rate, now)
         rate = self._rates[pod.uid]

@@ -14,6 +14,7 @@ import socket
 
 from hotweights_transports.handoff import frames, sockets
 
+# no event tells when the kernel has room for descriptors again, so it is tried now and then
 CROWDED_SECONDS = 0.05
 
 
@@ -45,7 +46,7 @@ async def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = 
         except OSError as error:
             if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS):
                 raise
-            # too many descriptors are on their way; the other side is taking them
+            # too many descriptors are on their way (unix(7)); the other side is taking them
             await asyncio.sleep(CROWDED_SECONDS)
 
 

@@ -24,7 +24,7 @@ class AuthenticationUnavailable(Exception):
 
 
 class Authenticator(Protocol):
-    """Says whose token it is."""
+    """Who knows tokens. The socket server asks it once for each connection, after the hello."""
 
     async def authenticate(self, token: str) -> Pod:
         """The pod behind the token. Raises `Unauthenticated` or `AuthenticationUnavailable`."""

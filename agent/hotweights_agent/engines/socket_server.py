@@ -37,8 +37,8 @@ from hotweights_transports.handoff import frames, sockets
 log = logging.getLogger(__name__)
 
 SOCKET_NAME = "agent.sock"
-CLOSE_SECONDS = 5.0
-MAX_PATH_BYTES = 107  # of a unix socket
+CLOSE_SECONDS = 5.0  # then the process ends all the same, and the kernel closes what is left
+MAX_PATH_BYTES = 107  # of a unix socket: sun_path has 108, one of them for the end (unix(7))
 
 
 class ServerNotStarted(HotweightsError):
@@ -54,12 +54,12 @@ class PinnedImage(Protocol):
         ...
 
     def release(self) -> None:
-        """They may be closed."""
+        """They may be closed, once nobody else holds the version."""
         ...
 
 
 class _Refusal(Exception):
-    """The process may not enter."""
+    """The process may not enter; ``reason`` and text go into the frame that tells it so."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -111,6 +111,7 @@ class EngineServer:
 
     async def start(self) -> None:
         """Make the socket, in place of one that a dead agent left. Raises `ServerNotStarted`."""
+        # 4 more: it is bound under the name with ``.new``, and then moved
         if len(os.fsencode(self.path)) + 4 > MAX_PATH_BYTES:
             raise ServerNotStarted(
                 f"{self.path}: longer than a unix socket's path may be; choose a shorter run_folder"
@@ -124,7 +125,7 @@ class EngineServer:
             listener.bind(str(beside))
             # a vLLM that is not root connects too; the token is the authentication
             beside.chmod(0o666)
-            listener.listen(128)
+            listener.listen(128)  # all of a pod's processes may come at once
             self._inode = beside.stat().st_ino
             beside.replace(self.path)  # connecting never finds nothing
         except OSError as error:
@@ -166,11 +167,13 @@ class EngineServer:
         if connection is None:
             image.release()
             return
+        # the first one tells how many slabs there are, which the table's descriptor is none of
         most = frames.MAX_FDS_PER_FRAME
         fds = image.fds
         pieces = [fds[i : i + most] for i in range(0, len(fds), most)]
         parts: list[frames.Frame] = [frames.Prepare(id_, digest, len(fds) - 1)]
         parts += [frames.MoreSlabs(id_) for _ in pieces[1:]]
+        # the pin goes with the last piece: a frame is sent after those before it
         last = len(pieces) - 1
         for index, (frame, piece) in enumerate(zip(parts, pieces, strict=True)):
             self._queue(connection, _Outgoing(frame, piece, image if index == last else None))
@@ -186,6 +189,7 @@ class EngineServer:
                 reason,
                 message,
             )
+            # after what was queued before, so that it is the last thing that the process reads
             self._queue(connection, _Outgoing(frames.Refused(reason, message)))
             connection.queue.put_nowait(None)
 
@@ -218,6 +222,7 @@ class EngineServer:
                 await asyncio.sleep(0.1)
                 continue
             sock.setblocking(False)
+            # without a word: whoever fills the table is not worth a frame each
             if (
                 len(self._connections) >= self._limits.max_connections
                 or not self._room_for_a_stranger()
@@ -245,6 +250,7 @@ class EngineServer:
     async def _converse(self, connection: _Connection) -> None:
         try:
             hello, protocol, connection.pod = await self._greet(connection)
+            # a hello is a word too: connecting again and again is no way round the limit
             await self._words.turn(connection.pod)
         except sockets.ConnectionClosed:
             return
@@ -265,6 +271,7 @@ class EngineServer:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            # closed before it is told: nothing of it can come after that
             self._end(connection)
             await self._tell(Disconnected(connection.number))
 
@@ -305,10 +312,11 @@ class EngineServer:
     def _refuse(self, connection: _Connection, reason: str, message: str) -> None:
         log.warning("an engine connection is refused: %s: %s", reason, message)
         with contextlib.suppress(OSError, frames.WireError):
+            # cut, so that it fits into a frame whatever was in the way
             sockets.send(connection.sock, frames.Refused(reason, message[:1024]))
 
     async def _read(self, connection: _Connection, pod: Pod) -> None:
-        """Frames, until the connection ends."""
+        """Hand frames on until the connection ends, or says what is no frame."""
         while True:
             await self._words.turn(pod)
             try:
@@ -324,7 +332,7 @@ class EngineServer:
                 await self._tell(FrameReceived(connection.number, frame))
 
     async def _write(self, connection: _Connection) -> None:
-        """Queued frames, until None."""
+        """Send what is queued, until None or until the other side takes nothing more."""
         while (outgoing := await connection.queue.get()) is not None:
             try:
                 async with asyncio.timeout(self._limits.send_seconds):

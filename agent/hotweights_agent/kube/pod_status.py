@@ -29,7 +29,7 @@ GATE = "hotweights.dev/weights"
 VERSION_LABEL = "hotweights.dev/version"
 DIGEST_LABEL = "hotweights.dev/digest"
 MANAGER = "hotweights-agent"
-WRITES_AT_ONCE = 8
+WRITES_AT_ONCE = 8  # of one agent: a thousand of them share the API server
 RETRY = RetryPolicy(most=None, backoff=Backoff(0.2, 10.0))  # for as long as the pod is there
 # writes to one pod in the long run: an engine that says something else each time is not worth more
 PER_SECOND = 1.0
@@ -41,7 +41,7 @@ class _Wanted:
     pod: Pod
     pod_status: PodStatus
     failures: int = 0
-    again_at: float = 0.0
+    again_at: float = 0.0  # seconds of the writer's clock
     writing: bool = False
     bucket: TokenBucket = field(default_factory=lambda: TokenBucket(PER_SECOND, BURST, 0.0))
 
@@ -62,7 +62,7 @@ def shown(body: Body) -> PodStatus | None:
 
 
 def condition_of(body: Body) -> Body | None:
-    """The gate's condition."""
+    """The gate's condition (KEP-580, pod readiness gates); None: no agent has written it yet."""
     conditions = body.get("status", {}).get("conditions") or []
     return next((c for c in conditions if c.get("type") == GATE), None)
 
@@ -132,12 +132,12 @@ class PodStatusWriter:
         self._changed.set()
 
     def forget(self, uid: str) -> None:
-        """Write nothing more to it."""
+        """Write nothing more to it; what it shows it goes on to show."""
         self._wanted.pop(uid, None)
 
     @property
     def present(self) -> frozenset[str]:
-        """UIDs of the node's pods."""
+        """UIDs of the pods of this node, as far as the watch has told."""
         return frozenset(self._pods)
 
     async def saw(self, body: Body) -> None:
@@ -155,12 +155,12 @@ class PodStatusWriter:
             self._changed.set()
 
     def gone(self, uid: str) -> None:
-        """The pod is deleted."""
+        """The pod is deleted; nothing is kept of it, and a write under way may fail."""
         for table in (self._pods, self._labels, self._wanted):
             table.pop(uid, None)
 
     async def run(self) -> None:
-        """Compare and write, until cancelled."""
+        """Compare and write, until cancelled. Each pod's writes come one after the other."""
         try:
             while True:
                 self._changed.clear()
@@ -189,6 +189,7 @@ class PodStatusWriter:
                 task = asyncio.create_task(self._write_one(uid, wanted))
                 self._writes.add(task)
                 task.add_done_callback(self._ended)
+        # not 0: a loop that only turns would leave nobody else a turn
         return max(0.01, wait)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
@@ -222,6 +223,7 @@ class PodStatusWriter:
         else:
             self._counted("written")
             wanted.failures = 0
+            # what came back is read at once: the session waits for the label to be gone
             await self.saw(body)
         finally:
             present = self._wanted.get(uid)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WriteLimits:
-    """How often the status is written."""
+    """How often the status is written, for one agent of a thousand that share an API server."""
 
     coalesce_seconds: float = 0.05
     """Changes that come together are written together."""
@@ -114,7 +114,7 @@ class StatusWriter:
         return f"the status has been refused for {self._clock() - since:.0f} s: {self._refusal}"
 
     async def run(self) -> None:
-        """Write, until cancelled."""
+        """Write what was offered last, when it is due, until cancelled."""
         failures = 0
         while True:
             await self._changed.wait()
@@ -127,6 +127,7 @@ class StatusWriter:
                 continue
             try:
                 await self._write(self._body(new))
+            # no trouble: the operator makes the object, and `again` is called when it is seen
             except NotFound:
                 self._refused_since = None
                 self._counted("gone")
@@ -157,7 +158,7 @@ class StatusWriter:
         else:
             self._counted("failed")
             log.warning("the status was not written: %s", error)
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable):  # nobody can read the old one either
             return
         self._refusal = str(error)
         self._refused_since = self._clock() if self._refused_since is None else self._refused_since

@@ -34,12 +34,13 @@ from hotweights_kube.resources import newer
 
 log = logging.getLogger(__name__)
 
-POLL_SECONDS = 1.0
+POLL_SECONDS = 1.0  # while it is away; one small request
+# quicker than a watch's usual pace: engines that start wait for the first word
 WATCH_TIMING = WatchTiming(backoff=Backoff(0.25, 4.0))
 
 
 class KubeSync:
-    """The watches of one agent."""
+    """The watches of one agent, and the question whether the API server answers at all."""
 
     def __init__(
         self,
@@ -64,7 +65,7 @@ class KubeSync:
         self.synced = False
 
     async def run(self) -> None:
-        """Watch and write, until cancelled."""
+        """Watch and write, until cancelled. A part that breaks ends all of them."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_own(), name="watch NodeWeights")
             tasks.create_task(self._watch_pods(), name="watch pods")
@@ -156,7 +157,9 @@ class KubeSync:
 
 
 def patch_pod_status(api: Api) -> Callable[[Body], Awaitable[Body]]:
-    """How `PodStatusWriter` writes."""
+    """How `PodStatusWriter` writes: server-side apply under a manager of our own, so that labels
+    that are not applied any more go, and nothing else in the pod is touched.
+    """
 
     async def apply(body: Body) -> Body:
         return await api.apply(PODS, body, manager=MANAGER, subresource="status")
@@ -167,7 +170,9 @@ def patch_pod_status(api: Api) -> Callable[[Body], Awaitable[Body]]:
 def patch_status(
     api: Api, node: str, namespace: str
 ) -> Callable[[dict[str, object]], Awaitable[object]]:
-    """How `StatusWriter` writes."""
+    """How `StatusWriter` writes: a merge patch, which replaces each list as a whole. Not fenced:
+    this agent is the only one who writes it.
+    """
 
     async def patch(body: dict[str, object]) -> object:
         return await api.merge_patch(

@@ -28,9 +28,9 @@ from hotweights_transports.peers import base as peers
 
 log = logging.getLogger(__name__)
 
-MAX_TOKEN_CHARACTERS = 16 * 1024
-MAX_CACHED = 2048
-REVIEWS_AT_ONCE = 8
+MAX_TOKEN_CHARACTERS = 16 * 1024  # service-account tokens have a tenth of that
+MAX_CACHED = 2048  # the oldest answer goes; whoever asks again costs a review
+REVIEWS_AT_ONCE = 8  # of one agent, however many knock
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,7 @@ class TokenReviews:
         """One review for all who ask at the same time."""
         task = self._asking.get(key)
         if task is None:
+            # shielded below: one caller's end must not take the answer from the others
             task = self._asking[key] = asyncio.create_task(self._ask(token))
             task.add_done_callback(lambda _done: self._asking.pop(key, None))
         try:
@@ -144,6 +145,7 @@ class EngineAuthenticator:
                 "service-account token"
             )
             raise Unauthenticated("TokenInvalid", text)
+        # the token says it itself (KEP-4193); pods of other nodes have no business here
         if identity.node_name != self._node:
             where = identity.node_name or "no node"
             raise Unauthenticated(
@@ -170,7 +172,9 @@ class PeerAuthenticator:
         self._timeout_seconds = timeout_seconds
 
     def __call__(self, token: str) -> peers.Identity | None:
-        """As `peers.base.Authenticate` wants it."""
+        """Who the peer is; None: nobody who may pull. Raises `AuthenticationUnavailable`. Called
+        from a thread of the peers' server, never from the loop, for which it waits.
+        """
         asked = asyncio.run_coroutine_threadsafe(self._reviews.identity(token), self._loop)
         try:
             identity = asked.result(self._timeout_seconds)
@@ -200,7 +204,7 @@ def claims_of(token: str) -> dict[str, object]:
     else is.
     """
     parts = token.split(".")
-    if len(parts) != 3:
+    if len(parts) != 3:  # header, claims, signature (RFC 7519)
         return {}
     try:
         body = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))

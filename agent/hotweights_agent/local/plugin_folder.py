@@ -19,6 +19,7 @@ from pathlib import Path
 
 from hotweights_common.errors import HotweightsError
 
+# a bound, because nobody tells which versions pods still name
 KEPT_VERSIONS = 5
 
 
@@ -73,6 +74,7 @@ def _prune(kept: Path) -> list[str]:
     """Remove what is beyond the bound, and what an agent left half done when it was killed; the
     versions that stay.
     """
+    # the last used first; what starts with a dot is half done
     folders = sorted(kept.iterdir(), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     stay = [path for path in folders if not path.name.startswith(".")][:KEPT_VERSIONS]
     for path in folders:
@@ -92,6 +94,7 @@ def _put(source: Path, place: Path) -> None:
         shutil.copytree(source, new)
         for path in (new, *new.rglob("*")):
             path.chmod(0o755 if path.is_dir() else 0o644)
+        # a folder cannot be replaced by another in one step: for a moment there is none
         with contextlib.suppress(FileNotFoundError):
             place.replace(old)
         new.replace(place)

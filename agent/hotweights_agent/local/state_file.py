@@ -24,8 +24,8 @@ from hotweights_common.errors import HotweightsError
 log = logging.getLogger(__name__)
 
 FORMAT = "hotweights/memory/v1"
-MAX_PODS = 1024  # four times what one node can be assigned; some 2 MB at most
-MAX_FILE_BYTES = 16 * 2**20
+MAX_PODS = 1024  # twice what one rollout's entry of a node holds; some 2 MB at most
+MAX_FILE_BYTES = 16 * 2**20  # far more than that: a larger one is none of ours
 
 
 class StateFileNotWritten(HotweightsError):
@@ -68,12 +68,14 @@ class StateFile:
         """Write what pods are to serve. When it returns, a power cut does not undo it. Raises
         `StateFileNotWritten`.
         """
+        # the same once more is no write: it would cost a flush of the disk
         new = [pod for pod in pods if self._pods.get(pod.uid) != pod]
         if not new:
             return
         for pod in new:
             self._pods.pop(pod.uid, None)
             self._pods[pod.uid] = pod
+        # those at the front were not changed for longest
         for uid in list(self._pods)[: -self._max_pods]:
             log.warning(
                 "pod %s is forgotten: more than %d pods are remembered", uid, self._max_pods

@@ -42,7 +42,7 @@ class PendingRequest:
 
 @dataclass(frozen=True, slots=True)
 class StepFailure:
-    """Something asked for did not succeed. Whether it is tried again is `record_failure`'s to say."""
+    """Something asked for did not succeed; `record_failure` says whether it is tried again."""
 
     op: str  # prepare | commit
     goal: Goal

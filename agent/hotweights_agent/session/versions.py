@@ -119,7 +119,7 @@ class NodeVersions:
         return []
 
     def failed(self, message: StageFailed, now: float) -> None:
-        """Plan the next try, or none after its timeout; a fetch that was called off is no failure."""
+        """Plan the next try, or none after its timeout; what was called off is no failure."""
         cancelled = self._ending.pop(message.digest, None) is not None
         held = self._held.get(message.digest)
         if cancelled or held is None or held.phase != "Fetching":

@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 BUCKET_NBYTES: Final = 16 << 20
 # buckets on their way at once: what a broadcast costs a node in memory beside the version
 WINDOW: Final = 3
-STALL_SECONDS: Final = 30.0
-AGAIN_SECONDS: Final = 0.2
+STALL_SECONDS: Final = 30.0  # without a byte for so long it is lost, and the rest is pulled
+AGAIN_SECONDS: Final = 0.2  # between two looks, at the head or for a cancellation
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +106,11 @@ class Broadcasts:
         self._patience = GroupTimeouts(join_seconds=patience_seconds, stall_seconds=STALL_SECONDS)
 
     def bring(self, part: BroadcastTask) -> BroadcastResult:
-        """Take part. Raises `Cancelled` only."""
+        """Take part, as head or as member, until all has come or the broadcast is lost. Raises
+        `Cancelled` only.
+        """
         members = part.job.members
+        # nothing is missing, or the order is for another node: there is nothing to wait for
         if not part.plan.buckets or self._means.node not in members:
             return BroadcastResult(0, "")
         rank = members.index(self._means.node)

@@ -29,6 +29,10 @@ class _Entry:
 
 
 class ChunkScheduler:
+    """The account of one fetch: ``wants`` in load order, ``sources`` by number in the order in
+    which they are asked, at most ``rounds`` times through all of them.
+    """
+
     def __init__(self, wants: Sequence[Want], sources: int, rounds: int) -> None:
         if sources < 1 or rounds < 1:
             raise ValueError(
@@ -60,7 +64,7 @@ class ChunkScheduler:
         return source in self._banned
 
     def take(self, source: int) -> Want | None:
-        """The next chunk to ask `source` for."""
+        """The next chunk to ask `source` for; None: there is none now."""
         queue = self._queues[source]
         while queue:
             number = heapq.heappop(queue)
@@ -72,6 +76,7 @@ class ChunkScheduler:
 
     def arrived(self, source: int, blake3: str) -> None:
         """It is verified and stored, whoever was asked for it."""
+        # None: it has come twice, from the old source after it had moved on
         if (entry := self._open.pop(blake3, None)) is not None:
             self.fetched_nbytes[source] += entry.want.nbytes
 
@@ -103,6 +108,7 @@ class ChunkScheduler:
         return entry is not None and entry.source == source and not entry.taken
 
     def _move_on(self, entry: _Entry) -> None:
+        # once round at most: where all are banned it would never end
         for _ in self._queues:
             entry.source += 1
             if entry.source == len(self._queues):

@@ -53,7 +53,7 @@ def in_order(
     """
     donors = [client for client in peers if client.address in parents]
     sources: list[ChunkSource] = []
-    if len(donors) > 1:
+    if len(donors) > 1:  # stripes; what is left, and the origin, stand in for them
         sources.append(StripedSource(donors, digest, donors_at_once))
         peers = [client for client in peers if client not in donors]
     return [*sources, *(PeerSource(client, digest) for client in peers), origin]
@@ -73,7 +73,7 @@ class ChunkSource(Protocol):
 
 
 class PeerSource:
-    """Another node's agent."""
+    """Another node's agent, asked over whatever transport its endpoint names."""
 
     def __init__(self, client: PeerClient, digest: str) -> None:
         self.name = client.address

@@ -41,6 +41,7 @@ from hotweights_transports.peers.base import (
 
 log = logging.getLogger(__name__)
 
+# how late a cancellation or the deadline is noticed, and what other threads did
 TICK_SECONDS = 0.1
 
 
@@ -56,7 +57,7 @@ class FetchFailed(TransferError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class FetchPolicy:
-    """How hard to try."""
+    """How hard to try, before a fetch fails and the session decides whether to try again."""
 
     deadline_seconds: float = 1800.0
     """For the whole fetch."""
@@ -198,7 +199,7 @@ class Fetch:
                 self._stop.wait(self._persistence.backoff.seconds(failures))
                 continue
             except Cancelled:
-                if self._stop.is_set():
+                if self._stop.is_set():  # we ended it ourselves: no failure of this source
                     return
                 raise
             if self._note_missing(source, missing, began):
@@ -249,6 +250,7 @@ class Fetch:
         return bool(again)
 
     def _gave_up(self, want: Want) -> FetchFailed:
+        # the origin's word if there is one: whoever reads it can do something about that
         last = self._failures.get(len(self._sources) - 1) or next(
             reversed(self._failures.values()), None
         )
@@ -261,6 +263,7 @@ class Fetch:
         )
 
     def _complaints(self) -> str:
+        # the origin first, which is the last of the sources
         with self._changed:
             return "".join(
                 f"; {self._failures[source]}" for source in sorted(self._failures, reverse=True)

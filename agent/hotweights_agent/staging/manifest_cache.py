@@ -17,7 +17,7 @@ from hotweights_planner.manifest import Manifest, parse
 
 log = logging.getLogger(__name__)
 
-MAX_FILES = 16
+MAX_FILES = 16  # one that went is asked for again, which costs time and nothing else
 
 
 class ManifestCache:
@@ -32,7 +32,7 @@ class ManifestCache:
         path = self._path(digest)
         try:
             manifest = parse(path.read_bytes(), str(path), digest)
-            os.utime(path)
+            os.utime(path)  # the order of last use
         except FileNotFoundError:
             return None
         except (OSError, BadManifest) as error:
@@ -46,6 +46,7 @@ class ManifestCache:
             self._folder.mkdir(parents=True, exist_ok=True)
             files.replace(self._path(manifest.digest), manifest.canonical, 0o600)
             kept = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            # all but the last used
             for path in kept[: -self._max_files]:
                 path.unlink(missing_ok=True)
         except OSError as error:

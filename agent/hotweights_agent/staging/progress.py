@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+# as often as the fetch reports, for people: what is decided does not depend on it
 TELL_SECONDS = 0.5
 
 
@@ -19,7 +20,7 @@ class ByteCounter:
         self.nbytes = 0
 
     def add(self, nbytes: int) -> None:
-        """From any thread."""
+        """So many more have come. May be called from any thread; tells outside of the lock."""
         with self._lock:
             self.nbytes += nbytes
             now = time.monotonic()

@@ -58,8 +58,8 @@ from hotweights_transports.peers.base import PeerClient, PeerError, PeerMissing
 
 log = logging.getLogger(__name__)
 
-MANIFEST_AGAIN_SECONDS = 0.5
-JOBS_AT_ONCE = 32
+MANIFEST_AGAIN_SECONDS = 0.5  # between two rounds of asking parents that do not know it yet
+JOBS_AT_ONCE = 32  # threads; most of them wait for their turn (`Store.turn`)
 READERS = 2 * AT_ONCE
 """Threads of their own for sources that are only read for their manifest, so that these keep no
 version waiting; twice as many as are read at a time, because one that hangs in the kernel cannot be
@@ -123,13 +123,13 @@ class Stager:
         self._start(self._resolve(item, off))
 
     def cancel_resolve(self, uid: str) -> None:
-        """Stop it; no message follows."""
+        """Stop reading it; no message follows. The thread ends with what it is reading."""
         off = self._calls_off.pop(uid, None)
         if off is not None:
             off.set()
 
     async def close(self) -> None:
-        """Cancel everything and wait for it."""
+        """Cancel everything and wait for it, threads too: they hold memory of the store."""
         for cancel in (*self._cancels.values(), *self._calls_off.values()):
             cancel.set()
         for job in self._jobs:
@@ -162,6 +162,7 @@ class Stager:
             named = (*item.parents, *item.fallbacks)
             peers = connected(stack, [peer.endpoint for peer in named], self._token)
             manifest = self._manifest(item, peers, cancel)
+            # after the manifest, which costs no memory, and before any of it is taken
             stack.enter_context(self._store.turn(cancel, deadline))
             staging = stack.enter_context(self._store.begin(manifest))
             total, needed = manifest.nbytes, staging.needed_nbytes
@@ -191,7 +192,7 @@ class Stager:
             result = Fetch(
                 staging.builder, sources, persistence=persistence, cancel=cancel, progress=report
             ).run()
-            staging.commit()
+            staging.commit()  # leaving the context without this gives the memory back
         for name, nbytes in result.by_source:
             self._fetched(name.partition(":")[0], nbytes)
         self._fetched(brought.scheme, brought.nbytes)

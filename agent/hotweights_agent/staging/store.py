@@ -31,13 +31,13 @@ from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.slab import Slab
 from hotweights_transports.peers.base import ChunkProvider, Lease, Pending
 
-TICK_SECONDS = 0.2
+TICK_SECONDS = 0.2  # how late a cancellation is noticed while a version waits for its turn
 
 Phase = Literal["Fetching", "Staged"]
 
 
 class UnknownVersion(TransferError):
-    """The version is not here."""
+    """The version is not staged here: never, not yet, or not any more."""
 
     reason = "NotStaged"
 
@@ -119,7 +119,9 @@ class Store(ChunkProvider):
 
     @contextlib.contextmanager
     def turn(self, cancel: threading.Event, deadline: float | None = None) -> Iterator[None]:
-        """Wait until one of the places for staging is free, and keep it."""
+        """Wait until one of the places for staging is free, and keep it. ``deadline`` is
+        `time.monotonic`'s. Raises `Cancelled`, also when that passes.
+        """
         while not self._places.acquire(timeout=TICK_SECONDS):
             if cancel.is_set():
                 raise Cancelled("cancelled while it waited for its turn")
@@ -145,6 +147,7 @@ class Store(ChunkProvider):
                         "AlreadyStaged",
                     )
                 staged = [held for held in self._held.values() if held.image is not None]
+                # so that none of them goes while its chunks are taken over
                 for held in staged:
                     held.pins += 1
                     pins.callback(self._unpin, held)
@@ -232,6 +235,7 @@ class Store(ChunkProvider):
                     return Lease(
                         *found, release=partial(self._unpin, held), sealed=held.image is not None
                     )
+                # remembered only: another version may have it already
                 if held.image is None and blake3 in held.expected:
                     coming = held
         if coming is None:
@@ -345,7 +349,7 @@ class Pin:
         self.image = image
 
     def release(self) -> None:
-        """Doing it twice changes nothing."""
+        """Let go of it. Doing it twice changes nothing: a pin may end in two ways at once."""
         held, self._held = self._held, None
         if held is not None:
             self._store._unpin(held)

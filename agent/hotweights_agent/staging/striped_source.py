@@ -19,7 +19,7 @@ from hotweights_transports.peers.base import Deliver, Missing, PeerClient, PeerE
 
 log = logging.getLogger(__name__)
 
-CONCURRENCY = 8
+CONCURRENCY = 8  # each donor has a connection and a thread of its own
 
 
 def fetch_ranges_concurrent(
@@ -54,7 +54,7 @@ class StripedSource:
     def fetch(
         self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
     ) -> list[Missing]:
-        """See `chunk_sources.ChunkSource`."""
+        """As `chunk_sources.ChunkSource` promises, from several donors at a time."""
         return fetch_ranges_concurrent(
             self._donors, self._digest, wanted, deliver, concurrency=self._concurrency, cancel=stop
         )
@@ -82,11 +82,12 @@ class _Stripes:
 
     def run(self, concurrency: int) -> list[Missing]:
         while not self._cancel.is_set():
+            # the others stand in, in the next round, for those that failed
             asked = self._useful[:concurrency]
             with ThreadPoolExecutor(len(asked), thread_name_prefix="stripe") as executor:
                 drawing = {donor: executor.submit(self._draw, donor) for donor in asked}
             whole = {donor: drawn.result() for donor, drawn in drawing.items()}
-            if not self._left:
+            if not self._left:  # nothing came back, so all has come
                 return []
             self._useful = [donor for donor in self._useful if whole.get(donor, True)]
             if not self._useful:

@@ -256,12 +256,14 @@ def _is_on_its_way(target: Target, goal: RolloutGoal) -> bool:
 
 
 def _has_given_up(target: Target, digest: str, goal: RolloutGoal, has_failed: bool) -> bool:
+    """Whether a pod that boots is not given this version any more. What is stable is tried however
+    often it fails: it served everywhere, and there is nothing behind it.
+    """
     if has_failed and digest == goal.target:
         return True
     # a version refused at boot would be refused again
     if target.gave_up_its_order and digest == target.told:
         return True
-    # it served everywhere, and there is nothing behind it: however often it fails, it is tried
     if digest == goal.stable:
         return False
     return _cannot_come(target, digest) or (

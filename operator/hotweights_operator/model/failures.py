@@ -53,8 +53,7 @@ class Failures:
 
     @property
     def all(self) -> list[Failure]:
-        """What failed goes first: the status has room for some only, and these say why it stands.
-        """
+        """What failed goes first: the status has room for some only, and these say why."""
         return [*self.failed.values(), *self.missing.values()]
 
 

@@ -85,7 +85,6 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-
     name: str
     uid: str
     ready: bool = True

@@ -43,7 +43,7 @@ class Cache:
 
     def put(self, kind: Kind, key: str, version: int, value: Any) -> bool:
         """Remember this state, unless a newer one is known; whether it was remembered. ``version``
-        is the resourceVersion as a number: within a kind the API server's only grow.
+        is the resourceVersion as a number: within a kind they only grow (KEP-5504).
         """
         if version <= self._tombstones.get((kind, key), -1):
             return False

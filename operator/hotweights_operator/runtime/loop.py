@@ -267,8 +267,8 @@ class Loop:
         return decided_on is None or (state is not None and state.resource_version == decided_on)
 
     def _succeeded(self, write: Write) -> None:
+        # keys of nodes have no UID: nobody's status tells of what they were refused
         self._troubles.pop((write.key, write.action.node), None)
-        # node keys have no UID: nobody's status tells of what they were refused
         if write.epoch[0]:
             self.cache.observed().refusals.pop((write.epoch[0], write.action.node), None)
 

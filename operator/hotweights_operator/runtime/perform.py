@@ -32,11 +32,11 @@ NODE_MANAGER = "hotweights-nodes"
 class Writer(Protocol):
     """What performing needs of the API (`hotweights_kube.Api`). Each raises `KubeError`."""
 
-    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Body:
-        ...
+    async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Body: ...
 
-    async def create(self, resource: Resource, body: Body, *, manager: str = "hotweights") -> Body:
-        ...
+    async def create(
+        self, resource: Resource, body: Body, *, manager: str = "hotweights"
+    ) -> Body: ...
 
     async def apply(self, resource: Resource, body: Body, *, manager: str) -> Body:
         """Server-side apply (KEP-555): the manager's fields become those of ``body``, and fields
