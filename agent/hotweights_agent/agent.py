@@ -35,7 +35,7 @@ from hotweights_agent.staging.broadcasts import BroadcastContext
 from hotweights_common import hosts
 from hotweights_common.http_endpoints import Endpoints
 from hotweights_kube import Api, Identity, review
-from hotweights_transports.broadcast.invitation import Groups
+from hotweights_transports.broadcast import Groups
 from hotweights_transports.handoff import frames
 from hotweights_transports.peers import base as peers
 

@@ -37,7 +37,7 @@ from hotweights_common import timestamps
 from hotweights_crds.nodeweights import Endpoint
 from hotweights_storage.capacity import available_nbytes
 from hotweights_storage.sources.base import Sources
-from hotweights_transports.broadcast.invitation import Inviting
+from hotweights_transports.broadcast import Inviting
 from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
 from hotweights_transports.peers.registry import transport_for
 

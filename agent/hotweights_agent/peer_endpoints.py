@@ -14,8 +14,6 @@ import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from urllib.parse import urlsplit
 
 from blake3 import blake3
@@ -23,10 +21,7 @@ from blake3 import blake3
 from hotweights_common.errors import HotweightsError
 from hotweights_crds.nodeweights import Endpoint
 from hotweights_storage.slab import sealed_memfd
-from hotweights_transports.broadcast.group import GroupTimeouts, Terms
-from hotweights_transports.broadcast.hydra import BETWEEN_HOSTS, MpiFailed, availability
-from hotweights_transports.broadcast.leader import GroupLeader
-from hotweights_transports.broadcast.member import GroupMember
+from hotweights_transports import broadcast
 from hotweights_transports.peers.base import (
     Authenticate,
     ChunkProvider,
@@ -41,9 +36,6 @@ log = logging.getLogger(__name__)
 
 MEASURED_SECONDS = 0.3  # it delays the agent's start
 CHUNK_NBYTES = 4 << 20  # as manifests have them (docs/design/001-contracts.md)
-SLOT_NBYTES = 8 << 20
-MEASURED_NBYTES = 128 << 20  # by broadcast
-STALL_SECONDS = 10.0
 # of no version that there is
 VERSION = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
@@ -71,7 +63,7 @@ def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[End
     if ucx_port:
         because["ucx"] = resolution()["ucx"].because
     if mpi:
-        found = availability()
+        found = broadcast.availability()
         because["mpi"] = found.because
         if found.works and "tcp" in at:
             at["mpi"] = at["tcp"].replace("tcp", "mpi", 1)
@@ -90,7 +82,7 @@ def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[End
 
 def _measured(scheme: str) -> int:
     try:
-        return measure_broadcast() if scheme == "mpi" else measure(scheme)
+        return broadcast.measure() if scheme == "mpi" else measure(scheme)
     except (HotweightsError, OSError) as error:
         log.warning("%s was not measured: %s", scheme, error)
         return 0
@@ -123,49 +115,6 @@ def measure(scheme: str, seconds: float = MEASURED_SECONDS) -> int:
             return int(arrived / (time.monotonic() - began) / 1e6)
     finally:
         one.close()
-
-
-def measure_broadcast(nbytes: int = MEASURED_NBYTES) -> int:
-    """MB/s (10^6 bytes) of a broadcast to one other rank on this host. Raises `TransferError`."""
-    terms = Terms(2, "a measurement", 2, SLOT_NBYTES, secrets.token_bytes(32))
-    patience = GroupTimeouts(join_seconds=10.0, stall_seconds=10.0)
-    with (
-        ThreadPoolExecutor(1) as other,
-        closing(GroupLeader("127.0.0.1", 0, terms, 0, patience, BETWEEN_HOSTS)) as lead,
-    ):
-        following = other.submit(_follow, lead.port, terms, patience, nbytes)
-        lead.gather()
-        took = _push(lead, nbytes)
-        following.result()
-    return int(nbytes / took / 1e6)
-
-
-def _follow(port: int, terms: Terms, patience: GroupTimeouts, nbytes: int) -> None:
-    with closing(GroupMember(1, "127.0.0.1", port, terms, 0, patience)) as follow:
-        follow.gather()
-        _push(follow, nbytes)
-
-
-def _push(group: GroupLeader | GroupMember, nbytes: int) -> float:
-    """So many bytes into the group's ring, through it and out of it; the seconds that it took."""
-    member = group.member
-    if member is None:
-        raise MpiFailed(group.why)
-    count, content = nbytes // SLOT_NBYTES, bytearray(SLOT_NBYTES)
-    began = time.monotonic()
-    for number in range(count + member.slots):
-        if number >= member.slots:
-            with member.view(member.completed(STALL_SECONDS)) as view:
-                if group.rank:
-                    content[:] = view
-        if number < count:
-            with member.view(number % member.slots) as view:
-                if not group.rank:
-                    view[:] = content
-            member.post(number % member.slots, SLOT_NBYTES)
-    took = time.monotonic() - began
-    member.finish(STALL_SECONDS)
-    return took
 
 
 class _OneChunk(ChunkProvider):

@@ -25,11 +25,16 @@ from hotweights_common import hosts
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Chunk
-from hotweights_transports.broadcast.collective import receive, send
-from hotweights_transports.broadcast.group import GroupTimeouts, Terms
-from hotweights_transports.broadcast.hydra import MpiUnavailable, availability
-from hotweights_transports.broadcast.leader import GroupLeader
-from hotweights_transports.broadcast.member import GroupMember
+from hotweights_transports.broadcast import (
+    Cargo,
+    GroupLeader,
+    GroupMember,
+    GroupTimeouts,
+    MpiUnavailable,
+    Terms,
+    availability,
+    bring,
+)
 from hotweights_transports.peers.base import ClientLimits, PeerServer, Want
 from hotweights_transports.peers.registry import transport_for
 from hotweights_transports.peers.stream import address as addresses
@@ -95,13 +100,8 @@ class MpiReplicator:
                 board.arrived(Want(chunk.blake3, chunk.nbytes))
 
             needed = builder.missing
-            if isinstance(group, GroupLeader):
-                with source() as opened:
-                    lost = send(
-                        group, plan.buckets, opened, builder, kept, self._patience.stall_seconds
-                    )
-            else:
-                lost = receive(group, plan.buckets, builder, kept, self._patience.stall_seconds)
+            cargo = Cargo(plan.buckets, builder, kept, source)
+            lost = bring(group, cargo, self._patience.stall_seconds)
             pulled = self._pull(group, plan, builder, board, source, door, lost)
             seconds = time.monotonic() - began
             group.leave()

@@ -126,7 +126,7 @@ def peers() -> Iterator[str]:
         frames.chunks_request("d", ["b"]),
     ):
         yield repr(encoded)
-    for encoded in (frames.group_request("g"), frames.welcome(1), frames.refused("R", "m")):
+    for encoded in (frames.question("g"), frames.welcome(1), frames.refused("R", "m")):
         yield repr(encoded)
 
 

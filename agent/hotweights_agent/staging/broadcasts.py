@@ -21,18 +21,24 @@ from urllib.parse import urlsplit
 from hotweights_agent.staging.progress import ByteCounter
 from hotweights_common.errors import HotweightsError
 from hotweights_crds.nodeweights import Collective
-from hotweights_planner.manifest import Chunk
 from hotweights_planner.plan import Plan
 from hotweights_storage.errors import Cancelled
 from hotweights_storage.image import ImageBuilder
 from hotweights_storage.reader import Limits
 from hotweights_storage.sources.base import Source
-from hotweights_transports.broadcast.collective import receive, send
-from hotweights_transports.broadcast.group import GroupTimeouts, Terms
-from hotweights_transports.broadcast.hydra import MpiUnavailable, availability
-from hotweights_transports.broadcast.invitation import Groups, Invitation, accept
-from hotweights_transports.broadcast.leader import GroupLeader
-from hotweights_transports.broadcast.member import GroupMember
+from hotweights_transports.broadcast import (
+    Cargo,
+    GroupLeader,
+    GroupMember,
+    Groups,
+    GroupTimeouts,
+    Invitation,
+    MpiUnavailable,
+    Terms,
+    accept,
+    availability,
+    bring,
+)
 from hotweights_transports.peers.base import Authenticate, PeerMissing, PeerUnreachable
 from hotweights_transports.peers.registry import transport_for
 
@@ -74,9 +80,16 @@ class BroadcastTask:
     came: ByteCounter
     """Of nothing else."""
 
-    def kept(self, chunk: Chunk) -> None:
-        """One more of it is here and verified."""
-        self.came.add(chunk.nbytes)
+    @property
+    def cargo(self) -> Cargo:
+        """What the group moves."""
+        return Cargo(
+            self.plan.buckets,
+            self.builder,
+            lambda chunk: self.came.add(chunk.nbytes),
+            self.source,
+            Limits(self.cancel),
+        )
 
     def terms(self, secret: bytes) -> Terms:
         """What all members must have in common."""
@@ -143,16 +156,7 @@ class Broadcasts:
                 lead.gather()
             finally:
                 self._means.groups.close(part.job.name)  # who comes now comes too late
-            with part.source() as source:
-                return send(
-                    lead,
-                    part.plan.buckets,
-                    source,
-                    part.builder,
-                    part.kept,
-                    STALL_SECONDS,
-                    Limits(part.cancel),
-                )
+            return bring(lead, part.cargo, STALL_SECONDS)
 
     def _follow(self, part: BroadcastTask, rank: int) -> str:
         """Why not all of it came, or ''."""
@@ -163,7 +167,7 @@ class Broadcasts:
         follow = GroupMember(rank, host, invitation.port, terms, 0, self._patience)
         with closing(follow), _ended_by(part.cancel, follow):
             follow.gather()
-            return receive(follow, part.plan.buckets, part.builder, part.kept, STALL_SECONDS)
+            return bring(follow, part.cargo, STALL_SECONDS)
 
     def _invited(self, job: Collective, cancel: threading.Event) -> tuple[str, Invitation]:
         """Asks until the head leads the group; that may be a moment later."""

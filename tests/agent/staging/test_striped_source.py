@@ -66,7 +66,7 @@ class Donor(PeerClient):
                 deliver(want, memoryview(b"x"))
                 self.gave.append(want.blake3)
 
-    def fetch_invitation(self, group: str) -> bytes:
+    def ask(self, group: str) -> bytes:
         raise PeerMissing(self.address, "it leads no group")
 
     def close(self) -> None:

@@ -42,7 +42,7 @@ class Nothing:
     def manifest(self, digest: str) -> bytes | None:
         return b"{}" if digest.endswith("0") else None
 
-    def invitation(self, group: str, guest: Identity) -> bytes | None:
+    def answer(self, name: str, asking: Identity) -> bytes | None:
         return None
 
 
@@ -52,7 +52,7 @@ class Says(Nothing):
     def __init__(self, text: bytes) -> None:
         self.text = text
 
-    def invitation(self, group: str, guest: Identity) -> bytes | None:
+    def answer(self, name: str, asking: Identity) -> bytes | None:
         return self.text
 
 

@@ -37,7 +37,7 @@ class Node(ChunkProvider):
 
     def __init__(self) -> None:
         self.manifests: dict[str, bytes] = {DIGEST: MANIFEST}
-        self.invitations: dict[str, bytes] = {}
+        self.answers: dict[str, bytes] = {}
         self.guests: list[Identity] = []
         self.pending: set[str] = set()
         self.leases_out = 0
@@ -95,9 +95,9 @@ class Node(ChunkProvider):
     def manifest(self, digest: str) -> bytes | None:
         return self.manifests.get(digest)
 
-    def invitation(self, group: str, guest: Identity) -> bytes | None:
+    def answer(self, group: str, guest: Identity) -> bytes | None:
         self.guests.append(guest)
-        return self.invitations.get(group)
+        return self.answers.get(group)
 
     def _wait(self, blake3_hex: str, seconds: float) -> bool:
         with self._changed:

@@ -92,12 +92,12 @@ def test_manifest(parent: Node, digest: str, serve: Serve, connect: Connect) -> 
     assert client.fetch_manifest(digest) == parent.manifests[digest]
 
 
-def test_an_invitation(parent: Node, digest: str, serve: Serve, connect: Connect) -> None:
+def test_an_answer_to_a_question(parent: Node, digest: str, serve: Serve, connect: Connect) -> None:
     client = connect(serve(parent).address)
     with pytest.raises(PeerMissing, match="leads no group ours"):
-        client.fetch_invitation("ours")
-    parent.invitations["ours"] = b"come"
-    assert client.fetch_invitation("ours") == b"come"
+        client.ask("ours")
+    parent.answers["ours"] = b"come"
+    assert client.ask("ours") == b"come"
     assert parent.guests[-1].name == "system:serviceaccount:hotweights:agent"
     assert client.fetch_manifest(digest) == parent.manifests[digest], "the connection goes on"
 

@@ -134,13 +134,13 @@ def test_requests_for_what_is_no_chunk(wanted: object) -> None:
         frames.read_chunks_request(json.dumps({"digest": DIGEST, "blake3": wanted}).encode())
 
 
-@pytest.mark.parametrize("name", ["", "x" * (frames.MAX_GROUP_NAME + 1), 7, None, ["ours"]])
+@pytest.mark.parametrize("name", ["", "x" * (frames.MAX_QUESTION_CHARS + 1), 7, None, ["ours"]])
 def test_requests_for_what_is_no_group(name: object) -> None:
     with pytest.raises(FrameError, match="a group's name"):
-        frames.read_group_request(json.dumps({"name": name}).encode())
+        frames.read_question(json.dumps({"name": name}).encode())
 
 
 def test_a_request_for_a_group_round_trips() -> None:
-    data = frames.group_request("ours")
-    assert frames.decode_header(data[: HEADER.size], frames.FROM_PULLER).kind is Kind.GROUP
-    assert frames.read_group_request(data[HEADER.size :]) == "ours"
+    data = frames.question("ours")
+    assert frames.decode_header(data[: HEADER.size], frames.FROM_PULLER).kind is Kind.QUESTION
+    assert frames.read_question(data[HEADER.size :]) == "ours"

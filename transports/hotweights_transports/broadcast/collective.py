@@ -15,6 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 from hotweights_planner.manifest import Chunk
@@ -33,6 +34,31 @@ FINISH_SECONDS: Final = 10.0  # for all to leave MPI together, after everything 
 
 Kept = Callable[[Chunk], None]
 """Told of each chunk that was verified and stored; from any thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cargo:
+    """What a broadcast brings to a node, and where to."""
+
+    buckets: Sequence[PlanBucket]
+    builder: ImageBuilder
+    kept: Kept
+    source: Callable[[], Source]
+    """Opened by rank 0 alone."""
+    limits: Limits | None = None
+    """When rank 0 stops reading."""
+
+
+def bring(group: GroupLeader | GroupMember, cargo: Cargo, stall_seconds: float) -> str:
+    """This node's part, after `gather`: whichever side of the group it is. Returns why not all of
+    it came, or ''. Raises what rank 0's source does.
+    """
+    if isinstance(group, GroupMember):
+        return receive(group, cargo.buckets, cargo.builder, cargo.kept, stall_seconds)
+    with cargo.source() as source:
+        return send(
+            group, cargo.buckets, source, cargo.builder, cargo.kept, stall_seconds, cargo.limits
+        )
 
 
 def send(

@@ -80,7 +80,7 @@ class Groups:
                 self._over.popitem(last=False)
 
     def invitation(self, name: str, guest: Identity) -> bytes | None:
-        """What the guest is told, as `ChunkProvider.invitation` wants it: in the threads of the
+        """What the guest is told, as `ChunkProvider.answer` wants it: in the threads of the
         peers' server.
         """
         with self._lock:
@@ -107,15 +107,15 @@ class Inviting(ChunkProvider):
     def manifest(self, digest: str) -> bytes | None:
         return self._chunks.manifest(digest)
 
-    def invitation(self, group: str, guest: Identity) -> bytes | None:
-        return self._groups.invitation(group, guest)
+    def answer(self, name: str, asking: Identity) -> bytes | None:
+        return self._groups.invitation(name, asking)
 
 
 def accept(client: PeerClient, name: str, head: str, check: Authenticate) -> Invitation:
     """The invitation to the group ``name`` by node ``head``. Raises `PeerError`: `PeerMissing`
     where it is not open (yet), `PeerRefused` where who invites is not that node's agent.
     """
-    found = _read(client.address, client.fetch_invitation(name))
+    found = _read(client.address, client.ask(name))
     if found.get("over") is True:
         return Invitation(over=True)
     port, secret, token = found.get("port"), found.get("secret"), found.get("token")

@@ -138,9 +138,9 @@ class ChunkProvider(Protocol):
         """The manifest of a version that is staged or being staged here; None for any other."""
         ...
 
-    def invitation(self, group: str, guest: Identity) -> bytes | None:
-        """What ``guest`` has to know to join a collective that this node leads; None: it leads none
-        of that name (yet).
+    def answer(self, name: str, asking: Identity) -> bytes | None:
+        """What this node has to say under that name, to whoever asks; None: nothing (yet). It is
+        for what is built above this protocol, which itself has no use for it.
         """
         return None
 
@@ -283,9 +283,9 @@ class PeerClient(ABC):
         """
 
     @abstractmethod
-    def fetch_invitation(self, group: str) -> bytes:
-        """What the peer tells whoever may join that group; `PeerMissing` where it leads none of
-        that name (yet).
+    def ask(self, name: str) -> bytes:
+        """What the peer's `ChunkProvider.answer` says under that name, at most 32 KiB; raises
+        `PeerMissing` where that is nothing (yet).
         """
 
     @abstractmethod

@@ -23,7 +23,7 @@ HEADER = struct.Struct("!2sBxI32s")
 MAGIC = b"HW"
 NO_DIGEST = bytes(32)  # as long as a BLAKE3 digest
 MAX_REQUESTED_CHUNKS = 512  # 34 KiB of JSON, within the 64 KiB of their frame
-MAX_GROUP_NAME = 128
+MAX_QUESTION_CHARS = 128
 
 _VERSION_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CHUNK_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -39,7 +39,7 @@ class Kind(enum.IntEnum):
     CHUNKS = 3  # puller → server: {digest, blake3: […]}
     # both ways after the welcome, where chunks come another way: what that transport wants to know
     GREETING = 4
-    GROUP = 5  # puller → server: {name}
+    QUESTION = 5  # puller → server: {name}
     WELCOME = 16  # server → puller: {protocol}
     REFUSED = 17  # server → puller, and closes: {reason, message}
     CHUNK = 18  # server → puller: the bytes
@@ -47,11 +47,11 @@ class Kind(enum.IntEnum):
     UNKNOWN = 20  # server → puller: the version is not known here (yet)
     WAITING = 21  # server → puller: a sign of life while that chunk is on its way to the server
     MANIFEST_BYTES = 22  # server → puller
-    INVITATION = 23  # server → puller: what it has to know to join that group
+    ANSWER = 23  # server → puller: bytes, whatever they mean to the two
 
 
 FROM_STRANGER = frozenset({Kind.HELLO})
-FROM_PULLER = frozenset({Kind.MANIFEST, Kind.CHUNKS, Kind.GROUP})
+FROM_PULLER = frozenset({Kind.MANIFEST, Kind.CHUNKS, Kind.QUESTION})
 GREETINGS = frozenset({Kind.GREETING})
 TO_STRANGER = frozenset({Kind.WELCOME, Kind.REFUSED})
 TO_GREETED = frozenset({Kind.GREETING, Kind.REFUSED})
@@ -63,7 +63,7 @@ TO_PULLER = frozenset(
         Kind.UNKNOWN,
         Kind.WAITING,
         Kind.MANIFEST_BYTES,
-        Kind.INVITATION,
+        Kind.ANSWER,
     }
 )
 
@@ -73,7 +73,7 @@ MAX_NBYTES = {
     Kind.CHUNKS: 64 * 1024,
     # the address of a UCX worker on a host with many networks has a few KiB
     Kind.GREETING: 16 * 1024,
-    Kind.GROUP: 1024,
+    Kind.QUESTION: 1024,
     Kind.WELCOME: 1024,
     Kind.REFUSED: 4096,
     # the most that a manifest may make of one chunk; the usual is 4 MiB
@@ -82,7 +82,7 @@ MAX_NBYTES = {
     Kind.UNKNOWN: 0,
     Kind.WAITING: 0,
     Kind.MANIFEST_BYTES: 512 * 1024 * 1024,  # what the planner's own `MAX_MANIFEST_NBYTES` says
-    Kind.INVITATION: 32 * 1024,  # a token is in it
+    Kind.ANSWER: 32 * 1024,  # a token is in it
 }
 
 
@@ -155,8 +155,8 @@ def chunks_request(digest: str, blake3: list[str]) -> bytes:
     return _json(Kind.CHUNKS, {"digest": digest, "blake3": blake3})
 
 
-def group_request(name: str) -> bytes:
-    return _json(Kind.GROUP, {"name": name})
+def question(name: str) -> bytes:
+    return _json(Kind.QUESTION, {"name": name})
 
 
 def read_hello(payload: bytes) -> Hello:
@@ -198,10 +198,10 @@ def read_chunks_request(payload: bytes) -> tuple[str, list[str]]:
     return digest, blake3
 
 
-def read_group_request(payload: bytes) -> str:
+def read_question(payload: bytes) -> str:
     name = _object(payload).get("name")
-    if not isinstance(name, str) or not 1 <= len(name) <= MAX_GROUP_NAME:
-        raise FrameError(f"a group's name is a string of 1 to {MAX_GROUP_NAME} characters")
+    if not isinstance(name, str) or not 1 <= len(name) <= MAX_QUESTION_CHARS:
+        raise FrameError(f"a question is a string of 1 to {MAX_QUESTION_CHARS} characters")
     return name
 
 

@@ -110,12 +110,12 @@ class InprocClient(PeerClient):
             raise PeerMissing(self.address, f"it does not know the version {digest}")
         return checked_manifest(self.address, digest, data)
 
-    def fetch_invitation(self, group: str) -> bytes:
+    def ask(self, name: str) -> bytes:
         server = self._server()
         with server.admitted(self._token()) as identity:
-            data = server.provider.invitation(group, identity)
+            data = server.provider.answer(name, identity)
         if data is None:
-            raise PeerMissing(self.address, f"it leads no group {group}")
+            raise PeerMissing(self.address, f"it has no answer to {name}")
         return data
 
     def fetch_chunks(

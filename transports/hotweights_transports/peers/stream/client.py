@@ -106,10 +106,10 @@ class StreamClient(PeerClient):
             data = stream.manifest(digest)
         return checked_manifest(self.address, digest, data)
 
-    def fetch_invitation(self, group: str) -> bytes:
+    def ask(self, name: str) -> bytes:
         stream = self._open()
         with self._kept_if_clean(stream):
-            return stream.invitation(group)
+            return stream.answer(name)
 
     def fetch_chunks(
         self,
@@ -240,9 +240,9 @@ class _Stream:
             request, frames.Kind.MANIFEST_BYTES, f"it does not know the version {digest}"
         )
 
-    def invitation(self, group: str) -> bytes:
+    def answer(self, name: str) -> bytes:
         return self._document(
-            frames.group_request(group), frames.Kind.INVITATION, f"it leads no group {group}"
+            frames.question(name), frames.Kind.ANSWER, f"it has no answer to {name}"
         )
 
     def _document(self, request: bytes, kind: frames.Kind, unknown: str) -> bytes:

@@ -202,9 +202,9 @@ class StreamServer(PeerServer):
                 manifest = self._provider.manifest(frames.read_manifest_request(payload))
                 self._send_document(wire, frames.Kind.MANIFEST_BYTES, manifest)
                 continue
-            if header.kind is frames.Kind.GROUP:
-                invitation = self._provider.invitation(frames.read_group_request(payload), identity)
-                self._send_document(wire, frames.Kind.INVITATION, invitation)
+            if header.kind is frames.Kind.QUESTION:
+                answer = self._provider.answer(frames.read_question(payload), identity)
+                self._send_document(wire, frames.Kind.ANSWER, answer)
                 continue
             digest, wanted = frames.read_chunks_request(payload)
             logger.debug(
