@@ -86,16 +86,14 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
         version=version,
         run_folder=settings.run_folder / settings.node,
         state_folder=settings.state_folder,
-        listen=peer_endpoints.listeners(settings.peer_port, settings.ucx_port),
+        listen=peer_endpoints.listeners(settings.ports),
         advertise=lambda address: (
             f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}"
         ),
         broadcasts=BroadcastContext(settings.node, settings.address, token, peer, Groups(token))
         if settings.mpi
         else None,
-        measure_endpoints=partial(
-            peer_endpoints.describe, ucx_port=settings.ucx_port, mpi=settings.mpi
-        ),
+        measure_endpoints=partial(peer_endpoints.describe, ports=settings.ports, mpi=settings.mpi),
         sources=allowed_sources.allowed(settings.roots),
         peers=peer,
         peer_token=token,

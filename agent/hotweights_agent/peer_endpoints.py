@@ -13,7 +13,7 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from blake3 import blake3
@@ -30,7 +30,7 @@ from hotweights_transports.peers.base import (
     ServerLimits,
     Want,
 )
-from hotweights_transports.peers.registry import resolution, transport_for
+from hotweights_transports.peers.registry import resolution, transport_for, transports
 
 log = logging.getLogger(__name__)
 
@@ -40,32 +40,38 @@ CHUNK_NBYTES = 4 << 20  # as manifests have them (docs/design/001-contracts.md)
 VERSION = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
-def listeners(port: int, ucx_port: int) -> list[str]:
-    """Where to listen for peers: always TCP; UCX where it is asked for (``ucx_port`` not 0) and
-    works.
+def listeners(ports: Mapping[str, int]) -> list[str]:
+    """Where to listen for peers, by scheme: always TCP (port 0: any); another transport where it
+    has a port and works.
     """
-    found = [f"tcp://0.0.0.0:{port}"]
-    if ucx_port and resolution()["ucx"].works:
-        found.append(f"ucx://0.0.0.0:{ucx_port}")
-    return found
+    found = [f"tcp://0.0.0.0:{ports['tcp']}"]
+    others = {scheme: port for scheme, port in ports.items() if scheme != "tcp" and port}
+    works = resolution() if others else {}  # what is not asked for is not loaded
+    return found + [
+        f"{scheme}://0.0.0.0:{port}" for scheme, port in others.items() if works[scheme].works
+    ]
 
 
-def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[Endpoint, ...]:
+def describe(
+    endpoints: Sequence[str], ports: Mapping[str, int], *, mpi: bool
+) -> tuple[Endpoint, ...]:
     """Of what is listened at, of broadcasts, whose invitations are fetched over TCP, and of what is
     not there.
     """
-    because = {
-        "tcp": "sockets are everywhere",
-        "ucx": "it is not switched on: ucx_port in the agent's settings",
-        "mpi": "it is not switched on: mpi in the agent's settings",
-    }
     at = {urlsplit(endpoint).scheme: endpoint for endpoint in endpoints}
-    if ucx_port:
-        because["ucx"] = resolution()["ucx"].because
+    because: dict[str, str] = {}
+    works = resolution() if any(ports.get(scheme) for scheme in ports if scheme != "tcp") else {}
+    for scheme, transport in transports().items():
+        if transport.between_hosts:
+            is_on = scheme == "tcp" or ports.get(scheme)
+            off = f"it is not switched on: {scheme}_port in the agent's settings"
+            found = works.get(scheme) or transport.available() if is_on else None
+            because[scheme] = found.because if found else off
+    because["mpi"] = "it is not switched on: mpi in the agent's settings"
     if mpi:
-        found = broadcast.availability()
-        because["mpi"] = found.because
-        if found.works and "tcp" in at:
+        mpi_found = broadcast.availability()
+        because["mpi"] = mpi_found.because
+        if mpi_found.works and "tcp" in at:
             at["mpi"] = at["tcp"].replace("tcp", "mpi", 1)
     # one alone has nothing to be compared with
     rates = {scheme: _measured(scheme) for scheme in at} if len(at) > 1 else {}
@@ -74,9 +80,9 @@ def describe(endpoints: Sequence[str], ucx_port: int, *, mpi: bool) -> tuple[End
             scheme=scheme,
             endpoint=at.get(scheme, ""),
             megabytes_per_second=rates.get(scheme, 0),
-            message=because[scheme],
+            message=message,
         )
-        for scheme in ("tcp", "ucx", "mpi")
+        for scheme, message in because.items()
     )
 
 

@@ -134,6 +134,11 @@ class Settings:
     kube: KubeSettings = field(default_factory=KubeSettings)
     """How the API server is spoken to."""
 
+    @property
+    def ports(self) -> dict[str, int]:
+        """For peers, by the transport's scheme; 0: it is not used (TCP: any port)."""
+        return {"tcp": self.peer_port, "ucx": self.ucx_port}
+
 
 FROM_ENVIRONMENT = {
     "NODE_NAME": "node",

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hotweights_storage.errors import SourceRefused, SourceUnavailable
-from hotweights_storage.sources.base import Source, Sources
-from hotweights_storage.sources.file import FileOpener, Root
+from hotweights_storage.sources.base import Root, Source, Sources
+from hotweights_storage.sources.file import FileOpener
 
 ROOTS_VARIABLE = "HOTWEIGHTS_ROOTS"
 

@@ -43,7 +43,7 @@ from hotweights_common.http_endpoints import Endpoints
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.wire import address
-from hotweights_transports.peers.registry import transport_for
+from hotweights_transports.peers.registry import transport_for, transports
 
 log = logging.getLogger(__name__)
 
@@ -236,11 +236,12 @@ def _own_folder(stack: contextlib.AsyncExitStack, settings: WorkerSettings, work
 def _listen(settings: WorkerSettings, door: PeerSecret) -> list[str]:
     """Where peers are let in, the preferred transport first. Raises `WorkerError`."""
     parts = urlsplit(settings.listen)
+    between = [scheme for scheme, one in transports().items() if one.between_hosts]
     try:
         host, port = parts.hostname or "", parts.port
     except ValueError:
         host, port = "", None
-    if parts.scheme not in ("tcp", "ucx") or not host or port is None:
+    if parts.scheme not in between or not host or port is None:
         raise WorkerError(
             f"{settings.listen}: not where peers can connect; write --listen "
             "tcp://address:port (0: any port)"
@@ -251,7 +252,9 @@ def _listen(settings: WorkerSettings, door: PeerSecret) -> list[str]:
             "coordinator's token)"
         )
         raise WorkerError(f"{text}, or listen at tcp://127.0.0.1:0", "Unprotected")
-    wanted = {"auto": ("tcp", "ucx"), "tcp": ("tcp",), "ucx": ("ucx", "tcp")}[settings.transport]
+    wanted = between if settings.transport == "auto" else [settings.transport]
+    # TCP is always there, whatever of the others does not work here.
+    wanted = list(dict.fromkeys([*wanted, "tcp"]))
     schemes = [scheme for scheme in wanted if _works(scheme)]
     shown = hosts.bracketed(host)
     return [

@@ -18,7 +18,9 @@ def test_a_transport_is_measured(scheme: str) -> None:
 
 
 def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:
-    tcp, ucx, mpi = peer_endpoints.describe(["tcp://10.0.0.1:7600"], ucx_port=0, mpi=False)
+    tcp, ucx, mpi = peer_endpoints.describe(
+        ["tcp://10.0.0.1:7600"], ports={"tcp": 7600, "ucx": 0}, mpi=False
+    )
     assert (mpi.scheme, mpi.endpoint) == ("mpi", "")
     assert (tcp.scheme, tcp.endpoint, tcp.megabytes_per_second) == ("tcp", "tcp://10.0.0.1:7600", 0)
     assert (ucx.scheme, ucx.endpoint, ucx.megabytes_per_second) == ("ucx", "", 0)
@@ -26,10 +28,13 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:
 
 
 def test_all_are_told_of_with_what_they_reach() -> None:
-    assert peer_endpoints.listeners(7600, 0) == ["tcp://0.0.0.0:7600"]
-    assert peer_endpoints.listeners(7600, 7601) == ["tcp://0.0.0.0:7600", "ucx://0.0.0.0:7601"]
+    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 0}) == ["tcp://0.0.0.0:7600"]
+    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 7601}) == [
+        "tcp://0.0.0.0:7600",
+        "ucx://0.0.0.0:7601",
+    ]
     tcp, ucx, mpi = peer_endpoints.describe(
-        ["tcp://10.0.0.1:7600", "ucx://10.0.0.1:7601"], ucx_port=7601, mpi=True
+        ["tcp://10.0.0.1:7600", "ucx://10.0.0.1:7601"], ports={"tcp": 7600, "ucx": 7601}, mpi=True
     )
     assert tcp.megabytes_per_second > 0
     assert ucx.megabytes_per_second > 0
@@ -43,15 +48,19 @@ def test_where_ucx_does_not_work_the_reason_is_told(monkeypatch: pytest.MonkeyPa
     found = {scheme: found for scheme, found in resolution().items() if scheme != "ucx"}
     no = Availability(False, "ucxx cannot be imported")
     monkeypatch.setattr("hotweights_agent.peer_endpoints.resolution", lambda: {**found, "ucx": no})
-    assert peer_endpoints.listeners(7600, 7601) == ["tcp://0.0.0.0:7600"]
+    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 7601}) == ["tcp://0.0.0.0:7600"]
     assert (
-        peer_endpoints.describe(["tcp://10.0.0.1:7600"], ucx_port=7601, mpi=False)[1].message
+        peer_endpoints.describe(
+            ["tcp://10.0.0.1:7600"], ports={"tcp": 7600, "ucx": 7601}, mpi=False
+        )[1].message
         == "ucxx cannot be imported"
     )
 
 
 def test_the_node_object_says_it() -> None:
-    endpoints = peer_endpoints.describe(["tcp://10.0.0.1:7600"], ucx_port=0, mpi=False)
+    endpoints = peer_endpoints.describe(
+        ["tcp://10.0.0.1:7600"], ports={"tcp": 7600, "ucx": 0}, mpi=False
+    )
     session = Session(AgentInfo("boot", "v", "tcp://10.0.0.1:7600", endpoints))
     (report,) = session.handle(Assigned(NodeWeightsSpec(), 1), Now(0.0, "t"))
     assert isinstance(report, Report)

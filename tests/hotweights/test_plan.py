@@ -17,7 +17,8 @@ from hotweights.device_memory import Free, suggested_bucket_nbytes
 from hotweights.published import read_published
 from hotweights_planner.manifest import CHUNK_NBYTES, FILE_NAME
 from hotweights_planner.plan import parse
-from hotweights_storage.sources.file import FileOpener, Root
+from hotweights_storage.sources.base import Root
+from hotweights_storage.sources.file import FileOpener
 from tests.coordinator.running import running
 from tests.hotweights.command_line import Done, Run
 

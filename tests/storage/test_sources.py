@@ -13,8 +13,8 @@ import pytest
 from hotweights_storage.errors import SourceRefused, SourceUnavailable
 from hotweights_storage.sources import file as files
 from hotweights_storage.sources import safe_open
-from hotweights_storage.sources.base import Sources, read_small
-from hotweights_storage.sources.file import Claim, ClaimOpener, FileOpener, Root, open_folder
+from hotweights_storage.sources.base import Root, Sources, read_small
+from hotweights_storage.sources.file import ClaimOpener, FileOpener, open_folder
 
 
 @pytest.fixture(params=["openat2", "walk"])
@@ -37,7 +37,7 @@ def root(tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mon
 def sources(root: Path, *namespaces: str) -> Sources:
     return Sources({
         "file": FileOpener([Root(root, namespaces or ("*",))]),
-        "pvc": ClaimOpener([Claim("team-a", "weights", root)]),
+        "pvc": ClaimOpener([Root(root, ("team-a",), "weights")]),
     })  # fmt: skip
 
 

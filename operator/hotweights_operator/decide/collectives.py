@@ -81,5 +81,8 @@ def _collective(digest: str, members: Sequence[NodeState], bases: Sequence[str])
     base = next((known for known in bases if all(state.holds(known) for state in members)), "")
     name = hashlib.sha256(f"{digest} {' '.join(names)} {lives}".encode()).hexdigest()[:32]
     return Collective(
-        name=name, head=transports.offer(members[0], "mpi").endpoint, members=names, base=base
+        name=name,
+        head=transports.offer(members[0], transports.BROADCAST).endpoint,
+        members=names,
+        base=base,
     )

@@ -14,27 +14,35 @@ from hotweights_crds.nodeweights import Endpoint
 from hotweights_crds.weightrollout import Transport
 from hotweights_operator.model.objects import NodeState
 
+ALWAYS = "tcp"
+"""Every agent serves it, so there is nothing to fall back to from it."""
+BROADCAST = "mpi"
+"""Not one node pulling from another: nodes join, see `joins` and `collectives`."""
+
 
 def choose(asked: Transport, child: NodeState, parent: NodeState) -> str:
     """The endpoint where ``child`` is to pull from ``parent``: over UCX where both take it, else
     over TCP; empty: the parent serves nobody.
     """
-    if _takes(asked, child, "ucx") and _takes(asked, parent, "ucx"):
-        return offer(parent, "ucx").endpoint
+    for one in parent.status.endpoints:
+        if one.scheme not in (ALWAYS, BROADCAST) and (
+            _takes(asked, child, one.scheme) and _takes(asked, parent, one.scheme)
+        ):
+            return one.endpoint
     return parent.status.endpoint
 
 
 def joins(asked: Transport, state: NodeState) -> bool:
     """Whether the node is to take part in broadcasts."""
-    return _takes(asked, state, "mpi")
+    return _takes(asked, state, BROADCAST)
 
 
 def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
     """What came of it, wherever there was something to choose; else empty. It goes into the
     condition Staged.
     """
-    if asked in ("UCX", "MPI"):
-        scheme = asked.lower()
+    scheme = asked.lower()
+    if scheme not in ("auto", ALWAYS):
         have = [state for state in nodes if offer(state, scheme).endpoint]
         if len(have) == len(nodes):
             return ""
@@ -44,7 +52,7 @@ def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
             f"over {asked} between {len(have)} of {len(nodes)} nodes, else over TCP; "
             f"{first.name}: {reason}"
         )
-    if asked == "TCP":
+    if scheme == ALWAYS:
         return ""
     # one transport alone was never measured against another
     measured = next(
@@ -53,8 +61,11 @@ def describe(asked: Transport, nodes: Sequence[NodeState]) -> str:
     )
     if measured is None:
         return ""
+    offered = dict.fromkeys(one.scheme for state in nodes for one in state.status.endpoints)
     takers = [
-        (scheme, sum(_takes(asked, state, scheme) for state in nodes)) for scheme in ("ucx", "mpi")
+        (scheme, sum(_takes(asked, state, scheme) for state in nodes))
+        for scheme in offered
+        if scheme != ALWAYS
     ]
     roads = ", ".join(
         f"over {scheme.upper()} between {n} of {len(nodes)} nodes" for scheme, n in takers if n

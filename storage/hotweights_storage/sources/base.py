@@ -7,11 +7,15 @@ Nothing here knows tensors.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
 from hotweights_storage.errors import SourceRefused
+
+ANY_NAMESPACE = "*"
 
 
 class Source(Protocol):
@@ -49,6 +53,21 @@ class Source(Protocol):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """What the installation lets be read, and for the objects of which namespaces (``*``: of all):
+    a folder, or the claim (a PersistentVolumeClaim) that is mounted there.
+    """
+
+    path: Path
+    namespaces: tuple[str, ...] = (ANY_NAMESPACE,)
+    claim: str = ""
+
+    def is_open_to(self, namespace: str) -> bool:
+        """Whether objects in that namespace may read it."""
+        return ANY_NAMESPACE in self.namespaces or namespace in self.namespaces
 
 
 class Opener(Protocol):

@@ -24,32 +24,12 @@ from urllib.parse import quote, unquote, urlsplit
 from hotweights_planner.manifest import PAGE_NBYTES
 from hotweights_storage import linux
 from hotweights_storage.errors import SourceRefused, SourceUnavailable
+from hotweights_storage.sources.base import Root
 from hotweights_storage.sources.safe_open import Escapes, open_beneath
-
-ANY_NAMESPACE = "*"
 
 _TRIALS = 4  # cold reads of each kind before one is chosen
 _FAR_QUICKER = 2.0  # measured: through the cache, staging takes nearly twice the CPU time per byte
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a FIFO must not hold us
-
-
-@dataclass(frozen=True, slots=True)
-class Root:
-    """A folder whose content may be read for objects of these namespaces (``*``: of all)."""
-
-    path: Path
-    namespaces: tuple[str, ...] = (ANY_NAMESPACE,)
-
-
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """Where a PersistentVolumeClaim is mounted for us. Like the claim itself, it belongs to one
-    namespace.
-    """
-
-    namespace: str
-    name: str
-    path: Path
 
 
 class FileOpener:
@@ -74,7 +54,7 @@ class FileOpener:
                 f"{uri}: under none of the allowed source roots; add its root to the installation's"
             )
         for root in below:
-            if ANY_NAMESPACE in root.namespaces or namespace in root.namespaces:
+            if root.is_open_to(namespace):
                 return _source_beneath(uri, root.path, str(path.relative_to(root.path)))
         raise SourceRefused(
             f"{uri}: its root is not open to namespace {namespace}; add the namespace to that root"
@@ -82,24 +62,33 @@ class FileOpener:
 
 
 class ClaimOpener:
-    """Opens ``pvc://`` where the claim is mounted."""
+    """Opens ``pvc://`` where the claim is mounted. Like a claim itself, its root belongs to a
+    namespace: one that names several is open to the claim of that name in each of them.
+    """
 
-    def __init__(self, claims: Sequence[Claim]) -> None:
-        self._paths = {(claim.namespace, claim.name): claim.path for claim in claims}
+    def __init__(self, roots: Sequence[Root]) -> None:
+        self._roots = roots
 
     def open(self, uri: str, namespace: str) -> FileSource:
         """The folder in the claim of that name in the object's own namespace. Raises
         `SourceRefused`, and `SourceUnavailable` when it is not there.
         """
         claim = urlsplit(uri).netloc
-        path = self._paths.get((namespace, claim))
-        if path is None:
-            text = (
-                f"claim {claim} of namespace {namespace} is not mounted into the agents; add it "
-                "to the installation"
-            )
-            raise SourceRefused(f"{uri}: {text}")
-        return _source_beneath(uri, path, _checked_path(uri).strip("/"))
+        for root in self._roots:
+            if root.claim == claim and root.is_open_to(namespace):
+                return _source_beneath(uri, root.path, _checked_path(uri).strip("/"))
+        text = (
+            f"claim {claim} of namespace {namespace} is not mounted into the agents; add it "
+            "to the installation"
+        )
+        raise SourceRefused(f"{uri}: {text}")
+
+
+OPENERS = {
+    "file": lambda roots: FileOpener([root for root in roots if not root.claim]),
+    "pvc": lambda roots: ClaimOpener([root for root in roots if root.claim]),
+}
+"""For `registry.installed`."""
 
 
 def open_folder(path: Path) -> FileSource:

@@ -25,8 +25,8 @@ from hotweights_planner.plan import Plan, build
 from hotweights_storage.errors import SourceRefused, TransferError
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.resolve import publish
-from hotweights_storage.sources.base import Source
-from hotweights_storage.sources.file import FileOpener, Root
+from hotweights_storage.sources.base import Root, Source
+from hotweights_storage.sources.file import FileOpener
 from tests.ports import free_ports
 
 TENSORS = 12

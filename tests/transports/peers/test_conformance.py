@@ -94,7 +94,7 @@ def test_manifest(parent: Node, digest: str, serve: Serve, connect: Connect) -> 
 
 def test_an_answer_to_a_question(parent: Node, digest: str, serve: Serve, connect: Connect) -> None:
     client = connect(serve(parent).address)
-    with pytest.raises(PeerMissing, match="leads no group ours"):
+    with pytest.raises(PeerMissing, match="has no answer to ours"):
         client.ask("ours")
     parent.answers["ours"] = b"come"
     assert client.ask("ours") == b"come"

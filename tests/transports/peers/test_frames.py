@@ -135,12 +135,12 @@ def test_requests_for_what_is_no_chunk(wanted: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "x" * (frames.MAX_QUESTION_CHARS + 1), 7, None, ["ours"]])
-def test_requests_for_what_is_no_group(name: object) -> None:
-    with pytest.raises(FrameError, match="a group's name"):
+def test_questions_that_are_none(name: object) -> None:
+    with pytest.raises(FrameError, match="a question is a string"):
         frames.read_question(json.dumps({"name": name}).encode())
 
 
-def test_a_request_for_a_group_round_trips() -> None:
+def test_a_question_round_trips() -> None:
     data = frames.question("ours")
     assert frames.decode_header(data[: HEADER.size], frames.FROM_PULLER).kind is Kind.QUESTION
     assert frames.read_question(data[HEADER.size :]) == "ours"

@@ -192,6 +192,7 @@ class InprocClient(PeerClient):
 
 class InprocTransport(Transport):
     scheme = "inproc"
+    between_hosts = False
 
     def available(self) -> Availability:
         return Availability(True, "for tests, within one process")

@@ -1,7 +1,7 @@
 """Scheme of a peer's URI → the transport that speaks it.
 
-A transport's module is imported when its scheme is first asked for, so that what a native library
-needs is paid only where it is used; whether it can work here it says itself
+The modules of transports are found, not listed, and imported when the first is asked for. What a
+native library needs is paid only where it is used; whether it can work here a transport says itself
 (`Transport.available`), with the reason either way.
 """
 
@@ -10,11 +10,14 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import logging
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import cache
 from typing import ClassVar
 from urllib.parse import urlsplit
 
+from hotweights_transports import peers
 from hotweights_transports.peers.base import (
     Authenticate,
     ChunkProvider,
@@ -25,13 +28,6 @@ from hotweights_transports.peers.base import (
 )
 
 logger = logging.getLogger(__name__)
-
-MODULES = {
-    "inproc": "hotweights_transports.peers.inproc",
-    "tcp": "hotweights_transports.peers.tcp",
-    "ucx": "hotweights_transports.peers.ucx",
-}
-"""Scheme → module with a `TRANSPORT`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,6 +44,8 @@ class Transport(ABC):
     """
 
     scheme: ClassVar[str]
+    between_hosts: ClassVar[bool] = True
+    """Whether it leads out of this process."""
 
     @abstractmethod
     def available(self) -> Availability:
@@ -78,17 +76,30 @@ class Transport(ABC):
         """
 
 
+@cache
+def transports() -> Mapping[str, Transport]:
+    """By scheme, every transport that there is: each module of this package with a `TRANSPORT`. One
+    more is one more module. None of them loads a native library before it is asked for.
+    """
+    found: dict[str, Transport] = {}
+    for module in pkgutil.iter_modules(peers.__path__, f"{peers.__name__}."):
+        transport = getattr(importlib.import_module(module.name), "TRANSPORT", None)
+        if isinstance(transport, Transport):
+            found[transport.scheme] = transport
+    return found
+
+
 def transport_for(uri: str) -> Transport:
     """The transport of a URI's scheme. Raises `ValueError` for a scheme that nobody speaks, and
     where its transport cannot work here.
     """
     scheme = urlsplit(uri).scheme
-    if scheme not in MODULES:
+    transport = transports().get(scheme)
+    if transport is None:
         raise ValueError(
             f"{uri}: no transport for {scheme or 'an address without a scheme'}; there are "
-            f"{sorted(MODULES)}"
+            f"{sorted(transports())}"
         )
-    transport = _load(scheme)
     availability = transport.available()
     if not availability.works:
         raise ValueError(
@@ -99,7 +110,7 @@ def transport_for(uri: str) -> Transport:
 
 def resolution() -> dict[str, Availability]:
     """What works here and why, logged: for the node's capabilities."""
-    found = {scheme: _load(scheme).available() for scheme in sorted(MODULES)}
+    found = {scheme: one.available() for scheme, one in sorted(transports().items())}
     for scheme, availability in found.items():
         logger.info(
             "peers over %s: %s (%s)",
@@ -108,10 +119,3 @@ def resolution() -> dict[str, Availability]:
             availability.because,
         )
     return found
-
-
-def _load(scheme: str) -> Transport:
-    transport = importlib.import_module(MODULES[scheme]).TRANSPORT
-    if not isinstance(transport, Transport):
-        raise TypeError(f"{MODULES[scheme]}.TRANSPORT is no Transport")
-    return transport
