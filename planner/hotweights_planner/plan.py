@@ -331,7 +331,7 @@ def _bucket_text(bucket: PlanBucket, tensors: Mapping[str, Tensor], source: str)
         if tensor is None or tensor.name != chunk.tensor:
             tensor = tensors[chunk.tensor]
             name = dumps(tensor.name)
-            key = f'"key":{name[:-1]}:'
+            key = f'"key":{name[:-1]}:'  # without the closing quote: the chunk's number follows
             shape = ",".join(map(str, tensor.shape))
             rest = f'"shape":[{shape}],"shard_rank":0,"tensor":{name},"tensor_offset":'
             if file != tensor.file:
