@@ -25,7 +25,7 @@ def digest_label(digest: str) -> str:
     """The 16 hexadecimal digits that fit into the label hotweights.dev/digest; empty for no
     digest.
     """
-    return digest.removeprefix("sha256:")[:16]
+    return digest.removeprefix("sha256:")[:16]  # a label's value has 63 characters at most
 
 
 def camel(name: str) -> str:

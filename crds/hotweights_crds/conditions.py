@@ -16,7 +16,7 @@ from pydantic import Field
 from hotweights_crds.base import Model
 
 ConditionStatus = Literal["True", "False", "Unknown"]
-MAX_MESSAGE = 1024
+MAX_MESSAGE = 1024  # meta/v1 allows 32 KiB, but a status has several conditions
 
 
 class Condition(Model):
@@ -35,7 +35,9 @@ class Condition(Model):
 
 
 def upsert(conditions: Sequence[Condition], new: Condition) -> list[Condition]:
-    """The list with ``new`` in place of its type; an unchanged status keeps its transition time."""
+    """The list with ``new`` in place of its type; an unchanged status keeps its transition time, as
+    with SetStatusCondition of apimachinery. The message is cut to `MAX_MESSAGE` characters.
+    """
     clipped = new.model_copy(update={"message": new.message[:MAX_MESSAGE]})
     old = find(conditions, new.type)
     if old is None:

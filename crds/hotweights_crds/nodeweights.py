@@ -16,17 +16,17 @@ from hotweights_crds.base import Model
 from hotweights_crds.conditions import Condition
 from hotweights_crds.structural import atomic, list_map
 
-UNASSIGNED = "unassigned"
+UNASSIGNED = "unassigned"  # no UID looks like it
 
 MAX_ROLLOUTS = 128
 """Entries in ``spec.rollouts``. Whoever writes a bounded list cuts it and says so; the API server
 refuses a longer one.
 """
 MAX_STAGE = 16
-MAX_PODS = 512
+MAX_PODS = 512  # a kubelet runs 110 pods unless it is told otherwise
 MAX_RESOLVE = 64
 MAX_STAGED = 256
-MAX_ENGINES = 512
+MAX_ENGINES = 512  # a pod has one, and `MAX_PODS` is for each rollout
 MAX_TOKEN = 2**53 - 1
 """What every reader of JSON takes as an integer."""
 

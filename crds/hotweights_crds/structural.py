@@ -17,11 +17,12 @@ IntOrPercent = Annotated[
 ]
 """A count or a percentage, as in Deployments."""
 
+# the words of pydantic that mean the same in a structural schema
 _KEPT = {
     "type", "description", "enum", "default", "minimum", "maximum", "minLength", "maxLength", "pattern", "minItems",
     "maxItems", "maxProperties", "items", "properties", "required", "additionalProperties", "nullable",
 }  # fmt: skip
-_DROPPED = {"title"}
+_DROPPED = {"title"}  # pydantic makes one of every name: it says nothing more
 
 
 class NotStructural(Exception):
@@ -75,6 +76,7 @@ def _convert(node: dict[str, Any], definitions: dict[str, Any], path: str) -> di
         )
     if out.get("type") == "integer":
         out["format"] = "int64"
+    # None stands for an absent member here, and null is not among the values that it takes
     if out.get("default") is None:
         out.pop("default", None)
     if "description" in out:  # a docstring's lines end where the source's do
@@ -86,6 +88,7 @@ def _resolve(node: dict[str, Any], definitions: dict[str, Any], path: str) -> di
     """The node with its reference and its "or null" taken out; what stands beside them wins."""
     if "anyOf" in node:
         rest = [option for option in node["anyOf"] if option.get("type") != "null"]
+        # "or null" is no union: an optional member is left out where it is None
         if len(rest) != 1:
             raise NotStructural(
                 f"{path}: a union of {len(rest)} types; use optional members and a CEL rule"

@@ -33,7 +33,7 @@ class Kind:
 
     @property
     def crd_name(self) -> str:
-        """Name of its CustomResourceDefinition."""
+        """Name of its CustomResourceDefinition, as the API server demands it: plural and group."""
         return f"{self.plural}.{GROUP}"
 
 
@@ -104,7 +104,9 @@ KINDS = (WEIGHT_VERSION, WEIGHT_ROLLOUT, NODE_WEIGHTS)
 
 
 def definition(kind: Kind) -> dict[str, Any]:
-    """The CustomResourceDefinition of a kind."""
+    """The CustomResourceDefinition of a kind, as it is written to YAML. Raises
+    `structural.NotStructural` when a model uses what a custom resource cannot express.
+    """
     spec = structural(kind.spec)
     if kind is WEIGHT_VERSION:
         spec["x-kubernetes-validations"] = [
@@ -116,6 +118,7 @@ def definition(kind: Kind) -> dict[str, Any]:
     status = {
         "description": "What is observed.",
         **structural(kind.status),
+        # until somebody has looked at the object: kstatus then takes it for in progress
         "default": {"observedGeneration": -1},
     }
     schema = {

@@ -55,13 +55,18 @@ class Selection:
     field_selector: str = ""
 
     def query(self) -> dict[str, str]:
-        """As query parameters."""
+        """As query parameters; what selects nothing is left out."""
         pairs = {"labelSelector": self.label_selector, "fieldSelector": self.field_selector}
         return {key: value for key, value in pairs.items() if value}
 
 
 class Api:
-    """One API server, as one identity. An asynchronous context manager; `connect` makes one."""
+    """One API server, as one identity. An asynchronous context manager; `connect` makes one.
+
+    Every method that asks something raises a `KubeError`: `Unavailable` when nobody answers within
+    ``timeout_seconds``, else what `errors.from_response` makes of the answer. It may be used again
+    after any of them. For one event loop, any number of tasks.
+    """
 
     def __init__(self, configuration: Any, *, timeout_seconds: float, user_agent: str) -> None:
         from kubernetes.aio.client.rest import RESTClientObject
@@ -90,11 +95,11 @@ class Api:
 
     @property
     def url(self) -> str:
-        """Where the API server is."""
+        """The API server's base URL, for requests and messages."""
         return str(self._configuration.host)
 
     async def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; requests on their way fail."""
         await self._rest.close()
 
     async def __aenter__(self) -> Self:
@@ -109,7 +114,7 @@ class Api:
         await self.close()
 
     async def get(self, resource: Resource, name: str, namespace: str | None = None) -> Body:
-        """One object. Raises `NotFound`."""
+        """One object as it is now. Raises `NotFound`."""
         return await self._ask("GET", resource.path(namespace, name))
 
     async def list(
@@ -143,6 +148,7 @@ class Api:
             kind = {"apiVersion": resource.api_version, "kind": resource.kind}
             items = [{**kind, **item} for item in page.get("items") or ()]
             listing = Listing(items, str(metadata.get("resourceVersion", "")))
+            # the API server wants the same limit and selectors with it, and keeps it for minutes
             query["continue"] = metadata.get("continue") or ""
             more = bool(query["continue"])
             del page, items  # nothing of it is kept here while the next one is fetched
@@ -244,7 +250,7 @@ class Api:
             total=None,
             connect=self._timeout_seconds,
             sock_connect=self._timeout_seconds,
-            sock_read=silence_seconds,
+            sock_read=silence_seconds,  # a watch has no end that could be waited for
         )
         request = f"watch {path}"
         try:
@@ -257,7 +263,7 @@ class Api:
                 async for line in _lines(response.response.content):
                     yield json.loads(line)
             finally:
-                response.response.close()
+                response.response.close()  # not released: the rest of its lines must not be read
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise errors.Unavailable(
                 f"{request} at {self.url} broke off: {_said(error)}. It is tried again"
@@ -278,7 +284,7 @@ class Api:
         try:
             response = await self._send(method, path, query, body, content_type, timeout)
             content = await response.read()
-        except TimeoutError as error:
+        except TimeoutError as error:  # first: it is an OSError too
             raise errors.Unavailable(
                 f"{request}: no answer from {self.url} within {self._timeout_seconds:g} s. It "
                 "is tried again"
@@ -308,6 +314,7 @@ class Api:
         timeout: aiohttp.ClientTimeout,
     ) -> Any:
         headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": self._user_agent}
+        # asked anew for each request: tokens are renewed
         for setting in (await self._configuration.auth_settings()).values():
             headers[setting["key"]] = setting["value"]
         url = self.url + path + (f"?{urlencode(query)}" if query else "")
@@ -334,7 +341,7 @@ async def _load_configuration(kubeconfig: Path | None, context: str | None) -> A
     from kubernetes.aio import config
     from kubernetes.aio.client import Configuration
 
-    configuration = type.__call__(Configuration)
+    configuration = type.__call__(Configuration)  # as the client's own loaders make one
     configuration.connection_pool_maxsize = 64
     home = Path.home() / ".kube" / "config"
     file = str(kubeconfig or os.environ.get("KUBECONFIG", ""))
@@ -348,7 +355,7 @@ async def _load_configuration(kubeconfig: Path | None, context: str | None) -> A
                 file or str(home),
                 context=context,
                 client_configuration=configuration,
-                persist_config=False,
+                persist_config=False,  # the kubeconfig is the user's; we write nothing into it
             )
         else:
             raise errors.NotConfigured(

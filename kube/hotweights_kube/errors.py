@@ -125,13 +125,14 @@ def _status(content: bytes) -> dict[str, Any]:
     try:
         body = json.loads(content)
     except ValueError:
+        # not the API server's own words: the first of them may tell whose they are
         return {"message": content[:200].decode(errors="replace").strip()}
     return body if isinstance(body, dict) else {}
 
 
 def _retry_after(headers: Mapping[str, str], said: Mapping[str, Any]) -> float | None:
-    """Seconds, as a number or as the date when it may be tried again, in the header or (errors in a
-    watch have none) the Status.
+    """Seconds, as a number or as the date when it may be tried again (RFC 9110, section 10.2.3), in
+    the header or (errors in a watch have none) the Status.
     """
     value = str(
         headers.get("Retry-After") or (said.get("details") or {}).get("retryAfterSeconds") or ""

@@ -22,9 +22,10 @@ from hotweights_kube.resources import EVENTS, Body, Resource
 
 log = logging.getLogger(__name__)
 
+# the numbers of client-go's own recorder (tools/record/events_cache.go)
 WINDOW = timedelta(minutes=10)
 MAX_PER_OBJECT = 25
-MAX_NOTE = 1000
+MAX_NOTE = 1000  # characters; the API server takes 1,024 bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Reference:
 
     @classmethod
     def of(cls, body: Body) -> Reference:
-        """From the object itself."""
+        """From the object itself. Raises `KeyError` when it lacks a name or a UID."""
         metadata = body["metadata"]
         return cls(
             body["apiVersion"],
@@ -50,7 +51,7 @@ class Reference:
         )
 
     def to_dict(self) -> dict[str, str]:
-        """As an ObjectReference."""
+        """As an ObjectReference of core/v1; no namespace for what has none."""
         reference = {
             "apiVersion": self.api_version,
             "kind": self.kind,
@@ -75,13 +76,13 @@ class EventWriter(Protocol):
     """What the recorder needs of the API."""
 
     async def create(self, resource: Resource, body: Body, *, manager: str = "hotweights") -> Body:
-        """Create an event."""
+        """Create an event, as `client.Api.create` does."""
         ...
 
     async def merge_patch(
         self, resource: Resource, name: str, patch: Body, *, namespace: str | None = None
     ) -> Body:
-        """Raise an event's count."""
+        """Raise an event's count, as `client.Api.merge_patch` does."""
         ...
 
 
@@ -117,12 +118,13 @@ class Recorder:
     async def record(self, notice: Notice) -> None:
         """Say it, or count it. Raises nothing that the API server may answer."""
         now = self.now()
-        self._forget_before(now - WINDOW)
+        self._forget_before(now - WINDOW)  # first: what is forgotten makes room
         said = self._said.get(notice)
         if said is None:
             if self._of_object[notice.regarding] >= MAX_PER_OBJECT:
                 return
             self._of_object[notice.regarding] += 1
+            # the API server wants the events of what has no namespace there
             said = self._said[notice] = _Said(notice.regarding.namespace or "default", now)
         said.count, said.last = said.count + 1, now
         self._said.move_to_end(notice)
@@ -166,6 +168,7 @@ class Recorder:
 
     async def _create(self, notice: Notice, namespace: str, moment: datetime) -> str:
         self._serial += 1
+        # a name has 253 characters at most; time and serial make it one of its kind
         name = f"{notice.regarding.name[:200]}.{int(moment.timestamp() * 1e6):x}.{self._serial:x}"
         await self.api.create(
             EVENTS,
@@ -180,7 +183,7 @@ class Recorder:
                 "type": notice.type,
                 "action": notice.action,
                 "reportingController": self.controller,
-                "reportingInstance": self.instance[:128],
+                "reportingInstance": self.instance[:128],  # more is refused
             },
         )
         return name

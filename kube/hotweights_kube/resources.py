@@ -29,7 +29,7 @@ class Resource:
         """The URL path of an object, or of the collection without a name (of all namespaces without
         a namespace).
         """
-        root = "/api" if "/" not in self.api_version else "/apis"
+        root = "/api" if "/" not in self.api_version else "/apis"  # the core group has no name
         parts = [root, self.api_version]
         if namespace and self.namespaced:
             parts += ["namespaces", quote(namespace, safe="")]
@@ -64,14 +64,14 @@ def name_of(body: Body) -> str:
 
 
 def version_of(body: Body) -> str:
-    """The object's resourceVersion; empty when it has none."""
+    """The object's or the list's resourceVersion; empty when it has none."""
     return str(body.get("metadata", {}).get("resourceVersion", ""))
 
 
 def newer(left: Body, right: Body) -> bool:
     """Whether ``left`` is a later state of the same object than ``right``.
 
-    Kubernetes promises since 1.35 that the resourceVersions of one resource compare as integers,
-    and every etcd-backed server did before.
+    Kubernetes promises since 1.35 that the resourceVersions of one resource compare as integers
+    (KEP-5504), and every etcd-backed server did before. Raises `ValueError` where they do not.
     """
     return int(version_of(left) or 0) > int(version_of(right) or 0)

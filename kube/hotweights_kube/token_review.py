@@ -18,14 +18,14 @@ class Reviewer(Protocol):
     """What a token review needs of the API."""
 
     async def post(self, resource: Resource, body: Body) -> Body:
-        """Ask for a review."""
+        """Ask for a review, as `client.Api.post` does."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a token speaks for. The pod and the node are empty unless the token is bound to a
-    pod.
+    """Whom a token speaks for. The pod and the node are empty unless the token is bound to a pod;
+    the node also where the API server does not tell it (KEP-4193: Kubernetes 1.30 and later do).
     """
 
     username: str  # system:serviceaccount:<namespace>:<name>
@@ -38,8 +38,8 @@ class Identity:
 
 
 async def review(api: Reviewer, token: str, audiences: Sequence[str]) -> Identity:
-    """The identity behind a token that was issued for one of these audiences; `TokenRefused`
-    otherwise.
+    """The identity behind a token that was issued for one of these audiences. Raises `TokenRefused`
+    otherwise, and another `KubeError` when the API server could not be asked.
     """
     answer = await api.post(TOKEN_REVIEWS, {"spec": {"token": token, "audiences": list(audiences)}})
     status = answer.get("status", {})
@@ -49,6 +49,7 @@ async def review(api: Reviewer, token: str, audiences: Sequence[str]) -> Identit
             f"the token is not valid for {wanted}: {status.get('error') or 'not authenticated'}"
         )
     granted = tuple(status.get("audiences") or ())
+    # an API server that knows no audiences says yes to any token, and leaves them out
     if not set(granted) & set(audiences):
         raise TokenRefused(
             f"the token is meant for {', '.join(granted) or 'nobody'}, not for {wanted}"

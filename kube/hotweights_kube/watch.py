@@ -47,7 +47,7 @@ class Watched(Protocol):
     def stream(
         self, resource: Resource, selection: Selection, query: Any, *, silence_seconds: float
     ) -> AsyncGenerator[Body, None]:
-        """The events of one request."""
+        """The events of one request, until it ends or breaks off."""
         ...
 
 
@@ -129,11 +129,12 @@ async def watch(
                 await asyncio.sleep(timing.backoff.spread(1, draw))
         except errors.Expired:
             version = ""  # the list that follows says what was missed
-            failures += 1
+            failures += 1  # a server that forgets at once must not be asked for list after list
             await asyncio.sleep(timing.backoff.spread(failures, draw))
         except errors.KubeError as error:
             failures += 1
             on_trouble(error)
+            # never sooner than it asked for
             await asyncio.sleep(
                 max(errors.wait_seconds(error) or 0.0, timing.backoff.spread(failures, draw))
             )
@@ -164,6 +165,7 @@ async def _list(
                 present.add(name)
                 yield Change("ADDED" if before is None or before[0] != uid else "MODIFIED", body)
             del page  # the next one takes as much memory again
+    # only after all pages: before the last one nothing is known to be gone
     for name in [name for name in known if name not in present]:
         yield Change("DELETED", _trace(resource, name, known.pop(name)[0], version))
     listed = tuple(_trace(resource, name, *last) for name, last in known.items())
@@ -183,6 +185,7 @@ def _read(event: Body, known: _Known, resource: Resource) -> tuple[Change | None
             known.pop(_name(body), None)
             return Change("DELETED", body), version_of(body)
         case _:
+            # an ERROR event has a Status instead of an object
             code = int(body.get("code") or 500)
             raise errors.from_response(
                 f"watch {resource.plural}", code, json.dumps(body).encode(), {}

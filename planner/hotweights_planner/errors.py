@@ -7,7 +7,8 @@
     └── BadGroups          a group map, or tensor-parallel groups
 
 Each says where, what is wrong and what to do about it; ``reason`` is the CamelCase word that ends
-up in conditions.
+up in conditions. What came from outside is shown in ASCII and cut, here and wherever it is refused:
+an error is a line to read.
 """
 
 from __future__ import annotations

@@ -154,6 +154,7 @@ class Manifest(_Part):
         # there may be a million, and a NamedTuple's own constructor is a Python function
         new = tuple.__new__
         for tensor in self.tensors:
+            # most tensors have none of a small delta, and this is one call for all chunks of it
             if wanted.isdisjoint(tensor.chunks):
                 continue
             name, file, offset, last = (
@@ -337,6 +338,7 @@ def _check_digests(manifest: Manifest, where: str) -> None:
     parts: dict[str, int] = {}
     for tensor in manifest.tensors:
         part = tensor.nbytes % manifest.chunk_bytes
+        # only the last chunk may be shorter
         whole.update(tensor.chunks[:-1] if part else tensor.chunks)
         if part and parts.setdefault(tensor.chunks[-1], part) != part:
             raise BadManifest(

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-FALLBACKS = 3
+FALLBACKS = 3  # the grandparent and two donors; nodes of other chains where there are fewer
 
 _NOTHING: Mapping[str, tuple[str, ...]] = {}
 _NO_ZONES: Mapping[str, str] = {}

@@ -91,7 +91,7 @@ def read_header(source: Source, file: str, file_nbytes: int) -> tuple[TensorEntr
 
 def _no_weights(sizes: Mapping[str, int]) -> tuple[str, str]:
     pickles = [name for name in sizes if name.endswith(_PICKLES)]
-    if pickles:
+    if pickles:  # three of them tell enough
         what = (
             f"the weights are pickles ({', '.join(pickles[:3])}), and reading a pickle runs code "
             "that is in it"

@@ -2,9 +2,10 @@
 
     TransferError
     ├── SourceRefused       SourceNotAllowed | BadURI | UnknownScheme: a setting or the URI must change
-    ├── SourceUnavailable   SourceNotFound | SourceUnreadable | SourceChanged: may be there later
+    ├── SourceUnavailable   SourceNotFound | SourceUnreadable | SourceChanged | SourceTruncated:
+    │                       may be there later
     ├── ChecksumMismatch    the bytes are not what the manifest says
-    ├── NoCapacity          they would not fit; nothing was read
+    ├── NoCapacity          they would not fit, or memory ran out while they came
     ├── Incomplete          an image that is not whole was to be used
     └── Cancelled           Cancelled | DeadlineExceeded: somebody no longer wants them
 

@@ -176,7 +176,7 @@ class _ChunkAssembler:
         Raises `ChecksumMismatch`. From any thread.
         """
         chunk = item.chunk
-        if self._builder.has(chunk.blake3):
+        if self._builder.has(chunk.blake3):  # this node had it before; others did not
             return
         if not item.is_part:
             self._keep(chunk, data)
@@ -243,7 +243,7 @@ class _Slots:
         parts.take(item, data)
         with self._changed:
             self._changed.wait_for(lambda: self.lost or number < self._completed + self._slots)
-        if self.lost or self._member is None:
+        if self.lost or self._member is None:  # it is kept here, and the others pull it
             return
         with self._member.view(number % self._slots) as slot:
             slot[item.offset : item.offset + item.nbytes] = data

@@ -18,7 +18,7 @@ from hotweights_storage.errors import TransferError
 
 PREFIX = "HYDRA_LAUNCH: "
 END = "HYDRA_LAUNCH_END"
-MAX_LINE_NBYTES = 2048
+MAX_LINE_NBYTES = 2048  # room for a path of 1,000 bytes, a host and the flags
 MAX_RANKS = 1024
 
 # the flags that MPICH's mpiexec prints under the manual launcher, and what they may say

@@ -25,7 +25,7 @@ import time
 
 FDS_VARIABLE = "HOTWEIGHTS_MPI_FDS"  # "<socket>,<ring>,<slots>,<bytes of a slot>"
 POST = struct.Struct("!IQ")  # node to rank: slot, nbytes
-FINISH = POST.pack(0xFFFFFFFF, 0)
+FINISH = POST.pack(0xFFFFFFFF, 0)  # no slot has this number
 READY, DONE, FAILED = b"R", b"D", b"F"  # rank to node, each followed by: rank and size; slot; text
 PAIR = struct.Struct("!II")
 SLOT = struct.Struct("!I")

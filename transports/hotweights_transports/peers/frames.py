@@ -23,7 +23,7 @@ HEADER = struct.Struct("!2sBxI32s")
 MAGIC = b"HW"
 NO_DIGEST = bytes(32)  # as long as a BLAKE3 digest
 MAX_REQUESTED_CHUNKS = 512  # 34 KiB of JSON, within the 64 KiB of their frame
-MAX_QUESTION_CHARS = 128
+MAX_QUESTION_CHARS = 128  # as long as the name of a job in NodeWeights may be
 
 _VERSION_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CHUNK_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)

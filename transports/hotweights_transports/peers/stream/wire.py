@@ -57,7 +57,8 @@ def within(seconds: float) -> Tick:
 class Wire:
     """A connection, on either side. One thread sends and one receives at a time (they may be two);
     `hang_up` is for any thread. After an error only `say_last`, `hang_up` and `close` may be
-    called, for it is not known how much has gone or come.
+    called, for it is not known how much has gone or come; unless a deadline passed before the
+    first byte of what was to be received.
     """
 
     def __init__(self, sock: socket.socket) -> None:
