@@ -91,8 +91,10 @@ class Server:
         self._reading = asyncio.Lock()
         self._checking = asyncio.Semaphore(MOST_CHECKS)
         self._tasks: set[asyncio.Task[None]] = set()
+        # read once: a clock that is set must not end deadlines or make workers silent
         self._epoch = time.time() - time.monotonic()
         self._started_at = self._now()
+        # a silent worker is noticed a fifth of its time late at most
         self._look_seconds = min(1.0, settings.worker_ttl_seconds / 5)
 
     def _new_presence(self) -> Membership:
@@ -380,6 +382,7 @@ class Server:
             answer()
         if time.monotonic() - self._shown_at > SHOW_SECONDS:
             self._show()
+        # only now does the state that is written name them no more
         await self._blobs.forget(before.blobs - durable.blobs, lease)
 
     async def _store(self, durable: CoordinatorState, lease: Lease) -> None:
@@ -391,7 +394,7 @@ class Server:
         self.metrics.stores.labels("ok").inc()
 
     def _lost(self, error: BackendError) -> None:
-        """Nobody knows what is written."""
+        """A write failed, and nobody knows what is written: read it before anything is decided."""
         log.warning("nothing is decided until the state is read again: %s", error)
         self._state = None
         if isinstance(error, Fenced):

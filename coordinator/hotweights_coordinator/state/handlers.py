@@ -16,6 +16,7 @@ from hotweights_coordinator.state.membership import Membership
 from hotweights_coordinator.state.state import CoordinatorState, Event, Worker
 from hotweights_coordinator.wire import messages as m
 
+# while an attempt is aborted, workers follow what is current
 ROUTE_PHASES = ("begun", "precommitted", "committed")
 
 
@@ -136,6 +137,7 @@ def assignment(
         "fallbacks": fallbacks,
         "current": asdict(current) if current else None,
     }
+    # a third: two may be lost before a worker is called silent
     result["heartbeat_seconds"] = membership.ttl_seconds / 3
     return result
 

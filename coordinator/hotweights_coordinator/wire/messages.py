@@ -18,8 +18,8 @@ from pydantic_core import from_json, to_json
 from hotweights_storage.errors import TransferError
 
 WIRE_VERSION: Final = 1
-MAX_JSON_NBYTES = 1 << 20
-MAX_BINARY_NBYTES = 512 << 20
+MAX_JSON_NBYTES = 1 << 20  # what is large goes beside it
+MAX_BINARY_NBYTES = 512 << 20  # a plan, or a manifest, which the coordinator holds in memory
 
 WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -45,7 +45,7 @@ class CallRefused(CoordinatorError):
 
 
 class CoordinatorUnreachable(CoordinatorError):
-    """No coordinator answered in time."""
+    """No coordinator answered in time; whether the call was carried out is not known."""
 
     reason = "CoordinatorUnreachable"
 
@@ -198,7 +198,7 @@ def request_frames(
     secret: str,
     binary: bytes | memoryview | None,
 ) -> list[bytes | memoryview]:
-    """What a client sends."""
+    """The frames that a client sends. Raises `CallRefused` where they are too large."""
     body = {"v": WIRE_VERSION, "id": call_id, "method": method, "args": dict(args)} | (
         {"token": secret} if secret else {}
     )
@@ -257,7 +257,7 @@ def call_id_of(frame: bytes) -> int | None:
 
 
 def parse_request(call: Call, has_binary: bool) -> Request:
-    """The inner part. Raises `CallRefused`."""
+    """The inner part: what is asked, with every argument checked. Raises `CallRefused`."""
     kind = METHODS.get(call.method)
     if kind is None:
         raise CallRefused(
@@ -315,7 +315,7 @@ class Answer:
 
 
 def parse_answer(frames: Sequence[bytes]) -> Answer | None:
-    """None: these frames are no answer."""
+    """What a coordinator answered; None: these frames are no answer."""
     try:
         body = json_value(frames[0])
         call_id, error = body.get("id"), body.get("error")
