@@ -40,6 +40,7 @@ it can.
 """
 
 _OWN_FIELDS = frozenset({"fence", "revision", "endpoint"})
+# before the first look: fence 0 is below every one that Redis gives
 _NOBODYS = Lease(mine=False, fence=0, leader="", until=0.0)
 
 

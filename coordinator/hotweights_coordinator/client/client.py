@@ -408,6 +408,7 @@ class Subscriber:
         """The next event; None: there was none in that time."""
         if not self._socket.poll(int(timeout_seconds * 1000)):
             return None
+        # further frames would be of a later release
         topic, body = self._socket.recv_multipart()[:2]
         return topic.decode(), json.loads(body)
 

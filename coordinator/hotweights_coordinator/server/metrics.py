@@ -12,7 +12,7 @@ from hotweights_coordinator.state.state import CoordinatorState
 from hotweights_coordinator.wire.messages import METHODS, CoordinatorError
 
 PORT_VARIABLE = "HOTWEIGHTS_COORD_METRICS_PORT"
-DEFAULT_PORT = 9100
+DEFAULT_PORT = 9100  # a worker has 9099, so that both may run on one host
 PHASES = ("idle", "begun", "precommitted", "committed", "aborted")
 # buckets: from an answer that needs no write to that of a plan, which is checked first
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)

@@ -51,6 +51,7 @@ SHOW_SECONDS = 0.1  # how often metrics follow decisions
 MOST_AT_ONCE = 200  # decisions of one write: a thousand would keep heartbeats waiting
 MOST_CHECKS = 2  # plans and manifests that are looked at at the same time
 
+# before the first look, and when a lease is lost: fence 0 is below every one that a backend gives
 _NOBODY = Lease(mine=False, fence=0, leader="", until=0.0)
 
 
@@ -191,6 +192,7 @@ class Server:
             if took_over:
                 self._membership = self._new_presence()
                 self._membership.led(durable.workers, self._now())
+                # the newest is the take-over's own; the others were told by whoever led before
                 self._answers.publish(durable.events[-1:])
                 log.info("%s leads with fence %d", self.settings.instance_id, lease.fence)
             self._blobs.keep(durable.blobs)
@@ -342,6 +344,7 @@ class Server:
             await self._wake.wait()
             self._wake.clear()
             async with self._writing:
+                # those that have waited longest
                 batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
                 await self._decide_all(batch)
             if self._waiting:

@@ -128,6 +128,7 @@ class Sockets:
                 frames = self._calls.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            # ROUTER puts the connection's name first; what follows is as it was sent
             route, rest = frames[0].bytes, frames[1:]
             is_req = len(rest) > 1 and not len(rest[0])
             self._received(Sender(route, is_req), rest[1:] if is_req else rest)

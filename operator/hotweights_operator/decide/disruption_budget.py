@@ -121,6 +121,7 @@ def choose(
     chosen: list[Target] = []
     for target in candidates:
         if target.available_for(min_ready_seconds, now):
+            # (on to the next one: it may be of no service, and then it costs nothing)
             if room < 1 or spare < 1:
                 continue
             room, spare = room - 1, spare - 1

@@ -47,6 +47,7 @@ def deadline_in_seconds(
     context: PassContext, status: WeightRolloutStatus, now: datetime
 ) -> float | None:
     """In how many seconds the progress deadline passes; None: it does not run, or has passed."""
+    # nothing is waited for, or not by this rollout
     if is_true(status.conditions, "Ready") or not context.blocked.rule.deadline_runs:
         return None
     left = _deadline(context, status, now) - now
@@ -60,6 +61,7 @@ def settles_in_seconds(
     """In how many seconds the next pod that serves the version will have been of service for long
     enough to count; None: none is waited for.
     """
+    # whoever serves it has been of service for long enough; nearly always
     if status.pods.ready == status.pods.updated:
         return None
     seconds = context.query.min_ready_seconds
@@ -150,6 +152,7 @@ def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
         update={
             "observed_generation": context.rollout.generation,
             "phase": outcome.phase,
+            # as much as the schema takes, here as in each list
             "message": outcome.message[:1024],
             "conditions": conditions.build(context.rollout, facts, now),
         }
@@ -202,6 +205,7 @@ def _counts(context: PassContext, now: datetime) -> dict[str, object]:
         "progress": f"{updated}/{desired}",
         "staged_percent": f"{percent}%" if nbytes.total else "",
         "rollback": "" if not previous.digest else "Local" if local else "NotLocal",
+        # those that failed come first
         "failures": named[:MAX_FAILURES],
         "failures_total": len(named),
     }

@@ -105,7 +105,7 @@ def _ask(
 ) -> tuple[AskResolve, ...]:
     # from agents that went: when they come back they would read it as well
     withdrawn = _take_back(version, [name for name in asked if name != reader], observed)
-    if reader in asked:
+    if reader in asked:  # it reads already
         return withdrawn
     item = ResolveItem(
         uid=version.uid,
