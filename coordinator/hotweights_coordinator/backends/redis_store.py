@@ -33,7 +33,7 @@ LEASE_MARGIN = 0.1
 """Share of the lease that a leader gives up at its end: what clocks may differ in speed, and an
 answer's way to the client.
 """
-RENEWALS_PER_LEASE = 3  # two may fail before the lease ends
+RENEWALS_PER_LEASE = 3  # so that one that fails leaves time for more
 LOOKS_PER_LEASE = 10
 """How often a follower looks whether the lease is free; and a leader that could not renew whether
 it can.

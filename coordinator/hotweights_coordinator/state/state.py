@@ -217,6 +217,7 @@ def begin(
         raise CallRefused(
             "DigestMismatch", f"{what}; submit the right plan, or leave the digest out"
         )
+    # asked again: whoever did not hear the answer must not open another attempt
     if attempt is not None and attempt.phase == "committed" and attempt.plan == plan:
         return durable
     # the next token: whatever was said about an earlier attempt can be told from this one
@@ -233,6 +234,7 @@ def precommit(
     attempt = _attempt_of(durable, worker_id, token)
     if attempt.phase == "aborted":
         raise CallRefused("Aborted", f"{attempt.plan.version} was aborted: {attempt.reason}")
+    # said before, or the others were enough: what was committed stays so
     if attempt.phase == "committed" or worker_id in attempt.precommits:
         return durable
     after = replace(durable, attempt=replace(attempt, precommits=attempt.precommits | {worker_id}))

@@ -152,7 +152,7 @@ def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
         update={
             "observed_generation": context.rollout.generation,
             "phase": outcome.phase,
-            # as much as the schema takes, here as in each list
+            # as much as the schema takes
             "message": outcome.message[:1024],
             "conditions": conditions.build(context.rollout, facts, now),
         }
@@ -239,7 +239,7 @@ def _bytes(context: PassContext, nodes: Sequence[NodeTotals]) -> ByteCounts:
     each = context.version.status.nbytes if context.version else 0
     # an agent that has not begun yet says 0; one that has knows better than the WeightVersion
     total = sum(max(each, totals.bytes_total) for totals in nodes)
-    # the total of a version that is gone is 0, and agents may have fetched more than it says
+    # agents' words: never more than all of it
     return ByteCounts(total=total, done=min(sum(totals.bytes_done for totals in nodes), total))
 
 

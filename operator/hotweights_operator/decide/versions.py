@@ -135,7 +135,7 @@ def _answer(state: NodeState, uid: str) -> ResolvedVersion | None:
 
 def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> VersionDecision:
     pinned = version.spec.manifest.digest if version.spec.manifest else ""
-    # an older agent may not compare
+    # the agent compares too, but what is taken here is the version's identity for good
     if pinned and pinned != answer.digest:
         message = (
             f"the source holds {answer.digest}, but spec.manifest.digest pins {pinned}: "
