@@ -172,6 +172,7 @@ class EngineServer:
         fds = image.fds
         pieces = [fds[i : i + most] for i in range(0, len(fds), most)]
         parts: list[frames.Frame] = [frames.Prepare(id_, digest, len(fds) - 1)]
+        # the first piece goes with `Prepare`
         parts += [frames.MoreSlabs(id_) for _ in pieces[1:]]
         # the pin goes with the last piece: a frame is sent after those before it
         last = len(pieces) - 1

@@ -144,7 +144,7 @@ class PodStatusWriter:
         """A pod as the API server has it."""
         uid = str(body["metadata"]["uid"])
         old = self._pods.get(uid)
-        if old is not None and newer(old, body):
+        if old is not None and newer(old, body):  # the answer to our own write came sooner
             return
         self._pods[uid] = body
         label = str((body["metadata"].get("labels") or {}).get(DIGEST_LABEL, ""))

@@ -94,6 +94,7 @@ class KubeSync:
 
     async def _take(self, body: Body) -> None:
         """The node's object as it is now."""
+        # it was asked for meanwhile, and the watch lags behind
         if self._last is not None and newer(self._last, body):
             return
         fresh = self._last is None or self._last["metadata"].get("uid") != body["metadata"].get(

@@ -85,6 +85,7 @@ def _prune(kept: Path) -> list[str]:
 
 def _put(source: Path, place: Path) -> None:
     """A copy that everybody can read, whole or not at all; nothing when it is there already."""
+    # by content: an image may be built anew under the same version
     if _content(place) == _content(source):
         return
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -101,13 +101,12 @@ class Assignments:
 
     def assigned(self, spec: NodeWeightsSpec, generation: int) -> tuple[SavedAssignment, ...]:
         """The API server has spoken; gives what is news for the disk."""
-        # for the same pod an older order on a higher token stays: an operator that lost its numbers
-        # must not undo what engines have been told since
         self._spec, self._api_away, self.generation = spec, False, generation
         pods: dict[str, PodAssignment] = {}
         stale: dict[str, int] = {}
         for offered in _best_of(spec):
             known = self._memory.get(offered.uid)
+            # an operator that lost its numbers must not undo what engines have been told since
             if known is not None and offered.token < known.assignment.token:
                 stale[offered.uid] = offered.token
                 pods[offered.uid] = known.assignment

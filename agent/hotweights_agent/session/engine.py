@@ -234,7 +234,7 @@ class Engine:
 
     def _drop_rank(self, conn: int) -> None:
         number = next((n for n, rank in self.ranks.items() if rank.conn == conn), None)
-        if number is None:
+        if number is None:  # another connection has taken its place
             return
         del self.ranks[number]
         # not from Committing: how that ends is for the leader to say

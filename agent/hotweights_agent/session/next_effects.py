@@ -106,6 +106,7 @@ def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
         _settle(engine, goal)
     elif leader.pending is None:
         engine.rest()
+    # the label's wait is the commit's own from here on
     if digest and digest == wanted.digest and engine.phase is Phase.PREPARED:
         return effects + _commit(engine, leader, wanted, at)
     if leader.state == "Serving":  # no switch waits, so the pod may show its label again
@@ -159,6 +160,7 @@ def given_up(engine: Engine, goal: Goal) -> RetryState | None:
         engine.attempts.get(("prepare", goal.digest)),
         engine.attempts.get(("commit", goal.digest)),
     )
+    # the commit first: it comes after a prepare that succeeded
     if commit is not None and commit.retries.given_up and commit.goal == _of_commit(goal):
         return commit.retries
     if prepare is not None and prepare.retries.given_up:
@@ -260,6 +262,7 @@ def _unmarked(engine: Engine, at: EngineContext) -> bool:
 
 def _prepare(engine: Engine, goal: Goal, at: EngineContext) -> list[Effect]:
     """Hand the version to every rank that lacks it."""
+    # nothing to hand over yet, or not all ranks are there to take it
     if not goal.image or not engine.complete:
         return []
     may_start = (

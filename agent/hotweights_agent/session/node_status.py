@@ -87,6 +87,7 @@ def without_progress(status: NodeWeightsStatus) -> NodeWeightsStatus:
     return status.model_copy(update={"staged": staged, "engines": engines, "capacity": Capacity()})
 
 
+# as a version looks that has only just been begun
 _NO_PROGRESS = {"bytes_done": 0, "bytes_total": 0, "bytes_fetched": 0, "seconds": 0.0}
 
 

@@ -84,6 +84,7 @@ class Resolving:
         due = [
             r for r in self._readings.values() if r.phase == "Waiting" and r.retries.may_start(now)
         ]
+        # as many as there is room for, and never a negative number: no more are begun
         for one in sorted(due, key=lambda r: r.retries.failures)[: AT_ONCE - len(reading)]:
             one.phase, one.began_at = "Reading", now
             effects.append(Resolve(one.item))

@@ -41,6 +41,7 @@ class RetryState:
     ) -> RetryState:
         """One more failure; final if it is not transient or was the last that is allowed."""
         failures = self.failures + 1
+        # the next try would end the same, or there is none
         if not transient or (policy.most is not None and failures >= policy.most):
             return RetryState(failures, now, True, reason, message)
         return RetryState(failures, now + policy.backoff.seconds(failures), False, reason, message)

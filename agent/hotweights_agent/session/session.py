@@ -317,6 +317,7 @@ class Session:
         grace = now.seconds < started_at + self._reconnect_seconds
         # each pod as soon as its engine is back; the object, which is told as a whole, when all are
         effects = self._mark_pods([(e, wanted) for e, wanted in listed if e.seen or not grace])
+        # what was never read cannot be answered; during the grace the old status says more
         if not self._assignments.heard or (grace and not all(engine.seen for engine, _ in listed)):
             return effects
         return effects + self._report(listed)

@@ -123,7 +123,7 @@ class Stager:
         self._start(self._resolve(item, off))
 
     def cancel_resolve(self, uid: str) -> None:
-        """Stop reading it; no message follows. The thread ends with what it is reading."""
+        """Stop reading it; no message follows. The thread ends when it looks the next time."""
         off = self._calls_off.pop(uid, None)
         if off is not None:
             off.set()

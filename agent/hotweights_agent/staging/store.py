@@ -260,7 +260,7 @@ class Store(ChunkProvider):
     def _drop(self, held: _Held) -> None:
         """Out of the table, at once; closed now or with the last pin."""
         with self._changed:
-            if held.dropped:
+            if held.dropped:  # released and given up at the same time; it is closed once
                 return
             held.dropped = True
             if self._held.get(held.manifest.digest) is held:

@@ -14,7 +14,7 @@ Every call ends in bounded time. What an implementation may raise:
     BackendError           raised as one of these two
     ├── Fenced             somebody else leads: nothing was written
     └── Unavailable        nobody can say whether it was written; the server reloads before it
-    decides anything again
+                           decides anything again
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None:
-        """End connections. Raises nothing."""
+        """End connections; nothing is called afterwards. Raises nothing."""
         ...
 
 
@@ -113,6 +113,7 @@ def encode(durable: CoordinatorState, before: CoordinatorState | None = None) ->
     """The state's parts as JSON, by name; with ``before``, only those parts that are others than
     its.
     """
+    # by identity: `state` gives the very same object where nothing changed
     return {
         part.name: _adapter(part.name).dump_json(getattr(durable, part.name))
         for part in fields(CoordinatorState)

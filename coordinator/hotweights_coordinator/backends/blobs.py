@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 class Blobs:
-    """Bytes by their digest."""
+    """Plans and manifests by their digests, of which those that were asked for are in memory."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -22,7 +22,7 @@ class Blobs:
         self._reading = asyncio.Lock()
 
     def at_hand(self, digest: str) -> bytes | None:
-        """Without asking the backend."""
+        """What is in memory; None: the backend has to be asked, by `get`."""
         return self._at_hand.get(digest)
 
     async def get(self, digest: str) -> bytes | None:

@@ -9,10 +9,10 @@ from hotweights_coordinator.state.state import CoordinatorState
 
 
 class MemoryBackend:
-    """A `base.Backend` without anything beneath."""
+    """A `base.Backend` of one coordinator: its lease never ends, and its state goes with it."""
 
     name = "memory"
-    renew_seconds = 1.0
+    renew_seconds = 1.0  # nothing is to be renewed; the server asks all the same
 
     def __init__(self) -> None:
         self._state: CoordinatorState | None = None

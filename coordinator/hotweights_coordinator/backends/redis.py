@@ -46,7 +46,7 @@ class RedisSettings:
 
     @classmethod
     def read(cls, environment: Mapping[str, str] = os.environ) -> Self:
-        """From the environment. Raises `RedisSettingsError`."""
+        """What the environment says, else the defaults. Raises `RedisSettingsError`."""
         usual = cls()
         found = cls(
             environment.get(URL_VARIABLE) or usual.url,
@@ -66,6 +66,7 @@ def _seconds(text: str) -> float:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
+    # below, every pause of a busy machine would lose it; above, nobody takes over for minutes
     if not 0.1 <= seconds <= 300.0:
         raise RedisSettingsError(
             f"${LEASE_VARIABLE} is {text!r}; it has to be a number of seconds from 0.1 to 300"
@@ -105,6 +106,7 @@ class RedisBackend:
 
     async def load(self) -> CoordinatorState | None:
         self._kept = None
+        # tokens go on above what this process has known, or engines would refuse them
         parts, blobs = await self._store.load()
         self._kept = durable = decode(parts) if parts else None
         await self._sweep(blobs - (durable.blobs if durable else frozenset()))
@@ -130,6 +132,7 @@ class RedisBackend:
                 await self._store.drop(sorted(orphans), self._lease)
 
     async def store(self, durable: CoordinatorState, lease: Lease) -> None:
+        # nothing is known of it until Redis has answered, so the next write would be of all parts
         before, self._kept = self._kept, None
         await self._store.write(encode(durable, before), lease)
         self._kept = durable

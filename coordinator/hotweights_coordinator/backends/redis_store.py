@@ -33,13 +33,14 @@ LEASE_MARGIN = 0.1
 """Share of the lease that a leader gives up at its end: what clocks may differ in speed, and an
 answer's way to the client.
 """
-RENEWALS_PER_LEASE = 3
+RENEWALS_PER_LEASE = 3  # so that one that fails leaves time for more
 LOOKS_PER_LEASE = 10
 """How often a follower looks whether the lease is free; and a leader that could not renew whether
 it can.
 """
 
 _OWN_FIELDS = frozenset({"fence", "revision", "endpoint"})
+# before the first look: fence 0 is below every one that Redis gives
 _NOBODYS = Lease(mine=False, fence=0, leader="", until=0.0)
 
 
@@ -193,20 +194,24 @@ class RedisStore:
             self._revision = written if value == self._value else None
 
     async def put(self, name: str, content: bytes) -> None:
-        """Keep a blob."""
+        """Keep a blob under the name of its content, so that a late one does no harm. Raises
+        `Fenced` or `Unavailable`.
+        """
         if not self._value:
             raise Fenced("this coordinator does not lead")
         await self._change(scripts.PUT, self._value, name, content)
 
     async def get(self, name: str) -> bytes | None:
-        """A blob."""
+        """A blob, for anybody; None: there is none of this name. Raises `Unavailable`."""
         content: bytes | None = await self._ask(
             self._redis.hget(self._keys[2], name), self._lease_seconds
         )
         return content
 
     async def drop(self, names: Sequence[str], lease: Lease) -> None:
-        """Forget blobs."""
+        """Forget blobs, if the state is still what was loaded or written last. Raises `Fenced` or
+        `Unavailable`.
+        """
         async with self._changing:
             value, revision = self._expected(lease)
             await self._change(scripts.DROP, value, revision, *names)
@@ -231,7 +236,7 @@ class RedisStore:
         return ""
 
     async def close(self) -> None:
-        """Close the connections."""
+        """End all connections; the lease is left to its end unless it was released."""
         await self._redis.aclose()
         await self._lease_redis.aclose()
 
@@ -254,7 +259,9 @@ class RedisStore:
         return self._value, self._revision
 
     async def _change(self, script: str, *args: bytes | str | int) -> list[Any]:
-        """Run a script that compares."""
+        """Run a script that compares the lease, and maybe the revision. Raises `Fenced` or
+        `Conflict` where it found others, and then nothing was changed.
+        """
         rest: list[Any]
         outcome, *rest = await self._run(script, *args)
         if outcome == b"fenced":

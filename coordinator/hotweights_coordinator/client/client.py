@@ -39,14 +39,15 @@ CONNECT_SECONDS = 1.0  # for a connection, where there is another endpoint to tr
 # for one that gave no answer last time: its socket goes on connecting while the others are asked
 GONE_SECONDS = 0.1
 
+# these say nothing about the call: another coordinator, or the same one later, may carry it out
 _RETRIED = frozenset(["NotLeader", "BackendUnavailable"])
 
 
 class Reply(NamedTuple):
-    """What a call gives."""
+    """What a call gives, where the coordinator did not refuse it."""
 
     result: dict[str, Any]
-    binary: bytes | None
+    binary: bytes | None  # a plan or a manifest; None with all other methods
 
 
 def default_endpoints() -> str:
@@ -77,6 +78,7 @@ class _EndpointFailover:
         """
         if refused is None:
             self._gone.add(self.at)
+        # it leads, or reads its state: it is the one to be asked again
         if refused is not None and refused.reason == "BackendUnavailable":
             return
         if refused is not None and refused.leader and refused.leader != self.at:
@@ -129,9 +131,10 @@ def _dealer(context: Any, endpoint: str, keys: auth.ClientKeys | None) -> Any:
     does.
     """
     socket = context.socket(zmq.DEALER)
-    socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.LINGER, 0)  # what was not sent yet would only come too late
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BINARY_NBYTES)
+    # milliseconds; within a call's time, however long the coordinator was away
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
     if keys is not None:
@@ -268,7 +271,7 @@ class AsyncClient:
         timeout_seconds: float | None = None,
         **args: Any,
     ) -> Reply:
-        """As `Client.call`."""
+        """One answer. Raises `CallRefused` and `CoordinatorUnreachable`, as `Client.call`."""
         seconds = self.timeout_seconds if timeout_seconds is None else timeout_seconds
         until = time.monotonic() + seconds
         last: CallRefused | None = None
@@ -405,6 +408,7 @@ class Subscriber:
         """The next event; None: there was none in that time."""
         if not self._socket.poll(int(timeout_seconds * 1000)):
             return None
+        # further frames would be of a later release
         topic, body = self._socket.recv_multipart()[:2]
         return topic.decode(), json.loads(body)
 

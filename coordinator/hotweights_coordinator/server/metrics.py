@@ -12,10 +12,12 @@ from hotweights_coordinator.state.state import CoordinatorState
 from hotweights_coordinator.wire.messages import METHODS, CoordinatorError
 
 PORT_VARIABLE = "HOTWEIGHTS_COORD_METRICS_PORT"
-DEFAULT_PORT = 9100
+DEFAULT_PORT = 9100  # a worker has 9099, so that both may run on one host
 PHASES = ("idle", "begun", "precommitted", "committed", "aborted")
+# buckets: from an answer that needs no write to that of a plan, which is checked first
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)
 
+# what the coordinator answers; another reason must not become a time series of its own
 _RESULTS = frozenset(
     (
         *(
@@ -114,7 +116,7 @@ class Metrics:
             self.state.labels(phase).set(1 if phase == durable.phase else 0)
 
     def answered(self, method: str, result: str, seconds: float) -> None:
-        """Count one call."""
+        """Count one call, its result (``ok`` or a reason) and the seconds from its arrival."""
         key = (method if method in METHODS else "other", result if result in _RESULTS else "Other")
         if key not in self._children:
             self._children[key] = (self._calls.labels(*key), self._seconds.labels(key[0]))

@@ -84,13 +84,13 @@ class Replies:
             self.answer(waiting, outcome)
 
     def refuse(self, waiting: PendingCall, error: CallRefused) -> None:
-        """No, and why."""
+        """Answer a call with an error; the server's own calls have nobody to hear of it."""
         if waiting.to is not None:
             self._sockets.answer(waiting.to, [error_frame(waiting.call_id, error)])
             self._metrics.answered(waiting.method, error.reason, time.monotonic() - waiting.arrived)
 
     def publish(self, events: Iterable[Event]) -> None:
-        """To whoever listens."""
+        """Tell of what happened, in that order; only after it was written."""
         for event in events:
             self._sockets.publish(event.topic.encode(), json_bytes(event))
             self._metrics.events.labels(event.topic).inc()

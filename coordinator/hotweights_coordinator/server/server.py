@@ -51,6 +51,7 @@ SHOW_SECONDS = 0.1  # how often metrics follow decisions
 MOST_AT_ONCE = 200  # decisions of one write: a thousand would keep heartbeats waiting
 MOST_CHECKS = 2  # plans and manifests that are looked at at the same time
 
+# before the first look, and when a lease is lost: fence 0 is below every one that a backend gives
 _NOBODY = Lease(mine=False, fence=0, leader="", until=0.0)
 
 
@@ -91,8 +92,10 @@ class Server:
         self._reading = asyncio.Lock()
         self._checking = asyncio.Semaphore(MOST_CHECKS)
         self._tasks: set[asyncio.Task[None]] = set()
+        # read once: a clock that is set must not end deadlines or make workers silent
         self._epoch = time.time() - time.monotonic()
         self._started_at = self._now()
+        # a silent worker is noticed a fifth of its time late at most
         self._look_seconds = min(1.0, settings.worker_ttl_seconds / 5)
 
     def _new_presence(self) -> Membership:
@@ -189,6 +192,7 @@ class Server:
             if took_over:
                 self._membership = self._new_presence()
                 self._membership.led(durable.workers, self._now())
+                # the newest is the take-over's own; the others were told by whoever led before
                 self._answers.publish(durable.events[-1:])
                 log.info("%s leads with fence %d", self.settings.instance_id, lease.fence)
             self._blobs.keep(durable.blobs)
@@ -340,6 +344,7 @@ class Server:
             await self._wake.wait()
             self._wake.clear()
             async with self._writing:
+                # those that have waited longest
                 batch, self._waiting = self._waiting[:MOST_AT_ONCE], self._waiting[MOST_AT_ONCE:]
                 await self._decide_all(batch)
             if self._waiting:
@@ -380,6 +385,7 @@ class Server:
             answer()
         if time.monotonic() - self._shown_at > SHOW_SECONDS:
             self._show()
+        # only now does the state that is written name them no more
         await self._blobs.forget(before.blobs - durable.blobs, lease)
 
     async def _store(self, durable: CoordinatorState, lease: Lease) -> None:
@@ -391,7 +397,7 @@ class Server:
         self.metrics.stores.labels("ok").inc()
 
     def _lost(self, error: BackendError) -> None:
-        """Nobody knows what is written."""
+        """A write failed, and nobody knows what is written: read it before anything is decided."""
         log.warning("nothing is decided until the state is read again: %s", error)
         self._state = None
         if isinstance(error, Fenced):

@@ -16,6 +16,7 @@ from hotweights_coordinator.state.membership import Membership
 from hotweights_coordinator.state.state import CoordinatorState, Event, Worker
 from hotweights_coordinator.wire import messages as m
 
+# while an attempt is aborted, workers follow what is current
 ROUTE_PHASES = ("begun", "precommitted", "committed")
 
 
@@ -136,6 +137,7 @@ def assignment(
         "fallbacks": fallbacks,
         "current": asdict(current) if current else None,
     }
+    # a third, so that one or two may be lost before a worker is called silent
     result["heartbeat_seconds"] = membership.ttl_seconds / 3
     return result
 
@@ -191,6 +193,7 @@ def _note_applied(
     if said is None or membership.applied.get(worker_id) == said:
         return ()
     membership.applied[worker_id] = said
+    # kept all the same, but only what counts is news
     current = durable.current
     if current is None or (current.digest, current.token) != (said.digest, said.token):
         return ()

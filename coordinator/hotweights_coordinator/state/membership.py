@@ -62,6 +62,7 @@ class Membership:
         """Those not heard for a TTL. Called every ``look_seconds``; if that was long ago it is we
         who slept, not they.
         """
+        # twice: one look may come late without anybody having slept
         late = (
             0.0 if self._looked_at is None else max(0.0, now - self._looked_at - 2 * look_seconds)
         )
@@ -82,7 +83,7 @@ class Membership:
         return self._have.get(worker_id, ())
 
     def donors(self, digest: str, workers: Mapping[str, Worker]) -> list[Worker]:
-        """Who has the whole version."""
+        """Workers that have the whole version, by their own word, in the order of registration."""
         return [worker for name, worker in workers.items() if digest in self._have.get(name, ())]
 
     def have_applied(self, durable: CoordinatorState) -> list[str]:
@@ -115,6 +116,7 @@ class Membership:
     def _must_route(self, worker_id: str, digest: str, count: int, now: float) -> bool:
         if self._routes_of != digest:
             return True
+        # the more workers, the more a plan costs, and the longer it stands
         return (self._routes_stale or worker_id not in self._routes) and (
             now - self._routes_at >= ROUTES_SECONDS * min(1.0, count / 1000)
         )

@@ -23,8 +23,8 @@ from hotweights_planner import manifest as manifests
 from hotweights_planner import plan as plans
 from hotweights_planner.errors import Refused
 
-SMALL_NBYTES = 128 << 10
-CHECK_SECONDS = 120.0
+SMALL_NBYTES = 128 << 10  # checked in less time than it takes to start a process
+CHECK_SECONDS = 120.0  # the largest plans take seconds; then the process is killed
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ def _copied(buffer: memoryview) -> bytes:
 
 
 async def plan(content: bytes) -> CheckedPlan:
-    """Raises `CallRefused`."""
+    """What the plan says of itself, and its manifest. Raises `CallRefused` where it is none."""
     if len(content) <= SMALL_NBYTES:
         return await asyncio.to_thread(_plan, content)
     line, rest = await _beside("plan", content)
@@ -60,7 +60,7 @@ async def plan(content: bytes) -> CheckedPlan:
 
 
 async def manifest(content: bytes) -> ManifestRef:
-    """Raises `CallRefused`."""
+    """What the manifest says of itself. Raises `CallRefused` where it is none."""
     if len(content) <= SMALL_NBYTES:
         return await asyncio.to_thread(_manifest, content)
     line, _ = await _beside("manifest", content)
@@ -101,6 +101,7 @@ async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
         written = await asyncio.to_thread(made.readline)
         rest = await asyncio.to_thread(made.read)
     if code or not written:
+        # the last line of a traceback says what was wrong
         last = complained.decode(errors="replace").strip().rpartition("\n")[2][-300:]
         raise CallRefused(
             "BadRequest", f"checking the {kind} failed: {last or f'exit code {code}'}"
@@ -132,7 +133,7 @@ async def _run(kind: str, given: IO[bytes], made: IO[bytes]) -> tuple[int | None
 
 def main() -> None:
     """The process beside, which lets the server go first."""
-    os.nice(10)
+    os.nice(10)  # heartbeats are answered first
     # it would look again and again for cycles in a million objects that have none, and the process
     # ends anyway
     gc.disable()

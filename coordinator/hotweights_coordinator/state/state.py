@@ -23,9 +23,9 @@ from hotweights_coordinator.wire.messages import CallRefused
 Phase = Literal["idle", "begun", "precommitted", "committed", "aborted"]
 Topic = Literal["register", "plan", "begin", "precommit", "commit", "abort", "applied", "leader"]
 
-EVENTS_PER_TOPIC = 8
-MAX_WORKERS = 10_000
-MOST_NAMED = 5
+EVENTS_PER_TOPIC = 8  # they are part of the state, and so of every write
+MAX_WORKERS = 10_000  # of one coordinator; each is part of the state too
+MOST_NAMED = 5  # in a message for people
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,13 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class CoordinatorState:
-    """All that survives a coordinator."""
+    """All that a backend keeps, and that another coordinator goes on with."""
 
-    token: int = 0
-    plan: PlanRef | None = None
-    attempt: Attempt | None = None
-    current: Current | None = None
-    manifest: ManifestRef | None = None
+    token: int = 0  # of the last begin or abort
+    plan: PlanRef | None = None  # submitted last; None: none ever was
+    attempt: Attempt | None = None  # begun last, open or not; None: none ever was
+    current: Current | None = None  # committed last; None: nothing ever was
+    manifest: ManifestRef | None = None  # of what is current, or set by hand
     workers: Mapping[str, Worker] = field(default_factory=dict)
     events: tuple[Event, ...] = ()
 
@@ -130,7 +130,7 @@ class CoordinatorState:
 
     @property
     def waiting_for(self) -> list[str]:
-        """Workers whose precommit is lacking."""
+        """Workers whose precommit is lacking, sorted; nobody unless an attempt is begun."""
         if self.attempt is None or self.attempt.phase != "begun":
             return []
         return sorted(self.workers.keys() - self.attempt.precommits)
@@ -141,6 +141,7 @@ def register(durable: CoordinatorState, worker: Worker, now: float) -> Coordinat
     longer counts.
     """
     known = durable.workers.get(worker.worker_id)
+    # the very same object: it says nothing new, so nothing has to be written
     if known == worker:
         return durable
     if known is None and len(durable.workers) >= MAX_WORKERS:
@@ -216,8 +217,10 @@ def begin(
         raise CallRefused(
             "DigestMismatch", f"{what}; submit the right plan, or leave the digest out"
         )
+    # asked again: whoever did not hear the answer must not open another attempt
     if attempt is not None and attempt.phase == "committed" and attempt.plan == plan:
         return durable
+    # the next token: whatever was said about an earlier attempt can be told from this one
     token = durable.token + 1
     opened = Attempt(token, "begun", plan, now + deadline_seconds, commit_when_ready)
     after = replace(durable, token=token, attempt=opened)
@@ -231,6 +234,7 @@ def precommit(
     attempt = _attempt_of(durable, worker_id, token)
     if attempt.phase == "aborted":
         raise CallRefused("Aborted", f"{attempt.plan.version} was aborted: {attempt.reason}")
+    # said before, or the others were enough: what was committed stays so
     if attempt.phase == "committed" or worker_id in attempt.precommits:
         return durable
     after = replace(durable, attempt=replace(attempt, precommits=attempt.precommits | {worker_id}))
@@ -257,6 +261,7 @@ def commit(
     if attempt.plan.version != version:
         what = f"the attempt is about {attempt.plan.version}, not {version}"
         raise CallRefused("WrongVersion", f"{what}; see `hotweights coord-status`")
+    # before the phase: a stale order must not be told that another attempt is committed
     if token is not None and token != attempt.token:
         raise _stale(token, attempt)
     match attempt.phase:
@@ -290,6 +295,7 @@ def abort(
     attempt = durable.attempt
     if attempt is None:
         raise CallRefused("NothingBegun", "there is nothing to abort: no attempt was begun")
+    # an abort takes a token of its own: whoever asks again knows the one before
     ended = attempt.token - 1 if attempt.phase == "aborted" else attempt.token
     if token is not None and token not in (attempt.token, ended):
         raise _stale(token, attempt)

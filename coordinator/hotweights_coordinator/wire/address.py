@@ -15,8 +15,10 @@ _ENDPOINT = re.compile(r"tcp://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9*._-]+):(\d{1,5})")
 
 
 class Endpoint(NamedTuple):
-    host: str
-    port: int
+    """Where a socket is bound, or connects to."""
+
+    host: str  # as it is written; IPv6 in brackets
+    port: int  # 0: any, for a socket that is bound
 
     def __str__(self) -> str:
         return f"tcp://{self.host}:{self.port}"
@@ -37,7 +39,9 @@ def parse(text: str) -> Endpoint:
 
 
 def split(endpoints: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
-    """A list, or text with commas, as endpoints without doubles."""
+    """A list, or text with commas, as endpoints without doubles, in that order. Raises
+    `CallRefused` where one is none, or there is none.
+    """
     texts = endpoints.split(",") if isinstance(endpoints, str) else endpoints
     found = tuple(dict.fromkeys(str(parse(text)) for text in texts if text.strip()))
     if not found:

@@ -18,16 +18,18 @@ from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.messages import CallRefused
 
 TOKEN_VARIABLE = "HOTWEIGHTS_COORD_TOKEN"
-MAX_TOKEN_NBYTES = 4096
+MAX_TOKEN_NBYTES = 4096  # a larger file is not the one that was meant
 
 
 def read_token(token_file: Path | None) -> str:
-    """From the file, else from the environment; empty: none."""
+    """From the file, else from the environment; empty: none. Raises `CallRefused` for a file that
+    holds none.
+    """
     if token_file is None:
         return os.environ.get(TOKEN_VARIABLE, "")
     try:
         with token_file.open("rb") as file:
-            text = file.read(MAX_TOKEN_NBYTES + 1)
+            text = file.read(MAX_TOKEN_NBYTES + 1)  # one more shows that there is too much
         token = text.decode().strip()
     except OSError as error:
         raise CallRefused(
@@ -70,7 +72,9 @@ def check_binding(endpoint: str, protected: bool) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ClientKeys:
-    """What a CURVE client needs."""
+    """What a CURVE client needs: its own pair, and the server's public key, by which it knows the
+    server (https://rfc.zeromq.org/spec/26).
+    """
 
     public: bytes
     secret: bytes
@@ -142,7 +146,7 @@ def write_keys(folder: Path) -> None:
         )
     clients = folder / "clients"
     clients.mkdir(parents=True, exist_ok=True)
-    mask = os.umask(0o077)
+    mask = os.umask(0o077)  # secret keys are nobody else's to read
     try:
         curve.create_certificates(folder, "server")
         curve.create_certificates(folder, "client")

@@ -17,10 +17,11 @@ from pydantic_core import from_json, to_json
 
 from hotweights_common.errors import HotweightsError
 
-WIRE_VERSION: Final = 1
-MAX_JSON_NBYTES = 1 << 20
-MAX_BINARY_NBYTES = 512 << 20
+WIRE_VERSION: Final = 1  # another one is refused: client and coordinator are of one release
+MAX_JSON_NBYTES = 1 << 20  # what is large goes beside it
+MAX_BINARY_NBYTES = 512 << 20  # a plan, or a manifest, which the coordinator holds in memory
 
+# bounds of what others send, because it is kept, written and told
 WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
@@ -45,7 +46,7 @@ class CallRefused(CoordinatorError):
 
 
 class CoordinatorUnreachable(CoordinatorError):
-    """No coordinator answered in time."""
+    """No coordinator answered in time; whether the call was carried out is not known."""
 
     reason = "CoordinatorUnreachable"
 
@@ -79,6 +80,7 @@ class Failure(BaseModel):
     token: Token | None = None
 
 
+# as many as an agent's status lists (`MAX_STAGED`)
 Have = Annotated[tuple[Digest, ...], Field(max_length=256)]
 
 
@@ -117,6 +119,7 @@ class Begin(Request):
     method = "begin"
     version: Name
     digest: Digest | None = None
+    # an hour unless given, and a week at most: an attempt that stays open keeps all others out
     deadline_seconds: Annotated[float, Field(gt=0, le=7 * 86400, allow_inf_nan=False)] = 3600.0
     commit_when_ready: bool = False
 
@@ -198,7 +201,7 @@ def request_frames(
     secret: str,
     binary: bytes | memoryview | None,
 ) -> list[bytes | memoryview]:
-    """What a client sends."""
+    """The frames that a client sends. Raises `CallRefused` where they are too large."""
     body = {"v": WIRE_VERSION, "id": call_id, "method": method, "args": dict(args)} | (
         {"token": secret} if secret else {}
     )
@@ -257,7 +260,7 @@ def call_id_of(frame: bytes) -> int | None:
 
 
 def parse_request(call: Call, has_binary: bool) -> Request:
-    """The inner part. Raises `CallRefused`."""
+    """The inner part: what is asked, with every argument checked. Raises `CallRefused`."""
     kind = METHODS.get(call.method)
     if kind is None:
         raise CallRefused(
@@ -315,7 +318,7 @@ class Answer:
 
 
 def parse_answer(frames: Sequence[bytes]) -> Answer | None:
-    """None: these frames are no answer."""
+    """What a coordinator answered; None: these frames are no answer."""
     try:
         body = json_value(frames[0])
         call_id, error = body.get("id"), body.get("error")

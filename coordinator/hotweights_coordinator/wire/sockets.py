@@ -22,14 +22,14 @@ from hotweights_coordinator.wire.messages import MAX_BINARY_NBYTES, CallRefused
 
 MESSAGES_AT_ONCE = 200  # before the loop gets its turn
 QUEUED_ANSWERS = 1000  # to one peer that does not read; more are dropped, and it asks again
-QUEUED_EVENTS = 20_000
+QUEUED_EVENTS = 20_000  # to one subscriber; nobody depends on hearing one
 
 
 class Sender(NamedTuple):
-    """Where an answer goes."""
+    """Where an answer goes, and how that socket wants it."""
 
-    route: bytes
-    is_req: bool
+    route: bytes  # ROUTER's name of the connection
+    is_req: bool  # REQ sends an empty frame first, and wants it back; DEALER does not
 
 
 Received = Callable[[Sender, list[zmq.Frame]], None]
@@ -48,8 +48,10 @@ class Sockets:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._scheduled = False
         for socket, high_water in ((self._calls, QUEUED_ANSWERS), (self._events, QUEUED_EVENTS)):
+            # what is not sent when it ends is asked for again; it must not keep the process
             socket.setsockopt(zmq.LINGER, 0)
             socket.setsockopt(zmq.SNDHWM, high_water)
+            # a thousand workers may come at once; Linux takes no more by default (listen(2))
             socket.setsockopt(zmq.BACKLOG, 4096)
             if keys:
                 keys.apply(socket)
@@ -71,6 +73,7 @@ class Sockets:
 
     def _bind_events(self, endpoint: str, events_endpoint: str) -> str:
         wanted = events_endpoint or address.events_endpoint(self.endpoint)
+        # where any port will do for calls, the next one may be taken by somebody else
         try:
             return self._bind(self._events, wanted, "--pub-endpoint")
         except CallRefused:
@@ -106,13 +109,13 @@ class Sockets:
         self._again()
 
     def publish(self, topic: bytes, event: bytes) -> None:
-        """To whoever listens."""
+        """Send an event to whoever has subscribed to its topic; nobody is waited for."""
         self._send(self._events, (topic, event), copy=True)
 
     def _send(self, socket: zmq.Socket[bytes], frames: Sequence[bytes], copy: bool) -> None:
         try:
             socket.send_multipart(frames, zmq.NOBLOCK, copy=copy)
-        except zmq.Again:
+        except zmq.Again:  # its queue is full: it does not read
             return
 
     def drain(self) -> None:
@@ -125,6 +128,7 @@ class Sockets:
                 frames = self._calls.recv_multipart(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
+            # ROUTER puts the connection's name first; what follows is as it was sent
             route, rest = frames[0].bytes, frames[1:]
             is_req = len(rest) > 1 and not len(rest[0])
             self._received(Sender(route, is_req), rest[1:] if is_req else rest)

@@ -278,6 +278,7 @@ def _cannot_come(target: Target, digest: str) -> bool:
     # what the image brings always comes; without the agent's word nothing is known
     if not digest or target.state is None or not target.follows:
         return False
+    # what the agent says of it goes before what can be concluded
     staged = target.state.staged(digest)
     if staged is not None:
         return staged.phase == "Failed"

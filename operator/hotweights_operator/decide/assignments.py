@@ -171,6 +171,7 @@ def _pods(
 def _stays(rollout: Rollout, state: NodeState, pod: PodAssignment, observed: Observed) -> bool:
     """Whether a pod that is no target (any more) keeps its place."""
     known = observed.pods.get(pod.uid)
+    # it is gone, has ended, or is on another node: nobody here asks what it serves
     if known is None or known.finished or known.node != state.name:
         return False
     owner = observed.owners.owner(pod.uid)

@@ -60,8 +60,7 @@ def waited_for_seconds(target: Target, now: datetime) -> float:
     # it will not stay of service on this version, however long anybody waits
     if target.crashes >= failures.CRASHES:
         return 0.0
-    # heard of, once: an engine that is away now may come back; and no verdict on the engine without
-    # the agent through which it would be heard of
+    # one that was heard of once may only be away; and without its agent none can be heard of
     is_stranger = target.follows and not target.seen.heard and not target.pod.was_ready
     patience = STRANGER_SECONDS if is_stranger else GIVEN_UP_SECONDS
     return max(0.0, patience - (now - since).total_seconds()) if since is not None else patience
@@ -121,6 +120,7 @@ def choose(
     chosen: list[Target] = []
     for target in candidates:
         if target.available_for(min_ready_seconds, now):
+            # (on to the next one: it may be of no service, and then it costs nothing)
             if room < 1 or spare < 1:
                 continue
             room, spare = room - 1, spare - 1

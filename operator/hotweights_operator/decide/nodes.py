@@ -57,6 +57,7 @@ def decide(name: str, observed: Observed) -> NodeDecision:
         for item in state.spec.resolve
         if item.uid not in observed.versions
     ]
+    # the first alone: it changes the resourceVersion by which the second is fenced
     return NodeDecision(
         actions=tuple(actions[:1]), again_in_seconds=0.0 if len(actions) > 1 else None
     )
@@ -76,7 +77,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
     pods = sorted(
         [found for found in assigned if found is not None][:MAX_PODS], key=lambda pod: pod.uid
     )
-    if not pods:
+    if not pods:  # the entry goes, and with it what the node holds for it
         return None
     digests = dict.fromkeys((pod.namespace, pod.digest) for pod in pods if pod.digest)
     # With the route that it had: else, after an upgrade of the agents, every node would read the
@@ -100,6 +101,7 @@ def _assigned(pod: Pod, state: NodeState, observed: Observed) -> PodAssignment |
         )
     known = state.assigned(pod.uid)
     digest = _kept_digest(pod, observed)
+    # the same is no new order, and needs no look at tokens
     if known is not None and own == known and own.digest == digest:
         return own
     # without a rollout and a revision: what it gives up is held against none
@@ -119,6 +121,7 @@ def _kept_digest(pod: Pod, observed: Observed) -> str:
     """
     target = observed.target(pod.uid)
     known, engine = target.assigned, target.engine
+    # it was never told anything: what it serves becomes its order, once it is settled
     if known is None:
         return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else ""
     # An engine that boots serves nothing yet: if it gave up what it is told, what its image brings

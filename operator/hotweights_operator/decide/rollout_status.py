@@ -47,6 +47,7 @@ def deadline_in_seconds(
     context: PassContext, status: WeightRolloutStatus, now: datetime
 ) -> float | None:
     """In how many seconds the progress deadline passes; None: it does not run, or has passed."""
+    # nothing is waited for, or not by this rollout
     if is_true(status.conditions, "Ready") or not context.blocked.rule.deadline_runs:
         return None
     left = _deadline(context, status, now) - now
@@ -60,6 +61,7 @@ def settles_in_seconds(
     """In how many seconds the next pod that serves the version will have been of service for long
     enough to count; None: none is waited for.
     """
+    # whoever serves it has been of service for long enough; nearly always
     if status.pods.ready == status.pods.updated:
         return None
     seconds = context.query.min_ready_seconds
@@ -150,6 +152,7 @@ def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
         update={
             "observed_generation": context.rollout.generation,
             "phase": outcome.phase,
+            # as much as the schema takes
             "message": outcome.message[:1024],
             "conditions": conditions.build(context.rollout, facts, now),
         }
@@ -202,6 +205,7 @@ def _counts(context: PassContext, now: datetime) -> dict[str, object]:
         "progress": f"{updated}/{desired}",
         "staged_percent": f"{percent}%" if nbytes.total else "",
         "rollback": "" if not previous.digest else "Local" if local else "NotLocal",
+        # those that failed come first
         "failures": named[:MAX_FAILURES],
         "failures_total": len(named),
     }
@@ -235,7 +239,7 @@ def _bytes(context: PassContext, nodes: Sequence[NodeTotals]) -> ByteCounts:
     each = context.version.status.nbytes if context.version else 0
     # an agent that has not begun yet says 0; one that has knows better than the WeightVersion
     total = sum(max(each, totals.bytes_total) for totals in nodes)
-    # the total of a version that is gone is 0, and agents may have fetched more than it says
+    # agents' words: never more than all of it
     return ByteCounts(total=total, done=min(sum(totals.bytes_done for totals in nodes), total))
 
 

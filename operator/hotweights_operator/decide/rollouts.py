@@ -185,6 +185,7 @@ def _hold(
         message = resolved.message if resolved else "it is being resolved"
         text = f"WeightVersion {version.name}: {message}"
         return Blocked("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
+    # for as long as the revision lasts, though what failed may be seen no more
     if base.revision and base.aborted_revision == base.revision:
         return Blocked("Aborted")
     # not once it was complete: a pod that dies later speaks against nothing
@@ -201,6 +202,7 @@ def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]
     rollout owns a pod (`pod_owners`), so the younger one holds still.
     """
     older = []
+    # the oldest come first; what is behind this one cannot own what it selects
     for other in observed.owners.rollouts_in(rollout.namespace):
         if other.uid == rollout.uid:
             break

@@ -136,6 +136,7 @@ def told(state: NodeState, namespace: str, digest: str) -> StageItem | None:
     """The item as any entry of the node has it, with its route; None: none has. Only of the same
     namespace: a digest must not open another tenant's source.
     """
+    # a look-up: most nodes of a large cluster end here
     if digest not in state.listed:
         return None
     items = (item for entry in state.spec.rollouts for item in entry.stage)
@@ -199,4 +200,5 @@ def _route(
         Peer(node=node, endpoint=serving[node].status.endpoint)
         for node in (*again, *route.fallbacks)
     ]
+    # the same parent over TCP goes before other nodes
     return {"parents": parents, "fallbacks": fallbacks[:MAX_PEERS]}

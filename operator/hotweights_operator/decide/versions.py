@@ -105,7 +105,7 @@ def _ask(
 ) -> tuple[AskResolve, ...]:
     # from agents that went: when they come back they would read it as well
     withdrawn = _take_back(version, [name for name in asked if name != reader], observed)
-    if reader in asked:
+    if reader in asked:  # it reads already
         return withdrawn
     item = ResolveItem(
         uid=version.uid,
@@ -135,7 +135,7 @@ def _answer(state: NodeState, uid: str) -> ResolvedVersion | None:
 
 def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> VersionDecision:
     pinned = version.spec.manifest.digest if version.spec.manifest else ""
-    # an older agent may not compare
+    # the agent compares too, but what is taken here is the version's identity for good
     if pinned and pinned != answer.digest:
         message = (
             f"the source holds {answer.digest}, but spec.manifest.digest pins {pinned}: "

@@ -73,6 +73,7 @@ def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]
         return ()
     entry = targets[0].state.entry(rollout_uid) if targets[0].state else None
     listed = {pod.uid for pod in entry.pods} if entry else set()
+    # stable: among those that stand in it, and among the others, the order is that of names
     ordered = sorted(targets, key=lambda target: target.pod.uid not in listed)
     return {target.pod.uid for target in ordered[MAX_PODS:]}
 
@@ -87,12 +88,14 @@ def of_version(
     if not digest:  # there is no version yet
         return None
     staged = target.state.staged(digest) if target.state and target.follows else None
+    # without a UID: it is the node's, whose agent goes on trying, so it is not remembered
     if staged is not None and staged.phase == "Failed":
         return _failure(target, staged.reason or "StagingFailed", staged.message, uid="")
     # the engine's own word goes before what is concluded from restarts
     said = target.failed
     if said is not None and target.gave_up(digest, rollout_uid, revision):
         return _failure(target, said.reason or f"{said.step}Failed", said.message)
+    # ends under an order of another revision speak against what that said
     if not target.was_told_in(rollout_uid, revision):
         return None
     return _crashed(target, digest, 0 if is_back else ends_preparing(target, rollout_uid, revision))
@@ -186,6 +189,7 @@ def _failure(target: Target, reason: str, message: str, uid: str | None = None) 
         pod=target.pod.name,
         pod_uid=target.pod.uid if uid is None else uid,
         node=target.pod.node,
+        # an agent's words, cut to what the schema takes
         reason=reason[:64],
         message=(message or reason)[:_MAX_MESSAGE],
     )

@@ -78,6 +78,7 @@ def build(
     missing: dict[str, Failure] = {}
     without_room = failures.without_room(rollout_uid, targets)
     for target in targets:
+        # whatever spoke against it before, it serves
         if target.serves(digest):
             continue
         if failure := failures.of_version(

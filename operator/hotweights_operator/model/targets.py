@@ -92,6 +92,7 @@ class Target:
             and self.engine.failed is not None
         ):
             return self.engine.failed.booting and not self.engine.confirmed_at
+        # whatever else its engine does, it does with its port open
         if self.engine is not None and self.engine.phase != "Disconnected":
             return False
         # without an engine to be heard: in the kubelet's back-off, or before its first start
@@ -256,6 +257,7 @@ def _ran_long(pod: Pod, assigned: PodAssignment | None) -> bool:
 
 def _crashes(pod: Pod, assigned: PodAssignment | None) -> int:
     ran = pod.last_run_seconds
+    # none has ended, or the last one ran for so long that it is in no loop
     if ran is None or ran >= LOOP_SECONDS:
         return 0
     return max(0, pod.restarts - (assigned.restarts if assigned else 0))

@@ -45,9 +45,11 @@ class Cache:
         """Remember this state, unless a newer one is known; whether it was remembered. ``version``
         is the resourceVersion as a number: within a kind they only grow (KEP-5504).
         """
+        # said before it was deleted, and heard afterwards
         if version <= self._tombstones.get((kind, key), -1):
             return False
         known = self._values[kind].get(key)
+        # an older state, or the same by another way
         if known is not None and known[0] >= version:
             return False
         self._values[kind][key] = (version, value)
@@ -61,6 +63,7 @@ class Cache:
     def drop(self, kind: Kind, key: str, version: int) -> bool:
         """Forget an object that was deleted at this version, unless it has come again since."""
         known = self._values[kind].get(key)
+        # it was made anew since
         if known is not None and known[0] > version:
             return False
         self._tombstones[(kind, key)] = version

@@ -259,6 +259,7 @@ class Loop:
         kind, name = write.key
         if kind == "rollout":
             rollout: Rollout | None = self.cache.get("rollout", name)
+            # by UID too: one that was made anew counts its generations from one
             if rollout is None or (rollout.uid, rollout.generation) != write.epoch:
                 return False
         # making an object is decided on none

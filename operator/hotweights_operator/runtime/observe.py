@@ -44,6 +44,7 @@ def rollout(body: Body) -> Rollout:
         status = WeightRolloutStatus.from_dict(body.get("status") or {})
     except ValidationError as error:
         raise _malformed("WeightRollout", body, error) from error
+    # the annotation is cut to what `status.retried` takes: it is compared with it
     return Rollout(
         uid=metadata["uid"],
         name=metadata["name"],

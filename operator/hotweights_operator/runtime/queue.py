@@ -33,6 +33,7 @@ class WorkQueue(Generic[K]):
     """Keys to work on. Use it from one event loop."""
 
     pace_seconds: float  # between the end of one look at a key and the next
+    # a conflict is over at once; what fails for long is still looked at twice a minute
     backoff: Backoff = Backoff(0.2, 30.0)
     _ready: deque[K] = field(default_factory=deque)
     _since: dict[K, float] = field(default_factory=dict)  # when a ready key became so
@@ -68,6 +69,7 @@ class WorkQueue(Generic[K]):
             return
         due = max(now + after_seconds, self._next.get(key, now))
         waiting = self._waiting.get(key)
+        # it comes sooner anyway
         if waiting is not None and waiting.due <= due:
             return
         if waiting is not None:

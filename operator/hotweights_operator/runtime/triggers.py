@@ -69,6 +69,7 @@ def _by_rollout(old: Rollout | None, new: Rollout | None, observed: Observed) ->
     value = new or old
     if value is None:
         return set()
+    # an edit moves no pods: spec.target is immutable (CEL in the custom resource's schema)
     if (
         old is not None
         and new is not None
