@@ -338,3 +338,17 @@ def test_a_console_shows_commands_and_what_they_print() -> None:
         ("kubectl get wver", ""),
     ]
     assert block.script == "kubectl get wroll\nkubectl get wver\n"
+
+
+def test_the_outline_of_what_is_shown_is_never_nothing() -> None:
+    assert docs.outline("NAME  VERSION\na     v1\n") == ["NAME", "VERSION"]
+    assert docs.outline("Name:  a\nSpec:\n  Paused:  false\nEvents:\n") == [
+        "Name",
+        "Spec",
+        "Events",
+    ]
+    assert docs.outline("weightrollout.hotweights.dev/a patched\n") == []
+    shown = [(block, out) for block in docs.runnable() for _, out in block.shown if out]
+    assert len(shown) >= 6
+    for block, out in shown:
+        assert docs.outline(out), f"nothing of what {block} shows can be compared"

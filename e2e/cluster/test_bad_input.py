@@ -37,6 +37,12 @@ def version_object(name: str, uri: str, digest: str = "") -> str:
 
 def roll_out(environment: Environment, name: str, uri: str = "", digest: str = "") -> None:
     """Create a version and point the rollout at it."""
+    create_version(environment, name, uri, digest)
+    lead_to(environment, name)
+
+
+def create_version(environment: Environment, name: str, uri: str = "", digest: str = "") -> None:
+    """Anew, where there is one."""
     kubectl = environment.in_samples
     kubectl("delete", "weightversion", f"tiny-llama-{name}", "--ignore-not-found")
     kubectl(
@@ -45,7 +51,11 @@ def roll_out(environment: Environment, name: str, uri: str = "", digest: str = "
         "-",
         stdin=version_object(name, uri or f"file://{MODELS_IN_PODS}/tiny-llama/{name}", digest),
     )
-    kubectl(
+
+
+def lead_to(environment: Environment, name: str) -> None:
+    """Point the rollout at a version."""
+    environment.in_samples(
         "patch",
         "weightrollout",
         "tiny-llama",

@@ -98,6 +98,16 @@ def not_run() -> list[Block]:
     ]
 
 
+def outline(text: str) -> list[str]:
+    """What is the same whenever a command prints it: a table's columns, and else the names before
+    colons that begin a line; names and ages of things differ.
+    """
+    first = next(iter(text.splitlines()), "").split()
+    if first and all(word.isupper() for word in first):
+        return first
+    return re.findall(r"^([A-Z][\w ]*):", text, re.MULTILINE)
+
+
 def inline(document: str) -> list[str]:
     """What stands between backticks in the text."""
     text = re.sub(

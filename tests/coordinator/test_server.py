@@ -241,6 +241,10 @@ def test_nothing_that_is_no_request_ends_it(coordinator: Coordinator, client: Cl
         dealer.send_multipart(
             [dice.randbytes(dice.randrange(40)) for _ in range(dice.randrange(1, 5))]
         )
+    dealer.send_json(good)  # behind all of them: when it is answered, they were read
+    while not (answer := json.loads(dealer.recv_multipart()[-1])).get("ok"):
+        assert answer["error"]["message"]
+    assert (answer["id"], answer["result"]["state"]) == (7, "idle")
     dealer.close()
     context.term()
     assert client.call("status").result["state"] == "idle"
@@ -263,8 +267,12 @@ def test_req_sockets_are_served_too(coordinator: Coordinator) -> None:
     context.term()
 
 
-def test_events_tell_what_happened(coordinator: Coordinator, client: Client) -> None:
-    with Subscriber(coordinator.events_endpoint) as events:
+def test_events_tell_what_happened_and_no_token() -> None:
+    with (
+        running(token="secret") as coordinator,
+        coordinator.client(token="secret") as client,
+        Subscriber(coordinator.events_endpoint) as events,
+    ):
         number = 0
         while events.next(0.05) is None:  # a subscription takes a moment to arrive
             number += 1

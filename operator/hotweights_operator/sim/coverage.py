@@ -44,6 +44,8 @@ OPERATOR = (
 PATHS = (
     "boots into the stable version",
     "boots into the target",
+    "comes to rest",
+    "comes to rest, all but the lost",
     "conflict of two rollouts",
     "deadline exceeded",
     "gate passed",

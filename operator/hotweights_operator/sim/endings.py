@@ -9,8 +9,9 @@ something.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import VersionRef
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 REST_STEPS = 10
 MOST_STEPS = 600
+CALM_STEPS = 200
 
 
 def heal(sim: Simulation) -> None:
@@ -61,17 +63,42 @@ def come_to_rest(sim: Simulation) -> None:
     """Without any edit: it may be held, given up or stalled, but nobody is left behind."""
     sim.tell("-- it is left alone")
     sim.idle_steps = 0
-    rested = sim.steps(MOST_STEPS, lambda: sim.idle_steps >= REST_STEPS, hastens=True)
+    last: deque[dict[str, Any]] = deque(maxlen=CALM_STEPS)
+
+    def rests() -> bool:
+        last.append({pod.uid: _does(sim, pod) for pod in sim.fleet.pods() if pod.live})
+        return sim.idle_steps >= REST_STEPS
+
+    rested = sim.steps(MOST_STEPS, rests, hastens=True)
     pods = [
         (app, pod) for app in sim.apps for pod in sim.fleet.pods() if pod.live and app.owns(pod)
     ]
     lost = [pod.uid for app, pod in pods if _is_lost(sim, app, pod)]
+    sim.judge.bench.count("comes to rest" if rested else "comes to rest, all but the lost")
+    told = {r.name: (r.status.phase, r.status.message) for r in sim.rollouts()}
     if not rested and not lost:
-        told = {r.name: (r.status.phase, r.status.message) for r in sim.rollouts()}
         sim.judge.fails("comes to rest", f"after {MOST_STEPS} steps: {told}")
+    for uid in {pod.uid for _, pod in pods} - set(lost) if not rested else ():
+        # what those do who are lost for this version is no reason for others to do anything
+        if any(does.get(uid) != last[-1].get(uid) for does in last):
+            sim.judge.fails("comes to rest", f"{uid} still changes: {told}")
+    wanted = sum(app.replicas for app in sim.apps)
+    if len(pods) != wanted:
+        sim.judge.fails("nobody is left behind", f"{len(pods)} pods of {wanted}")
     for _, pod in pods:
         if not sim.fleet.kubelets.in_service(pod.uid) and pod.uid not in lost:
             sim.judge.fails("nobody is left behind", _account(sim, pod))
+
+
+def _does(sim: Simulation, pod: Pod) -> Any:
+    """What a pod is told and does, as far as somebody could notice that it changes."""
+    state, engine = sim.api.get("state", pod.node), sim.fleet.engines.get(pod.uid)
+    order = state.assigned(pod.uid) if state is not None else None
+    return (
+        (order.digest, order.prepare, order.token) if order is not None else None,
+        (engine.phase, engine.digest) if engine is not None else None,
+        sim.fleet.kubelets.in_service(pod.uid),
+    )
 
 
 def _is_lost(sim: Simulation, app: App, pod: Pod) -> bool:

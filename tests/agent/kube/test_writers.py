@@ -95,10 +95,18 @@ async def test_progress_waits_and_what_matters_does_not() -> None:
 async def test_a_write_that_failed_is_done_again_with_the_newest() -> None:
     written = Written()
     written.errors = [Unavailable("away"), Conflict("no")]
-    writer = StatusWriter(written, Clock(), lambda: "t", PACE)
+
+    async def write(body: Any) -> None:
+        if written.errors:
+            writer.offer(status(9 - len(written.errors)), urgent=True)  # while it is written
+        await written(body)
+
+    writer = StatusWriter(write, Clock(), lambda: "t", PACE)
     async with running(writer):
         writer.offer(status(0), urgent=True)
         await until(lambda: bool(written.bodies))
+    assert written.errors == []
+    assert [body["staged"][0]["bytesDone"] for body in written.bodies] == [8]
 
 
 async def test_an_object_that_comes_later_gets_the_status_then() -> None:
@@ -112,6 +120,7 @@ async def test_an_object_that_comes_later_gets_the_status_then() -> None:
         assert written.bodies == []
         writer.again()
         await until(lambda: bool(written.bodies))
+    assert [body["staged"][0]["bytesDone"] for body in written.bodies] == [7]
 
 
 class Pods:
@@ -178,8 +187,10 @@ async def test_it_comes_about_through_errors_and_against_others() -> None:
     async with running(pod_status):
         pod_status.want(POD, ASSIGNED)
         await until(lambda: shown(pods.body()) == ASSIGNED)
+        assert pods.errors == []
         pods.labels = {"app": "vllm"}  # somebody took the labels away
         pods.version += 1
+        assert shown(pods.body()) != ASSIGNED
         await pod_status.saw(pods.body())
         await until(lambda: shown(pods.body()) == ASSIGNED)
         pod_status.gone("uid")
