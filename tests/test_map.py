@@ -1,0 +1,71 @@
+"""The map for newcomers, docs/design/000-map.md: what it names is there, and no room of the product
+is missing from it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "design" / "000-map.md").read_text()
+TOPS = {path.name for path in ROOT.iterdir() if path.is_dir()}
+NAMED = sorted(
+    {
+        span
+        for span in re.findall(r"`([\w.-]+(?:/[\w.-]+)+)`", PAGE)
+        if span.partition("/")[0] in TOPS
+    }
+)
+PRODUCT = (
+    "agent",
+    "common",
+    "coordinator",
+    "crds",
+    "hotweights",
+    "kube",
+    "operator",
+    "planner",
+    "storage",
+    "transports",
+)
+
+
+def rows_of(heading: str) -> list[list[str]]:
+    """The cells of a section's table, without its head."""
+    _, _, rest = PAGE.partition(f"\n## {heading}")
+    section, _, _ = rest.partition("\n## ")
+    rows = re.findall(r"^\| (.*) \|$", section, re.MULTILINE)
+    return [row.split(" | ") for row in rows[1:]]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_what_it_names_is_there(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+def test_it_names_enough() -> None:
+    assert len(NAMED) >= 150, "most of the product's modules that a newcomer meets have a path"
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([\w./-]+)\)", PAGE))))
+def test_its_links_lead_somewhere(link: str) -> None:
+    assert (ROOT / "docs" / "design" / link).exists()
+
+
+def test_every_task_has_a_file_and_a_test() -> None:
+    rows = rows_of("What do I change for")
+    assert len(rows) >= 25
+    for task, files, tests in rows:
+        assert re.search(r"`[\w.-]+/", files), f"{task}: which file?"
+        assert re.search(r"`(tests|e2e)/[\w./-]+`", tests), f"{task}: which test?"
+
+
+def test_every_room_of_the_product_is_on_it() -> None:
+    rooms = {
+        str(path.parent.relative_to(ROOT)) for top in PRODUCT for path in (ROOT / top).rglob("*.py")
+    }
+    assert len(rooms) > 35
+    assert [room for room in sorted(rooms) if f"`{room}`" not in PAGE] == []
