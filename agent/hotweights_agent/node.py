@@ -80,7 +80,7 @@ class NodeConfig:
 
 class Node:
     """`Node.open` makes the parts and listens for peers; `serve` opens the socket, after whoever
-    steers has told where `driver` reports to. All of it ends with the stack that it was opened in:
+    decides has told where `driver` reports to. All of it ends with the stack that it was opened in:
     engines first (they go on serving), then what is being fetched, then peers.
     """
 

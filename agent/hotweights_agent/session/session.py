@@ -70,7 +70,7 @@ class Session:
     """One node's state, from the start of the agent to its end."""
 
     def __init__(
-        self, me: AgentInfo, bounds: EngineTimeouts | None = None, reconnect_seconds: float = 15.0
+        self, me: AgentInfo, bounds: EngineTimeouts | None = None, reconnect_seconds: float = 10.0
     ) -> None:
         """After a start, engines that live have ``reconnect_seconds`` to come back before they are
         called disconnected. ``bounds`` None: the defaults.
@@ -122,7 +122,7 @@ class Session:
             effects += _safely(partial(self._note, message, now), partial(self._spoilt, message))
         for uid in list(self._engines):
             effects += _safely(
-                partial(self._engine_effects, uid, now), partial(self._start_anew, uid, "steering")
+                partial(self._engine_effects, uid, now), partial(self._start_anew, uid, "next effects")
             )
         effects += _safely(partial(self._version_effects, now), partial(_defect, "versions"))
         effects += _safely(

@@ -94,7 +94,7 @@ class Fetch:
         builder: ImageBuilder,
         sources: Sequence[ChunkSource],
         *,
-        persistence: FetchPolicy | None = None,
+        policy: FetchPolicy | None = None,
         cancel: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
     ) -> None:
@@ -105,12 +105,12 @@ class Fetch:
             raise ValueError("a fetch without sources brings nothing; give it at least the origin")
         self._builder = builder
         self._sources = sources
-        self._persistence = persistence or FetchPolicy()
+        self._policy = policy or FetchPolicy()
         self._cancel = cancel or threading.Event()
         self._progress = progress
         wants = [Want(blake3, builder.nbytes(blake3)) for blake3 in builder.missing]
         self._needed_nbytes = sum(want.nbytes for want in wants)
-        self._scheduler = ChunkScheduler(wants, len(sources), self._persistence.rounds)
+        self._scheduler = ChunkScheduler(wants, len(sources), self._policy.rounds)
         self._changed = threading.Condition()  # guards the scheduler and what follows
         self._failures: dict[int, Exception] = {}  # the last of each source
         self._stop = threading.Event()
@@ -154,11 +154,11 @@ class Fetch:
                 worker.result()
         if self._cancel.is_set():
             raise Cancelled("the fetch was cancelled")
-        if time.monotonic() - began > self._persistence.deadline_seconds:
+        if time.monotonic() - began > self._policy.deadline_seconds:
             state = self._state()
             raise FetchFailed(
                 f"{state.done_nbytes} of {state.needed_nbytes} bytes came within "
-                f"{self._persistence.deadline_seconds:g} s; "
+                f"{self._policy.deadline_seconds:g} s; "
                 f"raise staging.timeoutSeconds, or see why it is slow{self._complaints()}",
                 "StageTimeout",
                 transient=False,
@@ -173,7 +173,7 @@ class Fetch:
         if self._progress is None:
             return
         now = time.monotonic()
-        if now - max(self._reported_at, began) >= self._persistence.progress_seconds:
+        if now - max(self._reported_at, began) >= self._policy.progress_seconds:
             self._reported_at = now
             self._progress(self._state())
 
@@ -196,14 +196,14 @@ class Fetch:
             except (PeerError, SourceRefused, SourceUnavailable, ChecksumMismatch) as error:
                 failures += 1
                 self._note_failure(source, error)
-                self._stop.wait(self._persistence.backoff.seconds(failures))
+                self._stop.wait(self._policy.backoff.seconds(failures))
                 continue
             except Cancelled:
                 if self._stop.is_set():  # we ended it ourselves: no failure of this source
                     return
                 raise
             if self._note_missing(source, missing, began):
-                self._stop.wait(self._persistence.again_seconds)
+                self._stop.wait(self._policy.again_seconds)
 
     def _await_work(self, source: int) -> bool:
         with self._changed:
@@ -241,7 +241,7 @@ class Fetch:
 
     def _note_missing(self, source: int, missing: list[Missing], began: float) -> bool:
         """Whether something of it is to be asked for again, from the same source."""
-        patient = time.monotonic() - began < self._persistence.patience_seconds
+        patient = time.monotonic() - began < self._policy.patience_seconds
         again = {gap.want.blake3 for gap in missing if patient and not gap.version_known}
         with self._changed:
             if not self._stop.is_set():

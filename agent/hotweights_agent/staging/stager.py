@@ -185,12 +185,12 @@ class Stager:
             )
             report(Progress(0, needed, ()))
             brought = self._broadcast(item, manifest, staging, cancel, report)
-            persistence = FetchPolicy(
+            policy = FetchPolicy(
                 deadline_seconds=max(1.0, deadline - time.monotonic()),
                 patience_seconds=self._settings.patience_seconds,
             )
             result = Fetch(
-                staging.builder, sources, persistence=persistence, cancel=cancel, progress=report
+                staging.builder, sources, policy=policy, cancel=cancel, progress=report
             ).run()
             staging.commit()  # leaving the context without this gives the memory back
         for name, nbytes in result.by_source:

@@ -48,7 +48,7 @@ from hotweights_crds.nodeweights import NodeWeightsStatus
 from hotweights_planner import plan as plans
 from hotweights_planner.manifest import Manifest
 
-logger = logging.getLogger("vllm.hotweights.room")
+logger = logging.getLogger("vllm.hotweights.embedded_node")
 OPEN_SECONDS = 30.0
 AGAIN_SECONDS = 10.0
 PATIENCE_SECONDS = 5.0

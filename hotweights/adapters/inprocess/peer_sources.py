@@ -79,7 +79,7 @@ class PlanStaging:
                 Fetch(
                     builder,
                     in_order(clients, origin, manifest.digest),
-                    persistence=limits,
+                    policy=limits,
                     cancel=threading.Event(),
                 ).run()
             image = builder.finish()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from hotweights_transports.handoff import frames, sockets
 
-logger = logging.getLogger("vllm.hotweights.link")
+logger = logging.getLogger("vllm.hotweights.agent_connection")
 FIRST_RETRY_SECONDS = 0.1
 LAST_RETRY_SECONDS = 5.0
 HELLO_SECONDS = 10.0

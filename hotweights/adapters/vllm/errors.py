@@ -13,7 +13,7 @@ import contextlib
 import logging
 import os
 
-logger = logging.getLogger("vllm.hotweights.faults")
+logger = logging.getLogger("vllm.hotweights.errors")
 
 
 class CommitError(Exception):

@@ -217,7 +217,7 @@ def test_a_defect_in_steering_costs_one_engine_which_comes_back_clean(
         patched.setattr(session, "next_effects", broken_for("a", next_effects.next_effects))
         effects = handle(two, msg.Ticked())
     (found,) = (e for e in effects if isinstance(e, fx.Defect))
-    assert (found.where, found.subject, found.story[-1]) == ("steering", "ns/a", "it was Serving")
+    assert (found.where, found.subject, found.story[-1]) == ("next effects", "ns/a", "it was Serving")
     assert len(found.story) <= STORY_EVENTS + 1
     for event in (
         "a rank connected",
@@ -323,10 +323,10 @@ async def test_the_driver_counts_a_defect_names_it_once_and_goes_on(
     assert len(parts.staged) == 2
     caplog.clear()
     await driver._do(
-        fx.Defect("steering", Broken(), "ns/a", ("12:00:01 Send Commit", "it was Committing"))
+        fx.Defect("next effects", Broken(), "ns/a", ("12:00:01 Send Commit", "it was Committing"))
     )
     assert caplog.messages == [
-        "a defect of the agent in steering, which cost the engine of ns/a its connections "
+        "a defect of the agent in next effects, which cost the engine of ns/a its connections "
         "(12:00:01 Send Commit; it was Committing);"
         " please report it. The node goes on without it"
     ]

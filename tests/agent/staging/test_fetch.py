@@ -42,11 +42,11 @@ def fetch(
     store: Store,
     version: Checkpoint,
     *sources: ChunkSource,
-    persistence: FetchPolicy = QUICK,
+    policy: FetchPolicy = QUICK,
     **more: Any,
 ) -> Progress:
     with store.begin(version.manifest) as staging:
-        found = Fetch(staging.builder, sources, persistence=persistence, **more).run()
+        found = Fetch(staging.builder, sources, policy=policy, **more).run()
         staging.commit()
     return found
 
@@ -126,18 +126,18 @@ def test_a_parent_that_does_not_know_the_version_yet_is_waited_for(
     data: dict[str, bytes] = {}
     parent, origin = table(data, "parent", version_known=False), table(version.data, "origin")
     threading.Timer(0.15, data.update, [version.data]).start()
-    persistence = FetchPolicy(deadline_seconds=1.5, patience_seconds=1.0, again_seconds=0.02)
+    policy = FetchPolicy(deadline_seconds=1.5, patience_seconds=1.0, again_seconds=0.02)
     assert (
-        dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"]
+        dict(fetch(store, version, parent, origin, policy=policy).by_source)["origin"]
         == 0
     )
 
 
 def test_patience_ends(store: Store, version: Checkpoint, table: Table) -> None:
     parent, origin = table({}, "parent", version_known=False), table(version.data, "origin")
-    persistence = FetchPolicy(deadline_seconds=1.5, patience_seconds=0.1, again_seconds=0.02)
+    policy = FetchPolicy(deadline_seconds=1.5, patience_seconds=0.1, again_seconds=0.02)
     assert (
-        dict(fetch(store, version, parent, origin, persistence=persistence).by_source)["origin"]
+        dict(fetch(store, version, parent, origin, policy=policy).by_source)["origin"]
         == version.nbytes
     )
     assert parent.calls > 2
@@ -164,7 +164,7 @@ def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
         match=r"bytes came within 0\.2 s; raise "
         r"staging.timeoutSeconds",
     ) as caught:
-        fetch(store, version, source, persistence=FetchPolicy(deadline_seconds=0.2))
+        fetch(store, version, source, policy=FetchPolicy(deadline_seconds=0.2))
     assert caught.value.reason == "StageTimeout"
 
 
@@ -172,7 +172,7 @@ def test_progress_is_told(store: Store, version: Checkpoint, table: Table) -> No
     told: list[Progress] = []
     source = table(version.data, before=lambda want: time.sleep(0.002))
     fetch(
-        store, version, source, progress=told.append, persistence=FetchPolicy(progress_seconds=0.0)
+        store, version, source, progress=told.append, policy=FetchPolicy(progress_seconds=0.0)
     )
     done = [progress.done_nbytes for progress in told]
     assert done == sorted(done)
@@ -223,8 +223,8 @@ def test_nodes_in_a_chain_over_tcp(
                 if progress.done_nbytes:
                     first.setdefault(number, time.monotonic())
 
-            persistence = FetchPolicy(deadline_seconds=5, progress_seconds=0.0, again_seconds=0.02)
-            Fetch(staging.builder, [source], persistence=persistence, progress=told).run()
+            policy = FetchPolicy(deadline_seconds=5, progress_seconds=0.0, again_seconds=0.02)
+            Fetch(staging.builder, [source], policy=policy, progress=told).run()
             staging.commit()
             last[number] = time.monotonic()
 
@@ -255,8 +255,8 @@ def test_a_parent_that_dies_in_a_chain_is_replaced(
 
     digest = version.manifest.digest
     sources = [PeerSource(connect(server.address), digest) for server in (dying, living)]
-    persistence = FetchPolicy(deadline_seconds=1.5, progress_seconds=0.0)
-    found = fetch(store, version, *sources, progress=told, persistence=persistence)
+    policy = FetchPolicy(deadline_seconds=1.5, progress_seconds=0.0)
+    found = fetch(store, version, *sources, progress=told, policy=policy)
     closer.join()
     assert found.done_nbytes == version.nbytes
     for holder in (parent, donor):

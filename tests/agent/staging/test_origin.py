@@ -41,7 +41,7 @@ def origin(version: Checkpoint, file: Path) -> OriginSource:
 
 def fetch(store: Store, version: Checkpoint, *sources: Any) -> Progress:
     with store.begin(version.manifest) as staging:
-        found = Fetch(staging.builder, sources, persistence=QUICK).run()
+        found = Fetch(staging.builder, sources, policy=QUICK).run()
         staging.commit()
     return found
 

@@ -56,12 +56,9 @@ PASSED_ON = (
     "UCX_",
     "FI_",
     "MPIR_CVAR_",
-    "MPIEXEC_PORT_RANGE",
-    "LD_LIBRARY_PATH",
-    "PATH",
-    "HOME",
-    "TMPDIR",
-    "LANG",
+)
+PASSED_ON_NAMES = frozenset(
+    {"MPIEXEC_PORT_RANGE", "LD_LIBRARY_PATH", "PATH", "HOME", "TMPDIR", "LANG"}
 )
 
 
@@ -120,7 +117,11 @@ def environment() -> dict[str, str]:
     """What programs of MPICH see of ours: no credentials, and nothing of an mpiexec that may have
     started us.
     """
-    return {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PASSED_ON) or name in PASSED_ON_NAMES
+    }
 
 
 class Mpiexec:

@@ -38,7 +38,7 @@ _LINE = re.compile(
 _NUMBER = re.compile(r"0|-?[1-9][0-9]{0,5}", re.ASCII)  # a port has five digits
 # a host's name: letters, digits and hyphens between dots (RFC 1123, section 2.1)
 _NAME = re.compile(
-    r"[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?)*",
+    r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?)*",
     re.ASCII,
 )
 

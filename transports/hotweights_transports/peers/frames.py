@@ -143,8 +143,12 @@ def welcome(protocol: int) -> bytes:
 
 
 def refused(reason: str, message: str) -> bytes:
-    # cut, so that it fits its frame although JSON writes some characters in six bytes
-    return _json(Kind.REFUSED, {"reason": reason[:100], "message": message[:400]})
+    message = message[:400]
+    while True:
+        try:
+            return _json(Kind.REFUSED, {"reason": reason[:100], "message": message})
+        except FrameError:  # JSON writes some characters in twelve bytes
+            message = message[: len(message) // 2]
 
 
 def manifest_request(digest: str) -> bytes:

@@ -16,7 +16,7 @@ from hotweights.adapters.vllm import agent_connection
 from hotweights.adapters.vllm.rank.throttle import giving_way
 from hotweights_transports.handoff import frames
 
-logger = logging.getLogger("vllm.hotweights.orders")
+logger = logging.getLogger("vllm.hotweights.command_queue")
 
 
 class CommandQueue:

@@ -21,7 +21,7 @@ from hotweights.adapters.vllm.rank import dry_load
 from hotweights.adapters.vllm.rank.dry_load import DoesNotFit, Spec, Trace
 from hotweights.adapters.vllm.rank.image import Image
 
-logger = logging.getLogger("vllm.hotweights.suit")
+logger = logging.getLogger("vllm.hotweights.compatibility")
 HEAD = "lm_head.weight"
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
