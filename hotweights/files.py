@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hotweights_common import files
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_storage.errors import SourceUnavailable
 
 
@@ -20,11 +21,11 @@ def read_bounded(path: Path, most_nbytes: int, remedy: str) -> bytes:
         raise SourceUnavailable(f"{path} does not exist; {remedy}") from error
     except OSError as error:
         raise SourceUnavailable(
-            f"cannot read {path}: {error.strerror}; {remedy}", "SourceUnreadable"
+            f"cannot read {path}: {error.strerror}; {remedy}", Reason.SOURCE_UNREADABLE
         ) from error
     if len(content) > most_nbytes:
         raise SourceUnavailable(
-            f"{path} has more than {most_nbytes} bytes; {remedy}", "SourceUnreadable"
+            f"{path} has more than {most_nbytes} bytes; {remedy}", Reason.SOURCE_UNREADABLE
         )
     return content
 
@@ -38,4 +39,4 @@ def write_whole(target: Path, content: bytes, what: str) -> None:
             files.replace(target, content, 0o644)
     except OSError as error:
         text = f"cannot write {what} {target}: {error.strerror}; name another place with --output"
-        raise HotweightsError(text, "CannotWrite") from error
+        raise HotweightsError(text, Reason.CANNOT_WRITE) from error

@@ -32,6 +32,7 @@ from hotweights_agent.session.messages import (
 from hotweights_agent.session.session import Session
 from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Pin, Store, UnknownVersion
+from hotweights_common.reasons import Reason
 from hotweights_crds.nodeweights import NodeWeightsStatus
 
 log = logging.getLogger(__name__)
@@ -204,7 +205,9 @@ class Driver:
         except UnknownVersion as error:
             log.warning("engine connection %d: %s", effect.conn, error)
             # not by `tell`: it would wait for the queue that only this task empties
-            self._own.append(StageFailed(effect.digest, "NotStaged", str(error), transient=True))
+            self._own.append(
+                StageFailed(effect.digest, Reason.NOT_STAGED, str(error), transient=True)
+            )
             return
         self.server.send_prepare(effect.conn, effect.id, effect.digest, _PinnedImage(pin))
 

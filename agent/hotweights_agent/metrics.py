@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hotweights_agent.session.messages import FrameReceived, Message, StageDone, StageFailed
 from hotweights_agent.session.phases import Phase
+from hotweights_common.reasons import COUNTED_BY_AGENTS, Reason
 from hotweights_crds.nodeweights import NodeWeightsStatus
 from hotweights_transports.handoff import frames
 
@@ -88,7 +89,7 @@ class Metrics:
                 self.stage_seconds.observe(message.seconds)
             case StageFailed():
                 self.stage_failures.labels(_bounded(message.reason)).inc()
-                if message.reason == "ChecksumMismatch":
+                if message.reason == Reason.CHECKSUM_MISMATCH:
                     self.checksums.inc()
             case FrameReceived(frame=frames.Committed() as frame):
                 self.commits.labels("Committed").inc()
@@ -112,46 +113,8 @@ class Metrics:
 
 
 # those that plugin, storage and peers are known to give
-_REASONS = frozenset(
-    [
-        "UnknownTensor",
-        "MissingTensor",
-        "ShapeMismatch",
-        "DtypeMismatch",
-        "MapFailed",
-        "LoadFailed",
-        "NotPrepared",
-        "StaleToken",
-        "DrainTimeout",
-        "CommitFailed",
-        "ProbeMismatch",
-        "EngineDirty",
-        "Busy",
-        "ProtocolUnsupported",
-        "ChecksumMismatch",
-        "InsufficientMemory",
-        "SourceNotFound",
-        "SourceNotAllowed",
-        "SourceUnreadable",
-        "SourceChanged",
-        "BadURI",
-        "UnknownScheme",
-        "DigestMismatch",
-        "BadManifest",
-        "BadCheckpoint",
-        "Cancelled",
-        "DeadlineExceeded",
-        "StageTimeout",
-        "FetchFailed",
-        "ChunkMissing",
-        "PeerUnreachable",
-        "PeerTimeout",
-        "PeerRefused",
-        "InputOutputError",
-    ]
-)
 
 
 def _bounded(reason: str) -> str:
     """A reason as a label: words from outside must not become time series without end."""
-    return reason if reason in _REASONS else "Other"
+    return reason if reason in COUNTED_BY_AGENTS else "Other"

@@ -7,6 +7,8 @@ something about a cause catches the class that names it. Errors of the code itse
 
 from __future__ import annotations
 
+from hotweights_common.reasons import Reason
+
 
 class HotweightsError(Exception):
     """The text names the thing and what to do about it.
@@ -15,7 +17,7 @@ class HotweightsError(Exception):
     own, and an instance may have a narrower one.
     """
 
-    reason: str = "Failed"
+    reason: str = Reason.FAILED
 
     def __init__(self, message: str, reason: str | None = None) -> None:
         super().__init__(message)

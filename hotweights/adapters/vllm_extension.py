@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 from hotweights.adapters.inprocess import names
 from hotweights.adapters.inprocess.errors import NotApplied, Torn
 from hotweights.adapters.inprocess.names import NameMap
+from hotweights_common.reasons import Reason
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +141,7 @@ class HotweightsWorkerExtension:
             self._bound()
             if self._begun:
                 raise NotApplied(
-                    "Busy", f"{self._begun} has begun; commit it, or call abort_update"
+                    Reason.BUSY, f"{self._begun} has begun; commit it, or call abort_update"
                 )
             whole, body = _manifest(manifest)
             specs = specs_of(body)
@@ -186,12 +187,12 @@ class HotweightsWorkerExtension:
         with self._calls:
             if not self._begun or version != self._begun:
                 raise NotApplied(
-                    "NotBegun",
+                    Reason.NOT_BEGUN,
                     f"{version} has not begun ({self._begun or 'nothing'} has); call begin_update",
                 )
             if self._ready is None:
                 raise NotApplied(
-                    "NotPrecommitted",
+                    Reason.NOT_PRECOMMITTED,
                     f"{version} was not prechecked, or changed since; call precommit",
                 )
             ready = self._ready
@@ -228,7 +229,8 @@ class HotweightsWorkerExtension:
             self._bound()
             if self._begun:
                 raise NotApplied(
-                    "Busy", f"{self._begun} is being streamed in; commit it, or call abort_update"
+                    Reason.BUSY,
+                    f"{self._begun} is being streamed in; commit it, or call abort_update",
                 )
             if plan is not None:
                 return self._apply_plan(plan, timeout_seconds)
@@ -267,7 +269,8 @@ class HotweightsWorkerExtension:
             if not goal:
                 text = "the coordinator has no version: submit a plan and begin it"
                 raise NotApplied(
-                    "NothingToApply", f"{text} (`hotweights coord-submit-plan`, `hotweights begin`)"
+                    Reason.NOTHING_TO_APPLY,
+                    f"{text} (`hotweights coord-submit-plan`, `hotweights begin`)",
                 )
             token = int(goal["token"])
             if self.applied is not None and self.applied.digest == goal["digest"]:
@@ -289,7 +292,7 @@ class HotweightsWorkerExtension:
             # whatever it was, the coordinator has to hear that this worker is not ready
             except Exception as error:
                 session.failed(
-                    getattr(error, "reason", "ApplyFailed"),
+                    getattr(error, "reason", Reason.APPLY_FAILED),
                     f"{type(error).__name__}: {error}",
                     token,
                 )
@@ -317,10 +320,10 @@ class HotweightsWorkerExtension:
         if decided is None:
             why = f" ({session.error})" if session.error else ""
             text = f"attempt {token} was neither committed nor aborted within {left:.0f} s{why}"
-            raise NotApplied("DecisionTimeout", f"{text}; see `hotweights coord-status`")
+            raise NotApplied(Reason.DECISION_TIMEOUT, f"{text}; see `hotweights coord-status`")
         if not decided:
             text = f"attempt {token} was aborted or replaced; the model keeps what it had"
-            raise NotApplied("Aborted", f"{text} (`hotweights coord-status` says why)")
+            raise NotApplied(Reason.ABORTED, f"{text} (`hotweights coord-status` says why)")
 
     # --- both ----------------------------------------------------------------------------------
 
@@ -343,12 +346,12 @@ class HotweightsWorkerExtension:
 
     def _bound(self) -> TorchModel | VllmModel:
         if self._model is None:
-            raise NotApplied("NoModule", "there is no model yet; call bind_module first")
+            raise NotApplied(Reason.NO_MODULE, "there is no model yet; call bind_module first")
         return self._model
 
     def _open_buffers(self) -> Buffers:
         if self._buffers is None:
-            raise NotApplied("NotBegun", "no update has begun; call begin_update first")
+            raise NotApplied(Reason.NOT_BEGUN, "no update has begun; call begin_update first")
         return self._buffers
 
     def _close_attempt(self) -> None:
@@ -392,7 +395,7 @@ def _config_of(module: torch.nn.Module) -> Any:
     config = getattr(module, "vllm_config", None)
     if config is None:
         raise NotApplied(
-            "NoConfig",
+            Reason.NO_CONFIG,
             f"{type(module).__name__} is a model of vLLM's: bind_module(model, worker.vllm_config)",
         )
     return config
@@ -408,7 +411,7 @@ def _manifest(
         return given, json.loads(given.canonical)
     body = json.loads(given) if isinstance(given, bytes) else dict(given)
     if not isinstance(body.get("tensors"), list | tuple):
-        raise NotApplied("BadManifest", "the manifest has no list of tensors")
+        raise NotApplied(Reason.BAD_MANIFEST, "the manifest has no list of tensors")
     if body.get("format") != FORMAT:
         return None, body
     body.pop("source", None)  # where its folder is, beside what identifies it

@@ -21,6 +21,7 @@ from hotweights.files import read_bounded
 from hotweights.published import read_published
 from hotweights_common import sizes
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
 POLL_SECONDS = 0.2
@@ -324,7 +325,7 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
                 if now["reason"]
                 else "another attempt began"
             )
-            raise CommandFailed(what, "Aborted")
+            raise CommandFailed(what, Reason.ABORTED)
         done = (
             now["state"] == "committed" and not now["waiting_for"]
             if until_applied
@@ -344,7 +345,7 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
             )
             raise CommandFailed(
                 f"{text}; see `hotweights coord-status`, or end it with `hotweights abort`",
-                "Timeout",
+                Reason.TIMEOUT,
             )
         time.sleep(POLL_SECONDS)
 

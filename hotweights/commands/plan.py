@@ -21,6 +21,7 @@ from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
 from hotweights.published import read_published, read_text
 from hotweights_common import sizes
+from hotweights_common.reasons import Reason
 from hotweights_planner import plan as plans
 from hotweights_planner.consumers import GroupMap, parse_group_map
 from hotweights_planner.errors import BadManifest, BadPlan
@@ -200,7 +201,7 @@ def _coordinators_manifest(
         try:
             return client.call("get_current_manifest").binary
         except CallRefused as error:
-            if error.reason != "NoManifest":
+            if error.reason != Reason.NO_MANIFEST:
                 raise
             return None
 

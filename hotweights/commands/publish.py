@@ -28,6 +28,7 @@ from hotweights.commands.options import CheckpointFolder, Json, progress
 from hotweights.files import write_whole
 from hotweights_common import sizes
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
 from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
 from hotweights_planner.published import published_text
@@ -191,12 +192,13 @@ def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
             f"cannot run {python}: {error.strerror}; set ${VLLM_PYTHON} to the Python of an "
             "environment with vLLM"
         )
-        raise HotweightsError(text, "ProbesFailed") from error
+        raise HotweightsError(text, Reason.PROBES_FAILED) from error
     if done.returncode:
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         text = f"vLLM recorded no probes: {last or f'exit code {done.returncode}'}"
         raise HotweightsError(
-            f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM", "ProbesFailed"
+            f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM",
+            Reason.PROBES_FAILED,
         )
     try:
         return TypeAdapter(tuple[Probe, ...]).validate_json(done.stdout)
@@ -205,7 +207,7 @@ def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
             f"{python} printed something else than probes: {error.errors()[0]['msg']}; are both "
             "of one release?"
         )
-        raise HotweightsError(text, "ProbesFailed") from error
+        raise HotweightsError(text, Reason.PROBES_FAILED) from error
 
 
 def _summary(manifest: Manifest, target: Path, seconds: float) -> dict[str, Any]:

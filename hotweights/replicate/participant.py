@@ -17,6 +17,7 @@ from typing import Any
 from hotweights.replicate.run import Stop
 from hotweights.replicate.world import World
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.client.client import Client
 from hotweights_coordinator.client.worker_session import OPEN, WorkerSession
 from hotweights_coordinator.wire.messages import CoordinatorError
@@ -30,7 +31,7 @@ SUBMIT_SECONDS = 60.0  # a plan may have hundreds of MB
 class Aborted(HotweightsError):
     """The attempt ended before it was committed."""
 
-    reason = "Aborted"
+    reason = Reason.ABORTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Participant:
                 names = ", ".join(waiting[:5]) or "its commit"
                 raise CoordinatorError(
                     f"{self._plan.version} still waits for {names}; see `hotweights coord-status`",
-                    "Timeout",
+                    Reason.TIMEOUT,
                 )
             else:
                 time.sleep(POLL_SECONDS)
@@ -119,7 +120,7 @@ class Participant:
                 return int(now["token"])
             time.sleep(POLL_SECONDS)
         raise CoordinatorError(
-            f"rank 0 did not begin {self._plan.version} within {BEGIN_SECONDS:g} s", "Timeout"
+            f"rank 0 did not begin {self._plan.version} within {BEGIN_SECONDS:g} s", Reason.TIMEOUT
         )
 
     def _heard(self, now: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from hotweights.replicate.image_check import image_digest
 from hotweights.replicate.local import LocalReplicator
 from hotweights.replicate.world import Measured, Replicator, World
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_planner import plan as plans
 from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_planner.plan import Plan
@@ -95,7 +96,7 @@ def replicator_for(world: World, *, ucx: bool, mpi: bool, window: int) -> Replic
         f"WORLD_SIZE is {world.size}, and nothing says how its ranks talk; add --ucx or --mpi, or "
         "unset WORLD_SIZE"
     )
-    raise TransferError(text, "NoTransport")
+    raise TransferError(text, Reason.NO_TRANSPORT)
 
 
 @contextmanager

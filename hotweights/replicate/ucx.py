@@ -27,6 +27,7 @@ from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_o
 from hotweights_agent.staging.fetch import Fetch
 from hotweights_common import hosts
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_storage.errors import TransferError
@@ -59,7 +60,7 @@ log = logging.getLogger(__name__)
 class RankMissing(HotweightsError):
     """A rank that belongs to this world is not there, or is one of another world."""
 
-    reason = "RankMissing"
+    reason = Reason.RANK_MISSING
 
 
 def replicator(
@@ -71,7 +72,7 @@ def replicator(
     availability = TRANSPORT.available()
     if not availability.works:
         raise TransferError(
-            f"UCX does not work here: {availability.because}", "TransportUnavailable"
+            f"UCX does not work here: {availability.because}", Reason.TRANSPORT_UNAVAILABLE
         )
     return UcxReplicator(window, join_seconds, quiet_seconds, availability.because)
 

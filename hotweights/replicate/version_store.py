@@ -24,6 +24,7 @@ from urllib.parse import quote
 from hotweights.files import write_whole
 from hotweights_common import files, locks
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_planner.header import PREFIX_NBYTES, header_nbytes
 from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
@@ -44,7 +45,7 @@ SPARE_NBYTES = 16 << 20
 class CannotCommit(HotweightsError):
     """The version could not be put in place; what was there stays."""
 
-    reason = "CannotWrite"
+    reason = Reason.CANNOT_WRITE
 
 
 class VersionStore:
@@ -106,7 +107,9 @@ class VersionStore:
         free = shutil.disk_usage(self._versions).free
         if needed > free:
             text = f"{self.home} has {free} bytes free, and {manifest.version} needs {needed}"
-            raise CannotCommit(f"{text}; make room, or name another place with --home", "DiskFull")
+            raise CannotCommit(
+                f"{text}; make room, or name another place with --home", Reason.DISK_FULL
+            )
 
     def _is_whole(self, folder: Path, manifest: Manifest) -> bool:
         """Whether the version was written before, and still is what it was."""
@@ -142,7 +145,7 @@ class VersionStore:
         except locks.Busy:
             text = f"another commit into {self.home} did not end within {LOCK_SECONDS:g} s"
             raise CannotCommit(
-                f"{text}; look for it, or name another place with --home", "Busy"
+                f"{text}; look for it, or name another place with --home", Reason.BUSY
             ) from None
 
 
@@ -175,7 +178,8 @@ def _write_tensors(descriptor: int, name: str, image: Image, progress: Progress)
             found = image.range(digest)
             if found is None:
                 raise CannotCommit(
-                    f"chunk {digest[:16]}… is not among the image's {len(places)}", "Incomplete"
+                    f"chunk {digest[:16]}… is not among the image's {len(places)}",
+                    Reason.INCOMPLETE,
                 )
             for begin in range(0, found.nbytes, PIECE_NBYTES):
                 piece = os.pread(
@@ -205,7 +209,8 @@ def _check(folder: Path, manifest: Manifest) -> None:
         differences = verify(source, manifest)
     if differences:
         raise CannotCommit(
-            f"what was written was not read back: {differences[0].message}", "ChecksumMismatch"
+            f"what was written was not read back: {differences[0].message}",
+            Reason.CHECKSUM_MISMATCH,
         )
 
 
@@ -222,5 +227,5 @@ def _refused(error: OSError, home: Path) -> CannotCommit:
     what = f"cannot write the version into {home}: {error.strerror}; what was there stays"
     remedy = "make room" if full else "see its permissions"
     return CannotCommit(
-        f"{what}: {remedy}, or name another place with --home", "DiskFull" if full else None
+        f"{what}: {remedy}, or name another place with --home", Reason.DISK_FULL if full else None
     )

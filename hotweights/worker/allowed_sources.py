@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hotweights_common.reasons import Reason
 from hotweights_storage.errors import SourceRefused, SourceUnavailable
 from hotweights_storage.sources.base import Root, Source, Sources
 from hotweights_storage.sources.file import FileOpener
@@ -28,7 +29,7 @@ class _Below:
         try:
             return self._files.open(uri, namespace)
         except SourceRefused as error:
-            if error.reason != "SourceNotAllowed":
+            if error.reason != Reason.SOURCE_NOT_ALLOWED:
                 raise
             below = ", ".join(map(str, self._roots))
             text = (

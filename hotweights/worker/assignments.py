@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hotweights.worker.auth import NAMESPACE
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_crds.nodeweights import (
     EngineStatus,
@@ -82,7 +83,7 @@ class Assignment(_Part):
                 f"the coordinator's assignment cannot be understood ({where}: {first['msg']}); "
                 "use one release everywhere"
             )
-            raise CoordinatorError(text, "BadAnswer") from error
+            raise CoordinatorError(text, Reason.BAD_ANSWER) from error
 
     @property
     def attempt(self) -> Version | None:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hotweights_agent.engines.socket_auth import Unauthenticated
 from hotweights_agent.session.messages import Pod
+from hotweights_common.reasons import Reason
 from hotweights_transports.peers.base import TOKEN_AUDIENCE, Identity
 
 TOKEN_FILE = "engine.token"
@@ -42,11 +43,11 @@ class LocalEngineAuthenticator:
                 "the token is not this worker's; let HOTWEIGHTS_TOKEN_FILE name the file "
                 f"{TOKEN_FILE} beside its socket"
             )
-            raise Unauthenticated("TokenInvalid", text)
+            raise Unauthenticated(Reason.TOKEN_INVALID, text)
         name = name or ONLY_ENGINE
         if not _NAME.fullmatch(name):
             raise Unauthenticated(
-                "TokenInvalid",
+                Reason.TOKEN_INVALID,
                 "the engine's name behind the token is not letters, digits, '.', '_', '-'",
             )
         return Pod(name, NAMESPACE, name)

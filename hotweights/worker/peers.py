@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import ValidationError
 
 from hotweights.worker.assignments import MOST_PEERS, Member, Route
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_crds.nodeweights import Peer
 from hotweights_planner.donors import Spot, choose, nearest_first
@@ -58,7 +59,7 @@ class PeerSelection:
             ]
         except ValidationError as error:
             raise CoordinatorError(
-                "the coordinator's list of workers cannot be understood", "BadAnswer"
+                "the coordinator's list of workers cannot be understood", Reason.BAD_ANSWER
             ) from error
         return [
             member

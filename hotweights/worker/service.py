@@ -40,6 +40,7 @@ from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_common import hosts, locks
 from hotweights_common.errors import HotweightsError
 from hotweights_common.http_endpoints import Endpoints
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.wire import address
@@ -53,7 +54,7 @@ PATIENCE_SECONDS = 5.0  # all workers hear of a version within a heartbeat
 class WorkerError(HotweightsError):
     """The worker cannot run."""
 
-    reason = "WorkerNotStarted"
+    reason = Reason.WORKER_NOT_STARTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +252,7 @@ def _listen(settings: WorkerSettings, door: PeerSecret) -> list[str]:
             f"{settings.listen} can be reached from other hosts; set ${PEER_VARIABLE} (or the "
             "coordinator's token)"
         )
-        raise WorkerError(f"{text}, or listen at tcp://127.0.0.1:0", "Unprotected")
+        raise WorkerError(f"{text}, or listen at tcp://127.0.0.1:0", Reason.UNPROTECTED)
     wanted = between if settings.transport == "auto" else [settings.transport]
     # TCP is always there, whatever of the others does not work here.
     wanted = list(dict.fromkeys([*wanted, "tcp"]))

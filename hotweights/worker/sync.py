@@ -22,6 +22,7 @@ from hotweights.worker.peer_provider import LocalChunks
 from hotweights.worker.peers import PeerSelection
 from hotweights_agent.node import Node
 from hotweights_agent.session.messages import ApiUnavailable, Assigned
+from hotweights_common.reasons import TRANSIENT_FOR_WORKERS, Reason
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.wire.messages import (
@@ -39,9 +40,6 @@ log = logging.getLogger(__name__)
 COMPLAIN_SECONDS = 30.0
 Fault = tuple[str, str]
 """A reason and its message."""
-TRANSIENT = frozenset(
-    ["NoPlan", "NotLeader", "BackendUnavailable", "UnknownWorker", "StaleToken", "Aborted", "Busy"]
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +166,7 @@ class CoordinatorSync:
                 f"{self._assignment.token}"
             )
             raise CoordinatorError(
-                f"{what} and is not followed: is the coordinator's clock right?", "StaleToken"
+                f"{what} and is not followed: is the coordinator's clock right?", Reason.STALE_TOKEN
             )
         await self._follow(answer)
         if answer.state == "begun" and self.worker_status.ready:
@@ -258,7 +256,7 @@ class CoordinatorSync:
                 f"the coordinator's plan of {version.version} is not the plan that it names; "
                 "submit it again"
             )
-            self._plans[version.plan_digest] = ("DigestMismatch", text)
+            self._plans[version.plan_digest] = (Reason.DIGEST_MISMATCH, text)
             return
         await asyncio.to_thread(self._node.manifests.put, plan.manifest)
         self._plans[version.plan_digest] = self._refused(version.digest)
@@ -284,10 +282,13 @@ class CoordinatorSync:
         now = time.monotonic()
         silent_seconds = now - self._heard_at
         if not self.synced:
-            final = not isinstance(error, CoordinatorUnreachable) and error.reason not in TRANSIENT
+            final = (
+                not isinstance(error, CoordinatorUnreachable)
+                and error.reason not in TRANSIENT_FOR_WORKERS
+            )
             if final or silent_seconds >= self._timing.first_seconds:
                 raise error
-        if error.reason != "UnknownWorker" and now - self._complained_at >= COMPLAIN_SECONDS:
+        if error.reason != Reason.UNKNOWN_WORKER and now - self._complained_at >= COMPLAIN_SECONDS:
             self._complained_at = now
             log.warning("%s", error)
         if silent_seconds >= self._timing.away_seconds and not self._away:

@@ -14,6 +14,7 @@ an error is a line to read.
 from __future__ import annotations
 
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 
 
 class Refused(HotweightsError, ValueError):
@@ -21,7 +22,7 @@ class Refused(HotweightsError, ValueError):
     its class's `default_remedy`.
     """
 
-    reason = "Refused"
+    reason = Reason.REFUSED
     default_remedy = ""
 
     def __init__(self, where: str, what: str, remedy: str = "") -> None:
@@ -34,26 +35,26 @@ class Refused(HotweightsError, ValueError):
 class BadCheckpoint(Refused):
     """A checkpoint that is not to be trusted or not to be understood."""
 
-    reason = "BadCheckpoint"
+    reason = Reason.BAD_CHECKPOINT
     default_remedy = "write the checkpoint again with safetensors, or copy it again"
 
 
 class BadManifest(Refused):
     """A manifest that is not to be trusted or not to be understood."""
 
-    reason = "BadManifest"
+    reason = Reason.BAD_MANIFEST
     default_remedy = "write it again with `hotweights publish`"
 
 
 class BadPlan(Refused):
     """A plan that is not to be trusted or not to be understood, or that nobody may make."""
 
-    reason = "BadPlan"
+    reason = Reason.BAD_PLAN
     default_remedy = "make it again with `hotweights plan`"
 
 
 class BadGroups(Refused):
     """A group map or tensor-parallel groups that say nothing usable."""
 
-    reason = "BadGroups"
+    reason = Reason.BAD_GROUPS
     default_remedy = "write a JSON object of lists of ranks"

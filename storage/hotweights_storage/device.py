@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from blake3 import blake3
 
+from hotweights_common.reasons import Reason
 from hotweights_planner.manifest import Manifest, Tensor
 from hotweights_storage.errors import ChecksumMismatch, TransferError
 from hotweights_storage.image import Image
@@ -113,11 +114,13 @@ def to_device(
     Raises `TransferError` (NoDevice) without a road, and `ChecksumMismatch`.
     """
     if road.name == "host":
-        raise TransferError(f"no road to a GPU: {road.because}", "NoDevice")
+        raise TransferError(f"no road to a GPU: {road.because}", Reason.NO_DEVICE)
     version = DeviceVersion(image.manifest)
     if road.name == "gds":
         if folder is None:
-            raise TransferError("the road gds reads files; name the source's folder", "NoDevice")
+            raise TransferError(
+                "the road gds reads files; name the source's folder", Reason.NO_DEVICE
+            )
         for tensor in image.manifest.tensors:
             version.arrays[tensor.name] = _read_directly(folder / tensor.file, tensor)
             report(tensor.nbytes)
@@ -139,7 +142,8 @@ def _pieces(image: Image, tensor: Tensor) -> Iterator[tuple[int, int, int, int]]
         found = image.range(digest)
         if found is None:
             raise TransferError(
-                f"chunk {digest[:16]}… of tensor {tensor.name} is not in the image", "Incomplete"
+                f"chunk {digest[:16]}… of tensor {tensor.name} is not in the image",
+                Reason.INCOMPLETE,
             )
         for done in range(0, found.nbytes, PIECE_NBYTES):
             nbytes = min(PIECE_NBYTES, found.nbytes - done)
@@ -171,7 +175,7 @@ class _Buffers:
         while view:
             count = os.preadv(fd, [view], offset)
             if not count:
-                raise TransferError("the image ended before its table says so", "Incomplete")
+                raise TransferError("the image ended before its table says so", Reason.INCOMPLETE)
             view, offset = view[count:], offset + count
         into.set(host[:nbytes], stream=self._stream)
         sent.record(self._stream)
@@ -195,7 +199,7 @@ def _read_directly(path: Path, tensor: Tensor) -> Any:
     if count != tensor.nbytes:
         raise TransferError(
             f"{path}: {count} bytes of tensor {tensor.name}, which has {tensor.nbytes}",
-            "SourceUnreadable",
+            Reason.SOURCE_UNREADABLE,
         )
     return array
 

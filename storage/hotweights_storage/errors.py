@@ -16,24 +16,25 @@ about it.
 from __future__ import annotations
 
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 
 
 class TransferError(HotweightsError):
     """Bytes did not arrive; ``reason`` says why in one word, if it is another than the class's."""
 
-    reason = "TransferFailed"
+    reason = Reason.TRANSFER_FAILED
 
 
 class SourceRefused(TransferError):
     """The source may not be read, or its URI cannot be understood; trying again changes nothing."""
 
-    reason = "SourceNotAllowed"
+    reason = Reason.SOURCE_NOT_ALLOWED
 
 
 class SourceUnavailable(TransferError):
     """The source is not there, or does not answer; it may later."""
 
-    reason = "SourceNotFound"
+    reason = Reason.SOURCE_NOT_FOUND
 
 
 class ChecksumMismatch(TransferError):
@@ -41,7 +42,7 @@ class ChecksumMismatch(TransferError):
     repaired.
     """
 
-    reason = "ChecksumMismatch"
+    reason = Reason.CHECKSUM_MISMATCH
 
     def __init__(
         self,
@@ -71,16 +72,16 @@ class ChecksumMismatch(TransferError):
 class NoCapacity(TransferError):
     """There is not enough memory for it."""
 
-    reason = "InsufficientMemory"
+    reason = Reason.INSUFFICIENT_MEMORY
 
 
 class Incomplete(TransferError):
     """An image was to be finished before all its chunks were verified."""
 
-    reason = "Incomplete"
+    reason = Reason.INCOMPLETE
 
 
 class Cancelled(TransferError):
     """Whoever asked for the bytes has taken it back, or its deadline has passed."""
 
-    reason = "Cancelled"
+    reason = Reason.CANCELLED

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+from hotweights_common.reasons import Reason
 from hotweights_planner.manifest import PAGE_NBYTES, Chunk
 from hotweights_storage import linux
 from hotweights_storage.errors import Cancelled, SourceUnavailable
@@ -51,7 +52,7 @@ class Limits:
                 "fewer "
                 "nodes "
                 "at once",
-                            "DeadlineExceeded")  # fmt: skip
+                            Reason.DEADLINE_EXCEEDED)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class _Pool:
                     f"{self._source.uri}: {span.file} ends before byte "
                     f"{span.offset + span.nbytes}, which is a tensor's"
                 )
-                raise SourceUnavailable(f"{text}; copy the file again", "SourceTruncated")
+                raise SourceUnavailable(f"{text}; copy the file again", Reason.SOURCE_TRUNCATED)
             for chunk in span.chunks:
                 at = chunk.offset - begin
                 with view[at : at + chunk.nbytes] as data:

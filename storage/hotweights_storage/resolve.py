@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
+from hotweights_common.reasons import Reason
 from hotweights_planner import manifest as manifests
 from hotweights_planner.errors import BadCheckpoint, BadManifest
 from hotweights_planner.manifest import CHUNK_NBYTES, FILE_NAME, Chunk, Manifest, Probe, SideFile
@@ -189,7 +190,7 @@ def side_file(source: Source, name: str, nbytes: int) -> SideFile:
     content = read_small(source, name, nbytes)
     if len(content) != nbytes:
         text = f"{source.uri}: {name} changed while it was read; repeat when nobody writes to it"
-        raise SourceUnavailable(text, "SourceChanged")
+        raise SourceUnavailable(text, Reason.SOURCE_CHANGED)
     return SideFile(name=name, nbytes=nbytes, blake3=blake3(content).hexdigest())
 
 

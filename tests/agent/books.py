@@ -8,8 +8,9 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from hotweights_agent.session import effects as fx
-from hotweights_agent.session.next_effects import COMMIT_RETRIES, PREPARE_RETRIES, TRANSIENT
+from hotweights_agent.session.next_effects import COMMIT_RETRIES, PREPARE_RETRIES
 from hotweights_agent.session.session import Session
+from hotweights_common.reasons import TRANSIENT_FOR_ENGINES
 from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
 from hotweights_transports.handoff import frames
 
@@ -68,7 +69,7 @@ class Books:
             case frames.Rejected() | frames.CommitFailed() if conn in self.open:
                 dirty = isinstance(frame, frames.CommitFailed) and frame.dirty
                 self.ended[self.open.pop(conn)].append(
-                    (frame.reason, dirty or frame.reason not in TRANSIENT)
+                    (frame.reason, dirty or frame.reason not in TRANSIENT_FOR_ENGINES)
                 )
             case frames.Prepared() | frames.Committed():
                 self.open.pop(conn, None)

@@ -32,6 +32,7 @@ from hotweights_agent.engines.socket_auth import (
 )
 from hotweights_agent.session.messages import Connected, Disconnected, FrameReceived, Message, Pod
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_transports.handoff import frames, sockets
 
 log = logging.getLogger(__name__)
@@ -256,7 +257,9 @@ class EngineServer:
         except sockets.ConnectionClosed:
             return
         except (_Refusal, frames.WireError) as error:
-            self._refuse(connection, getattr(error, "reason", "ProtocolUnsupported"), str(error))
+            self._refuse(
+                connection, getattr(error, "reason", Reason.PROTOCOL_UNSUPPORTED), str(error)
+            )
             return
         connection.queue.put_nowait(_Outgoing(frames.Welcome(protocol, self._agent)))
         await self._tell(Connected(connection.number, connection.pod, hello))
@@ -287,25 +290,27 @@ class EngineServer:
                 frame = await seqpacket.receive(connection.sock)
         except TimeoutError as error:
             raise _Refusal(
-                "ProtocolUnsupported", f"no hello within {self._limits.hello_seconds:g} s"
+                Reason.PROTOCOL_UNSUPPORTED, f"no hello within {self._limits.hello_seconds:g} s"
             ) from error
         connection.silent = False
         if not isinstance(frame, frames.Hello):
-            raise _Refusal("ProtocolUnsupported", f"the first frame is a hello, not {frame.op}")
+            raise _Refusal(
+                Reason.PROTOCOL_UNSUPPORTED, f"the first frame is a hello, not {frame.op}"
+            )
         common = set(frame.protocols) & set(frames.PROTOCOLS)
         if not common:
             text = f"this agent speaks {list(frames.PROTOCOLS)}: restart the pod to get its plugin"
-            raise _Refusal("ProtocolUnsupported", text)
+            raise _Refusal(Reason.PROTOCOL_UNSUPPORTED, text)
         try:
             pod = await self._authenticator.authenticate(frame.token)
         except Unauthenticated as error:
             raise _Refusal(error.reason, str(error)) from error
         except AuthenticationUnavailable as error:
-            raise _Refusal("Busy", f"{error}; connect again") from error
+            raise _Refusal(Reason.BUSY, f"{error}; connect again") from error
         most = self._limits.max_pod_connections
         if sum(1 for other in self._connections.values() if other.pod == pod) >= most:
             raise _Refusal(
-                "TooManyConnections",
+                Reason.TOO_MANY_CONNECTIONS,
                 f"pod {pod.namespace}/{pod.name} has {most} connections already",
             )
         return frame, max(common), pod
@@ -325,7 +330,7 @@ class EngineServer:
             except sockets.ConnectionClosed:
                 return
             except frames.WireError as error:
-                self._refuse(connection, "ProtocolUnsupported", str(error))
+                self._refuse(connection, Reason.PROTOCOL_UNSUPPORTED, str(error))
                 return
             if isinstance(frame, frames.Ping):
                 self.send(connection.number, frames.Pong(frame.id))

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Unauthenticated
 from hotweights_agent.session.messages import Pod
+from hotweights_common.reasons import Reason
 from hotweights_kube.errors import KubeError, TokenRefused
 from hotweights_kube.token_review import Identity
 from hotweights_transports.peers import base as peers
@@ -69,14 +70,15 @@ class TokenReviews:
         """Who that is. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
         if not token or len(token) > MAX_TOKEN_CHARACTERS or not token.isascii():
             raise Unauthenticated(
-                "TokenInvalid", "no token, or nothing that could be one: see HOTWEIGHTS_TOKEN_FILE"
+                Reason.TOKEN_INVALID,
+                "no token, or nothing that could be one: see HOTWEIGHTS_TOKEN_FILE",
             )
         key = hashlib.sha256(token.encode()).hexdigest()
         known = self._known.get(key)
         if known is None or self._clock() >= known.fresh_until:
             known = await self._ask_once(key, token, known)
         if known.identity is None:
-            raise Unauthenticated("TokenInvalid", known.message)
+            raise Unauthenticated(Reason.TOKEN_INVALID, known.message)
         return known.identity
 
     async def _ask_once(self, key: str, token: str, stale: _Known | None) -> _Known:
@@ -144,12 +146,12 @@ class EngineAuthenticator:
                 f"{identity.username}'s token is bound to no pod; mount a projected "
                 "service-account token"
             )
-            raise Unauthenticated("TokenInvalid", text)
+            raise Unauthenticated(Reason.TOKEN_INVALID, text)
         # the token says it itself (KEP-4193); pods of other nodes have no business here
         if identity.node_name != self._node:
             where = identity.node_name or "no node"
             raise Unauthenticated(
-                "NotThisNode",
+                Reason.NOT_THIS_NODE,
                 f"pod {identity.pod_name} is on {where}; this is the agent of {self._node}",
             )
         return Pod(identity.pod_uid, identity.namespace, identity.pod_name)

@@ -30,6 +30,7 @@ from hotweights_agent.session.connections import (
 from hotweights_agent.session.messages import Now, Pod
 from hotweights_agent.session.phases import Phase, move
 from hotweights_agent.session.sanitize import clip, finite, is_digest, reason_or
+from hotweights_common.reasons import Reason
 from hotweights_transports.handoff import frames
 from hotweights_transports.handoff.frames import Hello
 
@@ -128,12 +129,12 @@ class Engine:
             return self._connect_server(conn, hello, now)
         if hello.role != "rank":
             raise ProtocolViolation(
-                "ProtocolUnsupported",
+                Reason.PROTOCOL_UNSUPPORTED,
                 f"a hello's role is server or rank, not {clip(hello.role, 32)}",
             )
         if not 0 <= hello.rank < hello.world_size <= MAX_WORLD:
             raise ProtocolViolation(
-                "ProtocolUnsupported", f"rank {hello.rank} of {hello.world_size} cannot be"
+                Reason.PROTOCOL_UNSUPPORTED, f"rank {hello.rank} of {hello.world_size} cannot be"
             )
         # a rank of another world size belongs to a run of the container that has ended
         replaced = [
@@ -152,12 +153,12 @@ class Engine:
     def _connect_server(self, conn: int, hello: Hello, now: Now) -> list[int]:
         if hello.state not in ("Booting", "Serving", "Dirty"):
             raise ProtocolViolation(
-                "ProtocolUnsupported", f"a hello's state is never {clip(hello.state, 32)}"
+                Reason.PROTOCOL_UNSUPPORTED, f"a hello's state is never {clip(hello.state, 32)}"
             )
         digest = hello.digest or ""
         if digest and not is_digest(digest):
             raise ProtocolViolation(
-                "ProtocolUnsupported", "a hello's digest is sha256: and 64 hexadecimal digits"
+                Reason.PROTOCOL_UNSUPPORTED, "a hello's digest is sha256: and 64 hexadecimal digits"
             )
         if hello.state == "Booting" and self.servers:
             self._doubt()
@@ -273,7 +274,9 @@ class Engine:
                 pass
             case _:
                 role = "server" if server is not None else "rank"
-                raise ProtocolViolation("ProtocolUnsupported", f"a {role} does not send {frame.op}")
+                raise ProtocolViolation(
+                    Reason.PROTOCOL_UNSUPPORTED, f"a {role} does not send {frame.op}"
+                )
         return None
 
     def _prepare_answered(
@@ -284,7 +287,8 @@ class Engine:
             return None
         if frame.digest != asked.goal.digest:
             raise ProtocolViolation(
-                "ProtocolUnsupported", f"rank {rank.rank} answered for another version than asked"
+                Reason.PROTOCOL_UNSUPPORTED,
+                f"rank {rank.rank} answered for another version than asked",
             )
         rank.pending = None
         if rank.called_off == asked.id:  # the order to release it is behind the question
@@ -313,7 +317,8 @@ class Engine:
             return None
         if (frame.digest, frame.commit_token) != (asked.goal.digest, asked.goal.token):
             raise ProtocolViolation(
-                "ProtocolUnsupported", "the engine answered another commit than the one asked for"
+                Reason.PROTOCOL_UNSUPPORTED,
+                "the engine answered another commit than the one asked for",
             )
         # the news that it is dirty may come before the answer that does not say so
         dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
@@ -333,11 +338,13 @@ class Engine:
             server.reason = server.message = ""
             self.pause_seconds, self.label_gone_since = finite(frame.pause_seconds), None
             return None
-        reason, message = reason_or(frame.reason, "CommitFailed"), clip(frame.message, 512)
+        reason, message = reason_or(frame.reason, Reason.COMMIT_FAILED), clip(frame.message, 512)
         if dirty:
             server.state, server.digest, server.confirmed_at = "Dirty", "", ""
             server.reason, server.message = reason, message
-        if reason == "NotPrepared":  # the ranks lost it: it is prepared anew before the next try
+        if (
+            reason == Reason.NOT_PREPARED
+        ):  # the ranks lost it: it is prepared anew before the next try
             for rank in self.ranks.values():
                 rank.prepared.discard(frame.digest)
         return StepFailure("commit", asked.goal, reason, message, dirty, booting)
@@ -347,7 +354,7 @@ class Engine:
         digest = frame.digest or ""
         if frame.state not in ("Booting", "Serving", "Dirty") or (digest and not is_digest(digest)):
             raise ProtocolViolation(
-                "ProtocolUnsupported",
+                Reason.PROTOCOL_UNSUPPORTED,
                 f"no engine can be {clip(frame.state, 32)} on {clip(digest, 80)}",
             )
         committing = server.pending is not None and server.pending.op == "commit"

@@ -30,6 +30,7 @@ from hotweights_agent.session.phases import Phase
 from hotweights_agent.session.retry import RetryPolicy, RetryState
 from hotweights_agent.session.versions import NodeVersions
 from hotweights_common.backoff import Backoff
+from hotweights_common.reasons import TRANSIENT_FOR_ENGINES, Reason
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import frames
 
@@ -38,19 +39,6 @@ from hotweights_transports.handoff import frames
 PREPARE_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
 # as often, though each try takes the pod's label off anew
 COMMIT_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
-# reasons that say nothing against the version itself: the next try may end otherwise
-TRANSIENT = frozenset(
-    {
-        "Busy",
-        "DrainTimeout",
-        "NotPrepared",
-        "CommitFailed",
-        "LoadFailed",
-        "MapFailed",
-        "PrepareTimeout",
-        "CommitTimeout",
-    }
-)
 # how long a commit waits for the label to go; while the API server is away nobody reads it anyway
 UNMARK_SECONDS = 2.0
 
@@ -179,7 +167,7 @@ def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
     it within one wait. Sets `Engine.failed` when that was the last try. ``now`` in seconds.
     """
     attempt = engine.attempts.get((failure.op, failure.goal.digest))
-    transient = failure.reason in TRANSIENT and not failure.dirty
+    transient = failure.reason in TRANSIENT_FOR_ENGINES and not failure.dirty
     if attempt is None or attempt.goal != failure.goal or attempt.retries.given_up:
         return
     if transient and not attempt.retries.may_start(now):  # another rank said it before
@@ -189,7 +177,7 @@ def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
         now, policy, failure.reason, failure.message, transient=transient
     )
     if (
-        attempt.retries.given_up and failure.reason != "StaleToken"
+        attempt.retries.given_up and failure.reason != Reason.STALE_TOKEN
     ):  # that speaks against the order, not against the version
         engine.failed = failure
 

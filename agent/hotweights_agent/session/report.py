@@ -14,12 +14,13 @@ from hotweights_agent.session.next_effects import given_up, goal_for, goal_of, s
 from hotweights_agent.session.phases import Phase
 from hotweights_agent.session.sanitize import clip, short
 from hotweights_agent.session.versions import NodeVersions
+from hotweights_common.reasons import Reason
 from hotweights_crds.nodeweights import EngineStatus, GivenUp, PodAssignment
 
 Said = tuple[str, str]  # reason, message
 
 NOT_CONNECTED: Said = (
-    "EngineNotConnected",
+    Reason.ENGINE_NOT_CONNECTED,
     "the plugin in this pod has not connected to the node's agent: it may be starting; else "
     "see whether the pod "
     "was created with the label hotweights.dev/inject and what its log says",
@@ -114,7 +115,7 @@ def explain(
         return NOT_CONNECTED
     if leader is None:
         return (
-            "EngineStarting",
+            Reason.ENGINE_STARTING,
             f"{len(engine.ranks)} of {engine.world_size} ranks are connected, its API server "
             "is not",
         )
@@ -127,11 +128,11 @@ def explain(
     if not engine.complete:
         size = engine.world_size or "an unknown number of"
         return (
-            "EngineIncomplete",
+            Reason.ENGINE_INCOMPLETE,
             f"{len(engine.ranks)} of {size} ranks are connected; the others have not said hello",
         )
     if wanted is None:
-        return "NotAssigned", "the operator has not said which version this pod is to serve"
+        return Reason.NOT_ASSIGNED, "the operator has not said which version this pod is to serve"
     if stale_token:
         return _stale(stale_token, wanted.token)
     if leader.token > wanted.token and not satisfied(engine, wanted):
@@ -145,7 +146,7 @@ def explain(
 
 def _stale(offered: int, known: int) -> Said:
     return (
-        "StaleToken",
+        Reason.STALE_TOKEN,
         f"an assignment with token {offered} was refused: {known} is known; the operator "
         "writes a higher one",
     )
@@ -159,7 +160,7 @@ def _explain_goal(engine: Engine, goal: Goal, versions: NodeVersions) -> Said:
         return over.reason, f"{over.message} ({NO_MORE})"
     if held is None:
         return (
-            "NotStaged",
+            Reason.NOT_STAGED,
             f"{short(digest)} is in no stage list of this node, so it cannot be handed over",
         )
     if held.phase == "Failed":

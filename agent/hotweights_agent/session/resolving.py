@@ -17,6 +17,7 @@ from hotweights_agent.session.messages import ResolveDone
 from hotweights_agent.session.retry import RetryPolicy, RetryState
 from hotweights_agent.session.sanitize import clip
 from hotweights_common.backoff import Backoff
+from hotweights_common.reasons import Reason
 from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
 
 # what passes by itself, such as a file server that restarts, is soon over
@@ -75,7 +76,7 @@ class Resolving:
             _end(
                 late,
                 ResolveDone(
-                    ResolvedVersion(uid=late.item.uid, reason="ResolveTimeout", message=text)
+                    ResolvedVersion(uid=late.item.uid, reason=Reason.RESOLVE_TIMEOUT, message=text)
                 ),
                 now,
             )

@@ -122,7 +122,8 @@ class Session:
             effects += _safely(partial(self._note, message, now), partial(self._spoilt, message))
         for uid in list(self._engines):
             effects += _safely(
-                partial(self._engine_effects, uid, now), partial(self._start_anew, uid, "next effects")
+                partial(self._engine_effects, uid, now),
+                partial(self._start_anew, uid, "next effects"),
             )
         effects += _safely(partial(self._version_effects, now), partial(_defect, "versions"))
         effects += _safely(

@@ -16,6 +16,7 @@ from hotweights_agent.session.messages import StageDone, StageFailed, StageProgr
 from hotweights_agent.session.retry import RetryPolicy, RetryState
 from hotweights_agent.session.sanitize import clip
 from hotweights_common.backoff import Backoff
+from hotweights_common.reasons import Reason
 from hotweights_crds.nodeweights import StagedVersion, StageItem, StagePhase
 
 STAGE_RETRIES = RetryPolicy(
@@ -176,7 +177,7 @@ class NodeVersions:
             "see why it is slow"
         )
         held.retries = held.retries.failed(
-            now, STAGE_RETRIES, "StageTimeout", text, transient=False
+            now, STAGE_RETRIES, Reason.STAGE_TIMEOUT, text, transient=False
         )
         held.phase = "Failed"
         self._ending[held.item.digest] = now

@@ -23,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from hotweights_agent.staging.chunk_scheduler import ChunkScheduler
 from hotweights_agent.staging.chunk_sources import ChunkSource
 from hotweights_common.backoff import Backoff
+from hotweights_common.reasons import Reason
 from hotweights_storage.errors import (
     Cancelled,
     ChecksumMismatch,
@@ -48,7 +49,7 @@ TICK_SECONDS = 0.1
 class FetchFailed(TransferError):
     """No source gave what is still needed. `transient`: another try may end differently."""
 
-    reason = "FetchFailed"
+    reason = Reason.FETCH_FAILED
 
     def __init__(self, message: str, reason: str, *, transient: bool) -> None:
         super().__init__(message, reason)
@@ -160,7 +161,7 @@ class Fetch:
                 f"{state.done_nbytes} of {state.needed_nbytes} bytes came within "
                 f"{self._policy.deadline_seconds:g} s; "
                 f"raise staging.timeoutSeconds, or see why it is slow{self._complaints()}",
-                "StageTimeout",
+                Reason.STAGE_TIMEOUT,
                 transient=False,
             )
         return False
@@ -254,7 +255,7 @@ class Fetch:
         last = self._failures.get(len(self._sources) - 1) or next(
             reversed(self._failures.values()), None
         )
-        reason = str(getattr(last, "reason", "ChunkMissing"))
+        reason = str(getattr(last, "reason", Reason.CHUNK_MISSING))
         return FetchFailed(
             f"chunk {want.blake3[:16]}… came from none of {len(self._sources)} "
             f"sources{self._complaints()}",

@@ -41,6 +41,7 @@ from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.progress import ByteCounter
 from hotweights_agent.staging.store import StagingVersion, Store
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
@@ -70,7 +71,7 @@ called off.
 class DigestDiffers(TransferError):
     """The source does not hold the version that was asked for."""
 
-    reason = "DigestMismatch"
+    reason = Reason.DIGEST_MISMATCH
 
 
 class Stager:
@@ -332,5 +333,8 @@ def _failure(digest: str, error: Exception) -> StageFailed:
             return StageFailed(digest, error.reason, str(error), transient=True)
         case _:
             return StageFailed(
-                digest, "InputOutputError", f"{error}; see the node's kernel log", transient=True
+                digest,
+                Reason.INPUT_OUTPUT_ERROR,
+                f"{error}; see the node's kernel log",
+                transient=True,
             )

@@ -23,6 +23,7 @@ from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
+from hotweights_common.reasons import Reason
 from hotweights_planner.layout import Place, page_rounded
 from hotweights_planner.manifest import Manifest
 from hotweights_storage.capacity import available_nbytes
@@ -39,7 +40,7 @@ Phase = Literal["Fetching", "Staged"]
 class UnknownVersion(TransferError):
     """The version is not staged here: never, not yet, or not any more."""
 
-    reason = "NotStaged"
+    reason = Reason.NOT_STAGED
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class Store(ChunkProvider):
             if deadline is not None and time.monotonic() > deadline:
                 raise Cancelled(
                     "its turn did not come in time; stage fewer versions at once",
-                    "DeadlineExceeded",
+                    Reason.DEADLINE_EXCEEDED,
                 )
         try:
             yield
@@ -144,7 +145,7 @@ class Store(ChunkProvider):
                 if manifest.digest in self._held:
                     raise TransferError(
                         f"version {manifest.version} is here already, or on its way",
-                        "AlreadyStaged",
+                        Reason.ALREADY_STAGED,
                     )
                 staged = [held for held in self._held.values() if held.image is not None]
                 # so that none of them goes while its chunks are taken over

@@ -27,19 +27,20 @@ from typing import Any, Protocol, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.state.state import CoordinatorState
 
 
 class BackendError(HotweightsError):
     """State could not be kept or read. The text names the store and the remedy."""
 
-    reason = "BackendUnavailable"
+    reason = Reason.BACKEND_UNAVAILABLE
 
 
 class Fenced(BackendError):
     """Another coordinator leads; this one's writes no longer count. Nothing was written."""
 
-    reason = "NotLeader"
+    reason = Reason.NOT_LEADER
 
 
 class Unavailable(BackendError):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Self
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.backends.base import Lease, decode, encode
 from hotweights_coordinator.backends.redis_store import RedisStore, available
 from hotweights_coordinator.state.state import CoordinatorState
@@ -29,7 +30,7 @@ _CLUSTER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class RedisSettingsError(CoordinatorError):
     """An environment variable that says nothing usable."""
 
-    reason = "BadSetting"
+    reason = Reason.BAD_SETTING
 
 
 @dataclass(frozen=True, slots=True)

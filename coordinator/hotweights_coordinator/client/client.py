@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Self
 
 import zmq
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire import address, auth
 from hotweights_coordinator.wire.messages import (
     MAX_BINARY_NBYTES,
@@ -40,7 +41,7 @@ CONNECT_SECONDS = 1.0  # for a connection, where there is another endpoint to tr
 GONE_SECONDS = 0.1
 
 # these say nothing about the call: another coordinator, or the same one later, may carry it out
-_RETRIED = frozenset(["NotLeader", "BackendUnavailable"])
+_RETRIED = frozenset([Reason.NOT_LEADER, Reason.BACKEND_UNAVAILABLE])
 
 
 class Reply(NamedTuple):
@@ -79,7 +80,7 @@ class _EndpointFailover:
         if refused is None:
             self._gone.add(self.at)
         # it leads, or reads its state: it is the one to be asked again
-        if refused is not None and refused.reason == "BackendUnavailable":
+        if refused is not None and refused.reason == Reason.BACKEND_UNAVAILABLE:
             return
         if refused is not None and refused.leader and refused.leader != self.at:
             self.at = str(address.parse(refused.leader))

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.messages import CoordinatorError
 
 
@@ -60,6 +61,6 @@ class Participation:
 
     def is_forgotten(self, error: CoordinatorError) -> bool:
         """Whether the coordinator does not know this worker: then the next call registers."""
-        if error.reason == "UnknownWorker":
+        if error.reason == Reason.UNKNOWN_WORKER:
             self.registered = False
         return not self.registered

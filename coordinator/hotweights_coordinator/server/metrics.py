@@ -7,6 +7,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hotweights_common.http_endpoints import Endpoints
+from hotweights_common.reasons import COUNTED_BY_COORDINATORS, Reason
 from hotweights_coordinator.state.membership import Membership
 from hotweights_coordinator.state.state import CoordinatorState
 from hotweights_coordinator.wire.messages import METHODS, CoordinatorError
@@ -17,38 +18,8 @@ PHASES = ("idle", "begun", "precommitted", "committed", "aborted")
 # buckets: from an answer that needs no write to that of a plan, which is checked first
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 5.0, 30.0)
 
-# what the coordinator answers; another reason must not become a time series of its own
-_RESULTS = frozenset(
-    (
-        *(
-            "ok",
-            "BadRequest",
-            "UnknownMethod",
-            "WrongVersion",
-            "TooLarge",
-            "Unauthenticated",
-            "NotLeader",
-        ),
-        *(
-            "BackendUnavailable",
-            "UnknownWorker",
-            "TooManyWorkers",
-            "Busy",
-            "StaleToken",
-            "NotPrecommitted",
-            "Aborted",
-        ),
-        *(
-            "NothingBegun",
-            "AlreadyCommitted",
-            "NotCommitted",
-            "DigestMismatch",
-            "NoPlan",
-            "NoManifest",
-        ),
-        *("BadPlan", "BadManifest"),
-    )
-)
+# what a call ends with; another reason must not become a time series of its own
+_RESULTS = COUNTED_BY_COORDINATORS | {"ok"}
 
 
 class Metrics:
@@ -132,5 +103,5 @@ def serve(metrics: Metrics, host: str, port: int, healthy: str = "") -> Endpoint
     except OSError as error:
         text = f"cannot serve metrics at port {port} of {host or 'any address'}: {error.strerror}"
         raise CoordinatorError(
-            f"{text}; name another with ${PORT_VARIABLE} (0: any)", "PortTaken"
+            f"{text}; name another with ${PORT_VARIABLE} (0: any)", Reason.PORT_TAKEN
         ) from error

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.backends.base import BackendError
 from hotweights_coordinator.backends.blobs import Blobs
 from hotweights_coordinator.server.metrics import Metrics
@@ -78,7 +79,7 @@ class Replies:
             return
         if blob is None:
             what = "plan" if waiting.method == GetPlan.method else "manifest"
-            reason = "NoPlan" if what == "plan" else "NoManifest"
+            reason = Reason.NO_PLAN if what == "plan" else Reason.NO_MANIFEST
             self.refuse(waiting, CallRefused(reason, f"the {what} {outcome.blob} is gone"))
         else:
             self.answer(waiting, outcome)

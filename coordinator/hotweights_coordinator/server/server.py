@@ -19,6 +19,7 @@ from functools import partial
 import zmq
 
 from hotweights_common import hosts
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.backends.base import Backend, BackendError, Fenced, Lease
 from hotweights_coordinator.backends.blobs import Blobs
 from hotweights_coordinator.server.metrics import Metrics, serve
@@ -207,7 +208,7 @@ class Server:
         try:
             if not 1 <= len(frames) <= 2:
                 raise CallRefused(
-                    "BadRequest", f"a request has one or two frames, not {len(frames)}"
+                    Reason.BAD_REQUEST, f"a request has one or two frames, not {len(frames)}"
                 )
             call = parse_call(body)
             auth.check_token(self.settings.token, call.secret)
@@ -247,12 +248,12 @@ class Server:
             raise self._not_leader()
         elif self._state is None:
             raise CallRefused(
-                "BackendUnavailable", "the coordinator is reading its state; ask again"
+                Reason.BACKEND_UNAVAILABLE, "the coordinator is reading its state; ask again"
             )
         elif isinstance(request, SubmitPlan | SetCurrentManifest):
             if len(frames[1]) > MAX_BINARY_NBYTES:
                 raise CallRefused(
-                    "TooLarge", f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most"
+                    Reason.TOO_LARGE, f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most"
                 )
             self._spawn(self._checked(waiting, request, frames[1]))
         # a thousand come at once, and each nearly always changes something
@@ -335,7 +336,7 @@ class Server:
             else ""
         )
         text = f"{leader} leads" if leader else "nobody leads at the moment"
-        return CallRefused("NotLeader", f"this coordinator does not lead: {text}", leader)
+        return CallRefused(Reason.NOT_LEADER, f"this coordinator does not lead: {text}", leader)
 
     # decisions
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.state import state
 from hotweights_coordinator.state.membership import Membership
 from hotweights_coordinator.state.state import CoordinatorState, Event, Worker
@@ -86,7 +87,8 @@ def handle(
         case m.GetCurrentManifest():
             if durable.manifest is None:
                 raise m.CallRefused(
-                    "NoManifest", "no manifest is current yet: nothing was committed or set by hand"
+                    Reason.NO_MANIFEST,
+                    "no manifest is current yet: nothing was committed or set by hand",
                 )
             return CallResult(durable, asdict(durable.manifest), blob=durable.manifest.digest)
         case m.WhoHas():
@@ -97,7 +99,7 @@ def handle(
         case m.Status():
             return CallResult(durable, _status(durable, membership, about, now))
         case _:
-            raise m.CallRefused("UnknownMethod", f"{request.method} is not answered here")
+            raise m.CallRefused(Reason.UNKNOWN_METHOD, f"{request.method} is not answered here")
 
 
 def assignment(
@@ -213,12 +215,14 @@ def _get_plan(durable: CoordinatorState, digest: str | None) -> CallResult:
         known.setdefault(durable.current.plan_digest, durable.current.version)
     if not known:
         raise m.CallRefused(
-            "NoPlan", "no plan was submitted; `hotweights coord-submit-plan --plan FILE` does it"
+            Reason.NO_PLAN,
+            "no plan was submitted; `hotweights coord-submit-plan --plan FILE` does it",
         )
     wanted = digest or (durable.plan.digest if durable.plan else next(iter(known)))
     if wanted not in known:
         raise m.CallRefused(
-            "NoPlan", f"no plan {wanted} is here (any more); ask without a digest for the latest"
+            Reason.NO_PLAN,
+            f"no plan {wanted} is here (any more); ask without a digest for the latest",
         )
     return CallResult(durable, {"digest": wanted, "version": known[wanted]}, blob=wanted)
 

@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.state.state import ManifestRef, PlanRef
 from hotweights_coordinator.wire.messages import CallRefused
 from hotweights_planner import manifest as manifests
@@ -104,7 +105,7 @@ async def _beside(kind: str, content: bytes) -> tuple[dict[str, Any], bytes]:
         # the last line of a traceback says what was wrong
         last = complained.decode(errors="replace").strip().rpartition("\n")[2][-300:]
         raise CallRefused(
-            "BadRequest", f"checking the {kind} failed: {last or f'exit code {code}'}"
+            Reason.BAD_REQUEST, f"checking the {kind} failed: {last or f'exit code {code}'}"
         )
     line: dict[str, Any] = json.loads(written)
     if "refused" in line:
@@ -122,7 +123,7 @@ async def _run(kind: str, given: IO[bytes], made: IO[bytes]) -> tuple[int | None
             _, complained = await process.communicate()
     except TimeoutError:
         raise CallRefused(
-            "BadRequest", f"checking the {kind} took longer than {CHECK_SECONDS:g} s"
+            Reason.BAD_REQUEST, f"checking the {kind} took longer than {CHECK_SECONDS:g} s"
         ) from None
     finally:
         if process.returncode is None:

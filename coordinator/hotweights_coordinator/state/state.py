@@ -18,6 +18,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.messages import CallRefused
 
 Phase = Literal["idle", "begun", "precommitted", "committed", "aborted"]
@@ -146,7 +147,8 @@ def register(durable: CoordinatorState, worker: Worker, now: float) -> Coordinat
         return durable
     if known is None and len(durable.workers) >= MAX_WORKERS:
         raise CallRefused(
-            "TooManyWorkers", f"{MAX_WORKERS} workers are registered; start another coordinator"
+            Reason.TOO_MANY_WORKERS,
+            f"{MAX_WORKERS} workers are registered; start another coordinator",
         )
     after = replace(durable, workers={**durable.workers, worker.worker_id: worker})
     if known is not None and known.instance != worker.instance:
@@ -210,12 +212,12 @@ def begin(
         there = f"the one here is of {plan.version}" if plan else "none was submitted"
         remedy = "submit it with `hotweights coord-submit-plan --plan FILE`"
         raise CallRefused(
-            "WrongVersion", f"there is no plan of version {version}: {there}; {remedy}"
+            Reason.WRONG_VERSION, f"there is no plan of version {version}: {there}; {remedy}"
         )
     if not _is_about(plan, digest):
         what = f"the plan of {version} is about {plan.manifest_digest}, not {digest}"
         raise CallRefused(
-            "DigestMismatch", f"{what}; submit the right plan, or leave the digest out"
+            Reason.DIGEST_MISMATCH, f"{what}; submit the right plan, or leave the digest out"
         )
     # asked again: whoever did not hear the answer must not open another attempt
     if attempt is not None and attempt.phase == "committed" and attempt.plan == plan:
@@ -233,7 +235,7 @@ def precommit(
     """This worker could commit at once. The last one of all makes the attempt precommitted."""
     attempt = _attempt_of(durable, worker_id, token)
     if attempt.phase == "aborted":
-        raise CallRefused("Aborted", f"{attempt.plan.version} was aborted: {attempt.reason}")
+        raise CallRefused(Reason.ABORTED, f"{attempt.plan.version} was aborted: {attempt.reason}")
     # said before, or the others were enough: what was committed stays so
     if attempt.phase == "committed" or worker_id in attempt.precommits:
         return durable
@@ -255,12 +257,12 @@ def commit(
     attempt = durable.attempt
     if attempt is None:
         raise CallRefused(
-            "NotPrecommitted",
+            Reason.NOT_PRECOMMITTED,
             f"nothing is begun; `hotweights begin --version {version}` comes first",
         )
     if attempt.plan.version != version:
         what = f"the attempt is about {attempt.plan.version}, not {version}"
-        raise CallRefused("WrongVersion", f"{what}; see `hotweights coord-status`")
+        raise CallRefused(Reason.WRONG_VERSION, f"{what}; see `hotweights coord-status`")
     # before the phase: a stale order must not be told that another attempt is committed
     if token is not None and token != attempt.token:
         raise _stale(token, attempt)
@@ -269,18 +271,21 @@ def commit(
             return durable
         case "aborted":
             raise CallRefused(
-                "NotPrecommitted", f"{version} was aborted ({attempt.reason}); begin it again"
+                Reason.NOT_PRECOMMITTED, f"{version} was aborted ({attempt.reason}); begin it again"
             )
         case "begun" if not durable.workers:
             remedy = (
                 "start `hotweights worker` and commit when it has, or end it with `hotweights "
                 "abort`"
             )
-            raise CallRefused("NotPrecommitted", f"no live worker has prepared {version}; {remedy}")
+            raise CallRefused(
+                Reason.NOT_PRECOMMITTED, f"no live worker has prepared {version}; {remedy}"
+            )
         case "begun":
             waiting = named(durable.waiting_for)
             raise CallRefused(
-                "NotPrecommitted", f"{version} is not prepared everywhere; waiting for {waiting}"
+                Reason.NOT_PRECOMMITTED,
+                f"{version} is not prepared everywhere; waiting for {waiting}",
             )
         case "precommitted":
             return _committed(durable, attempt, now)
@@ -294,7 +299,7 @@ def abort(
     """
     attempt = durable.attempt
     if attempt is None:
-        raise CallRefused("NothingBegun", "there is nothing to abort: no attempt was begun")
+        raise CallRefused(Reason.NOTHING_BEGUN, "there is nothing to abort: no attempt was begun")
     # an abort takes a token of its own: whoever asks again knows the one before
     ended = attempt.token - 1 if attempt.phase == "aborted" else attempt.token
     if token is not None and token not in (attempt.token, ended):
@@ -302,7 +307,8 @@ def abort(
     if attempt.phase == "committed":
         what = f"{attempt.plan.version} is committed, which is final"
         raise CallRefused(
-            "AlreadyCommitted", f"{what}; submit the old version's plan and begin it to go back"
+            Reason.ALREADY_COMMITTED,
+            f"{what}; submit the old version's plan and begin it to go back",
         )
     if attempt.phase == "aborted":
         return durable
@@ -350,7 +356,7 @@ def check_applied(durable: CoordinatorState, worker_id: str, digest: str, token:
     attempt = _attempt_of(durable, worker_id, token)
     if attempt.phase != "committed" or attempt.plan.manifest_digest != digest:
         what = f"worker {worker_id} says it applied {digest}, which token {token} did not commit"
-        raise CallRefused("NotCommitted", f"{what}; follow what the heartbeat answers")
+        raise CallRefused(Reason.NOT_COMMITTED, f"{what}; follow what the heartbeat answers")
 
 
 def take_over(durable: CoordinatorState | None, instance_id: str, now: float) -> CoordinatorState:
@@ -373,7 +379,7 @@ def named(names: Collection[str]) -> str:
 
 def unknown_worker(worker_id: str) -> CallRefused:
     return CallRefused(
-        "UnknownWorker",
+        Reason.UNKNOWN_WORKER,
         f"worker {worker_id} is not registered here (any more); it has to register again",
     )
 
@@ -383,7 +389,7 @@ def _attempt_of(durable: CoordinatorState, worker_id: str, token: int) -> Attemp
         raise unknown_worker(worker_id)
     if durable.attempt is None:
         raise CallRefused(
-            "NothingBegun", f"nothing is begun, so token {token} is of no attempt here"
+            Reason.NOTHING_BEGUN, f"nothing is begun, so token {token} is of no attempt here"
         )
     if token != durable.attempt.token:
         raise _stale(token, durable.attempt)
@@ -396,12 +402,12 @@ def _is_about(plan: PlanRef, digest: str | None) -> bool:
 
 def _busy(attempt: Attempt) -> CallRefused:
     what = f"{attempt.plan.version} is {attempt.phase} (token {attempt.token})"
-    return CallRefused("Busy", f"{what}; wait for it, or end it with `hotweights abort`")
+    return CallRefused(Reason.BUSY, f"{what}; wait for it, or end it with `hotweights abort`")
 
 
 def _stale(token: int, attempt: Attempt) -> CallRefused:
     return CallRefused(
-        "StaleToken",
+        Reason.STALE_TOKEN,
         f"token {token} does not count; {attempt.plan.version} has token {attempt.token}",
     )
 

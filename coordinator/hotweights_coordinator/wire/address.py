@@ -7,6 +7,7 @@ import re
 from typing import NamedTuple
 
 from hotweights_common import hosts
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.messages import CallRefused
 
 DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
@@ -33,7 +34,7 @@ def parse(text: str) -> Endpoint:
     found = _ENDPOINT.fullmatch(text.strip())
     if found is None or int(found[2]) > 65535:
         raise CallRefused(
-            "BadEndpoint", f"{text!r} is no endpoint; write it like {DEFAULT_ENDPOINT}"
+            Reason.BAD_ENDPOINT, f"{text!r} is no endpoint; write it like {DEFAULT_ENDPOINT}"
         )
     return Endpoint(found[1], int(found[2]))
 
@@ -45,7 +46,9 @@ def split(endpoints: str | list[str] | tuple[str, ...]) -> tuple[str, ...]:
     texts = endpoints.split(",") if isinstance(endpoints, str) else endpoints
     found = tuple(dict.fromkeys(str(parse(text)) for text in texts if text.strip()))
     if not found:
-        raise CallRefused("BadEndpoint", f"no endpoint is given; write it like {DEFAULT_ENDPOINT}")
+        raise CallRefused(
+            Reason.BAD_ENDPOINT, f"no endpoint is given; write it like {DEFAULT_ENDPOINT}"
+        )
     return found
 
 

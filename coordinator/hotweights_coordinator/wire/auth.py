@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from hotweights_common import hosts
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.messages import CallRefused
 
@@ -33,14 +34,14 @@ def read_token(token_file: Path | None) -> str:
         token = text.decode().strip()
     except OSError as error:
         raise CallRefused(
-            "BadToken", f"cannot read the token file {token_file}: {error.strerror}"
+            Reason.BAD_TOKEN, f"cannot read the token file {token_file}: {error.strerror}"
         ) from error
     except UnicodeDecodeError as error:
-        raise CallRefused("BadToken", f"the token file {token_file} is no text") from error
+        raise CallRefused(Reason.BAD_TOKEN, f"the token file {token_file} is no text") from error
     if not token or len(text) > MAX_TOKEN_NBYTES:
         what = "is empty" if not token else f"has more than {MAX_TOKEN_NBYTES} bytes"
         raise CallRefused(
-            "BadToken", f"the token file {token_file} {what}; put one secret word into it"
+            Reason.BAD_TOKEN, f"the token file {token_file} {what}; put one secret word into it"
         )
     return token
 
@@ -54,7 +55,7 @@ def check_token(expected: str, given: str) -> None:
             "the coordinator wants a token" if not given else "the token is not the coordinator's"
         )
         raise CallRefused(
-            "Unauthenticated", f"{what}; set ${TOKEN_VARIABLE} or name a --token-file"
+            Reason.UNAUTHENTICATED, f"{what}; set ${TOKEN_VARIABLE} or name a --token-file"
         )
 
 
@@ -62,7 +63,7 @@ def check_binding(endpoint: str, protected: bool) -> None:
     """Nobody unknown may reach it from another host. Raises `CallRefused`."""
     if not protected and not hosts.is_loopback(address.parse(endpoint).host):
         raise CallRefused(
-            "Unprotected",
+            Reason.UNPROTECTED,
             f"{endpoint} can be reached from other hosts, and anybody there could change what "
             "is served; set "
             f"${TOKEN_VARIABLE} (or --token-file), or give keys with --curve, or bind "
@@ -107,7 +108,7 @@ class ServerKeys:
         clients = folder / "clients"
         if not any(clients.glob("*.key")):
             raise CallRefused(
-                "BadKeys",
+                Reason.BAD_KEYS,
                 f"{clients} holds no public key (*.key), so nobody could get in; {_REMEDY}",
             )
         return cls(public, secret, clients)
@@ -130,9 +131,11 @@ def _pair(path: Path, secret: bool = True) -> tuple[bytes, bytes]:
         public, private = curve.load_certificate(path)
     except (OSError, ValueError) as error:
         text = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CallRefused("BadKeys", f"cannot read the key {path}: {text}; {_REMEDY}") from error
+        raise CallRefused(
+            Reason.BAD_KEYS, f"cannot read the key {path}: {text}; {_REMEDY}"
+        ) from error
     if secret and private is None:
-        raise CallRefused("BadKeys", f"{path} holds no secret key; {_REMEDY}")
+        raise CallRefused(Reason.BAD_KEYS, f"{path} holds no secret key; {_REMEDY}")
     return public, private or b""
 
 
@@ -142,7 +145,8 @@ def write_keys(folder: Path) -> None:
 
     if (folder / "server.key_secret").exists() or (folder / "client.key_secret").exists():
         raise CallRefused(
-            "KeysExist", f"{folder} holds keys already; name another folder, or remove them first"
+            Reason.KEYS_EXIST,
+            f"{folder} holds keys already; name another folder, or remove them first",
         )
     clients = folder / "clients"
     clients.mkdir(parents=True, exist_ok=True)

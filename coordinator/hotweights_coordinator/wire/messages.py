@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
 
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 
 WIRE_VERSION: Final = 1  # another one is refused: client and coordinator are of one release
 MAX_JSON_NBYTES = 1 << 20  # what is large goes beside it
@@ -32,7 +33,7 @@ Token = Annotated[int, Field(ge=0, lt=1 << 63)]
 class CoordinatorError(HotweightsError):
     """Something between here and the coordinator went wrong."""
 
-    reason = "CoordinatorError"
+    reason = Reason.COORDINATOR_ERROR
 
 
 class CallRefused(CoordinatorError):
@@ -48,7 +49,7 @@ class CallRefused(CoordinatorError):
 class CoordinatorUnreachable(CoordinatorError):
     """No coordinator answered in time; whether the call was carried out is not known."""
 
-    reason = "CoordinatorUnreachable"
+    reason = Reason.COORDINATOR_UNREACHABLE
 
 
 class Request(BaseModel):
@@ -208,11 +209,13 @@ def request_frames(
     encoded = json.dumps(body, separators=(",", ":")).encode()
     if len(encoded) > MAX_JSON_NBYTES:
         raise CallRefused(
-            "TooLarge", f"the call {method} has {len(encoded)} bytes; {MAX_JSON_NBYTES} is the most"
+            Reason.TOO_LARGE,
+            f"the call {method} has {len(encoded)} bytes; {MAX_JSON_NBYTES} is the most",
         )
     if binary is not None and len(binary) > MAX_BINARY_NBYTES:
         raise CallRefused(
-            "TooLarge", f"{len(binary)} bytes come with {method}; {MAX_BINARY_NBYTES} is the most"
+            Reason.TOO_LARGE,
+            f"{len(binary)} bytes come with {method}; {MAX_BINARY_NBYTES} is the most",
         )
     return [encoded] if binary is None else [encoded, binary]
 
@@ -221,31 +224,35 @@ def parse_call(frame: bytes) -> Call:
     """The outer part of a request. Raises `CallRefused`."""
     if len(frame) > MAX_JSON_NBYTES:
         raise CallRefused(
-            "TooLarge", f"a request has {len(frame)} bytes; {MAX_JSON_NBYTES} is the most"
+            Reason.TOO_LARGE, f"a request has {len(frame)} bytes; {MAX_JSON_NBYTES} is the most"
         )
     try:
         body = json_value(frame)
     except (ValueError, RecursionError):
         raise CallRefused(
-            "BadRequest", "a request is one frame of JSON, with at most one binary frame after it"
+            Reason.BAD_REQUEST,
+            "a request is one frame of JSON, with at most one binary frame after it",
         ) from None
     if not isinstance(body, dict):
-        raise CallRefused("BadRequest", "a request is a JSON object")
+        raise CallRefused(Reason.BAD_REQUEST, "a request is a JSON object")
     call_id, args, secret = body.get("id"), body.get("args", {}), body.get("token", "")
     if body.get("v") != WIRE_VERSION:
         what = (
             f"the request speaks version {str(body.get('v'))[:20]}, this coordinator {WIRE_VERSION}"
         )
-        raise CallRefused("WrongVersion", f"{what}; use client and coordinator of one release")
+        raise CallRefused(
+            Reason.WRONG_VERSION, f"{what}; use client and coordinator of one release"
+        )
     if not isinstance(call_id, int) or isinstance(call_id, bool):
-        raise CallRefused("BadRequest", "a request's id is an integer")
+        raise CallRefused(Reason.BAD_REQUEST, "a request's id is an integer")
     if (
         not isinstance(body.get("method"), str)
         or not isinstance(args, dict)
         or not isinstance(secret, str)
     ):
         raise CallRefused(
-            "BadRequest", "a request has a method (text), args (an object) and maybe a token (text)"
+            Reason.BAD_REQUEST,
+            "a request has a method (text), args (an object) and maybe a token (text)",
         )
     return Call(call_id, body["method"], args, secret)
 
@@ -264,19 +271,19 @@ def parse_request(call: Call, has_binary: bool) -> Request:
     kind = METHODS.get(call.method)
     if kind is None:
         raise CallRefused(
-            "UnknownMethod",
+            Reason.UNKNOWN_METHOD,
             f"there is no method {call.method[:64]!r}; there are {', '.join(METHODS)}",
         )
     if kind.binary != has_binary:
         what = "needs one binary frame after its JSON" if kind.binary else "takes no binary frame"
-        raise CallRefused("BadRequest", f"{call.method} {what}")
+        raise CallRefused(Reason.BAD_REQUEST, f"{call.method} {what}")
     try:
         return kind.model_validate(call.args)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise CallRefused(
-            "BadRequest", f"{call.method}: {where or 'args'}: {first['msg']}"
+            Reason.BAD_REQUEST, f"{call.method}: {where or 'args'}: {first['msg']}"
         ) from None
 
 

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
 
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.auth import ServerKeys
 from hotweights_coordinator.wire.messages import MAX_BINARY_NBYTES, CallRefused
@@ -90,7 +91,8 @@ class Sockets:
         except zmq.ZMQError as error:
             text = f"cannot bind {endpoint}: {error.strerror}"
             raise CallRefused(
-                "CannotBind", f"{text}; does another coordinator run? name another with {option}"
+                Reason.CANNOT_BIND,
+                f"{text}; does another coordinator run? name another with {option}",
             ) from error
         bound = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         return str(address.Endpoint(host, address.parse(bound).port))

@@ -22,6 +22,7 @@ from hotweights.adapters.vllm import agent_connection
 from hotweights.adapters.vllm.engine_client import EngineClient
 from hotweights.adapters.vllm.server import Server
 from hotweights.adapters.vllm.settings import Settings
+from hotweights_common.reasons import Reason
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.binding")
@@ -72,7 +73,9 @@ class _GatedServer(_Server):
             await self._close_gate(GATE_SECONDS)
         except TimeoutError as error:
             connection.send(
-                frames.CommitFailed(frame.id, frame.digest, frame.commit_token, "Busy", str(error))
+                frames.CommitFailed(
+                    frame.id, frame.digest, frame.commit_token, Reason.BUSY, str(error)
+                )
             )
             return
         try:

@@ -20,6 +20,7 @@ from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.torch_model import torch_dtype
 from hotweights.adapters.vllm.rank.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import ITEM_BYTES
+from hotweights_common.reasons import Reason
 from hotweights_planner.manifest import Manifest
 
 _HASHES: dict[str, Callable[[memoryview], str]] = {
@@ -56,7 +57,7 @@ class Buffers:
         whole = self._nbytes(tensor)
         if shard_rank < 0 or nbytes < 0 or nbytes > whole:
             raise NotApplied(
-                "BadShard",
+                Reason.BAD_SHARD,
                 f"{tensor}: shard {shard_rank} of {nbytes} bytes does not lie in its {whole} bytes",
             )
         shards = self._shards.setdefault(tensor, {})
@@ -64,7 +65,8 @@ class Buffers:
         others = sum(shard.numel() for rank, shard in shards.items() if rank != shard_rank)
         if others + nbytes > whole:
             raise NotApplied(
-                "BadShard", f"{tensor}: its shards come to {others + nbytes} bytes; it has {whole}"
+                Reason.BAD_SHARD,
+                f"{tensor}: its shards come to {others + nbytes} bytes; it has {whole}",
             )
         if held is None or held.numel() != nbytes:
             held = shards[shard_rank] = torch.empty(
@@ -80,23 +82,24 @@ class Buffers:
         shard = self._shards.get(tensor, {}).get(shard_rank)
         if shard is None:
             raise NotApplied(
-                "NoBuffer", f"{tensor}: no buffer was requested for shard {shard_rank}"
+                Reason.NO_BUFFER, f"{tensor}: no buffer was requested for shard {shard_rank}"
             )
         if hash_:
             kind, _, expected = hash_.rpartition(":")
             digest = _HASHES.get(kind or "blake3")
             if digest is None:
                 raise NotApplied(
-                    "BadHash", f"{tensor}: no hash is called {kind!r}; write blake3:… or sha256:…"
+                    Reason.BAD_HASH,
+                    f"{tensor}: no hash is called {kind!r}; write blake3:… or sha256:…",
                 )
             if digest(_view(shard)) != expected.lower():
                 raise NotApplied(
-                    "ChecksumMismatch",
+                    Reason.CHECKSUM_MISMATCH,
                     f"{tensor}: shard {shard_rank} does not have {hash_[:24]}…; send it again",
                 )
         elif self._verify and tensor not in self._chunks:
             raise NotApplied(
-                "NoHash",
+                Reason.NO_HASH,
                 f"{tensor}: shard {shard_rank} came without its hash; give it, or set verify=False",
             )
         self._final.add((tensor, shard_rank))
@@ -107,12 +110,12 @@ class Buffers:
             shards = self._shards.get(name, {})
             waiting = [rank for rank in sorted(shards) if (name, rank) not in self._final]
             if waiting:
-                raise NotApplied("Incomplete", f"{name}: shard {waiting[0]} was not finalized")
+                raise NotApplied(Reason.INCOMPLETE, f"{name}: shard {waiting[0]} was not finalized")
             ordered = [shards[rank] for rank in sorted(shards)]
             here, whole = sum(shard.numel() for shard in ordered), self._nbytes(name)
             if here != whole or sorted(shards) != list(range(len(shards))):
                 raise NotApplied(
-                    "Incomplete",
+                    Reason.INCOMPLETE,
                     f"{name}: {here} of {whole} bytes have come, in shards {sorted(shards)}",
                 )
             flat = (
@@ -129,7 +132,7 @@ class Buffers:
             chunk = view[number * self._chunk_nbytes : (number + 1) * self._chunk_nbytes]
             if blake3(chunk).hexdigest() != expected:
                 raise NotApplied(
-                    "ChecksumMismatch",
+                    Reason.CHECKSUM_MISMATCH,
                     f"{name}: chunk {number} is not the manifest's {expected[:16]}…",
                 )
 
@@ -137,7 +140,8 @@ class Buffers:
         spec = self.specs.get(tensor)
         if spec is None:
             raise NotApplied(
-                "UnknownTensor", f"{tensor} is not in the manifest that begin_update was given"
+                Reason.UNKNOWN_TENSOR,
+                f"{tensor} is not in the manifest that begin_update was given",
             )
         return math.prod(spec.shape) * ITEM_BYTES[spec.dtype]
 
@@ -153,10 +157,10 @@ def specs_of(manifest: Mapping[str, Any]) -> dict[str, Spec]:
         name, dtype, shape = item["name"], item["dtype"], tuple(int(size) for size in item["shape"])
         if dtype not in ITEM_BYTES:
             raise NotApplied(
-                "DtypeMismatch",
+                Reason.DTYPE_MISMATCH,
                 f"{name}: unknown dtype {dtype!r}; dtypes are named as in safetensors: BF16, F32",
             )
         if name in specs:
-            raise NotApplied("BadManifest", f"{name} stands twice in the manifest")
+            raise NotApplied(Reason.BAD_MANIFEST, f"{name} stands twice in the manifest")
         specs[name] = Spec(dtype, shape)
     return specs

@@ -40,6 +40,7 @@ from hotweights_agent.engines.socket_server import SOCKET_NAME
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.node import Node, NodeConfig, until
 from hotweights_agent.settings import EngineSettings, StagingSettings
+from hotweights_common.reasons import Reason
 from hotweights_coordinator.client.client import AsyncClient
 from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.wire import address
@@ -224,7 +225,7 @@ class EmbeddedNode:
         """What a version's tensors are called in these engines. Raises `NotApplied`."""
         manifest = node.manifests.get(digest)
         if manifest is None:
-            raise NotApplied("NoManifest", f"the manifest of {digest} is not here any more")
+            raise NotApplied(Reason.NO_MANIFEST, f"the manifest of {digest} is not here any more")
         return _names(self._settings.name_map, manifest)
 
     def _refused(self, node: Node, digest: str) -> tuple[str, str] | None:
@@ -233,7 +234,7 @@ class EmbeddedNode:
         try:
             self._called(node, digest)
         except Exception as error:  # noqa: BLE001 - whatever the caller's function raises
-            return getattr(error, "reason", "BadNameMap"), f"{type(error).__name__}: {error}"
+            return getattr(error, "reason", Reason.BAD_NAME_MAP), f"{type(error).__name__}: {error}"
         return None
 
 

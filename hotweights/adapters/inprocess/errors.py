@@ -5,12 +5,13 @@ says `Torn`.
 from __future__ import annotations
 
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 
 
 class NotApplied(HotweightsError):
     """The model keeps what it had. ``reason`` is one CamelCase word, the text names the tensor."""
 
-    reason = "NotApplied"
+    reason = Reason.NOT_APPLIED
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message, reason)

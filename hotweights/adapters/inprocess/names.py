@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from hotweights.adapters.inprocess.errors import NotApplied
+from hotweights_common.reasons import Reason
 
 NameMap = Mapping[str, str] | Callable[[dict[str, Any]], Mapping[str, str]] | None
 
@@ -55,7 +56,7 @@ def _whole(plan: Mapping[str, Any], tensors: list[Mapping[str, Any]]) -> dict[st
 def _by_tensor(given: Mapping[str, str], names: set[str]) -> dict[str, str]:
     if not isinstance(given, Mapping):
         raise NotApplied(
-            "BadNameMap",
+            Reason.BAD_NAME_MAP,
             f"the name map is a {type(given).__name__}; give a dict, or a function "
             "that "
             "returns one",
@@ -65,11 +66,12 @@ def _by_tensor(given: Mapping[str, str], names: set[str]) -> dict[str, str]:
         tensor = key if key in names else key.rpartition(":")[0]
         if not isinstance(name, str) or not name:
             raise NotApplied(
-                "BadNameMap", f"the name map gives {key} the name {name!r}; a name is a text"
+                Reason.BAD_NAME_MAP, f"the name map gives {key} the name {name!r}; a name is a text"
             )
         if tensor in names and found.setdefault(tensor, name) != name:
             raise NotApplied(
-                "BadNameMap", f"the name map gives {tensor} two names: {found[tensor]} and {name}"
+                Reason.BAD_NAME_MAP,
+                f"the name map gives {tensor} two names: {found[tensor]} and {name}",
             )
     return found
 
@@ -79,6 +81,6 @@ def _check_single(result: Mapping[str, str]) -> None:
     for name, target in result.items():
         if origin.setdefault(target, name) != name:
             raise NotApplied(
-                "BadNameMap",
+                Reason.BAD_NAME_MAP,
                 f"{origin[target]} and {name} are both called {target} by the name map",
             )

@@ -24,6 +24,7 @@ from hotweights.adapters.vllm.rank.image import Image as MappedImage
 from hotweights.worker.allowed_sources import ROOTS_VARIABLE, may_read, sources
 from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
 from hotweights_agent.staging.fetch import Fetch, FetchPolicy
+from hotweights_common.reasons import Reason
 from hotweights_planner.plan import Plan
 from hotweights_storage.image import Image, ImageBuilder
 
@@ -65,7 +66,7 @@ class PlanStaging:
                 f"{plan.source} may not be read by this process; allow its folder with roots=[…] "
                 f"or {ROOTS_VARIABLE}"
             )
-            raise NotApplied("SourceNotAllowed", text)
+            raise NotApplied(Reason.SOURCE_NOT_ALLOWED, text)
         with contextlib.ExitStack() as stack:
             builder = stack.enter_context(ImageBuilder(manifest, present))
             if builder.missing_count:

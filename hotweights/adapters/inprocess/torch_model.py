@@ -18,6 +18,7 @@ import torch
 from hotweights.adapters.inprocess.errors import NotApplied, Torn
 from hotweights.adapters.vllm.rank.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import TORCH_NAMES
+from hotweights_common.reasons import Reason
 
 if TYPE_CHECKING:
     from hotweights.adapters.inprocess.version import Version
@@ -31,7 +32,8 @@ class TorchModel:
         self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         if not self._targets:
             raise NotApplied(
-                "NoTensors", f"{type(module).__name__} has no parameters and no buffers to update"
+                Reason.NO_TENSORS,
+                f"{type(module).__name__} has no parameters and no buffers to update",
             )
 
     def check(self, version: Version) -> None:
@@ -42,7 +44,7 @@ class TorchModel:
             target = self._targets.get(name)
             if target is None:
                 raise NotApplied(
-                    "UnknownTensor",
+                    Reason.UNKNOWN_TENSOR,
                     f"{name} is not in the module; leave it out, or rename it with name_map",
                 )
             _check(name, spec, target)
@@ -50,7 +52,7 @@ class TorchModel:
         for name, target in self._targets.items():
             if _place(target) not in filled:
                 raise NotApplied(
-                    "MissingTensor",
+                    Reason.MISSING_TENSOR,
                     f"{name} is missing in the version; the module would keep its old value",
                 )
 
@@ -65,7 +67,7 @@ class TorchModel:
             other, bytes_of_other = first.setdefault(_place(target), (name, new))
             if not same_bytes(bytes_of_other, new):
                 raise NotApplied(
-                    "TiedTensorsDiffer",
+                    Reason.TIED_TENSORS_DIFFER,
                     f"{name} and {other} are one tensor in the module, but differ in the version",
                 )
             moves.append((name, target, new))
@@ -99,7 +101,7 @@ def install(moves: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
         for name, target, new in listed:
             if not same_bytes(target, new):
                 raise NotApplied(
-                    "ReadBackDiffers",
+                    Reason.READ_BACK_DIFFERS,
                     f"{name} was copied, but reads otherwise; do tensors of the module overlap?",
                 )
     except BaseException:
@@ -116,7 +118,7 @@ def torch_dtype(name: str) -> torch.dtype:
     """The dtype that safetensors calls so. Raises `NotApplied` where this torch has none."""
     dtype = getattr(torch, TORCH_NAMES.get(name, ""), None)
     if dtype is None:
-        raise NotApplied("DtypeMismatch", f"torch {torch.__version__} has no {name}")
+        raise NotApplied(Reason.DTYPE_MISMATCH, f"torch {torch.__version__} has no {name}")
     return dtype
 
 
@@ -132,24 +134,26 @@ def _targets(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def _check(name: str, spec: Spec, target: torch.Tensor) -> None:
     if target.is_meta:
         raise NotApplied(
-            "NoMemory", f"{name} is on the meta device in the module: it has no memory to copy into"
+            Reason.NO_MEMORY,
+            f"{name} is on the meta device in the module: it has no memory to copy into",
         )
     if tuple(target.shape) != spec.shape:
         raise NotApplied(
-            "ShapeMismatch",
+            Reason.SHAPE_MISMATCH,
             f"{name} has shape {list(spec.shape)} in the version and {list(target.shape)} in "
             "the module",
         )
     if target.dtype != torch_dtype(spec.dtype):
         raise NotApplied(
-            "DtypeMismatch",
+            Reason.DTYPE_MISMATCH,
             f"{name} is {spec.dtype} in the version and {target.dtype} in the module",
         )
     if any(
         stride == 0 and size > 1 for stride, size in zip(target.stride(), target.shape, strict=True)
     ):
         raise NotApplied(
-            "SharedMemory", f"{name} is an expanded view in the module: its elements share memory"
+            Reason.SHARED_MEMORY,
+            f"{name} is an expanded view in the module: its elements share memory",
         )
 
 
@@ -171,7 +175,8 @@ def _copy(name: str, target: torch.Tensor, new: torch.Tensor) -> None:
         target.copy_(new, non_blocking=True)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
         raise NotApplied(
-            "CopyFailed", f"{name} could not be copied ({error}); the previous values are back"
+            Reason.COPY_FAILED,
+            f"{name} could not be copied ({error}); the previous values are back",
         ) from error
 
 

@@ -19,6 +19,7 @@ from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.version import Version
 from hotweights.adapters.vllm.rank.compatibility import Compatibility
 from hotweights.adapters.vllm.rank.shadow import Shadow, Unsupported
+from hotweights_common.reasons import Reason
 
 
 class VllmModel:
@@ -33,7 +34,7 @@ class VllmModel:
                 "on CPUs a compiled model keeps the weights that it was compiled with: set "
                 "enforce_eager=True"
             )
-            raise NotApplied("Unsupported", text)
+            raise NotApplied(Reason.UNSUPPORTED, text)
         self._shadow = _shadow(module, vllm_config, device)
         # A skeleton of its own: asking what fits must not disturb a version that is ready.
         self._compatibility = Compatibility(vllm_config, _shadow(module, vllm_config, device))
@@ -57,10 +58,12 @@ class VllmModel:
                 f"this model cannot be finished beside the running one ({error}); use "
                 "install_autobind"
             )
-            raise NotApplied("Unsupported", text) from error
+            raise NotApplied(Reason.UNSUPPORTED, text) from error
         # any model's loader may raise anything; what is served is untouched
         except Exception as error:
-            raise NotApplied("LoadFailed", f"{type(error).__name__}: {error}"[:1000]) from error
+            raise NotApplied(
+                Reason.LOAD_FAILED, f"{type(error).__name__}: {error}"[:1000]
+            ) from error
         return nbytes
 
     def discard(self) -> None:
@@ -89,4 +92,4 @@ def _shadow(module: torch.nn.Module, vllm_config: Any, device: torch.device) -> 
             f"no second model beside this one ({type(error).__name__}: {error}); use "
             "install_autobind"
         )
-        raise NotApplied("Unsupported", text[:1000]) from error
+        raise NotApplied(Reason.UNSUPPORTED, text[:1000]) from error

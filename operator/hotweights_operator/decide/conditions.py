@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hotweights_common import timestamps
+from hotweights_common.reasons import Reason
 from hotweights_crds.conditions import MAX_MESSAGE, Condition, ConditionStatus
 from hotweights_crds.weightrollout import Phase
 from hotweights_operator.model.objects import Rollout
@@ -86,7 +87,7 @@ def _rows(facts: ConditionInputs) -> list[Row]:
         (
             "Staged",
             _truth(facts.is_staged),
-            "Staged" if facts.is_staged else "NotStaged",
+            "Staged" if facts.is_staged else Reason.NOT_STAGED,
             f"{facts.staged_text} nodes hold the version{facts.transport_text}",
         ),
         (

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from hotweights_common import timestamps
+from hotweights_common.reasons import POD_IS_AWAY, Reason
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import (
     MAX_FAILURES,
@@ -26,7 +27,6 @@ from hotweights_crds.weightrollout import (
 )
 from hotweights_operator.decide import conditions, disruption_budget, revision, transports
 from hotweights_operator.decide.context import PassContext
-from hotweights_operator.model.failures import MISSING_REASONS
 from hotweights_operator.model.node_totals import NodeTotals
 
 # later than any pod settles, so that minReadySeconds is not asked for
@@ -219,7 +219,7 @@ def _named(context: PassContext) -> list[Failure]:
     if found.failed or not context.blocked.rule.gives_up:
         return found.all
     # what was missing then may be back; only what failed is why it was given up
-    then = [failure for failure in context.base.failures if failure.reason not in MISSING_REASONS]
+    then = [failure for failure in context.base.failures if failure.reason not in POD_IS_AWAY]
     return [*then, *found.missing.values()]
 
 
@@ -363,7 +363,7 @@ def _working(
     seconds = context.rollout.spec.progress_deadline_seconds
     if context.blocked.rule.deadline_runs and now >= _deadline(context, status, now):
         message = f"no progress for {seconds} s: {doing.message}"
-        return Verdict("Stalled", "ProgressDeadlineExceeded", message, stalled=True)
+        return Verdict("Stalled", Reason.PROGRESS_DEADLINE_EXCEEDED, message, stalled=True)
     return doing
 
 

@@ -12,6 +12,7 @@ import hashlib
 from datetime import datetime
 
 from hotweights_common import sizes, timestamps
+from hotweights_common.reasons import Reason
 from hotweights_crds.conditions import Condition, upsert
 from hotweights_crds.nodeweights import MAX_RESOLVE, ResolvedVersion, ResolveItem
 from hotweights_crds.weightversion import WeightVersionStatus
@@ -36,11 +37,13 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
     reader = _reader(version, asked, observed)
     if reader is None and any(observed.follows(name) for name in observed.states):
         return VersionDecision(
-            status=_status(version, now, "False", "WaitsForAgent", _why_nobody(version, observed))
+            status=_status(
+                version, now, "False", Reason.WAITS_FOR_AGENT, _why_nobody(version, observed)
+            )
         )
     if reader is None:
         message = "no node has a ready agent that could read the source: see the agents' DaemonSet"
-        return VersionDecision(status=_status(version, now, "False", "NoAgent", message))
+        return VersionDecision(status=_status(version, now, "False", Reason.NO_AGENT, message))
     answer = _answer(observed.states[reader], version.uid) if reader in asked else None
     if answer is None:
         status = _status(
@@ -141,9 +144,9 @@ def _resolved(version: Version, answer: ResolvedVersion, now: datetime) -> Versi
             f"the source holds {answer.digest}, but spec.manifest.digest pins {pinned}: "
             "publish it as a new version"
         )
-        status = _status(version, now, "False", "DigestMismatch", message)
+        status = _status(version, now, "False", Reason.DIGEST_MISMATCH, message)
         return VersionDecision(
-            status=status, events=_events(version, "DigestMismatch", message, warning=True)
+            status=status, events=_events(version, Reason.DIGEST_MISMATCH, message, warning=True)
         )
     found = version.status.model_copy(
         update={
@@ -175,7 +178,7 @@ def _failed(
 
 
 # reasons that pass by themselves; every other one, an agent's own included, is a failure
-_WAITING = frozenset({"Resolving", "NoAgent", "WaitsForAgent", "Resolved"})
+_WAITING = frozenset({"Resolving", Reason.NO_AGENT, Reason.WAITS_FOR_AGENT, "Resolved"})
 
 
 def is_failure(reason: str) -> bool:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hotweights_common.reasons import POD_IS_AWAY, Reason
 from hotweights_crds.nodeweights import MAX_PODS
 from hotweights_crds.weightrollout import Failure
 from hotweights_operator.model.objects import Refusal
@@ -29,17 +30,6 @@ be chance, or have been before: the order was written before that end was seen. 
 left alone until it is calm, so that one that ends by itself does so unasked the next time.
 """
 
-MISSING_REASONS = frozenset(
-    {
-        "NotScheduled",
-        "NodeNotReady",
-        "AgentMissing",
-        "EngineNotConnected",
-        "WriteRefused",
-        "ClockSetBack",
-        "TooManyPods",
-    }
-)
 
 _MAX_MESSAGE = 512  # what the schema takes (`Failure.message`)
 
@@ -61,7 +51,7 @@ def remembered(failures: Iterable[Failure]) -> dict[str, Failure]:
     """By pod UID: of those that the status names, the ones that go on to hold in this revision. A
     failure of staging has no UID and is not among them.
     """
-    return {f.pod_uid: f for f in failures if f.pod_uid and f.reason not in MISSING_REASONS}
+    return {f.pod_uid: f for f in failures if f.pod_uid and f.reason not in POD_IS_AWAY}
 
 
 def without_room(rollout_uid: str, targets: Sequence[Target]) -> Collection[str]:
@@ -119,19 +109,19 @@ def _crashed(target: Target, digest: str, ended_preparing: int) -> Failure | Non
             f"its container ended {target.crashes} times since it was told this version, last "
             f"after {ran:.0f} s: see its log"
         )
-        return _failure(target, "CrashLooping", text)
+        return _failure(target, Reason.CRASH_LOOPING, text)
     if ended_preparing >= PREPARE_CRASHES:
         if target.pod.oom_killed:
             text = (
                 "the kernel killed its container for its memory while it was asked to prepare "
                 "this version: raise its memory limit"
             )
-            return _failure(target, "OutOfMemory", text)
+            return _failure(target, Reason.OUT_OF_MEMORY, text)
         text = (
             f"its container ended {ended_preparing} times while it was asked to prepare this "
             "version: see its log"
         )
-        return _failure(target, "CrashedPreparing", text)
+        return _failure(target, Reason.CRASHED_PREPARING, text)
     return None
 
 
@@ -141,33 +131,35 @@ def of_circumstance(target: Target, refused: Refusal | None, *, has_room: bool) 
     """
     node = target.pod.node
     if not node:
-        return _failure(target, "NotScheduled", "the pod has no node yet")
+        return _failure(target, Reason.NOT_SCHEDULED, "the pod has no node yet")
     if refused is not None:
         return _failure(
             target,
-            "WriteRefused",
+            Reason.WRITE_REFUSED,
             f"what node {node} is to do cannot be written: {refused.message}",
         )
     if not has_room:
         return _failure(
             target,
-            "TooManyPods",
+            Reason.TOO_MANY_PODS,
             f"node {node} has more pods of this rollout than its object holds",
         )
     if target.node is None or not target.node.ready:
         return _failure(
-            target, "NodeNotReady", f"node {node} is not Ready or gone; its pods are not touched"
+            target,
+            Reason.NODE_NOT_READY,
+            f"node {node} is not Ready or gone; its pods are not touched",
         )
     if not target.follows:
         return _failure(
             target,
-            "AgentMissing",
+            Reason.AGENT_MISSING,
             f"no ready agent on node {node}: see its pod in the agents' DaemonSet",
         )
     if not target.connected:
         return _failure(
             target,
-            "EngineNotConnected",
+            Reason.ENGINE_NOT_CONNECTED,
             "its engine is not connected to the node's agent: it still starts, or it runs "
             "without the plugin"
             " (a pod takes the plugin when it is created with hotweights.dev/inject=true)",
@@ -175,7 +167,7 @@ def of_circumstance(target: Target, refused: Refusal | None, *, has_room: bool) 
     if target.clock_was_set_back():
         return _failure(
             target,
-            "ClockSetBack",
+            Reason.CLOCK_SET_BACK,
             f"the clock of node {node} was set back after the container started, so what its "
             "engine confirms cannot be told from"
             " an earlier life: mend the clock, and restart the container unless the clock "

@@ -41,7 +41,9 @@ def affected(kind: Kind, old: Any, new: Any, observed: Observed) -> set[Key]:
                 for key in _around(agent.node, observed)
             }
         case _:
-            raise TypeError(f"{kind} has no keys: teach `triggers.affected` about {type(value).__name__}")
+            raise TypeError(
+                f"{kind} has no keys: teach `triggers.affected` about {type(value).__name__}"
+            )
 
 
 def everything(observed: Observed) -> set[Key]:

@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Protocol, Self
 from urllib.parse import urlsplit
 
+from hotweights_common.reasons import Reason
 from hotweights_storage.errors import SourceRefused
 
 ANY_NAMESPACE = "*"
@@ -93,7 +94,8 @@ class Sources:
         if opener is None:
             known = ", ".join(f"{scheme}://" for scheme in sorted(self._openers))
             raise SourceRefused(
-                f"{uri}: no source of this kind; this installation reads {known}", "UnknownScheme"
+                f"{uri}: no source of this kind; this installation reads {known}",
+                Reason.UNKNOWN_SCHEME,
             )
         return opener.open(uri, namespace)
 

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote, unquote, urlsplit
 
+from hotweights_common.reasons import Reason
 from hotweights_planner.manifest import PAGE_NBYTES
 from hotweights_storage import linux
 from hotweights_storage.errors import SourceRefused, SourceUnavailable
@@ -46,7 +47,7 @@ class FileOpener:
         """
         parts = urlsplit(uri)
         if parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-            raise SourceRefused(f"{uri}: names a host; write file:///absolute/path", "BadURI")
+            raise SourceRefused(f"{uri}: names a host; write file:///absolute/path", Reason.BAD_URI)
         path = Path(_checked_path(uri))
         below = [root for root in self._roots if path.is_relative_to(root.path)]
         if not below:
@@ -109,12 +110,13 @@ def _checked_path(uri: str) -> str:
     # an empty query or fragment too: urlsplit drops its mark without a word
     if parts.query or parts.fragment or "?" in uri or "#" in uri:
         raise SourceRefused(
-            f"{uri}: has a query or a fragment; write ? as %3F and # as %23 in a path", "BadURI"
+            f"{uri}: has a query or a fragment; write ? as %3F and # as %23 in a path",
+            Reason.BAD_URI,
         )
     path = unquote(parts.path)
     if not path.isprintable() or ".." in path.split("/"):
         raise SourceRefused(
-            f"{uri!a}: the path has '..' or unprintable characters; write it out", "BadURI"
+            f"{uri!a}: the path has '..' or unprintable characters; write it out", Reason.BAD_URI
         )
     return path
 
@@ -172,7 +174,7 @@ class FileSource:
             done = _read(opened, offset, into, direct)
         except OSError as error:
             raise SourceUnavailable(
-                f"{self.uri}: {file}: {error.strerror}", "SourceUnreadable"
+                f"{self.uri}: {file}: {error.strerror}", Reason.SOURCE_UNREADABLE
             ) from error
         if cold and done:
             self._contest.count(direct, done, time.perf_counter() - began)
@@ -188,7 +190,7 @@ class FileSource:
                 text = (
                     f"{self.uri}: {name} changed while it was read; repeat when nobody writes to it"
                 )
-                raise SourceUnavailable(text, "SourceChanged")
+                raise SourceUnavailable(text, Reason.SOURCE_CHANGED)
 
     def close(self) -> None:
         with self._lock:
@@ -234,7 +236,9 @@ class FileSource:
                 f"{where}: does not exist on this node; check the path and the mount"
             ) from error
         except OSError as error:
-            raise SourceUnavailable(f"{where}: {error.strerror}", "SourceUnreadable") from error
+            raise SourceUnavailable(
+                f"{where}: {error.strerror}", Reason.SOURCE_UNREADABLE
+            ) from error
 
     def _file(self, name: str) -> _OpenFile:
         with self._lock:

@@ -217,7 +217,11 @@ def test_a_defect_in_steering_costs_one_engine_which_comes_back_clean(
         patched.setattr(session, "next_effects", broken_for("a", next_effects.next_effects))
         effects = handle(two, msg.Ticked())
     (found,) = (e for e in effects if isinstance(e, fx.Defect))
-    assert (found.where, found.subject, found.story[-1]) == ("next effects", "ns/a", "it was Serving")
+    assert (found.where, found.subject, found.story[-1]) == (
+        "next effects",
+        "ns/a",
+        "it was Serving",
+    )
     assert len(found.story) <= STORY_EVENTS + 1
     for event in (
         "a rank connected",

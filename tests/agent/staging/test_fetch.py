@@ -127,10 +127,7 @@ def test_a_parent_that_does_not_know_the_version_yet_is_waited_for(
     parent, origin = table(data, "parent", version_known=False), table(version.data, "origin")
     threading.Timer(0.15, data.update, [version.data]).start()
     policy = FetchPolicy(deadline_seconds=1.5, patience_seconds=1.0, again_seconds=0.02)
-    assert (
-        dict(fetch(store, version, parent, origin, policy=policy).by_source)["origin"]
-        == 0
-    )
+    assert dict(fetch(store, version, parent, origin, policy=policy).by_source)["origin"] == 0
 
 
 def test_patience_ends(store: Store, version: Checkpoint, table: Table) -> None:
@@ -171,9 +168,7 @@ def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
 def test_progress_is_told(store: Store, version: Checkpoint, table: Table) -> None:
     told: list[Progress] = []
     source = table(version.data, before=lambda want: time.sleep(0.002))
-    fetch(
-        store, version, source, progress=told.append, policy=FetchPolicy(progress_seconds=0.0)
-    )
+    fetch(store, version, source, progress=told.append, policy=FetchPolicy(progress_seconds=0.0))
     done = [progress.done_nbytes for progress in told]
     assert done == sorted(done)
     assert done[-1] == version.nbytes

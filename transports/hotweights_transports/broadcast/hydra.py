@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from hotweights_common.reasons import Reason
 from hotweights_storage.errors import TransferError
 from hotweights_transports.broadcast import rank
 from hotweights_transports.broadcast.launch_line import END, PREFIX
@@ -65,13 +66,13 @@ PASSED_ON_NAMES = frozenset(
 class MpiUnavailable(TransferError):
     """MPICH or its proxy is not on this host, or may not be run."""
 
-    reason = "MpiUnavailable"
+    reason = Reason.MPI_UNAVAILABLE
 
 
 class MpiFailed(TransferError):
     """A job did not begin, or ended early."""
 
-    reason = "MpiFailed"
+    reason = Reason.MPI_FAILED
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import ipaddress
 import re
 
 from hotweights_common import hosts
+from hotweights_common.reasons import Reason
 from hotweights_storage.errors import TransferError
 
 PREFIX = "HYDRA_LAUNCH: "
@@ -46,7 +47,7 @@ _NAME = re.compile(
 class LaunchRefused(TransferError):
     """A line that is not exactly what mpiexec prints, or not for this node."""
 
-    reason = "LaunchRefused"
+    reason = Reason.LAUNCH_REFUSED
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol, Self
 
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 
 # none that the API server takes: whoever collects such tokens cannot act as an agent there
 TOKEN_AUDIENCE = "hotweights-peer"
@@ -38,7 +39,7 @@ class PeerError(HotweightsError):
     metrics want it.
     """
 
-    reason = "PeerError"
+    reason = Reason.PEER_ERROR
 
     def __init__(self, address: str, message: str) -> None:
         super().__init__(f"{address}: {message}")
@@ -46,27 +47,27 @@ class PeerError(HotweightsError):
 
 
 class PeerUnreachable(PeerError):
-    reason = "PeerUnreachable"
+    reason = Reason.PEER_UNREACHABLE
 
 
 class PeerTimeout(PeerError):
-    reason = "PeerTimeout"
+    reason = Reason.PEER_TIMEOUT
 
 
 class PeerRefused(PeerError):
-    reason = "PeerRefused"
+    reason = Reason.PEER_REFUSED
 
 
 class PeerMissing(PeerError):
-    reason = "PeerMissing"
+    reason = Reason.PEER_MISSING
 
 
 class PeerProtocolError(PeerError):
-    reason = "PeerProtocolError"
+    reason = Reason.PEER_PROTOCOL_ERROR
 
 
 class PeerCorrupt(PeerError):
-    reason = "ChecksumMismatch"
+    reason = Reason.CHECKSUM_MISMATCH
 
 
 def checked_manifest(address: str, digest: str, data: bytes) -> bytes:

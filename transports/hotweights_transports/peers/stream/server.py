@@ -16,6 +16,7 @@ import threading
 import time
 from typing import ClassVar
 
+from hotweights_common.reasons import Reason
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import (
     Authenticate,
@@ -141,9 +142,9 @@ class StreamServer(PeerServer):
         except _Refused as refusal:
             wire.say_last(frames.refused(refusal.reason, str(refusal)))
         except frames.FrameError as error:
-            wire.say_last(frames.refused("ProtocolError", str(error)))
+            wire.say_last(frames.refused(Reason.PROTOCOL_ERROR, str(error)))
         except Unusable as error:
-            wire.say_last(frames.refused("TransportUnusable", str(error)))
+            wire.say_last(frames.refused(Reason.TRANSPORT_UNUSABLE, str(error)))
         except (ConnectionBroken, DeadlinePassed, _Closing) as error:
             logger.debug("%s: a puller's connection ended: %s", self.address, error)
         finally:
@@ -163,18 +164,19 @@ class StreamServer(PeerServer):
         hello = frames.read_hello(bytes(wire.receive(header.nbytes, in_time)))
         if not set(hello.protocols) & set(frames.PROTOCOLS):
             raise _Refused(
-                "ProtocolUnsupported",
+                Reason.PROTOCOL_UNSUPPORTED,
                 f"this peer speaks {list(frames.PROTOCOLS)}: upgrade the older agent",
             )
         try:
             identity = self._authenticate(hello.token)
         except AuthenticationUnavailable as error:
             raise _Refused(
-                "AuthenticationUnavailable", f"the token could not be reviewed ({error}): try again"
+                Reason.AUTHENTICATION_UNAVAILABLE,
+                f"the token could not be reviewed ({error}): try again",
             ) from error
         if identity is None:
             raise _Refused(
-                "TokenInvalid",
+                Reason.TOKEN_INVALID,
                 "the token proves no agent of this installation; no weights without one",
             )
         return identity
@@ -183,7 +185,9 @@ class StreamServer(PeerServer):
         """From stranger to puller, if there is room."""
         with self._lock:
             if self._pullers >= self._limits.max_connections:
-                raise _Refused("Busy", f"{self._pullers} connections already: try another peer")
+                raise _Refused(
+                    Reason.BUSY, f"{self._pullers} connections already: try another peer"
+                )
             self._strangers -= 1
             self._pullers += 1
         return True
