@@ -71,7 +71,9 @@ class Operator:
         self._tasks = [asyncio.create_task(run()) for run in (*workers, *writers)]
 
     async def stop(self) -> None:
-        """Work no more."""
+        """Work no more. Raises what ended a worker or a writer before."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for end in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if not isinstance(end, asyncio.CancelledError):
+                raise end or RuntimeError("it ended by itself")

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from e2e.harness.kubectl import Kubectl
+from e2e.harness.kubectl import CommandFailed, Kubectl
 
 _GATE = '{.metadata.name} {.status.conditions[?(@.type=="hotweights.dev/weights")].status}{"\\n"}'
 
@@ -34,7 +34,9 @@ class Gates:
 
 @contextmanager
 def watch_gates(kubectl: Kubectl, selector: str) -> Iterator[Gates]:
-    """Follow the gates of the selected pods while the context lasts."""
+    """Follow the gates of the selected pods while the context lasts. Raises `CommandFailed` where
+    the watch has ended before: silence would look like gates that do not change.
+    """
     gates = Gates()
     began = threading.Event()
     command = [
@@ -61,6 +63,8 @@ def watch_gates(kubectl: Kubectl, selector: str) -> Iterator[Gates]:
         if not began.wait(30):
             raise TimeoutError(f"{' '.join(command)}: no pod within 30 s")
         yield gates
+        if process.poll() is not None:
+            raise CommandFailed(f"{' '.join(command)} ended with {process.returncode}")
     finally:
         process.terminate()
         process.wait(10)

@@ -141,7 +141,7 @@ class Tape:
 @contextmanager
 def record(kubectl: Kubectl, paths: Mapping[str, str]) -> Iterator[Tape]:
     """A tape that has begun for every kind, and runs while the context lasts. Every kind must have
-    an object by then.
+    an object by then. Raises `CommandFailed` where a watch has ended meanwhile.
     """
     tape = Tape(kubectl, paths)
     try:
@@ -151,6 +151,7 @@ def record(kubectl: Kubectl, paths: Mapping[str, str]) -> Iterator[Tape]:
             FIRST_SECONDS,
         )
         yield tape
+        tape.until("all of it was heard", lambda _: True, 0.0)
     finally:
         tape.close()
 

@@ -127,6 +127,9 @@ def _tell_all(seeds: range, jobs: int, ignored: tuple[str, ...], *, tells: bool)
 def _run(
     seeds: range, jobs: int, ignored: tuple[str, ...], file: Path | None, *, tells: bool
 ) -> int:
+    if not seeds:
+        print("no story was told", file=sys.stderr)
+        return 2
     total: Counts = Counter()
     ends: Counts = Counter()
     violations: dict[int, str] = {}

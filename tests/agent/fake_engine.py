@@ -83,13 +83,16 @@ class FakeEngine:
         return answer
 
     async def stop(self) -> None:
-        """Every process ends."""
+        """Every process ends. Raises what ended one before, other than its connection."""
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        ends = await asyncio.gather(*self.tasks, return_exceptions=True)
         for process in self.processes:
             process.close()
         self.tasks, self.processes = [], []
+        for end in ends:
+            if isinstance(end, Exception) and not isinstance(end, OSError):
+                raise end
 
     async def _serve(self, process: Process) -> None:
         gathered: dict[int, tuple[frames.Prepare, list[int]]] = {}

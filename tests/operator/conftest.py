@@ -32,6 +32,7 @@ from hotweights_kube import (
     WEIGHT_VERSIONS,
     AlreadyExists,
     Api,
+    Invalid,
     KubeError,
     NotFound,
 )
@@ -148,12 +149,11 @@ class FakeNode:
                     await self._beat()
                 if not self.paused:
                     await self._follow()
+            except Invalid:
+                raise  # this is nothing that an agent or a kubelet would write
             except KubeError as error:
                 self.scene.troubles.append(f"{self.name}: {error}")
                 await asyncio.sleep(0.5)
-            except Exception as error:
-                self.scene.troubles.append(f"{self.name}: {error!r}")
-                raise
 
     async def _follow(self) -> None:
         try:
@@ -393,9 +393,13 @@ class Scene:
             holds,
             f"{condition} {reason}",
             seconds,
-            lambda: f"{found}\n{self.log()}\n{self.troubles[-5:]}",
+            lambda: f"{found}\n{self.log()}\n{self.troubles[-5:]}\n{self.ended()}",
         )
         return found[0]
+
+    def ended(self) -> list[BaseException | None]:
+        """Of the nodes that do not follow any more: why."""
+        return [task.exception() for task in self.tasks if task.done() and not task.cancelled()]
 
     def start_operator(self, kubeconfig: Path | None = None) -> None:
         """As a process: for this test's namespace as the admin, or for all namespaces as somebody
@@ -450,15 +454,18 @@ class Scene:
         return path.read_text()[-6000:] if path.exists() else ""
 
     async def close(self) -> None:
-        """End what was started."""
+        """End what was started. Raises what ended a node before: nothing followed there any more."""
         self.kill_operator()
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        ends = await asyncio.gather(*self.tasks, return_exceptions=True)
         for node in self.nodes:
             await self.api.delete(NODES, node)
         for name in (self.namespace, self.system):
             await self.api.delete(NAMESPACES, name)
+        for end in ends:
+            if not isinstance(end, asyncio.CancelledError):
+                raise end or RuntimeError("a node ended by itself")
 
 
 @pytest_asyncio.fixture

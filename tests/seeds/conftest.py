@@ -239,10 +239,13 @@ def redis(tmp_path: Path) -> Iterator[None]:
         stdout=subprocess.DEVNULL,
     )
     until = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < until:
+    while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", 6379), 1):
             break
+        assert server.poll() is None, f"it ended with {server.returncode}"  # else another answers
+        assert time.monotonic() < until, "it does not answer"
         time.sleep(0.05)
+    assert server.poll() is None, "something else answers at its port"
     yield
     server.terminate()
     server.wait(10)

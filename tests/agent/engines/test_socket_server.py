@@ -183,7 +183,7 @@ async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_h
     other = await served.enter("other")
     sockets.send(other.sock, frames.Prepared(7, "sha256:x"))
     await until(lambda: frames.Prepared(7, "sha256:x") in served.said(), 0.4)
-    assert len(served.said()) < 40
+    assert 1 < len(served.said()) < 40
     for process in (*talkers, other):
         process.close()
     await served.server.close()

@@ -181,6 +181,7 @@ async def test_only_what_changed_is_sent(stack: ExitStack, tmp_path: Path) -> No
     await fleet.stage(old, *NAMES)
     before = fleet.nodes["c"].fetched["mpi"]
     ended = await fleet.stage(new, *NAMES, base=old.digest)
+    assert ended.keys() == set(NAMES)
     assert all(
         isinstance(done, StageDone) and done.how.startswith("by a broadcast")
         for done in ended.values()

@@ -142,7 +142,9 @@ class Torn(Source):
     def read_into(self, file: str, offset: int, into: memoryview) -> int:
         if offset > TENSOR_NBYTES:
             deadline = time.monotonic() + 20
-            while not self._somebody() and time.monotonic() < deadline:
+            while not self._somebody():
+                if time.monotonic() > deadline:
+                    raise TimeoutError("nobody has a part of it")
                 time.sleep(0.01)
             raise SourceRefused("the disk is gone")
         return self._source.read_into(file, offset, into)

@@ -92,6 +92,7 @@ async def test_the_operator_is_killed_in_the_middle(scene: Any) -> None:
     else:
         pytest.fail(f"nothing was in the middle: {scene.log()}")
     scene.kill_operator()
+    assert (await scene.status()).pods.updated < 4, "it was over when it was killed"
     scene.start_operator()
     status = await scene.reaches("Ready")
     assert (status.revision, status.pods.updated) == (2, 4)

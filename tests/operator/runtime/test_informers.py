@@ -164,7 +164,8 @@ class Running:
     async def __aexit__(self, *_: object) -> None:
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        ends = await asyncio.gather(*self.tasks, return_exceptions=True)
+        assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
 
     async def everything_is_listed_again(self) -> None:
         self.cluster.version += 100

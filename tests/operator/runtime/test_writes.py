@@ -277,7 +277,8 @@ async def worked(*errors: Exception, again: bool = False) -> tuple[list[str], li
             reconciler.changed("rollout", "models/llm", port.cache.get("rollout", "models/llm"))
     for task in running:
         task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)
+    ends = await asyncio.gather(*running, return_exceptions=True)
+    assert all(isinstance(end, asyncio.CancelledError) for end in ends), ends
     return meter.results, port.done
 
 

@@ -89,6 +89,11 @@ def test_run_counts_what_happened(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert set(found["missing"]).isdisjoint(found["counts"])
 
 
+def test_no_story_at_all_is_no_success(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", "--seeds", "0"]) == 2
+    assert "no story was told" in capsys.readouterr().err
+
+
 def test_a_violation_is_told_with_its_seed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
