@@ -19,6 +19,7 @@ from e2e.harness import docs
 from e2e.harness.docs import ROOT
 from hotweights.cli import app
 from hotweights_agent import metrics as agent
+from hotweights_common.reasons import Reason
 from hotweights_operator import metrics as operator
 from hotweights_operator.runtime.cache import Cache
 from localcluster import binaries
@@ -273,7 +274,9 @@ def reasons() -> list[str]:
 
 @pytest.mark.parametrize("reason", reasons())
 def test_this_reason_is_given_somewhere(reason: str) -> None:
-    assert re.search(rf"[\"'\[ |]{reason}[\"'\] |(:]", source())
+    spelled = rf"[\"'\[ |]{reason}[\"'\] |(:]"
+    named = rf"|Reason\.{Reason(reason).name}\b" if reason in set(Reason) else ""
+    assert re.search(spelled + named, source())
 
 
 def test_every_metric_of_operator_and_agent_is_described() -> None:
