@@ -26,8 +26,8 @@ from hotweights_agent.engines.socket_server import EngineServer
 from hotweights_agent.local.state_file import StateFile
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.session.messages import Now
-from hotweights_agent.session.next_effects import EngineTimeouts
 from hotweights_agent.session.session import AgentInfo, Session
+from hotweights_agent.session.timeouts import EngineTimeouts
 from hotweights_agent.settings import EngineSettings, StagingSettings
 from hotweights_agent.staging.broadcasts import BroadcastContext, Broadcasts
 from hotweights_agent.staging.manifest_cache import ManifestCache

@@ -8,8 +8,8 @@ from collections import defaultdict
 from typing import NamedTuple
 
 from hotweights_agent.session import effects as fx
-from hotweights_agent.session.next_effects import COMMIT_RETRIES, PREPARE_RETRIES
 from hotweights_agent.session.session import Session
+from hotweights_agent.session.timeouts import COMMIT_RETRIES, PREPARE_RETRIES
 from hotweights_common.reasons import TRANSIENT_FOR_ENGINES
 from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
 from hotweights_transports.handoff import frames

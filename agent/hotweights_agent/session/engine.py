@@ -28,9 +28,9 @@ from hotweights_agent.session.connections import (
     StepFailure,
 )
 from hotweights_agent.session.messages import Now, Pod
-from hotweights_agent.session.phases import Phase, move
-from hotweights_agent.session.sanitize import clip, finite, is_digest, reason_or
+from hotweights_agent.session.phases import Happening, Phase, after
 from hotweights_common.reasons import Reason
+from hotweights_common.sanitize import clip, finite, is_digest, reason_or
 from hotweights_transports.handoff import frames
 from hotweights_transports.handoff.frames import Hello
 
@@ -40,6 +40,13 @@ STORY_EVENTS = 10
 """What is told of an engine when a defect has cost it: enough to see how it came there, and it fits
 on a screen.
 """
+
+_FOUND = {
+    "Booting": Happening.FOUND_BOOTING,
+    "Serving": Happening.FOUND_SERVING,
+    "Dirty": Happening.FOUND_DIRTY,
+}
+"""What a leader's own word for its state means."""
 
 
 class Engine:
@@ -115,9 +122,9 @@ class Engine:
         # where there are several, always the same one, so that the status stands still
         return min(at_hand - {self.confirmed}, default="")
 
-    def to(self, phase: Phase) -> None:
-        """Change the phase. Raises `IllegalMove` when the table does not allow it."""
-        self.phase = move(self.phase, phase)
+    def happens(self, what: Happening) -> None:
+        """Change the phase. Raises `IllegalMove` when that cannot happen in the present one."""
+        self.phase = after(self.phase, what)
 
     # -- connections ----------------------------------------------------------------------------
 
@@ -147,7 +154,7 @@ class Engine:
         self.ranks[hello.rank] = Rank(conn, hello.rank, hello.world_size)
         self.seen = self.seen or self.complete
         if self.phase is Phase.DISCONNECTED:
-            self.to(Phase.BOOTING)
+            self.happens(Happening.RANK_CAME)
         return replaced
 
     def _connect_server(self, conn: int, hello: Hello, now: Now) -> list[int]:
@@ -175,11 +182,7 @@ class Engine:
         # one that boots is certain to serve nothing, whoever else has not come back yet
         self.seen = self.seen or self.complete or hello.state == "Booting"
         if len(self.servers) == 1:  # the phase follows the leader, and later servers do not lead
-            self.to(
-                {"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[
-                    hello.state
-                ]
-            )
+            self.happens(_FOUND[hello.state])
         return []
 
     def _doubt(self) -> None:
@@ -201,7 +204,7 @@ class Engine:
             self._drop_rank(conn)
         if not self.connected:
             self._forget_failures()
-            self.to(Phase.DISCONNECTED)
+            self.happens(Happening.LEFT)
 
     def _forget_failures(self) -> None:
         self.attempts, self.failed = {}, None
@@ -222,16 +225,12 @@ class Engine:
         """
         self.pause_seconds, self.label_gone_since = 0.0, None
         # by this way first: it is open from every phase, also from the middle of a commit
-        self.to(Phase.DISCONNECTED)
+        self.happens(Happening.LEFT)
         heir = self.leader
         if heir is not None:
-            self.to(
-                {"Booting": Phase.BOOTING, "Serving": Phase.SERVING, "Dirty": Phase.DIRTY}[
-                    heir.state
-                ]
-            )
+            self.happens(_FOUND[heir.state])
         elif self.ranks:
-            self.to(Phase.BOOTING)
+            self.happens(Happening.RANK_CAME)
 
     def _drop_rank(self, conn: int) -> None:
         number = next((n for n, rank in self.ranks.items() if rank.conn == conn), None)
@@ -246,7 +245,7 @@ class Engine:
         """Back to what it does when nothing is asked of it."""
         leader = self.leader
         booting = leader is None or leader.state == "Booting"
-        self.to(Phase.BOOTING if booting else Phase.SERVING)
+        self.happens(Happening.IDLE_AT_BOOT if booting else Happening.IDLE)
 
     # -- what processes say ---------------------------------------------------------------------
 
@@ -266,7 +265,7 @@ class Engine:
                 if server is self.leader:
                     self.label_gone_since = None
                     if self.phase is Phase.BOOTING:
-                        self.to(Phase.SERVING)
+                        self.happens(Happening.FOUND_SERVING)
             case frames.State() if server is not None:
                 self._state_told(server, frame, now)
             # a `Kept` that comes here answers no open question
@@ -324,13 +323,9 @@ class Engine:
         dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
         booting = self.booting
         if server is self.leader:
-            self.to(
-                Phase.DIRTY
-                if dirty
-                else Phase.FAILED
-                if isinstance(frame, frames.CommitFailed)
-                else Phase.SERVING
-            )
+            failed = isinstance(frame, frames.CommitFailed)
+            missed = Happening.COMMIT_FAILED if failed else Happening.COMMITTED
+            self.happens(Happening.COMMIT_BROKE if dirty else missed)
         server.pending, server.token = None, max(server.token, frame.commit_token)
         if isinstance(frame, frames.Committed):
             server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc
@@ -372,10 +367,8 @@ class Engine:
 
     def _follow(self, state: str) -> None:
         """Only phases that the leader's state makes follow it; the others follow what is asked."""
-        if state == "Dirty":
-            self.to(Phase.DIRTY)
-        elif self.phase in (Phase.DIRTY, Phase.BOOTING):
-            self.to(Phase.SERVING if state == "Serving" else Phase.BOOTING)
+        if state == "Dirty" or self.phase in (Phase.DIRTY, Phase.BOOTING):
+            self.happens(_FOUND[state])
 
 
 def _answers(id_: int, op: str, asked: PendingRequest | None) -> bool:

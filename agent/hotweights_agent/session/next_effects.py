@@ -22,35 +22,21 @@ from hotweights_agent.session.connections import (
     PendingRequest,
     Rank,
     Server,
-    StepFailure,
 )
-from hotweights_agent.session.effects import Close, Effect, Send, SendPrepare
+from hotweights_agent.session.effects import Effect, Send, SendPrepare
 from hotweights_agent.session.engine import Engine
-from hotweights_agent.session.phases import Phase
-from hotweights_agent.session.retry import RetryPolicy, RetryState
+from hotweights_agent.session.phases import Happening, Phase
+from hotweights_agent.session.retry import RetryState
+from hotweights_agent.session.timeouts import (
+    EngineTimeouts,
+    expire,
+)
 from hotweights_agent.session.versions import NodeVersions
-from hotweights_common.backoff import Backoff
-from hotweights_common.reasons import TRANSIENT_FOR_ENGINES, Reason
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import frames
 
-# three tries, 1 s and 4 s apart: only when they are over is a version called given up, and the
-# rollout waits for that
-PREPARE_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
-# as often, though each try takes the pod's label off anew
-COMMIT_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
 # how long a commit waits for the label to go; while the API server is away nobody reads it anyway
 UNMARK_SECONDS = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class EngineTimeouts:
-    """How long engines may take to answer; later the connection ends."""
-
-    prepare_seconds: float = 600.0  # the settings say it; it builds a copy of the whole model
-    # beyond what the commit itself is allowed: the engine measures that, and its answer travels
-    commit_slack_seconds: float = 15.0
-    keep_seconds: float = 30.0  # it loads nothing, it only opens its port
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +48,13 @@ class EngineContext:
     digest_label: str  # what the pod shows at the API server; empty: nothing
     now: float  # seconds of `Now`
     next_id: Callable[[], int]
-    bounds: EngineTimeouts = EngineTimeouts()
+    bounds: EngineTimeouts
 
 
 def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
     """The frames to send now; the engine's facts are brought up to date with them."""
     engine.serves_after_all()
-    effects = _expire(engine, at)
+    effects = expire(engine, at.now)
     leader, wanted = engine.leader, at.assignment
     if (
         leader is None
@@ -80,7 +66,7 @@ def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
         return effects
     # the engine would refuse an older order; one that asks for what it serves harms nobody
     if wanted.token < leader.token and not satisfied(engine, wanted):
-        engine.to(Phase.FAILED)
+        engine.happens(Happening.GIVEN_UP)
         return effects
     effects += _release_ports(engine, wanted, at)
     # tries for what is not ordered any more go, so that they do not pile up
@@ -162,46 +148,6 @@ def _of_commit(goal: Goal) -> Goal:
     return replace(goal, image=0)
 
 
-def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:
-    """Count a failure of what is still asked for. What may pass counts once where several ranks say
-    it within one wait. Sets `Engine.failed` when that was the last try. ``now`` in seconds.
-    """
-    attempt = engine.attempts.get((failure.op, failure.goal.digest))
-    transient = failure.reason in TRANSIENT_FOR_ENGINES and not failure.dirty
-    if attempt is None or attempt.goal != failure.goal or attempt.retries.given_up:
-        return
-    if transient and not attempt.retries.may_start(now):  # another rank said it before
-        return
-    policy = PREPARE_RETRIES if failure.op == "prepare" else COMMIT_RETRIES
-    attempt.retries = attempt.retries.failed(
-        now, policy, failure.reason, failure.message, transient=transient
-    )
-    if (
-        attempt.retries.given_up and failure.reason != Reason.STALE_TOKEN
-    ):  # that speaks against the order, not against the version
-        engine.failed = failure
-
-
-def _expire(engine: Engine, at: EngineContext) -> list[Effect]:
-    """End connections that owe an answer; their `Disconnected` then clears what they had said."""
-    effects: list[Effect] = []
-    processes: list[Server | Rank] = [*engine.servers.values(), *engine.ranks.values()]
-    for process in processes:
-        asked = process.pending
-        if asked is None or at.now < asked.deadline:
-            continue
-        reason = f"{asked.op.capitalize()}Timeout"
-        text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
-        effects.append(Close(process.conn, reason, text))
-        if asked.op != "keep":  # that is about no version
-            record_failure(
-                engine,
-                StepFailure(asked.op, asked.goal, reason, text, booting=engine.booting),
-                at.now,
-            )
-    return effects
-
-
 def _release_ports(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[Effect]:
     """Let servers open their port: the leader if it is to keep what it booted, the others once the
     leader serves.
@@ -280,15 +226,15 @@ def _settle(engine: Engine, goal: Goal) -> None:
     ranks = engine.ranks.values()
     over = given_up(engine, goal)
     if engine.prepared_everywhere(goal.digest):
-        engine.to(Phase.FAILED if over else Phase.PREPARED)
+        engine.happens(Happening.GIVEN_UP if over else Happening.ALL_PREPARED)
     elif any(rank.pending for rank in ranks) or (
         not over and goal.image and retry_state(engine, "prepare", goal).reason
     ):
-        engine.to(Phase.PREPARING)
+        engine.happens(Happening.PREPARE_ASKED)
     elif any(goal.digest in rank.rejected for rank in ranks):
-        engine.to(Phase.REFUSED)
+        engine.happens(Happening.PREPARE_REFUSED)
     elif over:
-        engine.to(Phase.FAILED)
+        engine.happens(Happening.GIVEN_UP)
     else:
         engine.rest()
 
@@ -307,7 +253,7 @@ def _commit(
     # only Wait lets requests end first; with the others the time for that is never used
     drain = float(wanted.drain_timeout_seconds) if wanted.mode == "Wait" else 0.0
     deadline = at.now + drain + wanted.commit_timeout_seconds + at.bounds.commit_slack_seconds
-    engine.to(Phase.COMMITTING)
+    engine.happens(Happening.COMMIT_ASKED)
     leader.pending = PendingRequest(at.next_id(), "commit", goal, deadline)
     frame = frames.Commit(
         id=leader.pending.id,

@@ -1,14 +1,17 @@
-"""The phases of an engine, and which may follow which.
+"""The phases of an engine, and what leads from one to another.
 
-The words are those of ``NodeWeights.status.engines[].phase``. The table is the whole truth about
-what may follow what: everything that changes a phase asks `move`, and a move that is not written
-here raises and changes nothing. What makes an engine move is told in `engine` and `next_effects`;
-this module knows no engine.
+The words are those of ``NodeWeights.status.engines[].phase``. `TRANSITIONS` is the whole truth: each
+thing that can happen to an engine, in which phases it can, and which phase follows. Everything that
+changes a phase says what happened; what cannot happen raises and changes nothing. The drawing in
+``docs/design/005-agent.md`` is made of this table (``python -m hotweights_agent.session.phases``).
+It knows no engine.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Phase(StrEnum):
@@ -25,60 +28,85 @@ class Phase(StrEnum):
     DIRTY = "Dirty"  # a switch broke in the middle: paused until the engine repairs itself
 
 
+class Happening(StrEnum):
+    """What can happen to an engine."""
+
+    RANK_CAME = "a rank connects, and no server yet"
+    FOUND_BOOTING = "the leader says that it boots"
+    FOUND_SERVING = "the leader says that it serves"
+    FOUND_DIRTY = "the leader says that it is dirty"
+    LEFT = "the leader, or the last process, is gone"
+    IDLE_AT_BOOT = "nothing is asked of an engine that boots"
+    IDLE = "nothing is asked of an engine that serves"
+    PREPARE_ASKED = "a rank is asked to prepare"
+    ALL_PREPARED = "every rank has prepared"
+    PREPARE_REFUSED = "a rank refuses"
+    GIVEN_UP = "what is asked for was given up"
+    COMMIT_ASKED = "the leader is asked to switch"
+    COMMITTED = "the leader has switched"
+    COMMIT_FAILED = "the leader has not switched"
+    COMMIT_BROKE = "the switch broke in the middle"
+
+
 class IllegalMove(Exception):
-    """A phase that cannot follow the present one: a defect of the agent, never of an engine."""
+    """Something that cannot happen in this phase: a defect of the agent, never of an engine."""
 
 
-_AT_REST = {Phase.BOOTING, Phase.SERVING}
-_ANYWHERE = {Phase.DISCONNECTED, Phase.DIRTY}
+class Transition(NamedTuple):
+    """In which phases something can happen, and the one that follows."""
 
-# Prepared and Committing may follow rest at once: a version may be prepared before it is asked for
-MOVES: dict[Phase, frozenset[Phase]] = {
-    Phase.DISCONNECTED: frozenset(_AT_REST | {Phase.DIRTY}),
-    Phase.BOOTING: frozenset(
-        _ANYWHERE
-        | {
-            Phase.SERVING,
-            Phase.PREPARING,
-            Phase.PREPARED,
-            Phase.COMMITTING,
-            Phase.REFUSED,
-            Phase.FAILED,
-        }
-    ),
-    Phase.SERVING: frozenset(
-        _ANYWHERE
-        | {
-            Phase.BOOTING,
-            Phase.PREPARING,
-            Phase.PREPARED,
-            Phase.COMMITTING,
-            Phase.REFUSED,
-            Phase.FAILED,
-        }
-    ),
-    Phase.PREPARING: frozenset(
-        _ANYWHERE | _AT_REST | {Phase.PREPARED, Phase.REFUSED, Phase.FAILED}
-    ),
-    Phase.PREPARED: frozenset(
-        _ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.COMMITTING, Phase.REFUSED, Phase.FAILED}
-    ),
-    Phase.COMMITTING: frozenset(_ANYWHERE | {Phase.SERVING, Phase.FAILED}),
-    Phase.REFUSED: frozenset(
-        _ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.FAILED}
-    ),
-    Phase.FAILED: frozenset(
-        _ANYWHERE | _AT_REST | {Phase.PREPARING, Phase.PREPARED, Phase.COMMITTING, Phase.REFUSED}
-    ),
-    # only the engine itself, or its end, leads out of it: nothing is asked of a dirty one
-    Phase.DIRTY: frozenset({Phase.DISCONNECTED, Phase.SERVING, Phase.BOOTING}),
+    since: frozenset[Phase]
+    to: Phase
+
+
+_ALL = frozenset(Phase)
+# nothing is asked of an engine in the middle of a switch, or of a broken or an absent one
+_ASKABLE = _ALL - {Phase.DISCONNECTED, Phase.COMMITTING, Phase.DIRTY}
+_SILENT = frozenset({Phase.DISCONNECTED})
+
+TRANSITIONS: Mapping[Happening, Transition] = {
+    Happening.RANK_CAME: Transition(_SILENT, Phase.BOOTING),
+    # Unasked, only what the leader's own state makes follows it: the other phases follow what is
+    # asked of it, and an answer to that.
+    Happening.FOUND_BOOTING: Transition(_SILENT | {Phase.DIRTY, Phase.BOOTING}, Phase.BOOTING),
+    Happening.FOUND_SERVING: Transition(_SILENT | {Phase.DIRTY, Phase.BOOTING}, Phase.SERVING),
+    Happening.FOUND_DIRTY: Transition(_ALL, Phase.DIRTY),
+    Happening.LEFT: Transition(_ALL, Phase.DISCONNECTED),
+    Happening.IDLE_AT_BOOT: Transition(_ASKABLE, Phase.BOOTING),
+    Happening.IDLE: Transition(_ASKABLE, Phase.SERVING),
+    Happening.PREPARE_ASKED: Transition(_ASKABLE, Phase.PREPARING),
+    # also at once: a version may be prepared before it is asked for
+    Happening.ALL_PREPARED: Transition(_ASKABLE, Phase.PREPARED),
+    Happening.PREPARE_REFUSED: Transition(_ASKABLE, Phase.REFUSED),
+    Happening.GIVEN_UP: Transition(_ASKABLE, Phase.FAILED),
+    Happening.COMMIT_ASKED: Transition(frozenset({Phase.PREPARED}), Phase.COMMITTING),
+    Happening.COMMITTED: Transition(frozenset({Phase.COMMITTING}), Phase.SERVING),
+    Happening.COMMIT_FAILED: Transition(frozenset({Phase.COMMITTING}), Phase.FAILED),
+    # the news that it is dirty may have come before the answer
+    Happening.COMMIT_BROKE: Transition(frozenset({Phase.COMMITTING, Phase.DIRTY}), Phase.DIRTY),
 }
 
 
-def move(old: Phase, new: Phase) -> Phase:
-    """The new phase. Raises `IllegalMove` when the table does not know the way; staying is always
-    allowed.
+def after(phase: Phase, happening: Happening) -> Phase:
+    """The phase that follows. Raises `IllegalMove` when that cannot happen in this one."""
+    since, to = TRANSITIONS[happening]
+    if phase not in since:
+        raise IllegalMove(f"{phase}: {happening}, which cannot be")
+    return to
+
+
+def drawing() -> Iterator[str]:
+    """The table as a Mermaid state diagram, a line at a time. What can happen in many phases is
+    drawn once, from a box that stands for them.
     """
-    if new is not old and new not in MOVES[old]:
-        raise IllegalMove(f"an engine cannot go from {old} to {new}")
-    return new
+    yield "stateDiagram-v2"
+    yield "    [*] --> Disconnected"
+    groups = {_ALL: "AnyPhase", _ASKABLE: "Askable"}
+    for happening, (since, to) in TRANSITIONS.items():
+        for source in [groups[since]] if since in groups else sorted(since - {to}):
+            yield f"    {source} --> {to}: {happening}"
+    yield f"    note left of Askable: one of {', '.join(sorted(_ASKABLE))}"
+
+
+if __name__ == "__main__":
+    print("\n".join(drawing()))

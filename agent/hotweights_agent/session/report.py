@@ -12,9 +12,9 @@ from hotweights_agent.session.effects import PodStatus
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.next_effects import given_up, goal_for, goal_of, satisfied
 from hotweights_agent.session.phases import Phase
-from hotweights_agent.session.sanitize import clip, short
 from hotweights_agent.session.versions import NodeVersions
 from hotweights_common.reasons import Reason
+from hotweights_common.sanitize import clip, short
 from hotweights_crds.nodeweights import EngineStatus, GivenUp, PodAssignment
 
 Said = tuple[str, str]  # reason, message

@@ -15,9 +15,9 @@ from typing import Literal
 from hotweights_agent.session.effects import CancelResolve, Effect, Resolve
 from hotweights_agent.session.messages import ResolveDone
 from hotweights_agent.session.retry import RetryPolicy, RetryState
-from hotweights_agent.session.sanitize import clip
 from hotweights_common.backoff import Backoff
 from hotweights_common.reasons import Reason
+from hotweights_common.sanitize import clip
 from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem
 
 # what passes by itself, such as a file server that restarts, is soon over

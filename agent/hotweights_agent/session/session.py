@@ -36,16 +36,12 @@ from hotweights_agent.session.effects import (
 )
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.messages import Message, Now, Pod
-from hotweights_agent.session.next_effects import (
-    EngineContext,
-    EngineTimeouts,
-    next_effects,
-    record_failure,
-)
+from hotweights_agent.session.next_effects import EngineContext, next_effects
 from hotweights_agent.session.node_status import Listed, node_status, without_progress
 from hotweights_agent.session.phases import Phase
 from hotweights_agent.session.report import pod_status
 from hotweights_agent.session.resolving import Resolving
+from hotweights_agent.session.timeouts import EngineTimeouts, record_failure
 from hotweights_agent.session.versions import NodeVersions
 from hotweights_common import sizes
 from hotweights_crds.nodeweights import (

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from hotweights_agent.session.effects import CancelStage, Effect, ReleaseVersion, Stage
 from hotweights_agent.session.messages import StageDone, StageFailed, StageProgressed
 from hotweights_agent.session.retry import RetryPolicy, RetryState
-from hotweights_agent.session.sanitize import clip
 from hotweights_common.backoff import Backoff
 from hotweights_common.reasons import Reason
+from hotweights_common.sanitize import clip
 from hotweights_crds.nodeweights import StagedVersion, StageItem, StagePhase
 
 STAGE_RETRIES = RetryPolicy(

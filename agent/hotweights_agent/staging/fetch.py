@@ -22,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from hotweights_agent.staging.chunk_scheduler import ChunkScheduler
 from hotweights_agent.staging.chunk_sources import ChunkSource
-from hotweights_common.backoff import Backoff
+from hotweights_agent.staging.fetch_policy import FetchPolicy
 from hotweights_common.reasons import Reason
 from hotweights_storage.errors import (
     Cancelled,
@@ -54,26 +54,6 @@ class FetchFailed(TransferError):
     def __init__(self, message: str, reason: str, *, transient: bool) -> None:
         super().__init__(message, reason)
         self.transient = transient
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FetchPolicy:
-    """How hard to try, before a fetch fails and the session decides whether to try again."""
-
-    deadline_seconds: float = 1800.0
-    """For the whole fetch."""
-    rounds: int = 3
-    """How often a chunk goes through all sources before the fetch fails."""
-    backoff: Backoff = Backoff(1.0, 60.0)
-    """Before a source that failed is asked again."""
-    patience_seconds: float = 20.0
-    """From the start: how long a peer that does not know the version is asked again instead of
-    being passed over.
-    """
-    again_seconds: float = 0.5
-    """Between two such questions."""
-    progress_seconds: float = 0.5
-    """Between two reports."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

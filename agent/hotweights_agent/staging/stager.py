@@ -36,7 +36,8 @@ from hotweights_agent.staging.broadcasts import (
     BroadcastTask,
 )
 from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
-from hotweights_agent.staging.fetch import Fetch, FetchFailed, FetchPolicy, Progress
+from hotweights_agent.staging.fetch import Fetch, FetchFailed, Progress
+from hotweights_agent.staging.fetch_policy import FetchPolicy
 from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.progress import ByteCounter
 from hotweights_agent.staging.store import StagingVersion, Store

@@ -23,7 +23,8 @@ from hotweights.adapters.vllm.rank.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import Image as MappedImage
 from hotweights.worker.allowed_sources import ROOTS_VARIABLE, may_read, sources
 from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
-from hotweights_agent.staging.fetch import Fetch, FetchPolicy
+from hotweights_agent.staging.fetch import Fetch
+from hotweights_agent.staging.fetch_policy import FetchPolicy
 from hotweights_common.reasons import Reason
 from hotweights_planner.plan import Plan
 from hotweights_storage.image import Image, ImageBuilder

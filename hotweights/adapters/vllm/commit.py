@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from hotweights.adapters.vllm import errors, probe
 from hotweights.adapters.vllm.errors import CommitError, EngineDead
@@ -31,35 +31,6 @@ logger = logging.getLogger("vllm.hotweights.commit")
 REPAIR_ATTEMPTS = 2
 RESUME_SECONDS = 10.0
 PAUSE_MODES = ("Keep", "Wait", "Abort")
-
-
-@dataclass(frozen=True, slots=True)
-class ProbePrompts:
-    """Prompts, and the tokens that the right weights answer (None: whatever comes, if only it comes
-    without NaN).
-    """
-
-    prompts: list[list[int]]
-    lengths: list[int]
-    tokens: list[list[int]] | None = None
-
-    @classmethod
-    def default(cls) -> ProbePrompts:
-        return cls(
-            [*map(list, probe.DEFAULT_PROMPTS)], [probe.DEFAULT_LENGTH] * len(probe.DEFAULT_PROMPTS)
-        )
-
-    @classmethod
-    def from_table(cls, probes: list[dict[str, Any]]) -> ProbePrompts:
-        """A version's golden probes for this kind of engine, or the default prompt."""
-        if not probes:
-            return cls.default()
-        tokens = [[int(token) for token in item["tokenIds"]] for item in probes]
-        return cls(
-            [[int(token) for token in item["promptTokenIds"]] for item in probes],
-            [*map(len, tokens)],
-            tokens,
-        )
 
 
 @dataclass(slots=True)
@@ -83,13 +54,13 @@ class Switch:
     _probed: str = "None"
     _running: tuple[str, int, asyncio.Future[frames.Frame]] | None = None
     # what each version answered when it was right
-    _known: dict[str | None, ProbePrompts] = field(default_factory=dict)
+    _known: dict[str | None, probe.ProbePrompts] = field(default_factory=dict)
 
     async def remember_boot(self) -> None:
         """What the booted weights answer: they came from a cold load, so a repair of them can be
         checked against it.
         """
-        questions = ProbePrompts.default()
+        questions = probe.ProbePrompts.default()
         try:
             answers = await self.engine_client.probe(questions.prompts, questions.lengths)
         except EngineDead:
@@ -97,7 +68,7 @@ class Switch:
         except Exception as error:  # noqa: BLE001 - the engine serves all the same; only a repair will know less
             logger.warning("The booted weights could not be probed (%s)", error)
             return
-        self._known[None] = ProbePrompts(
+        self._known[None] = probe.ProbePrompts(
             questions.prompts, questions.lengths, [item["tokens"] for item in answers]
         )
 
@@ -206,7 +177,7 @@ class Switch:
             )
         self.digest = frame.digest
         self._probed = "Golden" if questions.tokens is not None else "Ran"
-        self._known[frame.digest] = ProbePrompts(questions.prompts, questions.lengths, tokens)
+        self._known[frame.digest] = probe.ProbePrompts(questions.prompts, questions.lengths, tokens)
         pause_seconds = time.monotonic() - began
         await self._quietly("settle")
         logger.info(
@@ -214,7 +185,7 @@ class Switch:
         )
         return self._committed(frame, pause_seconds, timings)
 
-    async def _check(self, digest: str) -> ProbePrompts:
+    async def _check(self, digest: str) -> probe.ProbePrompts:
         """Every rank has it; from here until the copy no rank lets go of it."""
         answers = await self.engine_client.ranks("check", digest)
         if len(answers) != self.engine_client.world_size:
@@ -222,7 +193,7 @@ class Switch:
                 "NotPrepared", f"{len(answers)} ranks answered of {self.engine_client.world_size}"
             )
         try:
-            return ProbePrompts.from_table(answers[0]["probes"])
+            return probe.ProbePrompts.from_table(answers[0]["probes"])
         except (KeyError, TypeError, ValueError) as error:
             raise CommitError(
                 "CommitFailed", f"the version's probes are malformed: {error!r}"
@@ -246,7 +217,7 @@ class Switch:
                 raise CommitError("CommitFailed", f"could not pause: {error}") from error
 
     async def _switch(
-        self, frame: frames.Commit, questions: ProbePrompts, timings: dict[str, float]
+        self, frame: frames.Commit, questions: probe.ProbePrompts, timings: dict[str, float]
     ) -> list[list[int]]:
         """What only the pause may see: the copy, and the probe's tokens."""
         with _timed(timings, "probe"):
@@ -257,10 +228,10 @@ class Switch:
             "copy": round(copy_seconds, 6),
             "probe": round(timings["probe"] - copy_seconds, 6),
         }
-        return _tokens(answers, questions)
+        return probe.right_tokens(answers, questions)
 
-    async def _ask(self, questions: ProbePrompts) -> list[list[int]]:
-        return _tokens(
+    async def _ask(self, questions: probe.ProbePrompts) -> list[list[int]]:
+        return probe.right_tokens(
             await self.engine_client.probe(questions.prompts, questions.lengths), questions
         )
 
@@ -295,7 +266,7 @@ class Switch:
     async def _repair(self) -> None:
         await self.engine_client.ranks("repair", self.digest)
         await self.engine_client.forget_caches()
-        await self._ask(self._known.get(self.digest) or ProbePrompts.default())
+        await self._ask(self._known.get(self.digest) or probe.ProbePrompts.default())
         await self._quietly("settle")
         await self.engine_client.label(self.digest or "booted")
         self.dirty, self.torn, self.state = False, False, self._before
@@ -319,18 +290,6 @@ class Switch:
         return frames.Committed(
             frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed
         )
-
-
-def _tokens(answers: list[dict[str, Any]], questions: ProbePrompts) -> list[list[int]]:
-    """The probe's tokens, if they are the right ones. Raises `CommitError`."""
-    tokens = [list(answer["tokens"]) for answer in answers]
-    if any(answer["nan"] for answer in answers):
-        raise CommitError("ProbeMismatch", "the probe ran into NaN")
-    for number, expected in enumerate(questions.tokens or ()):
-        if tokens[number] != expected:
-            message = f"probe {number} answered {tokens[number][:16]}, expected {expected[:16]}"
-            raise CommitError("ProbeMismatch", message)
-    return tokens
 
 
 def _failed(

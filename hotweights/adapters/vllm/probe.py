@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from hotweights.adapters.vllm.errors import CommitError
+
 DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)), (97, 3, 61, 14))
 """What golden tokens are recorded for, and what an engine is asked at boot: so the first commit's
 batch is none that it never saw, for which libraries would look for kernels inside the pause.
@@ -157,3 +159,42 @@ def _drop_probes(scheduler: Any) -> None:
     left = [name for name in scheduler.requests if name.startswith(_PREFIX)]
     if left:
         scheduler.finish_requests(left, RequestStatus.FINISHED_ABORTED)
+
+
+@dataclass(frozen=True, slots=True)
+class ProbePrompts:
+    """Prompts, and the tokens that the right weights answer (None: whatever comes, if only it comes
+    without NaN).
+    """
+
+    prompts: list[list[int]]
+    lengths: list[int]
+    tokens: list[list[int]] | None = None
+
+    @classmethod
+    def default(cls) -> ProbePrompts:
+        return cls([*map(list, DEFAULT_PROMPTS)], [DEFAULT_LENGTH] * len(DEFAULT_PROMPTS))
+
+    @classmethod
+    def from_table(cls, probes: list[dict[str, Any]]) -> ProbePrompts:
+        """A version's golden probes for this kind of engine, or the default prompt."""
+        if not probes:
+            return cls.default()
+        tokens = [[int(token) for token in item["tokenIds"]] for item in probes]
+        return cls(
+            [[int(token) for token in item["promptTokenIds"]] for item in probes],
+            [*map(len, tokens)],
+            tokens,
+        )
+
+
+def right_tokens(answers: list[dict[str, Any]], questions: ProbePrompts) -> list[list[int]]:
+    """The probe's tokens, if they are the right ones. Raises `CommitError` (ProbeMismatch)."""
+    tokens = [list(answer["tokens"]) for answer in answers]
+    if any(answer["nan"] for answer in answers):
+        raise CommitError("ProbeMismatch", "the probe ran into NaN")
+    for number, expected in enumerate(questions.tokens or ()):
+        if tokens[number] != expected:
+            message = f"probe {number} answered {tokens[number][:16]}, expected {expected[:16]}"
+            raise CommitError("ProbeMismatch", message)
+    return tokens

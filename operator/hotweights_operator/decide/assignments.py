@@ -22,7 +22,7 @@ from hotweights_crds.nodeweights import (
     RolloutAssignment,
 )
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator.decide import activation, revision, staging
+from hotweights_operator.decide import activation, held_versions, revision
 from hotweights_operator.decide.activation import ActivationPlan
 from hotweights_operator.model import failures, fencing
 from hotweights_operator.model.actions import Assign, Event, ObjectRef
@@ -58,7 +58,7 @@ def writes(
         for node, found in pods.items()
         if found
     }
-    items = staging.stage_items(rollout, base, wanted, observed)
+    items = held_versions.stage_items(rollout, base, wanted, observed)
     actions: list[Assign] = []
     for node, found in pods.items():
         state = observed.states[node]

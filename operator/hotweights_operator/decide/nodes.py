@@ -16,7 +16,7 @@ from hotweights_crds.nodeweights import (
     PodAssignment,
     RolloutAssignment,
 )
-from hotweights_operator.decide import assignments, staging
+from hotweights_operator.decide import assignments, held_versions
 from hotweights_operator.model import failures, fencing
 from hotweights_operator.model.actions import (
     Action,
@@ -82,7 +82,7 @@ def _unassigned(state: NodeState, observed: Observed) -> RolloutAssignment | Non
     digests = dict.fromkeys((pod.namespace, pod.digest) for pod in pods if pod.digest)
     # With the route that it had: else, after an upgrade of the agents, every node would read the
     # source at once.
-    found = {digest: staging.told(state, namespace, digest) for namespace, digest in digests}
+    found = {digest: held_versions.told(state, namespace, digest) for namespace, digest in digests}
     kept = {item.digest: item for item in current.stage} if current else {}
     # the API server refuses a longer list as a whole
     stage = [kept.get(digest, item) for digest, item in found.items() if item is not None][

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 from hotweights_common import timestamps
 from hotweights_common.reasons import POD_IS_AWAY, Reason
-from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import (
     MAX_FAILURES,
     ByteCounts,
@@ -25,7 +24,13 @@ from hotweights_crds.weightrollout import (
     Phase,
     WeightRolloutStatus,
 )
-from hotweights_operator.decide import conditions, disruption_budget, revision, transports
+from hotweights_operator.decide import (
+    conditions,
+    disruption_budget,
+    progress_deadline,
+    revision,
+    transports,
+)
 from hotweights_operator.decide.context import PassContext
 from hotweights_operator.model.node_totals import NodeTotals
 
@@ -41,18 +46,6 @@ class Verdict:
     reason: str
     message: str
     stalled: bool = False
-
-
-def deadline_in_seconds(
-    context: PassContext, status: WeightRolloutStatus, now: datetime
-) -> float | None:
-    """In how many seconds the progress deadline passes; None: it does not run, or has passed."""
-    # nothing is waited for, or not by this rollout
-    if is_true(status.conditions, "Ready") or not context.blocked.rule.deadline_runs:
-        return None
-    left = _deadline(context, status, now) - now
-    # a second later: times in the status are cut to seconds, and the next pass is to find it passed
-    return left.total_seconds() + 1.0 if left > timedelta(0) else None
 
 
 def settles_in_seconds(
@@ -94,18 +87,6 @@ def _without_bytes(status: WeightRolloutStatus) -> WeightRolloutStatus:
     return status.model_copy(update={**update, "conditions": conditions_})
 
 
-def _deadline(context: PassContext, status: WeightRolloutStatus, now: datetime) -> datetime:
-    """When the progress deadline passes. ``last_progress_at`` may be another process's word, by
-    another clock: it counts from when this one began to decide at the earliest, and from now at the
-    latest.
-    """
-    # never in the future: progress that a clock ahead of ours noted would put the deadline off
-    since = min(timestamps.parse(status.last_progress_at) or now, now)
-    if context.started_at is not None:
-        since = max(since, context.started_at)
-    return since + timedelta(seconds=context.rollout.spec.progress_deadline_seconds)
-
-
 def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
     """The whole status of a pass, which `loop` compares with the one that was written. The order
     is of what needs what: counts, high-water marks of them, the end, the deadline, the verdict.
@@ -118,7 +99,7 @@ def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
         counted = revision.completed(counted, now)
     if context.blocked.kind == "Aborted":
         counted = counted.model_copy(update={"aborted_revision": counted.revision})
-    if _progressed(context, counted, is_complete=is_complete):
+    if progress_deadline.has_moved(context, counted, is_complete=is_complete):
         counted = counted.model_copy(update={"last_progress_at": timestamps.show(now)})
     outcome = _outcome(context, counted, now, is_complete=is_complete)
     facts = conditions.ConditionInputs(
@@ -261,25 +242,6 @@ def _is_available(context: PassContext, status: WeightRolloutStatus) -> bool:
     )
 
 
-def _progressed(context: PassContext, status: WeightRolloutStatus, *, is_complete: bool) -> bool:
-    """Whether something moved since the last status, or the deadline's clock has to start anew."""
-    old = context.rollout.status
-    # a new revision has its whole time
-    if not old.last_progress_at or old.revision != status.revision:
-        return True
-    # what was held, complete or without its version was not expected to move
-    was_held = is_true(old.conditions, "Paused") and context.blocked.kind not in (
-        "Paused",
-        "TooManyFailures",
-    )
-    was_complete = is_true(old.conditions, "Ready") and not is_complete
-    waits, waited = (
-        context.blocked.rule.waits_for_version,
-        not is_true(old.conditions, "VersionResolved"),
-    )
-    return was_held or was_complete or waits != waited or status.high_water != old.high_water
-
-
 def _outcome(
     context: PassContext, status: WeightRolloutStatus, now: datetime, *, is_complete: bool
 ) -> Verdict:
@@ -361,7 +323,9 @@ def _working(
             "Stalled", _why(first), f"{counts}; the others failed{_tell(first)}", stalled=True
         )
     seconds = context.rollout.spec.progress_deadline_seconds
-    if context.blocked.rule.deadline_runs and now >= _deadline(context, status, now):
+    if context.blocked.rule.deadline_runs and now >= progress_deadline.deadline(
+        context, status, now
+    ):
         message = f"no progress for {seconds} s: {doing.message}"
         return Verdict("Stalled", Reason.PROGRESS_DEADLINE_EXCEEDED, message, stalled=True)
     return doing

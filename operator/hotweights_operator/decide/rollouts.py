@@ -16,7 +16,14 @@ from datetime import datetime
 
 from hotweights_crds.conditions import find
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator.decide import activation, assignments, events, revision, rollout_status
+from hotweights_operator.decide import (
+    activation,
+    assignments,
+    events,
+    progress_deadline,
+    revision,
+    rollout_status,
+)
 from hotweights_operator.decide.activation import NodePlan, RolloutGoal
 from hotweights_operator.decide.blocked import Blocked
 from hotweights_operator.decide.context import PassContext
@@ -89,7 +96,7 @@ def decide(
     actions = assignments.writes(rollout, base, plan, observed, stages=blocked.rule.activates)
     waits = (
         plan.again_in_seconds,
-        rollout_status.deadline_in_seconds(context, status, now),
+        progress_deadline.deadline_in_seconds(context, status, now),
         rollout_status.settles_in_seconds(context, status, now),
     )
     return RolloutDecision(

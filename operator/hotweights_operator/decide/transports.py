@@ -4,20 +4,29 @@ both sides have it, else TCP.
 TCP is always there, so whatever the answer, there is a road. An agent measures its transports over
 loopback when it starts: that says what its processors can do, not its network, and it is all that
 anybody knows before bytes move.
+
+A broadcast is no road from one node to another: nodes join it together. Its group, a collective, is a chain of the routes: its head reads the source, the ranks stand in the chain's
+order, and whoever is not reached by it pulls along that same chain. It is formed once, for nodes
+that are told of the version now, and only where nobody has the version yet: from those who have it,
+pulling is as quick and asks nobody to wait. A node that was to be told with the others and was not
+(the operator ended between two writes) is let in; for whoever comes when some have the version
+already, it is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
 
-from hotweights_crds.nodeweights import Endpoint
+from hotweights_crds.nodeweights import Collective, Endpoint, StageItem
 from hotweights_crds.weightrollout import Transport
 from hotweights_operator.model.objects import NodeState
+from hotweights_planner.routes import Route
 
 ALWAYS = "tcp"
 """Every agent serves it, so there is nothing to fall back to from it."""
 BROADCAST = "mpi"
-"""Not one node pulling from another: nodes join, see `joins` and `collectives`."""
+"""Not one node pulling from another: nodes join, see `joins` and `form_collectives`."""
 
 
 def choose(asked: Transport, child: NodeState, parent: NodeState) -> str:
@@ -105,3 +114,69 @@ def _takes(asked: Transport, state: NodeState, scheme: str) -> bool:
 def _rates(state: NodeState) -> dict[str, int]:
     """MB/s (10^6 bytes) by transport, of those that the node serves; 0: not measured."""
     return {one.scheme: one.megabytes_per_second for one in state.status.endpoints if one.endpoint}
+
+
+MAX_MEMBERS = 64  # as the schema allows (`Collective.members`); the rest of a chain pulls
+
+
+def form_collectives(
+    asked: Transport,
+    digest: str,
+    routes: Mapping[str, Route],
+    kept: Mapping[str, StageItem],
+    serving: Mapping[str, NodeState],
+    bases: Sequence[str] = (),
+) -> dict[str, Collective]:
+    """Node → its collective, for those of ``routes`` that are not ``kept`` and have one. ``bases``
+    are versions that may be built upon, the best one first.
+    """
+    told: dict[str, Collective] = {}
+    for item in kept.values():
+        if item.collective is not None:
+            told.update(dict.fromkeys(item.collective.members, item.collective))
+    # a node that was to be told with the others and was not: the write to it was lost
+    found = {node: told[node] for node in routes if node not in kept and node in told}
+    able = {
+        node
+        for node in routes
+        if node not in kept and node not in told and node in serving and joins(asked, serving[node])
+    }
+    # the first parent alone: the others are for when it fails
+    child = {route.parents[0]: node for node, route in routes.items() if route.parents}
+    for head in sorted(able):
+        if not routes[head].reads_origin:
+            continue
+        chain = [head]
+        while (following := child.get(chain[-1])) is not None:
+            chain.append(following)
+        # one that does not take part is skipped: it pulls from its parent as it would have anyway
+        members = [node for node in chain if node in able][:MAX_MEMBERS]
+        if len(members) > 1:
+            found.update(
+                dict.fromkeys(
+                    members, _collective(digest, [serving[node] for node in members], bases)
+                )
+            )
+    return found
+
+
+def is_over(item: StageItem, having: Collection[str]) -> bool:
+    """Whether a node that lacks the version would wait in vain for the others: some of them have it
+    already.
+    """
+    return item.collective is not None and any(node in having for node in item.collective.members)
+
+
+def _collective(digest: str, members: Sequence[NodeState], bases: Sequence[str]) -> Collective:
+    # An agent that starts anew is another rank of another job: the name must not be that of the one
+    # that it has left. 128 bits of it are enough to tell jobs apart.
+    names = [state.name for state in members]
+    lives = " ".join(state.status.boot_id for state in members)
+    base = next((known for known in bases if all(state.holds(known) for state in members)), "")
+    name = hashlib.sha256(f"{digest} {' '.join(names)} {lives}".encode()).hexdigest()[:32]
+    return Collective(
+        name=name,
+        head=offer(members[0], BROADCAST).endpoint,
+        members=names,
+        base=base,
+    )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotweights_crds.weightrollout import VersionRef, WeightRolloutSpec
 from hotweights_operator.model.objects import Pod
-from hotweights_operator.sim.cluster.flaws import Flaw, FlawKind
+from hotweights_operator.sim.cluster.bad_versions import Flaw, FlawKind
 
 if TYPE_CHECKING:
     from hotweights_operator.sim.run import Simulation

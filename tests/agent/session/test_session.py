@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from hotweights_agent.session import effects as fx
 from hotweights_agent.session import messages as msg
 from hotweights_agent.session import next_effects
 from hotweights_agent.session.engine import Engine
-from hotweights_agent.session.phases import MOVES, IllegalMove, Phase, move
+from hotweights_agent.session.phases import (
+    TRANSITIONS,
+    Happening,
+    IllegalMove,
+    Phase,
+    after,
+    drawing,
+)
 from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_crds.nodeweights import (
     Capacity,
@@ -513,14 +522,27 @@ def test_the_world_notices_a_broken_promise(
         live()
 
 
-@pytest.mark.parametrize("old", list(Phase))
-@pytest.mark.parametrize("new", list(Phase))
-def test_moves(old: Phase, new: Phase) -> None:
-    if new is old or new in MOVES[old]:
-        assert move(old, new) is new
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("happening", list(Happening))
+def test_what_can_happen(phase: Phase, happening: Happening) -> None:
+    since, to = TRANSITIONS[happening]
+    if phase in since:
+        assert after(phase, happening) is to
     else:
-        with pytest.raises(IllegalMove):
-            move(old, new)
+        with pytest.raises(IllegalMove, match=f"{phase}: {happening}"):
+            after(phase, happening)
+
+
+def test_the_table_forbids_something_and_leaves_no_phase_out() -> None:
+    possible = sum(len(since) for since, _ in TRANSITIONS.values())
+    assert possible < len(Phase) * len(Happening) * 2 / 3
+    assert set(TRANSITIONS) == set(Happening)
+    assert {to for _, to in TRANSITIONS.values()} == set(Phase)
+
+
+def test_the_drawing_in_the_documents_is_of_this_table() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "design" / "005-agent.md").read_text()
+    assert "```mermaid\n" + "\n".join(drawing()) + "\n```" in text
 
 
 def test_a_prepare_that_was_called_off_does_not_count_when_the_version_is_wanted_again(

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from hotweights_agent.staging.chunk_sources import ChunkSource, PeerSource
-from hotweights_agent.staging.fetch import Fetch, FetchFailed, FetchPolicy, Progress
+from hotweights_agent.staging.fetch import Fetch, FetchFailed, Progress
+from hotweights_agent.staging.fetch_policy import FetchPolicy
 from hotweights_agent.staging.store import Store
 from hotweights_common.backoff import Backoff
 from hotweights_storage.errors import Cancelled, NoCapacity

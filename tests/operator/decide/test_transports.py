@@ -22,7 +22,7 @@ from hotweights_crds.weightrollout import (
     WeightRolloutStatus,
 )
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
-from hotweights_operator.decide.staging import stage_items
+from hotweights_operator.decide.held_versions import stage_items
 from hotweights_operator.decide.transports import choose, describe, speaks
 from hotweights_operator.model.objects import Node, NodeState, Rollout, Version
 from hotweights_operator.model.observed import Observed

@@ -20,7 +20,7 @@ from hotweights_crds.nodeweights import (
 from hotweights_operator.model.actions import Assign
 from hotweights_operator.model.objects import NodeState, Pod
 from hotweights_operator.sim.cluster.api import Api, Invalid
-from hotweights_operator.sim.cluster.flaws import Flaw
+from hotweights_operator.sim.cluster.bad_versions import Flaw
 from hotweights_operator.sim.cluster.fleet import Fleet
 from hotweights_operator.sim.cluster.kubelet import BACK_OFF_SECONDS
 from hotweights_operator.sim.cluster.schema import excess

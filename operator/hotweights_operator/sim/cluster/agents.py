@@ -15,8 +15,8 @@ from datetime import timedelta
 from hotweights_crds.base import digest_label
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_operator.model.objects import DIGEST_LABEL, Pod
+from hotweights_operator.sim.cluster.bad_versions import ActiveFaults
 from hotweights_operator.sim.cluster.engine import Engine, Goal, Memory
-from hotweights_operator.sim.cluster.flaws import ActiveFaults
 from hotweights_operator.sim.cluster.kubelet import Kubelets
 
 NBYTES = 1000

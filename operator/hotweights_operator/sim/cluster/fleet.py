@@ -14,8 +14,8 @@ from hotweights_crds.nodeweights import EngineStatus, NodeWeightsSpec, PodAssign
 from hotweights_operator.model.objects import Agent, Node, NodeState, Pod
 from hotweights_operator.sim.cluster.agents import NBYTES, AgentProcess, Confirmation, Steering
 from hotweights_operator.sim.cluster.api import Api
+from hotweights_operator.sim.cluster.bad_versions import ActiveFaults
 from hotweights_operator.sim.cluster.engine import Engine
-from hotweights_operator.sim.cluster.flaws import ActiveFaults
 from hotweights_operator.sim.cluster.kubelet import Kubelets
 from hotweights_operator.sim.cluster.node_report import engine_status, node_status
 

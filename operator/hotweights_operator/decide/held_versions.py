@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from hotweights_crds.nodeweights import Peer, StageItem
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator.decide import collectives, revision, transports
+from hotweights_operator.decide import revision, transports
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.model.observed import Observed
 from hotweights_planner.routes import Route, plan_routes
@@ -93,7 +93,9 @@ def _items(
         if v.digest not in ("", digest)
     ]
     # from those who have it, pulling is as quick as a broadcast and asks nobody to wait
-    jobs = {} if donors else collectives.form(asked, digest, routes, routed, serving, bases)
+    jobs = (
+        {} if donors else transports.form_collectives(asked, digest, routes, routed, serving, bases)
+    )
     for node in nodes:
         if node in peers and node not in kept:
             route = _route(rollout, serving[node], routes[node], serving)
@@ -176,7 +178,7 @@ def _with_plain(item: StageItem, plain: StageItem, having: frozenset[str]) -> St
     """The route that it has, with the rest as it is now; the very same item where nothing
     differs.
     """
-    collective = None if collectives.is_over(item, having) else item.collective
+    collective = None if transports.is_over(item, having) else item.collective
     new = plain.model_copy(
         update={"parents": item.parents, "fallbacks": item.fallbacks, "collective": collective}
     )

@@ -1,0 +1,29 @@
+"""How hard a fetch tries: how long it waits for a peer that does not know the version yet, how often
+a chunk goes through all sources, when it gives up.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from hotweights_common.backoff import Backoff
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FetchPolicy:
+    """How hard to try, before a fetch fails and the session decides whether to try again."""
+
+    deadline_seconds: float = 1800.0
+    """For the whole fetch."""
+    rounds: int = 3
+    """How often a chunk goes through all sources before the fetch fails."""
+    backoff: Backoff = Backoff(1.0, 60.0)
+    """Before a source that failed is asked again."""
+    patience_seconds: float = 20.0
+    """From the start: how long a peer that does not know the version is asked again instead of
+    being passed over.
+    """
+    again_seconds: float = 0.5
+    """Between two such questions."""
+    progress_seconds: float = 0.5
+    """Between two reports."""
