@@ -71,6 +71,7 @@ class Reason(StrEnum):
     MAP_FAILED = "MapFailed"
     PREPARE_TIMEOUT = "PrepareTimeout"
     COMMIT_TIMEOUT = "CommitTimeout"
+    KEEP_TIMEOUT = "KeepTimeout"
     UNKNOWN_TENSOR = "UnknownTensor"
     MISSING_TENSOR = "MissingTensor"
     SHAPE_MISMATCH = "ShapeMismatch"

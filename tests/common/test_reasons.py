@@ -9,7 +9,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from hotweights_common.reasons import Reason
+from hotweights_common.reasons import (
+    COUNTED_BY_AGENTS,
+    POD_IS_AWAY,
+    TRANSIENT_FOR_ENGINES,
+    Reason,
+)
 from hotweights_crds.weightrollout import WeightRolloutStatus
 
 ROOT = Path(__file__).parents[2]
@@ -70,6 +75,13 @@ def test_a_reason_that_is_explained_is_in_the_list() -> None:
     assert len(words) > 40
     conditions = {"VersionResolved", *WeightRolloutStatus.model_fields}
     assert words - set(Reason) - PHASES - CONDITIONS - conditions - {"NotFound"} == set()
+
+
+def test_a_reason_that_a_pod_or_a_version_may_show_is_explained() -> None:
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    shown = COUNTED_BY_AGENTS | POD_IS_AWAY | TRANSIENT_FOR_ENGINES
+    assert len(shown) > 40
+    assert [reason for reason in sorted(shown) if f"`{reason}`" not in text] == []
 
 
 def test_a_reason_is_one_word_that_conditions_take() -> None:

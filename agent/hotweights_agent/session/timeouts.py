@@ -22,6 +22,12 @@ PREPARE_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
 # as often, though each try takes the pod's label off anew
 COMMIT_RETRIES = RetryPolicy(most=3, backoff=Backoff(1.0, 60.0, factor=4.0))
 
+_REASONS = {
+    "prepare": Reason.PREPARE_TIMEOUT,
+    "commit": Reason.COMMIT_TIMEOUT,
+    "keep": Reason.KEEP_TIMEOUT,
+}
+
 
 @dataclass(frozen=True, slots=True)
 class EngineTimeouts:
@@ -41,7 +47,7 @@ def expire(engine: Engine, now: float) -> list[Effect]:
         asked = process.pending
         if asked is None or now < asked.deadline:
             continue
-        reason = f"{asked.op.capitalize()}Timeout"
+        reason = _REASONS[asked.op]
         text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
         effects.append(Close(process.conn, reason, text))
         if asked.op != "keep":  # that is about no version
