@@ -27,6 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hotweights.adapters.inprocess.names import NameMap
+from hotweights.home import home
+from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from hotweights.adapters.inprocess.binder import AgentSocket, Binder, HostAgent
@@ -38,7 +40,7 @@ _installed: tuple[object, ...] | None = None
 
 def install_autobind(
     name_map: NameMap = None,
-    endpoint: str = "tcp://127.0.0.1:5555",
+    endpoint: str = DEFAULT_ENDPOINT,
     use_mpi: bool = False,
     pinned: bool = True,
     verify: bool = True,
@@ -114,8 +116,7 @@ def _host_agent() -> HostAgent:
     from hotweights_agent.engines.socket_server import SOCKET_NAME
 
     named = os.environ.get("HOTWEIGHTS_SOCKET", "")
-    home = Path(os.environ.get("HOTWEIGHTS_HOME") or "~/.cache/hotweights").expanduser()
-    socket = Path(named) if named else home / "worker" / SOCKET_NAME
+    socket = Path(named) if named else home() / "worker" / SOCKET_NAME
     return HostAgent(socket, socket.with_name(TOKEN_FILE))
 
 

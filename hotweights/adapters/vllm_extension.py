@@ -29,6 +29,7 @@ from hotweights.adapters.inprocess import names
 from hotweights.adapters.inprocess.errors import NotApplied, Torn
 from hotweights.adapters.inprocess.names import NameMap
 from hotweights_common.reasons import Reason
+from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +68,7 @@ class HotweightsWorkerExtension:
 
     def __init__(
         self,
-        endpoint: str = "tcp://127.0.0.1:5555",
+        endpoint: str = DEFAULT_ENDPOINT,
         name_map: NameMap = None,
         use_mpi: bool = False,
         pinned: bool = True,

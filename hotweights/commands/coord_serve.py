@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Json, TokenFile
+from hotweights.commands.options import Curve, Json, TokenFile
 from hotweights_common.errors import HotweightsError
+from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
 BACKEND_VARIABLE = "HOTWEIGHTS_COORD_BACKEND"
 

@@ -16,12 +16,13 @@ from typing import Annotated, Any
 import typer
 
 from hotweights.commands import coord_serve, status_text
-from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json, TokenFile
+from hotweights.commands.options import Curve, Endpoint, Json, TokenFile
 from hotweights.files import read_bounded
 from hotweights.published import read_published
 from hotweights_common import sizes
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
+from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
 POLL_SECONDS = 0.2

@@ -30,7 +30,6 @@ CheckpointFolder = Annotated[
     ),
 ]
 
-DEFAULT_ENDPOINT = "tcp://127.0.0.1:5555"
 Endpoint = Annotated[
     str,
     typer.Option(

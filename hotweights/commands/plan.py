@@ -19,6 +19,7 @@ from hotweights.commands.options import Curve, Json, TokenFile
 from hotweights.commands.ranks import MAX_GROUPS_NBYTES, read_groups
 from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
+from hotweights.home import CURRENT_MANIFEST, home
 from hotweights.published import read_published, read_text
 from hotweights_common import sizes
 from hotweights_common.reasons import Reason
@@ -31,8 +32,6 @@ from hotweights_planner.published import Published, parse_published
 from hotweights_planner.verification import Report, verify
 from hotweights_storage.errors import SourceUnavailable
 
-HOME_VARIABLE = "HOTWEIGHTS_HOME"
-CURRENT_MANIFEST = "current_manifest.json"
 COORDINATOR_SECONDS = 10.0
 
 
@@ -135,11 +134,6 @@ def plan(
         f"MiB{chosen})"
     )
     print(f"digest {made.digest}")
-
-
-def home() -> Path:
-    """Where this host keeps what it committed."""
-    return Path(os.environ.get(HOME_VARIABLE) or Path.home() / ".cache" / "hotweights")
 
 
 def _named_previous(

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotweights.commands.options import Curve, Json, TokenFile, progress
-from hotweights.commands.plan import home as default_home
 from hotweights.commands.worker import Device, Roots
+from hotweights.home import home as default_home
 from hotweights.replicate.world import World
 from hotweights_common import sizes
 from hotweights_common.errors import HotweightsError

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotweights.commands.coordinator import EVENTS_VARIABLE
-from hotweights.commands.options import DEFAULT_ENDPOINT, Curve, Endpoint, Json, TokenFile
-from hotweights.commands.plan import home
+from hotweights.commands.options import Curve, Endpoint, Json, TokenFile
+from hotweights.home import ROOTS_VARIABLE, home
+from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
 if TYPE_CHECKING:
     from hotweights.worker.service import Running, WorkerSettings
 
 log = logging.getLogger(__name__)
 
-ROOTS_VARIABLE = "HOTWEIGHTS_ROOTS"
 Roots = Annotated[
     list[Path] | None,
     typer.Option(

@@ -22,6 +22,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from hotweights.files import write_whole
+from hotweights.home import CURRENT_MANIFEST
 from hotweights_common import files, locks
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
@@ -36,7 +37,6 @@ from hotweights_storage.resolve import Progress, check_headers, read_manifest, v
 from hotweights_storage.sources.base import Source, read_small
 from hotweights_storage.sources.file import open_folder
 
-MANIFEST_FILE = "current_manifest.json"
 LOCK_SECONDS = 600.0
 PIECE_NBYTES = 16 << 20
 SPARE_NBYTES = 16 << 20
@@ -128,7 +128,7 @@ class VersionStore:
         _link(self._current, folder)
         text = published_text(manifest, "file://" + quote(str(folder.resolve())))
         # and all names in the folder with it
-        write_whole(self.home / MANIFEST_FILE, text, "the current manifest")
+        write_whole(self.home / CURRENT_MANIFEST, text, "the current manifest")
 
     def _prune(self) -> None:
         kept = {link.resolve() for link in (self._current, self._previous)}

@@ -14,8 +14,6 @@ from hotweights_storage.errors import SourceRefused, SourceUnavailable
 from hotweights_storage.sources.base import Root, Source, Sources
 from hotweights_storage.sources.file import FileOpener
 
-ROOTS_VARIABLE = "HOTWEIGHTS_ROOTS"
-
 
 class _Below:
     """A `FileOpener` whose refusal names the option that would let it in."""

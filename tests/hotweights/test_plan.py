@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from hotweights.commands.plan import HOME_VARIABLE
 from hotweights.device_memory import Free, suggested_bucket_nbytes
+from hotweights.home import HOME_VARIABLE
 from hotweights.published import read_published
 from hotweights_planner.manifest import CHUNK_NBYTES, FILE_NAME
 from hotweights_planner.plan import parse

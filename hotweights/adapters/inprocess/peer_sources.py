@@ -21,7 +21,8 @@ from hotweights.adapters.inprocess.names import NameMap
 from hotweights.adapters.inprocess.version import Version
 from hotweights.adapters.vllm.rank.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import Image as MappedImage
-from hotweights.worker.allowed_sources import ROOTS_VARIABLE, may_read, sources
+from hotweights.home import ROOTS_VARIABLE
+from hotweights.worker.allowed_sources import may_read, sources
 from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
 from hotweights_agent.staging.fetch import Fetch
 from hotweights_agent.staging.fetch_policy import FetchPolicy
