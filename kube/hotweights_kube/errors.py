@@ -7,8 +7,7 @@ Callers decide by type, people by the message, which names the object and says w
     │   └── AlreadyExists   create found one of that name
     ├── NotFound        no such object, or the resource definition is not installed
     ├── Forbidden       the identity may not do that: RBAC, an admission policy, or an expired token
-    ├── Invalid         the API server will never take this body: a defect of ours or of the user's
-    input
+    ├── Invalid         the API server will never take this body: our defect, or the user's input
     ├── Unavailable     nobody answered in time, or not now: try again after `retry_after_seconds`
     ├── Expired         a watch's resourceVersion is too old: list again
     ├── TokenRefused    a token review said no

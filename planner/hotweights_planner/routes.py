@@ -3,7 +3,7 @@
 The graph is a handful of chains. A link is full duplex, so a node that passes on what it receives
 costs its parent nothing: one chain delivers to N nodes in the time of one, and every node uploads
 once. A chain hangs from a node that has the version already (a donor) or from one that reads the
-origin; there are ``readers`` chains, or one per donor where those are more.
+origin; at first there are ``readers`` chains, or one per donor where those are more.
 
 Every node is ranked by its distance from its chain's start, and pulls, in the worst case too, only
 from lower ranks: so there is never a circle of nodes that wait for each other. Its first fallback
@@ -12,7 +12,8 @@ once; then come donors, spread evenly, then nodes of other chains. The origin is
 resort and is not listed. The route of a donor is empty: it needs nobody.
 
 Given the ``previous`` parents, what still holds stays: a node that left is bridged over, a node
-that came goes to an end. So plans may be made anew at every step of a rollout. It knows names and
+that came goes to an end, and no chain is ever split: stability goes before balance, so more readers
+or donors than before serve new nodes only. So plans may be made anew at every step of a rollout. It knows names and
 zones of nodes, no addresses, no rates.
 """
 

@@ -154,7 +154,7 @@ class Engine:
         self.ranks[hello.rank] = Rank(conn, hello.rank, hello.world_size)
         self.seen = self.seen or self.complete
         if self.phase is Phase.DISCONNECTED:
-            self.happens(Happening.RANK_CAME)
+            self.happens(Happening.RANKS_ALONE)
         return replaced
 
     def _connect_server(self, conn: int, hello: Hello, now: Now) -> list[int]:
@@ -230,7 +230,7 @@ class Engine:
         if heir is not None:
             self.happens(_FOUND[heir.state])
         elif self.ranks:
-            self.happens(Happening.RANK_CAME)
+            self.happens(Happening.RANKS_ALONE)
 
     def _drop_rank(self, conn: int) -> None:
         number = next((n for n, rank in self.ranks.items() if rank.conn == conn), None)
@@ -323,9 +323,12 @@ class Engine:
         dirty = isinstance(frame, frames.CommitFailed) and (frame.dirty or server.state == "Dirty")
         booting = self.booting
         if server is self.leader:
-            failed = isinstance(frame, frames.CommitFailed)
-            missed = Happening.COMMIT_FAILED if failed else Happening.COMMITTED
-            self.happens(Happening.COMMIT_BROKE if dirty else missed)
+            if dirty:
+                self.happens(Happening.COMMIT_BROKE)
+            elif isinstance(frame, frames.CommitFailed):
+                self.happens(Happening.COMMIT_FAILED)
+            else:
+                self.happens(Happening.COMMITTED)
         server.pending, server.token = None, max(server.token, frame.commit_token)
         if isinstance(frame, frames.Committed):
             server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc

@@ -31,7 +31,7 @@ class Phase(StrEnum):
 class Happening(StrEnum):
     """What can happen to an engine."""
 
-    RANK_CAME = "a rank connects, and no server yet"
+    RANKS_ALONE = "ranks are connected, and no server"
     FOUND_BOOTING = "the leader says that it boots"
     FOUND_SERVING = "the leader says that it serves"
     FOUND_DIRTY = "the leader says that it is dirty"
@@ -55,7 +55,7 @@ class IllegalMove(Exception):
 class Transition(NamedTuple):
     """In which phases something can happen, and the one that follows."""
 
-    since: frozenset[Phase]
+    sources: frozenset[Phase]
     to: Phase
 
 
@@ -65,7 +65,7 @@ _ASKABLE = _ALL - {Phase.DISCONNECTED, Phase.COMMITTING, Phase.DIRTY}
 _SILENT = frozenset({Phase.DISCONNECTED})
 
 TRANSITIONS: Mapping[Happening, Transition] = {
-    Happening.RANK_CAME: Transition(_SILENT, Phase.BOOTING),
+    Happening.RANKS_ALONE: Transition(_SILENT, Phase.BOOTING),
     # Unasked, only what the leader's own state makes follows it: the other phases follow what is
     # asked of it, and an answer to that.
     Happening.FOUND_BOOTING: Transition(_SILENT | {Phase.DIRTY, Phase.BOOTING}, Phase.BOOTING),
@@ -82,15 +82,14 @@ TRANSITIONS: Mapping[Happening, Transition] = {
     Happening.COMMIT_ASKED: Transition(frozenset({Phase.PREPARED}), Phase.COMMITTING),
     Happening.COMMITTED: Transition(frozenset({Phase.COMMITTING}), Phase.SERVING),
     Happening.COMMIT_FAILED: Transition(frozenset({Phase.COMMITTING}), Phase.FAILED),
-    # the news that it is dirty may have come before the answer
-    Happening.COMMIT_BROKE: Transition(frozenset({Phase.COMMITTING, Phase.DIRTY}), Phase.DIRTY),
+    Happening.COMMIT_BROKE: Transition(frozenset({Phase.COMMITTING}), Phase.DIRTY),
 }
 
 
 def after(phase: Phase, happening: Happening) -> Phase:
     """The phase that follows. Raises `IllegalMove` when that cannot happen in this one."""
-    since, to = TRANSITIONS[happening]
-    if phase not in since:
+    sources, to = TRANSITIONS[happening]
+    if phase not in sources:
         raise IllegalMove(f"{phase}: {happening}, which cannot be")
     return to
 
@@ -102,8 +101,8 @@ def drawing() -> Iterator[str]:
     yield "stateDiagram-v2"
     yield "    [*] --> Disconnected"
     groups = {_ALL: "AnyPhase", _ASKABLE: "Askable"}
-    for happening, (since, to) in TRANSITIONS.items():
-        for source in [groups[since]] if since in groups else sorted(since - {to}):
+    for happening, (sources, to) in TRANSITIONS.items():
+        for source in [groups[sources]] if sources in groups else sorted(sources - {to}):
             yield f"    {source} --> {to}: {happening}"
     yield f"    note left of Askable: one of {', '.join(sorted(_ASKABLE))}"
 

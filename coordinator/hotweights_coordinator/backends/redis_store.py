@@ -4,14 +4,13 @@ This module alone knows the library ``redis``, and knows nothing of what the byt
 promises:
 
 * A write counts if, and only if, the lease in Redis still carries this process's fence
-  (``redis_scripts``). No clock decides that;
-  the clock here keeps a leader from *answering* after its time.
+  (``redis_scripts``). No clock decides that; the clock here keeps a leader from *answering* after
+  its time.
 * The lease's time is counted from the moment the request for it was sent, by a monotonic clock,
-  less a margin: this process stops
-  calling itself leader before Redis does, however long the answer took.
+  less a margin: this process stops calling itself leader before Redis does, however long the answer
+  took.
 * A write without an answer leaves the outcome open. It is settled before the next one: ``load``
-  takes a new revision, which voids
-  whatever is still on its way, and gives what holds.
+  takes a new revision, which voids whatever is still on its way, and gives what holds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What moves chunks between nodes, whatever the wire: the words, the errors, and the protocol that
 every transport keeps.
 
-This module knows no socket, no thread and no Kubernetes. It knows chunks by their BLAKE3 digest and
+This module opens no socket and starts no thread; it says which threads call what, because callers
+must know. It knows chunks by their BLAKE3 digest and
 versions by their manifest's digest, and refuses to know what a tensor is. A transport that keeps
 the promises of `PeerServer` and `PeerClient` passes ``tests/transports/peers``, which runs over
 every scheme of the registry.
@@ -14,8 +15,7 @@ Errors::
     ├── PeerRefused           it does not talk to us: token, protocol, too busy
     ├── PeerMissing           it neither has nor fetches what was asked for
     ├── PeerProtocolError     it sent what nobody asked for, or what cannot be understood
-    └── PeerCorrupt           its bytes are not the bytes that their digest promises (reason
-    ChecksumMismatch)
+    └── PeerCorrupt           its bytes are not what their digest promises: ChecksumMismatch
 """
 
 from __future__ import annotations
@@ -236,16 +236,14 @@ class PeerServer(ABC):
     Order of events on each connection:
 
     1. PULLER sends its token. SERVER calls `Authenticate` before anything else; where it says None,
-      the puller gets a
-       refusal that names the cause, and not one byte of a manifest or a chunk.
-    2. PULLER asks for a manifest by digest, for chunks by BLAKE3, or to be let into a group, as
-      often as it likes, several requests ahead.
+       the puller gets a refusal that names the cause, and not one byte of a manifest or a chunk.
+    2. PULLER asks for a manifest by digest, for chunks by BLAKE3, or something by name, as often as
+       it likes, several requests ahead.
     3. SERVER answers in the order asked. A chunk leaves as soon as the provider has it verified;
-      until then the puller
-       gets a sign of life every `ServerLimits.waiting_seconds`. What the provider does not know is
-       answered as missing.
+       until then the puller gets a sign of life every `ServerLimits.waiting_seconds`. What the
+       provider does not know is answered as missing.
     4. Whatever goes wrong (garbage, a puller that is slow or gone, a deadline) ends this connection
-      only.
+       only.
 
     A server serves from construction until `close`, which ends all connections and waits for their
     threads. A closed server serves no more; make another one.

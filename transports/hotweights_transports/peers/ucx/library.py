@@ -6,9 +6,8 @@ always counts; everything else is set here, for UCX in this process only, so tha
 started from it chooses for itself. Why these settings:
 
 - ``TLS``: nothing but the network. Memory that is shared within a host does not work across
-  containers, where UCX finds out too
-  late, and weights change hands within a host as file descriptors; GPUs have nothing to send
-  either, for chunks lie in memory.
+  containers, where UCX finds out too late, and weights change hands within a host as file
+  descriptors; GPUs have nothing to send either, for chunks lie in memory.
 - ``TCP_TX_SEG_SIZE``, ``TCP_RX_SEG_SIZE``: with the default of 8 KiB, UCX's TCP is three times
   slower.
 - ``UCX_LOG_FILE``, ``UCX_LOG_LEVEL``: UCX would write to the standard output, where results belong,
