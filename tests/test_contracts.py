@@ -20,7 +20,7 @@ PACKAGES = tuple(CONFIG["root_packages"])
 FORBIDDEN = (
     ("Layers", "hotweights_common.hosts", "hotweights_crds"),
     ("Layers", "hotweights_crds.base", "hotweights_planner"),
-    ("Layers", "hotweights_planner.routes", "hotweights_storage"),
+    ("Layers", "hotweights_planner.pull_routes", "hotweights_storage"),
     ("Layers", "hotweights_storage.linux", "hotweights_transports"),
     ("Layers", "hotweights_transports.peers.frames", "hotweights_agent"),
     ("Layers", "hotweights_kube.errors", "hotweights_operator"),
@@ -45,7 +45,11 @@ FORBIDDEN = (
         "hotweights_transports.peers.base",
         "hotweights_transports.broadcast.group",
     ),
-    ("TCP and UCX", "hotweights_transports.peers.stream.wire", "hotweights_transports.peers.ucx"),
+    (
+        "TCP and UCX",
+        "hotweights_transports.peers.stream.timed_socket",
+        "hotweights_transports.peers.ucx",
+    ),
     ("The bottom floor", "hotweights_common.sizes", "prometheus_client"),
     ("The planner is pure", "hotweights_planner.layout", "random"),
     ("The planner is pure", "hotweights_crds.conditions", "time"),

@@ -39,7 +39,7 @@ import importlib, pkgutil
 for package in ("hotweights", "hotweights_planner", "hotweights_transports", "hotweights_agent"):
     found = importlib.import_module(package)
     for module in pkgutil.walk_packages(found.__path__, f"{package}."):
-        if module.name.startswith("hotweights.adapters.") or module.name.endswith(("__main__", ".broadcast.rank")):
+        if module.name.startswith("hotweights.adapters.") or module.name.endswith(("__main__", ".broadcast.mpi_program")):
             continue  # they import torch and vLLM at their top, or are programs
         importlib.import_module(module.name)
 importlib.import_module("hotweights.adapters.vllm_auto")

@@ -13,7 +13,7 @@ from hotweights.worker.assignments import MOST_PEERS, Member, Route
 from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_crds.nodeweights import Peer
-from hotweights_planner.donors import Spot, choose, nearest_first
+from hotweights_planner.nearest_donors import Spot, choose, nearest_first
 
 
 class PeerSelection:

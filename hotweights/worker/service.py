@@ -29,9 +29,9 @@ from hotweights.worker.auth import (
     engine_token,
     peer_secret,
 )
+from hotweights.worker.no_pod_status import NullPodStatus
 from hotweights.worker.peer_provider import LocalChunks
 from hotweights.worker.peers import PeerSelection
-from hotweights.worker.pod_status import NullPodStatus
 from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming
 from hotweights_agent.engines.socket_server import ServerNotStarted
 from hotweights_agent.metrics import Metrics

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from hotweights_coordinator.state.state import EVENTS_PER_TOPIC, CoordinatorState, Event, Worker
 from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.messages import Applied, Failure
-from hotweights_planner.routes import Route, plan_routes
+from hotweights_planner.pull_routes import Route, plan_routes
 
 # routes of a thousand are not made anew for every worker that joins or becomes a donor
 ROUTES_SECONDS = 0.25

@@ -32,9 +32,9 @@ from hotweights.worker import events
 from hotweights.worker.allowed_sources import sources
 from hotweights.worker.assignments import WorkerStatus
 from hotweights.worker.auth import LocalEngineAuthenticator, PeerSecret, engine_token, peer_secret
+from hotweights.worker.no_pod_status import NullPodStatus
 from hotweights.worker.peer_provider import LocalChunks
 from hotweights.worker.peers import PeerSelection
-from hotweights.worker.pod_status import NullPodStatus
 from hotweights.worker.sync import CoordinatorSync, HeartbeatTiming
 from hotweights_agent.engines.socket_server import SOCKET_NAME
 from hotweights_agent.metrics import Metrics

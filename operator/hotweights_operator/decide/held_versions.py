@@ -15,7 +15,7 @@ from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator.decide import revision, transports
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.model.observed import Observed
-from hotweights_planner.routes import Route, plan_routes
+from hotweights_planner.pull_routes import Route, plan_routes
 
 MAX_PEERS = 8  # as the schema allows (`StageItem.fallbacks`)
 

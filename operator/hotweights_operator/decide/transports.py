@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping, Sequence
 from hotweights_crds.nodeweights import Collective, Endpoint, StageItem
 from hotweights_crds.weightrollout import Transport
 from hotweights_operator.model.objects import NodeState
-from hotweights_planner.routes import Route
+from hotweights_planner.pull_routes import Route
 
 ALWAYS = "tcp"
 """Every agent serves it, so there is nothing to fall back to from it."""

@@ -82,7 +82,7 @@ def test_a_guest_gets_what_it_needs(groups: Groups, guest: PeerClient) -> None:
 def test_before_it_is_open_nobody_is_invited_and_afterwards_everybody_hears_why(
     groups: Groups, guest: PeerClient
 ) -> None:
-    with pytest.raises(PeerMissing, match="leads no group ours"):
+    with pytest.raises(PeerMissing, match="has no answer to ours"):
         accept(guest, "ours", "a", NODES.get)
     groups.open("ours", ["a", "b"], 7000, Groups.new_secret())
     groups.close("ours")

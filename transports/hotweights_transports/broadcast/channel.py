@@ -26,7 +26,12 @@ from hotweights_transports.peers.base import (
     PeerTimeout,
     PeerUnreachable,
 )
-from hotweights_transports.peers.stream.wire import ConnectionBroken, DeadlinePassed, Wire, within
+from hotweights_transports.peers.stream.timed_socket import (
+    ConnectionBroken,
+    DeadlinePassed,
+    Wire,
+    within,
+)
 
 MAX_MESSAGE_NBYTES = 256 * 1024  # a beginning names every rank's address: 256 bytes for each
 _NONCE_NBYTES = 32  # as long as the digest that is made of it

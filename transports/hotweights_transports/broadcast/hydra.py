@@ -25,7 +25,7 @@ from pathlib import Path
 
 from hotweights_common.reasons import Reason
 from hotweights_storage.errors import TransferError
-from hotweights_transports.broadcast import rank
+from hotweights_transports.broadcast import mpi_program
 from hotweights_transports.broadcast.launch_line import END, PREFIX
 from hotweights_transports.peers.registry import Availability
 
@@ -149,7 +149,13 @@ class Mpiexec:
             arguments += ["-genv", name, os.environ.get(name, value)]
         for name, value in (settings or {}).items():
             arguments += ["-genv", name, value]
-        arguments += ["-n", str(ranks), sys.executable, "-I", str(Path(rank.__file__).resolve())]
+        arguments += [
+            "-n",
+            str(ranks),
+            sys.executable,
+            "-I",
+            str(Path(mpi_program.__file__).resolve()),
+        ]
         self._said: deque[str] = deque(maxlen=20)  # the last lines, for an error's text
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(

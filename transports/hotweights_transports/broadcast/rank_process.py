@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final, Self
 
-from hotweights_transports.broadcast import rank
+from hotweights_transports.broadcast import mpi_program
 from hotweights_transports.broadcast.hydra import END_SECONDS, START_SECONDS, MpiFailed, environment
 
 LEFTOVERS: Final = ("dev/shm/mpich_shm_*", "tmp/hydra_hwloc_xmlfile_*")
@@ -81,7 +81,7 @@ class RankProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), fd),
-                env=environment() | {rank.FDS_VARIABLE: inherited},
+                env=environment() | {mpi_program.FDS_VARIABLE: inherited},
             )
         except OSError as error:
             self._control.close()
@@ -96,15 +96,15 @@ class RankProcess:
 
     def wait_ready(self, seconds: float) -> None:
         """Until the rank is in the job with all others. Raises `MpiFailed`."""
-        payload = self._hear(rank.READY, seconds)
-        self.rank, self.size = rank.PAIR.unpack(payload)
+        payload = self._hear(mpi_program.READY, seconds)
+        self.rank, self.size = mpi_program.PAIR.unpack(payload)
 
     def post(self, slot: int, nbytes: int) -> None:
         """Broadcast the slot next, ``nbytes`` of it. At most ``slots`` may be posted and not
         completed. Raises `MpiFailed`.
         """
         try:
-            self._control.send(rank.POST.pack(slot, nbytes))
+            self._control.send(mpi_program.POST.pack(slot, nbytes))
         except OSError as error:
             raise MpiFailed(
                 f"the rank is gone: {(error.strerror or str(error)).lower()}"
@@ -114,14 +114,14 @@ class RankProcess:
         """The slot whose broadcast has ended on this node, in the order posted. Raises `MpiFailed`
         after so many seconds without one.
         """
-        return int(rank.SLOT.unpack(self._hear(rank.DONE, seconds))[0])
+        return int(mpi_program.SLOT.unpack(self._hear(mpi_program.DONE, seconds))[0])
 
     def finish(self, seconds: float) -> None:
         """All is done on this node: leave the job together with the others, or alone when they take
         too long.
         """
         with contextlib.suppress(MpiFailed, OSError):
-            self._control.send(rank.FINISH)
+            self._control.send(mpi_program.FINISH)
             self._hear(b"", seconds)  # no message is of this kind: it ends when the rank does
         self.close()
 
@@ -159,7 +159,7 @@ class RankProcess:
         # 0 would not mean "at once" but a socket that does not block
         self._control.settimeout(max(0.001, deadline - time.monotonic()))
         try:
-            message = self._control.recv(rank.MAX_MESSAGE_NBYTES)
+            message = self._control.recv(mpi_program.MAX_MESSAGE_NBYTES)
         except TimeoutError:
             raise MpiFailed(f"the collective made no progress for {seconds:g} s") from None
         except OSError as error:
@@ -167,7 +167,7 @@ class RankProcess:
                 f"the rank is gone: {(error.strerror or str(error)).lower()}"
             ) from error
         # the first byte is the kind; a message of no bytes is the socket's end
-        if message[:1] == rank.FAILED:
+        if message[:1] == mpi_program.FAILED:
             raise MpiFailed(f"the rank failed: {message[1:].decode(errors='replace')}")
         if not message:
             raise MpiFailed("the job ended early: a member was lost")

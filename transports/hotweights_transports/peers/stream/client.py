@@ -37,7 +37,7 @@ from hotweights_transports.peers.base import (
 )
 from hotweights_transports.peers.stall_timeout import StallTimeout
 from hotweights_transports.peers.stream import address as addresses
-from hotweights_transports.peers.stream.wire import (
+from hotweights_transports.peers.stream.timed_socket import (
     ConnectionBroken,
     DeadlinePassed,
     Tick,

@@ -17,8 +17,8 @@ from hotweights_transports.peers.base import (
 from hotweights_transports.peers.registry import Availability, Transport
 from hotweights_transports.peers.stream.client import StreamClient
 from hotweights_transports.peers.stream.server import StreamServer
+from hotweights_transports.peers.ucx.connection import UcxWire
 from hotweights_transports.peers.ucx.library import Unavailable, live
-from hotweights_transports.peers.ucx.wire import UcxWire
 
 
 class UcxServer(StreamServer):

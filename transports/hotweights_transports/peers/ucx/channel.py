@@ -17,7 +17,7 @@ import select
 import time
 from typing import Any, Final
 
-from hotweights_transports.peers.stream.wire import TICK_SECONDS, ConnectionBroken, Tick
+from hotweights_transports.peers.stream.timed_socket import TICK_SECONDS, ConnectionBroken, Tick
 from hotweights_transports.peers.ucx.library import load
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotweights_planner.donors import Distance, Spot, choose, distance, nearest_first
+from hotweights_planner.nearest_donors import Distance, Spot, choose, distance, nearest_first
 
 HERE = Spot("here", "10.1.2.3", "")
 

@@ -8,7 +8,7 @@ from graphlib import TopologicalSorter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotweights_planner.routes import FALLBACKS, Route, plan_routes
+from hotweights_planner.pull_routes import FALLBACKS, Route, plan_routes
 
 NAME = st.sampled_from([f"n{number}" for number in range(10)])
 NAMES = st.lists(st.integers(0, 40).map("n{}".format), min_size=1, max_size=30, unique=True)

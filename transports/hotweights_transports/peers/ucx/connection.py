@@ -17,7 +17,7 @@ import struct
 from typing import Final
 
 from hotweights_transports.peers import frames
-from hotweights_transports.peers.stream.wire import ConnectionBroken, Tick, Unusable, Wire
+from hotweights_transports.peers.stream.timed_socket import ConnectionBroken, Tick, Unusable, Wire
 from hotweights_transports.peers.ucx.channel import Channel
 
 MESSAGE_NBYTES: Final = 4 * 1024 * 1024
