@@ -3,7 +3,9 @@ one YAML file.
 
 The environment carries what differs from node to node (Kubernetes fills it in), the file what the
 whole installation shares. A key that nobody knows is an error, because a misspelt limit that
-silently does not hold is worse than an agent that does not start.
+silently does not hold is worse than an agent that does not start. The checks are written here and
+not taken from pydantic, because each refusal names the key as it stands in the file and what may
+stand there, and turning a library's errors into such sentences took as many lines.
 """
 
 from __future__ import annotations

@@ -39,7 +39,6 @@ MAX_SIDE_FILE_NBYTES = 256 << 20  # it is read whole, into memory
 
 # a Kubernetes label value, at most 63 characters: versions stand in labels
 _LABEL_VALUE = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _HEX = b"0123456789abcdef"
 
 Size = Annotated[int, Field(ge=0, le=MAX_INTEGER)]
@@ -174,11 +173,6 @@ class Manifest(_Part):
 def digest_of(canonical: bytes) -> str:
     """The digest of a manifest's bytes: ``sha256:`` and 64 hexadecimal digits."""
     return "sha256:" + hashlib.sha256(canonical).hexdigest()
-
-
-def is_digest(text: str) -> bool:
-    """Whether ``text`` is spelled like a manifest's digest."""
-    return _DIGEST.fullmatch(text) is not None
 
 
 def is_label(text: object) -> bool:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from hotweights_common.sanitize import is_digest
 from hotweights_planner import manifest as manifests
 from hotweights_planner.consumers import Ranks, is_ranks
 from hotweights_planner.errors import BadManifest, BadPlan
@@ -175,7 +176,7 @@ def _base_fault(document: Mapping[str, Any], manifest: Manifest) -> str | None:
     if (version is None) != (digest is None):
         return "base_version and base_digest belong together"
     if digest is not None and not (
-        isinstance(digest, str) and manifests.is_digest(digest) and manifests.is_label(version)
+        isinstance(digest, str) and is_digest(digest) and manifests.is_label(version)
     ):
         return "base_version is no version, or base_digest no digest"
     if not isinstance(removed, list) or not all(isinstance(name, str) for name in removed):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotweights_common.sanitize import is_digest
 from hotweights_planner.errors import BadManifest
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import (
@@ -20,7 +21,6 @@ from hotweights_planner.manifest import (
     SideFile,
     build,
     digest_of,
-    is_digest,
     parse,
 )
 
