@@ -50,6 +50,25 @@ def test_it_names_enough() -> None:
     assert len(NAMED) >= 150, "most of the product's modules that a newcomer meets have a path"
 
 
+DEFINED = sorted(
+    {
+        (path, name)
+        for path, names in re.findall(r"`([\w./-]+\.py)` \(((?:`\w+`(?:, )?)+)", PAGE)
+        for name in re.findall(r"`(\w+)`", names)
+    }
+)
+
+
+@pytest.mark.parametrize(("path", "name"), DEFINED)
+def test_what_it_finds_in_a_module_is_defined_there(path: str, name: str) -> None:
+    text = (ROOT / path).read_text()
+    assert re.search(rf"^\s*(class|def|async def) {name}\b|^\s*{name}( =|:)", text, re.MULTILINE)
+
+
+def test_it_says_of_some_modules_what_to_look_for() -> None:
+    assert len(DEFINED) > 10
+
+
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([\w./-]+)\)", PAGE))))
 def test_its_links_lead_somewhere(link: str) -> None:
     assert (ROOT / "docs" / "design" / link).exists()

@@ -1,5 +1,5 @@
-"""A transport between nodes, and a kind of source, are each added by one new module and nothing
-else.
+"""A transport between nodes, and a kind of source that agents read, are each one new module and
+nothing else.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Opener:
         self._files = FileOpener(roots)
 
     def open(self, uri, namespace):
-        return self._files.open(uri.replace("tape://", "file://", 1), namespace)
+        return self._files.open(uri.replace("punched-cards://", "file://", 1), namespace)
 
-OPENERS = {"tape": Opener}
+OPENERS = {"punched-cards": Opener}
 """
 
 
@@ -75,9 +75,9 @@ def test_a_transport_is_one_new_module() -> None:
 def test_a_kind_of_source_is_one_new_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "tape.py").write_text(SOURCE)
+    (tmp_path / "punched_cards.py").write_text(SOURCE)
     monkeypatch.setattr(sources, "__path__", [*sources.__path__, str(tmp_path)])
     allowed = allowed_sources.allowed([RootSettings(tmp_path, namespaces=("*",))])
-    with allowed.open(f"tape://{tmp_path}", "ns") as opened:
-        assert "tape.py" in opened.files()
-    sys.modules.pop("hotweights_storage.sources.tape", None)
+    with allowed.open(f"punched-cards://{tmp_path}", "ns") as opened:
+        assert "punched_cards.py" in opened.files()
+    sys.modules.pop("hotweights_storage.sources.punched_cards", None)

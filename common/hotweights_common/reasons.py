@@ -210,6 +210,17 @@ POD_IS_AWAY = frozenset(
 )
 """The pod, or what leads to it, is not there: nothing is known against the version."""
 
+SHOWN_BY_VERSIONS = frozenset(
+    {
+        Reason.NO_AGENT,
+        Reason.WAITS_FOR_AGENT,
+        Reason.RESOLVE_FAILED,
+        Reason.RESOLVE_TIMEOUT,
+        Reason.DIGEST_MISMATCH,
+    }
+)
+"""Of the condition Resolved, beside what reading the source itself may end with."""
+
 COUNTED_BY_AGENTS = frozenset(
     {
         Reason.UNKNOWN_TENSOR,

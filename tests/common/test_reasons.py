@@ -12,6 +12,7 @@ from pathlib import Path
 from hotweights_common.reasons import (
     COUNTED_BY_AGENTS,
     POD_IS_AWAY,
+    SHOWN_BY_VERSIONS,
     TRANSIENT_FOR_ENGINES,
     Reason,
 )
@@ -79,7 +80,7 @@ def test_a_reason_that_is_explained_is_in_the_list() -> None:
 
 def test_a_reason_that_a_pod_or_a_version_may_show_is_explained() -> None:
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
-    shown = COUNTED_BY_AGENTS | POD_IS_AWAY | TRANSIENT_FOR_ENGINES
+    shown = COUNTED_BY_AGENTS | POD_IS_AWAY | TRANSIENT_FOR_ENGINES | SHOWN_BY_VERSIONS
     assert len(shown) > 40
     assert [reason for reason in sorted(shown) if f"`{reason}`" not in text] == []
 

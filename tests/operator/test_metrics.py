@@ -18,6 +18,7 @@ from hotweights_operator.decide import revision
 from hotweights_operator.metrics import LoopHealth, Metrics, health, readiness, serve
 from hotweights_operator.model.objects import Rollout, Version
 from hotweights_operator.runtime.cache import Cache
+from tests.operator.worlds import rollout
 from tests.ports import free_ports
 
 BEGAN = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -75,6 +76,39 @@ def test_the_ends_are_told_by_outcome() -> None:
     assert 'hotweights_rollout_duration_seconds_bucket{le="5.0",outcome="Complete"} 1.0' in text
     assert 'hotweights_rollout_duration_seconds_bucket{le="180.0",outcome="Aborted"} 0.0' in text
     assert 'hotweights_rollout_duration_seconds_sum{outcome="Aborted"} 400.0' in text
+
+
+def test_a_rollouts_status_is_told_figure_by_figure() -> None:
+    at = {"lastTransitionTime": "2026-01-01T12:00:00Z"}
+    status = {
+        "phase": "Activating",
+        "target": {"version": "v2"},
+        "previous": {"version": "v1"},
+        "pods": {"desired": 7, "updated": 5, "prepared": 6, "failed": 1},
+        "nodes": {"desired": 4, "staged": 3},
+        "nbytes": {"total": 900, "done": 600},
+        "conditions": [
+            {**at, "type": "Ready", "status": "False", "reason": "Activating"},
+            {**at, "type": "Staged", "status": "True", "reason": "Staged"},
+        ],
+        "failures": [{"podUID": "u", "pod": "p", "reason": "LoadFailed"}],
+    }
+    cache = Cache()
+    cache.put("rollout", "models/llm", 1, rollout(status))
+    text = Metrics(cache, lambda: WELL).text().decode()
+    of = 'name="llm",namespace="models"'
+    for line in (
+        f'hotweights_rollout_pods{{{of},state="desired"}} 7.0',
+        f'hotweights_rollout_pods{{{of},state="updated"}} 5.0',
+        f'hotweights_rollout_pods{{{of},state="failed"}} 1.0',
+        f'hotweights_rollout_nodes{{{of},state="staged"}} 3.0',
+        f'hotweights_rollout_bytes{{{of},state="done"}} 600.0',
+        f'hotweights_rollout_condition{{{of},reason="Activating",type="Ready"}} 0.0',
+        f'hotweights_rollout_condition{{{of},reason="Staged",type="Staged"}} 1.0',
+        f'hotweights_rollout_failures{{{of},reason="LoadFailed"}} 1.0',
+        f'hotweights_rollout_info{{{of},phase="Activating",previous="v1",version="v2"}} 1.0',
+    ):
+        assert line in text
 
 
 WELL = LoopHealth(

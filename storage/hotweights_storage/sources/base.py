@@ -1,4 +1,4 @@
-"""What a source is, and the registry that finds one by its URI's scheme.
+"""What a source is, and how one is opened by its URI's scheme.
 
 A source is read by a pool of threads in large pieces; who reads decides which and in what order.
 Nothing here knows tensors.

@@ -1,5 +1,6 @@
 """The kinds of sources that there are: found, not listed. One more is one more module of this
-package, with `OPENERS`: by scheme, what makes an `Opener` of the roots that may be read.
+package, with `OPENERS`: by scheme, what makes an `Opener` of the roots that may be read. Agents take
+what there is; which schemes a WeightVersion may name says its rule in ``hotweights_crds``.
 """
 
 from __future__ import annotations
