@@ -5,8 +5,8 @@ Nothing here decides anything (that is `commit`), and nothing else in the API se
 engine.
 
 ``engine_client`` is vLLM 0.32's ``AsyncLLM`` (``v1/engine/async_llm.py``), or what stands for one
-in this process; ``call_utility_async`` of its ``engine_core`` (``v1/engine/core_client.py``) calls a
-method of EngineCore by name. Everything runs on the API server's event loop.
+in this process; ``call_utility_async`` of its ``engine_core`` (``v1/engine/core_client.py``) calls
+a method of EngineCore by name. Everything runs on the API server's event loop.
 """
 
 from __future__ import annotations
