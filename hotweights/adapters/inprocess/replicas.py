@@ -24,7 +24,9 @@ logger = logging.getLogger("vllm.hotweights.replicas")
 
 
 class SyncEngineClient(EngineClient):
-    """The engine of a `vllm.LLM`. The gate is closed whenever anything here is called."""
+    """The engine of a `vllm.LLM`. The gate is closed whenever anything here is called. Its client
+    is vLLM 0.32's ``SyncMPClient`` or ``InprocClient`` (``v1/engine/core_client.py``).
+    """
 
     def __init__(self, client: Any, vllm_config: Any) -> None:
         """``client`` is the engine's client itself, not what guards it."""
@@ -82,7 +84,10 @@ class SyncEngineClient(EngineClient):
 
 
 def end_async(engine: Any, reason: str) -> None:
-    """No way back for an `AsyncLLM`: whoever waits for an answer is told. On its event loop."""
+    """No way back for an `AsyncLLM`: whoever waits for an answer is told. On its event loop. As
+    vLLM 0.32's clients do it when their engine process has died (``v1/engine/core_client.py``:
+    ``engine_dead``).
+    """
     logger.critical("This engine is given up: %s", reason)
     engine.engine_core.resources.engine_dead = True
     engine.engine_core.outputs_queue.put_nowait(EngineDeadError())
