@@ -22,9 +22,9 @@ from hotweights_operator.sim.plan import App
 if TYPE_CHECKING:
     from hotweights_operator.sim.run import Simulation
 
-REST_STEPS = 10
+REST_STEPS = 10  # without any write: then the world is at rest
 MOST_STEPS = 600
-CALM_STEPS = 200
+CALM_STEPS = 200  # in which nobody may change, where the lost keep the world from resting
 
 
 def heal(sim: Simulation) -> None:

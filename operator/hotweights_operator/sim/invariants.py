@@ -17,11 +17,12 @@ from hotweights_operator.model.observed import Observed
 from hotweights_operator.model.selectors import selects
 from hotweights_operator.sim.cluster.agents import Confirmation
 
+# as kubelets forget a container's back-off: who ran so long does not restart for ever
 SHORT_RUN_SECONDS = 600.0
 
 
 class Violated(Exception):
-    """An invariant does not hold."""
+    """An invariant does not hold; ``name`` is what it is called in the tests and by --ignore."""
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
