@@ -16,7 +16,7 @@ from hotweights_storage.capacity import available_nbytes
 # one number a line, in MiB; see nvidia-smi --help-query-gpu
 QUERY = ("--query-gpu=memory.free", "--format=csv,noheader,nounits")
 TIMEOUT_SECONDS = 10.0  # a driver that hangs must not hang a command
-MIN_BUCKET_NBYTES = 1 << 20
+MIN_BUCKET_NBYTES = 1 << 20  # the smallest that ``plan --bucket-mb`` can name
 MAX_BUCKET_NBYTES = 1 << 30
 
 

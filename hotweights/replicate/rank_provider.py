@@ -72,6 +72,7 @@ class RankProvider(ChunkProvider):
     # What the others ask (`ChunkProvider`):
 
     def locate(self, blake3: str) -> Lease | Pending | None:
+        """A chunk that is here, or one of the plan's that is waited for until `end`."""
         self.heard_at = time.monotonic()
         if blake3 not in self._known:
             return None
@@ -81,6 +82,7 @@ class RankProvider(ChunkProvider):
         return None if self._ended else Pending(lambda seconds: self._await(blake3, seconds))
 
     def manifest(self, digest: str) -> bytes | None:
+        """The plan's manifest. Asked for by the child's goodbye: those words, and it has parted."""
         self.heard_at = time.monotonic()
         if digest == self._plan.manifest.digest:
             return self._plan.manifest.canonical

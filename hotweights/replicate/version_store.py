@@ -182,6 +182,7 @@ def _write_tensors(descriptor: int, name: str, image: Image, progress: Progress)
         for index, digest in enumerate(tensor.chunks):
             found = image.range(digest)
             if found is None:
+                # 16 digits are enough to find it in the manifest
                 raise CannotCommit(
                     f"chunk {digest[:16]}… is not among the image's {len(places)}",
                     Reason.INCOMPLETE,

@@ -34,8 +34,8 @@ from hotweights_operator.sim.invariants import Violated
 from hotweights_operator.sim.run import Simulation
 
 _PLAN_STEPS = 400  # of a second each: what is not over by then does not end
-_PLANNED_POD = {"app": "rollout"}
-_SHOWN_VIOLATIONS = 20
+_PLANNED_POD = {"app": "rollout"}  # labels of the pods that the simulated cluster has
+_SHOWN_VIOLATIONS = 20  # one fault violates in many seeds; --json has them all
 SEEDS_FOR_ALL = 1000
 """In so many stories everything that has a name happens."""
 

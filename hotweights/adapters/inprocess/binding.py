@@ -26,7 +26,7 @@ from hotweights_common.reasons import Reason
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.binding")
-JOIN_SECONDS = 120.0
+JOIN_SECONDS = 120.0  # for the first probe, and before it for the caller's call to end
 GATE_SECONDS = 30.0  # a step that takes longer is answered with Busy, and the commit asked again
 AGAIN_SECONDS = 0.02  # for the caller to come and fetch a batch that is under way
 Noted = Callable[[frames.Frame], None]

@@ -132,6 +132,7 @@ class Buffers:
         view = _view(flat)
         for number, expected in enumerate(self._chunks.get(name, ())):
             chunk = view[number * self._chunk_nbytes : (number + 1) * self._chunk_nbytes]
+            # 16 digits are enough to find it in the manifest
             if blake3(chunk).hexdigest() != expected:
                 raise NotApplied(
                     Reason.CHECKSUM_MISMATCH,

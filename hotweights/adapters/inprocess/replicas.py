@@ -41,7 +41,12 @@ class SyncEngineClient(EngineClient):
         """
         return isinstance(self._core, InprocClient) and bool(self._core.engine_core.batch_queue)
 
+    # As `EngineClient` has them, by the synchronous client's calls; each may raise `EngineDead`.
+
     async def pause(self, mode: str) -> None:
+        """As `EngineClient.pause`. Raises ValueError where this mode would wait for its own
+        caller.
+        """
         if isinstance(self._core, InprocClient) and mode == "Wait":
             raise ValueError(
                 "an engine in the caller's own thread cannot drain while the caller "

@@ -96,4 +96,5 @@ def _shadow(module: torch.nn.Module, vllm_config: Any, device: torch.device) -> 
             f"no second model beside this one ({type(error).__name__}: {error}); use "
             "install_autobind"
         )
+        # cut: it goes to the coordinator, and a constructor's error has no limit
         raise NotApplied(Reason.UNSUPPORTED, text[:1000]) from error

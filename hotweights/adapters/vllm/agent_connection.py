@@ -104,6 +104,7 @@ class AgentLink(threading.Thread):
             connection.hang_up()
 
     def run(self) -> None:
+        """The thread: one connection after the other, until `stop`."""
         delay = FIRST_RETRY_SECONDS
         while not self._ended.is_set():
             began = time.monotonic()

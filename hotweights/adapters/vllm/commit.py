@@ -95,6 +95,7 @@ class Switch:
         `frames.CommitFailed`). Raises `EngineDead`, after ``end`` was called.
         """
         running = self._running
+        # the same order: its first two fields, before the future
         if running is not None and running[:2] == (frame.digest, frame.commit_token):
             return await asyncio.shield(running[2])  # asked again, by an agent that came back
         refusal = self._refusal(frame)
@@ -269,6 +270,7 @@ class Switch:
         began = time.monotonic()
         error: BaseException | None = None
         for _ in range(REPAIR_ATTEMPTS):
+            # a second attempt begins even when the first has used up the time: it ends at once
             left = self.repair_seconds - (time.monotonic() - began)
             try:
                 await asyncio.wait_for(self._repair(), max(left, 0.001))

@@ -154,6 +154,7 @@ def _all_seen(sim: Simulation) -> bool:
 
 
 def all_ready(sim: Simulation) -> bool:
+    """Whether every rollout says Ready."""
     return all(is_true(r.status.conditions, "Ready") for r in sim.rollouts())
 
 

@@ -36,6 +36,7 @@ def limit_of(rollout: Rollout, desired: int) -> int:
     if strategy.type == "AllAtOnce":
         return desired
     value = strategy.rolling.max_unavailable if strategy.rolling else 1
+    # a text is a percentage ("25%"), rounded down, but one pod may always change
     return max(1, desired * int(value[:-1]) // 100) if isinstance(value, str) else value
 
 

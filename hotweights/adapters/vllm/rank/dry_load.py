@@ -50,6 +50,7 @@ class Trace:
     unable: bool = False  # a loader needs data and cannot be asked this way: nothing is known
 
     def by_parameter(self) -> dict[str, int]:
+        """Elements that each parameter or buffer got, of all tensors together."""
         totals: dict[str, int] = {}
         for parameters in self.copied.values():
             for parameter, numel in parameters.items():

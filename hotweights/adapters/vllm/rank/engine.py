@@ -390,6 +390,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
 
     # --- vLLM's phases -------------------------------------------------------------------------
 
+    # the abstract methods of vLLM's base class: its dev routes lead here
+
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         raise RuntimeError(_MASTER)
 
@@ -403,6 +405,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         raise RuntimeError(_MASTER)
 
     def shutdown(self) -> None:
+        """The worker ends: a version that is being prepared would hold it up."""
         self._call_off.set()
 
 
@@ -446,6 +449,7 @@ def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:
     # any loader may raise anything, and raising here would break vLLM's queues
     except Exception as error:
         logger.exception("%s failed", command)
+        # cut: it becomes a part of one message to the agent
         return _no(engine._rank, "CommitFailed", f"{type(error).__name__}: {error}"[:1000])
     return result
 

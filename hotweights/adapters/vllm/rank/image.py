@@ -93,6 +93,9 @@ class Region:
         self.address = _mmap(None, nbytes, 0, flags, -1, 0)  # PROT_NONE: only reserves the range
 
     def place(self, address: int, fd: int, offset: int, nbytes: int) -> None:
+        """Put pages of a slab at ``address``, counted from the region's beginning. All in bytes and
+        multiples of `PAGE`, and checked before: ``MAP_FIXED`` replaces whatever lies there.
+        """
         _mmap(
             self.address + address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset
         )

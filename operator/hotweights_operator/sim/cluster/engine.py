@@ -90,6 +90,7 @@ class Memory:
             self.efforts.get(("Commit", digest)),
             self.efforts.get(("Prepare", digest)),
         )
+        # [:2]: token and revision, without the image
         if commit is not None and commit.given_up and commit.goal[:2] == goal[:2]:
             return commit
         same = (
