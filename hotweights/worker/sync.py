@@ -37,7 +37,7 @@ from hotweights_storage.sources.base import Sources
 
 log = logging.getLogger(__name__)
 
-COMPLAIN_SECONDS = 30.0  # between two lines of the log about the same trouble
+COMPLAIN_SECONDS = 30.0  # between two lines of the log, whatever the trouble: a beat is a second
 Fault = tuple[str, str]
 """A reason, one CamelCase word, and its message."""
 

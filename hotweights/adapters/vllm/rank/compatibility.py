@@ -95,7 +95,7 @@ class Compatibility:
         if self._boot_trace is not None and self._boot_trace.failed is None:
             return self._boot_trace.by_parameter()
         # Nothing to measure by: every parameter must at least get something. Where a checkpoint was
-        # read and its trace failed, names are compared, and nothing is expected here.
+        # read and its trace was not possible or failed, nothing is expected.
         return (
             dict.fromkeys(self._shadow.parameters(), 1)
             if self._shadow is not None and not self._boot

@@ -20,9 +20,11 @@ they are: ``initialize_model``, ``device_loading_context``), ``layers/attention/
 
 `Shadow.load` takes memory that nobody has written (`_like`) and relies on the loaders to fill it:
 a parameter that they leave out would be copied as garbage over the running model's. So whoever
-calls it has proven before that the version covers every parameter: by `Shadow.trace` and
-`dry_load.check_trace` (as many elements as at boot), or by equal names where no loader can be asked
-(`Compatibility.check`).
+calls it has proven before that the version covers every parameter (`Compatibility.check`): by
+`Shadow.trace` and `dry_load.check_trace` (as many elements as at boot; at least one where nothing
+is known of the boot), or by equal names where no loader can be asked. Neither says anything of a
+parameter that no checkpoint fills and only a constructor writes: its value is not carried over, as
+buffers' are.
 """
 
 from __future__ import annotations
@@ -74,7 +76,8 @@ class Unsupported(Exception):
 class Shadow:
     """The skeleton, and the version in it. One thread at a time; only `install` touches the running
     model. Built on the worker's main thread; `trace`, `load` and `clear` run on the thread that
-    prepares, `install` on the main thread, under the lock or the pin of `Engine`.
+    prepares, `install` and a whole repair on the main thread: `Engine` keeps them apart, by its
+    lock and its pin.
 
     Raises `Unsupported`, or whatever the model's constructor raises.
     """
