@@ -70,6 +70,7 @@ def main() -> None:
 
 
 def _fail(reason: str, message: str, code: int) -> None:
+    # not typer's: what failed may have failed before any option was read
     if "--json" in sys.argv:
         print(json.dumps({"error": {"reason": reason, "message": message}}))
     else:

@@ -13,21 +13,22 @@ from typing import NamedTuple
 
 from hotweights_storage.capacity import available_nbytes
 
+# one number a line, in MiB; see nvidia-smi --help-query-gpu
 QUERY = ("--query-gpu=memory.free", "--format=csv,noheader,nounits")
-TIMEOUT_SECONDS = 10.0
-MIN_BUCKET_NBYTES = 1 << 20
+TIMEOUT_SECONDS = 10.0  # a driver that hangs must not hang a command
+MIN_BUCKET_NBYTES = 1 << 20  # the smallest that ``plan --bucket-mb`` can name
 MAX_BUCKET_NBYTES = 1 << 30
 
 
 class Free(NamedTuple):
-    """Free memory, and of what."""
+    """Free memory in bytes, and of what, in words."""
 
     nbytes: int
     device: str
 
 
 def free_memory() -> Free:
-    """Of the smallest GPU, or of the host where there is none."""
+    """What is free on the GPU that has least, or on the host where no GPU answers."""
     gpus = _gpus()
     if gpus:
         return Free(min(gpus), f"the smallest of {len(gpus)} GPUs" if len(gpus) > 1 else "the GPU")
@@ -35,7 +36,7 @@ def free_memory() -> Free:
 
 
 def suggested_bucket_nbytes(alpha: float, free: Free) -> int:
-    """``alpha`` of the free memory in whole MiB, between 1 MiB and 1 GiB."""
+    """``alpha`` of the free memory in bytes, rounded down to whole MiB, between 1 MiB and 1 GiB."""
     return max(MIN_BUCKET_NBYTES, min(int(alpha * free.nbytes) >> 20 << 20, MAX_BUCKET_NBYTES))
 
 

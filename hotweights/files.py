@@ -12,11 +12,11 @@ from hotweights_storage.errors import SourceUnavailable
 
 def read_bounded(path: Path, most_nbytes: int, remedy: str) -> bytes:
     """All bytes of a file, if they are at most ``most_nbytes``; ``remedy`` is what to do where it
-    cannot be read.
+    cannot be read. Raises `SourceUnavailable`.
     """
     try:
         with path.open("rb") as file:
-            content = file.read(most_nbytes + 1)
+            content = file.read(most_nbytes + 1)  # one more: to see that there is more
     except FileNotFoundError as error:
         raise SourceUnavailable(f"{path} does not exist; {remedy}") from error
     except OSError as error:
@@ -31,7 +31,9 @@ def read_bounded(path: Path, most_nbytes: int, remedy: str) -> bytes:
 
 
 def write_whole(target: Path, content: bytes, what: str) -> None:
-    """Put ``content`` in place of ``target`` in one step; ``what`` it is stands in the error."""
+    """Put ``content`` in place of ``target`` in one step; ``what`` it is stands in the error.
+    Raises `HotweightsError`.
+    """
     try:
         if target.exists() and not target.is_file() and not target.is_dir():
             target.write_bytes(content)  # a device or a pipe is written to, never replaced

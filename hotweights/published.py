@@ -9,7 +9,7 @@ from hotweights_planner.manifest import MAX_MANIFEST_NBYTES
 from hotweights_planner.published import Published, parse_published
 
 MAX_NBYTES = MAX_MANIFEST_NBYTES + (1 << 16)
-"""The source comes on top."""
+"""Of a file: a manifest, and on top 64 KiB for the path of its source."""
 
 
 def read_published(path: Path) -> Published:

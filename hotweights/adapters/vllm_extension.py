@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Applied", "HotweightsWorkerExtension", "NotApplied", "Torn"]
 logger = logging.getLogger("hotweights.extension")
-APPLY_SECONDS = 600.0
+APPLY_SECONDS = 600.0  # as long as `begin --wait` and `replicate` wait for other workers
 _said: set[str] = set()
 
 
@@ -56,8 +56,11 @@ class Applied:
     version: str
     digest: str
     token: int
+    """The coordinator's; 0: there was none."""
     nbytes: int
+    """Bytes of the version."""
     seconds: float
+    """That the switch took, without fetching and preparing."""
     changed: bool = True
 
 
@@ -184,7 +187,9 @@ class HotweightsWorkerExtension:
             self._ready = version
 
     def commit(self, version: str) -> Applied:
-        """Put it into the model: all of it, read back and compared, or nothing."""
+        """Put it into the model: all of it, read back and compared, or nothing. Raises
+        `NotApplied`; `Torn` when the model must not be used any more. Takes `lock` for the copy.
+        """
         with self._calls:
             if not self._begun or version != self._begun:
                 raise NotApplied(
@@ -197,7 +202,7 @@ class HotweightsWorkerExtension:
                     f"{version} was not prechecked, or changed since; call precommit",
                 )
             ready = self._ready
-            self._ready = None
+            self._ready = None  # a switch that fails has used it up: precommit again
             applied = self._switch(ready, 0)
             self._close_attempt()
             return applied
@@ -280,6 +285,7 @@ class HotweightsWorkerExtension:
                 return self._again(session, self.applied, token)
             try:
                 body = (
+                    # 60 s: a plan may have hundreds of MB
                     client.call("get_plan", digest=goal["plan_digest"], timeout_seconds=60.0).binary
                     or b""
                 )
@@ -303,7 +309,7 @@ class HotweightsWorkerExtension:
             return applied
 
     def _again(self, session: WorkerSession, held: Applied, token: int) -> Applied:
-        """The model holds it already."""
+        """Say that the model holds this version already, and remember under which token."""
         session.applied(held.version, held.digest, token)
         self.applied = Applied(held.version, held.digest, token, held.nbytes, 0.0, changed=False)
         return self.applied

@@ -54,6 +54,7 @@ def bench(
     allowed = sources(root or ())
     replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window)
     folder = folder_of(found, allowed)
+    # any file will do: whether GPUDirect works depends on the file system that they are all on
     sample = folder / found.manifest.tensors[0].file if folder else None
     direct = os.environ.get(DIRECT_VARIABLE, "") not in ("", "0")
     road = devices.choose(device.value, pinned=pinned, direct=direct, sample=sample)
@@ -85,6 +86,7 @@ def bench(
     if as_json:
         shown = {
             "version": found.version,
+            # of every round the same, as the image's digest is
             "nbytes": done[0].measured.nbytes,
             "buckets": len(found.buckets),
             "transport": done[0].measured.transport,

@@ -110,6 +110,7 @@ async def _serve(settings: Any, backend_name: str, redis_url: str, as_json: bool
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     backend = _backend(backend_name, redis_url)
+    # from here on the backend has connections to close, and a started server has sockets
     try:
         server = Server(settings, backend)
     except HotweightsError:

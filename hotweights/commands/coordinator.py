@@ -25,7 +25,7 @@ from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2  # between two questions, and how soon Ctrl-C or --for ends a wait for events
 
 Timeout = Annotated[
     float, typer.Option("--timeout", metavar="S", min=0.05, help="Seconds to wait for an answer.")
@@ -44,7 +44,7 @@ class CommandFailed(HotweightsError):
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands."""
+    """Add the coordinator's commands to ``app``, under the names that people type."""
     for name, command in (
         ("coord-serve", coord_serve.serve),
         ("coord-submit-plan", submit_plan),
@@ -273,6 +273,7 @@ def subscribe(
     from hotweights_coordinator.wire import address
 
     where = pub_endpoint or address.events_endpoint(address.split(endpoint)[0])
+    # heard before the latest are asked for: what happens in between is shown, twice at worst
     with Subscriber(where, topics or (), curve) as events:
         if print_last:
             with _client(endpoint, token_file, curve, timeout) as client:
@@ -339,6 +340,7 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
                 "precommitted": now["precommitted"],
             }
         if time.monotonic() > until:
+            # five are enough to see who; there may be thousands
             waiting = ", ".join(now["waiting_for"][:5]) or "a first worker"
             text = (
                 f"{now['version']} is still {now['state']} after {seconds:g} s, waiting for "

@@ -16,7 +16,7 @@ from hotweights_planner.manifest import FILE_NAME
 from hotweights_storage.resolve import verify as verify_source
 from hotweights_storage.sources.file import open_folder
 
-MOST_SHOWN = 20
+MOST_SHOWN = 20  # differences: a folder of another version differs in every chunk
 
 app = typer.Typer(help="Check manifests.", no_args_is_help=True)
 

@@ -32,7 +32,7 @@ from hotweights_planner.published import Published, parse_published
 from hotweights_planner.verification import Report, verify
 from hotweights_storage.errors import SourceUnavailable
 
-COORDINATOR_SECONDS = 10.0
+COORDINATOR_SECONDS = 10.0  # for the answer; a manifest may have many MB
 
 
 class Previous(NamedTuple):
@@ -117,6 +117,7 @@ def plan(
     bucket_nbytes = suggested_bucket_nbytes(alpha, free) if free else bucket_mb << 20
     renamed = previous.published is not None and _are_not_told_apart(previous.published, published)
     made = plans.build(published.manifest, base, uri, bucket_nbytes, _group_map(group_map), renamed)
+    # --strict is about what verifying finds, so it asks for it in any case
     report = None if no_verify and not strict else verify(made, base)
     if report is not None:
         _check(report, strict, as_json)
@@ -168,6 +169,7 @@ def _published_or_nothing(text: bytes, where: str) -> Published | None:
     if not text.strip():
         remedy = "leave --prev away, or write [] into it, to plan from nothing"
         raise BadManifest(where, "the previous manifest is an empty file", remedy)
+    # what says "nothing" is short; a whole manifest is not to be read twice
     if len(text) < 4096:
         try:
             document = json.loads(text)
@@ -201,7 +203,9 @@ def _coordinators_manifest(
 
 
 def _folder_of(path: Path, manifest: Manifest) -> str:
-    """A manifest without a source lies beside its weights, or nobody knows where they are."""
+    """The URI of the folder beside a manifest without a source: it lies beside its weights, or
+    nobody knows where they are. Raises `SourceUnavailable`.
+    """
     folder = path.resolve().parent
     if not all((folder / file).is_file() for file in {tensor.file for tensor in manifest.tensors}):
         text = f"{path} does not say where its checkpoint is, and the files are not beside it"

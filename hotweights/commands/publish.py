@@ -36,7 +36,7 @@ from hotweights_storage.checkpoint import read_checkpoint
 from hotweights_storage.resolve import publish as publish_source
 from hotweights_storage.sources.file import open_folder
 
-VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"
+VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"  # a variable; the default is this very Python
 
 
 def publish(
@@ -90,6 +90,7 @@ def publish(
     began = time.perf_counter()
     with open_folder(checkpoint) as source:
         found = read_checkpoint(source)
+        # before the hashing, which may take long: a vLLM that is missing is heard of at once
         probes = _recorded_probes(checkpoint, probe_dtype) if record_probes else None
         with progress("hashing", found.nbytes) as report:
             manifest = publish_source(source, model, version, found, probes, report)
@@ -145,6 +146,7 @@ def object_name(model: str, version: str) -> str:
     there.
     """
     name = re.sub(r"[^a-z0-9.]+", "-", f"{model}-{version}".lower())
+    # each part between dots has to begin and end with a letter or a digit
     return re.sub(r"-*\.[-.]*", ".", name).strip("-.")
 
 
@@ -194,6 +196,7 @@ def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
         )
         raise HotweightsError(text, Reason.PROBES_FAILED) from error
     if done.returncode:
+        # the last line has the exception; before it are pages of vLLM's log
         last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
         text = f"vLLM recorded no probes: {last or f'exit code {done.returncode}'}"
         raise HotweightsError(

@@ -16,7 +16,7 @@ from hotweights.files import read_bounded, write_whole
 from hotweights_common import sizes
 from hotweights_planner.consumers import Groups, check_groups, contiguous_groups, parse_groups
 
-MAX_GROUPS_NBYTES = 16 << 20
+MAX_GROUPS_NBYTES = 16 << 20  # room for the 1 << 20 ranks that --world-size allows at most
 
 WorldSize = Annotated[
     int | None, typer.Option(metavar="N", min=1, max=1 << 20, help="How many ranks there are.")
@@ -107,7 +107,9 @@ def bucket_suggest(
 
 
 def read_groups(given: str | None) -> Groups | None:
-    """Groups as an option or a variable gives them: JSON, or a file that has it."""
+    """Groups as an option or a variable gives them: JSON, or a file that has it; None where nothing
+    is given. Raises `SourceUnavailable`, and what `parse_groups` raises.
+    """
     if not given:
         return None
     if given.lstrip().startswith("{"):

@@ -162,7 +162,7 @@ def replicate(
             else None
         )
         _show(found, world, done, where, verify, placed, port, as_json)
-        time.sleep(metrics_hold)
+        time.sleep(metrics_hold)  # Prometheus comes only every so often
 
 
 @contextmanager
@@ -184,7 +184,9 @@ def _count(metrics: Metrics, done: Replicated) -> None:
 
 
 def _base(store: VersionStore, plan: Plan) -> Base | None:
-    """What lies on this host, if it is another version."""
+    """What was committed here last, of which unchanged chunks are taken; None: nothing, or nothing
+    that can be read.
+    """
     from hotweights.replicate.run import Base
 
     try:
@@ -225,7 +227,7 @@ def _finish(
         with progress("verifying", plan.manifest.nbytes) as report:
             verify_image(image, report)
     if device is Device.CPU:
-        return "host memory"
+        return "host memory"  # where it was staged: nothing is left to do
     folder = folder_of(plan, allowed)
     sample = folder / plan.manifest.tensors[0].file if folder else None
     direct = os.environ.get(DIRECT_VARIABLE, "") not in ("", "0")
@@ -243,7 +245,7 @@ def _finish(
 
 
 def folder_of(plan: Plan, allowed: Sources) -> Path | None:
-    """The source as a folder, where it is one that may be read."""
+    """The source as a folder, where it is one that may be read; None: it is not, or not there."""
     from urllib.parse import unquote, urlsplit
 
     try:
@@ -261,7 +263,9 @@ def _commit(
     allowed: Sources,
     wait_seconds: float,
 ) -> str:
-    """Put it in place; where, in words."""
+    """Put it in place; where, in words. Raises `CannotCommit`, or what `Participant.commit`
+    raises.
+    """
     from hotweights.replicate.participant import WaitLimits
 
     if participant is not None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from hotweights_coordinator.state.state import named
 
-MOST_WORKERS_SHOWN = 20
+MOST_WORKERS_SHOWN = 20  # a page; --json has them all
 
 
 def summary(result: dict[str, Any]) -> str:
+    """One line out of the answer to ``status``."""
     what = f"{result['version']} is {result['state']}" if result["version"] else "idle"
     parts = [f"{what} (token {result['token']})", f"{len(result['workers'])} workers"]
     if result["waiting_for"]:
@@ -23,6 +24,7 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
+    """The lines of a page, out of the answers to ``status`` and ``list_workers``."""
     current, role = (
         result["current"],
         "leads" if result["leads"] else f"follows {result['leader'] or 'nobody'}",
@@ -67,6 +69,7 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
 
 
 def event_line(event: dict[str, Any]) -> str:
+    """An event with its time in this host's zone; ``at`` is in seconds since 1970."""
     return (
         f"{time.strftime('%H:%M:%S', time.localtime(event['at']))}  {event['topic']:<10} "
         f"{event['text']}"

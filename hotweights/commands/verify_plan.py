@@ -21,7 +21,7 @@ from hotweights_planner.plan import Plan
 from hotweights_planner.plan_document import MAX_PLAN_NBYTES
 from hotweights_planner.verification import verify
 
-MOST_SHOWN = 20
+MOST_SHOWN = 20  # problems: one mistake may be in every bucket
 
 
 def verify_plan(

@@ -45,7 +45,7 @@ class Device(StrEnum):
 
 
 class TransportChoice(StrEnum):
-    """How peers talk."""
+    """How workers talk to each other, as --transport names it; its help says what each means."""
 
     AUTO = "auto"
     TCP = "tcp"

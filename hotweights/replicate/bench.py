@@ -24,7 +24,7 @@ from hotweights_storage.sources.base import Source
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One of them."""
+    """One replication, measured."""
 
     measured: Measured
     image_digest: str
@@ -33,7 +33,7 @@ class Round:
 
     @property
     def bytes_per_second(self) -> float:
-        """Of the transfer, verification included."""
+        """The rate of the transfer, verification included; 0 where it took no time at all."""
         return self.measured.nbytes / self.measured.seconds if self.measured.seconds else 0.0
 
 
@@ -48,13 +48,17 @@ def rounds(
     *,
     cold: bool = False,
 ) -> Iterator[Round]:
-    """``repeat`` of them."""
+    """Replicate ``repeat`` times, one after the other; each image is gone before the next.
+
+    ``road`` is how an image gets onto a GPU, ``folder`` the source's, for that and for ``cold``.
+    Raises `TransferError`.
+    """
     for _ in range(repeat):
         if cold and folder is not None:
             _forget(folder)
         with replicated(plan, replicator, source, world) as done:
             began = time.perf_counter()
-            if road.name != "host":
+            if road.name != "host":  # "host" is no GPU: there is nothing to copy
                 device.to_device(done.image, road, folder).close()
             device_seconds = time.perf_counter() - began if road.name != "host" else 0.0
             yield Round(done.measured, done.digest, device_seconds)
@@ -66,7 +70,9 @@ def median_rate(done: list[Round]) -> float:
 
 
 def _forget(folder: Path) -> None:
-    """Let go of the cached pages of every file, without being root."""
+    """Let go of the cached pages of every file, without being root (posix_fadvise(2),
+    ``POSIX_FADV_DONTNEED``).
+    """
     for path in folder.iterdir():
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)

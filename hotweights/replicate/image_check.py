@@ -17,7 +17,9 @@ from hotweights_storage.resolve import Progress
 
 
 def verify_image(image: Image, progress: Progress = lambda _nbytes: None) -> None:
-    """Read all of the finished image and compare every chunk again. Raises `ChecksumMismatch`."""
+    """Read all of the finished image and compare every chunk again, on all processors.
+    ``progress`` is told bytes, by one thread at a time. Raises `ChecksumMismatch`.
+    """
     counting = threading.Lock()
 
     def check(chunk: Chunk) -> None:
@@ -42,7 +44,7 @@ def verify_image(image: Image, progress: Progress = lambda _nbytes: None) -> Non
             for done in checks:
                 done.result()
         finally:
-            executor.shutdown(cancel_futures=True)
+            executor.shutdown(cancel_futures=True)  # after a mismatch the rest is not of interest
 
 
 def image_digest(image: Image) -> str:
@@ -61,4 +63,5 @@ def image_digest(image: Image) -> str:
 
 def _read(image: Image, chunk: Chunk) -> bytes:
     found = image.range(chunk.blake3)
+    # a missing chunk reads as nothing, whose hash is no chunk's: it is reported as a mismatch
     return b"" if found is None else os.pread(found.fd, found.nbytes, found.offset)

@@ -16,7 +16,7 @@ from hotweights_storage.stage import stage_from_source
 
 
 class LocalReplicator:
-    """See `world.Replicator`."""
+    """A `world.Replicator` that reads the source itself."""
 
     def run(
         self,
@@ -26,10 +26,11 @@ class LocalReplicator:
         world: World,
         progress: Progress,
     ) -> Measured:
-        """Reads what is missing, whoever planned it."""
+        """Reads what is missing, whoever planned it. Raises `TransferError`."""
         nbytes = sum(builder.nbytes(digest) for digest in builder.missing)
         began = time.perf_counter()
         with source() as opened:
             stage_from_source(opened, builder, progress=progress)
+            # last: a file that was written meanwhile may have given bytes of two versions
             opened.check_unchanged()
         return Measured("file", nbytes, time.perf_counter() - began)

@@ -12,11 +12,13 @@ from hotweights_common.http_endpoints import Endpoints
 
 log = logging.getLogger(__name__)
 
-HOST = "127.0.0.1"
+HOST = "127.0.0.1"  # nothing here proves who asks, so only this host may
 
 
 class Metrics:
-    """All metrics of one replication, in a registry of their own."""
+    """All metrics of one replication, in a registry of their own: the process' default one has
+    figures of Python besides.
+    """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from hotweights_storage.sources.base import Source
 
 SCHEME: Final = "mpi"
-MAX_WINDOW: Final = 4
+MAX_WINDOW: Final = 4  # buckets in memory at once, beside the image
 
 
 def replicator(*, window: int, patience: GroupTimeouts | None = None) -> Replicator:
@@ -56,13 +56,14 @@ def replicator(*, window: int, patience: GroupTimeouts | None = None) -> Replica
     found = availability()
     if not found.works:
         raise MpiUnavailable(f"MPI does not work here: {found.because}")
+    # at least two: one is verified while the next is on its way
     return MpiReplicator(
         min(max(2, window), MAX_WINDOW), patience or GroupTimeouts(), found.because
     )
 
 
 class MpiReplicator:
-    """See `world.Replicator`."""
+    """A `world.Replicator`: a broadcast, and pulling where that was lost."""
 
     def __init__(self, window: int, patience: GroupTimeouts, programs: str) -> None:
         self._window = window
@@ -77,7 +78,9 @@ class MpiReplicator:
         world: World,
         progress: Progress,
     ) -> Measured:
-        """Until this rank has everything, and the others too or nothing to say any more."""
+        """Until this rank has everything, and the others too or nothing to say any more. Raises
+        `TransferError`, `PeerError` or `FetchFailed`.
+        """
         secret = peer_secret(os.environ.get(TOKEN_VARIABLE, ""))
         door = PeerSecret(secret)
         terms = Terms(
@@ -89,6 +92,7 @@ class MpiReplicator:
         )
         board = RankProvider(plan, builder, None, progress)
         with ExitStack() as stack:
+            # before the ranks meet: each tells the others where it can be pulled from
             server = stack.enter_context(_serve(world, board, door))
             stack.callback(board.end)  # first of all, so that nobody waits for what does not come
             group = self._meet(world, terms, addresses.parse(server.address)[1])
@@ -104,7 +108,7 @@ class MpiReplicator:
             lost = bring(group, cargo, self._patience.stall_seconds)
             pulled = self._pull(group, plan, builder, board, source, door, lost)
             seconds = time.monotonic() - began
-            group.leave()
+            group.leave()  # waits for the others, who may still pull from here
         details: dict[str, str | int | float] = {
             "broadcast": "lost: " + lost if lost else "whole",
             "pulled_bytes": pulled,
@@ -130,9 +134,10 @@ class MpiReplicator:
         """What the collective did not bring: from the earlier ranks, the nearest first, then from
         the source.
         """
-        if not builder.missing_count:
+        if not builder.missing_count:  # the broadcast brought everything
             return 0
         limits = ClientLimits(stall_seconds=self._patience.stall_seconds)
+        # only earlier ones: two ranks that wait for each other would wait for ever
         earlier = sorted((rank for rank in group.pull_addresses if rank < group.rank), reverse=True)
         with ExitStack() as stack:
             uris = [group.pull_addresses[rank] for rank in earlier]

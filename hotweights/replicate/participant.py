@@ -23,7 +23,7 @@ from hotweights_coordinator.client.worker_session import OPEN, WorkerSession
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_planner.plan import Plan
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.1  # between two questions to the coordinator
 BEGIN_SECONDS = 60.0  # until rank 0 has submitted a plan, which may take as long
 SUBMIT_SECONDS = 60.0  # a plan may have hundreds of MB
 
@@ -43,7 +43,9 @@ class WaitLimits:
 
 
 class Participant:
-    """One rank's part in one update."""
+    """One rank's part in one update. Methods are for the thread that replicates; heartbeats go on
+    in one of the session's own.
+    """
 
     def __init__(
         self, client: Client, plan: Plan, world: World, worker_id: str, host: str, instance: str
@@ -59,7 +61,9 @@ class Participant:
 
     @contextmanager
     def taking_part(self, stop: Stop) -> Iterator[None]:
-        """The attempt is open within; an error in it is told to the coordinator, which aborts."""
+        """The attempt is open within; an error in it is told to the coordinator, which aborts.
+        ``stop`` ends the transfer when the attempt is over. Raises `CoordinatorError`.
+        """
         with self._session:
             if self._world.rank == 0:
                 self._client.call(
@@ -75,13 +79,16 @@ class Participant:
             try:
                 yield
             except (HotweightsError, OSError, KeyboardInterrupt) as error:
+                # the abort that follows is our own: the error that caused it is what counts
                 self._stop = None
                 reason = error.reason if isinstance(error, HotweightsError) else "Interrupted"
                 self._session.failed(reason, str(error) or "interrupted", self._token)
                 raise
 
     def commit(self, patience: WaitLimits | None = None) -> None:
-        """Say that it is all here, wait for the others, and have it committed."""
+        """Say that it is all here, wait for the others, and have it committed. Raises `Aborted`,
+        and `CoordinatorError` when the others take too long.
+        """
         until = time.monotonic() + (patience or WaitLimits()).commit_seconds
         state = self._session.precommit(self._token)
         while state != "committed":

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class RankProvider(ChunkProvider):
-    """Asked from any thread."""
+    """What a rank lends; asked from any thread. ``child`` is the rank whose goodbye is waited for,
+    None where nobody pulls from here by right.
+    """
 
     def __init__(
         self, plan: Plan, builder: ImageBuilder, child: int | None, progress: Progress
@@ -51,25 +53,26 @@ class RankProvider(ChunkProvider):
         return _digest(self._words(rank))
 
     def arrived(self, want: Want) -> None:
-        """It is verified and in the builder."""
+        """A chunk is verified and in the builder: those who wait for it are woken."""
         with self._changed:
-            self._progress(want.nbytes)
+            self._progress(want.nbytes)  # under the lock: by one thread at a time, as promised
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Nothing more will come."""
+        """Nothing more will come: nobody waits here any longer, and what is here stays lent."""
         with self._changed:
             self._ended = True
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> None:
-        """Until something happens here."""
+        """Wait until the child has said goodbye, at most so long."""
         with self._changed:
             self._changed.wait_for(lambda: self.parted, seconds)
 
     # What the others ask (`ChunkProvider`):
 
     def locate(self, blake3: str) -> Lease | Pending | None:
+        """A chunk that is here, or one of the plan's that is waited for until `end`."""
         self.heard_at = time.monotonic()
         if blake3 not in self._known:
             return None
@@ -79,6 +82,7 @@ class RankProvider(ChunkProvider):
         return None if self._ended else Pending(lambda seconds: self._await(blake3, seconds))
 
     def manifest(self, digest: str) -> bytes | None:
+        """The plan's manifest. Asked for by the child's goodbye: those words, and it has parted."""
         self.heard_at = time.monotonic()
         if digest == self._plan.manifest.digest:
             return self._plan.manifest.canonical
@@ -118,4 +122,4 @@ def _digest(words: bytes) -> str:
 
 
 def _stays() -> None:
-    """The builder outlives the server."""
+    """Nothing to release: the builder outlives the server that lends from it."""

@@ -46,12 +46,14 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Replicated:
-    """What came of it."""
+    """What came of a replication. The image is open only within `replicated`."""
 
     image: Image
     measured: Measured
     reused_nbytes: int
+    """Bytes that were taken from the base, verified as all others."""
     digest: str
+    """As `image_digest` gives it."""
 
 
 class Stop:
@@ -62,12 +64,12 @@ class Stop:
         self._error: HotweightsError | None = None
 
     def because(self, error: HotweightsError) -> None:
-        """The first reason counts."""
+        """End it for this reason; the first one counts. From any thread."""
         self._error = self._error or error
         self._set.set()
 
     def check(self) -> None:
-        """Raises the reason."""
+        """Raise the reason if there is one. Called with each chunk that comes in."""
         if self._error is not None:
             raise self._error
 
@@ -109,7 +111,9 @@ def replicated(
     progress: Progress = lambda _nbytes: None,
     stop: Stop | None = None,
 ) -> Iterator[Replicated]:
-    """The plan's version in memory, as long as the context lasts."""
+    """The plan's version in memory, as long as the context lasts. ``base`` is what may be reused.
+    Raises `TransferError` (`NoCapacity` before anything is read), or what ``stop`` was given.
+    """
     stopping = stop or Stop()
 
     def count(nbytes: int) -> None:
@@ -123,7 +127,7 @@ def replicated(
             measured = replicator.run(plan, builder, source, world, count)
         except PeerError as error:
             raise TransferError(str(error), error.reason) from error
-        stopping.check()
+        stopping.check()  # it may have come after the last chunk
         image = builder.finish()
     try:
         yield Replicated(image, measured, reused, image_digest(image))

@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from hotweights_storage.resolve import Progress
     from hotweights_storage.sources.base import Source
 
-JOIN_SECONDS: Final = 60.0
-QUIET_SECONDS: Final = 15.0
-AGAIN_SECONDS: Final = 0.2
-MAX_WINDOW_NBYTES: Final = 256 * 1024 * 1024
+JOIN_SECONDS: Final = 60.0  # ranks of one launcher start at different moments
+QUIET_SECONDS: Final = 15.0  # without any question a child counts as dead
+AGAIN_SECONDS: Final = 0.2  # between two tries to reach a rank that is not there yet
+MAX_WINDOW_NBYTES: Final = 256 * 1024 * 1024  # asked for at once, however large buckets are
 MAX_PORT: Final = 65535
 SCHEME: Final = "ucx"
 
@@ -78,7 +78,7 @@ def replicator(
 
 
 class UcxReplicator:
-    """See `world.Replicator`."""
+    """A `world.Replicator`: each rank pulls from the one before it."""
 
     def __init__(
         self, window: int, join_seconds: float, quiet_seconds: float, networks: str
@@ -96,7 +96,9 @@ class UcxReplicator:
         world: World,
         progress: Progress,
     ) -> Measured:
-        """Until this rank has everything and its child too."""
+        """Until this rank has everything and its child too. Raises `RankMissing`, `TransferError`
+        or `PeerError`.
+        """
         hosts = hosts_of(world)
         door = PeerSecret(peer_secret(os.environ.get(TOKEN_VARIABLE, "")))
         limits = ClientLimits(
@@ -105,6 +107,7 @@ class UcxReplicator:
         child = world.rank + 1 if world.rank + 1 < world.size else None
         board = RankProvider(plan, builder, child, progress)
         with ExitStack() as stack:
+            # listens before it asks: its child may be there first
             if child is not None:
                 uri = _bindable(hosts[world.rank], world.port + world.rank, door)
                 stack.enter_context(TRANSPORT.listen(uri, board, door))
@@ -112,7 +115,7 @@ class UcxReplicator:
                 stack.callback(board.end)
             uris = [
                 addresses.form(hosts[rank], world.port + rank, SCHEME)
-                for rank in reversed(range(world.rank))
+                for rank in reversed(range(world.rank))  # the parent first, rank 0 last
             ]
             parents = connected(stack, uris, door.token, limits)
             if parents:
@@ -122,6 +125,7 @@ class UcxReplicator:
             asked = in_order(parents, origin, plan.manifest.digest)
             found = Fetch(builder, [board.announcing(one) for one in asked]).run()
             seconds = time.monotonic() - began
+            # only to the parent: no other rank waits for this one
             if parents:
                 _say_goodbye(parents[0], board.goodbye(world.rank))
             if child is not None:
@@ -170,7 +174,9 @@ class UcxReplicator:
 
 
 def hosts_of(world: World) -> list[str]:
-    """The host of each rank."""
+    """The host of each rank, by rank. Raises `Refused` where MASTER_ADDR or MASTER_PORT do not fit
+    so many.
+    """
     hosts = [host.strip() for host in world.address.split(",")]
     if len(hosts) == 1:
         hosts *= world.size
@@ -181,6 +187,7 @@ def hosts_of(world: World) -> list[str]:
             "name rank 0's host if it is everybody's, else one host for each rank, separated "
             "by commas",
         )
+    # the last rank has no child, so it listens nowhere
     if world.port + world.size - 2 > MAX_PORT:
         raise Refused(
             "MASTER_PORT",

@@ -37,9 +37,9 @@ from hotweights_storage.resolve import Progress, check_headers, read_manifest, v
 from hotweights_storage.sources.base import Source, read_small
 from hotweights_storage.sources.file import open_folder
 
-LOCK_SECONDS = 600.0
-PIECE_NBYTES = 16 << 20
-SPARE_NBYTES = 16 << 20
+LOCK_SECONDS = 600.0  # another commit writes a whole version meanwhile
+PIECE_NBYTES = 16 << 20  # read and written at once
+SPARE_NBYTES = 16 << 20  # for headers, manifest and folders, beside weights and side files
 
 
 class CannotCommit(HotweightsError):
@@ -49,7 +49,9 @@ class CannotCommit(HotweightsError):
 
 
 class VersionStore:
-    """One host's home folder."""
+    """One host's home folder and the versions in it; `commit` may run in several processes, one at
+    a time.
+    """
 
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -89,12 +91,13 @@ class VersionStore:
 
     def _write(self, folder: Path, image: Image, source: Source, progress: Progress) -> None:
         self._check_room(image.manifest)
+        # another process' leftovers have another number, and go when versions are pruned
         new = self._versions / f".new-{os.getpid()}"
         try:
             new.mkdir()
             _write_checkpoint(new, image, source, progress)
             files.sync_folder(new)
-            _check(new, image.manifest)
+            _check(new, image.manifest)  # before it has its name: by that it is believed
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(folder)  # it was there and not whole
             new.rename(folder)
@@ -122,7 +125,9 @@ class VersionStore:
         return True
 
     def _switch(self, folder: Path, manifest: Manifest) -> None:
+        # previous first: if it ends here, what counted before counts still
         before = self.current()
+        # committing the same again must not make it its own way back
         if before is not None and before != folder:
             _link(self._previous, before)
         _link(self._current, folder)
@@ -177,6 +182,7 @@ def _write_tensors(descriptor: int, name: str, image: Image, progress: Progress)
         for index, digest in enumerate(tensor.chunks):
             found = image.range(digest)
             if found is None:
+                # 16 digits are enough to find it in the manifest
                 raise CannotCommit(
                     f"chunk {digest[:16]}… is not among the image's {len(places)}",
                     Reason.INCOMPLETE,
@@ -223,6 +229,7 @@ def _link(link: Path, target: Path) -> None:
 
 
 def _refused(error: OSError, home: Path) -> CannotCommit:
+    # a full disk, a used-up quota, a file system's limit for one file
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     what = f"cannot write the version into {home}: {error.strerror}; what was there stays"
     remedy = "make room" if full else "see its permissions"

@@ -34,7 +34,8 @@ class World:
     @classmethod
     def read(cls, environment: Mapping[str, str], *, mpiexec: bool = False) -> World:
         """From WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT; what is not set is a world of one.
-        With ``mpiexec``, size and rank are also taken from what that tells its ranks.
+        With ``mpiexec``, size and rank are also taken from what that tells its ranks (PMI_SIZE and
+        PMI_RANK, as MPICH's Hydra sets them). Raises `Refused`.
         """
         size_name, rank_name = ("WORLD_SIZE", "RANK")
         if mpiexec and not environment.get(size_name) and environment.get("PMI_SIZE"):

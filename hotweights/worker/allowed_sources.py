@@ -28,7 +28,7 @@ class _Below:
             return self._files.open(uri, namespace)
         except SourceRefused as error:
             if error.reason != Reason.SOURCE_NOT_ALLOWED:
-                raise
+                raise  # no option would let this one in
             below = ", ".join(map(str, self._roots))
             text = (
                 f"{uri}: may not be read here, only what lies below {below}; allow its folder "
@@ -43,7 +43,9 @@ def sources(folders: Sequence[Path]) -> Sources:
 
 
 def may_read(allowed: Sources, uri: str) -> bool:
-    """Whether a plan's source may be read; one that is merely not there may."""
+    """Whether a plan's source may be read; one that is merely not there may. Touches the disk, so
+    not for an event loop.
+    """
     try:
         allowed.open(uri, "").close()
     except SourceRefused:

@@ -30,7 +30,7 @@ from hotweights_crds.nodeweights import (
 OPEN = ("begun", "precommitted")
 OWN = "worker"
 STAGE_SECONDS = 6 * 3600  # the coordinator's own deadline ends an attempt
-MOST_PEERS = 8
+MOST_PEERS = 8  # how many the schema of NodeWeights lists, as parents and as fallbacks each
 
 
 class _Part(BaseModel):
@@ -38,7 +38,7 @@ class _Part(BaseModel):
 
 
 class Member(_Part):
-    """Another worker."""
+    """Another worker: where it gives chunks, and in which neighbourhood it stands."""
 
     worker_id: str
     endpoints: tuple[str, ...] = ()
@@ -57,7 +57,9 @@ class Version(_Part):
 
 
 class Assignment(_Part):
-    """The answer to a heartbeat."""
+    """The answer to a heartbeat: all that holds, so that a lost one costs nothing. What it has
+    beside these fields is of a newer release, and is not read.
+    """
 
     token: int
     state: str
@@ -73,10 +75,11 @@ class Assignment(_Part):
 
     @classmethod
     def parse(cls, answer: Mapping[str, object]) -> Assignment:
-        """Raises `CoordinatorError` for what is none."""
+        """The coordinator's answer, checked. Raises `CoordinatorError` for what is none."""
         try:
             return cls.model_validate(answer)
         except ValidationError as error:
+            # one is enough to find the release that differs
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
             text = (
@@ -131,7 +134,10 @@ def spec_of(
     engines: Sequence[str],
     routes: Mapping[str, Route],
 ) -> NodeWeightsSpec:
-    """What the session is to do."""
+    """What the session is to do. ``engines`` are their names, ``routes`` go by digest; ``token`` is
+    the assignment's, for all engines alike.
+    """
+    # one digest may be both: it is staged once
     wanted = {version.digest: version for version in (attempt, current) if version is not None}
     stage = [_item(version, routes.get(digest, Route())) for digest, version in wanted.items()]
     pods = [
@@ -150,19 +156,24 @@ def spec_of(
 
 
 def connected(status: NodeWeightsStatus) -> list[EngineStatus]:
-    """The engines that are there."""
+    """The engines that are connected now; the others can neither prepare nor serve by their own
+    word.
+    """
     return [engine for engine in status.engines if engine.phase != "Disconnected"]
 
 
 def worker_status(
     status: NodeWeightsStatus, attempt: Version | None, current: Version | None
 ) -> WorkerStatus:
-    """What the session's status means for the coordinator."""
+    """What the session's status means for the coordinator. Without engines a whole image is enough
+    for ready and applied: `WorkerStatus.engines` says so.
+    """
     have = tuple(version.digest for version in status.staged if version.phase == "Staged")
     engines = connected(status)
     ready = (
         attempt is not None
         and attempt.digest in have
+        # who serves it already has nothing to prepare
         and all(attempt.digest in (engine.prepared, engine.digest) for engine in engines)
     )
     applied = (
@@ -172,6 +183,7 @@ def worker_status(
     )
     wanted = attempt or current
     failure = _failure(status, engines, wanted) if wanted is not None and not ready else None
+    # an old failure of what is applied by now is no failure any more
     return WorkerStatus(
         have, ready, applied, failure if attempt or not applied else None, len(engines)
     )

@@ -23,14 +23,15 @@ from hotweights_transports.peers.base import TOKEN_AUDIENCE, Identity
 
 TOKEN_FILE = "engine.token"
 PEER_VARIABLE = "HOTWEIGHTS_PEER_TOKEN"
-NAMESPACE = "local"
-ONLY_ENGINE = "engine"
+NAMESPACE = "local"  # a host without Kubernetes has one tenant
+ONLY_ENGINE = "engine"  # the name of one that gives none
 
+# at most 63 characters, as Kubernetes has it for labels: it stands where a pod's name does
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 
 class LocalEngineAuthenticator:
-    """`Authenticator` of the engines' socket."""
+    """`Authenticator` of the engines' socket: the worker's own token, compared in constant time."""
 
     def __init__(self, token: str) -> None:
         self._token = token
@@ -54,17 +55,20 @@ class LocalEngineAuthenticator:
 
 
 def engine_token(folder: Path) -> str:
-    """The token in ``folder``; a new one if there is none, so that engines outlive the worker."""
+    """The token in ``folder``; a new one if there is none, so that engines outlive the worker.
+    Raises OSError. The file is this user's alone (mode 0600).
+    """
     path = folder / TOKEN_FILE
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        path.chmod(0o600)
+        path.chmod(0o600)  # before it is trusted: somebody may have made it readable
         token = path.read_text().strip()
         if token:
             return token
+        # it is there and empty: whoever made it ended before it was written
         descriptor = os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC)
-    token = secrets.token_urlsafe(32)
+    token = secrets.token_urlsafe(32)  # 256 bits
     with os.fdopen(descriptor, "w") as file:
         file.write(token + "\n")
     return token
@@ -83,11 +87,15 @@ class PeerSecret:
         )
 
     def token(self) -> str:
-        """For other workers."""
+        """What is shown to other workers: an HMAC, or a word that all have where there is no
+        secret.
+        """
         return self._shown
 
     def __call__(self, token: str) -> Identity | None:
-        """As `peers.base.Authenticate` wants it."""
+        """Who shows this token, in constant time; None: nobody whom we know. A
+        `peers.base.Authenticate`, called from the peer server's threads.
+        """
         same = hmac.compare_digest(token.encode("utf-8", "surrogatepass"), self._shown.encode())
         return Identity("worker") if same else None
 

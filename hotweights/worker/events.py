@@ -11,11 +11,13 @@ from pathlib import Path
 from hotweights_coordinator.client.client import Subscriber
 
 TOPICS = ("plan", "begin", "precommit", "commit", "abort", "leader")
-LISTEN_SECONDS = 0.5
+LISTEN_SECONDS = 0.5  # between two looks at whether to stop: how long a cancel may take
 
 
 async def listen(endpoint: str, curve: Path | None, hurry: Callable[[], None]) -> None:
-    """Until cancelled."""
+    """Call ``hurry`` on this event loop for every event, until cancelled. The socket is read in a
+    thread of the loop's executor, and ``curve`` is the folder of keys that it needs, if any.
+    """
     stop = False
 
     def hear() -> None:
@@ -27,6 +29,7 @@ async def listen(endpoint: str, curve: Path | None, hurry: Callable[[], None]) -
     loop = asyncio.get_running_loop()
     hearing = loop.run_in_executor(None, hear)
     try:
+        # shielded: the thread cannot be cancelled, and has to close its socket itself
         await asyncio.shield(hearing)
     finally:
         stop = True

@@ -24,11 +24,11 @@ class NullPodStatus:
     def want(self, pod: Pod, marks: PodStatus) -> None:
         """Say that it is so. Not within the session's own turn: that would wait for itself."""
         task = asyncio.create_task(self._say(PodStatusSeen(pod.uid, marks.digest_label)))
-        self._telling.add(task)
+        self._telling.add(task)  # the event loop itself holds tasks only weakly
         task.add_done_callback(self._telling.discard)
 
     def forget(self, uid: str) -> None:
-        """Nothing was written down."""
+        """Nothing to do: `want` wrote nothing down."""
 
     async def _say(self, message: Message) -> None:
         await self._tell(message)

@@ -19,15 +19,17 @@ class LocalChunks(ChunkProvider):
         self._store: Store
 
     def lend(self, store: Store) -> ChunkProvider:
-        """From now on it speaks of this store."""
+        """Speak of this store from now on, and before anybody asks; gives itself."""
         self._store = store
         return self
 
     def locate(self, blake3: str) -> Lease | Pending | None:
-        """See `ChunkProvider`."""
+        """As `ChunkProvider` has it, but nobody waits here while `waits` is False. From any
+        thread.
+        """
         found = self._store.locate(blake3)
         return found if self.waits or not isinstance(found, Pending) else None
 
     def manifest(self, digest: str) -> bytes | None:
-        """See `ChunkProvider`."""
+        """As `ChunkProvider` has it: the store's."""
         return self._store.manifest(digest)

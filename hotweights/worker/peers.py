@@ -30,10 +30,13 @@ class PeerSelection:
         return Route(tuple(self._peers(parents)), tuple(self._peers(fallbacks)))
 
     def donors(self, listed: object) -> Route:
-        """Stripes from the nearest of those who have a version; the others stand by."""
+        """Stripes from the nearest of those who have a version; the others stand by. ``listed`` is
+        the coordinator's answer as it came. Raises `CoordinatorError` where it is no list of
+        workers.
+        """
         by_name = {member.worker_id: member for member in self._members(listed)}
         spots = [self._spot(member) for member in by_name.values()]
-        if not spots:
+        if not spots:  # nobody has it yet: the source gives it
             return Route()
         near = [spot.name for spot in choose(self._here, spots, at_most=MOST_PEERS)]
         rest = [spot.name for spot in nearest_first(self._here, spots) if spot.name not in near][
@@ -45,10 +48,11 @@ class PeerSelection:
         )
 
     def everybody(self, listed: object) -> Route:
-        """All others: who has a chunk, or is about to read it, gives it."""
+        """All others: who has a chunk, or is about to read it, gives it. Raises as `donors`."""
         by_name = {member.worker_id: member for member in self._members(listed)}
         ordered = nearest_first(self._here, [self._spot(member) for member in by_name.values()])
         peers = self._peers(by_name[spot.name] for spot in ordered)
+        # the next nearest stand by; more of them would not be asked (`assignments`)
         return Route(tuple(peers[:MOST_PEERS]), tuple(peers[MOST_PEERS : 2 * MOST_PEERS]))
 
     def _members(self, listed: object) -> list[Member]:
@@ -77,6 +81,7 @@ class PeerSelection:
 
     def _endpoint(self, member: Member) -> str:
         """The one by the transport that we like best; empty: none that works here."""
+        # reversed: of several by one transport the first that it named stays
         by_scheme = {urlsplit(endpoint).scheme: endpoint for endpoint in reversed(member.endpoints)}
         return next((by_scheme[scheme] for scheme in self._schemes if scheme in by_scheme), "")
 

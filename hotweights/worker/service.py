@@ -52,27 +52,29 @@ PATIENCE_SECONDS = 5.0  # all workers hear of a version within a heartbeat
 
 
 class WorkerError(HotweightsError):
-    """The worker cannot run."""
+    """The worker cannot start: a folder, an address or a setting is not usable; the message names
+    the option.
+    """
 
     reason = Reason.WORKER_NOT_STARTED
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
-    """How one worker runs."""
+    """How one worker runs. Ports 0 mean any free one; sizes are in bytes."""
 
     endpoints: str
-    """Of the coordinators, with commas."""
+    """Addresses of the coordinators, with commas between them."""
     roots: tuple[Path, ...] = ()
     """Folders that plans may name; none: the current one."""
     worker_id: str = ""
-    """Empty: host and pid."""
+    """What the coordinator calls it; empty: host and pid."""
     listen: str = "tcp://127.0.0.1:0"
-    """Where peers connect."""
+    """Where peers connect, ``tcp://address:port``."""
     advertise: str = ""
     """The host name or address by which they reach us; empty: what ``listen`` says."""
     transport: str = "auto"
-    """auto, tcp or ucx."""
+    """How peers talk: auto, tcp or ucx."""
     zone: str = ""
     """The neighbourhood; empty: the host's /24."""
     folder: Path = Path()
@@ -83,9 +85,9 @@ class WorkerSettings:
     """For the coordinator; peers' secret follows from it."""
     curve: Path | None = None
     events_endpoint: str = ""
-    """Empty: each coordinator's next port."""
+    """Where the coordinator publishes its events; empty: each coordinator's next port."""
     metrics_port: int = 9099
-    """0: any."""
+    """Where metrics are read; 0: any port. One that is taken counts as 0."""
     memory_bytes: int = 0
     """What versions may take; 0: what the host leaves."""
     staging: StagingSettings = field(
@@ -114,8 +116,9 @@ async def run(
     once: bool = False,
     started: Callable[[Running], None] = lambda _running: None,
 ) -> None:
-    """Run a worker until ``stop``, or with ``once`` until it has applied a version. What cannot be
-    started raises.
+    """Run a worker until ``stop``, or with ``once`` until it has applied a version. ``started`` is
+    called on this event loop once engines and peers can connect. Raises `WorkerError` where it
+    cannot start, and `CoordinatorError` when no coordinator takes it in.
     """
     worker_id = settings.worker_id or f"{socket.gethostname()}-{os.getpid()}"
     door = PeerSecret(peer_secret(settings.token))
@@ -125,6 +128,7 @@ async def run(
     metrics = Metrics()
     lending = LocalChunks()
     async with contextlib.AsyncExitStack() as stack:
+        # before the socket and the token in it: its lock says that they are ours
         folder = _own_folder(stack, settings, worker_id)
         allowed = sources(settings.roots)
         place = NodeConfig(
@@ -163,6 +167,7 @@ async def run(
             Participation(
                 worker_id,
                 socket.gethostname(),
+                # a new process: what an earlier one precommitted does not count for it
                 instance=uuid.uuid4().hex,
                 zone=settings.zone,
                 endpoints=node.endpoints,
@@ -174,6 +179,7 @@ async def run(
             timing=settings.timing,
             once=done if once else None,
         )
+        # before it serves: the first engine's first word has to reach somebody
         node.driver.status = sync
         node.driver.pod_status = NullPodStatus(node.driver.tell)
         try:

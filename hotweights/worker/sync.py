@@ -37,19 +37,21 @@ from hotweights_storage.sources.base import Sources
 
 log = logging.getLogger(__name__)
 
-COMPLAIN_SECONDS = 30.0
+COMPLAIN_SECONDS = 30.0  # between two lines of the log, whatever the trouble: a beat is a second
 Fault = tuple[str, str]
-"""A reason and its message."""
+"""A reason, one CamelCase word, and its message."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatTiming:
-    """How often the coordinator is spoken to."""
+    """How often the coordinator is spoken to. A worker counts as live for 15 s after its last
+    heartbeat (``worker_ttl_seconds`` of the coordinator); these stay well below.
+    """
 
     beat_seconds: float = 1.0
     """Between two heartbeats when nothing happens."""
     hurry_seconds: float = 0.05
-    """Between two heartbeats at least."""
+    """Between two heartbeats at least, however many events come."""
     call_seconds: float = 5.0
     """For one answer, from whichever coordinator leads."""
     away_seconds: float = 5.0
@@ -59,7 +61,9 @@ class HeartbeatTiming:
 
 
 class CoordinatorSync:
-    """One worker's conversation. It is the session's `NodeStatusSink`."""
+    """One worker's conversation, all of it on the node's event loop. It is the session's
+    `NodeStatusSink`.
+    """
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class CoordinatorSync:
         self._away = False
         self._complained_at = float("-inf")
         self.synced = False
-        """Whether a coordinator has answered."""
+        """Whether a coordinator has answered, ever: readiness, and what may end the start."""
 
     def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
         """What the node holds and serves now."""
@@ -111,7 +115,7 @@ class CoordinatorSync:
             self._wake.set()
 
     def hurry(self) -> None:
-        """Something happened at the coordinator."""
+        """Make the next heartbeat come soon: something happened at the coordinator."""
         self._wake.set()
 
     async def run(self) -> None:
@@ -119,7 +123,7 @@ class CoordinatorSync:
         start.
         """
         while True:
-            self._wake.clear()
+            self._wake.clear()  # before the question: what happens during it asks for another
             try:
                 await self._beat()
             except CoordinatorError as error:
@@ -168,6 +172,7 @@ class CoordinatorSync:
             raise CoordinatorError(
                 f"{what} and is not followed: is the coordinator's clock right?", Reason.STALE_TOKEN
             )
+        # first what holds is told, then what is true by now: a precommit for this very token
         await self._follow(answer)
         if answer.state == "begun" and self.worker_status.ready:
             worker_id = self._participation.worker_id
@@ -185,7 +190,7 @@ class CoordinatorSync:
             reply = await self._client.call(method, **arguments)
         except CallRefused as error:
             if self._participation.is_forgotten(error):
-                self._wake.set()
+                self._wake.set()  # register at once, and not a heartbeat later
             raise
         if self._participation.answered():
             self._said_applied = False
@@ -207,6 +212,7 @@ class CoordinatorSync:
     async def _follow(self, answer: Assignment) -> None:
         """Tell the session what holds now."""
         before, self._assignment = self._assignment, answer
+        # a coordinator that lost its state has nothing current: what was goes on to hold
         self._current = answer.current or self._current
         attempt = answer.attempt
         if before is None or (before.state, before.token) != (answer.state, answer.token):
@@ -233,6 +239,7 @@ class CoordinatorSync:
             engines,
             {v.digest: await self._route(v, answer, readable[v.digest]) for v in usable},
         )
+        # after a silence also the same again: the session was told that nobody answers
         if spec != self._spec or self._away:
             self._spec, self._away = spec, False
             self._generation += 1
@@ -267,7 +274,7 @@ class CoordinatorSync:
         everybody.
         """
         if version.digest in self.worker_status.have:
-            return Route()
+            return Route()  # nothing is to be pulled
         if not readable:
             listed = (await self._client.call("list_workers")).result.get("workers", [])
             return self._peering.everybody(listed)
@@ -281,6 +288,8 @@ class CoordinatorSync:
     async def _note_trouble(self, error: CoordinatorError) -> None:
         now = time.monotonic()
         silent_seconds = now - self._heard_at
+        # At the start an error that will not pass is the end; a worker that took part once goes on
+        # trying, because its engines serve.
         if not self.synced:
             final = (
                 not isinstance(error, CoordinatorUnreachable)
@@ -288,6 +297,7 @@ class CoordinatorSync:
             )
             if final or silent_seconds >= self._timing.first_seconds:
                 raise error
+        # an unknown worker registers again by itself: nobody has to read of it
         if error.reason != Reason.UNKNOWN_WORKER and now - self._complained_at >= COMPLAIN_SECONDS:
             self._complained_at = now
             log.warning("%s", error)

@@ -53,6 +53,7 @@ async def run(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
 
+    # kopf sets handlers of its own when it starts, so this is done again then
     listen()
     async with await Api.connect(user_agent="hotweights-operator") as api:
         await _run(settings, api, stop, listen)

@@ -29,6 +29,7 @@ from hotweights_operator.runtime.cache import Cache, Kind
 
 _PREFIX = "hotweights_operator"
 _ROLLOUT = "hotweights_rollout"
+# from a decision without a write to one that waits for a slow API server
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
 # status has whole seconds
 _ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)
@@ -36,7 +37,7 @@ _ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)
 
 @dataclass(frozen=True, slots=True)
 class LoopHealth:
-    """How the loop is and what it hears."""
+    """How the loop is and what it hears; ages and waits are in seconds."""
 
     heard_seconds: float
     queue_depth: int
@@ -60,7 +61,9 @@ class Rollouts(Collector):
         self._cache = cache
 
     def collect(self) -> Iterable[Metric]:
-        """One family per figure."""
+        """One family for each figure, as the cache has it now. In the thread of the event loop,
+        when somebody scrapes.
+        """
         labels = ["namespace", "name"]
         rollouts: list[Rollout] = self._cache.values("rollout")
         info = GaugeMetricFamily(
@@ -118,7 +121,7 @@ class Watches(Collector):
         self._loop_health = loop_health
 
     def collect(self) -> Iterable[Metric]:
-        """One family per figure."""
+        """One family for each figure, as the loop says it now."""
         loop_health = self._loop_health()
         ages = GaugeMetricFamily(
             f"{_PREFIX}_watch_age_seconds",
@@ -138,7 +141,9 @@ class Watches(Collector):
 
 
 class Metrics:
-    """All figures of this process."""
+    """All figures of this process. It is the loop's meter: what it counts is told by
+    `reconciled`, `ended` and `acted`, all on the event loop.
+    """
 
     def __init__(self, cache: Cache, loop_health: Callable[[], LoopHealth]) -> None:
         self.registry = CollectorRegistry()
@@ -182,25 +187,28 @@ class Metrics:
         self.registry.register(Watches(loop_health))
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
-        """One key was worked on."""
+        """One key was worked on, with its writes. ``result`` becomes a label."""
         self._reconciled.labels(kind, result).inc()
         self._seconds.labels(kind).observe(seconds)
 
     def ended(self, outcome: Outcome, seconds: float) -> None:
         """A revision of a rollout ended."""
+        # not below 0: status has whole seconds, and clocks are set back
         self._rollouts.labels(outcome).observe(max(0.0, seconds))
 
     def acted(self, action: Action) -> None:
-        """This was written."""
+        """An action was written; it is counted by its kind."""
         self._actions.labels(type(action).__name__).inc()
 
     def text(self) -> bytes:
-        """As Prometheus reads it."""
+        """All figures in the text format that Prometheus reads."""
         return generate_latest(self.registry)
 
 
 def health(loop_health: LoopHealth, stuck_seconds: float) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of /healthz."""
+    """HTTP status and body of /healthz: 503 when a decision has waited longer than
+    ``stuck_seconds``.
+    """
     body = {
         "lastEventAgeSeconds": round(loop_health.heard_seconds, 1),
         "queueDepth": loop_health.queue_depth,
@@ -214,7 +222,9 @@ def health(loop_health: LoopHealth, stuck_seconds: float) -> tuple[int, dict[str
 def readiness(
     loop_health: LoopHealth, stale_seconds: float, now: datetime
 ) -> tuple[int, dict[str, Any]]:
-    """HTTP status and body of /readyz, which names what is not heard, and since when."""
+    """HTTP status and body of /readyz, which names what is not heard for ``stale_seconds``, and
+    since when.
+    """
     stale = loop_health.stale(stale_seconds)
     ready = loop_health.synced and not stale
     body = {
@@ -237,7 +247,9 @@ async def serve(
     stuck_seconds: float,
     stale_seconds: float,
 ) -> list[web.AppRunner]:
-    """Serve /metrics, /healthz and /readyz on both ports; a port of 0 is not served."""
+    """Serve /metrics, /healthz and /readyz on both ports; a port of 0 is not served. The caller
+    cleans the runners up. Raises OSError for a port that is taken.
+    """
 
     async def show(_: web.Request) -> web.Response:
         return web.Response(body=metrics.text(), content_type="text/plain", charset="utf-8")
@@ -251,7 +263,7 @@ async def serve(
         return web.json_response(body, status=status)
 
     runners = []
-    for port in sorted({metrics_port, health_port} - {0}):
+    for port in sorted({metrics_port, health_port} - {0}):  # a set: both may be the same
         application = web.Application()
         application.add_routes(
             [web.get("/metrics", show), web.get("/healthz", healthz), web.get("/readyz", readyz)]

@@ -14,14 +14,16 @@ AGENT_SELECTOR = "app.kubernetes.io/name=hotweights,app.kubernetes.io/component=
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How this operator runs."""
+    """How this operator runs. From ``pace_seconds`` on nothing reads them from outside: tests set
+    them.
+    """
 
     namespace: str
     """The installation's namespace, where NodeWeights and the agents' pods are."""
     watched: tuple[str, ...]
     """Namespaces whose rollouts are served; empty: all."""
     agent_selector: str
-    """Labels of the agents' pods."""
+    """Labels of the agents' pods, as a label selector is written: ``key=value,…``."""
     instance: str
     """Name of this pod, for events."""
     metrics_port: int
@@ -29,7 +31,7 @@ class Settings:
     health_port: int
     """Serves /healthz and /readyz; 0: not at all."""
     log_level: str
-    """debug, info, warning or error."""
+    """From which level on lines are written: debug, info, warning or error."""
     pace_seconds: float = 0.2
     """The same rollout, version or node is decided at most this often; what happens in between is
     seen together.
@@ -53,7 +55,9 @@ class Settings:
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ) -> Settings:
-    """From the command line and the environment."""
+    """From the command line and the environment. Raises SystemExit for arguments that are none,
+    ValueError for a port in the environment that is no number.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m hotweights_operator",
         description="Puts new versions of weights into running vLLM pods, as WeightRollouts say. It "
@@ -105,6 +109,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     read = parser.parse_args(arguments)
     return Settings(
         namespace=read.namespace,
+        # once each, in their order: the option adds to what the environment names
         watched=tuple(dict.fromkeys(read.watch_namespace)),
         agent_selector=read.agent_selector,
         instance=env("POD_NAME", "hotweights-operator"),

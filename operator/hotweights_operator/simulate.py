@@ -33,9 +33,9 @@ from hotweights_operator.sim.coverage import Counts
 from hotweights_operator.sim.invariants import Violated
 from hotweights_operator.sim.run import Simulation
 
-_PLAN_STEPS = 400
-_PLANNED_POD = {"app": "rollout"}
-_SHOWN_VIOLATIONS = 20
+_PLAN_STEPS = 400  # of a second each: what is not over by then does not end
+_PLANNED_POD = {"app": "rollout"}  # labels of the pods that the simulated cluster has
+_SHOWN_VIOLATIONS = 20  # one fault violates in many seeds; --json has them all
 SEEDS_FOR_ALL = 1000
 """In so many stories everything that has a name happens."""
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 class _Told(NamedTuple):
-    """What came of one seed."""
+    """What came of one seed; ``phases`` are those that its rollouts ended in."""
 
     seed: int
     violation: str
@@ -118,6 +118,7 @@ def _tell_all(seeds: range, jobs: int, ignored: tuple[str, ...], *, tells: bool)
         return
     with ExitStack() as stack:
         pool = stack.enter_context(ProcessPoolExecutor(jobs))
+        # first of all when somebody presses Ctrl-C: the pool's own end would wait for all stories
         stack.callback(pool.shutdown, wait=False, cancel_futures=True)
         yield from pool.map(
             _tell_one, seeds, [ignored] * len(seeds), chunksize=max(1, min(20, len(seeds) // jobs))
@@ -156,6 +157,7 @@ def _run(
             "missing": missing,
         }
         file.write_text(json.dumps({**found, "violations": violations}, indent=1) + "\n")
+    # with something ignored stories go other ways, and a short run cannot have seen everything
     is_long = len(seeds) >= SEEDS_FOR_ALL and not ignored
     if missing and is_long:
         print(f"never happened: {', '.join(missing)}", file=sys.stderr)

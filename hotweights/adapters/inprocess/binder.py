@@ -31,6 +31,7 @@ from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, bundle, pl
 from hotweights.adapters.vllm.server import unsuitable
 
 logger = logging.getLogger("vllm.hotweights.binder")
+# longer than the binding's own limit for the gate (`binding`), so that its error is the one heard
 JOIN_SECONDS = 150.0
 T = TypeVar("T")
 
@@ -40,25 +41,25 @@ class AgentSocket(Protocol):
 
     @property
     def socket(self) -> Path:
-        """Where that is."""
+        """The path of the agent's unix socket."""
 
     def token(self) -> str:
-        """What lets them in."""
+        """The secret that lets engines in, without a name behind it. May raise OSError."""
 
     def wait_until_connected(self, engines: int) -> None:
         """So many engines of this process are there now."""
 
 
 class Binding(Protocol):
-    """One engine's."""
+    """One engine and what keeps its weights up to date, as the binder sees it."""
 
     def leave(self) -> None:
-        """The engine is gone."""
+        """End the connection to the agent: the engine is gone. From any thread."""
 
 
 class Binder:
-    """One for a process. ``open_house`` is called with a folder of this process's own when the
-    first engine is constructed.
+    """One for a process. ``open_agent`` is called with a folder of this process's own, and with the
+    binder's event loop, when the first engine is constructed. Constructors may run in any thread.
     """
 
     def __init__(
@@ -75,7 +76,9 @@ class Binder:
         self.metrics = BinderMetrics()
 
     def install(self) -> None:
-        """From now on every engine that is constructed in this process is bound."""
+        """From now on every engine that is constructed in this process is bound: the constructors
+        of vLLM 0.32's ``LLMEngine`` and ``AsyncLLM`` are wrapped. To be called once.
+        """
         from vllm.v1.engine.async_llm import AsyncLLM
         from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -93,7 +96,7 @@ class Binder:
         self._count += 1
         name = self._name()
         token_file = folder / f"{name}.token"
-        token_file.touch(mode=0o600)
+        token_file.touch(mode=0o600)  # before there is a secret in it
         token_file.write_text(f"{agent.token()}:{name}\n")
         os.environ["HOTWEIGHTS_SOCKET"] = str(agent.socket)
         os.environ["HOTWEIGHTS_TOKEN_FILE"] = str(token_file)
@@ -129,7 +132,7 @@ class Binder:
         name = self._name()
         binding = AsyncBinding(engine, read, self.metrics.note, lambda: self._moved_out(name))
         engine.hotweights_binding = binding
-        self._moved_in(engine, name, binding)
+        self._moved_in(engine, name, binding)  # first it counts: no commit passes it over
         binding.start()
 
     def _name(self) -> str:
@@ -137,7 +140,7 @@ class Binder:
 
     def _moved_in(self, engine: Any, name: str, binding: Binding) -> None:
         self._bindings[name] = binding
-        weakref.finalize(engine, self._moved_out, name)
+        weakref.finalize(engine, self._moved_out, name)  # whoever forgets to shut it down
         if self._agent is not None:
             self._agent.wait_until_connected(len(self._bindings))
 
@@ -151,7 +154,9 @@ class Binder:
     # --- this process --------------------------------------------------------------------------
 
     def _ready_for_engines(self) -> tuple[AgentSocket, Path]:
-        """The folder, the plugin on every child's path, the loop, and the house, made once."""
+        """The folder, the plugin on every child's path, the loop, and the agent, made once. What
+        fails is tried again with the next engine.
+        """
         if self._agent is None or self._folder is None:
             folder = Path(tempfile.mkdtemp(prefix="hotweights-"))
             atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -273,8 +278,8 @@ class HostAgent:
     token_file: Path
 
     def token(self) -> str:
-        """As it lies beside the socket."""
+        """The token as it lies beside the socket now. Raises OSError."""
         return self.token_file.read_text().strip()
 
     def wait_until_connected(self, engines: int) -> None:
-        """It sees that by itself."""
+        """Nothing to do: the host's worker counts the engines that are connected."""

@@ -26,9 +26,9 @@ from hotweights_common.reasons import Reason
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.binding")
-JOIN_SECONDS = 120.0
-GATE_SECONDS = 30.0
-AGAIN_SECONDS = 0.02
+JOIN_SECONDS = 120.0  # for the first probe, and before it for the caller's call to end
+GATE_SECONDS = 30.0  # a step that takes longer is answered with Busy, and the commit asked again
+AGAIN_SECONDS = 0.02  # for the caller to come and fetch a batch that is under way
 Noted = Callable[[frames.Frame], None]
 
 
@@ -88,11 +88,12 @@ class _GatedServer(_Server):
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         while (left := until - loop.time()) > 0:
+            # in a thread: it waits, and this loop has other engines
             if not await asyncio.to_thread(self._gate.close, left):
                 break
             if not self._sync_replica.in_flight():
                 return
-            self._gate.open()
+            self._gate.open()  # only the caller's next call ends the batch
             await asyncio.sleep(AGAIN_SECONDS)
         raise TimeoutError(f"the engine was inside one step for {seconds:.0f} s")
 
@@ -109,7 +110,7 @@ class _Client(Guarded):
         object.__setattr__(self, "_gone", gone)
 
     def shutdown(self, *args: Any, **kwargs: Any) -> Any:
-        """As the client's."""
+        """As the client's; first the binding is ended, because afterwards nobody answers it."""
         self._gone()
         return self.__getattr__("shutdown")(*args, **kwargs)
 
@@ -120,6 +121,9 @@ class SyncBinding:
     def __init__(
         self, engine: Any, settings: Settings, noted: Noted, gone: Callable[[], None]
     ) -> None:
+        """In the thread that constructed the engine, before its first request: from here on every
+        call of the caller's passes the gate.
+        """
         client, gate, config = engine.engine_core, Gate(), engine.vllm_config
         engine.engine_core = _Client(client, gate, gone)
         engine_client = SyncEngineClient(weakref.proxy(client), config)
@@ -129,12 +133,14 @@ class SyncBinding:
         self._server: Server | None = None
 
     async def join(self) -> None:
-        """On the binder's loop."""
+        """Join, on the binder's loop, between two calls of the caller's. Raises TimeoutError where
+        no such moment comes, and `EngineDead`.
+        """
         self._server = self._make()
         await self._server.join()
 
     def leave(self) -> None:
-        """The engine is gone."""
+        """End the connection: the engine is gone. From any thread."""
         if self._server is not None:
             self._server.leave()
 
@@ -162,7 +168,7 @@ class AsyncBinding:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            return
+            return  # constructed outside of a loop: the first request joins
         if self._task is None:
             self._task = loop.create_task(self._join())
 
@@ -170,10 +176,11 @@ class AsyncBinding:
         """Wait until it has joined; a request goes on if it could not."""
         self.start()
         if self._task is not None and not self._task.done():
+            # shielded: a request that is cancelled must not take the joining with it
             await asyncio.shield(self._task)
 
     def leave(self) -> None:
-        """The engine is gone."""
+        """End the connection: the engine is gone. From any thread."""
         if self._server is not None:
             self._server.leave()
 

@@ -51,8 +51,8 @@ class Buffers:
         self._final: set[tuple[str, int]] = set()
 
     def request(self, tensor: str, shard_rank: int, nbytes: int) -> torch.Tensor:
-        """Writable bytes (a ``uint8`` tensor); the same ones when asked again, and then they count
-        as not yet filled.
+        """Writable bytes (a ``uint8`` tensor of ``nbytes``, one dimension, in host memory); the
+        same ones when asked again, and then they count as not yet filled. Raises `NotApplied`.
         """
         whole = self._nbytes(tensor)
         if shard_rank < 0 or nbytes < 0 or nbytes > whole:
@@ -77,7 +77,7 @@ class Buffers:
 
     def finalize(self, tensor: str, shard_rank: int, hash_: str | None) -> None:
         """The shard is filled; its bytes must have this hash (``blake3:`` or ``sha256:`` and
-        hexadecimal digits).
+        hexadecimal digits; digits alone are BLAKE3's). Raises `NotApplied`.
         """
         shard = self._shards.get(tensor, {}).get(shard_rank)
         if shard is None:
@@ -95,6 +95,7 @@ class Buffers:
             if digest(_view(shard)) != expected.lower():
                 raise NotApplied(
                     Reason.CHECKSUM_MISMATCH,
+                    # 24 characters: the kind, and digits enough to find it in a log
                     f"{tensor}: shard {shard_rank} does not have {hash_[:24]}…; send it again",
                 )
         elif self._verify and tensor not in self._chunks:
@@ -121,6 +122,7 @@ class Buffers:
             flat = (
                 ordered[0]
                 if len(ordered) == 1
+                # the empty one: an empty tensor may have no shard, and cat takes no empty list
                 else torch.cat([torch.empty(0, dtype=torch.uint8), *ordered])
             )
             self._check_chunks(name, flat)
@@ -130,6 +132,7 @@ class Buffers:
         view = _view(flat)
         for number, expected in enumerate(self._chunks.get(name, ())):
             chunk = view[number * self._chunk_nbytes : (number + 1) * self._chunk_nbytes]
+            # 16 digits are enough to find it in the manifest
             if blake3(chunk).hexdigest() != expected:
                 raise NotApplied(
                     Reason.CHECKSUM_MISMATCH,
@@ -151,7 +154,9 @@ def _view(flat: torch.Tensor) -> memoryview:
 
 
 def specs_of(manifest: Mapping[str, Any]) -> dict[str, Spec]:
-    """Names, dtypes and shapes of a manifest's object, or of one that has nothing else."""
+    """Names, dtypes and shapes of a manifest's object, or of one that has nothing else. Raises
+    `NotApplied`; KeyError, TypeError or ValueError for an object that is no such thing.
+    """
     specs: dict[str, Spec] = {}
     for item in manifest["tensors"]:
         name, dtype, shape = item["name"], item["dtype"], tuple(int(size) for size in item["shape"])

@@ -50,16 +50,16 @@ from hotweights_planner import plan as plans
 from hotweights_planner.manifest import Manifest
 
 logger = logging.getLogger("vllm.hotweights.embedded_node")
-OPEN_SECONDS = 30.0
-AGAIN_SECONDS = 10.0
-PATIENCE_SECONDS = 5.0
+OPEN_SECONDS = 30.0  # the caller's constructor waits for it
+AGAIN_SECONDS = 10.0  # between two conversations with a coordinator that let none begin
+PATIENCE_SECONDS = 5.0  # all workers hear of a version within a heartbeat
 CALL_SECONDS = 3.0
 SLOWEST_BEAT_SECONDS = 4.0  # a worker that is not heard from for 15 s is not counted any more
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedNodeSettings:
-    """What `install_autobind` was asked for."""
+    """What `install_autobind` was asked for; there is what each of them means."""
 
     endpoint: str
     name_map: NameMap = None
@@ -67,6 +67,7 @@ class EmbeddedNodeSettings:
     worker_id: str = ""
     token: str = ""
     beat_seconds: float = 2.0
+    """Between two heartbeats; used from 0.1 to `SLOWEST_BEAT_SECONDS`."""
 
 
 class EmbeddedNode:
@@ -77,7 +78,9 @@ class EmbeddedNode:
     def __init__(
         self, folder: Path, loop: asyncio.AbstractEventLoop, settings: EmbeddedNodeSettings
     ) -> None:
-        """Raises what keeps the socket from being opened."""
+        """Raises what keeps the socket from being opened. Waits for the loop, so not to be called
+        on it.
+        """
         self._settings = settings
         self._loop = loop
         self._folder = folder / "run"
@@ -98,7 +101,7 @@ class EmbeddedNode:
         asyncio.run_coroutine_threadsafe(self._over.wait(), self._loop).result(OPEN_SECONDS)
 
     def token(self) -> str:
-        """What lets engines in."""
+        """The secret that lets engines in (`engine_token`)."""
         return self._token
 
     def wait_until_connected(self, engines: int) -> None:
@@ -118,6 +121,7 @@ class EmbeddedNode:
                 await until(asyncio.Event(), node.driver.run, partial(self._take_part_always, node))
         # engines go on serving, and the coordinator does not hear from this worker any more
         except Exception as error:
+            # at the end executors refuse work before this thread has ended: no error to anybody
             if not threading.main_thread().is_alive():
                 logger.debug("The process ends: %s", error)
             elif opened.done():
@@ -157,9 +161,11 @@ class EmbeddedNode:
         return node
 
     async def _take_part_always(self, node: Node) -> None:
-        """While there are engines."""
+        """Take part while there are engines, and not otherwise: who serves nothing would hold
+        commits up, or make them look complete.
+        """
         while True:
-            self._changed.clear()
+            self._changed.clear()  # before the look: what changes afterwards wakes it again
             if self._expected:
                 taking_part = asyncio.create_task(self._take_part(node))
                 try:
@@ -248,13 +254,13 @@ class _StatusRelay:
         self._sync: CoordinatorSync | None = None
 
     def to(self, sync: CoordinatorSync | None) -> None:
-        """From now on this one."""
+        """Report to this one from now on; None: nobody is in conversation."""
         self._sync = sync
         if sync is not None and self._last is not None:
             sync.offer(self._last, urgent=True)
 
     def offer(self, status: NodeWeightsStatus, *, urgent: bool) -> None:
-        """What the session says."""
+        """What the session says, kept for the next conversation too."""
         self._last = status
         if self._sync is not None:
             self._sync.offer(status, urgent=urgent)

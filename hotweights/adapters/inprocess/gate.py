@@ -28,16 +28,18 @@ class Gate:
         self._dead: Exception | None = None
 
     def fail(self, error: Exception) -> None:
-        """From now on every call of the caller's gets this."""
+        """From now on every call of the caller's gets this error. From any thread."""
         self._dead = error
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
-        """One call of the caller's."""
+        """Within it no switch happens. A call inside a call passes at once: it would wait for
+        itself. Raises what `fail` was given.
+        """
         if getattr(self._own, "depth", 0):
             yield
             return
-        with self._next:
+        with self._next:  # behind a switch that waits, else a busy caller would starve it
             self._inside.acquire()
         self._own.depth = 1
         try:
@@ -50,7 +52,7 @@ class Gate:
 
     def close(self, seconds: float) -> bool:
         """Wait until no call is inside, and let none in until `open`, which any thread may call.
-        False: that took too long.
+        False: that took too long. Each of its two locks is waited for at most ``seconds``.
         """
         if not self._next.acquire(timeout=seconds):
             return False
@@ -60,7 +62,7 @@ class Gate:
         return False
 
     def open(self) -> None:
-        """The switch is over."""
+        """Let calls in again: the switch is over. Only after a `close` that gave True."""
         self._inside.release()
         self._next.release()
 

@@ -13,7 +13,7 @@ from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.binder")
 PORT_VARIABLE = "HOTWEIGHTS_BINDER_METRICS_PORT"
-PORT = 9098
+PORT = 9098  # between replicate's 9097 and worker's 9099, which may run on the same host
 
 
 class BinderMetrics:
@@ -35,11 +35,12 @@ class BinderMetrics:
         self._version = Info(
             "hotweights_binder_current_version", "What was switched to last", registry=self.registry
         )
+        # both are there from the start: a rate over a series that appears late misses its first
         for result in ("committed", "failed"):
             self._updates.labels(result)
 
     def note(self, answer: frames.Frame) -> None:
-        """How a commit ended."""
+        """Count how a commit ended, by the answer to it."""
         if isinstance(answer, frames.Committed):
             self._updates.labels("committed").inc()
             self._pause.set(answer.pause_seconds)
@@ -54,6 +55,7 @@ class BinderMetrics:
         if not port:
             return
         try:
+            # this host only: nothing proves who asks
             start_http_server(port, addr="127.0.0.1", registry=self.registry)
         except OSError as error:
             logger.warning(

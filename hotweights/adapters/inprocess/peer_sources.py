@@ -49,7 +49,7 @@ class PeerSources:
 
 
 class PlanStaging:
-    """Brings one version at a time."""
+    """Brings one version at a time, in the thread that asks; keeps the last one's memory."""
 
     def __init__(self, roots: Sequence[Path], name_map: NameMap) -> None:
         self._sources = sources(roots)
@@ -57,7 +57,9 @@ class PlanStaging:
         self._image: Image | None = None
 
     def bring(self, plan: Plan, seconds: float, peer_sources: PeerSources | None = None) -> Version:
-        """The plan's version, whole and verified. Raises `TransferError`."""
+        """The plan's version, whole and verified, within ``seconds``. Raises `TransferError`;
+        `NotApplied` for the name map, and where nobody is allowed to be asked.
+        """
         manifest = plan.manifest
         present = {} if self._image is None else self._image.chunks
         listed = [{"name": t.name, "dtype": t.dtype, "shape": t.shape} for t in manifest.tensors]
@@ -76,6 +78,7 @@ class PlanStaging:
                 origin = OriginSource(
                     plan.source, lambda: self._sources.open(plan.source, ""), manifest
                 )
+                # without peers there is nobody whose chunks could still be on their way
                 limits = FetchPolicy(
                     deadline_seconds=seconds, patience_seconds=0.0 if not clients else 5.0
                 )
@@ -86,6 +89,7 @@ class PlanStaging:
                     cancel=threading.Event(),
                 ).run()
             image = builder.finish()
+        # mapped before the old one is closed: if that fails, the next try still has its chunks
         mapped = MappedImage.open(image.fds, manifest.digest)
         if self._image is not None:
             self._image.close()

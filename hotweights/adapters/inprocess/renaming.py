@@ -33,7 +33,7 @@ class RenamingServer(EngineServer):
         self._called = called
 
     def send_prepare(self, number: int, id_: int, digest: str, image: PinnedImage) -> None:
-        """As the node's, with another table."""
+        """As the node's, with another table. The image is released also when it raises."""
         try:
             renamed = _Renamed(image, self._called(digest))
         except Exception:
@@ -58,7 +58,7 @@ class _Renamed:
         return (self._table.fd, *self._image.fds[1:])
 
     def release(self) -> None:
-        """They may be closed."""
+        """Let go of the table and the image: their descriptors may be closed."""
         self._table.release()
         self._image.release()
 

@@ -24,7 +24,9 @@ logger = logging.getLogger("vllm.hotweights.replicas")
 
 
 class SyncEngineClient(EngineClient):
-    """The engine of a `vllm.LLM`. The gate is closed whenever anything here is called."""
+    """The engine of a `vllm.LLM`. The gate is closed whenever anything here is called. Its client
+    is vLLM 0.32's ``SyncMPClient`` or ``InprocClient`` (``v1/engine/core_client.py``).
+    """
 
     def __init__(self, client: Any, vllm_config: Any) -> None:
         """``client`` is the engine's client itself, not what guards it."""
@@ -39,7 +41,12 @@ class SyncEngineClient(EngineClient):
         """
         return isinstance(self._core, InprocClient) and bool(self._core.engine_core.batch_queue)
 
+    # As `EngineClient` has them, by the synchronous client's calls; each may raise `EngineDead`.
+
     async def pause(self, mode: str) -> None:
+        """As `EngineClient.pause`. Raises ValueError where this mode would wait for its own
+        caller.
+        """
         if isinstance(self._core, InprocClient) and mode == "Wait":
             raise ValueError(
                 "an engine in the caller's own thread cannot drain while the caller "
@@ -82,7 +89,10 @@ class SyncEngineClient(EngineClient):
 
 
 def end_async(engine: Any, reason: str) -> None:
-    """No way back for an `AsyncLLM`: whoever waits for an answer is told. On its event loop."""
+    """No way back for an `AsyncLLM`: whoever waits for an answer is told. On its event loop. As
+    vLLM 0.32's clients do it when their engine process has died (``v1/engine/core_client.py``:
+    ``engine_dead``).
+    """
     logger.critical("This engine is given up: %s", reason)
     engine.engine_core.resources.engine_dead = True
     engine.engine_core.outputs_queue.put_nowait(EngineDeadError())

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 
 
 class TorchModel:
-    """A module, and the version that is at hand for it."""
+    """A module, and the version that is at hand for it. One thread at a time."""
 
     def __init__(self, module: torch.nn.Module) -> None:
+        """Raises `NotApplied` for a module without tensors. Tensors are taken as they are now: a
+        module that gets others has to be bound again.
+        """
         self._targets = dict(_targets(module))
         self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         if not self._targets:
@@ -58,7 +61,7 @@ class TorchModel:
 
     def prepare(self, version: Version) -> int:
         """Take a version that was checked; gives its bytes. The tensors must live until the
-        switch.
+        switch. Raises `NotApplied` where tied tensors differ.
         """
         moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         first: dict[Any, tuple[str, torch.Tensor]] = {}
@@ -81,7 +84,7 @@ class TorchModel:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def switch(self) -> int:
         """Copy in place, read back, compare; on any error everything is as before. Gives the bytes
-        of the version.
+        of the version. Raises as `install`; the caller holds the lock of whoever runs the module.
         """
         moves, self._moves = self._moves, []
         install(moves)
@@ -90,21 +93,24 @@ class TorchModel:
 
 def install(moves: Iterable[tuple[str, torch.Tensor, torch.Tensor]]) -> None:
     """Copy each new tensor over its target, all or none. Raises `NotApplied`; `Torn` if there was
-    no way back.
+    no way back. Needs host memory for all of the old values. Where it waits for devices, all copies
+    have been sent off before.
     """
     listed = list(moves)
+    # on the host: next to the model a device may have no room for a second one
     before = [(name, target, target.detach().to("cpu", copy=True)) for name, target, _ in listed]
     try:
         for name, target, new in listed:
             _copy(name, target, new)
         _wait_for_devices(target for _, target, _ in listed)
         for name, target, new in listed:
+            # after all copies: a later one may have written over an earlier one's target
             if not same_bytes(target, new):
                 raise NotApplied(
                     Reason.READ_BACK_DIFFERS,
                     f"{name} was copied, but reads otherwise; do tensors of the module overlap?",
                 )
-    except BaseException:
+    except BaseException:  # Ctrl-C too: half a version must not stay
         _restore(before)
         raise
 

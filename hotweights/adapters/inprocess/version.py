@@ -32,6 +32,7 @@ class Version:
         self.digest = digest
         self.specs = dict(specs)
         self._tensors = dict(tensors)
+        # no extents and no addresses: nobody asks for them who asks what fits
         entries = tuple(
             TensorEntry(name, spec.dtype, spec.shape, self._tensors[name].nbytes, (), 0)
             for name, spec in specs.items()
@@ -40,7 +41,7 @@ class Version:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors."""
+        """Bytes of all tensors; one that has two names counts twice."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:

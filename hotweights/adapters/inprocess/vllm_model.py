@@ -28,6 +28,7 @@ class VllmModel:
     """
 
     def __init__(self, module: torch.nn.Module, vllm_config: Any) -> None:
+        """Raises `NotApplied` for a model that cannot be updated so."""
         device = next(module.parameters()).device
         if device.type == "cpu" and not vllm_config.model_config.enforce_eager:
             text = (
@@ -48,7 +49,9 @@ class VllmModel:
             raise NotApplied(misfit.reason, misfit.message)
 
     def prepare(self, version: Version) -> int:
-        """Load and finish it beside the running model; gives the bytes to copy."""
+        """Load and finish it beside the running model; gives the bytes to copy. Raises
+        `NotApplied`. `check` has to have been called with it before: `Shadow.load` relies on it.
+        """
         try:
             tensors = self._compatibility.tensors(version)  # type: ignore[arg-type]
             touched = self._compatibility.touched(version)  # type: ignore[arg-type]
@@ -61,6 +64,7 @@ class VllmModel:
             raise NotApplied(Reason.UNSUPPORTED, text) from error
         # any model's loader may raise anything; what is served is untouched
         except Exception as error:
+            # cut: a loader's error may show a whole tensor
             raise NotApplied(
                 Reason.LOAD_FAILED, f"{type(error).__name__}: {error}"[:1000]
             ) from error
@@ -78,7 +82,7 @@ class VllmModel:
         moves = self._shadow.moves
         try:
             torch_model.install(moves)
-            self._shadow.set_values()
+            self._shadow.set_values()  # last: what has no way back comes after all that has
         finally:
             self._shadow.clear()
         return sum(new.nbytes for _, _, new in moves)
@@ -92,4 +96,5 @@ def _shadow(module: torch.nn.Module, vllm_config: Any, device: torch.device) -> 
             f"no second model beside this one ({type(error).__name__}: {error}); use "
             "install_autobind"
         )
+        # cut: it goes to the coordinator, and a constructor's error has no limit
         raise NotApplied(Reason.UNSUPPORTED, text[:1000]) from error

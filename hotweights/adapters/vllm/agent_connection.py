@@ -23,8 +23,9 @@ from pathlib import Path
 from hotweights_transports.handoff import frames, sockets
 
 logger = logging.getLogger("vllm.hotweights.agent_connection")
-FIRST_RETRY_SECONDS = 0.1
-LAST_RETRY_SECONDS = 5.0
+FIRST_RETRY_SECONDS = 0.1  # an agent that restarts is back within moments
+LAST_RETRY_SECONDS = 5.0  # what an engine loses at most, once an agent that was away long is back
+# for connecting and for the answer; the agent gives a hello as long (`Limits.hello_seconds`)
 HELLO_SECONDS = 10.0
 # of our own: the process's is seeded by others, who expect to be alone with it
 _jitter = random.Random()
@@ -32,7 +33,7 @@ _jitter = random.Random()
 
 class Connection:
     """One life of the socket. `send` may be called from any thread and never raises: the connection
-    is simply gone then.
+    is simply gone then. `close` is for the thread that receives.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -41,12 +42,14 @@ class Connection:
         self.open = True
 
     def send(self, frame: frames.Frame) -> bool:
+        """Whether the kernel took it; that the agent reads it is another matter."""
         with self._lock:
             if not self.open:
                 return False
             try:
                 sockets.send(self._sock, frame)
             except frames.WireError:
+                # the connection is as good as before: nothing of the frame went out
                 logger.exception("A frame to the agent is too large and was dropped: %s", frame.op)
                 return False
             except OSError as error:
@@ -56,12 +59,15 @@ class Connection:
         return True
 
     def close(self) -> None:
+        """Close the socket. Under the lock, so that nobody sends on a number that is another's."""
         with self._lock:
             self.open = False
             self._sock.close()
 
     def hang_up(self) -> None:
-        """From another thread than the one that receives, which then closes it."""
+        """From another thread than the one that receives: it wakes (shutdown(2); close(2) would
+        not wake it) and closes the socket.
+        """
         with self._lock, contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)
 
@@ -70,7 +76,7 @@ class AgentLink(threading.Thread):
     """Connects, says hello, hands frames to ``handle`` until the end of the process, or `stop`.
 
     ``hello`` is called for every connection, so that the agent always learns the state of now.
-    ``handle`` owns the descriptors.
+    ``handle`` owns the descriptors. All three functions are called on this thread.
     """
 
     def __init__(
@@ -91,13 +97,14 @@ class AgentLink(threading.Thread):
         self.connection: Connection | None = None
 
     def stop(self) -> None:
-        """The process goes on without it."""
+        """End the connection and the thread; the process goes on. From any other thread."""
         self._ended.set()
         connection = self.connection
         if connection is not None:
             connection.hang_up()
 
     def run(self) -> None:
+        """The thread: one connection after the other, until `stop`."""
         delay = FIRST_RETRY_SECONDS
         while not self._ended.is_set():
             began = time.monotonic()
@@ -121,8 +128,9 @@ class AgentLink(threading.Thread):
                 raise frames.WireError(f"the agent refused: {answer.reason}: {answer.message}")
             if not isinstance(answer, frames.Welcome):
                 raise frames.WireError(f"the agent answered the hello with {answer.op}")
-            sock.settimeout(None)
+            sock.settimeout(None)  # from here on an agent may be silent for as long as it likes
             connection = self.connection = Connection(sock)
+            # `stop` came before there was a connection to hang up
             if self._ended.is_set():
                 return
             logger.info("Connected to the agent at %s", self._path)
@@ -130,6 +138,7 @@ class AgentLink(threading.Thread):
             try:
                 self._receive(sock, connection)
             finally:
+                # first nobody new sends, then nobody can, then what was half said is dropped
                 self.connection = None
                 connection.close()
                 self._closed(connection)
@@ -138,13 +147,13 @@ class AgentLink(threading.Thread):
         while True:
             try:
                 frame, fds = sockets.recv(sock)
-            except sockets.ConnectionClosed:
+            except sockets.ConnectionClosed:  # a `WireError` too, but no frame to skip
                 raise
             # from a newer agent: what we do not know, we do not do
             except frames.WireError as error:
                 logger.warning("The agent sent what this plugin does not understand: %s", error)
                 continue
-            if isinstance(frame, frames.Ping):
+            if isinstance(frame, frames.Ping):  # here: whoever handles may be busy for seconds
                 close_all(fds)
                 connection.send(frames.Pong(id=frame.id))
             else:
@@ -171,6 +180,6 @@ def read_token(path: str | None) -> str:
 
 
 def close_all(fds: list[int]) -> None:
-    """Of a frame that nobody wants, or that was dealt with."""
+    """Close the descriptors of a frame that nobody wants, or that was dealt with."""
     for fd in fds:
         os.close(fd)

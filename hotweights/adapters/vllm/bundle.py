@@ -60,18 +60,21 @@ def _modules(folder: Path, name: str) -> dict[str, str]:
 
 
 def write(destination: Path) -> Path:
-    """Write the bundle, readable by every user (vLLM may not run as root)."""
+    """Write the bundle, readable by every user (vLLM may not run as root). Gives ``destination``.
+    Raises OSError.
+    """
     files = contents()
     if _is_written(destination, files):
         return destination
     destination.parent.mkdir(parents=True, exist_ok=True)
+    # beside it: a rename works within one file system only
     partial = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
     try:
         for name, text in files.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        _open_to_all(partial)
+        _open_to_all(partial)  # before it is there to be read; mkdtemp makes a folder of mode 0700
         _replace(partial, destination)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -81,7 +84,7 @@ def write(destination: Path) -> Path:
 
 def allow_list(current: str | None) -> str:
     """VLLM_PLUGINS with ours in it. It is an allow-list for every kind of plugin, and endpoint
-    plugins load only if named.
+    plugins load only if named (vLLM 0.32, ``vllm/plugins``).
     """
     names = [name.strip() for name in (current or "").split(",") if name.strip()]
     return ",".join([*names, *(name for name in PLUGINS if name not in names)])

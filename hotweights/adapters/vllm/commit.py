@@ -28,22 +28,29 @@ if TYPE_CHECKING:
     from hotweights.adapters.vllm.engine_client import EngineClient
 
 logger = logging.getLogger("vllm.hotweights.commit")
-REPAIR_ATTEMPTS = 2
-RESUME_SECONDS = 10.0
-PAUSE_MODES = ("Keep", "Wait", "Abort")
+REPAIR_ATTEMPTS = 2  # within ``repair_seconds`` together
+RESUME_SECONDS = 10.0  # of the commit's deadline nothing may be left, and the weights are right
+PAUSE_MODES = ("Keep", "Wait", "Abort")  # vLLM's ``PauseMode``, as custom resources spell it
 
 
 @dataclass(slots=True)
 class Switch:
-    """What this engine serves, and how it changes. One commit at a time."""
+    """What this engine serves, and how it changes. One commit at a time. All of it runs on the
+    API server's event loop; the link's thread reads fields for its hello.
+    """
 
     engine_client: EngineClient
     repair_seconds: float
+    """For a whole repair, all attempts together."""
     tell: Callable[[frames.State], None]
+    """Says a state to the agent, if there is one; never raises."""
     end: Callable[[str], None] = lambda reason: errors.end_process(reason)
     state: str = "Booting"
+    """``Booting``, ``Serving`` or ``Dirty``, as the hello says it."""
     digest: str | None = None
+    """What was confirmed in this process' life; None: what it booted."""
     token: int = 0
+    """The highest commit token seen: a lower one is of the past."""
     dirty: bool = False
     torn: bool = (
         # from the first copied byte until a probe has passed; nobody may take such a process' end
@@ -58,7 +65,7 @@ class Switch:
 
     async def remember_boot(self) -> None:
         """What the booted weights answer: they came from a cold load, so a repair of them can be
-        checked against it.
+        checked against it. Raises `EngineDead`.
         """
         questions = probe.ProbePrompts.default()
         try:
@@ -77,21 +84,25 @@ class Switch:
         await self._quietly("freeze")
 
     def keep(self, token: int) -> bool:
+        """Go on serving what is served; False: the order is older than one that came before."""
         if token < self.token:
             return False
         self.token = token
         return True
 
     async def commit(self, frame: frames.Commit) -> frames.Frame:
-        """Switch to a prepared version; the answer to send."""
+        """Switch to a prepared version; the answer to send (`frames.Committed` or
+        `frames.CommitFailed`). Raises `EngineDead`, after ``end`` was called.
+        """
         running = self._running
+        # the same order: its first two fields, before the future
         if running is not None and running[:2] == (frame.digest, frame.commit_token):
             return await asyncio.shield(running[2])  # asked again, by an agent that came back
         refusal = self._refusal(frame)
         if refusal is not None:
             return refusal
-        self.token = frame.commit_token
-        if frame.digest == self.digest:
+        self.token = frame.commit_token  # even if it fails: what is older stays refused
+        if frame.digest == self.digest:  # it is served already: an agent that forgot asks so
             return self._committed(frame, 0.0, {})
         future: asyncio.Future[frames.Frame] = asyncio.get_running_loop().create_future()
         self._running = (frame.digest, frame.commit_token, future)
@@ -110,6 +121,7 @@ class Switch:
         return result
 
     def _refusal(self, frame: frames.Commit) -> frames.Frame | None:
+        # the past first: it must not learn anything else than that it is the past
         if frame.commit_token < self.token:
             return _failed(
                 frame,
@@ -136,11 +148,12 @@ class Switch:
         return None
 
     async def _commit(self, frame: frames.Commit) -> frames.Frame:
+        """Check, pause, copy and probe, open; in this order (see the module)."""
         timings: dict[str, float] = {}
         try:
             questions = await self._check(frame.digest)
         except CommitError as error:
-            await self._quietly("unpin")
+            await self._quietly("unpin")  # the ranks that said yes
             return _failed(frame, error.reason, str(error))
         began = time.monotonic()
         try:
@@ -149,8 +162,9 @@ class Switch:
             await self.engine_client.resume()
             await self._quietly("unpin")
             return _failed(frame, error.reason, str(error))
+        # draining has a limit of its own (`_pause`); any other pause counts against the deadline
         left = frame.deadline_seconds - (0.0 if frame.mode == "Wait" else time.monotonic() - began)
-        self.torn = True
+        self.torn = True  # before the first byte is copied: `server` looks at it when vLLM ends
         try:
             # A time-out of at least a little: once begun, the copy decides between committed and
             # dirty.
@@ -175,24 +189,28 @@ class Switch:
             return await self._became_dirty(
                 frame, "CommitFailed", f"{type(error).__name__}: {error}"
             )
+        # only now: until the engine was open again an exception meant dirty, and the old digest
         self.digest = frame.digest
         self._probed = "Golden" if questions.tokens is not None else "Ran"
         self._known[frame.digest] = probe.ProbePrompts(questions.prompts, questions.lengths, tokens)
         pause_seconds = time.monotonic() - began
-        await self._quietly("settle")
+        await self._quietly("settle")  # after the resume: giving memory back takes time
         logger.info(
             "Committed %s: paused for %.1f ms, %s", frame.digest[:19], pause_seconds * 1e3, timings
         )
         return self._committed(frame, pause_seconds, timings)
 
     async def _check(self, digest: str) -> probe.ProbePrompts:
-        """Every rank has it; from here until the copy no rank lets go of it."""
+        """Every rank has it; from here until the copy no rank lets go of it. Gives what to probe.
+        Raises `CommitError`.
+        """
         answers = await self.engine_client.ranks("check", digest)
         if len(answers) != self.engine_client.world_size:
             raise CommitError(
                 "NotPrepared", f"{len(answers)} ranks answered of {self.engine_client.world_size}"
             )
         try:
+            # all ranks have the same table, so the first speaks for all
             return probe.ProbePrompts.from_table(answers[0]["probes"])
         except (KeyError, TypeError, ValueError) as error:
             raise CommitError(
@@ -200,6 +218,7 @@ class Switch:
             ) from error
 
     async def _pause(self, frame: frames.Commit, timings: dict[str, float]) -> None:
+        """Raises `CommitError`; the caller resumes, because the pause may have begun."""
         limit = frame.drain_seconds if frame.mode == "Wait" else frame.deadline_seconds
         with _timed(timings, "pause"):
             try:
@@ -219,7 +238,9 @@ class Switch:
     async def _switch(
         self, frame: frames.Commit, questions: probe.ProbePrompts, timings: dict[str, float]
     ) -> list[list[int]]:
-        """What only the pause may see: the copy, and the probe's tokens."""
+        """What only the pause may see: the copy, and the probe's tokens. ``timings`` are in
+        seconds; the copy is measured in EngineCore, and the way there counts as the probe's.
+        """
         with _timed(timings, "probe"):
             answers, copy_seconds = await self.engine_client.switch(
                 frame.digest, questions.prompts, questions.lengths
@@ -236,6 +257,7 @@ class Switch:
         )
 
     async def _became_dirty(self, frame: frames.Commit, reason: str, message: str) -> frames.Frame:
+        # a commit in the boot barrier fails too: then the repair leads back into it
         self._before, self.dirty, self.state = self.state, True, "Dirty"
         logger.error("The engine is dirty and stays paused: %s: %s", reason, message)
         self._tell(reason, message)
@@ -248,6 +270,7 @@ class Switch:
         began = time.monotonic()
         error: BaseException | None = None
         for _ in range(REPAIR_ATTEMPTS):
+            # a second attempt begins even when the first has used up the time: it ends at once
             left = self.repair_seconds - (time.monotonic() - began)
             try:
                 await asyncio.wait_for(self._repair(), max(left, 0.001))
@@ -256,7 +279,7 @@ class Switch:
                 logger.exception("Repairing failed")
                 error = failure
                 if isinstance(failure, EngineDead):
-                    break
+                    break  # there is nobody left to ask a second time
             else:
                 logger.warning("Repaired: serving %s again", self.digest or "what was booted")
                 self._tell("Repaired", f"repaired in {time.monotonic() - began:.1f} s")
@@ -264,6 +287,9 @@ class Switch:
         self.end(f"not repaired after {time.monotonic() - began:.1f} s: {error!r}")
 
     async def _repair(self) -> None:
+        """One attempt. The old weights first, then what was computed with the wrong ones, then the
+        proof; only after it the name, and requests last.
+        """
         await self.engine_client.ranks("repair", self.digest)
         await self.engine_client.forget_caches()
         await self._ask(self._known.get(self.digest) or probe.ProbePrompts.default())
@@ -282,6 +308,7 @@ class Switch:
             logger.warning("A rank could not %s: %s", command, error)
 
     def _tell(self, reason: str, message: str) -> None:
+        # cut, here and in `_failed`: an exception's text has no limit, and a frame has one
         self.tell(frames.State(self.state, self.digest, self.token, reason, message[:2000]))
 
     def _committed(

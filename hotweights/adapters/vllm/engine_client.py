@@ -3,6 +3,10 @@ that knows vLLM's client.
 
 Nothing here decides anything (that is `commit`), and nothing else in the API server calls the
 engine.
+
+``engine_client`` is vLLM 0.32's ``AsyncLLM`` (``v1/engine/async_llm.py``), or what stands for one
+in this process; ``call_utility_async`` of its ``engine_core`` (``v1/engine/core_client.py``) calls
+a method of EngineCore by name. Everything runs on the API server's event loop.
 """
 
 from __future__ import annotations
@@ -19,6 +23,10 @@ T = TypeVar("T")
 
 
 class EngineClient:
+    """vLLM's client, with the few calls that a commit needs. Each may raise `EngineDead`; none has
+    a limit of time of its own, `commit` sets them.
+    """
+
     def __init__(self, engine_client: Any) -> None:
         self._client = engine_client
         self.vllm_config = engine_client.vllm_config
@@ -26,7 +34,9 @@ class EngineClient:
         self.kind = probe.engine_kind(self.vllm_config)
 
     async def ranks(self, command: str, argument: Any = None) -> list[dict[str, Any]]:
-        """Every rank's answer. Raises `RankError` with the first no, after all have answered."""
+        """Every rank's answer to one of `Engine.command`. Raises `RankError` with the first no,
+        after all have answered.
+        """
         return _agreed(await self._rpc(command, argument))
 
     async def _rpc(self, command: str, argument: Any) -> list[dict[str, Any]]:
@@ -51,6 +61,7 @@ class EngineClient:
             await _alive(self._client.pause_generation(mode=mode.lower(), clear_cache=True))
 
     async def resume(self) -> None:
+        """Schedule again; harmless for an engine that is not paused."""
         await _alive(self._client.resume_generation())
 
     async def open(self, version: str) -> None:
@@ -58,6 +69,9 @@ class EngineClient:
         await self._core_does(plugin.OPEN_METHOD, version)
 
     async def forget_caches(self) -> None:
+        """What was computed with other weights: vLLM does not forget it by itself. Paused requests
+        hold blocks of the prefix cache, so theirs are computed again.
+        """
         await _alive(self._client.reset_prefix_cache(reset_running_requests=True))
         await _alive(self._client.reset_encoder_cache())
 
@@ -68,8 +82,9 @@ class EngineClient:
     async def switch(
         self, digest: str, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
     ) -> tuple[list[dict[str, Any]], float]:
-        """Copy a version on every rank and probe, in one visit: the probe's answers, and the copy's
-        seconds. Raises `RankError`.
+        """Copy a version on every rank and probe, in one visit: the probe's answers (as `probe.run`
+        gives them), and the copy's seconds. ``lengths`` are tokens to answer, one for each prompt.
+        Raises `RankError`.
         """
         done = await self._core_does(
             plugin.SWITCH_METHOD, digest, [list(prompt) for prompt in prompts], list(lengths)

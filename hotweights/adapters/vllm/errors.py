@@ -25,11 +25,11 @@ class CommitError(Exception):
 
 
 class RankError(CommitError):
-    """A rank said no."""
+    """A rank said no, for a reason of the wire's; the message names the rank."""
 
 
 class EngineDead(Exception):
-    """vLLM's engine process has ended."""
+    """vLLM's engine process has ended (its ``EngineDeadError``); nothing can be repaired here."""
 
 
 def end_process(reason: str) -> None:
@@ -38,10 +38,11 @@ def end_process(reason: str) -> None:
     By itself a vLLM whose engine died exits with 0, which a restart policy may take for success.
     """
     logger.critical("Ending this process: %s", reason)
-    logging.shutdown()
+    logging.shutdown()  # ``_exit`` flushes nothing
     import psutil  # every vLLM has it
 
+    # children first: without this process they would be nobody's, and hold GPU and port
     for child in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
             child.kill()
-    os._exit(1)
+    os._exit(1)  # not sys.exit: this may be any thread, or an ``atexit`` function

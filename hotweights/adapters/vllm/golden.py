@@ -23,14 +23,18 @@ from hotweights.adapters.vllm import probe
 
 
 def record(model: Path, dtype: str, prompts: list[list[int]], tokens: int) -> list[dict[str, Any]]:
-    """Start vLLM on the checkpoint, in this process, and ask it."""
+    """Start vLLM on the checkpoint, in this process, and ask it. ``tokens`` is how many to record
+    for each prompt. Raises SystemExit where the answers prove nothing.
+    """
     # EngineCore here, where `probe.run` reaches it
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    # no plugin: a cold load is to be recorded, and nothing that somebody added to it
     os.environ.setdefault("VLLM_PLUGINS", "")
     # GB; by default vLLM takes nearly all memory of the machine
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from vllm import LLM
 
+    # no longer than needed: the memory for requests grows with it
     length = max(map(len, prompts)) + tokens + 1
     llm = LLM(
         str(model), dtype=dtype, enforce_eager=True, max_model_len=length, disable_log_stats=True
@@ -75,7 +79,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=json.loads, help="JSON list of lists of token ids")
     arguments = parser.parse_args()
     prompts = arguments.prompts or [list(prompt) for prompt in probe.DEFAULT_PROMPTS]
-    answer = os.dup(1)
+    answer = os.dup(1)  # before vLLM is imported and finds its standard output
     os.dup2(2, 1)  # vLLM and its workers log to standard output
     probes = record(arguments.model, arguments.dtype, prompts, arguments.tokens)
     with os.fdopen(answer, "w") as stream:

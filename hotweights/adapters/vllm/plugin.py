@@ -18,7 +18,8 @@ from typing import Any
 from hotweights.adapters.vllm import settings
 
 BACKEND = "hotweights"
-OLDEST_VLLM = "0.29.0"
+OLDEST_VLLM = "0.29.0"  # said in messages; what decides is `unsupported`, which looks at methods
+# methods that `activate` adds to vLLM's classes, called by these names
 WORKER_METHOD = "hotweights_rank"
 SWITCH_METHOD = "hotweights_switch"
 OPEN_METHOD = "hotweights_open"
@@ -26,6 +27,9 @@ logger = logging.getLogger("vllm.hotweights.plugin")
 
 
 def register() -> None:
+    """The entry point. Never raises for a vLLM that it does not know; a variable with a wrong value
+    does (`SettingsError`).
+    """
     if not settings.read().socket:
         logger.info("Hotweights is installed but HOTWEIGHTS_SOCKET is not set: it does nothing")
         return
@@ -37,7 +41,9 @@ def register() -> None:
 
 
 def activate() -> None:
-    """Make the engine known and choose it, in this process; for a vLLM that is supported."""
+    """Make the engine known and choose it, in this process; for a vLLM that is supported. Each part
+    is done once, however often it is called.
+    """
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory as Factory
     from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.engine.core import EngineCore
@@ -126,6 +132,7 @@ def _stay_eager_on_cpu(engine_args: Any) -> None:
 
 
 def _ask_rank(worker: Any, command: str, argument: Any = None) -> dict[str, Any]:
+    # imported here: this module is loaded in processes that have no rank
     from hotweights.adapters.vllm.rank import engine
 
     return engine.answer(worker, command, argument)
@@ -147,6 +154,8 @@ def _switch(
 
 
 def _open(core: Any, version: str) -> None:
-    """What is confirmed gets its name, and is served."""
+    """What is confirmed gets its name, and is served. The name first, so that no answer goes out
+    under the old one.
+    """
     core.set_weight_version(version)
     core.resume_scheduler()

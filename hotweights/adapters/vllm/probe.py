@@ -40,7 +40,9 @@ class ProbeError(RuntimeError):
 
 
 def engine_kind(vllm_config: Any) -> str:
-    """What golden tokens depend on besides the weights: numerics differ between these."""
+    """What golden tokens depend on besides the weights: numerics differ between these. For example
+    ``vllm 0.32.0 cpu float32``; builds of one release (behind a ``+``) count as equal.
+    """
     import vllm
 
     dtype = str(vllm_config.model_config.dtype).removeprefix("torch.")
@@ -54,7 +56,12 @@ def run(
     core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
 ) -> list[dict[str, Any]]:
     """Greedy tokens for every prompt, all in one batch: a step of the model costs the pause about
-    as much for one as for all.
+    as much for one as for all. Prompts are token ids, ``lengths`` the tokens to answer to each;
+    gives ``{"tokens", "nan"}`` for each, in their order. In EngineCore's busy loop, as one of its
+    utility calls. Raises `ProbeError`.
+
+    It steps as ``EngineCore`` of vLLM 0.32 does itself (``v1/engine/core.py``: ``step_fn``, then
+    ``post_step``).
     """
     deadline = time.monotonic() + SECONDS
     with _alone(core.scheduler):
@@ -108,6 +115,7 @@ def _ask(core: Any, prompt: Sequence[int], length: int) -> str:
 
 
 def _step(core: Any) -> list[Any]:
+    # None: with a queue of batches a step may only have sent one off
     outputs, executed = core.step_fn()
     core.post_step(executed)
     return [output for batch in (outputs or {}).values() for output in batch.outputs]
@@ -115,7 +123,9 @@ def _step(core: Any) -> list[Any]:
 
 def watch_for_nan(model_runner: Any, on: bool) -> None:
     """Let a rank count NaN in its logits, which costs a little per step: so only from a copy to the
-    end of its pause.
+    end of its pause. In the rank's process. vLLM 0.32 asks ``vllm.envs`` in every step
+    (``v1/worker/gpu_model_runner.py``), or its sampler's ``compute_nans``
+    (``v1/worker/gpu/sample/sampler.py``).
     """
     import vllm.envs
 
@@ -132,6 +142,7 @@ def watch_for_nan(model_runner: Any, on: bool) -> None:
 
 @contextmanager
 def _alone(scheduler: Any) -> Iterator[None]:
+    """The scheduler with nothing but probes, unpaused, and afterwards as it was."""
     from vllm.v1.core.sched.interface import PauseState
     from vllm.v1.core.sched.request_queue import create_request_queue
 
@@ -145,7 +156,7 @@ def _alone(scheduler: Any) -> Iterator[None]:
         scheduler._pause_state = PauseState.UNPAUSED
         yield
     finally:
-        _drop_probes(scheduler)
+        _drop_probes(scheduler)  # while the queues are still theirs
         scheduler.running = running
         for name, queue in queues.items():
             setattr(scheduler, name, queue)
@@ -173,11 +184,14 @@ class ProbePrompts:
 
     @classmethod
     def default(cls) -> ProbePrompts:
+        """Where no golden tokens are known: only NaN, or no answer, is wrong."""
         return cls([*map(list, DEFAULT_PROMPTS)], [DEFAULT_LENGTH] * len(DEFAULT_PROMPTS))
 
     @classmethod
     def from_table(cls, probes: list[dict[str, Any]]) -> ProbePrompts:
-        """A version's golden probes for this kind of engine, or the default prompt."""
+        """A version's golden probes for this kind of engine, or the default prompts. Raises
+        KeyError, TypeError or ValueError for a table that is none.
+        """
         if not probes:
             return cls.default()
         tokens = [[int(token) for token in item["tokenIds"]] for item in probes]
@@ -195,6 +209,7 @@ def right_tokens(answers: list[dict[str, Any]], questions: ProbePrompts) -> list
         raise CommitError("ProbeMismatch", "the probe ran into NaN")
     for number, expected in enumerate(questions.tokens or ()):
         if tokens[number] != expected:
+            # 16 tokens show where they part, and leave the message readable
             message = f"probe {number} answered {tokens[number][:16]}, expected {expected[:16]}"
             raise CommitError("ProbeMismatch", message)
     return tokens

@@ -25,15 +25,20 @@ logger = logging.getLogger("vllm.hotweights.server")
 
 
 class Plugin:
+    """The shape of vLLM's endpoint plugins; vLLM makes one, in the API server's process."""
+
     name = "hotweights_server"
-    required_tasks = ("generate",)
+    required_tasks = ("generate",)  # an engine that answers no tokens cannot be probed
 
     def attach_router(self, app: Any) -> None:
         """No routes: whoever may talk to a vLLM port may not change its weights."""
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Awaited by vLLM before its port answers. Raises RuntimeError, which ends vLLM, where this
+        engine cannot be updated and the boot policy is Hold.
+        """
         read = settings.read()
-        if not read.socket or engine_client is None:
+        if not read.socket or engine_client is None:  # no agent here, or a server without an engine
             return
         problem = plugin.unsupported() or unsuitable(engine_client)
         if problem:
@@ -44,7 +49,7 @@ class Plugin:
             logger.error("%s; serving what was booted, without Hotweights", problem)
             return
         server = Server(EngineClient(engine_client), read)
-        state.hotweights = server
+        state.hotweights = server  # lives as long as the application does
         await server.boot()
 
 
@@ -67,7 +72,9 @@ class Server:
         self._link = agent_connection.AgentLink(read.socket, self._hello, self._handle)
 
     async def boot(self) -> None:
-        """The boot barrier: returns when this process may open its port."""
+        """The boot barrier: returns when this process may open its port. Raises `EngineDead`."""
+        # What the booted weights answer is asked before a commit can come; the heap is frozen
+        # before the link brings work.
         atexit.register(self._last_word)
         await self.switch.remember_boot()
         await self.switch.freeze()
@@ -98,7 +105,7 @@ class Server:
         self._link.start()
 
     def leave(self) -> None:
-        """The engine is gone: so is the connection."""
+        """End the connection: the engine is gone. From any thread."""
         self._link.stop()
 
     def _last_word(self) -> None:
@@ -126,7 +133,7 @@ class Server:
     def _handle(
         self, connection: agent_connection.Connection, frame: frames.Frame, fds: list[int]
     ) -> None:
-        agent_connection.close_all(fds)
+        agent_connection.close_all(fds)  # no frame to a server process has any
         self._loop.call_soon_threadsafe(self._dispatch, connection, frame)
 
     # --- on the event loop ---------------------------------------------------------------------
@@ -134,7 +141,7 @@ class Server:
     def _dispatch(self, connection: agent_connection.Connection, frame: frames.Frame) -> None:
         if isinstance(frame, frames.Commit):
             task = self._loop.create_task(self._commit(connection, frame))
-            self._tasks.add(task)
+            self._tasks.add(task)  # the event loop itself holds tasks only weakly
             task.add_done_callback(self._tasks.discard)
         elif isinstance(frame, frames.Keep):
             if self.switch.keep(frame.commit_token):
@@ -149,8 +156,9 @@ class Server:
                 )
 
     async def _commit(self, connection: agent_connection.Connection, frame: frames.Commit) -> None:
-        was_dirty = self.switch.dirty
+        was_dirty = self.switch.dirty  # refused for that: whoever made it dirty is repairing
         answer = await self._answer(frame)
+        # a commit that was asked for twice has one answer, and each asker its own id
         answered = connection.send(dataclasses.replace(answer, id=frame.id))  # type: ignore[call-arg]
         if isinstance(answer, frames.Committed):
             self._told.set()

@@ -15,11 +15,15 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Settings:
+    """One process' settings, read by `read`. Times are in seconds."""
+
     socket: str
     """``HOTWEIGHTS_SOCKET``: the agent's socket. Empty: the plugin does nothing."""
 
     token_file: str
-    """``HOTWEIGHTS_TOKEN_FILE``: the projected service-account token."""
+    """``HOTWEIGHTS_TOKEN_FILE``: the projected service-account token, read anew for each hello.
+    Empty: none is sent.
+    """
 
     hold: bool
     """``HOTWEIGHTS_BOOT_POLICY``: ``Hold`` (default) never serves what nobody assigned, ``Serve``
@@ -43,6 +47,7 @@ class Settings:
 
 
 def read(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Raises `SettingsError`. An empty variable counts as one that is not set."""
     policy = environment.get("HOTWEIGHTS_BOOT_POLICY") or "Hold"
     if policy not in ("Hold", "Serve"):
         raise SettingsError(f"HOTWEIGHTS_BOOT_POLICY is {policy!r}; it may be Hold or Serve")

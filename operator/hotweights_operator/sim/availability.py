@@ -18,8 +18,8 @@ from hotweights_operator.model.objects import NodeState, Pod, Rollout
 from hotweights_operator.sim.cluster.world import JudgeContext
 from hotweights_operator.sim.invariants import limit_of
 
-KUBELET_SECONDS = 2.0
-STRANGER_SECONDS = 60.0
+KUBELET_SECONDS = 2.0  # its longest lag in this world (`kubelet`)
+STRANGER_SECONDS = 60.0  # for a pod that never was Ready, after which it may be left out
 USELESS_SECONDS = 290.0  # after which a pod may be left out of the budget
 CRASH_LOOP_RESTARTS = 2  # with which it may be, too
 SEEN_STEPS = 6  # within which an operator that is awake has decided anew about what it saw
@@ -37,7 +37,6 @@ class AvailabilityJudge:
     """All orders that are not carried out yet."""
 
     def __init__(self, bench: JudgeContext) -> None:
-        """None."""
         self._bench = bench
         self._world = bench.world
         self._orders: dict[str, Order] = {}  # by pod UID

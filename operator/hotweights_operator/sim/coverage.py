@@ -39,7 +39,7 @@ OPERATOR = (
     "status is lost",
     "write is refused",
 )
-"""What goes wrong between the operator and the API server; counted by `sim.operator`."""
+"""What goes wrong between the operator and the API server; counted by `cluster.operator`."""
 
 PATHS = (
     "boots into the stable version",
@@ -73,7 +73,7 @@ PATHS = (
     "withdraws what is not prepared",
     "works beside a node that refuses writes",
 )
-"""What rollouts did."""
+"""Ways that rollouts took, as the judges saw them."""
 
 
 def expected(happenings: tuple[str, ...]) -> tuple[str, ...]:

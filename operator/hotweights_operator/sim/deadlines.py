@@ -33,10 +33,9 @@ class _Progress:
 
 
 class DeadlineJudge:
-    """Of all rollouts."""
+    """What every rollout has reached so far, and for how long it has got no further."""
 
     def __init__(self, bench: JudgeContext) -> None:
-        """None is known yet."""
         self._bench = bench
         self._world = bench.world
         self._courses: dict[str, _Progress] = {}  # by rollout UID
@@ -58,7 +57,7 @@ class DeadlineJudge:
         grown = any(a > b for a, b in zip(reached, course.high, strict=False))
         if key != course.key or grown or new.pods.desired > old.pods.desired:
             course.at, course.late_steps = self._world.now, 0
-        if old.revision != new.revision:
+        if old.revision != new.revision:  # failures of another revision do not count in this one
             course.beyond_steps = 0
         if key != course.key:
             course.high, course.key = reached, key
@@ -76,7 +75,9 @@ class DeadlineJudge:
         )
 
     def step(self, rollout: Rollout, *, is_complete: bool) -> None:
-        """After every step."""
+        """Called after every step, for each rollout. ``is_complete``: its target was complete
+        before. Raises `Violated`.
+        """
         self._watch_deadline(rollout, self._course(rollout))
         self._watch_policy(rollout, self._course(rollout), is_complete=is_complete)
 

@@ -22,9 +22,9 @@ from hotweights_operator.sim.plan import App
 if TYPE_CHECKING:
     from hotweights_operator.sim.run import Simulation
 
-REST_STEPS = 10
+REST_STEPS = 10  # without any write: then the world is at rest
 MOST_STEPS = 600
-CALM_STEPS = 200
+CALM_STEPS = 200  # in which nobody may change, where the lost keep the world from resting
 
 
 def heal(sim: Simulation) -> None:
@@ -154,6 +154,7 @@ def _all_seen(sim: Simulation) -> bool:
 
 
 def all_ready(sim: Simulation) -> bool:
+    """Whether every rollout says Ready."""
     return all(is_true(r.status.conditions, "Ready") for r in sim.rollouts())
 
 

@@ -29,7 +29,7 @@ def _pod(sim: Simulation) -> str:
 
 
 def agent_dies(sim: Simulation) -> bool:
-    """And comes back, or not until the end."""
+    """An agent dies, and comes back at once, or not until the end."""
     node = _node(sim)
     if node:
         sim.fleet.kill_agent(node)
@@ -47,7 +47,7 @@ def agent_is_flaky(sim: Simulation) -> bool:
 
 
 def agents_return(sim: Simulation) -> bool:
-    """All that are dead."""
+    """All agents that are dead are started again."""
     dead = [node for node in sorted(sim.api.objects["node"]) if sim.fleet.agents.get(node) is None]
     for node in dead:
         sim.fleet.start_agent(node)
@@ -71,7 +71,7 @@ def commit_breaks(sim: Simulation) -> bool:
 
 
 def container_dies(sim: Simulation) -> bool:
-    """And is started again."""
+    """An engine's container dies, of memory sometimes, and is started again."""
     uid = _pod(sim)
     if uid:
         sim.api.counts["container dies"] += 1
@@ -97,7 +97,7 @@ def node_is_drained(sim: Simulation) -> bool:
 
 
 def scale(sim: Simulation) -> bool:
-    """Up, down, or to nothing."""
+    """An application gets more pods, fewer, or none; a large one only a few more or fewer."""
     app = sim.draw.choice(sim.apps)
     app.replicas = (
         sim.draw.randint(0, 7) if app.replicas < 20 else app.replicas + sim.draw.randint(-3, 3)
@@ -106,7 +106,7 @@ def scale(sim: Simulation) -> bool:
 
 
 def node_vanishes(sim: Simulation) -> bool:
-    """With all that is on it."""
+    """A machine is gone with all that is on it; never the last one."""
     node = _node(sim)
     if len(sim.api.objects["node"]) < 2:
         return False
@@ -115,14 +115,14 @@ def node_vanishes(sim: Simulation) -> bool:
 
 
 def node_comes(sim: Simulation) -> bool:
-    """A new machine."""
+    """A new machine joins, with an agent."""
     sim.serial += 1
     sim.fleet.add_node(f"node-x{sim.serial}")
     return True
 
 
 def node_blinks(sim: Simulation) -> bool:
-    """Not Ready, or Ready again."""
+    """A node becomes not Ready, or Ready again; its pods go on."""
     node = _node(sim)
     if node:
         known = sim.api.get("node", node)
@@ -152,7 +152,7 @@ def node_takes_no_writes(sim: Simulation) -> bool:
 
 
 def object_is_deleted(sim: Simulation) -> bool:
-    """Somebody deletes a NodeWeights."""
+    """Somebody deletes the NodeWeights of a node that has one."""
     node = _node(sim)
     if sim.api.get("state", node) is None:
         return False
@@ -182,7 +182,7 @@ def operator_stalls(sim: Simulation) -> bool:
     """
     old = sim.operator
     sim.restart_operator()
-    for _ in range(3):
+    for _ in range(3):  # the new one has time to write what the old one does not know of
         sim.step()
     sim.zombie = True
     try:

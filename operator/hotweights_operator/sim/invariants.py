@@ -17,11 +17,12 @@ from hotweights_operator.model.observed import Observed
 from hotweights_operator.model.selectors import selects
 from hotweights_operator.sim.cluster.agents import Confirmation
 
+# as kubelets forget a container's back-off: who ran so long does not restart for ever
 SHORT_RUN_SECONDS = 600.0
 
 
 class Violated(Exception):
-    """An invariant does not hold."""
+    """An invariant does not hold; ``name`` is what it is called in the tests and by --ignore."""
 
     def __init__(self, name: str, detail: str) -> None:
         super().__init__(f"{name}: {detail}")
@@ -35,6 +36,7 @@ def limit_of(rollout: Rollout, desired: int) -> int:
     if strategy.type == "AllAtOnce":
         return desired
     value = strategy.rolling.max_unavailable if strategy.rolling else 1
+    # a text is a percentage ("25%"), rounded down, but one pod may always change
     return max(1, desired * int(value[:-1]) // 100) if isinstance(value, str) else value
 
 

@@ -43,7 +43,9 @@ class RolloutRecord:
 
 
 class Judge:
-    """Of one story."""
+    """The judge of one story: `Api` tells it of every write, and it sees the world after every
+    step.
+    """
 
     def __init__(self, world: World, ignored: Collection[str] = ()) -> None:
         """``ignored`` names invariants whose violation does not end the story."""
@@ -89,9 +91,9 @@ class Judge:
             self.fails("tenants never mix", f"{item.namespace}/{item.name} is read from {item.uri}")
 
     def assigned(self, before: NodeState, action: Assign) -> None:
-        """An entry has been written."""
+        """An operator's entry has been written; the API server has it already."""
         entry, after = action.entry, self.world.api.get("state", action.node)
-        if entry is None:
+        if entry is None:  # it was taken away: nobody is told anything by that
             return
         self._tenants_of_entry(entry)
         rollout = self.bench.rollout(action.uid) if action.uid != UNASSIGNED else None

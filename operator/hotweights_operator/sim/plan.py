@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 GOOD = ("v0", "v3")
 """Versions that every engine can take: stories end with one of them."""
-MOST_CLOCK_SECONDS = 20
+MOST_CLOCK_SECONDS = 20  # as far as a node's clock may be off, either way
 LARGE = 0.01
 """Share of the stories in which the cluster is large."""
 
@@ -145,7 +145,7 @@ class Plot:
 
 
 def plot(draw: random.Random) -> Plot:
-    """One, in half of the stories."""
+    """A plot, in half of the stories; in the others one that never comes about."""
     if draw.random() < 0.5:
         return Plot()
     return Plot(

@@ -29,16 +29,16 @@ from hotweights_operator.sim.plan import App, Plot
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STORY_STEPS = 45
 OPENING_STEPS = 40
-IDLE_STEPS = 6
+IDLE_STEPS = 6  # without any write: then nothing is left but to wait for a time
 
 
 def silence(_: str) -> None:
-    """Tell nobody."""
+    """Tell nobody: what a story's teller is where nobody reads it."""
 
 
 @dataclass(slots=True)
 class Simulation:
-    """One story."""
+    """One story and the world that it happens in. The same seed gives the same story."""
 
     seed: int
     tell: Callable[[str], None] = silence
@@ -133,11 +133,11 @@ class Simulation:
         )
 
     def rollouts(self) -> list[Rollout]:
-        """As they stand."""
+        """All rollouts, as the API server has them."""
         return [rollout for _, rollout in self.api.objects["rollout"].values()]
 
     def rollout_of(self, app: App) -> Rollout | None:
-        """An application's own."""
+        """An application's rollout, not the younger one in conflict; None: there is none."""
         found: Rollout | None = self.api.get("rollout", f"{app.namespace}/{app.name}")
         return found
 
@@ -179,13 +179,16 @@ class Simulation:
     # -- time -----------------------------------------------------------------------------------
 
     def run(self) -> Simulation:
-        """The whole story. Raises `Violated`."""
+        """The whole story: an opening, faults, healing, rest, a last edit. Raises `Violated`, with
+        the seed and the time in its text.
+        """
         from hotweights_operator.sim.story import inject
 
         try:
             self.set_up()
             if self.draw.random() < 0.6:
                 self.steps(OPENING_STEPS, lambda: endings.all_ready(self))
+            # a step of a large cluster takes as long as many steps of a small one
             for _ in range(STORY_STEPS if not self.plot.large else STORY_STEPS // 3):
                 if self.draw.random() < 0.3:
                     inject(self)
@@ -202,7 +205,9 @@ class Simulation:
         return self
 
     def step(self, seconds: float = 0.0) -> None:
-        """A moment."""
+        """One moment: machines, then the operator, then the judges, who must see what both did.
+        ``seconds`` is how much time passes; 0: drawn.
+        """
         before = self.api.version
         self.now += timedelta(seconds=seconds or self.draw.uniform(0.4, 2.0))
         self.fleet.now = self.now

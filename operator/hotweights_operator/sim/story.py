@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from hotweights_operator.sim.run import Simulation
 
 Happening = Callable[["Simulation"], bool]
-"""Whether it could happen."""
+"""Does one thing to the world; says whether it could happen."""
 
 
 def inject(sim: Simulation) -> None:
-    """One of them, by weight."""
+    """Let one of `HAPPENINGS` happen, drawn by weight; it is counted only if it could."""
     happening = sim.draw.choices(list(HAPPENINGS), weights=list(HAPPENINGS.values()))[0]
     name = name_of(happening)
     sim.tell(f"-- {name}")
@@ -26,12 +26,12 @@ def inject(sim: Simulation) -> None:
 
 
 def name_of(happening: Happening) -> str:
-    """As it is told and counted."""
+    """The name by which a happening is told and counted: its function's, in words."""
     return happening.__name__.replace("_", " ").strip()
 
 
 def names() -> tuple[str, ...]:
-    """Of all."""
+    """The names of all happenings, in order."""
     return tuple(sorted(name_of(happening) for happening in HAPPENINGS))
 
 
@@ -53,7 +53,7 @@ def version_changes(sim: Simulation) -> bool:
 
 
 def version_is_made_anew(sim: Simulation) -> bool:
-    """The same name, other bytes."""
+    """A version is deleted and made anew: the same name, other bytes."""
     app = sim.draw.choice(sim.apps)
     sim.serial += 1
     sim.add_version(app.namespace, "v1", f"sha256:{app.namespace}-v1-{sim.serial}")
@@ -61,7 +61,7 @@ def version_is_made_anew(sim: Simulation) -> bool:
 
 
 def version_is_deleted(sim: Simulation) -> bool:
-    """It may still be in use."""
+    """A WeightVersion is deleted; it may still be in use."""
     key = f"{sim.draw.choice(sim.apps).namespace}/v{sim.draw.choice([0, 1, 2])}"
     found = sim.api.get("version", key) is not None
     sim.api.delete("version", key)
@@ -69,7 +69,7 @@ def version_is_deleted(sim: Simulation) -> bool:
 
 
 def missing_version_comes(sim: Simulation) -> bool:
-    """The rollout was there first."""
+    """A version comes that a rollout has named before there was one."""
     app = sim.draw.choice(sim.apps)
     if sim.api.get("version", f"{app.namespace}/v9") is not None:
         return False
@@ -78,7 +78,7 @@ def missing_version_comes(sim: Simulation) -> bool:
 
 
 def source_cannot_be_read(sim: Simulation) -> bool:
-    """For a while."""
+    """A version's source may not be read, until the faults stop."""
     app = sim.draw.choice(sim.apps)
     sim.serial += 1
     sim.add_version(app.namespace, "v2", f"sha256:{app.namespace}-v2-{sim.serial}")
@@ -87,14 +87,14 @@ def source_cannot_be_read(sim: Simulation) -> bool:
 
 
 def pause_or_resume(sim: Simulation) -> bool:
-    """By the user."""
+    """The user sets spec.paused, or takes it back."""
     app = sim.draw.choice(sim.apps)
     rollout = sim.rollout_of(app)
     return rollout is not None and _change(sim, app, paused=not rollout.spec.paused)
 
 
 def retry_is_asked(sim: Simulation) -> bool:
-    """By an annotation."""
+    """The user asks for a retry, by an annotation."""
     app = sim.draw.choice(sim.apps)
     rollout = sim.rollout_of(app)
     if rollout is None:
@@ -127,7 +127,7 @@ def rollout_is_deleted(sim: Simulation) -> bool:
 
 
 def another_selects_the_same(sim: Simulation) -> bool:
-    """A younger rollout in conflict."""
+    """A younger rollout selects the same pods: a conflict, in which the older one wins."""
     app = sim.draw.choice(sim.apps)
     rollout = sim.rollout_of(app)
     if rollout is None:
@@ -137,6 +137,7 @@ def another_selects_the_same(sim: Simulation) -> bool:
     return True
 
 
+# weights: how often each happens, beside the others
 HAPPENINGS: dict[Happening, float] = {
     faults.agent_dies: 3,
     faults.agent_is_flaky: 0.6,

@@ -20,8 +20,8 @@ logger = logging.getLogger("vllm.hotweights.command_queue")
 
 
 class CommandQueue:
-    """``prepare`` gets the slabs' descriptors to look at; they are closed afterwards. Both answer
-    over the connection that asked.
+    """``prepare`` gets the descriptors of table and slabs to look at; they are closed afterwards.
+    Both answer over the connection that asked, and both run on the thread of this queue.
     """
 
     def __init__(
@@ -36,11 +36,11 @@ class CommandQueue:
         self.released = ""
 
     def start(self) -> None:
-        """From now on they are done."""
+        """Begin to do what is ordered, on a thread that ends with the process."""
         threading.Thread(target=self._run, name="hotweights-prepare", daemon=True).start()
 
     def later(self, work: Callable[[], None]) -> None:
-        """After what was ordered so far, on the same thread."""
+        """Do ``work`` after what was ordered so far, on the same thread. From any thread."""
         self._work.put(work)
 
     def handle(
@@ -56,6 +56,7 @@ class CommandQueue:
         else:
             agent_connection.close_all(fds)
             if isinstance(frame, frames.Release):
+                # at once, on this thread: it stops a prepare of it that is under way
                 self.released = frame.digest
                 self.later(lambda: self._release(connection, frame))
 
@@ -67,8 +68,8 @@ class CommandQueue:
 
     def _gathered(self, connection: agent_connection.Connection, request: int) -> None:
         frame, fds = self._partial[request]
-        if len(fds) < 1 + frame.slabs:
-            return
+        if len(fds) < 1 + frame.slabs:  # the table's, and one for each slab
+            return  # more come in `frames.MoreSlabs`
 
         def work() -> None:
             try:
@@ -77,7 +78,7 @@ class CommandQueue:
                 agent_connection.close_all(fds)
 
         del self._partial[request]
-        self.released = ""
+        self.released = ""  # before the work is queued: what is ordered now is wanted
         self.later(work)
 
     def _run(self) -> None:

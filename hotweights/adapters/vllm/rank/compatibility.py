@@ -23,11 +23,18 @@ from hotweights.adapters.vllm.rank.image import Image
 
 logger = logging.getLogger("vllm.hotweights.compatibility")
 HEAD = "lm_head.weight"
-_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight")  # as Llama's and GPT-2's kin call theirs
 
 
 class Compatibility:
+    """What this rank takes. Built on the worker's main thread; `check`, `touched` and `tensors` run
+    on the thread that prepares, and `tensors` on the main thread in a repair.
+    """
+
     def __init__(self, vllm_config: Any, shadow: Any) -> None:
+        """``shadow`` is a `Shadow` that stays a skeleton: only `Shadow.trace` is called. None: the
+        loaders cannot be asked.
+        """
         self._config = vllm_config
         self._shadow = shadow
         self._boot = dry_load.read_checkpoint(Path(str(vllm_config.model_config.model)))
@@ -36,6 +43,9 @@ class Compatibility:
         self._last: tuple[str, Trace | None] = ("", None)
 
     def check(self, image: Image) -> DoesNotFit | None:
+        """Why it does not fit; None when it does. Cheap questions come first: shapes and kinds of
+        numbers by the headers, then the loaders.
+        """
         specs = _specs(image)
         misfit = dry_load.check_specs(specs, self._boot, self._boot_trace)
         if misfit is not None:
@@ -50,11 +60,16 @@ class Compatibility:
         )
 
     def touched(self, image: Image) -> set[str] | None:
-        """The parameters and buffers that this version fills; None when that is not known."""
+        """The parameters and buffers that this version fills; None when that is not known, or when
+        another version was checked since.
+        """
         digest, trace = self._last
         return set(trace.by_parameter()) if trace is not None and digest == image.digest else None
 
     def tensors(self, image: Image) -> Iterator[tuple[str, Any]]:
+        """Names and tensors (whole, read-only, on the CPU) in load order, the head that a cold load
+        would tie among them.
+        """
         embedding = self._embedding_for_head(_specs(image))
         for name, tensor in image.tensors():
             yield name, tensor
@@ -79,6 +94,8 @@ class Compatibility:
         """
         if self._boot_trace is not None and self._boot_trace.failed is None:
             return self._boot_trace.by_parameter()
+        # Nothing to measure by: every parameter must at least get something. Where a checkpoint was
+        # read and its trace was not possible or failed, nothing is expected.
         return (
             dict.fromkeys(self._shadow.parameters(), 1)
             if self._shadow is not None and not self._boot
@@ -108,7 +125,7 @@ class Compatibility:
         place.
         """
         if trace.copied.get(HEAD) or all(entry.name != HEAD for entry in image.table.entries):
-            return None
+            return None  # it is loaded, or there is none: nothing to compare
         for name, parameters in trace.copied.items():
             if not any(parameter.endswith(_EMBEDDINGS) for parameter in parameters):
                 continue

@@ -17,20 +17,22 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+# safetensors' names; float8 is not among them: it comes with scales, so it is no number to convert
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
 class Spec:
-    """A tensor without its data."""
+    """A tensor without its data, whole as in the checkpoint (no rank's part of it)."""
 
     dtype: str
+    """As safetensors spells it, ``BF16``."""
     shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DoesNotFit:
-    """Why not; ``reason`` is one of the wire's."""
+    """Why not; ``reason`` is one of the wire's (`frames.Rejected`)."""
 
     reason: str
     message: str
@@ -48,6 +50,7 @@ class Trace:
     unable: bool = False  # a loader needs data and cannot be asked this way: nothing is known
 
     def by_parameter(self) -> dict[str, int]:
+        """Elements that each parameter or buffer got, of all tensors together."""
         totals: dict[str, int] = {}
         for parameters in self.copied.values():
             for parameter, numel in parameters.items():
@@ -91,6 +94,7 @@ def check_trace(
     short = [parameter for parameter, numel in expected.items() if got.get(parameter, 0) < numel]
     if not short:
         return None
+    # a tensor's name helps more than a parameter's: one fused parameter has several tensors
     absent = sorted(boot.keys() - version.keys())
     if absent:
         more = f" (and {len(absent) - 1} more)" if len(absent) > 1 else ""
@@ -121,6 +125,7 @@ def _loader_refused(
 ) -> DoesNotFit:
     if boot and name not in boot:
         return DoesNotFit("UnknownTensor", f"{name} is unknown to the model: {error}")
+    # with a boot checkpoint `check_specs` has compared shapes already; here only the words are left
     if not boot and name in version and "shape" in error.lower():
         return DoesNotFit("ShapeMismatch", f"{name} {_shape(version[name])}: {error}")
     return DoesNotFit("LoadFailed", f"the model's loader refused {name}: {error}")
@@ -138,8 +143,8 @@ def _shape(spec: Spec) -> str:
 
 
 def read_checkpoint(folder: Path) -> dict[str, Spec]:
-    """The tensors of a safetensors folder by their headers alone; empty when it is none (then less
-    can be checked).
+    """The tensors of a safetensors folder by their headers alone; empty when it is none, or when
+    any of its files cannot be read: half a measure would refuse good versions.
     """
     from safetensors import SafetensorError, safe_open  # every vLLM has it
 
@@ -156,8 +161,9 @@ def read_checkpoint(folder: Path) -> dict[str, Spec]:
 
 
 def _files(folder: Path) -> Iterable[Path]:
-    """As vLLM chooses them: with an index, what the index names; consolidated copies are not read
-    twice.
+    """As vLLM 0.32 chooses them (``filter_duplicate_safetensors_files`` in
+    ``model_loader/weight_utils.py``): with an index, what the index names; consolidated copies are
+    not read twice.
     """
     index = folder / "model.safetensors.index.json"
     try:

@@ -8,6 +8,10 @@ answers never raise. An exception on one rank would leave the other ranks' answe
 and every later call would read the answer to the one before it.
 
 vLLM's own phases (start, update, finish) are refused: one weight-transfer engine has one master.
+
+vLLM 0.32 builds it in each worker by ``WeightTransferEngineFactory`` and holds it as
+``worker.weight_transfer_engine``; the abstract methods are those of
+``vllm/distributed/weight_transfer/base.py``.
 """
 
 from __future__ import annotations
@@ -49,7 +53,7 @@ class InitInfo(WeightTransferInitInfo):  # type: ignore[misc]
 
 @dataclass
 class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Nothing: see `Engine.receive_weights`."""
+    """Nothing: vLLM's own updates are refused (`Engine.receive_weights`)."""
 
 
 class Abandoned(Exception):
@@ -59,7 +63,7 @@ class Abandoned(Exception):
 
 
 class Rejection(Exception):
-    """A version cannot be prepared, for a reason of the wire's list."""
+    """A version cannot be prepared; ``reason`` is of the wire's list (`frames.Rejected`)."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -67,9 +71,14 @@ class Rejection(Exception):
 
 
 class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
+    """One rank's versions. Two threads use it: the worker's main thread (`command`, and vLLM), and
+    that of its `CommandQueue`; the lock is held for as long as a version is prepared.
+    """
+
+    # what vLLM asks of an engine's class
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
-    supports_draft_weight_update = False
+    supports_draft_weight_update = False  # versions have no draft model's weights
 
     def __init__(
         self, config: Any, vllm_config: Any, device: torch.device, model: torch.nn.Module
@@ -92,8 +101,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             vllm_config, self._build_shadow() if self._shadow is not None else None
         )
         if self._settings.socket:
-            self._orders.later(_take_one_core)
-            self._orders.start()
+            self._orders.later(_take_one_core)  # the first of all, because it is for that thread
+            self._orders.start()  # before the link, which brings orders
             agent_connection.AgentLink(
                 self._settings.socket, self._hello, self._orders.handle, closed=self._orders.forget
             ).start()
@@ -110,6 +119,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     # --- the agent's side ----------------------------------------------------------------------
 
     def _hello(self) -> frames.Hello:
+        """On the link's thread, so without the lock. A rank says nothing of what it serves: the
+        server process does.
+        """
         return frames.Hello(
             role="rank",
             token=agent_connection.read_token(self._settings.token_file),
@@ -128,10 +140,15 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         try:
             nbytes = self._take(frame.digest, fds)
         except Rejection as error:
+            # 19 characters of a digest: "sha256:" and twelve digits are enough to find it
             logger.warning("Rejected %s: %s: %s", frame.digest[:19], error.reason, error)
             connection.send(
                 frames.Rejected(
-                    id=frame.id, digest=frame.digest, reason=error.reason, message=str(error)[:2000]
+                    # cut: a loader's error may show a whole tensor, and a frame has a limit
+                    id=frame.id,
+                    digest=frame.digest,
+                    reason=error.reason,
+                    message=str(error)[:2000],
                 )
             )
         else:
@@ -142,6 +159,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             )
 
     def _take(self, digest: str, fds: list[int]) -> int:
+        """Map a version, ask whether it fits, and finish it. Gives the image's bytes. Raises
+        `Rejection`.
+        """
         try:
             image = Image.open(fds, digest)
             misfit = self._compatibility.check(image)
@@ -158,7 +178,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 # the same bytes, perhaps in younger memory: the older is let go of
                 self._hold(image)
                 return image.nbytes
-            self._ready = None
+            self._ready = None  # before the shadow changes: a check must not find the old one
             throttle = Throttle(self._settings.prepare_share)
 
             def breathe() -> None:
@@ -171,6 +191,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                     self._compatibility.tensors(image), self._compatibility.touched(image), breathe
                 )
                 self._ready = digest
+            # "Busy" is what an agent asks again after
             except Abandoned as error:
                 raise Rejection(
                     "Busy", "called off; prepare it again if it is still wanted"
@@ -183,16 +204,18 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                     "pause",
                     error,
                 )
-                self._shadow = None
+                self._shadow = None  # for good: the next version would not fit beside it either
             # any model's loader may raise anything; what is served is untouched
             except Exception as error:
                 raise Rejection("LoadFailed", f"{type(error).__name__}: {error}") from error
             self._hold(image)
-        self._tidy()
+        self._tidy()  # without the lock: a commit's check that finds it taken says no
         return image.nbytes
 
     def _release(self, connection: agent_connection.Connection, frame: frames.Release) -> None:
         with self._lock:
+            # a pinned one is about to be copied; `_hold` lets go of it later. The answer is the
+            # same: the agent may let go of its own
             if self._pinned != frame.digest:
                 self._images.pop(frame.digest, None)
                 if self._ready == frame.digest and self._shadow is not None:
@@ -213,7 +236,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
 
     @staticmethod
     def _tidy() -> None:
-        """Give memory back; outside the pause, because collecting stops every thread."""
+        """Give memory back; outside the pause, because collecting stops every thread. glibc keeps
+        what was freed until malloc_trim(3); other C libraries have none.
+        """
         gc.collect()
         with contextlib.suppress(AttributeError, OSError):
             ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -221,7 +246,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     # --- the API server's side -----------------------------------------------------------------
 
     def command(self, name: str, argument: Any) -> dict[str, Any]:
-        """On the worker's main thread. See `answer`."""
+        """On the worker's main thread, between two steps of the model. Gives a dict with ``ok`` and
+        ``rank``; may raise, and `answer` catches it.
+        """
         commands: dict[str, Callable[[Any], dict[str, Any]]] = {
             "check": self._check,
             "unpin": self._unpin,
@@ -250,6 +277,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
 
     def _check(self, digest: str) -> dict[str, Any]:
         """Is it here, complete? From a yes on, nothing replaces it until `install` or `unpin`."""
+        # not waiting: this thread steps the model, and preparing takes seconds
         if not self._lock.acquire(blocking=False):
             return _no(self._rank, "NotPrepared", "another version is being prepared")
         try:
@@ -269,14 +297,19 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             self._lock.release()
 
     def _probes(self, image: Image) -> list[dict[str, Any]]:
+        """The golden tokens that this kind of engine has to answer; others' would differ in
+        numerics.
+        """
         kind = probe.engine_kind(self.vllm_config)
         return [item for item in image.table.probes if item.get("engine") == kind]
 
     def _unpin(self, _: Any) -> dict[str, Any]:
+        """The commit ended before its copy."""
         self._pinned = None
         return {"ok": True, "rank": self._rank}
 
     def _install(self, digest: str) -> dict[str, Any]:
+        """Copy, inside the pause. Without the lock, because the pin keeps all others away."""
         began = time.monotonic()
         if self._pinned != digest:
             return _no(self._rank, "NotPrepared", f"{digest} was not checked")
@@ -288,7 +321,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             reload.reload(
                 self.model, self.vllm_config, self._compatibility.tensors(self._images[digest])
             )
-        self._synchronize()
+        self._synchronize()  # a copy that fails must fail here, not in the next step
         self._previous, self._digest = self._digest, digest
         return {
             "ok": True,
@@ -314,9 +347,10 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         """Bring a version back whole, into a model in any state. Paused anyway, so without
         resting.
         """
-        self._call_off.set()
+        self._call_off.set()  # else the lock would be waited for as long as a version is prepared
         try:
             with self._lock:
+                # first of all: what a failed reload left would be skipped by the next
                 reload.purge(self.model)
                 self._ready = self._pinned = None
                 if digest is not None and digest not in self._images:
@@ -330,6 +364,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         return {"ok": True, "rank": self._rank}
 
     def _load_whole(self, digest: str | None) -> None:
+        """Beside the model if that works, else in place. What was touched is not known here, so
+        buffers stay as they are.
+        """
         if self._shadow is not None:
             try:
                 self._shadow.load(self._whole(digest), None, lambda: None)
@@ -342,6 +379,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         reload.reload(self.model, self.vllm_config, self._whole(digest))
 
     def _whole(self, digest: str | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a held version; None: those that the engine booted from."""
         if digest is None:
             return iter(reload.boot_tensors(self.model, self.vllm_config))
         return self._compatibility.tensors(self._images[digest])
@@ -351,6 +389,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             torch.accelerator.synchronize()
 
     # --- vLLM's phases -------------------------------------------------------------------------
+
+    # the abstract methods of vLLM's base class: its dev routes lead here
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         raise RuntimeError(_MASTER)
@@ -365,6 +405,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         raise RuntimeError(_MASTER)
 
     def shutdown(self) -> None:
+        """The worker ends: a version that is being prepared would hold it up."""
         self._call_off.set()
 
 
@@ -381,7 +422,10 @@ def _take_one_core() -> None:
 
 
 def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:
-    """A rank's answer to the API server: always a dict with ``ok``, never an exception."""
+    """A rank's answer to the API server: always a dict with ``ok``, never an exception. Called
+    through vLLM's ``collective_rpc`` as a method of ``WorkerBase`` (`plugin.activate`), on the
+    worker's main thread.
+    """
     engine = getattr(worker, "weight_transfer_engine", None)
     if not isinstance(engine, Engine):
         return _no(
@@ -396,12 +440,16 @@ def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:
             and result["ok"]
             and hasattr(worker.model_runner, "reset_lora_state")
         ):
+            # as vLLM's own finish of an update does (``v1/worker/gpu_worker.py``): adapters do not
+            # outlive the base weights that they were loaded for
             worker.model_runner.reset_lora_state()
+        # from a copy on until the pause has ended
         if command in ("install", "repair", "settle"):
             probe.watch_for_nan(worker.model_runner, command != "settle")
     # any loader may raise anything, and raising here would break vLLM's queues
     except Exception as error:
         logger.exception("%s failed", command)
+        # cut: it becomes a part of one message to the agent
         return _no(engine._rank, "CommitFailed", f"{type(error).__name__}: {error}"[:1000])
     return result
 

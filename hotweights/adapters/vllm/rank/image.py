@@ -20,16 +20,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PAGE = 4096
+PAGE = 4096  # bytes; the kernel maps files in these
+# the table is read whole, into this process' memory: a bound for what another process may ask
 MAX_TABLE_BYTES = 256 << 20
-MAX_NAME_BYTES = 512
+MAX_NAME_BYTES = 512  # as docs/design/001-contracts.md promises of manifests
 MAX_DIMENSIONS = 16
+# numbers of linux/fcntl.h and asm-generic/mman-common.h; see fcntl(2), "File Sealing",
+# memfd_create(2), mmap(2) and madvise(2)
 _F_GET_SEALS = 1034
 _SEALED = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
 _MADV_POPULATE_READ = 22
-# one call prefaults this much, so that the address space's lock is never held for long
+# 64 MiB: one call prefaults this much, so that the address space's lock is never held for long
 _POPULATE_BYTES = 64 << 20
 
 ITEM_BYTES = {
@@ -56,47 +59,57 @@ class TensorEntry:
 
     name: str
     dtype: str
+    """As safetensors spells it, ``BF16``."""
     shape: tuple[int, ...]
     nbytes: int
     extents: tuple[tuple[int, int, int], ...]
+    """Slab's number, offset in it and length, both in bytes."""
     address: int
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
+    """What an image consists of, as the agent says; every promise in it is checked."""
+
     digest: str
     version: str
+    """The label that people read."""
     entries: tuple[TensorEntry, ...]
     probes: tuple[dict[str, Any], ...]
     region_bytes: int
+    """Addresses that the mapping needs: every tensor begins at a page."""
 
 
 class Region:
     """A range of addresses with the slabs' pages in it; unmapped when nothing refers to it any
-    more.
+    more. mmap(2): first the whole range is reserved without memory, then ``MAP_FIXED`` puts the
+    slabs' pages into it. Raises `ImageError`.
     """
 
     def __init__(self, nbytes: int) -> None:
         self.nbytes = nbytes
-        self.address = 0
+        self.address = 0  # for `__del__`, should mapping fail
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         self.address = _mmap(None, nbytes, 0, flags, -1, 0)  # PROT_NONE: only reserves the range
 
     def place(self, address: int, fd: int, offset: int, nbytes: int) -> None:
+        """Put pages of a slab at ``address``, counted from the region's beginning. All in bytes and
+        multiples of `PAGE`, and checked before: ``MAP_FIXED`` replaces whatever lies there.
+        """
         _mmap(
             self.address + address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset
         )
 
     def populate(self) -> None:
-        """Fault the pages in now, while serving goes on, and not in the pause. Kernels before 5.14
-        cannot: then it is lazy.
+        """Fault the pages in now, while serving goes on, and not in the pause (madvise(2),
+        ``MADV_POPULATE_READ``). Kernels before 5.14 cannot: then it is lazy.
         """
         for start in range(0, self.nbytes, _POPULATE_BYTES):
             length = min(_POPULATE_BYTES, self.nbytes - start)
             if _libc.madvise(
                 ctypes.c_void_p(self.address + start), ctypes.c_size_t(length), _MADV_POPULATE_READ
             ):
-                return
+                return  # what the first call refused, no other would do
 
     def __del__(self) -> None:
         if self.address:
@@ -118,11 +131,12 @@ class Image:
     @classmethod
     def open(cls, fds: Sequence[int], digest: str) -> Image:
         """Map what came with a `prepare`: the table's descriptor, then the slabs'. The caller keeps
-        (and closes) the descriptors.
+        (and closes) the descriptors. Raises `ImageError`.
         """
         if not fds:
             raise ImageError("no table came with it")
         slabs = fds[1:]
+        # seals before sizes are believed, sizes before the table that speaks of them
         sizes = [_sealed_size(fd, f"slab {index}") for index, fd in enumerate(slabs)]
         table = parse_table(_read_all(fds[0]), sizes)
         if table.digest != digest:
@@ -135,11 +149,13 @@ class Image:
         return cls(table, region)
 
     def view(self, entry: TensorEntry) -> memoryview:
+        """A tensor's bytes, mapped and not copied."""
         if not entry.nbytes:
             return memoryview(b"")
         return memoryview(self._buffer).cast("B")[entry.address : entry.address + entry.nbytes]
 
     def same_bytes(self, first: str, second: str) -> bool:
+        """Whether two tensors are here and have equal bytes; the same extents need no reading."""
         found = {entry.name: entry for entry in self.table.entries if entry.name in (first, second)}
         if len(found) < 2:
             return False
@@ -149,8 +165,9 @@ class Image:
         return _memcmp(self._buffer, one.address, other.address, one.nbytes)
 
     def tensors(self) -> Iterator[tuple[str, Any]]:
-        """Name and tensor, in load order. The tensors are views of read-only memory: writing to one
-        is a SIGSEGV.
+        """Name and tensor, in load order: whole, on the CPU, with the table's dtype and shape. The
+        tensors are views of read-only memory: writing to one is a SIGSEGV. Raises `ImageError` for
+        a dtype that this torch does not have.
         """
         import torch  # only engines have it; the agent's tests of this module do not
 
@@ -187,6 +204,7 @@ def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
     names: set[str] = set()
     address = 0
     for item in body["tensors"]:
+        # a mapping begins at a page: so does every tensor, one behind the other
         entry = _entry(item, slab_bytes, address)
         if entry.name in names:
             raise ImageError(f"{entry.name}: it is in the table twice")
@@ -228,6 +246,7 @@ def _check_extent(name: str, extent: object, slab_bytes: Sequence[int], *, last:
     if slab >= len(slab_bytes):
         raise ImageError(f"{name}: it lies in slab {slab}, and {len(slab_bytes)} came")
     if offset % PAGE or (not last and nbytes % PAGE) or not nbytes:
+        # only the last may end within a page: behind another the tensor would have a hole
         raise ImageError(f"{name}: extent {extent} is empty or not aligned to {PAGE} bytes")
     if offset + nbytes > slab_bytes[slab]:
         raise ImageError(
@@ -237,7 +256,7 @@ def _check_extent(name: str, extent: object, slab_bytes: Sequence[int], *, last:
 
 def _runs(entries: Sequence[TensorEntry]) -> Iterator[tuple[int, int, int, int]]:
     """(address, slab, offset, nbytes) with neighbours joined: the kernel allows a process only some
-    65 000 mappings.
+    65 000 mappings (``vm.max_map_count``, 65530 by default).
     """
     run: tuple[int, int, int, int] | None = None
     for entry in entries:
@@ -256,8 +275,8 @@ def _runs(entries: Sequence[TensorEntry]) -> Iterator[tuple[int, int, int, int]]
 
 
 def _sealed_size(fd: int, what: str) -> int:
-    """Its size, once it can no longer change under us: an unsealed file could shrink (SIGBUS) or be
-    rewritten.
+    """Its size in bytes, once it can no longer change under us: an unsealed file could shrink
+    (SIGBUS) or be rewritten. Raises `ImageError`.
     """
     try:
         seals = fcntl.fcntl(fd, _F_GET_SEALS)
@@ -278,7 +297,7 @@ def _read_all(fd: int) -> bytes:
     while offset < size:
         part = os.pread(fd, size - offset, offset)
         if not part:
-            break
+            break  # sealed against shrinking, so never; parsing refuses half a table anyway
         parts.append(part)
         offset += len(part)
     return b"".join(parts)
@@ -290,6 +309,7 @@ def _buffer(region: Region | None) -> Any:
     """
     if region is None:
         return b""
+    # a class of its own: a plain ctypes array takes no attribute, and this one keeps the region
     kind = type("RegionBytes", (ctypes.c_char * region.nbytes,), {})
     buffer = kind.from_address(region.address)  # type: ignore[attr-defined]
     buffer.region = region
@@ -308,6 +328,7 @@ def _pages(nbytes: int) -> int:
 
 
 def _is_size(value: object) -> bool:
+    # 1 << 60: sums of such stay far from the end of a C long long, which mmap takes
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 60
 
 

@@ -7,6 +7,10 @@ that still wait for weights are skipped by the next start, and half-buffered wei
 `purge` comes first, always. Afterwards two kinds of layers still hold what was packed from the old
 weights: a tied ``lm_head`` (only its first owner is processed again) and experts (prepacking is
 skipped while a kernel is set).
+
+What is relied on is private to vLLM 0.32: ``model_loader/reload/layerwise.py``
+(``get_layerwise_info``, ``LOADING_LAYERS``, ``_place_kernel_tensors``) and ``LayerReloadingInfo``
+in ``types.py`` beside it. Everything here runs on the worker's main thread, inside the pause.
 """
 
 from __future__ import annotations
@@ -40,8 +44,9 @@ def purge(model: torch.nn.Module) -> int:
     for layer in model.modules():
         info = layerwise.get_layerwise_info(layer)
         if not info.can_load():
-            continue
+            continue  # a reload has not begun on this layer, or has ended
         count += 1
+        # before the reset, which forgets them
         if info.kernel_tensors is not None:
             layerwise._place_kernel_tensors(layer, info)
         info.reset()
@@ -52,19 +57,21 @@ def purge(model: torch.nn.Module) -> int:
 @torch.no_grad()  # type: ignore[untyped-decorator]
 def reload(model: torch.nn.Module, vllm_config: Any, tensors: Tensors) -> None:
     """Load every tensor into the running model, which must be paused; on an exception it is
-    dirty.
+    dirty. Raises whatever the model's loaders raise.
     """
     purge(model)
     with set_current_vllm_config(vllm_config):
-        _forget_kernels(model)
+        _forget_kernels(model)  # before the layers are finished again
         initialize_layerwise_reload(model)
         model.load_weights(iter(tensors))
         finalize_layerwise_reload(model, vllm_config.model_config)
-        _repack_tied(model)
+        _repack_tied(model)  # once the first owner's weight is there
 
 
 def boot_tensors(model: torch.nn.Module, vllm_config: Any) -> Tensors:
-    """What the engine booted from, read again by vLLM's own loader."""
+    """What the engine booted from, read again by vLLM's own loader (``get_all_weights`` of its
+    ``DefaultModelLoader``). Raises `ReloadError` where that loader has none.
+    """
     loader = get_model_loader(vllm_config.load_config)
     if not hasattr(loader, "get_all_weights"):
         raise ReloadError(

@@ -11,6 +11,20 @@ worker's main thread, because the constructor depends on settings that are globa
 What post-processing leaves beside the parameters (packed copies in closures, scales as plain
 numbers) is carried over if it is a tensor, a function or a plain value. Anything else could refer
 back to the shadow: then it is `Unsupported`, and `reload` does it instead.
+
+Mirrored from vLLM 0.32, so that a newer vLLM has to be compared with it again:
+``model_loader/utils.py`` (``process_weights_after_loading``, in `Shadow._post_process`; called as
+they are: ``initialize_model``, ``device_loading_context``), ``layers/attention/__init__.py``
+(``is_deferred_attention_layer``) and, for how a loader finds a parameter's own function,
+``model_loader/weight_utils.py`` (``default_weight_loader``).
+
+`Shadow.load` takes memory that nobody has written (`_like`) and relies on the loaders to fill it:
+a parameter that they leave out would be copied as garbage over the running model's. So whoever
+calls it has proven before that the version covers every parameter (`Compatibility.check`): by
+`Shadow.trace` and `dry_load.check_trace` (as many elements as at boot; at least one where nothing
+is known of the boot), or by equal names where no loader can be asked. Neither says anything of a
+parameter that no checkpoint fills and only a constructor writes: its value is not carried over, as
+buffers' are.
 """
 
 from __future__ import annotations
@@ -34,6 +48,8 @@ from hotweights.adapters.vllm.rank.image import TORCH_NAMES
 from hotweights.adapters.vllm.rank.throttle import giving_way
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
+# values of attributes that cannot lead back to the shadow's modules; functions are there because
+# vLLM's CPU layers keep packed weights in closures
 _PLAIN = (
     bool,
     int,
@@ -46,6 +62,8 @@ _PLAIN = (
     torch.Size,
     types.FunctionType,
 )
+# torch.nn.Module's own tables: parameters and buffers are carried over one by one, and the modules
+# of the running model stay
 _INTERNAL = ("_parameters", "_buffers", "_modules")
 
 
@@ -57,7 +75,11 @@ class Unsupported(Exception):
 
 class Shadow:
     """The skeleton, and the version in it. One thread at a time; only `install` touches the running
-    model.
+    model. Built on the worker's main thread; `trace`, `load` and `clear` run on the thread that
+    prepares, `install` and a whole repair on the main thread: `Engine` keeps them apart, by its
+    lock and its pin.
+
+    Raises `Unsupported`, or whatever the model's constructor raises.
     """
 
     def __init__(self, live: torch.nn.Module, vllm_config: Any, device: torch.device) -> None:
@@ -85,9 +107,11 @@ class Shadow:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def trace(self, specs: Mapping[str, Spec]) -> Trace:
         """Ask the loaders what they would do with such tensors; nothing is loaded and no memory is
-        taken.
+        taken. The answer counts elements of this rank's parameters and buffers, by their names in
+        the skeleton.
 
-        It needs the skeleton: a shadow with a version in it is not the one to ask.
+        It needs the skeleton: a shadow with a version in it is not the one to ask (RuntimeError).
+        What a loader raises is in the answer.
         """
         if self.ready:
             raise RuntimeError("this shadow holds a version; ask another one")
@@ -106,6 +130,7 @@ class Shadow:
         except NotImplementedError as error:
             trace.unable, trace.error = True, str(error)
         except Exception as error:  # noqa: BLE001 - any model's loader may raise anything; it is the answer
+            # 400 characters: it becomes part of one message to the agent, and reprs can be long
             trace.failed, trace.error = current[0], f"{type(error).__name__}: {error}"[:400]
         finally:
             self.clear()
@@ -117,19 +142,28 @@ class Shadow:
     ) -> int:
         """Load and finish a version; ``pause`` is called between small steps and may sleep or
         raise. Gives bytes to copy.
+
+        ``tensors`` cover every parameter: the caller has proven that (see the module). ``touched``
+        are the full names of the parameters and buffers that this version's tensors fill
+        (`Compatibility.touched`); None: not known. Parameters are copied either way, a buffer only
+        if it is among them: any other is the running model's own state.
+
+        Raises `Unsupported`, what ``pause`` raises, and whatever loaders raise; the shadow is a
+        skeleton again then.
         """
         self.clear()
         try:
             with set_current_vllm_config(self._config), giving_way():
                 self._materialize()
                 self._model.load_weights(_between(tensors, pause))
+                # after loading, before post-processing: only what the latter leaves is carried over
                 before = {name: _attributes(module) for name, module in self._modules}
                 self._post_process(pause)
             self._plan(before, touched)
         except BaseException:
             self.clear()
             raise
-        self.ready = True
+        self.ready = True  # last: only a plan without a contradiction may be installed
         return sum(new.nbytes for _, _, new in self._moves)
 
     @property
@@ -142,7 +176,10 @@ class Shadow:
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def install(self) -> int:
         """Copy the finished version over the running model. Nothing here allocates, waits, or can
-        disagree about a shape.
+        disagree about a shape. Gives bytes copied; on a GPU they are under way until the caller
+        synchronizes. The model must be paused. Raises RuntimeError without a finished version.
+
+        In place (``Tensor.copy_``): captured graphs and kernels keep the addresses that they know.
         """
         if not self.ready:
             raise RuntimeError("there is no finished version to copy")
@@ -186,14 +223,20 @@ class Shadow:
                         made[id(buffer)].copy_(current)
 
     def _post_process(self, pause: Callable[[], None]) -> None:
-        """What vLLM's `process_weights_after_loading` does, with time to breathe between the
-        layers.
+        """What vLLM 0.32's ``process_weights_after_loading`` (``model_loader/utils.py``) does, with
+        time to breathe between the layers, in its order: attention needs finished linear layers.
+
+        Left out: tying an ``lm_head`` again that equals the embeddings (``maybe_retie_…``), what it
+        does for pre-processed weights and for torchao, its timing, and giving memory back under
+        pressure. ``requires_device_loading`` is not asked: everything lies on the device already.
         """
         for _, module in self._modules:
             method = getattr(module, "quant_method", None)
             if isinstance(method, QuantizeMethodBase):
                 with device_loading_context(module, self._device):
                     method.process_weights_after_loading(module)
+                # post-processing may have put new parameters there, which do not know their layer's
+                # tensor parallelism (as in vLLM)
                 if hasattr(module, "update_param_tp_status"):
                     module.update_param_tp_status()
                 pause()
@@ -216,11 +259,11 @@ class Shadow:
             for key, new in module._parameters.items():
                 old = live._parameters.get(key)
                 if new is None and old is None:
-                    continue
+                    continue  # a layer without a bias, for instance
                 full = f"{name}.{key}" if name else key
                 if new is None or old is None or new.is_meta:
                     raise Unsupported(f"{full} exists only on one side after post-processing")
-                if id(old) not in seen:
+                if id(old) not in seen:  # tied modules share one tensor: it is copied once
                     seen.add(id(old))
                     self._move(full, old.data, new.data)
             for key, buffer in module._buffers.items():
@@ -236,7 +279,7 @@ class Shadow:
     ) -> None:
         for key, value in _attributes(module).items():
             if key in before and before[key] is value:
-                continue
+                continue  # the constructor's or the loaders': the running model has its own
             old = live.__dict__.get(key)
             if isinstance(value, torch.Tensor):
                 if (
@@ -244,11 +287,13 @@ class Shadow:
                     and old.shape == value.shape
                     and old.dtype == value.dtype
                 ):
-                    self._move(f"{name}.{key}", old, value)
+                    self._move(f"{name}.{key}", old, value)  # in place, as a parameter is
                 else:
                     self._values.append((live, key, value))
             elif isinstance(value, _PLAIN):
                 self._values.append((live, key, value))
+            # the running model has one of the same kind, which its own post-processing made: it
+            # keeps it
             elif old is None or type(old) is not type(value):
                 raise Unsupported(
                     f"post-processing leaves a {type(value).__name__} in {name}.{key}"
@@ -265,7 +310,9 @@ class Shadow:
 
 
 class _Pristine:
-    """A skeleton module as its constructor left it."""
+    """A skeleton module as its constructor left it: its tables, its attributes, the attributes of
+    its tensors (loaders leave marks there) and those of its quantization method.
+    """
 
     def __init__(self, module: torch.nn.Module) -> None:
         self._module = module
@@ -305,7 +352,16 @@ class _Pristine:
 
 
 class _Copies(TorchDispatchMode):  # type: ignore[misc]
-    """Counts the elements that ``copy_`` writes."""
+    """Counts the elements that ``copy_`` writes, through ``__torch_dispatch__``
+    (``torch.utils._python_dispatch``).
+
+    Loaders write with ``copy_``, and ``param[a:b] = x`` dispatches to it as well. Every other write
+    stays uncounted: ``fill_`` and ``zero_`` (vLLM fills the padding of a vocabulary so, which is
+    why padding is never expected), ``index_copy_``, ``index_put_`` and ``scatter_``, an assignment
+    of ``param.data``, a new parameter in a module, and whatever ``load_weights`` writes without
+    going through the parameter's ``weight_loader``. What is not counted at boot is not expected of
+    a version either, but a buffer that is only written so is not among the touched.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -318,7 +374,9 @@ class _Copies(TorchDispatchMode):  # type: ignore[misc]
 
 
 def _watch(target: torch.Tensor, name: str, trace: Trace, current: list[str]) -> None:
-    """Let the trace know what loaders write into a parameter (restored by `_Pristine`)."""
+    """Let the trace know what loaders write into a parameter (restored by `_Pristine`): vLLM's
+    models take the function from its ``weight_loader``, else the default one.
+    """
     original = getattr(target, "weight_loader", default_weight_loader)
 
     def watching(*args: Any, **kwargs: Any) -> Any:
@@ -353,7 +411,9 @@ def _between(tensors: Tensors, pause: Callable[[], None]) -> Iterator[tuple[str,
 
 
 def _like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A real tensor for a meta one, with its class and its loader."""
+    """A real tensor for a meta one, with its class and its loader: same shape, strides and dtype,
+    on ``device``; its memory is not initialized.
+    """
     new = torch.empty_strided(
         tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device=device
     )
@@ -363,6 +423,7 @@ def _like(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def _attributes(module: torch.nn.Module) -> dict[str, Any]:
+    # ``training`` is a mode that the running model was put into, no result of loading
     return {
         key: value
         for key, value in module.__dict__.items()
@@ -374,7 +435,9 @@ def _by_name(live: torch.nn.Module) -> dict[str, torch.nn.Module]:
     """The running model's modules, by the names that they had before adapters wrapped them."""
     found: dict[str, torch.nn.Module] = {}
     for name, module in live.named_modules(remove_duplicate=False):
+        # vLLM's LoRA layers keep the layer that they wrap as ``base_layer``
         plain = ".".join(part for part in name.split(".") if part != "base_layer")
+        # the wrapped layer has the weights: it wins over its wrapper
         if plain not in found or "base_layer" in name:
             found[plain] = module
     return found
@@ -387,7 +450,7 @@ def _skeleton(vllm_config: Any) -> torch.nn.Module:
     config = copy.copy(vllm_config)
     config.compilation_config = copy.copy(vllm_config.compilation_config)
     config.compilation_config.static_forward_context = {}
-    if hasattr(config.compilation_config, "static_all_moe_layers"):
+    if hasattr(config.compilation_config, "static_all_moe_layers"):  # not in every vLLM
         config.compilation_config.static_all_moe_layers = []
     with set_default_torch_dtype(vllm_config.model_config.dtype), torch.device("meta"):
         model: torch.nn.Module = initialize_model(config, model_config=vllm_config.model_config)

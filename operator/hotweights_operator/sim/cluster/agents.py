@@ -19,7 +19,7 @@ from hotweights_operator.sim.cluster.bad_versions import ActiveFaults
 from hotweights_operator.sim.cluster.engine import Engine, Goal, Memory
 from hotweights_operator.sim.cluster.kubelet import Kubelets
 
-NBYTES = 1000
+NBYTES = 1000  # of every version
 REPAIR_SECONDS = 8.0
 Confirmation = tuple[str, str, int]  # pod UID, digest, in which life of its container
 
@@ -65,7 +65,7 @@ class AgentProcess:
 
 
 class Steering:
-    """Between agents and engines."""
+    """What happens between agents and engines, and what engines do by themselves."""
 
     def __init__(
         self, kubelets: Kubelets, draw: random.Random, agents: dict[str, AgentProcess | None]

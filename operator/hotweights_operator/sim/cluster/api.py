@@ -40,14 +40,14 @@ class Invalid(Refused):
 
 
 class Judge(Protocol):
-    """Who looks at every write."""
+    """Who looks at every write, once it is done or refused; may raise `Violated`."""
 
     def refused(self, name: str, why: str) -> None:
         """Somebody wrote what the schema does not allow."""
         ...
 
     def assigned(self, before: NodeState, action: Assign) -> None:
-        """An entry has been written."""
+        """An entry has been written; ``before`` is the object that it went into."""
         ...
 
     def resolving(self, action: AskResolve) -> None:
@@ -100,12 +100,12 @@ class Api:
             self.log[kind].append((self.version, key, None))
 
     def get(self, kind: Kind, key: str) -> Any:
-        """The object, or None."""
+        """The object as it is now; None: there is none."""
         found = self.objects[kind].get(key)
         return found[1] if found else None
 
     def version_of(self, kind: Kind, key: str) -> int:
-        """Its resourceVersion."""
+        """The resourceVersion of an object that is there."""
         return self.objects[kind][key][0]
 
     def perform(self, action: Action) -> str:

@@ -18,7 +18,7 @@ FlawKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Flaw:
-    """One version's."""
+    """What is wrong with one version; it lasts as long as the version."""
 
     kind: FlawKind
     share: int = 100  # of the pods that feel it, in percent
@@ -27,13 +27,13 @@ class Flaw:
     oom: bool = False  # with killing: whether it is the kernel that ends the engine, for its memory
 
     def hits(self, uid: str, digest: str) -> bool:
-        """Whether this pod feels it."""
+        """Whether this pod feels it: always the same answer for a pod and a version."""
         return zlib.crc32(f"{uid} {digest}".encode()) % 100 < self.share
 
 
 @dataclass(slots=True)
 class ActiveFaults:
-    """All that is wrong."""
+    """All that is wrong at present, with versions and with the world."""
 
     flaws: dict[str, Flaw] = field(default_factory=dict)  # by digest; they last
     # pod UID → how many of its next commits fail

@@ -16,13 +16,13 @@ from hotweights_crds.nodeweights import GivenUp
 
 Op = Literal["Prepare", "Commit"]
 
-MOST_COMMITS = 3
-_WAITS_SECONDS = (1.0, 4.0)
+MOST_COMMITS = 3  # tries, as an agent's
+_WAITS_SECONDS = (1.0, 4.0)  # before the second and the third
 
 
 @dataclass(slots=True)
 class Engine:
-    """The process."""
+    """The process in a pod's container, as it is in truth."""
 
     life: int  # how often its container had restarted when it began
     boots_until: datetime
@@ -41,12 +41,12 @@ class Engine:
 
     @property
     def is_open(self) -> bool:
-        """Whether its port answers."""
+        """Whether its port answers: not before the boot barrier is passed."""
         return not self.boots
 
     @property
     def is_busy(self) -> bool:
-        """Whether it owes an answer."""
+        """Whether it owes its agent an answer, to a prepare or a commit."""
         return bool(self.preparing or self.committing)
 
 
@@ -90,6 +90,7 @@ class Memory:
             self.efforts.get(("Commit", digest)),
             self.efforts.get(("Prepare", digest)),
         )
+        # [:2]: token and revision, without the image
         if commit is not None and commit.given_up and commit.goal[:2] == goal[:2]:
             return commit
         same = (

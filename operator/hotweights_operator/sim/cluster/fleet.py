@@ -21,10 +21,9 @@ from hotweights_operator.sim.cluster.node_report import engine_status, node_stat
 
 
 class Fleet:
-    """The machines."""
+    """The machines, with all that runs on them."""
 
     def __init__(self, api: Api, draw: random.Random, now: datetime) -> None:
-        """None yet."""
         self.api = api
         self.draw = draw
         self.kubelets = Kubelets(api, draw, now)
@@ -38,7 +37,7 @@ class Fleet:
 
     @property
     def now(self) -> datetime:
-        """The true time."""
+        """The true time; nodes' clocks may differ (`Kubelets.clock`)."""
         return self.kubelets.now
 
     @now.setter
@@ -47,21 +46,21 @@ class Fleet:
 
     @property
     def engines(self) -> dict[str, Engine]:
-        """By pod UID."""
+        """All engines that run, by pod UID."""
         return self.kubelets.engines
 
     @property
     def faults(self) -> ActiveFaults:
-        """What is wrong at present."""
+        """What is wrong at present; stories change it."""
         return self._steering.faults
 
     @property
     def confirmations(self) -> set[Confirmation]:
-        """All that engines ever confirmed."""
+        """All that engines ever confirmed, so that a report can be held against it."""
         return self._steering.confirmations
 
     def pods(self) -> list[Pod]:
-        """All pods."""
+        """All pods that the API server has, terminating ones too."""
         return self.kubelets.pods()
 
     @property
@@ -108,7 +107,7 @@ class Fleet:
     # -- time passes ----------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Every process does a little."""
+        """Every process does a little: engines first, then kubelets, then most of the agents."""
         self._steering.hesitates = False
         for uid, engine in list(self.engines.items()):
             self._steering.step(uid, engine)
@@ -117,6 +116,7 @@ class Fleet:
         for uid in self.engines:
             here.setdefault(self.api.get("pod", uid).node, []).append(uid)
         for node, agent in list(self.agents.items()):
+            # now and then one is too slow for this step
             if agent is not None and self.draw.random() < 0.9:
                 self._agent_step(node, agent, here.get(node, []))
 

@@ -18,7 +18,7 @@ from hotweights_operator.model.objects import Pod
 from hotweights_operator.sim.cluster.api import Api
 from hotweights_operator.sim.cluster.engine import Engine
 
-BACK_OFF_SECONDS = (0.0, 3.0, 6.0, 12.0)
+BACK_OFF_SECONDS = (0.0, 3.0, 6.0, 12.0)  # real ones: 10 s, doubled up to 5 min
 GOOD_RUN_SECONDS = 600.0  # after which the next restart does not wait
 _MAX_LAG_SECONDS = 2.0
 _LAGS = (0.0, 0.2, 0.6, 1.0, 1.5, _MAX_LAG_SECONDS)
@@ -43,7 +43,7 @@ class Container:
 
 @dataclass(slots=True)
 class Kubelets:
-    """All of them."""
+    """The kubelets of all nodes, and the pods' containers."""
 
     api: Api
     draw: random.Random
@@ -63,7 +63,7 @@ class Kubelets:
         return self.clock(node).replace(microsecond=0)
 
     def pods(self) -> list[Pod]:
-        """All pods."""
+        """All pods that the API server has, terminating ones too."""
         return [pod for _, pod in self.api.objects["pod"].values()]
 
     def in_service(self, uid: str) -> bool:
@@ -116,7 +116,7 @@ class Kubelets:
             self.api.put("pod", uid, replace(pod, terminating=True))
 
     def remove_pod(self, uid: str) -> None:
-        """A pod is gone."""
+        """A pod is gone, with its container and its engine."""
         self.engines.pop(uid, None)
         self.containers.pop(uid, None)
         self.api.delete("pod", uid)
@@ -141,7 +141,7 @@ class Kubelets:
     # -- time passes ----------------------------------------------------------------------------
 
     def step(self) -> None:
-        """Everything that is due."""
+        """Do what is due by now: end, start again, or make Ready."""
         for uid, container in list(self.containers.items()):
             if container.gone_at is not None and self.now >= container.gone_at:
                 self.remove_pod(uid)

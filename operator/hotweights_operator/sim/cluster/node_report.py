@@ -54,7 +54,7 @@ def node_status(
     contents: Mapping[str, str],
     unreadable: Collection[str],
 ) -> NodeWeightsStatus:
-    """The whole status."""
+    """The whole status of a node's object, as its agent writes it."""
     staged = [
         StagedVersion(
             digest=digest,
@@ -94,7 +94,7 @@ def node_status(
 def _phase(
     engine: Engine, wanted: PodAssignment, agent: AgentProcess, memory: Memory
 ) -> tuple[str, str]:
-    """The phase and the reason."""
+    """The engine's phase as an agent calls it, and the reason where something failed."""
     if engine.phase in ("Dirty", "Committing"):
         return engine.phase, "EngineDirty" if engine.phase == "Dirty" else ""
     digest = agent.aim(engine, wanted, memory)

@@ -64,7 +64,7 @@ class Operator:
         self.loop = Loop(self.cache, self, self, self._wake, started_at=self.now)
 
     def start(self) -> None:
-        """List everything."""
+        """List everything into the cache; every key is to be decided."""
         for kind in KINDS:
             for key, (version, value) in self.api.objects[kind].items():
                 self.cache.put(kind, key, version, value)
@@ -106,7 +106,9 @@ class Operator:
                 break
 
     def reconcile(self, key: Key, now: datetime) -> None:
-        """One pass of one key."""
+        """Decide about one key, as the loop does; after an error it is decided again. Raises
+        `Ended`.
+        """
         self.dirty.discard(key)
         try:
             _run(self.loop.reconcile(key, now))
@@ -134,7 +136,7 @@ class Operator:
             self.last_complete[rollout.uid] = status.target.digest
 
     async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
-        """A version's status."""
+        """Write a version's status. Raises `Conflict`, `Invalid` or `Ended`."""
         name = f"{version.namespace}/{version.name}"
         self._write("version", name, replace(version, status=status), int(version.resource_version))
 
@@ -160,13 +162,13 @@ class Operator:
         self._note("state", action.node, self.api.version_of("state", action.node), after)
 
     async def tell(self, events: Sequence[Event]) -> None:
-        """Nobody listens."""
+        """Events are for people: nobody listens here."""
 
     def ended(self, outcome: Outcome, seconds: float) -> None:
-        """Nobody counts."""
+        """As a meter: the judges count what they see, not what the loop says."""
 
     def acted(self, action: Action) -> None:
-        """Nobody counts."""
+        """As a meter: the API server sees every write anyway."""
 
     # -- checks ---------------------------------------------------------------------------------
 

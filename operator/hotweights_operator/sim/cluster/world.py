@@ -17,7 +17,7 @@ from hotweights_operator.sim.invariants import Violated
 
 
 class World(Protocol):
-    """What is judged."""
+    """What is judged: the truth, as a `Simulation` has it."""
 
     api: Api
     fleet: Fleet
@@ -30,7 +30,7 @@ class World(Protocol):
 
 
 class JudgeContext:
-    """Where judges sit."""
+    """What all judges share: the world, and the first violation."""
 
     def __init__(self, world: World, ignored: Collection[str] = ()) -> None:
         """``ignored`` names invariants whose violation does not end the story."""
@@ -50,15 +50,15 @@ class JudgeContext:
             raise self._violation
 
     def count(self, name: str) -> None:
-        """A path was taken."""
+        """A path of `coverage` was taken."""
         self.world.api.counts[name] += 1
 
     def rollouts(self) -> list[Rollout]:
-        """All, as they stand."""
+        """All rollouts, as the API server has them."""
         return [rollout for _, rollout in self.world.api.objects["rollout"].values()]
 
     def rollout(self, uid: str) -> Rollout | None:
-        """One, by UID."""
+        """The rollout with this UID; None: it is gone."""
         return next((rollout for rollout in self.rollouts() if rollout.uid == uid), None)
 
     def own(self, rollout: Rollout) -> list[Pod]:
