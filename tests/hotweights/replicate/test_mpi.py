@@ -144,7 +144,8 @@ def orphans() -> list[str]:
             with suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)  # a zombie: adopted, so ours to bury
         elif any(
-            word.endswith((b"/mpiexec", b"/hydra_pmi_proxy", b"/mpi/rank.py")) for word in words
+            word.endswith((b"/mpiexec", b"/hydra_pmi_proxy", b"/broadcast/mpi_program.py"))
+            for word in words
         ):
             found.append(f"{pid} {words!r}")
     return found
@@ -189,7 +190,7 @@ def test_the_job_dies_and_the_nodes_live(start: Start) -> None:
     [mpi_rank] = [
         int(pid)
         for pid in children_of(ranks[1].process.pid)
-        if b"rank.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        if b"mpi_program.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     os.kill(mpi_rank, signal.SIGKILL)
     results = [rank.result() for rank in ranks]
