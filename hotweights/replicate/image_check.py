@@ -24,15 +24,7 @@ def verify_image(image: Image, progress: Progress = lambda _nbytes: None) -> Non
 
     def check(chunk: Chunk) -> None:
         if blake3(_read(image, chunk)).hexdigest() != chunk.blake3:
-            place = (
-                chunk.file,
-                chunk.tensor,
-                chunk.number,
-                chunk.offset,
-                chunk.nbytes,
-                chunk.blake3,
-            )
-            raise ChecksumMismatch("the image in memory", *place)
+            raise ChecksumMismatch("the image in memory", chunk)
         with counting:
             progress(chunk.nbytes)
 

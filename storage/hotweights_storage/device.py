@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 from blake3 import blake3
 
 from hotweights_common.reasons import Reason
-from hotweights_planner.manifest import Manifest, Tensor
+from hotweights_planner.manifest import Chunk, Manifest, Tensor
 from hotweights_storage.errors import ChecksumMismatch, TransferError
 from hotweights_storage.image import Image
 
@@ -89,15 +89,8 @@ class DeviceVersion:
                 begin = number * whole
                 data = array[begin : begin + whole].get()
                 if blake3(memoryview(data)).hexdigest() != digest:
-                    place = (
-                        tensor.file,
-                        tensor.name,
-                        number,
-                        tensor.offset + begin,
-                        len(data),
-                        digest,
-                    )
-                    raise ChecksumMismatch("GPU memory", *place)
+                    place = (digest, len(data), tensor.file, tensor.offset + begin)
+                    raise ChecksumMismatch("GPU memory", Chunk(*place, tensor.name, number))
 
     def close(self) -> None:
         self.arrays.clear()

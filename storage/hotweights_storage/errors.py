@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
+from hotweights_planner.manifest import Chunk
 
 
 class TransferError(HotweightsError):
@@ -38,34 +39,19 @@ class SourceUnavailable(TransferError):
 
 
 class ChecksumMismatch(TransferError):
-    """A chunk's bytes are not the manifest's: where they lie, so that the source can be
-    repaired.
+    """A chunk's bytes are not the manifest's: the text says where they lie, so that the source can
+    be repaired.
     """
 
     reason = Reason.CHECKSUM_MISMATCH
 
-    def __init__(
-        self,
-        source: str,
-        file: str,
-        tensor: str,
-        number: int,
-        offset: int,
-        nbytes: int,
-        expected: str,
-    ) -> None:
-        self.file, self.tensor, self.number, self.offset, self.nbytes = (
-            file,
-            tensor,
-            number,
-            offset,
-            nbytes,
-        )
+    def __init__(self, source: str, chunk: Chunk) -> None:
+        self.chunk = chunk
+        end = chunk.offset + chunk.nbytes
         super().__init__(
-            f"{source}: {file}: chunk {number} of tensor {tensor} (bytes {offset} to "
-            f"{offset + nbytes}) does not have "
-            f"BLAKE3 {expected[:16]}…; copy the file again, or publish the checkpoint anew if "
-            "it was meant to change"
+            f"{source}: {chunk.file}: chunk {chunk.number} of tensor {chunk.tensor} (bytes "
+            f"{chunk.offset} to {end}) does not have BLAKE3 {chunk.blake3[:16]}…; copy the file "
+            "again, or publish the checkpoint anew if it was meant to change"
         )
 
 

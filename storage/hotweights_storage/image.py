@@ -158,10 +158,7 @@ class ImageBuilder:
         """
         index, offset, nbytes = self._layout.places[digest]
         if len(data) != nbytes or blake3(data).hexdigest() != digest:
-            chunk = self.chunk(digest)
-            raise ChecksumMismatch(
-                source, chunk.file, chunk.tensor, chunk.number, chunk.offset, chunk.nbytes, digest
-            )
+            raise ChecksumMismatch(source, self.chunk(digest))
         # only now: hashing takes long, and another thread may have been quicker
         with self._changed:
             if not self._open or digest not in self._missing or digest in self._arriving:

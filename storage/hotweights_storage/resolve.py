@@ -152,17 +152,7 @@ def verify(
 
     def compare(chunk: Chunk, data: memoryview) -> None:
         if blake3(data).hexdigest() != chunk.blake3:
-            text = str(
-                ChecksumMismatch(
-                    source.uri,
-                    chunk.file,
-                    chunk.tensor,
-                    chunk.number,
-                    chunk.offset,
-                    chunk.nbytes,
-                    chunk.blake3,
-                )
-            )
+            text = str(ChecksumMismatch(source.uri, chunk))
             differences.append(Difference(chunk.file, chunk.tensor, chunk.number, text))
         count(chunk.nbytes)
 

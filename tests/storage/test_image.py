@@ -96,7 +96,11 @@ def test_a_wrong_chunk_is_named_and_not_stored() -> None:
                 ChecksumMismatch, match=f"chunk 1 of tensor a \\(bytes {64 + PAGE} to"
             ) as caught:
                 builder.put(digest, wrong, "peer n1")
-            assert (caught.value.file, caught.value.tensor, caught.value.number) == (
+            assert (
+                caught.value.chunk.file,
+                caught.value.chunk.tensor,
+                caught.value.chunk.number,
+            ) == (
                 "a.safetensors",
                 "a",
                 1,

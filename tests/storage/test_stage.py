@@ -94,7 +94,7 @@ def test_a_flipped_byte_is_named(folder: Path) -> None:
             ChecksumMismatch, match=rf"{WEIGHTS}: chunk 1 of tensor embed"
         ) as caught:
             stage_from_source(source, builder)
-        assert (caught.value.file, caught.value.tensor, caught.value.number) == (
+        assert (caught.value.chunk.file, caught.value.chunk.tensor, caught.value.chunk.number) == (
             WEIGHTS,
             "embed",
             1,

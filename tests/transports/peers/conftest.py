@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from blake3 import blake3
 
+from hotweights_planner.manifest import Chunk
 from hotweights_storage.errors import ChecksumMismatch
 from hotweights_transports.peers.base import (
     ChunkProvider,
@@ -73,7 +74,7 @@ class Node(ChunkProvider):
         """What an image does: verify, then hold."""
         found = blake3(data).hexdigest()
         if found != want.blake3:
-            raise ChecksumMismatch("peer", "file", "tensor", 0, 0, want.nbytes, want.blake3)
+            raise ChecksumMismatch("peer", Chunk(want.blake3, want.nbytes, "file", 0, "tensor", 0))
         self.add(bytes(data))
 
     def holds(self, want: Want) -> bool:

@@ -54,29 +54,19 @@ def bring(group: GroupLeader | GroupMember, cargo: Cargo, stall_seconds: float) 
     it came, or ''. Raises what rank 0's source does.
     """
     if isinstance(group, GroupMember):
-        return receive(group, cargo.buckets, cargo.builder, cargo.kept, stall_seconds)
+        return receive(group, cargo, stall_seconds)
     with cargo.source() as source:
-        return send(
-            group, cargo.buckets, source, cargo.builder, cargo.kept, stall_seconds, cargo.limits
-        )
+        return send(group, cargo, source, stall_seconds)
 
 
-def send(
-    lead: GroupLeader,
-    buckets: Sequence[PlanBucket],
-    source: Source,
-    builder: ImageBuilder,
-    kept: Kept,
-    stall_seconds: float,
-    limits: Limits | None = None,
-) -> str:
+def send(lead: GroupLeader, cargo: Cargo, source: Source, stall_seconds: float) -> str:
     """Rank 0's part: read everything once, and send it along for as long as the others can hear it.
     Returns why they could not hear all of it, or ''. Raises what the source does, and
     `ChecksumMismatch` before a wrong chunk is sent; then the collective is over for all. Called in
-    the head's own thread; `kept` in the readers'.
+    the head's own thread; `cargo.kept` in the readers'.
     """
-    slots = _Slots(lead.member, buckets, stall_seconds)
-    parts = _ChunkAssembler(builder, kept, source.uri)
+    slots = _Slots(lead.member, cargo.buckets, stall_seconds)
+    parts = _ChunkAssembler(cargo.builder, cargo.kept, source.uri)
     if lead.member is None:
         slots.fail(lead.why)
     try:
@@ -84,7 +74,7 @@ def send(
             source,
             slots.pieces(),
             lambda piece, data: slots.take(piece, data, parts),
-            limits=limits,
+            limits=cargo.limits,
             failing=lambda _: slots.fail("gone"),
         )
         slots.send_slot()
@@ -101,21 +91,16 @@ def send(
     return slots.lost
 
 
-def receive(
-    follow: GroupMember,
-    buckets: Sequence[PlanBucket],
-    builder: ImageBuilder,
-    kept: Kept,
-    stall_seconds: float,
-) -> str:
+def receive(follow: GroupMember, cargo: Cargo, stall_seconds: float) -> str:
     """Every other rank's part, to the end also when nothing is missing here: the others need this
     rank. Returns why not all of it came, or ''. A chunk that is not what it should be is left
-    missing. Called in the member's own thread; `kept` in the verifiers'.
+    missing. Called in the member's own thread; `cargo.kept` in the verifiers'.
     """
     member = follow.member
     if member is None:
         return follow.why or "there is no collective"
-    parts = _ChunkAssembler(builder, kept, follow.address)
+    buckets = cargo.buckets
+    parts = _ChunkAssembler(cargo.builder, cargo.kept, follow.address)
     done, whole = 0, False
     try:
         with ThreadPoolExecutor(VERIFIERS, thread_name_prefix="verify") as pool:
