@@ -112,6 +112,12 @@ class Traffic:
         with self._lock:
             return self._slowest_seconds
 
+    @property
+    def streamed(self) -> int:
+        """How many pieces of streams came so far."""
+        with self._lock:
+            return len(self._gaps)
+
     def worst_gap(self, since: float = 0.0, until: float = float("inf")) -> float:
         """The longest that a stream stood still, between two moments of the monotonic clock."""
         with self._lock:
