@@ -344,8 +344,9 @@ class AsyncClient:
 
 
 class _Watched:
-    """A plain socket whose descriptor a loop watches: a third of the work of `zmq.asyncio`'s for a
-    call.
+    """A plain socket whose descriptor a loop watches, so that one kind of socket serves both
+    clients. A call takes about what it takes with `zmq.asyncio` (measured: 167 to 240 us against
+    206 to 225 us on loopback).
     """
 
     def __init__(self, socket: Any) -> None:
