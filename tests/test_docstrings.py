@@ -14,19 +14,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-FOLDERS = (
-    "agent",
-    "common",
-    "coordinator",
-    "crds",
-    "hotweights",
-    "kube",
-    "operator",
-    "planner",
-    "storage",
-    "transports",
-)
+from tests.product import FOLDERS, ROOT
+
 QUOTED = re.compile(r"(?<!`)`([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(?:\(\))?`(?!`)")
 OUTSIDE = {
     "run_tasks", "SO_RCVTIMEO", "SO_SNDTIMEO", "MSG_WAITALL", "sendfile", "copy_", "hotweights", "vllm", "llm_engine", "LLM", "LLMEngine", "AsyncLLM",

@@ -10,18 +10,9 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-TOP_FOLDERS = (
-    "agent",
-    "common",
-    "coordinator",
-    "crds",
-    "kube",
-    "operator",
-    "planner",
-    "storage",
-    "transports",
-)
+from tests.product import FOLDERS, ROOT
+
+TOP_FOLDERS = tuple(folder for folder in FOLDERS if folder != "hotweights")
 MODULES_IN_A_FOLDER = 15
 ROOMS = {"agent/hotweights_agent": 12, "operator/hotweights_operator": 8}
 """How many modules and folders somebody who opens one of these meets at once."""

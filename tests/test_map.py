@@ -5,11 +5,11 @@ is missing from it.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.product import FOLDERS, ROOT
+
 PAGE = (ROOT / "docs" / "design" / "000-map.md").read_text()
 TOPS = {path.name for path in ROOT.iterdir() if path.is_dir()}
 NAMED = sorted(
@@ -18,18 +18,6 @@ NAMED = sorted(
         for span in re.findall(r"`([\w.-]+(?:/[\w.-]+)+)`", PAGE)
         if span.partition("/")[0] in TOPS
     }
-)
-PRODUCT = (
-    "agent",
-    "common",
-    "coordinator",
-    "crds",
-    "hotweights",
-    "kube",
-    "operator",
-    "planner",
-    "storage",
-    "transports",
 )
 
 
@@ -84,7 +72,7 @@ def test_every_task_has_a_file_and_a_test() -> None:
 
 def test_every_room_of_the_product_is_on_it() -> None:
     rooms = {
-        str(path.parent.relative_to(ROOT)) for top in PRODUCT for path in (ROOT / top).rglob("*.py")
+        str(path.parent.relative_to(ROOT)) for top in FOLDERS for path in (ROOT / top).rglob("*.py")
     }
     assert len(rooms) > 35
     assert [room for room in sorted(rooms) if f"`{room}`" not in PAGE] == []

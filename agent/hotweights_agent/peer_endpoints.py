@@ -30,7 +30,7 @@ from hotweights_transports.peers.base import (
     ServerLimits,
     Want,
 )
-from hotweights_transports.peers.registry import resolution, transport_for, transports
+from hotweights_transports.peers.registry import Availability, resolution, transport_for, transports
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +44,11 @@ def listeners(ports: Mapping[str, int]) -> list[str]:
     """Where to listen for peers, by scheme: always TCP (port 0: any); another transport where it
     has a port and works.
     """
-    found = [f"tcp://0.0.0.0:{ports['tcp']}"]
-    others = {scheme: port for scheme, port in ports.items() if scheme != "tcp" and port}
-    works = resolution() if others else {}  # what is not asked for is not loaded
-    return found + [
-        f"{scheme}://0.0.0.0:{port}" for scheme, port in others.items() if works[scheme].works
+    on = _switched_on(ports)
+    return [f"tcp://0.0.0.0:{ports['tcp']}"] + [
+        f"{scheme}://0.0.0.0:{port}"
+        for scheme, port in ports.items()
+        if scheme != "tcp" and scheme in on and on[scheme].works
     ]
 
 
@@ -60,13 +60,12 @@ def describe(
     """
     at = {urlsplit(endpoint).scheme: endpoint for endpoint in endpoints}
     because: dict[str, str] = {}
-    works = resolution() if any(ports.get(scheme) for scheme in ports if scheme != "tcp") else {}
+    on = _switched_on(ports)
     for scheme, transport in transports().items():
-        if transport.between_hosts:
-            is_on = scheme == "tcp" or ports.get(scheme)
-            off = f"it is not switched on: {scheme}_port in the agent's settings"
-            found = works.get(scheme) or transport.available() if is_on else None
-            because[scheme] = found.because if found else off
+        if scheme in on:
+            because[scheme] = on[scheme].because
+        elif transport.between_hosts:
+            because[scheme] = f"it is not switched on: {scheme}_port in the agent's settings"
     because["mpi"] = "it is not switched on: mpi in the agent's settings"
     if mpi:
         mpi_found = broadcast.availability()
@@ -84,6 +83,15 @@ def describe(
         )
         for scheme, message in because.items()
     )
+
+
+def _switched_on(ports: Mapping[str, int]) -> dict[str, Availability]:
+    """TCP, and another transport where it has a port. Where there is none, nothing is loaded."""
+    others = {scheme for scheme, port in ports.items() if scheme != "tcp" and port}
+    if not others:
+        return {"tcp": transports()["tcp"].available()}
+    found = resolution()
+    return {scheme: found[scheme] for scheme in ("tcp", *others)}
 
 
 def _measured(scheme: str) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 from hotweights_common.reasons import (
     COUNTED_BY_AGENTS,
@@ -17,12 +16,8 @@ from hotweights_common.reasons import (
     Reason,
 )
 from hotweights_crds.weightrollout import WeightRolloutStatus
+from tests.product import FOLDERS, ROOT
 
-ROOT = Path(__file__).parents[2]
-PRODUCT = (
-    "agent", "common", "coordinator", "hotweights", "kube", "operator", "planner", "storage",
-    "transports",
-)  # fmt: skip
 GIVE = re.compile(
     r"(Error|Refused|Rejection|Missing|Failed|Unavailable|DoesNotFit|_refuse|refuse)$"
 )
@@ -42,7 +37,7 @@ CONDITIONS = {
 
 def given() -> Iterator[tuple[str, str]]:
     """Place and word, where a reason is spelled: a class's, a keyword's, an error's argument."""
-    for folder in PRODUCT:
+    for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*.py")):
             if "/sim/" in str(path):
                 continue

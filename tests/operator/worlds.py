@@ -194,6 +194,24 @@ def served(*engines: EngineStatus, **more: Any) -> Observed:
     return world(pods, [state("n0", engines, {f"p{n}": NEW for n in range(len(engines))})])
 
 
+def entry_on(decision: RolloutDecision, node: str = "n0") -> RolloutAssignment | None:
+    """What is written for a node. Raises `LookupError` when nothing is."""
+    written = [
+        action.entry
+        for action in decision.actions
+        if isinstance(action, Assign) and action.node == node
+    ]
+    if not written:
+        raise LookupError(f"nothing is written to {node}")
+    return written[0]
+
+
+def staged_on(decision: RolloutDecision, node: str = "n0") -> list[str]:
+    """Versions that the node is to hold."""
+    entry = entry_on(decision, node)
+    return [item.digest for item in entry.stage] if entry else []
+
+
 def orders(decision: RolloutDecision) -> dict[str, PodAssignment]:
     """What the pods are told by all writes of a decision, by UID."""
     return {

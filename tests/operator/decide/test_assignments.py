@@ -11,7 +11,6 @@ import pytest
 
 from hotweights_crds.nodeweights import (
     MAX_STAGE,
-    RolloutAssignment,
 )
 from hotweights_operator.decide import assignments
 from hotweights_operator.decide.rollouts import decide
@@ -26,10 +25,12 @@ from tests.operator.worlds import (
     OTHER,
     Fields,
     engine,
+    entry_on,
     order,
     pod,
     prepared,
     rollout,
+    staged_on,
     state,
     version,
     world,
@@ -38,28 +39,10 @@ from tests.operator.worlds import (
 ELSEWHERE: Fields = {"target": {"selector": {"matchLabels": {"app": "another"}}}}
 
 
-def entry_on(decision: RolloutDecision, node: str = "n0") -> RolloutAssignment | None:
-    """What is written for a node. Raises `LookupError` when nothing is."""
-    written = [
-        action.entry
-        for action in decision.actions
-        if isinstance(action, Assign) and action.node == node
-    ]
-    if not written:
-        raise LookupError(f"nothing is written to {node}")
-    return written[0]
-
-
 def pods_on(decision: RolloutDecision, node: str = "n0") -> set[str]:
     """Pods that stand in it."""
     entry = entry_on(decision, node)
     return {given.uid for given in entry.pods} if entry else set()
-
-
-def staged_on(decision: RolloutDecision, node: str = "n0") -> list[str]:
-    """Versions that the node is to hold."""
-    entry = entry_on(decision, node)
-    return [item.digest for item in entry.stage] if entry else []
 
 
 def both(first: NodeState, second: NodeState) -> NodeState:

@@ -10,54 +10,33 @@ from dataclasses import replace
 from hotweights_crds.nodeweights import (
     Endpoint,
     Peer,
-    RolloutAssignment,
     StagedVersion,
     StageItem,
 )
 from hotweights_operator.decide.rollouts import decide
-from hotweights_operator.model.actions import Assign, RolloutDecision
+from hotweights_operator.model.actions import Assign
 from hotweights_operator.model.objects import Node, Rollout
 from hotweights_operator.model.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
+    DONE,
     NEW,
     NOW,
     OLD,
     OTHER,
     Fields,
     engine,
+    entry_on,
     order,
     pod,
     rollout,
+    staged_on,
     state,
     version,
     world,
 )
 
-DONE: Fields = {
-    **AT_NEW,
-    "stable": AT_NEW["target"],
-    "preparedRevision": 2,
-    "history": [{"revision": 2, "version": "new", "outcome": "Complete"}],
-}
-
-
-def entry_on(decision: RolloutDecision, node: str = "n0") -> RolloutAssignment | None:
-    """What is written for a node. Raises `LookupError` when nothing is."""
-    written = [
-        action.entry
-        for action in decision.actions
-        if isinstance(action, Assign) and action.node == node
-    ]
-    if not written:
-        raise LookupError(f"nothing is written to {node}")
-    return written[0]
-
-
-def staged_on(decision: RolloutDecision, node: str = "n0") -> list[str]:
-    """Versions that the node is to hold."""
-    entry = entry_on(decision, node)
-    return [item.digest for item in entry.stage] if entry else []
+PREPARED: Fields = {**DONE, "preparedRevision": 2}
 
 
 # -- from where ---------------------------------------------------------------------------------
@@ -147,7 +126,7 @@ def waiting_for(parent_away: bool, holds: bool) -> Observed:
 
 
 def test_a_route_is_changed_only_when_it_is_needed_and_broken() -> None:
-    quiet = rollout(DONE)
+    quiet = rollout(PREPARED)
     assert routes(waiting_for(parent_away=False, holds=False), quiet).get("n1", ["n0"]) == ["n0"]
     assert routes(waiting_for(parent_away=True, holds=False), quiet)["n1"] == []
     assert routes(waiting_for(parent_away=True, holds=True), quiet).get("n1", ["n0"]) == ["n0"]
