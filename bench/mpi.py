@@ -148,9 +148,8 @@ def main() -> None:
             )
         floor, rate = statistics.median(floors), statistics.median(ours)
         print(
-            f"{arguments.ranks} ranks, {plan.total_nbytes / 1e9:.2f} GB: plain {floor:.2f}, "
-            f"ours {rate:.2f} GB/s, "
-            f"ratio {rate / floor:.2f}"
+            f"{arguments.ranks} ranks, {plan.total_nbytes / 1e9:.2f} GB: plain {floor:.2f}, ours "
+            f"{rate:.2f} GB/s, ratio {rate / floor:.2f}"
         )
 
 

@@ -136,32 +136,27 @@ class PodAssignment(Model):
     rollout: str = Field(
         default="",
         description="UID of the rollout that this is of; empty: of none, or said by a release "
-        "before "
-        "0.2.",
+        "before 0.2.",
         max_length=63,
     )
     revision: int = Field(
         default=0,
         description="Its revision that this is of: what an engine gave up is tried again in "
-        "another "
-        "one.",
+        "another one.",
         ge=0,
         le=MAX_TOKEN,
     )
     restarts: int = Field(
         default=0,
         description="How often the engine's container had restarted when this was written: more "
-        "since "
-        "then speak against it.",
+        "since then speak against it.",
         ge=0,
         le=MAX_TOKEN,
     )
     ended_preparing: int = Field(
         default=0,
         description="How often that container ended in this revision while it was asked to "
-        "prepare: "
-        "twice "
-        "speaks against the version.",
+        "prepare: twice speaks against the version.",
         ge=0,
         le=MAX_TOKEN,
     )
@@ -307,9 +302,8 @@ class EngineStatus(Model):
     pause_seconds: float = Field(default=0.0, description="How long its last commit paused it.")
     failed: GivenUp | None = Field(
         default=None,
-        description="The version that it gave up last in its present life; absent once it serves or "
-        "has "
-        "prepared that one.",
+        description="The version that it gave up last in its present life; absent once it serves "
+        "or has prepared that one.",
     )
     reason: str = Field(
         default="", description="One CamelCase word when it refused or failed.", max_length=64

@@ -63,8 +63,7 @@ WEIGHT_ROLLOUT = Kind(
     plural="weightrollouts",
     short_names=("wroll",),
     description="Which version of the weights the selected vLLM pods are to serve, and how they "
-    "get "
-    "there.",
+    "get there.",
     spec=WeightRolloutSpec,
     status=WeightRolloutStatus,
     columns=(

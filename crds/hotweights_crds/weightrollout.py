@@ -143,9 +143,8 @@ class Staging(Model):
     transport: Transport = Field(
         default="Auto",
         description="What carries bytes between nodes. Auto: what they measured as fastest. UCX: "
-        "where "
-        "both sides have it, else TCP. "
-        "MPI: one broadcast to all nodes that have it; what it does not bring is pulled over TCP.",
+        "where both sides have it, else TCP. MPI: one broadcast to all nodes that have it; what it "
+        "does not bring is pulled over TCP.",
     )
 
 
@@ -155,8 +154,7 @@ class Activation(Model):
     mode: Literal["Keep", "Wait", "Abort"] = Field(
         default="Keep",
         description="Running requests are kept and go on with the new weights (Keep), may end "
-        "first "
-        "(Wait), or are aborted (Abort).",
+        "first (Wait), or are aborted (Abort).",
     )
     drain_timeout_seconds: int = Field(
         default=30,
@@ -226,9 +224,7 @@ class WeightRolloutSpec(Model):
     min_ready_seconds: int = Field(
         default=0,
         description="How long a pod that changed must be Ready before it counts as available and "
-        "the "
-        "next "
-        "one changes.",
+        "the next one changes.",
         ge=0,
         le=86400,
     )
@@ -337,14 +333,12 @@ class WeightRolloutStatus(Model):
     prepared_revision: int = Field(
         default=0,
         description="The last revision that every pod which could had prepared: from then on each "
-        "pod "
-        "waits for itself only.",
+        "pod waits for itself only.",
     )
     goes_back: bool = Field(
         default=False,
         description="This revision goes to a version that was complete last or before that: all "
-        "pods "
-        "prepare it at once.",
+        "pods prepare it at once.",
     )
     most_failed: int = Field(
         default=0, description="The most pods that had failed in this revision at one time."
@@ -363,15 +357,12 @@ class WeightRolloutStatus(Model):
     stable: VersionStatus = Field(
         default_factory=VersionStatus,
         description="What was complete last. It stays staged, and new pods and repairs get it "
-        "while "
-        "the "
-        "rollout holds.",
+        "while the rollout holds.",
     )
     previous: VersionStatus = Field(
         default_factory=VersionStatus,
         description="What was complete before the target, and stays staged for the rollback; "
-        "empty: "
-        "nothing was.",
+        "empty: nothing was.",
     )
     held: list[VersionStatus] = Field(
         default_factory=list,

@@ -29,8 +29,7 @@ class ManifestRef(Model):
 
     digest: str = Field(
         description="sha256 of the manifest, as `hotweights publish` prints it. Without it, what "
-        "the "
-        "source holds when the version is resolved counts.",
+        "the source holds when the version is resolved counts.",
         max_length=71,
         json_schema_extra=cel(
             f"self.matches('{DIGEST_PATTERN}')",
@@ -81,8 +80,7 @@ class WeightVersionStatus(Model):
     conditions: list[Condition] = Field(
         default_factory=list,
         description="Resolved: the source was read and has this digest. Ready: rollouts can use "
-        "the "
-        "version.",
+        "the version.",
         max_length=8,
         json_schema_extra=list_map("type"),
     )

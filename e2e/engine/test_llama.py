@@ -220,9 +220,8 @@ def test_users_notice_nothing_but_a_short_wait(
             ]
             report(
                 request,
-                f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}; gaps "
-                f"{gaps}, "
-                f"calm {calm:.3f}",
+                f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}; gaps {gaps}, calm "
+                f"{calm:.3f}",
             )
     assert traffic.failures == []
     assert traffic.answered[engine.vllm.address] > 4, "each of four clients, and somebody again"

@@ -147,15 +147,13 @@ def somebody_elses(variables: Mapping[str, str] = os.environ) -> Path | None:
         return None
     if not Path(given).is_file():
         raise NotSet(
-            f"KUBECONFIG={given} is no file; one for several is made by: kubectl config "
-            "view "
+            f"KUBECONFIG={given} is no file; one for several is made by: kubectl config view "
             "--flatten > FILE"
         )
     if not variables.get("HOTWEIGHTS_REGISTRY"):
         raise NotSet(
-            "With KUBECONFIG, set HOTWEIGHTS_REGISTRY: where the image of images/Dockerfile "
-            "was pushed to, as "
-            f"$HOTWEIGHTS_REGISTRY/hotweights:{version()}"
+            "With KUBECONFIG, set HOTWEIGHTS_REGISTRY: where the image of images/Dockerfile was "
+            f"pushed to, as $HOTWEIGHTS_REGISTRY/hotweights:{version()}"
         )
     if not Path(variables.get("HOTWEIGHTS_MODELS", "")).is_absolute():
         raise NotSet(

@@ -92,8 +92,7 @@ class Cluster:
                 if found.complete():
                     if len(found.nodes) != nodes:
                         raise ClusterError(
-                            f"Cluster {name!r} is up with {len(found.nodes)} nodes; take it "
-                            "down "
+                            f"Cluster {name!r} is up with {len(found.nodes)} nodes; take it down "
                             "first."
                         )
                     return found
@@ -115,8 +114,7 @@ class Cluster:
         slot = slots.held(name)
         if slot is None or not (state / "cluster.json").exists():
             raise ClusterError(
-                f"There is no cluster {name!r}. Bring it up: python -m localcluster up "
-                "--name "
+                f"There is no cluster {name!r}. Bring it up: python -m localcluster up --name "
                 f"{name}"
             )
         remembered = Remembered(**json.loads((state / "cluster.json").read_text()))

@@ -49,9 +49,8 @@ def valid_name(name: str) -> str:
     """The name itself, refused where it could not be part of file, namespace and cgroup names."""
     if not _NAME.fullmatch(name):
         raise ClusterError(
-            f"{name!r} is no name for a cluster: use at most 30 lower-case letters, digits "
-            "and dashes, "
-            "beginning with a letter and not ending with a dash."
+            f"{name!r} is no name for a cluster: use at most 30 lower-case letters, digits and "
+            "dashes, beginning with a letter and not ending with a dash."
         )
     return name
 
@@ -112,9 +111,8 @@ def locked(lock: Path, what: str, timeout_seconds: float) -> Iterator[None]:
                     told = True
             if time.monotonic() > deadline:
                 raise ClusterError(
-                    f"Another process has been busy with {what} for {timeout_seconds:.0f} s "
-                    f"(it holds {lock}). "
-                    f"`fuser {lock}` names it."
+                    f"Another process has been busy with {what} for {timeout_seconds:.0f} s (it "
+                    f"holds {lock}). `fuser {lock}` names it."
                 )
             time.sleep(_LOCK_POLL_SECONDS)
         yield

@@ -66,8 +66,7 @@ def install_autobind(
         return True
     if use_mpi or not verify:
         logger.info(
-            "use_mpi and verify=False change nothing here: versions come from peers or "
-            "their "
+            "use_mpi and verify=False change nothing here: versions come from peers or their "
             "source, verified"
         )
     try:

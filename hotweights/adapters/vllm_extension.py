@@ -96,8 +96,7 @@ class HotweightsWorkerExtension:
         self._pinned = _with_cuda(device) and pinned
         if use_mpi:
             _say_once(
-                "use_mpi: this model fetches for itself; broadcast among ranks is "
-                "`hotweights "
+                "use_mpi: this model fetches for itself; broadcast among ranks is `hotweights "
                 "replicate --mpi`"
             )
         self.lock = threading.RLock()

@@ -146,9 +146,8 @@ class UcxReplicator:
             except (PeerUnreachable, PeerTimeout) as error:
                 if time.monotonic() > deadline:
                     raise RankMissing(
-                        f"rank {rank} did not answer within {self._join_seconds:g} s "
-                        f"({error}): start it, or see "
-                        "MASTER_ADDR and MASTER_PORT"
+                        f"rank {rank} did not answer within {self._join_seconds:g} s ({error}): "
+                        "start it, or see MASTER_ADDR and MASTER_PORT"
                     ) from error
             except PeerError as error:
                 raise RankMissing(

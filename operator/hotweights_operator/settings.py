@@ -60,10 +60,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     """
     parser = argparse.ArgumentParser(
         prog="python -m hotweights_operator",
-        description="Puts new versions of weights into running vLLM pods, as WeightRollouts say. It "
-        "takes "
-        "KUBECONFIG, or the"
-        " service account of the pod that it runs in.",
+        description="Puts new versions of weights into running vLLM pods, as WeightRollouts say. "
+        "It takes KUBECONFIG, or the service account of the pod that it runs in.",
         epilog="What a rollout would do can be seen beforehand: python -m "
         "hotweights_operator.simulate plan -f rollout.yaml",
     )

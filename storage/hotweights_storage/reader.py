@@ -49,9 +49,7 @@ class Limits:
             raise Cancelled("staging was cancelled")
         if self.deadline is not None and time.monotonic() > self.deadline:
             raise Cancelled("staging took longer than its deadline; allow more time, or read from "
-                "fewer "
-                "nodes "
-                "at once",
+                "fewer nodes at once",
                             Reason.DEADLINE_EXCEEDED)  # fmt: skip
 
 

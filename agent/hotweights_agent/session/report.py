@@ -21,9 +21,8 @@ Said = tuple[str, str]  # reason, message
 
 NOT_CONNECTED: Said = (
     Reason.ENGINE_NOT_CONNECTED,
-    "the plugin in this pod has not connected to the node's agent: it may be starting; else "
-    "see whether the pod "
-    "was created with the label hotweights.dev/inject and what its log says",
+    "the plugin in this pod has not connected to the node's agent: it may be starting; else see "
+    "whether the pod was created with the label hotweights.dev/inject and what its log says",
 )
 NO_MORE = "not tried again until the assignment, the engine or the version changes"
 

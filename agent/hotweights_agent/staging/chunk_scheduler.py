@@ -36,9 +36,7 @@ class ChunkScheduler:
     def __init__(self, wants: Sequence[Want], sources: int, rounds: int) -> None:
         if sources < 1 or rounds < 1:
             raise ValueError(
-                f"{sources} sources and {rounds} rounds bring nothing; there must be at "
-                "least "
-                "one "
+                f"{sources} sources and {rounds} rounds bring nothing; there must be at least one "
                 "of each"
             )
         self._open = {want.blake3: _Entry(number, want) for number, want in enumerate(wants)}

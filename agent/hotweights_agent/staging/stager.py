@@ -317,9 +317,8 @@ async def _as_coroutine(awaitable: Awaitable[None]) -> None:
 def _check_digest(manifest: Manifest, digest: str, uri: str) -> None:
     if manifest.digest != digest:
         raise DigestDiffers(
-            f"{uri} holds {manifest.digest}, not {digest}: it was overwritten or never "
-            "published as that; "
-            "publish into a folder of its own and create a WeightVersion for it"
+            f"{uri} holds {manifest.digest}, not {digest}: it was overwritten or never published "
+            "as that; publish into a folder of its own and create a WeightVersion for it"
         )
 
 

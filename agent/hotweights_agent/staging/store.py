@@ -302,12 +302,10 @@ class Store(ChunkProvider):
         free = room(available, promised, self._reserve_nbytes)
         if builder.new_nbytes > free:
             raise NoCapacity(
-                f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of "
-                f"memory, {free} are free here "
-                f"({available} available, less {promised} promised to versions that are being "
-                "staged and "
-                f"{self._reserve_nbytes} in reserve): raise the agent's memory limit, or "
-                "release a version on this node"
+                f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of memory, "
+                f"{free} are free here ({available} available, less {promised} promised to "
+                f"versions that are being staged and {self._reserve_nbytes} in reserve): raise the "
+                "agent's memory limit, or release a version on this node"
             )
 
 

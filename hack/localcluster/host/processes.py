@@ -182,9 +182,8 @@ def end(record: Record, *, grace_seconds: float) -> None:
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
         if not _exited(descriptor, _LAUNCHED_WITHIN_SECONDS):
             raise ClusterError(
-                f"{record.name} (process {record.pid}) does not die of SIGKILL: it hangs in "
-                "the kernel. "
-                f"Read /proc/{record.pid}/stack and dmesg."
+                f"{record.name} (process {record.pid}) does not die of SIGKILL: it hangs in the "
+                f"kernel. Read /proc/{record.pid}/stack and dmesg."
             )
 
 

@@ -57,9 +57,8 @@ def _by_tensor(given: Mapping[str, str], names: set[str]) -> dict[str, str]:
     if not isinstance(given, Mapping):
         raise NotApplied(
             Reason.BAD_NAME_MAP,
-            f"the name map is a {type(given).__name__}; give a dict, or a function "
-            "that "
-            "returns one",
+            f"the name map is a {type(given).__name__}; give a dict, or a function that returns "
+            "one",
         )
     found: dict[str, str] = {}
     for key, name in given.items():

@@ -49,9 +49,7 @@ class SyncEngineClient(EngineClient):
         """
         if isinstance(self._core, InprocClient) and mode == "Wait":
             raise ValueError(
-                "an engine in the caller's own thread cannot drain while the caller "
-                "waits: "
-                "use "
+                "an engine in the caller's own thread cannot drain while the caller waits: use "
                 "mode Keep"
             )
         await self._ask(self._utility, "pause_scheduler", mode.lower(), True)

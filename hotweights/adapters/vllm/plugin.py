@@ -122,10 +122,7 @@ def _stay_eager_on_cpu(engine_args: Any) -> None:
 
     if current_platform.is_cpu() and not engine_args.enforce_eager:
         logger.warning(
-            "On CPUs weights can only be exchanged in eager mode: --enforce-eager is "
-            "set "
-            "for "
-            "this "
+            "On CPUs weights can only be exchanged in eager mode: --enforce-eager is set for this "
             "engine"
         )
         engine_args.enforce_eager = True

@@ -176,9 +176,8 @@ def _hold(
         pod, owner = clash[0]
         return Blocked(
             "TargetConflict",
-            f"{len(clash)} selected pods, {pod.name} among them, belong to the older "
-            f"WeightRollout {owner.name}:"
-            " change one of the two selectors or delete one of the two",
+            f"{len(clash)} selected pods, {pod.name} among them, belong to the older WeightRollout "
+            f"{owner.name}: change one of the two selectors or delete one of the two",
         )
     if version is None:
         name = rollout.spec.version_ref.name

@@ -5,12 +5,12 @@ TCP is always there, so whatever the answer, there is a road. An agent measures 
 loopback when it starts: that says what its processors can do, not its network, and it is all that
 anybody knows before bytes move.
 
-A broadcast is no road from one node to another: nodes join it together. Its group, a collective, is a chain of the routes: its head reads the source, the ranks stand in the chain's
-order, and whoever is not reached by it pulls along that same chain. It is formed once, for nodes
-that are told of the version now, and only where nobody has the version yet: from those who have it,
-pulling is as quick and asks nobody to wait. A node that was to be told with the others and was not
-(the operator ended between two writes) is let in; for whoever comes when some have the version
-already, it is over.
+A broadcast is no road from one node to another: nodes join it together. Its group, a collective, is
+a chain of the routes: its head reads the source, the ranks stand in the chain's order, and whoever
+is not reached by it pulls along that same chain. It is formed once, for nodes that are told of the
+version now, and only where nobody has the version yet: from those who have it, pulling is as quick
+and asks nobody to wait. A node that was to be told with the others and was not (the operator ended
+between two writes) is let in; for whoever comes when some have the version already, it is over.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ALWAYS = "tcp"
 """Every agent serves it, so there is nothing to fall back to from it."""
 BROADCAST = "mpi"
 """Not one node pulling from another: nodes join, see `joins` and `form_collectives`."""
+MAX_MEMBERS = 64  # as the schema allows (`Collective.members`); the rest of a chain pulls
 
 
 def choose(asked: Transport, child: NodeState, parent: NodeState) -> str:
@@ -114,9 +115,6 @@ def _takes(asked: Transport, state: NodeState, scheme: str) -> bool:
 def _rates(state: NodeState) -> dict[str, int]:
     """MB/s (10^6 bytes) by transport, of those that the node serves; 0: not measured."""
     return {one.scheme: one.megabytes_per_second for one in state.status.endpoints if one.endpoint}
-
-
-MAX_MEMBERS = 64  # as the schema allows (`Collective.members`); the rest of a chain pulls
 
 
 def form_collectives(

@@ -84,9 +84,8 @@ def _why_nobody(version: Version, observed: Observed) -> str:
             f"{observed.refusals[version.uid, refusing].message}"
         )
     return (
-        f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of "
-        "this namespace: delete the"
-        " WeightVersions whose sources cannot be read"
+        f"every agent has as many sources to read as it may, or {MAX_RESOLVE_OF_NAMESPACE} of this "
+        "namespace: delete the WeightVersions whose sources cannot be read"
     )
 
 

@@ -331,6 +331,5 @@ async def test_the_driver_counts_a_defect_names_it_once_and_goes_on(
     )
     assert caplog.messages == [
         "a defect of the agent in next effects, which cost the engine of ns/a its connections "
-        "(12:00:01 Send Commit; it was Committing);"
-        " please report it. The node goes on without it"
+        "(12:00:01 Send Commit; it was Committing); please report it. The node goes on without it"
     ]

@@ -60,9 +60,8 @@ class Report:
         leads = sorted(one.leads_seconds for one in self.take_overs)
         serves = sorted(one.serves_seconds for one in self.take_overs)
         took = (
-            f"take-over after {leads[len(leads) // 2]:.2f} s (median), {leads[-1]:.2f} s "
-            "(longest) of a lease of "
-            f"{self.lease_seconds:g} s; a worker is answered after "
+            f"take-over after {leads[len(leads) // 2]:.2f} s (median), {leads[-1]:.2f} s (longest) "
+            f"of a lease of {self.lease_seconds:g} s; a worker is answered after "
             f"{serves[len(serves) // 2]:.2f} s, {serves[-1]:.2f} s. "
             if leads
             else ""
@@ -70,9 +69,8 @@ class Report:
         return (
             f"{self.kills} leaders killed, {self.freezes} frozen, {self.partitions} cut off and "
             f"delivered late, {self.cuts} connections lost, Redis restarted {self.redis_restarts} "
-            f"times and hung {self.redis_hangs} times: "
-            f"{self.commits} commits, {self.aborts} aborts, {self.answers} answers, "
-            f"{self.failures} calls without one. "
+            f"times and hung {self.redis_hangs} times: {self.commits} commits, {self.aborts} "
+            f"aborts, {self.answers} answers, {self.failures} calls without one. "
             f"{took}{len(self.faults)} faults"
         )
 
@@ -303,9 +301,8 @@ async def _last_look(observers: list[Observer], folder: Path) -> list[str]:
                 break
             if time.monotonic() > until:
                 faults.append(
-                    f"{observer.name} ends with {status and status['current']}, {last} "
-                    "was "
-                    "written last"
+                    f"{observer.name} ends with {status and status['current']}, {last} was written "
+                    "last"
                 )
                 break
             await asyncio.sleep(0.1)

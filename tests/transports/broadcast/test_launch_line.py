@@ -19,8 +19,7 @@ from hotweights_transports.broadcast.launch_line import (
 PROXY = "/opt/hot weights/bin/hydra_pmi_proxy"
 WORDS = (
     "--rmk user --launcher manual --demux poll --pgid 0 --retries 10 --usize -1 --pmi-port 0 "
-    "--gpus-per-proc -2 "
-    "--gpu-subdevs-per-proc -2 --proxy-id 1"
+    "--gpus-per-proc -2 --gpu-subdevs-per-proc -2 --proxy-id 1"
 )
 LINE = f"{PREFIX}{PROXY} --control-port 127.0.0.1:41261 {WORDS}"
 HEADS = frozenset({"127.0.0.1"})

@@ -198,9 +198,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 ) from error
             except (Unsupported, torch.OutOfMemoryError) as error:
                 logger.warning(
-                    "Cannot finish versions beside the model (%s): they are loaded "
-                    "inside "
-                    "the "
+                    "Cannot finish versions beside the model (%s): they are loaded inside the "
                     "pause",
                     error,
                 )

@@ -302,8 +302,7 @@ class Shadow:
     def _move(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         if old.shape != new.shape or old.dtype != new.dtype:
             raise Unsupported(
-                f"{name} is {new.dtype} {list(new.shape)} here and {old.dtype} "
-                f"{list(old.shape)} "
+                f"{name} is {new.dtype} {list(new.shape)} here and {old.dtype} {list(old.shape)} "
                 "there"
             )
         self._moves.append((name, old, new))
