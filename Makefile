@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants e2e e2e-way-back check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -37,6 +37,14 @@ e2e-way-back: $(READY) ## The way back from every bad version under every failur
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	HOTWEIGHTS_WAY_BACK=all $(BIN)/pytest e2e/cluster/test_way_back.py
+
+BUNDLE ?= build/gpu
+
+gpu: ## All that needs an NVIDIA GPU, in under 8 minutes; on a machine without a network too, from a bundle
+	$(PYTHON) hack/gpu/run.py $(if $(wildcard $(BUNDLE)/*.tar.xz),--bundle $(BUNDLE)) $(ARGS)
+
+gpu-bundle: $(READY) ## What such a machine lacks, in one folder (45 MiB): carry it there, then make gpu
+	$(BIN)/python -m gpu pack $(BUNDLE)
 
 check: $(READY) ## Format, lint, types, import contracts, generated files
 	$(BIN)/ruff format --check .

@@ -16,6 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotweights_storage import image as storage
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
+from hotweights_storage.stage import stage_from_source
+
 PAGE = 4096
 CHUNK = 64 * 1024
 F_ADD_SEALS = 1033
@@ -58,6 +63,22 @@ def read(folder: Path) -> list[Tensor]:
                 )
             )
     return tensors
+
+
+def stage(folder: Path, version: str) -> Image:
+    """A checkpoint as the agent itself lays it out: for those that are too large for `build`. Its
+    descriptors live as long as the process.
+    """
+    with open_folder(folder) as source:
+        manifest = publish(source, folder.name, version)
+        with storage.ImageBuilder(manifest) as builder:
+            stage_from_source(source, builder)
+            image = builder.finish()
+    _STAGED.append(image)
+    return Image(manifest.digest, json.loads(image.table_json), [*image.fds])
+
+
+_STAGED: list[storage.Image] = []
 
 
 def build(

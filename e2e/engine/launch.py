@@ -24,6 +24,15 @@ MODEL_NAME = "m"
 PROMPTS = ((1, 2, 3, 4, 5, 6, 7, 8), tuple(range(30, 70)), (200, 100, 50, 25, 12, 6, 3, 1, 9, 9, 9))
 TOKENS = 24
 
+GPU = {
+    "VLLM_HOST_IP": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "NCCL_SOCKET_IFNAME": "lo",
+    "VLLM_USE_FLASHINFER_SAMPLER": "0",
+    "VLLM_USE_DEEP_GEMM": "0",
+}
+"""What an engine on a GPU needs in its environment where there is no network, and no flashinfer."""
+
 
 class Ended(Exception):
     """vLLM ended before it was ready; the message has the end of its log."""

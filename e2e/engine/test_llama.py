@@ -86,6 +86,28 @@ def test_hot_equals_cold_there_and_back(
 
 
 @pytest.mark.usefixtures("from_v1")
+def test_a_probe_may_be_longer_than_a_block_of_the_cache(
+    engine: Engine, models: list[Path]
+) -> None:
+    """A block is 16 tokens on a GPU and 128 on a CPU; the cache wants a hash of each full one."""
+    prompt = [number % 250 for number in range(150)]
+    asked = {"engine": "vllm 0.32.0 cpu float32", "promptTokenIds": prompt}
+    expected = engine.vllm.complete(prompt, 4)
+    long = version(models[1], "long", probes=[{**asked, "tokenIds": expected}])
+    for _ in range(2):  # the second time, the prompt's blocks lie in the cache
+        assert engine.agent.swap(long).probe == "Golden"
+        wrong = version(models[0], "wrong", probes=[{**asked, "tokenIds": expected}])
+        said = len(engine.states())
+        engine.agent.prepare(wrong)
+        refused = engine.agent.commit(wrong.digest)
+        assert isinstance(refused, frames.CommitFailed)
+        assert refused.reason == "ProbeMismatch"
+        assert engine.repaired(said).digest == long.digest
+        wrong.close()
+    long.close()
+
+
+@pytest.mark.usefixtures("from_v1")
 def test_what_is_active_already_is_committed_again_without_a_pause(
     engine: Engine, versions: list[Image]
 ) -> None:

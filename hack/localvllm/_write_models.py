@@ -65,7 +65,8 @@ def write(
     dir: str, arch: str, seed: int, shards: int, dtype: str, layers: int, hidden: int
 ) -> None:
     torch.manual_seed(seed)
-    model = build(arch, layers, hidden)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = build(arch, layers, hidden)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(5)

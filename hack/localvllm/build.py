@@ -44,8 +44,11 @@ def location() -> Path:
 
 
 def python() -> Path:
-    """The interpreter that has vLLM (after `ensure`)."""
-    return ensure() / "bin" / "python"
+    """The interpreter that has vLLM: the one that HOTWEIGHTS_VLLM_PYTHON names (a GPU machine's,
+    or that of another release), else this build's own (after `ensure`).
+    """
+    given = os.environ.get("HOTWEIGHTS_VLLM_PYTHON")
+    return Path(given) if given else ensure() / "bin" / "python"
 
 
 def ensure() -> Path:

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hotweights.adapters.vllm import errors, probe
 from hotweights.adapters.vllm.errors import CommitError, EngineDead
@@ -68,6 +68,9 @@ class Switch:
         checked against it. Raises `EngineDead`.
         """
         questions = probe.ProbePrompts.default()
+        # as in a pause: on a GPU the kernel that counts NaN is compiled when it is first asked for,
+        # which took the first commit's pause 0.7 to 2.9 s (H200)
+        await self._quietly("watch", True)
         try:
             answers = await self.engine_client.probe(questions.prompts, questions.lengths)
         except EngineDead:
@@ -75,6 +78,8 @@ class Switch:
         except Exception as error:  # noqa: BLE001 - the engine serves all the same; only a repair will know less
             logger.warning("The booted weights could not be probed (%s)", error)
             return
+        finally:
+            await self._quietly("watch", False)
         self._known[None] = probe.ProbePrompts(
             questions.prompts, questions.lengths, [item["tokens"] for item in answers]
         )
@@ -298,10 +303,10 @@ class Switch:
         self.dirty, self.torn, self.state = False, False, self._before
         await self.engine_client.resume()
 
-    async def _quietly(self, command: str) -> None:
+    async def _quietly(self, command: str, argument: Any = None) -> None:
         """Tidying up: what it could not do, the next prepare does."""
         try:
-            await self.engine_client.ranks(command)
+            await self.engine_client.ranks(command, argument)
         except EngineDead:
             raise
         except Exception as error:  # noqa: BLE001 - it must not turn a commit that happened into one that did not

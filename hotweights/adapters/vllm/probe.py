@@ -103,12 +103,18 @@ def _ask(core: Any, prompt: Sequence[int], length: int) -> str:
     # No logprobs, though they would show a NaN: the first request for them compiles a kernel, half
     # a minute inside a pause.
     sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
+    # What a probe asked before may lie in the prefix cache, computed with the same weights: it
+    # would answer without having run the prompt.
+    sampling.skip_reading_prefix_cache = True
     core.scheduler.add_request(
         Request(
             request_id=name,
             prompt_token_ids=list(prompt),
             sampling_params=sampling,
             pooling_params=None,
+            # as EngineCore itself does: the cache asks for a hash of each full block (16 tokens on
+            # a GPU, 128 on a CPU), and a request without them kills the step
+            block_hasher=core.request_block_hasher,
         )
     )
     return name

@@ -41,7 +41,7 @@ class Replica:
             raise failure
 
     async def ranks(self, command: str, argument: Any = None) -> list[dict[str, Any]]:
-        await self._step(command)
+        await self._step(f"{command} {argument}" if command == "watch" else command)
         return [{"ok": True, "rank": 0, "probes": self.probes}]
 
     async def pause(self, mode: str) -> None:
@@ -239,6 +239,15 @@ async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken
     assert len(ended) == 1
     assert engine.switch.dirty
     assert not engine.engine_client.resumed
+
+
+@pytest.mark.parametrize("fail", [{}, {"probe": RuntimeError("no")}])
+async def test_the_booted_weights_are_probed_as_in_a_pause_and_then_served_without_counting(
+    fail: dict[str, Exception],
+) -> None:
+    engine = Engine(**fail)
+    await engine.switch.remember_boot()
+    assert engine.engine_client.steps == ["watch True", "probe", "watch False"]
 
 
 async def test_a_repair_that_answers_otherwise_than_before_ends_the_process(

@@ -93,6 +93,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         self._pinned: str | None = None  # between a commit's check and its copy nothing may change
         self._call_off = threading.Event()
         self._lock = threading.RLock()  # the shadow and the fields above
+        self._stream = (
+            None if device.type == "cpu" else torch.get_device_module(device).Stream(device)
+        )
         self._orders = CommandQueue(self._prepare, self._release)
         self._shadow = self._build_shadow()
         # A skeleton of its own: asking what fits must not disturb a version that is ready to be
@@ -187,9 +190,12 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 throttle()
 
             try:
-                self._shadow.load(
-                    self._compatibility.tensors(image), self._compatibility.touched(image), breathe
-                )
+                with self._stream_of_its_own():
+                    self._shadow.load(
+                        self._compatibility.tensors(image),
+                        self._compatibility.touched(image),
+                        breathe,
+                    )
                 self._ready = digest
             # "Busy" is what an agent asks again after
             except Abandoned as error:
@@ -209,6 +215,20 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             self._hold(image)
         self._tidy()  # without the lock: a commit's check that finds it taken says no
         return image.nbytes
+
+    @contextlib.contextmanager
+    def _stream_of_its_own(self) -> Iterator[None]:
+        """On a GPU, what this thread does waits for no step of the model and holds none up; when
+        this ends, it is done, and the worker's main thread may copy it by a stream of its own.
+        """
+        if self._stream is None:
+            yield
+            return
+        backend = torch.get_device_module(self.device)
+        backend.set_device(self.device)  # each thread begins with device 0
+        with backend.stream(self._stream):
+            yield
+            self._stream.synchronize()
 
     def _release(self, connection: agent_connection.Connection, frame: frames.Release) -> None:
         with self._lock:
@@ -255,6 +275,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             "repair": self._repair,
             "describe": self._describe,
             "freeze": self._freeze,
+            "watch": self._watch,
         }
         return commands[name](argument)
 
@@ -265,6 +286,10 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         """
         gc.collect()
         gc.freeze()
+        return {"ok": True, "rank": self._rank}
+
+    def _watch(self, _: bool) -> dict[str, Any]:
+        """Count NaN in the logits, or no longer (`answer` does it)."""
         return {"ok": True, "rank": self._rank}
 
     def _describe(self, _: Any) -> dict[str, Any]:
@@ -442,8 +467,9 @@ def answer(worker: Any, command: str, argument: Any) -> dict[str, Any]:
             # outlive the base weights that they were loaded for
             worker.model_runner.reset_lora_state()
         # from a copy on until the pause has ended
-        if command in ("install", "repair", "settle"):
-            probe.watch_for_nan(worker.model_runner, command != "settle")
+        if command in ("install", "repair", "settle", "watch"):
+            on = argument if command == "watch" else command != "settle"
+            probe.watch_for_nan(worker.model_runner, on)
     # any loader may raise anything, and raising here would break vLLM's queues
     except Exception as error:
         logger.exception("%s failed", command)

@@ -95,6 +95,8 @@ class Shadow:
         for name, _ in self._modules:
             if name not in self._live:
                 raise Unsupported(f"the running model has no module {name!r} (is it wrapped?)")
+        if any(map(_quantizes_online, self._model.parameters())):
+            raise Unsupported("its weights are quantized while they are loaded, layer by layer")
         self._pristine = [_Pristine(module) for _, module in self._modules]
         self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self._values: list[tuple[torch.nn.Module, str, Any]] = []
@@ -387,6 +389,15 @@ def _watch(target: torch.Tensor, name: str, trace: Trace, current: list[str]) ->
         return result
 
     target.weight_loader = watching
+
+
+def _quantizes_online(parameter: torch.Tensor) -> bool:
+    """Whether its loader belongs to vLLM's online quantization (``--quantization fp8`` over a
+    checkpoint of wider numbers). Such a loader buffers a layer's tensors, finishes the layer with
+    the last of them, and wraps what it finds once more if it is not named like itself.
+    """
+    loader = getattr(parameter, "weight_loader", None)
+    return getattr(loader, "__name__", "") == "online_process_loader"
 
 
 def _announce(tensors: Tensors, current: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
