@@ -390,10 +390,11 @@ class Failing(MemoryBackend):
 @pytest.mark.parametrize("wrote", [False, True])
 def test_what_was_not_written_did_not_happen(error: Exception, wrote: bool) -> None:
     backend = Failing()
-    with running(backend) as coordinator, coordinator.client(timeout_seconds=0.4) as client:
+    with running(backend) as coordinator, coordinator.client(timeout_seconds=10.0) as client:
         token = begun(client)
         client.call("register", worker_id="a")
         client.call("precommit", worker_id="a", token=token)
+        client.timeout_seconds = 1.0  # what is refused is asked again for so long
         with Subscriber(coordinator.events_endpoint, ["commit"]) as events:
             backend.error, backend.wrote = error, wrote
             if wrote and not isinstance(error, Fenced):  # asked again, it is found to be done
