@@ -76,6 +76,8 @@ class Reason(StrEnum):
     MISSING_TENSOR = "MissingTensor"
     SHAPE_MISMATCH = "ShapeMismatch"
     DTYPE_MISMATCH = "DtypeMismatch"
+    CONFIG_DIFFERS = "ConfigDiffers"
+    ENGINE_UNSUPPORTED = "EngineUnsupported"
     PROBE_MISMATCH = "ProbeMismatch"
     ENGINE_DIRTY = "EngineDirty"
     STALE_TOKEN = "StaleToken"

@@ -24,6 +24,9 @@ from e2e.engine.conftest import (
 from hotweights_transports.handoff import frames
 
 
+PLAIN_WAY = "loaded inside the pause"  # what a rank's log says when there is no second model
+
+
 @pytest.mark.parametrize("arch", ["qwen2", "qwen3-moe", "gpt2", "opt"])
 def test_hot_equals_cold(
     start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest
@@ -38,6 +41,7 @@ def test_hot_equals_cold(
         assert answer.probe == "Golden"
         assert_serves(engine, model)
         report(request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
+    assert PLAIN_WAY not in engine.vllm.log.read_text(errors="replace")
     if arch == "qwen2":
         heads(engine, new)
     engine.stop()

@@ -226,6 +226,8 @@ def test_modules_of_torch(checks: str, tmp_path: Path) -> None:
         "no:cacheprovider",
         f"--rootdir={ROOT}",
         f"-c{ROOT / 'pyproject.toml'}",
+        "-W",
+        "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",  # on import of vLLM
         str(INSIDE / checks),
     )
 

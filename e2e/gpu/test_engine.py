@@ -13,6 +13,7 @@ import pytest
 from e2e.engine import images
 from e2e.engine.conftest import Engine, checkpoint, report
 from e2e.engine.launch import GPU, VLLM
+from e2e.engine.test_architectures import PLAIN_WAY
 
 SHARED = (
     *("--dtype", "bfloat16", "--gpu-memory-utilization", "0.05", "--max-num-seqs", "8"),
@@ -31,7 +32,6 @@ CASES = [
     ("qwen3-moe", "graphs", WAYS["graphs"]),
     ("qwen2", "graphs", WAYS["graphs"]),
 ]
-PLAIN_WAY = "loaded inside the pause"  # what a rank's log says when there is no second model
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,7 @@ def table_json(manifest: Manifest, layout: Layout[S]) -> bytes:
             }
             for tensor, extents in zip(manifest.tensors, layout.extents, strict=True)
         ],
+        "files": [{"name": file.name, "blake3": file.blake3} for file in manifest.files],
         "probes": [probe.model_dump(by_alias=True) for probe in manifest.probes or ()],
     }  # fmt: skip
     return json.dumps(table, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()

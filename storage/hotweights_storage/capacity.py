@@ -1,27 +1,21 @@
-"""How much memory this process may still take, and the refusal before the first byte if that is too
-little.
-
-The node's MemAvailable and every memory limit of the control groups above this process count, v2
-and v1; what a group holds in inactive page cache counts as free, because the kernel gives it up
-first. It is an answer about now: nothing is reserved.
-"""
+"""The refusal before the first byte where memory is too little (`hotweights_common.memory` looks)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+from hotweights_common import memory
 from hotweights_storage.errors import NoCapacity
-
-# cgroup v1 shows a group without a limit as the largest number of pages: close to 2**63 bytes
-_V1_WITHOUT_LIMIT = 1 << 60
 
 
 def available_nbytes(root: Path = Path("/")) -> int:
     """The least of what the node and the control groups leave, in bytes; below 0 where a group is
     over its limit. Raises `NoCapacity` where the node does not say. ``root`` is for tests.
     """
-    return min([_node(root / "proc/meminfo"), *_groups(root)])
+    try:
+        return memory.available_nbytes(root)
+    except OSError as error:
+        raise NoCapacity(str(error)) from error
 
 
 def check_capacity(nbytes: int, reserve_nbytes: int = 0, root: Path = Path("/")) -> None:
@@ -37,55 +31,3 @@ def check_capacity(nbytes: int, reserve_nbytes: int = 0, root: Path = Path("/"))
         raise NoCapacity(
             f"{text}: raise the agent's memory limit, or release a version on this node"
         )
-
-
-def _node(meminfo: Path) -> int:
-    for line in meminfo.read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise NoCapacity(f"{meminfo} does not say MemAvailable; a kernel since 3.14 does")
-
-
-def _groups(root: Path) -> Iterator[int]:
-    """What each limited group on the way up leaves."""
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # v2's line is ``0::/path`` (cgroups(7))
-            mount, limit, usage, inactive = (
-                root / "sys/fs/cgroup",
-                "memory.max",
-                "memory.current",
-                "inactive_file",
-            )
-        elif "memory" in controllers.split(","):
-            mount, limit, usage = (
-                root / "sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
-            inactive = "total_inactive_file"
-        else:
-            continue
-        # every group above counts: the pod's limit holds too, and the slice's
-        relative = PurePosixPath(path.lstrip("/"))
-        for group in (relative, *relative.parents):
-            folder = mount / group
-            most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None and used is not None and most < _V1_WITHOUT_LIMIT:
-                yield most - used + _inactive(folder / "memory.stat", inactive)
-
-
-def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:  # not in this container's view of the groups, or the root group, which has none
-        return None
-    return int(text) if text.isdecimal() else None  # "max"
-
-
-def _inactive(path: Path, key: str) -> int:
-    try:
-        lines = path.read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(f"{key} ")), 0)

@@ -126,6 +126,7 @@ def test_the_table_speaks_as_the_contract_says() -> None:
         "digest": manifest.digest,
         "version": "v1",
         "probes": [],
+        "files": [],
         "tensors": [
             {
                 "name": "model.layers.0.t0",

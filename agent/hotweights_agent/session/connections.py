@@ -63,6 +63,7 @@ class Rank:
     rejected: dict[str, Goal] = field(default_factory=dict)  # digest → what was refused
     pending: PendingRequest | None = None
     called_off: int = 0  # the id of a prepare that nobody wants any more
+    unsupported: str = ""  # why its engine can never be switched, as it says itself
 
 
 @dataclass(slots=True)
@@ -76,6 +77,7 @@ class Server:
     opened: bool = False  # it has answered requests in this life
     confirmed_at: str = ""  # RFC 3339, by the node's clock; empty iff `digest` is
     pending: PendingRequest | None = None
+    unsupported: str = ""  # as a rank's
     reason: str = ""  # why it is dirty; empty while it is not
     message: str = ""
 

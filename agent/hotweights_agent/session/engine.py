@@ -109,6 +109,13 @@ class Engine:
         )
         return leader.digest if leader is not None and settled and self.complete else ""
 
+    @property
+    def unsupported(self) -> str:
+        """Why it can never be switched, by the word of any of its processes."""
+        said = [process.unsupported for process in self.servers.values()]
+        said += [process.unsupported for process in self.ranks.values()]
+        return next(filter(None, said), "")
+
     def prepared_everywhere(self, digest: str) -> bool:
         """Whether every rank has it at hand."""
         return self.complete and all(digest in rank.prepared for rank in self.ranks.values())
@@ -151,7 +158,8 @@ class Engine:
         ]
         for old in replaced:
             self._drop_rank(old)
-        self.ranks[hello.rank] = Rank(conn, hello.rank, hello.world_size)
+        rank = self.ranks[hello.rank] = Rank(conn, hello.rank, hello.world_size)
+        rank.unsupported = clip(hello.unsupported, 400)  # it becomes a part of a status
         self.seen = self.seen or self.complete
         if self.phase is Phase.DISCONNECTED:
             self.happens(Happening.RANKS_ALONE)
@@ -178,6 +186,7 @@ class Engine:
             hello.commit_token,
             hello.state != "Booting",
             now.utc if digest else "",
+            unsupported=clip(hello.unsupported, 400),
         )
         # one that boots is certain to serve nothing, whoever else has not come back yet
         self.seen = self.seen or self.complete or hello.state == "Booting"

@@ -112,6 +112,8 @@ def explain(
     # from what is missing most: each reason makes the ones below it meaningless
     if not engine.connected:
         return NOT_CONNECTED
+    if engine.unsupported:
+        return Reason.ENGINE_UNSUPPORTED, engine.unsupported
     if leader is None:
         return (
             Reason.ENGINE_STARTING,

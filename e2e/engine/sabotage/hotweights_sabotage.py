@@ -39,12 +39,12 @@ def register() -> None:
 
 
 def _forbid_shadows() -> None:
-    from hotweights.adapters.vllm.rank import shadow
+    from hotweights.adapters.vllm.rank import shadow, skeleton
 
     def refuse(vllm_config: Any) -> Any:
         raise shadow.Unsupported("sabotage: no second model")
 
-    shadow._skeleton = refuse
+    skeleton.build = refuse
 
 
 def _arm() -> None:

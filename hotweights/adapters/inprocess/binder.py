@@ -28,7 +28,7 @@ from typing import Any, Protocol, TypeVar
 
 from hotweights.adapters.inprocess.metrics import BinderMetrics
 from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, bundle, plugin, settings
-from hotweights.adapters.vllm.server import unsuitable
+from hotweights.adapters.vllm.suitability import unsuitable
 
 logger = logging.getLogger("vllm.hotweights.binder")
 # longer than the binding's own limit for the gate (`binding`), so that its error is the one heard
@@ -125,7 +125,7 @@ class Binder:
     def _after_async(self, engine: Any, read: settings.Settings) -> None:
         from hotweights.adapters.inprocess.binding import AsyncBinding
 
-        problem = unsuitable(engine)
+        problem = unsuitable(engine.vllm_config, getattr(engine, "_client_count", 1))
         if problem:
             logger.error("%s; it serves what it booted, without Hotweights", problem)
             return
@@ -186,17 +186,12 @@ def already_served() -> str:
 
 def _unsuitable_sync(engine: Any) -> str:
     config = engine.vllm_config
-    if config.parallel_config.data_parallel_size > 1:
-        return (
-            "Hotweights does not update a synchronous engine with data parallelism: run one "
-            "engine per replica"
-        )
     if config.model_config.is_multimodal_model:
         return (
             "Hotweights does not update multi-modal models in a synchronous engine: use AsyncLLM, "
             "or vllm serve"
         )
-    return unsuitable(engine)
+    return unsuitable(config)
 
 
 def _let_children_find(folder: Path) -> None:

@@ -54,8 +54,13 @@ class VllmModel:
         """
         try:
             tensors = self._compatibility.tensors(version)  # type: ignore[arg-type]
-            touched = self._compatibility.touched(version)  # type: ignore[arg-type]
-            nbytes: int = self._shadow.load(tensors, touched, lambda: None)
+            nbytes: int = self._shadow.load(
+                tensors,
+                self._compatibility.filled(version.digest),
+                lambda: None,
+                proven=self._compatibility.proven,
+            )
+            self._compatibility.keep_only([version.digest])
         except Unsupported as error:
             text = (
                 f"this model cannot be finished beside the running one ({error}); use "

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 
 from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, PLUGIN_VERSION
+from hotweights_common import memory
 from hotweights_transports import handoff
 
 PLUGINS = (GENERAL_PLUGIN, ENDPOINT_PLUGIN)
@@ -44,6 +45,8 @@ def contents() -> dict[str, str]:
         "hotweights/__init__.py": "",
         "hotweights/adapters/__init__.py": "",
         **_modules(Path(__file__).parent, PACKAGE),
+        "hotweights_common/__init__.py": "",
+        "hotweights_common/memory.py": Path(memory.__file__).read_text(),
         "hotweights_transports/__init__.py": "",
         **_modules(Path(handoff.__file__).parent, "hotweights_transports/handoff"),
         f"{information}/METADATA": METADATA,

@@ -114,6 +114,7 @@ class Switch:
         try:
             result = await self._commit(frame)
         except EngineDead as error:
+            future.cancel()  # whoever asked a second time hears that there is no answer
             self.end(f"the engine died during a commit: {error}")
             raise
         # only outside the pause: inside it, everything is caught and means dirty
@@ -164,7 +165,15 @@ class Switch:
         try:
             await self._pause(frame, timings)
         except CommitError as error:
-            await self.engine_client.resume()
+            try:
+                await self.engine_client.resume()
+            except EngineDead:
+                raise
+            except Exception as failure:
+                # paused, and nobody knows for how long: a repair ends the pause, or the process
+                logger.exception("The engine does not resume")
+                message = f"{error}; and it does not resume: {failure}"
+                return await self._became_dirty(frame, error.reason, message)
             await self._quietly("unpin")
             return _failed(frame, error.reason, str(error))
         # draining has a limit of its own (`_pause`); any other pause counts against the deadline
@@ -209,6 +218,10 @@ class Switch:
         """Every rank has it; from here until the copy no rank lets go of it. Gives what to probe.
         Raises `CommitError`.
         """
+        if await self.engine_client.asleep():
+            raise CommitError(
+                "Busy", "the engine sleeps, with its weights out of memory: wake it (POST /wake_up)"
+            )
         answers = await self.engine_client.ranks("check", digest)
         if len(answers) != self.engine_client.world_size:
             raise CommitError(

@@ -46,6 +46,12 @@ class EngineClient:
             )
         )
 
+    async def asleep(self) -> bool:
+        """Whether sleep mode has taken the weights out of memory: a copy would go nowhere."""
+        if not getattr(self.vllm_config.model_config, "enable_sleep_mode", False):
+            return False
+        return bool(await _alive(self._client.is_sleeping()))
+
     async def pause(self, mode: str) -> None:
         """Stop scheduling and forget what was computed with the old weights, of running requests
         too.

@@ -19,6 +19,7 @@ from typing import Any
 from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, errors, plugin, settings
 from hotweights.adapters.vllm.commit import Switch
 from hotweights.adapters.vllm.engine_client import EngineClient
+from hotweights.adapters.vllm.suitability import unsuitable
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.server")
@@ -28,7 +29,7 @@ class Plugin:
     """The shape of vLLM's endpoint plugins; vLLM makes one, in the API server's process."""
 
     name = "hotweights_server"
-    required_tasks = ("generate",)  # an engine that answers no tokens cannot be probed
+    required_tasks = None  # any engine: one that cannot be updated has to say so
 
     def attach_router(self, app: Any) -> None:
         """No routes: whoever may talk to a vLLM port may not change its weights."""
@@ -40,17 +41,24 @@ class Plugin:
         read = settings.read()
         if not read.socket or engine_client is None:  # no agent here, or a server without an engine
             return
-        problem = plugin.unsupported() or unsuitable(engine_client)
+        problem = plugin.unsupported()
+        if not problem:
+            clients = getattr(engine_client, "_client_count", 1)
+            problem = unsuitable(engine_client.vllm_config, clients)
+        if problem and read.hold:
+            raise RuntimeError(
+                f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)"
+            )
         if problem:
-            if read.hold:
-                raise RuntimeError(
-                    f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)"
-                )
             logger.error("%s; serving what was booted, without Hotweights", problem)
-            return
-        server = Server(EngineClient(engine_client), read)
+        if plugin.unsupported():
+            return  # nothing of this vLLM is known well enough to say more
+        server = Server(EngineClient(engine_client), read, unsupported=problem)
         state.hotweights = server  # lives as long as the application does
-        await server.boot()
+        if problem:
+            server.say_so()
+        else:
+            await server.boot()
 
 
 class Server:
@@ -61,8 +69,12 @@ class Server:
         engine_client: EngineClient,
         read: settings.Settings,
         end: Callable[[str], None] = errors.end_process,
+        unsupported: str = "",
     ) -> None:
-        """``end`` is the last resort for an engine that cannot be repaired."""
+        """``end`` is the last resort for an engine that cannot be repaired; ``unsupported`` is why
+        this engine is never switched.
+        """
+        self._unsupported = unsupported
         self._engine_client = engine_client
         self._settings = read
         self._loop = asyncio.get_running_loop()
@@ -104,6 +116,13 @@ class Server:
         self.switch.state = "Serving"
         self._link.start()
 
+    def say_so(self) -> None:
+        """For an engine that cannot be updated: it serves what it booted, and its pod's status says
+        why.
+        """
+        self.switch.state = "Serving"
+        self._link.start()
+
     def leave(self) -> None:
         """End the connection: the engine is gone. From any thread."""
         self._link.stop()
@@ -128,6 +147,7 @@ class Server:
             state=self.switch.state,
             digest=self.switch.digest,
             commit_token=self.switch.token,
+            unsupported=self._unsupported,
         )
 
     def _handle(
@@ -169,6 +189,9 @@ class Server:
             await self.switch.repair()
 
     async def _answer(self, frame: frames.Commit) -> frames.Frame:
+        if self._unsupported:
+            place = (frame.id, frame.digest, frame.commit_token)
+            return frames.CommitFailed(*place, "EngineUnsupported", self._unsupported)
         return await self.switch.commit(frame)
 
     def _state(self) -> frames.State:
@@ -178,23 +201,3 @@ class Server:
         connection = self._link.connection
         if connection is not None:
             connection.send(state)
-
-
-def unsuitable(engine_client: Any) -> str:
-    """Why this engine, of a vLLM that we know, cannot be updated; empty when it can."""
-    parallel = engine_client.vllm_config.parallel_config
-    if getattr(engine_client, "_client_count", 1) > 1:
-        return "Hotweights needs one API server per engine: set --api-server-count 1"
-    if getattr(parallel, "data_parallel_size_local", 1) > 1:
-        return (
-            "Hotweights does not update engines with internal data parallelism: run one pod per "
-            "replica"
-        )
-    config = engine_client.vllm_config.weight_transfer_config
-    if config is None or config.backend != plugin.BACKEND:
-        backend = None if config is None else config.backend
-        return (
-            f"the engine has --weight-transfer-config backend {backend!r}: remove the argument, "
-            "or opt the pod out"
-        )
-    return ""

@@ -555,3 +555,16 @@ def test_a_prepare_that_was_called_off_does_not_count_when_the_version_is_wanted
     serving.read("a")  # prepared, and the order to release it has not been read yet
     serving.settle(4)
     assert engine_of(serving).digest == digest(2)
+
+
+def test_an_engine_that_can_never_be_switched_says_so_at_once_and_not_that_it_is_awaited(
+    world: World,
+) -> None:
+    """One rank of two is here for good: the other lives on another node."""
+    world.assign([pod(version=1)], [item(1)])
+    why = "engines that are spread over several nodes"
+    hello = frames.Hello(role="rank", rank=0, world_size=2, unsupported=why)
+    world.tell(msg.Connected(world.new_conn("a"), msg.Pod("a", "ns", "a"), hello))
+    found = engine_of(world)
+    assert (found.reason, found.message) == ("EngineUnsupported", why)
+    assert not world.pod_status["a"].gate

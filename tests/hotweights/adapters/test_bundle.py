@@ -15,7 +15,8 @@ import pytest
 from hotweights.adapters.vllm import PLUGIN_VERSION, bundle
 
 STANDARD = set(sys.stdlib_module_names)
-ALLOWED = {"torch", "vllm", "safetensors", "psutil", "hotweights", "hotweights_transports"}
+ALLOWED = {"torch", "vllm", "safetensors", "psutil", "blake3", "huggingface_hub"}
+ALLOWED |= {"hotweights", "hotweights_transports", "hotweights_common"}
 
 
 def test_it_is_found_by_its_entry_points(tmp_path: Path) -> None:

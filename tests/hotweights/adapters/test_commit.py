@@ -44,6 +44,9 @@ class Replica:
         await self._step(f"{command} {argument}" if command == "watch" else command)
         return [{"ok": True, "rank": 0, "probes": self.probes}]
 
+    async def asleep(self) -> bool:
+        return "asleep" in self.fail
+
     async def pause(self, mode: str) -> None:
         await self._step(f"pause {mode}")
 
@@ -239,6 +242,27 @@ async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken
     assert len(ended) == 1
     assert engine.switch.dirty
     assert not engine.engine_client.resumed
+
+
+async def test_a_sleeping_engine_is_asked_again_later() -> None:
+    engine = Engine(asleep=True)
+    answer = await engine.commit()
+    assert isinstance(answer, frames.CommitFailed)
+    assert (answer.reason, answer.dirty) == ("Busy", False)
+    assert "/wake_up" in answer.message
+    assert engine.engine_client.steps == ["unpin"]
+
+
+async def test_an_engine_that_does_not_resume_after_a_pause_that_failed_is_dirty() -> None:
+    """It stays paused for nobody knows how long: a repair ends that, or the process."""
+    refused = RuntimeError("a cache cannot be reset")
+    engine = Engine(**{"pause Keep": refused, "resume": RuntimeError("no")})
+    answer = await engine.commit()
+    assert isinstance(answer, frames.CommitFailed)
+    assert (answer.reason, answer.dirty) == ("CommitFailed", True)
+    assert "does not resume: no" in answer.message
+    assert engine.switch.dirty
+    assert [state.state for state in engine.told] == ["Dirty"]
 
 
 @pytest.mark.parametrize("fail", [{}, {"probe": RuntimeError("no")}])

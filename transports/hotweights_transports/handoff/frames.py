@@ -60,6 +60,7 @@ class Hello(Frame):
     state: str = "Booting"  # Booting | Serving | Dirty
     digest: str | None = None  # confirmed in this process's life; None: it serves what it booted
     commit_token: int = 0
+    unsupported: str = ""  # why this engine can never be switched; empty: it can
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,13 +13,14 @@ checkpoint whether ``lm_head`` is a tensor of its own; a running model has alrea
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 from hotweights.adapters.vllm.rank import dry_load
 from hotweights.adapters.vllm.rank.dry_load import DoesNotFit, Spec, Trace
 from hotweights.adapters.vllm.rank.image import Image
+from hotweights.adapters.vllm.rank.side_files import SideFiles
 
 logger = logging.getLogger("vllm.hotweights.compatibility")
 HEAD = "lm_head.weight"
@@ -37,34 +38,49 @@ class Compatibility:
         """
         self._config = vllm_config
         self._shadow = shadow
-        self._boot = dry_load.read_checkpoint(Path(str(vllm_config.model_config.model)))
+        config = vllm_config.model_config
+        folder = boot_folder(config)
+        self._side_files = SideFiles(folder, own_tokenizer=config.tokenizer == config.model)
+        self._boot = dry_load.read_checkpoint(folder)
         self._boot_trace = self._ask(self._boot) if self._boot else None
         self._expected = self._expect()
-        self._last: tuple[str, Trace | None] = ("", None)
+        self._traces: dict[str | None, Trace | None] = {None: self._boot_trace}
+
+    @property
+    def proven(self) -> bool:
+        """Whether what passes `check` fills as much as the boot did, because that is known."""
+        return bool(self._boot)
 
     def check(self, image: Image) -> DoesNotFit | None:
         """Why it does not fit; None when it does. Cheap questions come first: shapes and kinds of
         numbers by the headers, then the loaders.
         """
         specs = _specs(image)
-        misfit = dry_load.check_specs(specs, self._boot, self._boot_trace)
+        misfit = self._side_files.check(image.table.files) or dry_load.check_specs(
+            specs, self._boot, self._boot_trace
+        )
         if misfit is not None:
             return misfit
         specs = self._with_head(specs)
         trace = self._ask(specs)
-        self._last = (image.digest, trace)
+        self._traces[image.digest] = trace
         if trace is None:
             return dry_load.check_names(specs, self._boot) if self._boot else None
         return dry_load.check_trace(specs, self._boot, trace, self._expected) or self._check_tied(
             image, trace
         )
 
-    def touched(self, image: Image) -> set[str] | None:
-        """The parameters and buffers that this version fills; None when that is not known, or when
-        another version was checked since.
+    def filled(self, digest: str | None) -> dict[str, int] | None:
+        """The parameters and buffers that a version fills, and how many elements each gets; None:
+        not known. ``digest`` None is what the engine booted from.
         """
-        digest, trace = self._last
-        return set(trace.by_parameter()) if trace is not None and digest == image.digest else None
+        trace = self._traces.get(digest)
+        return None if trace is None or trace.failed is not None else trace.by_parameter()
+
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Forget what was found out about others."""
+        for digest in self._traces.keys() - digests - {None}:
+            del self._traces[digest]
 
     def tensors(self, image: Image) -> Iterator[tuple[str, Any]]:
         """Names and tensors (whole, read-only, on the CPU) in load order, the head that a cold load
@@ -137,6 +153,20 @@ class Compatibility:
             )
             return DoesNotFit("UnknownTensor", message)
         return None
+
+
+def boot_folder(model_config: Any) -> Path:
+    """Where the engine's checkpoint lies: the folder that it was started with, or, for a name on
+    the Hub, what was fetched of it. A path that is no folder where it was not.
+    """
+    model = str(model_config.model)
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache  # every vLLM has it
+
+    # asks the disk alone
+    found = try_to_load_from_cache(model, "config.json", revision=model_config.revision)
+    return Path(found).parent if isinstance(found, str) else Path(model)
 
 
 def _specs(image: Image) -> dict[str, Spec]:

@@ -35,12 +35,14 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, probe, settings
-from hotweights.adapters.vllm.rank import reload
+from hotweights.adapters.vllm.rank import reload, room
 from hotweights.adapters.vllm.rank.command_queue import CommandQueue
 from hotweights.adapters.vllm.rank.compatibility import Compatibility
 from hotweights.adapters.vllm.rank.image import Image, ImageError
-from hotweights.adapters.vllm.rank.shadow import Shadow, Unsupported
+from hotweights.adapters.vllm.rank.room import NoRoom
+from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
 from hotweights.adapters.vllm.rank.throttle import Throttle
+from hotweights.adapters.vllm.suitability import unsuitable
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.engine")
@@ -85,11 +87,13 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     ) -> None:
         super().__init__(config, vllm_config, device, model)
         self._settings = settings.read()
+        self._unsupported = unsuitable(vllm_config)
         self._rank = get_world_group().rank_in_group
         self._images: dict[str, Image] = {}  # in the order of their arrival
         self._digest: str | None = None  # what the model holds; None: what it booted
         self._previous: str | None = None
         self._ready: str | None = None  # what the shadow holds
+        self._plain: set[str] = set()  # versions that can only be loaded inside the pause
         self._pinned: str | None = None  # between a commit's check and its copy nothing may change
         self._call_off = threading.Event()
         self._lock = threading.RLock()  # the shadow and the fields above
@@ -134,6 +138,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             plugin=PLUGIN_VERSION,
             engine=probe.engine_kind(self.vllm_config),
             state="Serving",
+            unsupported=self._unsupported,
         )
 
     def _prepare(
@@ -165,11 +170,15 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         """Map a version, ask whether it fits, and finish it. Gives the image's bytes. Raises
         `Rejection`.
         """
+        if self._unsupported:
+            raise Rejection("EngineUnsupported", self._unsupported)
         try:
-            image = Image.open(fds, digest)
+            image = Image.open(fds, digest, room.check_mappings)
             misfit = self._compatibility.check(image)
         except ImageError as error:
             raise Rejection("MapFailed", str(error)) from error
+        except NoRoom as error:
+            raise Rejection("InsufficientMemory", str(error)) from error
         if misfit is not None:
             raise Rejection(misfit.reason, misfit.message)
         with self._lock:
@@ -177,7 +186,11 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 raise Rejection(
                     "Busy", f"{self._pinned} is being committed; prepare again afterwards"
                 )
-            if digest in (self._digest, self._ready) or self._shadow is None:
+            if (
+                digest in (self._digest, self._ready)
+                or digest in self._plain
+                or self._shadow is None
+            ):
                 # the same bytes, perhaps in younger memory: the older is let go of
                 self._hold(image)
                 return image.nbytes
@@ -190,11 +203,14 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 throttle()
 
             try:
+                self._shadow.clear()  # what the last one left counts as free
+                room.check_copy(self._shadow.nbytes, self.device)
                 with self._stream_of_its_own():
                     self._shadow.load(
                         self._compatibility.tensors(image),
-                        self._compatibility.touched(image),
+                        self._compatibility.filled(digest),
                         breathe,
+                        proven=self._compatibility.proven,
                     )
                 self._ready = digest
             # "Busy" is what an agent asks again after
@@ -202,13 +218,17 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 raise Rejection(
                     "Busy", "called off; prepare it again if it is still wanted"
                 ) from error
-            except (Unsupported, torch.OutOfMemoryError) as error:
+            except Unsupported as error:
                 logger.warning(
-                    "Cannot finish versions beside the model (%s): they are loaded inside the "
-                    "pause",
+                    "Cannot finish %s beside the model (%s): it is loaded inside the pause",
+                    digest[:19],
                     error,
                 )
-                self._shadow = None  # for good: the next version would not fit beside it either
+                self._plain.add(digest)
+            except (NoRoom, torch.OutOfMemoryError) as error:
+                raise Rejection("InsufficientMemory", str(error)) from error
+            except Incomplete as error:
+                raise Rejection("MissingTensor", str(error)) from error
             # any model's loader may raise anything; what is served is untouched
             except Exception as error:
                 raise Rejection("LoadFailed", f"{type(error).__name__}: {error}") from error
@@ -251,6 +271,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         needed = {self._digest, self._previous, self._ready, image.digest}
         for digest in [digest for digest in self._images if digest not in needed]:
             del self._images[digest]
+        self._compatibility.keep_only(self._images)
+        self._plain &= self._images.keys()
 
     @staticmethod
     def _tidy() -> None:
@@ -305,9 +327,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             return _no(self._rank, "NotPrepared", "another version is being prepared")
         try:
             image = self._images.get(digest)
-            if image is None or (
-                self._shadow is not None and (self._ready != digest or not self._shadow.ready)
-            ):
+            finished = self._shadow is None or digest in self._plain or self._ready == digest
+            if image is None or not finished:
                 return _no(self._rank, "NotPrepared", f"{digest} is not prepared on this rank")
             self._pinned = digest
             return {
@@ -332,20 +353,25 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         return {"ok": True, "rank": self._rank}
 
     def _install(self, digest: str) -> dict[str, Any]:
-        """Copy, inside the pause. Without the lock, because the pin keeps all others away."""
+        """Copy, inside the pause. While the pin holds, nobody keeps the lock for longer than it
+        takes to answer "Busy".
+        """
         began = time.monotonic()
-        if self._pinned != digest:
-            return _no(self._rank, "NotPrepared", f"{digest} was not checked")
-        self._pinned = None
-        if self._shadow is not None:
-            nbytes = self._shadow.install()
-        else:
-            nbytes = self._images[digest].nbytes
-            reload.reload(
-                self.model, self.vllm_config, self._compatibility.tensors(self._images[digest])
-            )
-        self._synchronize()  # a copy that fails must fail here, not in the next step
-        self._previous, self._digest = self._digest, digest
+        with self._lock:
+            if self._pinned != digest:
+                return _no(self._rank, "NotPrepared", f"{digest} was not checked")
+            try:
+                if self._shadow is not None and self._ready == digest:
+                    nbytes = self._shadow.install()
+                else:
+                    image = self._images[digest]
+                    nbytes = image.nbytes
+                    tensors = self._compatibility.tensors(image)
+                    reload.reload(self.model, self.vllm_config, tensors)
+                self._synchronize()  # a copy that fails must fail here, not in the next step
+            finally:
+                self._pinned = None
+            self._previous, self._digest = self._digest, digest
         return {
             "ok": True,
             "rank": self._rank,
@@ -387,16 +413,16 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         return {"ok": True, "rank": self._rank}
 
     def _load_whole(self, digest: str | None) -> None:
-        """Beside the model if that works, else in place. What was touched is not known here, so
-        buffers stay as they are.
-        """
+        """Beside the model if that works, else in place."""
         if self._shadow is not None:
             try:
-                self._shadow.load(self._whole(digest), None, lambda: None)
+                self._shadow.load(
+                    self._whole(digest), self._compatibility.filled(digest), lambda: None
+                )
                 self._shadow.install()
                 self._shadow.clear()
-            except Unsupported:
-                self._shadow = None
+            except Unsupported as error:
+                logger.warning("Repairing inside the pause: %s", error)
             else:
                 return
         reload.reload(self.model, self.vllm_config, self._whole(digest))

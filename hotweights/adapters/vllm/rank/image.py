@@ -16,7 +16,7 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ PAGE = 4096  # bytes; the kernel maps files in these
 # the table is read whole, into this process' memory: a bound for what another process may ask
 MAX_TABLE_BYTES = 256 << 20
 MAX_NAME_BYTES = 512  # as docs/design/001-contracts.md promises of manifests
-MAX_DIMENSIONS = 16
+MAX_DIMENSIONS = 32  # as the planner allows
 # numbers of linux/fcntl.h and asm-generic/mman-common.h; see fcntl(2), "File Sealing",
 # memfd_create(2), mmap(2) and madvise(2)
 _F_GET_SEALS = 1034
@@ -76,6 +76,8 @@ class Table:
     """The label that people read."""
     entries: tuple[TensorEntry, ...]
     probes: tuple[dict[str, Any], ...]
+    files: dict[str, str]
+    """Side files of the version: name → BLAKE3."""
     region_bytes: int
     """Addresses that the mapping needs: every tensor begins at a page."""
 
@@ -129,9 +131,12 @@ class Image:
         self._buffer = _buffer(region)
 
     @classmethod
-    def open(cls, fds: Sequence[int], digest: str) -> Image:
+    def open(
+        cls, fds: Sequence[int], digest: str, admit: Callable[[int], None] = lambda count: None
+    ) -> Image:
         """Map what came with a `prepare`: the table's descriptor, then the slabs'. The caller keeps
-        (and closes) the descriptors. Raises `ImageError`.
+        (and closes) the descriptors. ``admit`` is asked before the first mapping, with their
+        number, and may raise. Raises `ImageError`.
         """
         if not fds:
             raise ImageError("no table came with it")
@@ -141,9 +146,11 @@ class Image:
         table = parse_table(_read_all(fds[0]), sizes)
         if table.digest != digest:
             raise ImageError(f"the table is of {table.digest}, not of {digest}")
+        runs = list(_runs(table.entries))
+        admit(len(runs))  # at the kernel's limit the serving process itself would fail
         region = Region(table.region_bytes) if table.region_bytes else None
         if region is not None:
-            for address, slab, offset, nbytes in _runs(table.entries):
+            for address, slab, offset, nbytes in runs:
                 region.place(address, slabs[slab], offset, nbytes)
             region.populate()
         return cls(table, region)
@@ -200,6 +207,9 @@ def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
         raise ImageError("the table's digest or version is no string")
     if not isinstance(probes, list) or not all(isinstance(probe, dict) for probe in probes):
         raise ImageError("the table's probes are no list of objects")
+    files = body.get("files") or []
+    if not isinstance(files, list) or not all(map(_is_side_file, files)):
+        raise ImageError("the table's files are no list of names and digests")
     entries: list[TensorEntry] = []
     names: set[str] = set()
     address = 0
@@ -211,7 +221,8 @@ def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
         names.add(entry.name)
         entries.append(entry)
         address += _pages(entry.nbytes)
-    return Table(digest, version, tuple(entries), tuple(probes), address)
+    side_files = {file["name"]: file["blake3"] for file in files}
+    return Table(digest, version, tuple(entries), tuple(probes), side_files, address)
 
 
 def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry:
@@ -325,6 +336,12 @@ def _memcmp(buffer: Any, first: int, second: int, nbytes: int) -> bool:
 
 def _pages(nbytes: int) -> int:
     return -(-nbytes // PAGE) * PAGE
+
+
+def _is_side_file(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(value.get(key), str) for key in ("name", "blake3")
+    )
 
 
 def _is_size(value: object) -> bool:

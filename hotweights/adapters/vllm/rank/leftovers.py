@@ -1,0 +1,74 @@
+"""What post-processing leaves in a module beside its parameters, and whether it can be exchanged.
+
+vLLM's layers keep packed weights in closures, scales as plain numbers, and objects over their own
+parameters (a fused MoE's kernel). This module only looks; `shadow` decides.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import Any
+
+import torch
+
+from hotweights.adapters.vllm.rank.skeleton import storage_of
+
+# values of attributes that cannot lead back to the shadow's modules; functions are there because
+# vLLM's CPU layers keep packed weights in closures
+PLAIN = (
+    bool,
+    int,
+    float,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    types.FunctionType,
+)
+_MAX_OBJECTS = 10_000  # that are looked through for tensors, in one attribute
+
+
+def is_captured(vllm_config: Any, device: torch.device) -> bool:
+    """Whether what runs was recorded or compiled once, with the addresses and numbers of then."""
+    compilation = vllm_config.compilation_config
+    eager = compilation.mode == 0 and compilation.cudagraph_mode.name == "NONE"
+    return device.type != "cpu" and not eager
+
+
+def has_own_tensors(value: Any, known: set[int]) -> bool:
+    """Whether an object, or a function's closure, has a tensor that is none of ``known`` memory."""
+    left, seen = [value], set()
+    while left:
+        item = left.pop()
+        if isinstance(item, torch.Tensor):
+            if storage_of(item) not in known:
+                return True
+        # modules are looked at themselves, and classes are nobody's
+        elif id(item) not in seen and not isinstance(item, torch.nn.Module | type):
+            seen.add(id(item))
+            if len(seen) > _MAX_OBJECTS:
+                return True  # who knows what else is in there
+            left += _parts(item)
+    return False
+
+
+def _parts(item: Any) -> list[Any]:
+    if isinstance(item, dict):
+        return list(item.values())
+    if isinstance(item, list | tuple | set | frozenset):
+        return list(item)
+    if isinstance(item, types.FunctionType):
+        return [cell.cell_contents for cell in item.__closure__ or () if _is_set(cell)]
+    if isinstance(item, types.MethodType):
+        return [item.__self__, item.__func__]
+    slots = [getattr(item, name, None) for name in getattr(type(item), "__slots__", ())]
+    return [*slots, *getattr(item, "__dict__", {}).values()]
+
+
+def _is_set(cell: types.CellType) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that was never given a value
+        return False

@@ -1,0 +1,96 @@
+"""What a model's loaders would do with a checkpoint's tensors, asked with tensors that have a shape
+and no data.
+
+Whatever writes into a parameter or buffer is seen, because it is recognized by the memory behind it
+and not by who calls: a ``weight_loader``, ``load_weights`` itself, or a ``state_dict`` (as vLLM's
+``AutoWeightsLoader`` reaches the statistics of a BatchNorm).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
+from hotweights.adapters.vllm.rank.image import TORCH_NAMES
+from hotweights.adapters.vllm.rank.skeleton import storage_of
+
+_COPY = torch.ops.aten.copy_.default
+_VALUE = torch.ops.aten._local_scalar_dense.default  # what ``item()`` and ``bool()`` ask
+
+
+def trace(
+    model: torch.nn.Module, targets: Iterable[tuple[str, torch.Tensor]], specs: Mapping[str, Spec]
+) -> Trace:
+    """Run the loaders of a skeleton. ``targets`` are its parameters and buffers by full name; of
+    those that share memory the first name counts. The answer counts elements, and what a loader
+    raises is in it.
+    """
+    found, current = Trace(), [""]
+    names: dict[int, tuple[str, int]] = {}
+    for name, target in targets:
+        names.setdefault(storage_of(target), (name, target.numel()))
+    writes = _Writes(names, found, current)
+    try:
+        with writes:
+            model.load_weights(_announce(_on_meta(specs), current))
+    except Exception as error:  # noqa: BLE001 - any model's loader may raise anything; it is the answer
+        # 400 characters: it becomes part of one message to the agent, and reprs can be long
+        found.error = f"{type(error).__name__}: {error}"[:400]
+        # what meta tensors raise, or what follows from a value that was made up
+        if isinstance(error, NotImplementedError) or writes.asked_for_values:
+            found.unable = True
+        else:
+            found.failed = current[0]
+    return found
+
+
+class _Writes(TorchDispatchMode):  # type: ignore[misc]
+    """Notes every write into a target, and counts the elements of those by ``copy_``, to which
+    ``param[a:b] = x`` dispatches as well (``torch.utils._python_dispatch``).
+
+    Other writes are not counted: ``fill_`` and ``zero_`` (vLLM fills the padding of a vocabulary
+    so, which is why padding is never expected), ``index_put_``, ``scatter_``. An assignment of
+    ``param.data`` and a new parameter in a module are not seen. What is not counted at boot is not
+    expected of a version either.
+    """
+
+    def __init__(
+        self, names: Mapping[int, tuple[str, int]], found: Trace, current: list[str]
+    ) -> None:
+        super().__init__()
+        self._names, self._found, self._current = names, found, current
+        self.asked_for_values = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _VALUE and args[0].is_meta:
+            # A static FP8 scale, a counter of batches: nobody knows it here. One is a value that
+            # most loaders go on with; if this one does not, it could not be asked.
+            self.asked_for_values = True
+            return args[0].new_ones((), device="cpu").item()
+        if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor):
+            target = self._names.get(storage_of(args[0]))
+            if target is not None:
+                name, numel = target
+                copied = self._found.copied.setdefault(self._current[0], {})
+                more = args[0].numel() if func is _COPY else 0
+                # Some loaders transform in place after copying: more than everything is everything.
+                copied[name] = min(copied.get(name, 0) + more, numel)
+        return func(*args, **(kwargs or {}))
+
+
+def _announce(
+    tensors: Iterable[tuple[str, torch.Tensor]], current: list[str]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, tensor in tensors:
+        current[0] = name
+        yield name, tensor
+
+
+def _on_meta(specs: Mapping[str, Spec]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, spec in specs.items():
+        dtype = getattr(torch, TORCH_NAMES[spec.dtype])
+        yield name, torch.empty(spec.shape, dtype=dtype, device="meta")
