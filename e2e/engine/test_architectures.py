@@ -23,7 +23,6 @@ from e2e.engine.conftest import (
 )
 from hotweights_transports.handoff import frames
 
-
 PLAIN_WAY = "loaded inside the pause"  # what a rank's log says when there is no second model
 
 
