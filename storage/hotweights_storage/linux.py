@@ -6,6 +6,7 @@ macOS, a little slower: memory is an unlinked file there, which nothing seals.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import sys
@@ -13,6 +14,7 @@ import tempfile
 
 O_PATH: int = getattr(os, "O_PATH", os.O_RDONLY)
 O_DIRECT: int = getattr(os, "O_DIRECT", 0)
+MFD_NOEXEC_SEAL = 0x8  # linux/memfd.h; Python has no name for it yet
 IS_LINUX = sys.platform == "linux"
 
 
@@ -36,7 +38,7 @@ def anonymous_memory(name: str, nbytes: int) -> tuple[int, int]:
     caller closes both. Raises `OSError`.
     """
     if hasattr(os, "memfd_create"):
-        path, writer = "", os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        path, writer = "", _memfd(name)
     else:
         writer, path = tempfile.mkstemp(prefix=f"{name}-")
     try:
@@ -49,6 +51,18 @@ def anonymous_memory(name: str, nbytes: int) -> tuple[int, int]:
     finally:
         if path:
             os.unlink(path)  # noqa: PTH108
+
+
+def _memfd(name: str) -> int:
+    flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    try:
+        return os.memfd_create(name, flags | MFD_NOEXEC_SEAL)
+    except OSError as error:
+        # kernels before 6.3 do not know the flag; those that do may insist on it
+        # (vm.memfd_noexec=2, https://docs.kernel.org/userspace-api/mfd_noexec.html)
+        if error.errno != errno.EINVAL:
+            raise
+        return os.memfd_create(name, flags)
 
 
 def seal(writer: int) -> None:
