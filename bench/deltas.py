@@ -1,7 +1,7 @@
 """What a node and its engine come to hold when version follows version, each with some chunks
 changed, anywhere.
 
-    python bench/deltas.py [--versions 2000] [--chunks 1024] [--share 0.1] [--json FILE]
+    python bench/deltas.py [--versions 2000] [--chunks 4096] [--share 0.1] [--json FILE]
                            [--picture FILE.svg]
 
 A real `Store` keeps the current version and the one before it, as an agent does; another process
@@ -42,7 +42,7 @@ from hotweights_planner.compaction import Compaction
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import Manifest, build
 
-CHUNK_NBYTES = 16 << 10
+CHUNK_NBYTES = 4 << 10
 CHUNKS_PER_TENSOR = 8
 SLABS = 100  # as a model of 100 GiB has
 PROMISED = 1.25
@@ -305,7 +305,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--versions", type=int, default=2000)
-    parser.add_argument("--chunks", type=int, default=1024)
+    parser.add_argument("--chunks", type=int, default=4096)
     parser.add_argument("--share", type=float, default=0.1, help="of the chunks, changed each time")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE")
