@@ -41,6 +41,7 @@ TICK_SECONDS = 0.25  # how late a deadline of the session may be noticed
 CAPACITY_SECONDS = 5.0  # free memory changes all the time; it is only shown
 MAX_WAITING_MESSAGES = 1024  # then whoever tells more waits, an engine in its own socket
 MESSAGES_AT_ONCE = 64  # noted before they are acted upon
+DISK_SECONDS = 5.0  # how soon a disk that took nothing is tried again
 DEFECT_AGAIN_SECONDS = 60.0  # how often the same defect is logged; it is counted each time
 
 
@@ -104,6 +105,7 @@ class Driver:
             deque()
         )  # what we tell the session ourselves; the queue may be full of others' words
         self._named: dict[tuple[str, str], float] = {}  # defect → when it was logged
+        self._disk_at = 0.0
         self.turned_at = now().seconds
         self.server: EngineServer
         self.stager: Stager
@@ -145,6 +147,9 @@ class Driver:
         for effect in self._session.handle_all(messages, now):
             with contained(partial(self._defect, type(effect).__name__)):
                 await self._do(effect)
+        # nobody may say it again: a restart would then remember what was true before
+        if self._file.unwritten and now.seconds >= self._disk_at:
+            await self._on_disk(self._file.retry)
         self.turned_at = now.seconds  # after the effects: one that hangs is seen from outside
 
     def _defect(
@@ -216,5 +221,6 @@ class Driver:
             await asyncio.to_thread(write, *arguments)
         # a full disk must not stop the node: what is lost is an answer while the API server is away
         except StateFileNotWritten as error:
+            self._disk_at = self._now().seconds + DISK_SECONDS
             self._metrics.defects.inc()
             log.error("%s. Until then a restarted engine waits for the API server", error)

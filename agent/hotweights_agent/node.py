@@ -35,6 +35,7 @@ from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Store
 from hotweights_common import timestamps
 from hotweights_crds.nodeweights import Endpoint
+from hotweights_storage import linux
 from hotweights_storage.capacity import available_nbytes
 from hotweights_storage.sources.base import Sources
 from hotweights_transports.broadcast import Inviting
@@ -107,6 +108,7 @@ class Node:
         """Make the parts and listen for peers. What cannot be started raises; what was started
         before it ends with the stack.
         """
+        linux.raise_descriptor_limit()  # before the first slab
         budget = Budget(memory_bytes)
         store = Store(
             reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget

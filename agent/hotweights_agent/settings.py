@@ -60,7 +60,9 @@ class StagingSettings:
     donors_at_once: int = 8
     """From how many donors stripes of one version are pulled at the same time."""
     origin_workers: int = 0
-    """Threads that read a source; 0: as many as there are processors."""
+    """Threads that read a source, at most 16: each has a buffer of 8 MiB in the reserve. 0: as many
+    as the processors that this agent may keep busy make sensible.
+    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,23 @@ vLLM's processes with the plugin.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
+
+from hotweights_common import cgroups
 
 # cgroup v1 shows a group without a limit as the largest number of pages: close to 2**63 bytes
 _V1_WITHOUT_LIMIT = 1 << 60
+
+
+class _Names(NamedTuple):
+    limit: str
+    usage: str
+    inactive: str  # a line of memory.stat
+
+
+_V2 = _Names("memory.max", "memory.current", "inactive_file")
+_V1 = _Names("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
 def available_nbytes(root: Path = Path("/")) -> int:
@@ -31,38 +44,15 @@ def _node(meminfo: Path) -> int:
 
 def _groups(root: Path) -> Iterator[int]:
     """What each limited group on the way up leaves."""
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":  # v2's line is ``0::/path`` (cgroups(7))
-            mount, limit, usage, inactive = (
-                root / "sys/fs/cgroup",
-                "memory.max",
-                "memory.current",
-                "inactive_file",
-            )
-        elif "memory" in controllers.split(","):
-            mount, limit, usage = (
-                root / "sys/fs/cgroup/memory",
-                "memory.limit_in_bytes",
-                "memory.usage_in_bytes",
-            )
-            inactive = "total_inactive_file"
-        else:
-            continue
-        # every group above counts: the pod's limit holds too, and the slice's
-        relative = PurePosixPath(path.lstrip("/"))
-        for group in (relative, *relative.parents):
-            folder = mount / group
-            most, used = _number(folder / limit), _number(folder / usage)
-            if most is not None and used is not None and most < _V1_WITHOUT_LIMIT:
-                yield most - used + _inactive(folder / "memory.stat", inactive)
+    for folder, unified in cgroups.folders("memory", root):
+        names = _V2 if unified else _V1
+        most, used = _number(folder / names.limit), _number(folder / names.usage)
+        if most is not None and used is not None and most < _V1_WITHOUT_LIMIT:
+            yield most - used + _inactive(folder / "memory.stat", names.inactive)
 
 
 def _number(path: Path) -> int | None:
-    try:
-        text = path.read_text().strip()
-    except OSError:  # not in this container's view of the groups, or the root group, which has none
-        return None
+    text = "".join(cgroups.words(path))
     return int(text) if text.isdecimal() else None  # "max"
 
 

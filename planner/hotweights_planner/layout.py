@@ -4,7 +4,8 @@ table over both.
 Every chunk begins on a page, so a tensor can be put together in virtual memory from whatever slabs
 its chunks are in, and an unchanged chunk of the next version is the same extent: no copy, no second
 memory. New chunks go, in load order, into slabs of bounded size: a slab is freed when no version
-uses any of it, so small slabs come back sooner.
+uses any of it, so small slabs come back sooner. What is worth a new place although it is here is
+decided elsewhere (`compaction`); here a chunk that is not ``present`` is a new one.
 
 What a slab is, it does not know: the caller's own objects are passed through.
 """
@@ -64,6 +65,19 @@ class Layout(Generic[S]):
     def new_nbytes(self) -> int:
         """Memory that the version takes beyond what is there, page rounding included."""
         return sum(slab.nbytes for slab in self.slabs if isinstance(slab, NewSlab))
+
+    @property
+    def mapping_count(self) -> int:
+        """How many mmap(2) calls put the version together when its tensors lie one behind the
+        other, each from a page on: what counts against ``vm.max_map_count``.
+        """
+        count, slab, end = 0, -1, -1
+        for extents in self.extents:
+            for index, offset, nbytes in extents:
+                if (index, offset) != (slab, end):
+                    count += 1
+                slab, end = index, offset + page_rounded(nbytes)
+        return count
 
 
 def page_rounded(nbytes: int) -> int:

@@ -6,7 +6,8 @@ its final place: nobody ever holds a writable view of a slab, so a slow second p
 overwrite what was verified and sent on. (The copy is cheap: it comes out of the cache, and it
 spares the zeroing and faulting of the pages.) What is verified can be read at once, so that it can
 be sent on while the rest arrives; what is not verified cannot be read at all. An image exists only
-whole and sealed.
+whole and sealed. Chunks that are here and get a new place all the same (`planner/compaction`) are
+copied at the end.
 
 It does not know where bytes come from, nor who maps them.
 """
@@ -90,10 +91,12 @@ class ImageBuilder:
         present: Mapping[str, Place[Slab]] | None = None,
         on_chunk: Callable[[str], None] | None = None,
         max_slab_nbytes: int = MAX_SLAB_NBYTES,
+        copies: Mapping[str, Place[Slab]] | None = None,
     ) -> None:
-        """``present`` are chunks of other images, which must stay open until this returns;
-        ``on_chunk`` is called, from whatever thread, with each digest as it becomes verified.
-        Raises what `lay_out` does, and `OSError` when there are no descriptors or no memory.
+        """``present`` are chunks of other images, which must stay open until this returns, and
+        ``copies`` those that `finish` copies to a new place; ``on_chunk`` is called, from whatever
+        thread, with each digest as it becomes verified. Raises what `lay_out` does, and `OSError`
+        when there are no descriptors or no memory.
         """
         self.manifest = manifest
         self._layout = lay_out(manifest, present or {}, max_slab_nbytes)
@@ -101,13 +104,21 @@ class ImageBuilder:
         self._changed = threading.Condition()
         self._arriving: set[str] = set()
         self._open = True
-        self._missing = dict.fromkeys(self._layout.missing)
+        here = copies or {}
+        self._copies = {digest: here[digest] for digest in self._layout.missing if digest in here}
+        self._missing = dict.fromkeys(d for d in self._layout.missing if d not in self._copies)
         self._slabs: list[Slab] = []
+        self._made: list[Slab] = []
+        self._lent: list[Slab] = []  # what is copied out of
         try:
             for slab in self._layout.slabs:
-                self._slabs.append(
-                    Slab(slab.nbytes) if isinstance(slab, NewSlab) else slab.retain()
-                )
+                if isinstance(slab, NewSlab):
+                    self._made.append(Slab(slab.nbytes))
+                    self._slabs.append(self._made[-1])
+                else:
+                    self._slabs.append(slab.retain())
+            for lender in {place.slab for place in self._copies.values()}:
+                self._lent.append(lender.retain())
         except (OSError, TransferError):
             self.close()
             raise
@@ -128,6 +139,41 @@ class ImageBuilder:
         """Memory in bytes that this version takes beyond what was there."""
         return self._layout.new_nbytes
 
+    @property
+    def promised_nbytes(self) -> int:
+        """What of that is still to be taken, in bytes."""
+        return sum(slab.nbytes - slab.stored_nbytes for slab in self._made)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """What of it is taken, in bytes."""
+        return sum(slab.stored_nbytes for slab in self._made)
+
+    @property
+    def made(self) -> tuple[Slab, ...]:
+        """The slabs that it fills."""
+        return tuple(self._made)
+
+    @property
+    def slabs(self) -> tuple[Slab, ...]:
+        """All that it uses or copies from, until `close`."""
+        return (*self._slabs, *self._lent)
+
+    @property
+    def mapping_count(self) -> int:
+        """As `Layout.mapping_count`."""
+        return self._layout.mapping_count
+
+    def verified(self) -> dict[str, Place[Slab]]:
+        """Every chunk that can be read now, by digest, wherever it is."""
+        with self._changed:
+            waiting = self._missing.keys() | self._copies.keys()
+            return self._copies | {
+                digest: Place(self._slabs[index], offset, nbytes)
+                for digest, (index, offset, nbytes) in self._layout.places.items()
+                if digest not in waiting
+            }
+
     def nbytes(self, digest: str) -> int:
         """Size of a chunk in bytes. Raises `KeyError` for a digest that the version lacks."""
         return self._layout.places[digest][2]
@@ -139,12 +185,16 @@ class ImageBuilder:
         return next(self.manifest.first_chunks([digest]))
 
     def has(self, digest: str) -> bool:
-        """Whether a chunk is verified; False too where the version lacks it."""
-        return digest in self._layout.places and digest not in self._missing
+        """Whether a chunk is verified and in its place; False too where the version lacks it."""
+        return digest in self._layout.places and not self.awaits(digest)
+
+    def awaits(self, digest: str) -> bool:
+        """Whether a chunk of the version is still to come."""
+        return digest in self._missing or digest in self._copies
 
     def range(self, digest: str) -> Range | None:
-        """Where a chunk's bytes can be read, until `close` or `Image.close`; None while it is not
-        verified.
+        """Where a chunk's bytes can be read, until `close` or `Image.close`; None while they are
+        not there.
         """
         if not self.has(digest):
             return None
@@ -169,9 +219,7 @@ class ImageBuilder:
             self._slabs[index].write(offset, data)
             stored = True
         except OSError as error:
-            raise NoCapacity(
-                f"no memory for chunk {digest[:16]}…: {error.strerror}; free memory on the node"
-            ) from error
+            raise _no_memory(digest, error) from error
         finally:
             with self._changed:
                 self._arriving.remove(digest)
@@ -184,19 +232,13 @@ class ImageBuilder:
 
     def finish(self) -> Image:
         """The sealed image. Raises `Incomplete` while a chunk is missing (the builder may be used
-        on), and after `close` or another `finish`.
+        on), and after `close` or another `finish`; `NoCapacity` when there is no memory for the
+        copies.
         """
+        self._check_complete()
+        self._copy()
         with self._changed:
-            if self._missing:
-                text = (
-                    f"{len(self._missing)} of {len(self._layout.places)} chunks are not verified; "
-                    "fetch them first"
-                )
-                raise Incomplete(f"version {self.manifest.version}: {text}")
-            if not self._open:
-                raise Incomplete(
-                    f"version {self.manifest.version}: the builder was closed or finished before"
-                )
+            self._check_complete()
             # before there is an image: whoever has one may hand it to engines
             for slab in self._slabs:
                 slab.seal()
@@ -207,7 +249,39 @@ class ImageBuilder:
             table = table_json(self.manifest, self._layout)
             image = Image(self.manifest, tuple(self._slabs), table, chunks)
             self._open = False  # its share of the slabs is the image's now
+            for slab in self._lent:
+                slab.release()
             return image
+
+    def _check_complete(self) -> None:
+        if self._missing:
+            text = (
+                f"{len(self._missing)} of {len(self._layout.places)} chunks are not verified; "
+                "fetch them first"
+            )
+            raise Incomplete(f"version {self.manifest.version}: {text}")
+        if not self._open:
+            raise Incomplete(
+                f"version {self.manifest.version}: the builder was closed or finished before"
+            )
+
+    def _copy(self) -> None:
+        """Give each chunk that gets a new place its own. They were verified when they came, and lie
+        in memory that nobody can write.
+        """
+        # one buffer for all: a new one each time costs as much as the copy
+        buffer = memoryview(
+            bytearray(max((lent.nbytes for lent in self._copies.values()), default=0))
+        )
+        for digest in tuple(self._copies):
+            lent = self._copies[digest]
+            index, offset, nbytes = self._layout.places[digest]
+            lent.slab.read_into(lent.offset, buffer[:nbytes])
+            try:
+                self._slabs[index].write(offset, buffer[:nbytes])
+            except OSError as error:
+                raise _no_memory(digest, error) from error
+            del self._copies[digest]
 
     def close(self) -> None:
         """Give up; does nothing after `finish`."""
@@ -216,7 +290,7 @@ class ImageBuilder:
                 self._open = False
                 # else its descriptor would be closed under a writer
                 self._changed.wait_for(lambda: not self._arriving)
-                for slab in self._slabs:
+                for slab in (*self._slabs, *self._lent):
                     slab.release()
 
     def __enter__(self) -> Self:
@@ -229,3 +303,9 @@ class ImageBuilder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _no_memory(digest: str, error: OSError) -> NoCapacity:
+    return NoCapacity(
+        f"no memory for chunk {digest[:16]}…: {error.strerror}; free memory on the node"
+    )

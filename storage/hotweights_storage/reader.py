@@ -21,6 +21,8 @@ from hotweights_storage.errors import Cancelled, SourceUnavailable
 from hotweights_storage.sources.base import Source
 
 SPAN_NBYTES = 8 << 20  # two chunks; each thread has a buffer of this size
+# with their buffers 128 MiB: half of what an agent has in reserve (`StagingSettings.reserve_bytes`)
+MAX_WORKERS = 16
 MAX_GAP_NBYTES = 64 << 10  # reading over a gap is quicker than a second request
 
 Sink = Callable[[Chunk, memoryview], None]
@@ -31,7 +33,7 @@ only.
 
 def default_workers() -> int:
     """Enough to keep a disk busy while others hash and copy."""
-    return max(8, min(16, 2 * linux.processors()))
+    return max(8, min(MAX_WORKERS, 2 * linux.processors()))
 
 
 @dataclass(slots=True)
@@ -90,14 +92,15 @@ def read_chunks(
     limits: Limits | None = None,
     failing: Callable[[BaseException], None] | None = None,
 ) -> None:
-    """Give every chunk's bytes to ``sink``, from several threads, while the caller waits. The first
+    """Give every chunk's bytes to ``sink``, from several threads (``workers``, and never more than
+    `MAX_WORKERS`, whose buffers would take memory that nobody reserved), while the caller waits. The first
     error, of the source, the sink or the limits, ends it and is raised when all have stopped;
     ``failing`` hears of it at once, for a sink that would wait for a chunk that does not come any
     more. ``chunks`` is consumed in the threads, one at a time. A file that ends too early is
     `SourceUnavailable`.
     """
     _Pool(source, spans(chunks), sink, limits or Limits(), failing).run(
-        workers or default_workers()
+        min(workers or default_workers(), MAX_WORKERS)
     )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 import threading
 
+from hotweights_planner.layout import page_rounded
 from hotweights_storage import linux
 from hotweights_storage.errors import TransferError
 
@@ -28,6 +29,8 @@ class Slab:
 
     def __init__(self, nbytes: int, name: str = "hotweights-slab") -> None:
         self.nbytes = nbytes
+        self.stored_nbytes = 0
+        """Memory that it takes, in bytes: whole pages of what was written; the rest is a hole."""
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._users = 1
@@ -44,18 +47,30 @@ class Slab:
         return self._writer < 0
 
     def write(self, offset: int, data: memoryview | bytes) -> None:
-        """Put ``data`` at ``offset`` (bytes). Several threads may, in different places. Raises
+        """Put ``data`` at ``offset`` (bytes), once. Several threads may, in different places. Raises
         `OSError` when there is no memory, and once it is sealed.
         """
         view = memoryview(data).cast("B")
+        taken = page_rounded(len(view))
         with self._writing:  # the kernel lets in one at a time, and has the others spin
             while view:
                 written = os.pwrite(self._writer, view, offset)
                 offset, view = offset + written, view[written:]
+            self.stored_nbytes += taken
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """A copy of what is there: fewer bytes where the slab ends before."""
         return os.pread(self._reader, nbytes, offset)
+
+    def read_into(self, offset: int, view: memoryview) -> None:
+        """Fill ``view`` with what is at ``offset``. Raises `TransferError` where the slab ends
+        before.
+        """
+        while view:
+            done = os.preadv(self._reader, [view], offset)
+            if not done:
+                raise TransferError(f"a slab of {self.nbytes} bytes ends before {offset}")
+            offset, view = offset + done, view[done:]
 
     def seal(self) -> None:
         """Forbid every change, for ever. Doing it twice changes nothing. Raises `OSError` as

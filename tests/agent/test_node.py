@@ -5,6 +5,7 @@ engine is played.
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import tempfile
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from hotweights_agent import driver
 from hotweights_agent.driver import Driver
 from hotweights_agent.engines.limits import Limits
 from hotweights_agent.engines.socket_server import EngineServer
@@ -39,6 +41,7 @@ from hotweights_agent.staging import allowed_sources
 from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Store
+from hotweights_common import files
 from hotweights_crds.nodeweights import (
     NodeWeightsSpec,
     NodeWeightsStatus,
@@ -194,6 +197,28 @@ async def test_from_the_files_to_the_engine(node: Node, tmp_path: Path) -> None:
     await engine.stop()
     await until(lambda: not node.told.pod_status[POD.uid].gate)
     assert [v.pins for v in node.store.versions()] == [0]
+
+
+async def test_a_disk_that_has_room_again_remembers_without_being_told(
+    node: Node, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    v1, replace = checkpoint(tmp_path, "v1", 1.0), files.replace
+
+    def full(path: Path, content: bytes, mode: int) -> None:
+        if path.name == "pods.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(path, content, mode)
+
+    monkeypatch.setattr(driver, "DISK_SECONDS", 0.0)
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "replace", full)
+        await node.assign([v1], pod(v1, 1))
+        await until(lambda: node.memory.unwritten)
+        assert not (folder / "pods.json").exists()
+    await until(lambda: not node.memory.unwritten)
+    remembered = StateFile(folder / "pods.json")
+    remembered.load()
+    assert [entry.assignment.digest for entry in remembered.pods] == [v1.digest]
 
 
 async def test_a_restarted_node_answers_from_its_disk(folder: Path, tmp_path: Path) -> None:

@@ -104,6 +104,14 @@ def test_a_restart_is_asked_of_liveness_and_sight_of_readiness(helm: Helm) -> No
     assert paths == {"startup": "/healthz", "liveness": "/healthz", "readiness": "/readyz"}
 
 
+@pytest.mark.parametrize("values", [{}, {"agent": {"resources": {"limits": {"memory": "64Gi"}}}}])
+def test_the_scheduler_knows_of_the_memory_that_versions_take(helm: Helm, values: Body) -> None:
+    """Kubernetes requests the limit where nothing else is requested."""
+    agent = pod_spec(helm.template({"sources": [SOURCE]} | values), "agent")["containers"][0]
+    limit = agent["resources"]["limits"]["memory"]
+    assert agent["resources"]["requests"].get("memory", limit) == limit
+
+
 def test_one_operator_at_a_time(helm: Helm) -> None:
     (deployment,) = of_kind(helm.template(), "Deployment")
     assert deployment["spec"]["replicas"] == 1

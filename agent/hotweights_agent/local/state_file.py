@@ -39,6 +39,12 @@ class StateFile:
         self._path = path
         self._max_pods = max_pods
         self._pods: dict[str, SavedAssignment] = {}  # the oldest change first
+        self._unwritten = False
+
+    @property
+    def unwritten(self) -> bool:
+        """Whether the disk lacks something that it was to remember: `retry`."""
+        return self._unwritten
 
     @property
     def pods(self) -> tuple[SavedAssignment, ...]:
@@ -68,9 +74,11 @@ class StateFile:
         """Write what pods are to serve. When it returns, a power cut does not undo it. Raises
         `StateFileNotWritten`.
         """
-        # the same once more is no write: it would cost a flush of the disk
+        # the same once more is no write, which would cost a flush of the disk, unless the disk
+        # did not take it before
         new = [pod for pod in pods if self._pods.get(pod.uid) != pod]
         if not new:
+            self.retry()
             return
         for pod in new:
             self._pods.pop(pod.uid, None)
@@ -83,6 +91,11 @@ class StateFile:
             del self._pods[uid]
         self._write()
 
+    def retry(self) -> None:
+        """Write what could not be written; nothing where all is. Raises `StateFileNotWritten`."""
+        if self._unwritten:
+            self._write()
+
     def forget(self, *uids: str) -> None:
         """The pods are gone. Raises `StateFileNotWritten`."""
         known = [uid for uid in uids if self._pods.pop(uid, None) is not None]
@@ -91,6 +104,7 @@ class StateFile:
 
     def _write(self) -> None:
         body = {"format": FORMAT, "pods": [pod.to_dict() for pod in self._pods.values()]}
+        self._unwritten = True
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             files.replace(self._path, json.dumps(body, separators=(",", ":")).encode(), 0o600)
@@ -99,6 +113,7 @@ class StateFile:
                 f"{self._path} cannot be written: {error.strerror}; make room on the disk or "
                 "correct `state_folder`"
             ) from error
+        self._unwritten = False
 
 
 def _parse(path: Path) -> dict[str, SavedAssignment]:

@@ -3,8 +3,11 @@ empty.
 
 The store decides whether a version fits before its first byte moves, keeps an account of what it
 promised to versions that still arrive, lends verified chunks to peers, and frees a version when
-nobody is left who uses it. Everything about bytes (layout, verification, sealing) is the image's;
-where they come from is the fetch's; which versions are wanted is the session's.
+nobody is left who uses it. What came of a version that was given up is set aside, not thrown away:
+the next try goes on from there, and other versions take what they share, until the memory is
+needed. When slabs have become too empty the next version leaves them, and the older ones move with
+it. Everything about bytes (layout, verification, sealing) is the image's; where they come from is
+the fetch's; which versions are wanted is the session's, and what is moved is `compaction`'s to say.
 
 Locking: one lock guards the table of versions and the counts in it, and is never held during I/O,
 hashing or a callback. A second one, taken first, serialises `begin`, whose layout of a large
@@ -18,17 +21,20 @@ import dataclasses
 import threading
 import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
+from hotweights_agent.staging.compacting import build, moved, plans
+from hotweights_agent.staging.held import FREEING_SECONDS, Freeing, Held, stored_nbytes
 from hotweights_common.reasons import Reason
-from hotweights_planner.layout import Place, page_rounded
+from hotweights_planner.compaction import Compaction, relocated
+from hotweights_planner.layout import Place
 from hotweights_planner.manifest import Manifest
 from hotweights_storage.capacity import available_nbytes
 from hotweights_storage.errors import Cancelled, NoCapacity, TransferError
-from hotweights_storage.image import Image, ImageBuilder
+from hotweights_storage.image import Image
 from hotweights_storage.slab import Slab
 from hotweights_transports.peers.base import ChunkProvider, Lease, Pending
 
@@ -48,7 +54,7 @@ class Usage:
     """The account of the node's memory, in bytes."""
 
     held: int
-    """Of all versions together; what they share counts once."""
+    """Of all versions together and of what lies aside; what they share counts once."""
     promised: int
     """Still to be taken by versions that are being staged."""
     free: int
@@ -71,33 +77,6 @@ def room(available: int, promised: int, reserve: int) -> int:
     return max(0, available - promised - reserve)
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class _Held:
-    """A version in the table. `builder` while it arrives, then `image`."""
-
-    manifest: Manifest
-    builder: ImageBuilder
-    expected: frozenset[str]  # the chunks that were to be fetched
-    image: Image | None = None
-    stored_nbytes: int = 0  # of the builder's new memory
-    pins: int = 0
-    dropped: bool = False  # out of the table: closed with the last pin
-
-    @property
-    def promised_nbytes(self) -> int:
-        return (
-            0
-            if self.image is not None or self.dropped
-            else max(0, self.builder.new_nbytes - self.stored_nbytes)
-        )
-
-    def close(self) -> None:
-        if self.image is not None:
-            self.image.close()
-        else:
-            self.builder.close()
-
-
 class Store(ChunkProvider):
     """Thread-safe; every method may be called from any thread."""
 
@@ -116,7 +95,11 @@ class Store(ChunkProvider):
         self._places = threading.Semaphore(stagings_at_once)
         self._beginning = threading.Lock()
         self._changed = threading.Condition()
-        self._held: dict[str, _Held] = {}
+        self._held: dict[str, Held] = {}
+        self._aside: dict[
+            str, Held
+        ] = {}  # given up, the oldest first; of use until memory is short
+        self._freeing = Freeing()
 
     @contextlib.contextmanager
     def turn(self, cancel: threading.Event, deadline: float | None = None) -> Iterator[None]:
@@ -137,8 +120,8 @@ class Store(ChunkProvider):
             self._places.release()
 
     def begin(self, manifest: Manifest) -> StagingVersion:
-        """Make room for a version and take its known chunks over; `NoCapacity` says what it needs
-        and what there is.
+        """Make room for a version and take its known chunks over; a version that was given up goes
+        on where it was. `NoCapacity` says what it needs and what there is.
         """
         with self._beginning, contextlib.ExitStack() as pins:
             with self._changed:
@@ -147,23 +130,14 @@ class Store(ChunkProvider):
                         f"version {manifest.version} is here already, or on its way",
                         Reason.ALREADY_STAGED,
                     )
-                staged = [held for held in self._held.values() if held.image is not None]
-                # so that none of them goes while its chunks are taken over
-                for held in staged:
-                    held.pins += 1
-                    pins.callback(self._unpin, held)
-            present: ChainMap[str, Place[Slab]] = ChainMap(
-                *(dict(held.image.chunks) for held in staged if held.image)
-            )
-            builder = ImageBuilder(
-                manifest, present, on_chunk=lambda blake3: self._arrived(manifest.digest, blake3)
-            )
-            try:
-                self._check_room(builder)
-            except NoCapacity:
-                builder.close()
-                raise
-            held = _Held(manifest, builder, frozenset(builder.missing))
+                aside = self._aside.get(manifest.digest)
+                if aside is None:
+                    known = self._pin_known(pins)
+            if aside is not None:
+                held = self._resumed(aside)
+            else:
+                held = self._builder(manifest, known)
+                self._discard(adopted=held.builder.slabs)
             with self._changed:
                 self._held[manifest.digest] = held
                 self._changed.notify_all()
@@ -206,25 +180,22 @@ class Store(ChunkProvider):
     def usage(self) -> Usage:
         available = self._available()
         with self._changed:
-            slabs = {
-                id(slab): slab.nbytes
-                for held in self._held.values()
-                if held.image
-                for slab in held.image.slabs
-            }
+            listed = stored_nbytes(self._held.values())
+            held = stored_nbytes((*self._held.values(), *self._aside.values()))
             promised = self._promised()
-            arriving = sum(held.stored_nbytes for held in self._held.values() if held.image is None)
-        return Usage(
-            sum(slabs.values()) + arriving,
-            promised,
-            room(available, promised, self._reserve_nbytes),
-        )
+        # what lies aside is given to whoever needs it
+        free = room(available + held - listed, promised, self._reserve_nbytes)
+        return Usage(held, promised, free)
+
+    def settle(self, timeout_seconds: float = FREEING_SECONDS) -> bool:
+        """Wait until the memory of what was let go so far is free; False if that takes longer."""
+        return self._freeing.settle(timeout_seconds)
 
     # What peers ask (`ChunkProvider`):
 
     def locate(self, blake3: str) -> Lease | Pending | None:
         with self._changed:
-            coming: _Held | None = None
+            coming: Held | None = None
             for held in self._held.values():
                 found = (
                     held.image.range(blake3)
@@ -237,7 +208,7 @@ class Store(ChunkProvider):
                         *found, release=partial(self._unpin, held), sealed=held.image is not None
                     )
                 # remembered only: another version may have it already
-                if held.image is None and blake3 in held.expected:
+                if held.image is None and held.builder.awaits(blake3):
                     coming = held
         if coming is None:
             return None
@@ -251,41 +222,44 @@ class Store(ChunkProvider):
 
     # What stagings and pins do:
 
-    def _finish(self, held: _Held) -> Image:
+    def _finish(self, held: Held) -> Image:
         image = held.builder.finish()
         with self._changed:
             held.image = image
             self._changed.notify_all()
+        if held.leaves:
+            self._relocate_older(held, image)
         return image
 
-    def _drop(self, held: _Held) -> None:
-        """Out of the table, at once; closed now or with the last pin."""
+    def _drop(self, held: Held, *, aside: bool = False) -> None:
+        """Out of the table, at once; closed soon, with the last pin, or when its memory is
+        needed.
+        """
         with self._changed:
             if held.dropped:  # released and given up at the same time; it is closed once
                 return
-            held.dropped = True
+            held.dropped, held.aside = True, aside
             if self._held.get(held.manifest.digest) is held:
                 del self._held[held.manifest.digest]
-            free = held.pins == 0
+            if aside:
+                self._aside[held.manifest.digest] = held
+            unused = held.unused
             self._changed.notify_all()
-        if free:
-            held.close()
+        if unused:
+            self._freeing.close(held)
 
-    def _unpin(self, held: _Held) -> None:
+    def _unpin(self, held: Held) -> None:
         with self._changed:
             held.pins -= 1
-            free = held.dropped and held.pins == 0
-        if free:
-            held.close()
+            unused = held.unused
+        if unused:
+            self._freeing.close(held)
 
-    def _arrived(self, digest: str, blake3: str) -> None:
+    def _arrived(self) -> None:
         with self._changed:
-            held = self._held.get(digest)
-            if held is not None:
-                held.stored_nbytes += page_rounded(held.builder.nbytes(blake3))
-                self._changed.notify_all()
+            self._changed.notify_all()
 
-    def _wait(self, held: _Held, blake3: str, timeout_seconds: float) -> bool:
+    def _wait(self, held: Held, blake3: str, timeout_seconds: float) -> bool:
         def settled() -> bool:
             return held.dropped or held.image is not None or held.builder.has(blake3)
 
@@ -295,31 +269,129 @@ class Store(ChunkProvider):
     def _promised(self) -> int:
         return sum(held.promised_nbytes for held in self._held.values())
 
-    def _check_room(self, builder: ImageBuilder) -> None:
+    # How a version is begun:
+
+    def _pin_known(self, pins: contextlib.ExitStack) -> list[Held]:
+        """Whose chunks may be taken over, the newest first; pinned, so that none of them goes
+        meanwhile. The lock is held.
+        """
+        staged = [held for held in self._held.values() if held.image is not None]
+        known = [*reversed(staged), *reversed(self._aside.values())]
+        for held in known:
+            held.pins += 1
+            pins.callback(self._unpin, held)
+        return known
+
+    def _resumed(self, held: Held) -> Held:
+        needed = held.builder.promised_nbytes
+        if not self._has_room(needed, but=held):
+            raise self._no_capacity(held.manifest, needed)
+        with self._changed:
+            del self._aside[held.manifest.digest]
+            held.dropped = held.aside = False
+        return held
+
+    def _builder(self, manifest: Manifest, known: Sequence[Held]) -> Held:
+        needed = 0
+        for plan in plans(manifest, [held.chunks() for held in known]):
+            builder = build(manifest, plan, lambda _: self._arrived())
+            needed = builder.new_nbytes
+            if self._has_room(needed + plan.rest_nbytes):
+                return Held(manifest, builder, plan.leaves)
+            builder.close()
+        raise self._no_capacity(manifest, needed)
+
+    def _has_room(self, nbytes: int, but: Held | None = None) -> bool:
+        """Whether so much may be taken; first what was let go is waited for, then what lies aside
+        is thrown away, the oldest first.
+        """
+        if nbytes <= self._free_nbytes() or (self.settle() and nbytes <= self._free_nbytes()):
+            return True
+        while (oldest := self._oldest_aside(but)) is not None:
+            self._end_aside(oldest)
+            if self.settle() and nbytes <= self._free_nbytes():
+                return True
+        return False
+
+    def _free_nbytes(self) -> int:
+        available = self._available()
+        with self._changed:
+            return room(available, self._promised(), self._reserve_nbytes)
+
+    def _oldest_aside(self, but: Held | None) -> Held | None:
+        with self._changed:
+            return next((held for held in self._aside.values() if held is not but), None)
+
+    def _discard(self, adopted: Sequence[Slab]) -> None:
+        """End the use of what lies aside and gave another version slabs: they will be sealed."""
+        slabs = set(adopted)
+        with self._changed:
+            ended = [held for held in self._aside.values() if slabs & set(held.made)]
+        for held in ended:
+            self._end_aside(held)
+
+    def _end_aside(self, held: Held) -> None:
+        with self._changed:
+            self._aside.pop(held.manifest.digest, None)
+            held.aside = False
+            unused = held.unused
+        if unused:
+            self._freeing.close(held)
+
+    def _no_capacity(self, manifest: Manifest, nbytes: int) -> NoCapacity:
         available = self._available()
         with self._changed:
             promised = self._promised()
         free = room(available, promised, self._reserve_nbytes)
-        if builder.new_nbytes > free:
-            raise NoCapacity(
-                f"version {builder.manifest.version} needs {builder.new_nbytes} bytes of memory, "
-                f"{free} are free here ({available} available, less {promised} promised to "
-                f"versions that are being staged and {self._reserve_nbytes} in reserve): raise the "
-                "agent's memory limit, or release a version on this node"
-            )
+        return NoCapacity(
+            f"version {manifest.version} needs {nbytes} bytes of memory, "
+            f"{free} are free here ({available} available, less {promised} promised to "
+            f"versions that are being staged and {self._reserve_nbytes} in reserve): raise the "
+            "agent's memory limit, or release a version on this node"
+        )
+
+    # How older versions move out of slabs that the newest one left:
+
+    def _relocate_older(self, newest: Held, image: Image) -> None:
+        with contextlib.ExitStack() as pins:
+            with self._changed:
+                older = [held for held in self._pin_known(pins) if held is not newest]
+            newer: ChainMap[str, Place[Slab]] = ChainMap(dict(image.chunks))
+            for held in older:
+                if held.image is None:
+                    continue
+                chunks = held.image.chunks
+                if newest.leaves.intersection(held.slabs):
+                    chunks = self._relocate(held, relocated(chunks, newer, newest.leaves)) or chunks
+                newer.maps.append(dict(chunks))
+
+    def _relocate(self, held: Held, plan: Compaction[Slab]) -> Mapping[str, Place[Slab]] | None:
+        found = moved(held.manifest, plan, self._free_nbytes)
+        if found is None:
+            return None
+        builder, image = found
+        with self._changed:
+            listed = self._held.get(held.manifest.digest) is held
+            if listed:
+                self._held[held.manifest.digest] = Held(held.manifest, builder, image=image)
+                held.dropped = True  # closed with its last pin, one of which is ours
+            self._changed.notify_all()
+        if not listed:
+            image.close()
+        return image.chunks if listed else None
 
 
 class StagingVersion:
     """A version on its way: `commit` it when nothing is missing; leaving the context without that
-    gives it up.
+    gives it up, and what has come is set aside.
     """
 
-    def __init__(self, store: Store, held: _Held) -> None:
+    def __init__(self, store: Store, held: Held) -> None:
         self._store = store
         self._held = held
         self.manifest = held.manifest
         self.builder = held.builder
-        self.needed_nbytes = sum(held.builder.nbytes(blake3) for blake3 in held.expected)
+        self.needed_nbytes = sum(map(held.builder.nbytes, held.builder.missing))
         """To be fetched; the rest was here already."""
 
     def commit(self) -> Image:
@@ -336,15 +408,17 @@ class StagingVersion:
         trace: TracebackType | None,
     ) -> None:
         if self._held.image is None:
-            self._store._drop(self._held)
+            # what came is good, however it ended; but whom memory failed gives it back
+            useful = self._held.builder.stored_nbytes > 0 and not isinstance(error, NoCapacity)
+            self._store._drop(self._held, aside=useful)
 
 
 class Pin:
     """Keeps a staged version's memory and descriptors open until `release`."""
 
-    def __init__(self, store: Store, held: _Held, image: Image) -> None:
+    def __init__(self, store: Store, held: Held, image: Image) -> None:
         self._store = store
-        self._held: _Held | None = held
+        self._held: Held | None = held
         self.image = image
 
     def release(self) -> None:

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, PLUGIN_VERSION
-from hotweights_common import memory
+from hotweights_common import cgroups, memory
 from hotweights_transports import handoff
 
 PLUGINS = (GENERAL_PLUGIN, ENDPOINT_PLUGIN)
@@ -46,6 +46,7 @@ def contents() -> dict[str, str]:
         "hotweights/adapters/__init__.py": "",
         **_modules(Path(__file__).parent, PACKAGE),
         "hotweights_common/__init__.py": "",
+        "hotweights_common/cgroups.py": Path(cgroups.__file__).read_text(),
         "hotweights_common/memory.py": Path(memory.__file__).read_text(),
         "hotweights_transports/__init__.py": "",
         **_modules(Path(handoff.__file__).parent, "hotweights_transports/handoff"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from hotweights_agent.local.state_file import FORMAT, StateFile, StateFileNotWritten
 from hotweights_agent.session.assignments import SavedAssignment
 from hotweights_agent.staging.manifest_cache import ManifestCache
+from hotweights_common import files
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import build
@@ -100,6 +103,37 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("a file, not a folder")
     with pytest.raises(StateFileNotWritten, match="state_folder"):
         StateFile(tmp_path / "state" / "pods.json").save(saved("a"))
+
+
+def test_what_a_full_disk_refused_is_written_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same assignment once more, and nothing said again."""
+    path = tmp_path / "pods.json"
+    file = read(path)
+    file.save(saved("a"), saved("b"))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(files, "replace", full)
+        writes: list[Callable[[], None]] = [
+            lambda: file.save(saved("a", 2)),
+            lambda: file.forget("b"),
+            file.retry,
+        ]
+        for write in writes:
+            with pytest.raises(StateFileNotWritten, match="make room"):
+                write()
+    assert file.unwritten
+    assert read(path).pods == (saved("a"), saved("b"))
+    file.save(saved("a", 2))
+    assert not file.unwritten
+    assert read(path).pods == (saved("a", 2),)
+    before = path.stat().st_ino
+    file.retry()
+    assert path.stat().st_ino == before
 
 
 def test_kept_manifests_are_whole_or_not_used(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -20,7 +21,16 @@ from hypothesis.stateful import (
 )
 
 from hotweights_agent.staging.store import Store, UnknownVersion, room
-from hotweights_storage.errors import Cancelled, Incomplete, NoCapacity, TransferError
+from hotweights_planner.manifest import PAGE_NBYTES as PAGE
+from hotweights_storage import linux
+from hotweights_storage.errors import (
+    Cancelled,
+    Incomplete,
+    NoCapacity,
+    SourceUnavailable,
+    TransferError,
+)
+from hotweights_storage.slab import Slab
 from hotweights_transports.peers.base import Lease, Pending
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from
@@ -90,14 +100,122 @@ def test_what_is_here_is_not_fetched_and_takes_no_memory(
     assert all(read(store, blake3) == data for blake3, data in new.data.items())
 
 
-def test_a_staging_that_is_left_is_forgotten(store: Store, old: Checkpoint) -> None:
+def bring(staging: Any, version: Checkpoint, count: int | None = None) -> None:
+    for blake3 in staging.builder.missing[:count]:
+        staging.builder.put(blake3, version.data[blake3])
+
+
+def fail(store: Store, version: Checkpoint, count: int, error: TransferError) -> None:
+    with store.begin(version.manifest) as staging:
+        bring(staging, version, count)
+        raise error
+
+
+def test_a_staging_that_is_left_is_out_of_the_table(store: Store, old: Checkpoint) -> None:
     with store.begin(old.manifest) as staging:
-        staging.builder.put(staging.builder.missing[0], old.data[staging.builder.missing[0]])
+        bring(staging, old, 1)
         assert store.usage().held > 0
     assert store.versions() == ()
     assert store.manifest(old.manifest.digest) is None
-    assert store.usage().promised == store.usage().held == 0
+    assert store.locate(next(iter(old.data))) is None
+    assert store.usage().promised == 0
     stage(store, old)
+
+
+def test_one_that_brought_nothing_leaves_nothing(store: Store, old: Checkpoint) -> None:
+    with store.begin(old.manifest):
+        pass
+    assert store.settle(1.0)
+    assert store.usage().held == 0
+
+
+@pytest.mark.parametrize("error", [SourceUnavailable("gone"), Cancelled("called off")])
+def test_the_next_try_goes_on_where_the_last_one_failed(
+    store: Store, old: Checkpoint, error: TransferError
+) -> None:
+    """After three failures, a deadline and a cancellation alike."""
+    with pytest.raises(type(error)):
+        fail(store, old, 10, error)
+    with store.begin(old.manifest) as staging:
+        assert len(staging.builder.missing) == len(old.data) - 10
+        assert staging.needed_nbytes == old.nbytes - 10 * PAGE
+        bring(staging, old)
+        staging.commit()
+    assert store.usage().held == old.nbytes
+    assert all(read(store, blake3) == data for blake3, data in old.data.items())
+
+
+def test_a_version_takes_over_what_a_superseded_one_had(
+    store: Store, old: Checkpoint, new: Checkpoint
+) -> None:
+    with store.begin(old.manifest) as staging:
+        bring(staging, old)
+    with store.begin(new.manifest) as staging:
+        assert set(staging.builder.missing) == set(new.data) - set(old.data)
+        bring(staging, new)
+        staging.commit()
+    assert all(read(store, blake3) == data for blake3, data in new.data.items())
+    # a slab that is sealed now takes nothing more of the superseded one: it begins anew
+    stage(store, old)
+    assert all(read(store, blake3) == data for blake3, data in old.data.items())
+
+
+def test_what_lies_aside_goes_when_its_memory_is_needed(checkpoint: NewCheckpoint) -> None:
+    """And it is shown as free: it is in nobody's way."""
+    first, second = checkpoint("v0", (1, 2, 3, 4)), checkpoint("v1", (5, 6, 7, 8))
+    store = Store(available=lambda: first.nbytes - taken(store))
+    with store.begin(first.manifest) as staging:
+        bring(staging, first, 9)
+    assert store.usage().held == 9 * PAGE
+    assert store.usage().free == first.nbytes
+    stage(store, second)
+    assert store.usage().held == second.nbytes
+
+
+def test_a_version_that_memory_failed_gives_it_back(store: Store, old: Checkpoint) -> None:
+    with pytest.raises(NoCapacity):
+        fail(store, old, 3, NoCapacity("the kernel had no page"))
+    assert store.settle(1.0)
+    assert store.usage().held == 0
+
+
+def test_pages_are_freed_elsewhere_and_waited_for_where_they_are_needed(
+    old: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release returns at once, and the next version finds the memory all the same."""
+    store = Store(available=lambda: old.nbytes - kernel[0])
+    kernel, gate, threads = [0], threading.Event(), list[str]()
+    stage(store, old)
+    kernel[0] = old.nbytes
+    close = Slab.release
+
+    def slowly(slab: Slab) -> None:
+        threads.append(threading.current_thread().name)
+        assert gate.wait(2.0)
+        close(slab)
+        kernel[0] = 0
+
+    monkeypatch.setattr(Slab, "release", slowly)
+    assert store.release(old.manifest.digest)
+    assert not store.settle(0.0)
+    threading.Timer(0.05, gate.set).start()
+    with store.begin(old.manifest):
+        assert kernel == [0]
+    assert threads
+    assert all(name.startswith("freeing") for name in threads)
+    assert store.settle(1.0)
+
+
+def test_too_few_descriptors_are_said_to_be_that(
+    store: Store, old: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(linux, "anonymous_memory", refuse)
+    with pytest.raises(NoCapacity, match=r"v0 needs more open files.*RLIMIT_NOFILE"):
+        store.begin(old.manifest)
+    assert store.versions() == ()
 
 
 def test_the_same_version_twice_is_refused(store: Store, old: Checkpoint) -> None:
@@ -144,6 +262,7 @@ def test_a_lease_outlives_the_version(store: Store, old: Checkpoint) -> None:
     assert store.locate(blake3) is None
     assert os.pread(lease.fd, lease.nbytes, lease.offset) == data
     lease.release()
+    assert store.settle(1.0)
     with pytest.raises(OSError):
         os.pread(lease.fd, lease.nbytes, lease.offset)
 
@@ -155,6 +274,7 @@ def test_a_pin_outlives_the_version(store: Store, old: Checkpoint) -> None:
     assert os.fstat(pin.image.fds[0]).st_size > 0
     pin.release()
     pin.release()
+    assert store.settle(1.0)
     with pytest.raises(OSError):
         os.fstat(pin.image.fds[0])
 
@@ -192,6 +312,14 @@ SEEDS = [
 ]
 
 
+def taken(store: Store) -> int:
+    """What the kernel says is taken: pages of the slabs, each once."""
+    with store._changed:
+        held = [*store._held.values(), *store._aside.values()]
+    fds = {slab.fd for one in held for slab in one.slabs}
+    return sum(os.fstat(fd).st_blocks * 512 for fd in fds)
+
+
 class Accounts(RuleBasedStateMachine):
     """Whatever happens in whatever order, the account is right: memory is neither promised twice
     nor lost.
@@ -201,16 +329,9 @@ class Accounts(RuleBasedStateMachine):
 
     def __init__(self, versions: list[Checkpoint]) -> None:
         super().__init__()
-        self.store = Store(available=lambda: self.LIMIT - self.stored())
+        self.store = Store(available=lambda: self.LIMIT - taken(self.store))
         self.versions = versions
         self.stagings: dict[int, Any] = {}
-
-    def stored(self) -> int:
-        """What the kernel would say is taken: sealed slabs, and what has been put so far."""
-        with self.store._changed:
-            held = list(self.store._held.values())
-        slabs = {id(slab): slab.nbytes for one in held if one.image for slab in one.image.slabs}
-        return sum(slabs.values()) + sum(one.stored_nbytes for one in held if one.image is None)
 
     @rule(number=st.integers(0, 4))
     def begin(self, number: int) -> None:
@@ -246,14 +367,24 @@ class Accounts(RuleBasedStateMachine):
 
     @invariant()
     def the_account_is_right(self) -> None:
+        assert self.store.settle(1.0)
         usage = self.store.usage()
-        assert usage.promised == sum(
+        assert usage.promised >= sum(
             staging.builder.nbytes(blake3)
             for staging in self.stagings.values()
             for blake3 in staging.builder.missing
         )
         assert usage.held + usage.promised <= self.LIMIT
-        assert usage.held == self.stored()
+        assert usage.held == taken(self.store)
+
+    @invariant()
+    def every_chunk_is_itself(self) -> None:
+        for version in self.store.versions():
+            if version.phase == "Staged":
+                content = next(v for v in self.versions if v.manifest.digest == version.digest)
+                assert all(
+                    read(self.store, blake3) == data for blake3, data in content.data.items()
+                )
 
     def teardown(self) -> None:
         for staging in self.stagings.values():
@@ -261,6 +392,9 @@ class Accounts(RuleBasedStateMachine):
                 pass
         for version in self.store.versions():
             self.store.release(version.digest)
+        while (aside := self.store._oldest_aside(None)) is not None:
+            self.store._end_aside(aside)
+        assert self.store.settle(1.0)
         assert self.store.usage().held == self.store.usage().promised == 0
 
 
