@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 from hotweights_agent import peer_endpoints
 from hotweights_agent.driver import Driver
@@ -85,6 +86,7 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
     return NodeConfig(
         version=version,
         run_folder=settings.run_folder / settings.node,
+        keeper=Path(settings.keeper_socket) if settings.keeper_socket else None,
         state_folder=settings.state_folder,
         listen=peer_endpoints.listeners(settings.ports),
         advertise=lambda address: (

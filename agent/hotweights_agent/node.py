@@ -23,6 +23,7 @@ from hotweights_agent.driver import Driver
 from hotweights_agent.engines.limits import Limits
 from hotweights_agent.engines.socket_auth import Authenticator
 from hotweights_agent.engines.socket_server import EngineServer
+from hotweights_agent.local.kept_memory import KeptMemory
 from hotweights_agent.local.state_file import StateFile
 from hotweights_agent.metrics import Metrics
 from hotweights_agent.session.messages import Now
@@ -75,6 +76,8 @@ class NodeConfig:
     """What of the store peers get to see."""
     broadcasts: BroadcastContext | None = None
     """For taking part in broadcasts; None: it does not."""
+    keeper: Path | None = None
+    """The socket of the process that holds what is staged while this one is gone; None: nobody."""
     measure_endpoints: Callable[[Sequence[str]], tuple[Endpoint, ...]] = lambda _endpoints: ()
     """What is told of where peers reach it; may take a while."""
 
@@ -110,10 +113,17 @@ class Node:
         """
         linux.raise_descriptor_limit()  # before the first slab
         budget = Budget(memory_bytes)
+        keeper = KeptMemory(config.keeper)
+        stack.callback(keeper.close)
         store = Store(
-            reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget
+            reserve_nbytes=staging.reserve_bytes,
+            stagings_at_once=staging.at_once,
+            available=budget,
+            keeper=keeper,
         )
         budget.store = store
+        for image in await asyncio.to_thread(keeper.find):
+            await asyncio.to_thread(store.adopt, image)
         memory = StateFile(config.state_folder / "pods.json")
         memory.load()  # before anything listens: the session begins with it
         endpoints: list[str] = []

@@ -121,6 +121,10 @@ class Settings:
     """Shared with the pods: the socket and the plugin."""
     state_folder: Path = Path("/var/lib/hotweights")
     """On the node's disk: what pods were to serve, and manifests."""
+    keeper_socket: str = ""
+    """Of the process that holds what is staged while the agent's own is gone (`local/keeper.py`);
+    empty: nobody does, and a restart stages anew.
+    """
     plugin_folder: Path = Path("/opt/hotweights/plugin")
     """The plugin as it was built into the agent's image: one folder for each version. Not there:
     nothing is installed.
@@ -152,6 +156,7 @@ FROM_ENVIRONMENT = {
     "HOTWEIGHTS_LOG_LEVEL": "log_level",
     "HOTWEIGHTS_RUN_FOLDER": "run_folder",
     "HOTWEIGHTS_STATE_FOLDER": "state_folder",
+    "HOTWEIGHTS_KEEPER_SOCKET": "keeper_socket",
     "HOTWEIGHTS_PLUGIN_FOLDER": "plugin_folder",
     "HOTWEIGHTS_PEER_TOKEN_FILE": "peer_token_file",
     "HOTWEIGHTS_PEER_PORT": "peer_port",

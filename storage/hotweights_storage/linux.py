@@ -109,3 +109,13 @@ def seal(writer: int) -> None:
     if hasattr(fcntl, "F_ADD_SEALS"):
         seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
         fcntl.fcntl(writer, fcntl.F_ADD_SEALS, seals)
+
+
+def is_sealed(fd: int) -> bool:
+    """Whether that memory can never change again, as far as the system can say. Raises `OSError`
+    for what is no such memory.
+    """
+    if not hasattr(fcntl, "F_GET_SEALS"):
+        return False
+    wanted = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+    return fcntl.fcntl(fd, fcntl.F_GET_SEALS) & wanted == wanted

@@ -20,6 +20,8 @@ from hotweights_planner.layout import page_rounded
 from hotweights_storage import linux
 from hotweights_storage.errors import TransferError
 
+STAT_BLOCK_NBYTES = 512  # of stat(2)'s st_blocks, whatever the file system's own blocks are
+
 
 class Slab:
     """``nbytes`` of shared memory. Born with one user; every `retain` is answered by one
@@ -35,6 +37,21 @@ class Slab:
         self._writing = threading.Lock()
         self._users = 1
         self._writer, self._reader = linux.anonymous_memory(name, nbytes)
+
+    @classmethod
+    def adopt(cls, reader: int) -> Slab:
+        """A slab that somebody else made and sealed, by its read-only descriptor, which is the
+        slab's from now on. Raises `OSError`; `TransferError` (and closes it) when it is not sealed.
+        """
+        if not linux.is_sealed(reader):
+            os.close(reader)
+            raise TransferError("what was kept is not sealed: nobody knows what is in it")
+        slab = cls.__new__(cls)
+        found = os.fstat(reader)
+        slab.nbytes, slab.stored_nbytes = found.st_size, found.st_blocks * STAT_BLOCK_NBYTES
+        slab._lock, slab._writing = threading.Lock(), threading.Lock()
+        slab._users, slab._writer, slab._reader = 1, -1, reader
+        return slab
 
     @property
     def fd(self) -> int:

@@ -1,5 +1,5 @@
 """What this node holds: versions that are staged or being staged, all in memory. A restart begins
-empty.
+with what the keeper holds, or empty.
 
 The store decides whether a version fits before its first byte moves, keeps an account of what it
 promised to versions that still arrive, lends verified chunks to peers, and frees a version when
@@ -26,6 +26,7 @@ from functools import partial
 from types import TracebackType
 from typing import Literal, Self
 
+from hotweights_agent.local.kept_memory import KeptMemory
 from hotweights_agent.staging.compacting import build, moved, plans
 from hotweights_agent.staging.held import FREEING_SECONDS, Freeing, Held, stored_nbytes
 from hotweights_common.reasons import Reason
@@ -34,7 +35,7 @@ from hotweights_planner.layout import Place
 from hotweights_planner.manifest import Manifest
 from hotweights_storage.capacity import available_nbytes
 from hotweights_storage.errors import Cancelled, NoCapacity, TransferError
-from hotweights_storage.image import Image
+from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.slab import Slab
 from hotweights_transports.peers.base import ChunkProvider, Lease, Pending
 
@@ -86,10 +87,12 @@ class Store(ChunkProvider):
         reserve_nbytes: int = 0,
         stagings_at_once: int = 1,
         available: Callable[[], int] = available_nbytes,
+        keeper: KeptMemory | None = None,
     ) -> None:
         """`reserve_nbytes` stay free for the agent itself; `available` says what the node and its
-        control groups leave.
+        control groups leave; `keeper` holds what is staged while this process is gone.
         """
+        self._keeper = keeper or KeptMemory(None)
         self._reserve_nbytes = reserve_nbytes
         self._available = available
         self._places = threading.Semaphore(stagings_at_once)
@@ -142,6 +145,16 @@ class Store(ChunkProvider):
                 self._held[manifest.digest] = held
                 self._changed.notify_all()
             return StagingVersion(self, held)
+
+    def adopt(self, image: Image) -> None:
+        """Set aside what a former agent had staged: it is the version's again once that is begun,
+        without a byte moved, or makes room when memory is short.
+        """
+        builder = ImageBuilder(image.manifest, image.chunks)
+        image.close()  # the builder has its own share of the slabs
+        held = Held(image.manifest, builder, dropped=True, aside=True)
+        with self._changed:
+            self._aside[image.manifest.digest] = held
 
     def image(self, digest: str) -> Pin:
         """The staged version, which stays as long as the pin; for handing it to an engine."""
@@ -224,6 +237,7 @@ class Store(ChunkProvider):
 
     def _finish(self, held: Held) -> Image:
         image = held.builder.finish()
+        self._keeper.keep(image)
         with self._changed:
             held.image = image
             self._changed.notify_all()
@@ -245,6 +259,8 @@ class Store(ChunkProvider):
                 self._aside[held.manifest.digest] = held
             unused = held.unused
             self._changed.notify_all()
+        if held.image is not None:
+            self._keeper.drop(held.manifest.digest)  # else its memory would outlive its last pin
         if unused:
             self._freeing.close(held)
 
@@ -376,7 +392,9 @@ class Store(ChunkProvider):
                 self._held[held.manifest.digest] = Held(held.manifest, builder, image=image)
                 held.dropped = True  # closed with its last pin, one of which is ours
             self._changed.notify_all()
-        if not listed:
+        if listed:
+            self._keeper.keep(image)
+        else:
             image.close()
         return image.chunks if listed else None
 

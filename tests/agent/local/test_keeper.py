@@ -1,0 +1,182 @@
+"""An agent that was killed finds its versions again: the same memory, nothing read or fetched."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy
+import pytest
+from safetensors.numpy import save_file
+
+from hotweights_agent.local import keeper
+from hotweights_agent.local.kept_memory import KeptMemory
+from hotweights_agent.staging.store import Store
+from hotweights_planner.manifest import Manifest
+from hotweights_storage.image import Image
+from hotweights_storage.resolve import publish
+from hotweights_storage.sources.file import open_folder
+from hotweights_storage.stage import stage_from_source
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Iterator[Path]:
+    """The socket of a keeper, as a process of its own."""
+    path = tmp_path / "keeper.sock"
+    with subprocess.Popen([sys.executable, "-m", "hotweights_agent.local.keeper", path]) as process:
+        yield path
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+def checkpoint(folder: Path, seed: int) -> Path:
+    """Two tensors of several chunks, one of them equal in every seed, and an empty one."""
+    folder.mkdir()
+    fixed, changing = numpy.random.default_rng(0), numpy.random.default_rng(seed)
+    tensors = {
+        "a": fixed.integers(0, 255, (9 << 20) + 5, dtype=numpy.uint8),
+        "b": changing.integers(0, 255, (5 << 20) + 1, dtype=numpy.uint8),
+        "none": numpy.zeros((0, 4), dtype=numpy.float32),
+    }
+    save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+def stage(store: Store, folder: Path, version: str) -> Manifest:
+    with open_folder(folder) as source:
+        manifest = publish(source, "m", version)
+        with store.begin(manifest) as staging:
+            stage_from_source(source, staging.builder)
+            staging.commit()
+    return manifest
+
+
+def content(image: Image) -> dict[str, bytes]:
+    return {
+        digest: os.pread(place.slab.fd, place.nbytes, place.offset)
+        for digest, place in image.chunks.items()
+    }
+
+
+def inodes(image: Image) -> set[int]:
+    return {os.fstat(slab.fd).st_ino for slab in image.slabs}
+
+
+@pytest.fixture
+def agent() -> Iterator[Callable[[Path | None], Store]]:
+    """Opens a store as a node does."""
+    opened: list[KeptMemory] = []
+
+    def start(path: Path | None) -> Store:
+        opened.append(KeptMemory(path))
+        store = Store(keeper=opened[-1])
+        for image in opened[-1].find():
+            store.adopt(image)
+        return store
+
+    yield start
+    for kept in opened:
+        kept.close()
+
+
+Agent = Callable[[Path | None], Store]
+
+
+def test_what_was_staged_is_found_again_in_the_same_memory(
+    agent: Agent, path: Path, tmp_path: Path
+) -> None:
+    first = agent(path)
+    manifests = [
+        stage(first, checkpoint(tmp_path / f"v{seed}", seed), f"v{seed}") for seed in (0, 1)
+    ]
+    before = []
+    for manifest in manifests:
+        with first.image(manifest.digest) as pin:
+            before.append((content(pin), inodes(pin), pin.table_json))
+    second = agent(path)  # the first one is gone, as far as the keeper can tell
+    assert not second.versions(), "nobody has asked for them yet"
+    for manifest, (chunks, memory, table) in zip(manifests, before, strict=True):
+        with second.begin(manifest) as staging:
+            assert staging.needed_nbytes == 0
+            staging.commit()
+        with second.image(manifest.digest) as pin:
+            assert (content(pin), inodes(pin)) == (chunks, memory)
+            assert pin.table_json == table
+    memory = {inode for _, inodes, _ in before for inode in inodes}
+    assert len(memory) < sum(len(inodes) for _, inodes, _ in before), "they share a slab"
+    assert second.usage().held == first.usage().held, "what is found again counts"
+
+
+def test_what_was_released_is_not_found(agent: Agent, path: Path, tmp_path: Path) -> None:
+    first = agent(path)
+    kept = stage(first, checkpoint(tmp_path / "v0", 0), "v0")
+    gone = stage(first, checkpoint(tmp_path / "v1", 1), "v1")
+    first.release(gone.digest)
+    kept_memory = KeptMemory(path)
+    found = kept_memory.find()
+    kept_memory.close()
+    assert [image.manifest.digest for image in found] == [kept.digest]
+    for image in found:
+        image.close()
+
+
+def test_without_a_keeper_an_agent_goes_on(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotweights_agent.local.kept_memory.CONNECT_SECONDS", 0.0)
+    for path in (None, tmp_path / "nobody.sock"):
+        store = agent(path)
+        manifest = stage(store, checkpoint(tmp_path / f"of-{bool(path)}", 0), "v0")
+        assert store.release(manifest.digest)
+
+
+def test_a_keeper_that_ends_costs_the_agent_nothing(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    kept = KeptMemory(tmp_path)
+    kept._sock = ours
+    theirs.close()
+    store = Store(keeper=kept)
+    manifest = stage(store, checkpoint(tmp_path / "v0", 0), "v0")
+    assert store.release(manifest.digest)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"op": "slabs", "names": ["one", "two"]},
+        {"op": "keep", "image": "x", "slabs": ["unheard-of"]},
+        {"op": "keep", "image": "x"},
+        {"op": "unheard-of"},
+        {"no": "op"},
+    ],
+)
+def test_nonsense_costs_the_connection_and_no_descriptor(message: dict[str, object]) -> None:
+    keeping = keeper.Keeper()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs, Path("/dev/null").open() as null:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        keeper.send(ours, message, [null.fileno()])
+        assert not keeper._answers(theirs, keeping)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_memory_that_is_not_sealed_is_not_believed(
+    agent: Agent, path: Path, tmp_path: Path
+) -> None:
+    store = agent(path)
+    stage(store, checkpoint(tmp_path / "v0", 0), "v0")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+        sock.connect(str(path))
+        sock.settimeout(10)
+        open_memory = os.memfd_create("open", os.MFD_ALLOW_SEALING)
+        keeper.send(sock, {"op": "slabs", "names": ["s"]}, [open_memory])
+        keeper.send(sock, {"op": "keep", "image": "x", "slabs": ["s"]}, [open_memory] * 2)
+        assert keeper.receive(sock) == ({"op": "kept"}, [])
+        os.close(open_memory)
+    kept = KeptMemory(path)
+    assert kept.find() == []
+    kept.close()
