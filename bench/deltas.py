@@ -1,13 +1,13 @@
 """What a node and its engine come to hold when version follows version, each with some chunks
 changed, anywhere.
 
-    python bench/deltas.py [--versions 2000] [--chunks 4096] [--share 0.1] [--json FILE]
+    python bench/deltas.py [--versions 2000] [--chunks 1024] [--share 0.1] [--json FILE]
                            [--picture FILE.svg]
 
 A real `Store` keeps the current version and the one before it, as an agent does; another process
 maps each with the plugin's own code, the next one beside the current one, as an engine does. The
-model is small and its slabs are small in proportion (a hundred of them). All figures are the
-kernel's: pages of all memfds that either process has open or maps, mappings, descriptors and RSS.
+model is small, and its slabs and the mappings that it may take are small in proportion, as if it
+had 100 GiB. All figures are the kernel's: pages of all memfds that either process has open or maps, mappings, descriptors and RSS.
 *Needed* is what the distinct chunks of the two versions take. The first of them once more without
 compacting show what it is for. *Between* is while three versions are here: the engine maps the old
 and the new one.
@@ -28,6 +28,7 @@ import time
 from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from unittest import mock
@@ -38,13 +39,14 @@ from bench.curves import Curve, Panel, draw
 from hotweights.adapters.vllm.rank.image import Image as MappedImage
 from hotweights_agent.staging import compacting
 from hotweights_agent.staging.store import Store
-from hotweights_planner.compaction import Compaction
+from hotweights_planner.compaction import MAX_MAPPINGS, Compaction, Limits
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import Manifest, build
 
-CHUNK_NBYTES = 4 << 10
+CHUNK_NBYTES = 16 << 10
 CHUNKS_PER_TENSOR = 8
-SLABS = 100  # as a model of 100 GiB has
+SLABS = 100  # as a model of 100 GiB has, and so many chunks of 4 MiB:
+CHUNKS = 25_600
 PROMISED = 1.25
 WITHOUT = 300  # versions; it has long reached what it comes to
 MIB = 1 << 20
@@ -200,7 +202,11 @@ def measure(versions: int, chunks: int, share: float) -> list[Row]:
     model, engine, store, rows = Versions(chunks, share), Engine(), Store(), list[Row]()
     own, staged = os.getpid(), list[Manifest]()
     try:
-        with mock.patch.object(compacting, "MAX_SLAB_NBYTES", slab_nbytes):
+        limits = partial(Limits, max_mappings=round(MAX_MAPPINGS * chunks / CHUNKS))
+        with (
+            mock.patch.object(compacting, "MAX_SLAB_NBYTES", slab_nbytes),
+            mock.patch.object(compacting, "Limits", limits),
+        ):
             for number in range(versions):
                 if number:
                     model.change()
@@ -305,7 +311,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--versions", type=int, default=2000)
-    parser.add_argument("--chunks", type=int, default=4096)
+    parser.add_argument("--chunks", type=int, default=1024)
     parser.add_argument("--share", type=float, default=0.1, help="of the chunks, changed each time")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--picture", type=Path, metavar="FILE")

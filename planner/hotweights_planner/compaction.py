@@ -9,19 +9,20 @@ times what it needs. The cure is what log-structured file systems do (Rosenblum 
 Bounds, whatever came before, and why:
 
 * For the new version and any one older version of its model, all their slabs together are at most
-  ``1 + max_waste`` times the distinct chunks of the two. Slabs are left, the emptiest first, until
-  that holds; what is copied out of them lies without gaps, and the older versions are moved too
+  ``1 + max_waste`` times the distinct chunks of the two; for the new version alone it is
+  ``1 + max_waste_alone`` times. Slabs are left, the emptiest first, until that holds; what is
+  copied out of them lies without gaps, and where the pair needs it the older version is moved too
   (`relocated`), so that a slab that was left goes at once, or when an engine that maps it goes on.
 * Only the longest ``max_mappings / 2`` stretches of known chunks stay where they are, and between
-  two of them lies at most one stretch of new ones: a version needs at most ``max_mappings`` mappings,
-  one for each new slab, and two for each chunk that occurs in it again. Where that and the first
-  bound cannot both be had, this one holds: a version that cannot be mapped serves nobody.
+  two of them lies at most one stretch of new ones: a version needs at most ``max_mappings``
+  mappings, one for each new slab, and two for each chunk that occurs in it again. Where that and
+  the first bound cannot both be had, this one holds: what cannot be mapped serves nobody.
 * Slabs are descriptors, here and at every engine. The smallest are put together when there are
   more than `_slab_limit` of them.
 
 What it costs: with a tenth of all chunks changed at random each time, about a fifth of the version
-is copied, once, from memory to memory. It knows nothing of descriptors or time, and what a slab is
-it does not ask.
+is copied, from memory to memory, and at most two and a half versions' memory is taken for a moment
+whatever the share. It knows nothing of descriptors or time, and what a slab is it does not ask.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from hotweights_planner.manifest import Manifest
 # an engine maps two versions while it prepares, and Linux gives a process 65530 mappings
 # (vm.max_map_count): half of them stay for everything else that it maps
 MAX_MAPPINGS = 16_384
-MAX_WASTE = 0.2  # 1.25 is what is promised; the rest is what a version in between may lose
+MAX_WASTE = 0.2  # less is copied more often: at 0.1 twice as much
+MAX_WASTE_ALONE = 0.5  # it lasts only until the next version is begun
 SPARE_SLABS = 64  # beside those that are full: fewer are not worth a copy
 
 
@@ -46,7 +48,9 @@ class Limits:
     """What is allowed before something is copied."""
 
     max_waste: float = MAX_WASTE
-    """Of memory, relative to the chunks that are needed."""
+    """Of memory by the new version and an older one, relative to the chunks that they need."""
+    max_waste_alone: float = MAX_WASTE_ALONE
+    """Of the new version alone: what remains when the older ones have gone."""
     max_mappings: int = MAX_MAPPINGS
     """Of one version in one process."""
     max_slab_nbytes: int = MAX_SLAB_NBYTES
@@ -83,28 +87,34 @@ def compact(
         stretches.sort(key=lambda stretch: -stretch.nbytes)
         for stretch in stretches[limits.max_mappings // 2 :]:
             moved.update(stretch.digests)
+    nbytes = _nbytes(manifest)
     own: Counter[S] = Counter()  # bytes of each slab that this version uses where they are
     for digest, place in known.items():
         if place is not None and digest not in moved:
             own[place.slab] += page_rounded(place.nbytes)
+    alone: set[S] = set()
+    _leave_emptiest(own, alone, nbytes, stored_nbytes, limits.max_waste_alone)
+    for slab in alone:
+        del own[slab]
     leaves: set[S] = set()
     for chunks in held:
-        live, related = Counter(own), False
+        live, related, other = Counter(own), False, 0
         for digest, place in chunks.items():
             if digest in known:
                 # wherever it will be: the older version follows
                 related = True
                 live[place.slab] += 0
             else:
+                other += page_rounded(place.nbytes)
                 live[place.slab] += page_rounded(place.nbytes)
         if related:  # else it is another model's, and none of our business
-            _leave_emptiest(live, leaves, stored_nbytes, limits.max_waste)
+            _leave_emptiest(live, leaves, nbytes + other, stored_nbytes, limits.max_waste)
     _leave_smallest(own, leaves, limits.max_slab_nbytes)
     stays: dict[str, Place[S]] = {}
     copies: dict[str, Place[S]] = {}
     for digest, place in known.items():
         if place is not None:
-            goes = digest in moved or place.slab in leaves
+            goes = digest in moved or place.slab in alone or place.slab in leaves
             (copies if goes else stays)[digest] = place
     rest = {
         digest: page_rounded(place.nbytes)
@@ -171,20 +181,35 @@ def _digests(manifest: Manifest) -> Iterator[str]:
     return (digest for tensor in manifest.tensors for digest in tensor.chunks)
 
 
+def _nbytes(manifest: Manifest) -> int:
+    """Memory that the version's distinct chunks take, in bytes."""
+    sizes: dict[str, int] = {}
+    for tensor in manifest.tensors:
+        sizes.update(dict.fromkeys(tensor.chunks, manifest.chunk_bytes))
+        if rest := tensor.nbytes % manifest.chunk_bytes:
+            sizes[tensor.chunks[-1]] = page_rounded(rest)
+    return sum(sizes.values())
+
+
 def _leave_emptiest(
-    live: Mapping[S, int], leaves: set[S], stored_nbytes: Callable[[S], int], max_waste: float
+    live: Mapping[S, int],
+    leaves: set[S],
+    needed: int,
+    stored_nbytes: Callable[[S], int],
+    max_waste: float,
 ) -> None:
-    """Add the emptiest slabs to ``leaves`` until the others are full enough, together."""
+    """Add the emptiest slabs to ``leaves`` until all memory, in which ``needed`` bytes lie, is
+    full enough: ``live`` of them are where they were, and the others lie without gaps.
+    """
     sizes = {slab: stored_nbytes(slab) for slab in live if slab not in leaves}
-    total, useful = sum(sizes.values()), sum(live[slab] for slab in sizes)
+    wasted = sum(sizes.values()) - sum(live[slab] for slab in sizes)
     # the largest of equally empty ones first: more is given back by it
     emptiest = sorted(sizes, key=lambda slab: (live[slab] / max(1, sizes[slab]), -sizes[slab]))
     for slab in emptiest:
-        if total <= (1 + max_waste) * useful:
+        if wasted <= max_waste * needed:
             return
         leaves.add(slab)
-        total -= sizes[slab]
-        useful -= live[slab]
+        wasted -= sizes[slab] - live[slab]
 
 
 def _slab_limit(nbytes: int, max_slab_nbytes: int) -> int:

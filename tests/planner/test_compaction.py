@@ -89,6 +89,12 @@ class Node:
         return sum(self.sizes[slab] for slab in self.slabs())
 
     @property
+    def held_by_newest(self) -> int:
+        """What remains when the older versions have gone."""
+        slabs = {place.slab for place in self.versions[-1][1].values()}
+        return sum(self.sizes[slab] for slab in slabs)
+
+    @property
     def needed(self) -> int:
         return PAGE * len({digest for _, places in self.versions for digest in places})
 
@@ -112,17 +118,19 @@ def test_two_thousand_versions_hold_what_two_need(share: float) -> None:
     change = scattered(share, random.Random(1))
     node, contents = Node(limits), list(range(chunks))
     node.stage(manifest_of(contents))
-    worst, most_slabs, looked = 0.0, 0, 0
+    worst, alone, most_slabs, looked = 0.0, 0.0, 0, 0
     for version in range(1, 2000 if share == 0.1 else 500):
         contents = change(contents, version * chunks)
         node.stage(manifest_of(contents))
         if len(node.versions) > 2:
             node.release_oldest()
         worst = max(worst, node.held / node.needed)
+        alone = max(alone, node.held_by_newest / (chunks * PAGE))
         most_slabs = max(most_slabs, len(node.slabs()))
         looked += 1
     assert looked >= 499
     assert 1.0 <= worst <= PROMISED
+    assert 1.0 <= alone <= 1.5
     assert most_slabs <= 2 * (2 * -(-chunks // 8) + 64)
     # copying is what it costs: less than everything each time
     assert node.copied_nbytes / looked < 0.5 * chunks * PAGE

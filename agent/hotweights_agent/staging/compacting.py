@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from hotweights_planner.compaction import MAX_MAPPINGS, Compaction, Limits, compact
 from hotweights_planner.layout import MAX_SLAB_NBYTES, Place
@@ -33,9 +35,13 @@ def plans(manifest: Manifest, known: Sequence[Chunks]) -> Iterator[Compaction[Sl
     first, and one that takes the least memory last.
     """
     limits = Limits(max_slab_nbytes=MAX_SLAB_NBYTES)
-    plan = compact(manifest, known, lambda slab: slab.stored_nbytes, limits)
-    yield plan
-    if plan.leaves or plan.copies:
+    # the second moves no older version
+    for limit in (limits, replace(limits, max_waste=math.inf)):
+        plan = compact(manifest, known, lambda slab: slab.stored_nbytes, limit)
+        yield plan
+        if not plan.leaves:
+            break
+    if plan.copies:
         yield Compaction(ChainMap(*map(dict, known)), {}, frozenset(), 0)
 
 
