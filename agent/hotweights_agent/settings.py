@@ -65,12 +65,14 @@ class StagingSettings:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How long engines may take, in seconds, before their connection ends or is given up."""
+    """How long engines may take, in seconds."""
 
     hello_seconds: float = 10.0
-    """From connecting to the hello."""
+    """From connecting to the hello; later the connection ends."""
     prepare_seconds: float = 600.0
-    """To build the next version beside the one that is served."""
+    """To build the next version beside the one that is served; later that try has failed, and what
+    is served goes on being served and shown.
+    """
     reconnect_seconds: float = 10.0
     """After the agent's start: how long living engines may take to come back before their pods are
     marked.
