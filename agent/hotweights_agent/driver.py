@@ -169,6 +169,8 @@ class Driver:
                 self.stager.stage(effect.item)
             case fx.CancelStage():
                 self.stager.cancel(effect.digest)
+            case fx.Prefer():
+                self.stager.prefer(effect.digests)
             case fx.ReleaseVersion():
                 log.info("releasing %s", effect.digest)
                 self._store.release(effect.digest)

@@ -108,9 +108,7 @@ class Node:
         before it ends with the stack.
         """
         budget = Budget(memory_bytes)
-        store = Store(
-            reserve_nbytes=staging.reserve_bytes, stagings_at_once=staging.at_once, available=budget
-        )
+        store = Store(reserve_nbytes=staging.reserve_bytes, available=budget)
         budget.store = store
         memory = StateFile(config.state_folder / "pods.json")
         memory.load()  # before anything listens: the session begins with it
@@ -146,6 +144,7 @@ class Node:
             else None,
             fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
         )
+        metrics.stuck_reads.set_function(lambda: driver.stager.stuck_reads)
         stack.push_async_callback(driver.stager.close)
         driver.server = EngineServer(
             config.run_folder,

@@ -52,7 +52,9 @@ class StagingSettings:
     before its first byte.
     """
     at_once: int = 1
-    """How many versions are staged at the same time; each takes memory from its first byte on."""
+    """How many versions are staged at the same time; each takes memory from its first byte on. One
+    that gets no byte does not count; what pods wait for at boot counts for itself.
+    """
     patience_seconds: float = 20.0
     """How long a parent that does not know a version yet is asked again before anybody goes past
     it.
@@ -61,6 +63,8 @@ class StagingSettings:
     """From how many donors stripes of one version are pulled at the same time."""
     origin_workers: int = 0
     """Threads that read a source; 0: as many as there are processors."""
+    source_stall_seconds: float = 120.0
+    """How long one call of a source may take; later it is left behind, and others are asked."""
 
 
 @dataclass(frozen=True, slots=True)

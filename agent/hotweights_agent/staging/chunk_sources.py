@@ -16,6 +16,7 @@ from typing import Protocol
 from hotweights_agent.staging.striped_source import CONCURRENCY, StripedSource
 from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_storage.reader import Limits, read_chunks
+from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Source
 from hotweights_transports.peers.base import ClientLimits, Deliver, Missing, PeerClient, Want
 from hotweights_transports.peers.registry import transport_for
@@ -97,11 +98,14 @@ class OriginSource:
         open_source: Callable[[], Source],
         manifest: Manifest,
         workers: int | None = None,
+        reads: SourceReads | None = None,
     ) -> None:
+        """``reads``: the process's, where it has several origins."""
         self.name = name
         self._open_source = open_source
         self._manifest = manifest
         self._workers = workers
+        self._reads = reads or SourceReads()
         self._chunks: dict[str, Chunk] = {}
 
     def fetch(
@@ -113,12 +117,9 @@ class OriginSource:
         def sink(chunk: Chunk, data: memoryview) -> None:
             deliver(Want(chunk.blake3, chunk.nbytes), data)
 
-        with self._open_source() as source:
-            read_chunks(
-                source,
-                (self._chunks[want.blake3] for want in wanted),
-                sink,
-                self._workers,
-                Limits(stop),
-            )
+        def read(source: Source, limits: Limits) -> None:
+            chunks = (self._chunks[want.blake3] for want in wanted)
+            read_chunks(source, chunks, sink, self._workers, limits)
+
+        self._reads.read(self.name, self._open_source, read, stop)
         return []
