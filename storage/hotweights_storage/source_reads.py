@@ -63,7 +63,7 @@ class SourceReads:
         `Cancelled` to whoever made it, so that nothing comes of it.
         """
         self._check(uri)
-        calls = _Calls()
+        calls = _Calls(stop or threading.Event())
         future: Future[T] = Future()
 
         def run() -> None:
@@ -78,7 +78,7 @@ class SourceReads:
 
         threading.Thread(target=run, name=f"source {uri}", daemon=True).start()
         while not wait_for([future], TICK_SECONDS).done:
-            if stop is not None and stop.is_set():
+            if calls.stop.is_set():
                 calls.over.set()
                 if not wait_for([future], CALL_OFF_SECONDS).done:
                     self._leave(uri, future)
@@ -121,13 +121,16 @@ class SourceReads:
 class _Calls:
     """Calls of one source that have not returned, by thread."""
 
-    def __init__(self) -> None:
-        self.over = threading.Event()  # nobody waits for them any more
+    def __init__(self, stop: threading.Event) -> None:
+        self.stop = stop  # nobody wants them any more
+        self.over = threading.Event()  # nor waits for them
         self._lock = threading.Lock()
         self._begun: dict[int, tuple[float, str]] = {}
 
     @contextlib.contextmanager
     def made(self, what: str) -> Iterator[None]:
+        if self.stop.is_set():  # at once, and not when the one who waits looks the next time
+            raise Cancelled(f"cancelled before {what}")
         thread = threading.get_ident()
         with self._lock:
             self._begun[thread] = time.monotonic(), what

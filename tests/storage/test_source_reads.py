@@ -86,10 +86,34 @@ def test_one_that_nobody_wants_any_more_is_left_behind_soon(
 ) -> None:
     monkeypatch.setattr(source_reads, "CALL_OFF_SECONDS", 0.1)
     reads, stop = SourceReads(), threading.Event()
-    stop.set()
+    stopping = threading.Timer(0.1, stop.set)
+    stopping.start()
     with pytest.raises(Cancelled, match="while a call of it hung"):
         reads.read(URI, hanging(fifo), names, stop)
     assert reads.stuck == 1
+    stopping.join()
+
+
+def test_what_is_called_off_makes_no_further_call() -> None:
+    stop, calls = threading.Event(), 0
+
+    class Counting(FileSource):
+        def files(self) -> dict[str, int]:
+            nonlocal calls
+            calls += 1
+            stop.set()
+            return {}
+
+    def use(source: Source, _limits: Limits) -> None:
+        for _ in range(2):
+            source.files()
+
+    with pytest.raises(Cancelled, match="cancelled before listing"):
+        SourceReads().read(URI, lambda: Counting(URI, _nothing), use, stop)
+    assert calls == 1
+    with pytest.raises(Cancelled):
+        SourceReads().read(URI, lambda: Counting(URI, _nothing), use, stop)
+    assert calls == 1
 
 
 def test_a_call_that_returns_too_late_gives_nothing_to_anybody(fifo: Path) -> None:

@@ -1,5 +1,5 @@
 """Whom a fetch asks for chunks, and in which order: parents first, then those that stand in for them,
-and the origin last.
+and the origin last, unless this node is one that is to read it.
 
 Whoever brings a version assembles its sources here: an agent's stager, ranks that replicate, a
 process with a model of its own. It knows no version that is staged and no policy of a fetch.
@@ -48,16 +48,19 @@ def in_order(
     digest: str,
     parents: Collection[str] = (),
     donors_at_once: int = CONCURRENCY,
+    reads_origin: bool = False,
 ) -> list[ChunkSource]:
     """The sources of one version, in the order in which they are asked. Several ``parents`` (by
-    address) are donors of which each gives a stripe, so many of them at once.
+    address) are donors of which each gives a stripe, so many of them at once. With ``reads_origin``
+    the peers only stand in for the origin.
     """
     donors = [client for client in peers if client.address in parents]
     sources: list[ChunkSource] = []
     if len(donors) > 1:  # stripes; what is left, and the origin, stand in for them
         sources.append(StripedSource(donors, digest, donors_at_once))
         peers = [client for client in peers if client not in donors]
-    return [*sources, *(PeerSource(client, digest) for client in peers), origin]
+    sources += [PeerSource(client, digest) for client in peers]
+    return [origin, *sources] if reads_origin else [*sources, origin]
 
 
 class ChunkSource(Protocol):

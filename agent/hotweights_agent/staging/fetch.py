@@ -231,10 +231,7 @@ class Fetch:
         return bool(again)
 
     def _gave_up(self, want: Want) -> FetchFailed:
-        # the origin's word if there is one: whoever reads it can do something about that
-        last = self._failures.get(len(self._sources) - 1) or next(
-            reversed(self._failures.values()), None
-        )
+        last = next(iter(self._by_use()), None)
         reason = str(getattr(last, "reason", Reason.CHUNK_MISSING))
         return FetchFailed(
             f"chunk {want.blake3[:16]}… came from none of {len(self._sources)} "
@@ -244,8 +241,10 @@ class Fetch:
         )
 
     def _complaints(self) -> str:
-        # the origin first, which is the last of the sources
+        return "".join(f"; {error}" for error in self._by_use())
+
+    def _by_use(self) -> list[Exception]:
+        """What sources failed with, the origin's word first: somebody can do something about it."""
         with self._changed:
-            return "".join(
-                f"; {self._failures[source]}" for source in sorted(self._failures, reverse=True)
-            )
+            failures = [self._failures[source] for source in sorted(self._failures, reverse=True)]
+        return sorted(failures, key=lambda error: isinstance(error, PeerError))

@@ -202,6 +202,7 @@ class Stager:
                 item.digest,
                 {peer.endpoint for peer in item.parents},
                 self._settings.donors_at_once,
+                reads_origin=not item.parents,
             )
             report(Progress(0, needed, ()))
             brought = self._broadcast(item, manifest, staging, cancel, report)
@@ -268,8 +269,11 @@ class Stager:
     def _manifest_of_peers(
         self, item: StageItem, peers: list[PeerClient], cancel: threading.Event
     ) -> Manifest | None:
-        """Parents are asked until they know the version, but not longer than our patience lasts."""
-        patient_until = time.monotonic() + self._settings.patience_seconds
+        """Parents are asked until they know the version, but not longer than our patience lasts;
+        without parents it is this node that is to read the source, so others are asked once.
+        """
+        patience_seconds = self._settings.patience_seconds if item.parents else 0.0
+        patient_until = time.monotonic() + patience_seconds
         hopeful = list(peers)
         while hopeful:
             for client in list(hopeful):

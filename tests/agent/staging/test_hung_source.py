@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from hotweights_agent.session.messages import Message, ResolveDone, StageDone, StageFailed
+from hotweights_agent.session.messages import ResolveDone, StageDone, StageFailed
 from hotweights_agent.settings import StagingSettings
-from hotweights_agent.staging.manifest_cache import ManifestCache
-from hotweights_agent.staging.stager import Stager
-from hotweights_agent.staging.store import Store
-from hotweights_crds.nodeweights import ResolveItem, StageItem
-from hotweights_planner.manifest import Manifest
+from hotweights_crds.nodeweights import ResolveItem
 from hotweights_storage import source_reads
-from hotweights_storage.resolve import publish
-from hotweights_storage.sources.base import Root, Source, Sources
-from hotweights_storage.sources.file import FileOpener, FileSource, open_folder
+from hotweights_storage.sources.base import Source
+from hotweights_storage.sources.file import FileSource
 from tests.agent.fake_engine import until
+from tests.agent.staging.played_node import PlayedNode, published
 
 
 class Mount:
@@ -73,61 +66,22 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
     found.answer()
 
 
-class Node:
-    def __init__(self, folder: Path, mount: Mount) -> None:
-        self.store = Store(available=lambda: 2**30)
-        self.manifests = ManifestCache(folder / "manifests")
-        self.told: asyncio.Queue[Message] = asyncio.Queue()
-        self.stager = Stager(
-            self.store,
-            Sources({"nfs": mount, "file": FileOpener([Root(folder)])}),
-            self.manifests,
-            self.told.put,
-            token=lambda: "",
-            settings=StagingSettings(at_once=1, source_stall_seconds=0.3, origin_workers=2),
-        )
-
-    async def end(self) -> StageDone | StageFailed | ResolveDone:
-        """How the next job ends."""
-        while True:
-            message = await asyncio.wait_for(self.told.get(), 10)
-            if isinstance(message, StageDone | StageFailed | ResolveDone):
-                return message
+QUICK = StagingSettings(at_once=1, source_stall_seconds=0.3, origin_workers=2)
 
 
 @pytest.fixture
-async def node(tmp_path: Path, mount: Mount) -> AsyncIterator[Node]:
-    found = Node(tmp_path, mount)
+async def node(tmp_path: Path, mount: Mount) -> AsyncIterator[PlayedNode]:
+    found = PlayedNode(tmp_path, QUICK, nfs=mount)
     yield found
-    await found.stager.close()
-    for version in found.store.versions():
-        found.store.release(version.digest)
-
-
-def published(folder: Path, version: str, scheme: str) -> tuple[StageItem, Manifest]:
-    root = folder / version
-    root.mkdir()
-    save_file({"a": np.full((64, 64), hash(version) % 97, np.float32)}, root / "model.safetensors")
-    with open_folder(root) as source:
-        found = publish(source, "m", version)
-    return (
-        StageItem(
-            digest=found.digest,
-            namespace="ns",
-            model="m",
-            version=version,
-            uri=f"{scheme}://{root}",
-        ),
-        found,
-    )
+    await found.close()
 
 
 @pytest.mark.parametrize("known", [True, False], ids=["its chunks", "its manifest"])
 async def test_a_version_of_another_source_comes_all_the_same(
-    node: Node, mount: Mount, tmp_path: Path, known: bool
+    node: PlayedNode, mount: Mount, tmp_path: Path, known: bool
 ) -> None:
     hung, manifest = published(tmp_path, "v1", "nfs")
-    healthy, _ = published(tmp_path, "v2", "file")
+    healthy, _ = published(tmp_path, "v2")
     if known:
         node.manifests.put(manifest)
     mount.away = True
@@ -146,7 +100,7 @@ async def test_a_version_of_another_source_comes_all_the_same(
 
 
 async def test_reading_for_a_digest_says_that_the_source_hangs(
-    node: Node, mount: Mount, tmp_path: Path
+    node: PlayedNode, mount: Mount, tmp_path: Path
 ) -> None:
     item, _ = published(tmp_path, "v1", "nfs")
     mount.opens_away = True
@@ -163,8 +117,7 @@ async def test_the_agent_ends_in_time(
     mount: Mount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hang: str
 ) -> None:
     monkeypatch.setattr(source_reads, "CALL_OFF_SECONDS", 0.2)
-    node = Node(tmp_path, mount)
-    node.stager._reads = source_reads.SourceReads(stall_seconds=600.0)
+    node = PlayedNode(tmp_path, StagingSettings(), nfs=mount)
     item, manifest = published(tmp_path, "v1", "nfs")
     node.manifests.put(manifest)
     setattr(mount, hang, True)
