@@ -38,7 +38,7 @@ from hotweights_crds.nodeweights import Endpoint
 from hotweights_storage.capacity import available_nbytes
 from hotweights_storage.sources.base import Sources
 from hotweights_transports.broadcast import Inviting
-from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
+from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer, ServerLimits
 from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)
@@ -117,7 +117,10 @@ class Node:
         if config.broadcasts is not None:
             provider = Inviting(provider, config.broadcasts.groups)
         for uri in config.listen:
-            server: PeerServer = transport_for(uri).listen(uri, provider, config.peers)
+            limits = ServerLimits(
+                bandwidth_bytes_per_second=staging.bandwidth_bytes_per_second or None
+            )
+            server: PeerServer = transport_for(uri).listen(uri, provider, config.peers, limits)
             stack.push_async_callback(asyncio.to_thread, server.close)
             endpoints.append(config.advertise(server.address))
         session = Session(

@@ -63,6 +63,10 @@ class StagingSettings:
     """From how many donors stripes of one version are pulled at the same time."""
     origin_workers: int = 0
     """Threads that read a source; 0: as many as there are processors."""
+    bandwidth_bytes_per_second: int = 0
+    """What staging may take of the node's network: as much in, from sources and peers together, and
+    as much out, to peers over each transport. 0: all of it. MPI broadcasts do not heed it.
+    """
     source_stall_seconds: float = 120.0
     """How long one call of a source may take; later it is left behind, and others are asked."""
 
@@ -162,6 +166,8 @@ FROM_ENVIRONMENT = {
     "HOTWEIGHTS_METRICS_PORT": "metrics_port",
 }
 CONFIG_VARIABLE = "HOTWEIGHTS_CONFIG"
+MIN_BANDWIDTH = 8 << 20
+"""Bytes per second: a few pullers with two streams each, above the floor of `ClientLimits`."""
 
 
 def read(environment: Mapping[str, str], config: Path | None = None) -> Settings:
@@ -179,6 +185,12 @@ def read(environment: Mapping[str, str], config: Path | None = None) -> Settings
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise SettingsError(
             f"log_level: {settings.log_level!r} is not debug, info, warning or error"
+        )
+    bandwidth = settings.staging.bandwidth_bytes_per_second
+    if 0 < bandwidth < MIN_BANDWIDTH:
+        raise SettingsError(
+            f"staging.bandwidth_bytes_per_second: {bandwidth} is so little that peers would take "
+            f"this node for dead; give at least {MIN_BANDWIDTH}, or 0 for no limit"
         )
     return settings
 

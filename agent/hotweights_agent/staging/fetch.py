@@ -39,6 +39,7 @@ from hotweights_transports.peers.base import (
     PeerError,
     Want,
 )
+from hotweights_transports.peers.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -78,9 +79,10 @@ class Fetch:
         policy: FetchPolicy | None = None,
         cancel: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
+        throttle: RateLimiter | None = None,
     ) -> None:
         """`progress` is called from the thread that runs `run`. Sources are asked in their
-        order.
+        order, no quicker than `throttle` lets bytes in.
         """
         if not sources:
             raise ValueError("a fetch without sources brings nothing; give it at least the origin")
@@ -89,6 +91,7 @@ class Fetch:
         self._policy = policy or FetchPolicy()
         self._cancel = cancel or threading.Event()
         self._progress = progress
+        self._throttle = throttle
         wants = [Want(blake3, builder.nbytes(blake3)) for blake3 in builder.missing]
         self._needed_nbytes = sum(want.nbytes for want in wants)
         self._scheduler = ChunkScheduler(wants, len(sources), self._policy.rounds)
@@ -208,6 +211,10 @@ class Fetch:
                 self._scheduler.arrived(source, want.blake3)
                 if self._scheduler.done:
                     self._changed.notify_all()
+                    return
+            # afterwards: whoever waits for this chunk has it, and only the next one comes later
+            if self._throttle is not None:
+                self._throttle.take(want.nbytes, self._stop)
 
         return deliver
 

@@ -58,6 +58,7 @@ from hotweights_storage.resolve import resolve
 from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Sources
 from hotweights_transports.peers.base import PeerClient, PeerError, PeerMissing
+from hotweights_transports.peers.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,8 @@ class Stager:
         self._fetched = fetched
         self._places = Places(self._settings.at_once)
         self._reads = SourceReads(self._settings.source_stall_seconds)
+        bandwidth = self._settings.bandwidth_bytes_per_second
+        self._throttle = RateLimiter(bandwidth) if bandwidth else None  # of all fetches together
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="staging")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="resolving")
@@ -211,7 +214,12 @@ class Stager:
                 patience_seconds=self._settings.patience_seconds,
             )
             result = Fetch(
-                staging.builder, sources, policy=policy, cancel=cancel, progress=report
+                staging.builder,
+                sources,
+                policy=policy,
+                cancel=cancel,
+                progress=report,
+                throttle=self._throttle,
             ).run()
             staging.commit()  # leaving the context without this gives the memory back
         for name, nbytes in result.by_source:
