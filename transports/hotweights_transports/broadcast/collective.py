@@ -190,12 +190,16 @@ class _ChunkAssembler:
             self._keep(chunk, view)
 
     def take_or_leave(self, item: Item, bucket: memoryview) -> None:
-        """An item of a bucket; one that is wrong stays missing."""
-        with bucket[item.offset : item.offset + item.nbytes] as data:
-            try:
-                self.take(item, data)
-            except ChecksumMismatch:
-                self.wrong += 1
+        """An item of a bucket; one that is wrong stays missing. It is copied first: the rank's
+        process shares the slot, and could write to it between the hash and the image.
+        """
+        if self._builder.has(item.chunk.blake3):
+            return
+        data = bytes(bucket[item.offset : item.offset + item.nbytes])
+        try:
+            self.take(item, memoryview(data))
+        except ChecksumMismatch:
+            self.wrong += 1
 
     def _keep(self, chunk: Chunk, data: memoryview) -> None:
         if self._builder.put(chunk.blake3, data, self._source):
