@@ -174,6 +174,8 @@ class Driver:
                 self.stager.stage(effect.item)
             case fx.CancelStage():
                 self.stager.cancel(effect.digest)
+            case fx.Prefer():
+                self.stager.prefer(effect.digests)
             case fx.ReleaseVersion():
                 log.info("releasing %s", effect.digest)
                 self._store.release(effect.digest)

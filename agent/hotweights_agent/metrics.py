@@ -48,6 +48,11 @@ class Metrics:
             ["transport"],
             registry=r,
         )
+        self.stuck_reads = Gauge(
+            "hotweights_agent_stuck_reads",
+            "Readings of sources that hang in the kernel and were left behind.",
+            registry=r,
+        )
         self.checksums = Counter(
             "hotweights_agent_checksum_failures",
             "Chunks with other bytes than promised.",

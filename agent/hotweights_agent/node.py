@@ -40,7 +40,7 @@ from hotweights_storage import linux
 from hotweights_storage.capacity import available_nbytes
 from hotweights_storage.sources.base import Sources
 from hotweights_transports.broadcast import Inviting
-from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer
+from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer, ServerLimits
 from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)
@@ -115,12 +115,7 @@ class Node:
         budget = Budget(memory_bytes)
         keeper = KeptMemory(config.keeper)
         stack.callback(keeper.close)
-        store = Store(
-            reserve_nbytes=staging.reserve_bytes,
-            stagings_at_once=staging.at_once,
-            available=budget,
-            keeper=keeper,
-        )
+        store = Store(reserve_nbytes=staging.reserve_bytes, available=budget, keeper=keeper)
         budget.store = store
         for image in await asyncio.to_thread(keeper.find):
             await asyncio.to_thread(store.adopt, image)
@@ -131,7 +126,10 @@ class Node:
         if config.broadcasts is not None:
             provider = Inviting(provider, config.broadcasts.groups)
         for uri in config.listen:
-            server: PeerServer = transport_for(uri).listen(uri, provider, config.peers)
+            limits = ServerLimits(
+                bandwidth_bytes_per_second=staging.bandwidth_bytes_per_second or None
+            )
+            server: PeerServer = transport_for(uri).listen(uri, provider, config.peers, limits)
             stack.push_async_callback(asyncio.to_thread, server.close)
             endpoints.append(config.advertise(server.address))
         session = Session(
@@ -158,6 +156,7 @@ class Node:
             else None,
             fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
         )
+        metrics.stuck_reads.set_function(lambda: driver.stager.stuck_reads)
         stack.push_async_callback(driver.stager.close)
         driver.server = EngineServer(
             config.run_folder,

@@ -52,7 +52,9 @@ class StagingSettings:
     before its first byte.
     """
     at_once: int = 1
-    """How many versions are staged at the same time; each takes memory from its first byte on."""
+    """How many versions are staged at the same time; each takes memory from its first byte on. One
+    that gets no byte does not count; what pods wait for at boot counts for itself.
+    """
     patience_seconds: float = 20.0
     """How long a parent that does not know a version yet is asked again before anybody goes past
     it.
@@ -63,16 +65,24 @@ class StagingSettings:
     """Threads that read a source, at most 16: each has a buffer of 8 MiB in the reserve. 0: as many
     as the processors that this agent may keep busy make sensible.
     """
+    bandwidth_bytes_per_second: int = 0
+    """What staging may take of the node's network: as much in, from sources and peers together, and
+    as much out, to peers over each transport. 0: all of it. MPI broadcasts do not heed it.
+    """
+    source_stall_seconds: float = 120.0
+    """How long one call of a source may take; later it is left behind, and others are asked."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """How long engines may take, in seconds, before their connection ends or is given up."""
+    """How long engines may take, in seconds."""
 
     hello_seconds: float = 10.0
-    """From connecting to the hello."""
+    """From connecting to the hello; later the connection ends."""
     prepare_seconds: float = 600.0
-    """To build the next version beside the one that is served."""
+    """To build the next version beside the one that is served; later that try has failed, and what
+    is served goes on being served and shown.
+    """
     reconnect_seconds: float = 10.0
     """After the agent's start: how long living engines may take to come back before their pods are
     marked.
@@ -163,6 +173,8 @@ FROM_ENVIRONMENT = {
     "HOTWEIGHTS_METRICS_PORT": "metrics_port",
 }
 CONFIG_VARIABLE = "HOTWEIGHTS_CONFIG"
+MIN_BANDWIDTH = 8 << 20
+"""Bytes per second: a few pullers with two streams each, above the floor of `ClientLimits`."""
 
 
 def read(environment: Mapping[str, str], config: Path | None = None) -> Settings:
@@ -180,6 +192,12 @@ def read(environment: Mapping[str, str], config: Path | None = None) -> Settings
     if settings.log_level not in ("debug", "info", "warning", "error"):
         raise SettingsError(
             f"log_level: {settings.log_level!r} is not debug, info, warning or error"
+        )
+    bandwidth = settings.staging.bandwidth_bytes_per_second
+    if 0 < bandwidth < MIN_BANDWIDTH:
+        raise SettingsError(
+            f"staging.bandwidth_bytes_per_second: {bandwidth} is so little that peers would take "
+            f"this node for dead; give at least {MIN_BANDWIDTH}, or 0 for no limit"
         )
     return settings
 

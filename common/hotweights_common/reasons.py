@@ -22,6 +22,7 @@ class Reason(StrEnum):
     SOURCE_UNREADABLE = "SourceUnreadable"
     SOURCE_CHANGED = "SourceChanged"
     SOURCE_TRUNCATED = "SourceTruncated"
+    SOURCE_STALLED = "SourceStalled"
     CHECKSUM_MISMATCH = "ChecksumMismatch"
     DIGEST_MISMATCH = "DigestMismatch"
     BAD_CHECKPOINT = "BadCheckpoint"

@@ -110,7 +110,8 @@ class StageItem(Model):
     )
     fallbacks: list[Peer] = Field(
         default_factory=list,
-        description="Who else can serve it, before the source is read.",
+        description="Who else can serve it: before the source is read, or after it where there "
+        "are no parents.",
         max_length=8,
         json_schema_extra=atomic(),
     )

@@ -6,6 +6,10 @@ below these.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +17,9 @@ from hotweights_common.reasons import Reason
 from hotweights_storage.errors import SourceRefused, SourceUnavailable
 from hotweights_storage.sources.base import Root, Source, Sources
 from hotweights_storage.sources.file import FileOpener
+
+FIRST_SECONDS = 1.0  # for the first answer; a heartbeat waits for it
+AGAIN_SECONDS = 10.0  # how long an answer is believed
 
 
 class _Below:
@@ -40,6 +47,49 @@ class _Below:
 def sources(folders: Sequence[Path]) -> Sources:
     """What lies below ``folders``; none: below the current one."""
     return Sources({"file": _Below([folder.resolve() for folder in folders or [Path()]])})
+
+
+class Readable:
+    """Which sources may be read here, found out beside whoever asks: a mount whose server is away
+    answers never. All of it on one event loop.
+    """
+
+    def __init__(self, allowed: Sources, wait_seconds: float = FIRST_SECONDS) -> None:
+        """``wait_seconds``: how long the first answer about a source is waited for."""
+        self._allowed = allowed
+        self._wait_seconds = wait_seconds
+        self._found: dict[str, tuple[bool, float]] = {}  # URI → whether, and when that was so
+        self._asked: dict[str, asyncio.Future[None]] = {}
+
+    async def may(self, uri: str) -> bool:
+        """As `may_read` found it lately; one that does not answer may be read, like one that is
+        merely not there.
+        """
+        asked = self._asked.get(uri)
+        found, at = self._found.get(uri, (True, float("-inf")))
+        if (asked is None or asked.done()) and time.monotonic() - at >= AGAIN_SECONDS:
+            asked = self._ask(uri)
+            if uri not in self._found:
+                await asyncio.wait([asked], timeout=self._wait_seconds)
+                found, _ = self._found.get(uri, (True, at))
+        return found
+
+    def _ask(self, uri: str) -> asyncio.Future[None]:
+        loop = asyncio.get_running_loop()
+        answered = self._asked[uri] = loop.create_future()
+
+        def note(found: bool) -> None:
+            self._found[uri] = found, time.monotonic()
+            answered.set_result(None)
+
+        def run() -> None:
+            found = may_read(self._allowed, uri)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(note, found)
+
+        # a daemon: nobody waits for it when this process ends
+        threading.Thread(target=run, name=f"may read {uri}", daemon=True).start()
+        return answered
 
 
 def may_read(allowed: Sources, uri: str) -> bool:

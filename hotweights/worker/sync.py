@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from hotweights.worker import assignments
-from hotweights.worker.allowed_sources import may_read
+from hotweights.worker.allowed_sources import Readable
 from hotweights.worker.assignments import Assignment, Route, Version, WorkerStatus
 from hotweights.worker.peer_provider import LocalChunks
 from hotweights.worker.peers import PeerSelection
@@ -88,7 +88,7 @@ class CoordinatorSync:
         self._adjusted = adjusted
         self._refused = refused
         self._node = node
-        self._sources = sources
+        self._readable = Readable(sources)
         self._peering = peering
         self._lending = lending
         self._timing = timing or HeartbeatTiming()
@@ -227,9 +227,7 @@ class CoordinatorSync:
             if version.plan_digest not in self._plans:
                 await self._learn(version)
         usable = [version for version in wanted if self._plans[version.plan_digest] is None]
-        readable = {
-            v.digest: await asyncio.to_thread(may_read, self._sources, v.uri) for v in usable
-        }
+        readable = {v.digest: await self._readable.may(v.uri) for v in usable}
         self._lending.waits = all(readable.values())
         engines = [engine.pod_uid for engine in assignments.connected(self._status)]
         spec = assignments.spec_of(

@@ -123,7 +123,8 @@ class _Pool:
 
     def run(self, workers: int) -> None:
         threads = [
-            threading.Thread(target=self._read_all, name=f"hotweights-read-{n}")
+            # daemons: a read that never returns must not keep the process from ending
+            threading.Thread(target=self._read_all, name=f"hotweights-read-{n}", daemon=True)
             for n in range(workers)
         ]
         started: list[threading.Thread] = []

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from hotweights_agent.session import effects as fx
 from hotweights_agent.session.session import Session
-from hotweights_agent.session.timeouts import COMMIT_RETRIES, PREPARE_RETRIES
+from hotweights_agent.session.timeouts import COMMIT_RETRIES, PREPARE_RETRIES, EngineTimeouts
 from hotweights_common.reasons import TRANSIENT_FOR_ENGINES
 from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
 from hotweights_transports.handoff import frames
@@ -29,21 +29,38 @@ class Ask(NamedTuple):
     image: int  # of a prepare: which staging of the digest
 
 
+class Question(NamedTuple):
+    """What a connection has not answered."""
+
+    id: int
+    until: float  # of a prepare, in seconds: then it has failed
+    ask: Ask
+
+
 class Books:
     """Fed by the world with what truly happens."""
 
     def __init__(self) -> None:
         self.lives: dict[str, int] = defaultdict(int)
         self.images: dict[str, int] = defaultdict(int)
-        self.open: dict[int, Ask] = {}  # by connection
+        self.open: dict[int, Question] = {}  # by connection
         # (reason, whether it was the last word)
         self.ended: dict[Ask, list[tuple[str, bool]]] = defaultdict(list)
 
     def new_life(self, uid: str) -> None:
         self.lives[uid] += 1
 
-    def pending(self, uid: str, conn: int, step: str, digest: str, wanted: PodAssignment) -> None:
+    def pending(
+        self,
+        uid: str,
+        conn: int,
+        step: str,
+        question: frames.Prepare | frames.Commit,
+        wanted: PodAssignment,
+        now: float,
+    ) -> None:
         """A frame goes out: never for what was given up, as long as the order is the same."""
+        digest = question.digest
         image = self.images[digest] if step == "Prepare" else 0
         ask = Ask(
             uid,
@@ -61,23 +78,34 @@ class Books:
                 assert other.step == "Prepare" or len(ends) < (COMMIT_RETRIES.most or 0), (
                     f"{ask} was given up: {ends}"
                 )
-        self.open[conn] = ask
+        until = now + EngineTimeouts().prepare_seconds
+        self.open[conn] = Question(question.id, until, ask)
 
     def answered(self, conn: int, frame: frames.Frame) -> None:
         """An engine's word reaches the agent."""
+        asked = self.open.get(conn)
+        if asked is None or getattr(frame, "id", 0) != asked.id:
+            return
         match frame:
-            case frames.Rejected() | frames.CommitFailed() if conn in self.open:
+            case frames.Rejected() | frames.CommitFailed():
                 dirty = isinstance(frame, frames.CommitFailed) and frame.dirty
-                self.ended[self.open.pop(conn)].append(
+                self.ended[self.open.pop(conn).ask].append(
                     (frame.reason, dirty or frame.reason not in TRANSIENT_FOR_ENGINES)
                 )
             case frames.Prepared() | frames.Committed():
-                self.open.pop(conn, None)
+                del self.open[conn]
 
     def closed(self, effect: fx.Close) -> None:
-        """The agent has waited long enough."""
+        """The agent has waited long enough for a leader, and never ends a rank for being slow."""
         if effect.conn in self.open and effect.reason.endswith("Timeout"):
-            self.ended[self.open.pop(effect.conn)].append((effect.reason, False))
+            ask = self.open.pop(effect.conn).ask
+            assert ask.step == "Commit", f"{effect} ends a rank of an engine that may well serve"
+            self.ended[ask].append((effect.reason, False))
+
+    def released(self, conn: int, now: float) -> None:
+        """A rank is told to let go of a version: what it did not prepare in time has failed."""
+        if conn in self.open and now >= self.open[conn].until:
+            self.ended[self.open.pop(conn).ask].append(("PrepareTimeout", False))
 
     def looked(self, session: Session) -> None:
         """What an engine serves, or has prepared, it did not fail at after all."""

@@ -51,6 +51,7 @@ def test_the_environment_goes_before_the_file(tmp_path: Path) -> None:
         ("peer_port: true", "peer_port: takes a int"),
         ("peer_port: -1", "peer_port: is not negative"),
         ("staging: 3", "staging.: is a mapping"),
+        ("staging: {bandwidth_bytes_per_second: 1000}", "give at least 8388608, or 0"),
         ("log_level: loud", "log_level: 'loud'"),
         ("- a", "is a mapping of settings"),
         ("a: [", "cannot be read as YAML"),

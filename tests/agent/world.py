@@ -150,11 +150,14 @@ class World:
                 assert effect.digest in self.staged, (
                     "only what is staged and verified is handed over"
                 )
-                self.note_ask(effect.conn, "Prepare", effect.digest)
-                self.send(effect.conn, frames.Prepare(effect.id, effect.digest, 1))
+                prepare = frames.Prepare(effect.id, effect.digest, 1)
+                self.note_ask(effect.conn, "Prepare", prepare)
+                self.send(effect.conn, prepare)
             case fx.Send():
                 if isinstance(effect.frame, frames.Commit):
                     self.check_commit(effect.conn, effect.frame)
+                elif isinstance(effect.frame, frames.Release):
+                    self.books.released(effect.conn, self.now)
                 self.send(effect.conn, effect.frame)
             case fx.Close():
                 self.books.closed(effect)
@@ -178,7 +181,7 @@ class World:
         no old label showing.
         """
         engine = self.engines[self.by_conn[conn]]
-        wanted = self.note_ask(conn, "Commit", frame.digest)
+        wanted = self.note_ask(conn, "Commit", frame)
         assert (wanted.digest, wanted.token) == (frame.digest, frame.commit_token)
         assert set(engine.ranks) == set(range(engine.world_size))
         assert all(frame.digest in engine.prepared.get(rank, set()) for rank in engine.ranks), (
@@ -190,11 +193,13 @@ class World:
             "an older assignment undid a newer one"
         )
 
-    def note_ask(self, conn: int, step: str, name: str) -> PodAssignment:
+    def note_ask(
+        self, conn: int, step: str, frame: frames.Prepare | frames.Commit
+    ) -> PodAssignment:
         uid = self.by_conn[conn]
         wanted = self.session.assignment(uid)
         assert wanted is not None
-        self.books.pending(uid, conn, step, name, wanted)
+        self.books.pending(uid, conn, step, frame, wanted, self.now)
         return wanted
 
     def write_marks(self) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis.asyncio
 
-from hotweights_coordinator.backends.base import Fenced, Lease, Unavailable
+from hotweights_coordinator.backends.base import Fenced, Lease, Unavailable, lease_clock
 from hotweights_coordinator.backends.redis_store import Conflict, RedisStore
 from tests.coordinator.ha.redis_server import RedisServer
 
@@ -347,3 +348,14 @@ async def test_whoever_is_cancelled_ends(cluster: Cluster) -> None:
         task.cancel()
         await asyncio.wait([task], timeout=1)
         assert task.cancelled()
+
+
+def test_a_lease_ends_while_the_machine_is_suspended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`time.monotonic` stands still there; the clock of a lease does not."""
+    boottime, awake = [100.0], time.monotonic()
+    monkeypatch.setattr(time, "clock_gettime", lambda clock: boottime[0])
+    monkeypatch.setattr(time, "monotonic", lambda: awake)
+    lease = Lease(mine=True, fence=1, leader="", until=lease_clock() + 5.0)
+    assert lease.is_held
+    boottime[0] += 6.0
+    assert not lease.is_held

@@ -240,6 +240,12 @@ def test_agents_reach_agents_and_all_their_ports_only_where_data_needs_them(
     assert rule.get("ports") == ports
 
 
+@pytest.mark.parametrize("mpi", [True, False])
+def test_somebody_buries_the_ranks_of_a_broadcast(helm: Helm, mpi: bool) -> None:
+    (agent,) = of_kind(helm.template({"agent": {"transports": {"mpi": mpi}}}), "DaemonSet")
+    assert agent["spec"]["template"]["spec"].get("shareProcessNamespace", False) is mpi
+
+
 def test_values_of_an_older_chart_render(helm: Helm) -> None:
     """`helm upgrade --reuse-values` brings none of the new defaults."""
     assert helm.template({"networkPolicy": {"enabled": True}, "agent": {"transports": None}})

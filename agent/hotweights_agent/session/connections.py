@@ -37,7 +37,7 @@ class PendingRequest:
     id: int
     op: str  # prepare | commit | keep
     goal: Goal
-    deadline: float  # seconds of `Now`; without an answer by then the connection ends
+    deadline: float  # seconds of `Now`; without an answer by then it is given up
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,13 @@ class CancelStage:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefer:
+    """Versions that come before all others, those asked for already too."""
+
+    digests: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
 class ReleaseVersion:
     """Let go of a staged version."""
 
@@ -144,6 +151,7 @@ class Defect:
 Effect = (
     Stage
     | CancelStage
+    | Prefer
     | ReleaseVersion
     | Resolve
     | CancelResolve

@@ -4,8 +4,8 @@ By level and one step at a time: nothing is remembered here, `next_effects` look
 `Engine`, its assignment and what the node holds, and says which frames go out now. The order is
 always the same: a rank is handed a version once it is staged; the pod's label goes before the
 switch begins, so that no pod is ever shown on a version that it no longer serves; the leader is
-told to commit once every rank is prepared. A question without an answer by its deadline ends the
-connection: what the engine then says in its next hello is the truth, and nothing is guessed.
+told to commit once every rank is prepared. What becomes of a question without an answer is told in
+`timeouts`.
 
 What was given up stays so for that very order: the assignment's token, rollout and revision, and
 the version's image. Meanwhile the engine makes ready what comes next.
@@ -54,7 +54,7 @@ class EngineContext:
 def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
     """The frames to send now; the engine's facts are brought up to date with them."""
     engine.serves_after_all()
-    effects = expire(engine, at.now)
+    effects = expire(engine, at.now, at.next_id)
     leader, wanted = engine.leader, at.assignment
     if (
         leader is None

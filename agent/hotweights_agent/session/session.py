@@ -29,6 +29,7 @@ from hotweights_agent.session.effects import (
     Effect,
     ForgetPods,
     PodStatus,
+    Prefer,
     Report,
     SaveAssignments,
     Send,
@@ -81,6 +82,7 @@ class Session:
         self._labels: dict[str, str] = {}
         self._shown: dict[str, PodStatus] = {}
         self.versions = NodeVersions()
+        self._preferred: frozenset[str] = frozenset()
         self._resolving = Resolving()
         self._capacity = Capacity()
         self._reported: NodeWeightsStatus | None = None
@@ -270,7 +272,21 @@ class Session:
     def _version_effects(self, now: Now) -> list[Effect]:
         if not self._assignments.known:  # an empty list would let go of all that is here
             return []
-        return self.versions.next_effects(self._assignments.stage(), self._needed(), now.seconds)
+        effects: list[Effect] = []
+        awaited = self._awaited()
+        if awaited != self._preferred:
+            self._preferred = awaited
+            effects.append(Prefer(awaited))
+        return effects + self.versions.next_effects(
+            self._assignments.stage(), self._needed(), now.seconds
+        )
+
+    def _awaited(self) -> frozenset[str]:
+        """Versions without which a pod serves nothing: its engine boots, or is yet to come."""
+        serving = {uid for uid, engine in self._engines.items() if not engine.booting}
+        waiting = {*self._assignments.pods, *self._engines} - serving
+        wanted = [self.assignment(uid) for uid in waiting]
+        return frozenset(one.digest for one in wanted if one is not None and one.digest)
 
     def _needed(self) -> set[str]:
         """Versions that engines are about to take."""

@@ -1,20 +1,24 @@
 """How long engines may take to answer, and what becomes of one that does not, or that says no.
 
-A question without an answer by its deadline ends the connection: what the engine then says in its
-next hello is the truth, and nothing is guessed. It counts as a failure of what was asked for, like
-an engine's own no, and after some of these the version is given up.
+A leader that does not answer by its deadline loses its connection: what it says in its next hello is
+the truth, and nothing is guessed. A rank that is slow to prepare keeps its connection, because what
+the engine serves is not in question: the question is called off, and asked anew. Both count as a
+failure of what was asked for, like an engine's own no, and after some of these the version is given
+up.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from hotweights_agent.session.connections import Rank, Server, StepFailure
-from hotweights_agent.session.effects import Close, Effect
+from hotweights_agent.session.connections import PendingRequest, StepFailure
+from hotweights_agent.session.effects import Close, Effect, Send
 from hotweights_agent.session.engine import Engine
 from hotweights_agent.session.retry import RetryPolicy
 from hotweights_common.backoff import Backoff
 from hotweights_common.reasons import TRANSIENT_FOR_ENGINES, Reason
+from hotweights_transports.handoff import frames
 
 # three tries, 1 s and 4 s apart: only when they are over is a version called given up, and the
 # rollout waits for that
@@ -31,7 +35,7 @@ _REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class EngineTimeouts:
-    """How long engines may take to answer; later the connection ends."""
+    """How long engines may take to answer."""
 
     prepare_seconds: float = 600.0  # the settings say it; it builds a copy of the whole model
     # beyond what the commit itself is allowed: the engine measures that, and its answer travels
@@ -39,24 +43,33 @@ class EngineTimeouts:
     keep_seconds: float = 30.0  # it loads nothing, it only opens its port
 
 
-def expire(engine: Engine, now: float) -> list[Effect]:
-    """End connections that owe an answer; their `Disconnected` then clears what they had said."""
+def expire(engine: Engine, now: float, next_id: Callable[[], int]) -> list[Effect]:
+    """Give up questions that were not answered in time. ``now`` in seconds; ``next_id`` numbers the
+    frames that this takes. A `Close` is to be followed by its `Disconnected`, which clears what the
+    process had said.
+    """
     effects: list[Effect] = []
-    processes: list[Server | Rank] = [*engine.servers.values(), *engine.ranks.values()]
-    for process in processes:
-        asked = process.pending
-        if asked is None or now < asked.deadline:
-            continue
-        reason = _REASONS[asked.op]
-        text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
-        effects.append(Close(process.conn, reason, text))
-        if asked.op != "keep":  # that is about no version
-            record_failure(
-                engine,
-                StepFailure(asked.op, asked.goal, reason, text, booting=engine.booting),
-                now,
-            )
+    for server in engine.servers.values():
+        if server.pending is not None and now >= server.pending.deadline:
+            asked, failure = server.pending, _late(engine, server.pending)
+            effects.append(Close(server.conn, failure.reason, failure.message))
+            if asked.op != "keep":  # that is about no version
+                record_failure(engine, failure, now)
+    for rank in engine.ranks.values():
+        if rank.pending is not None and now >= rank.pending.deadline:
+            asked, rank.pending = rank.pending, None
+            if rank.called_off == asked.id:  # nobody wanted it any more: no failure either
+                continue
+            # a rank does its orders one after the other, so it lets go of the version before it is
+            # asked anew; a late answer repeats an id that nobody waits for any more
+            effects.append(Send(rank.conn, frames.Release(next_id(), asked.goal.digest)))
+            record_failure(engine, _late(engine, asked), now)
     return effects
+
+
+def _late(engine: Engine, asked: PendingRequest) -> StepFailure:
+    text = f"no answer to {asked.op} in time; the engine's log says what it was doing"
+    return StepFailure(asked.op, asked.goal, _REASONS[asked.op], text, booting=engine.booting)
 
 
 def record_failure(engine: Engine, failure: StepFailure, now: float) -> None:

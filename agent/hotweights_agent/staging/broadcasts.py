@@ -24,7 +24,7 @@ from hotweights_crds.nodeweights import Collective
 from hotweights_planner.plan import Plan
 from hotweights_storage.errors import Cancelled
 from hotweights_storage.image import ImageBuilder
-from hotweights_storage.reader import Limits
+from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Source
 from hotweights_transports.broadcast import (
     Cargo,
@@ -76,6 +76,7 @@ class BroadcastTask:
     builder: ImageBuilder
     source: Callable[[], Source]
     """Opened by the head alone."""
+    reads: SourceReads
     cancel: threading.Event
     came: ByteCounter
     """Of nothing else."""
@@ -88,7 +89,9 @@ class BroadcastTask:
             self.builder,
             lambda chunk: self.came.add(chunk.nbytes),
             self.source,
-            Limits(self.cancel),
+            self.plan.source,
+            self.reads,
+            self.cancel,
         )
 
     def terms(self, secret: bytes) -> Terms:

@@ -1,5 +1,5 @@
 """Whom a fetch asks for chunks, and in which order: parents first, then those that stand in for them,
-and the origin last.
+and the origin last, unless this node is one that is to read it.
 
 Whoever brings a version assembles its sources here: an agent's stager, ranks that replicate, a
 process with a model of its own. It knows no version that is staged and no policy of a fetch.
@@ -16,6 +16,7 @@ from typing import Protocol
 from hotweights_agent.staging.striped_source import CONCURRENCY, StripedSource
 from hotweights_planner.manifest import Chunk, Manifest
 from hotweights_storage.reader import Limits, read_chunks
+from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Source
 from hotweights_transports.peers.base import ClientLimits, Deliver, Missing, PeerClient, Want
 from hotweights_transports.peers.registry import transport_for
@@ -47,16 +48,19 @@ def in_order(
     digest: str,
     parents: Collection[str] = (),
     donors_at_once: int = CONCURRENCY,
+    reads_origin: bool = False,
 ) -> list[ChunkSource]:
     """The sources of one version, in the order in which they are asked. Several ``parents`` (by
-    address) are donors of which each gives a stripe, so many of them at once.
+    address) are donors of which each gives a stripe, so many of them at once. With ``reads_origin``
+    the peers only stand in for the origin.
     """
     donors = [client for client in peers if client.address in parents]
     sources: list[ChunkSource] = []
     if len(donors) > 1:  # stripes; what is left, and the origin, stand in for them
         sources.append(StripedSource(donors, digest, donors_at_once))
         peers = [client for client in peers if client not in donors]
-    return [*sources, *(PeerSource(client, digest) for client in peers), origin]
+    sources += [PeerSource(client, digest) for client in peers]
+    return [origin, *sources] if reads_origin else [*sources, origin]
 
 
 class ChunkSource(Protocol):
@@ -97,11 +101,14 @@ class OriginSource:
         open_source: Callable[[], Source],
         manifest: Manifest,
         workers: int | None = None,
+        reads: SourceReads | None = None,
     ) -> None:
+        """``reads``: the process's, where it has several origins."""
         self.name = name
         self._open_source = open_source
         self._manifest = manifest
         self._workers = workers
+        self._reads = reads or SourceReads()
         self._chunks: dict[str, Chunk] = {}
 
     def fetch(
@@ -113,12 +120,9 @@ class OriginSource:
         def sink(chunk: Chunk, data: memoryview) -> None:
             deliver(Want(chunk.blake3, chunk.nbytes), data)
 
-        with self._open_source() as source:
-            read_chunks(
-                source,
-                (self._chunks[want.blake3] for want in wanted),
-                sink,
-                self._workers,
-                Limits(stop),
-            )
+        def read(source: Source, limits: Limits) -> None:
+            chunks = (self._chunks[want.blake3] for want in wanted)
+            read_chunks(source, chunks, sink, self._workers, limits)
+
+        self._reads.read(self.name, self._open_source, read, stop)
         return []

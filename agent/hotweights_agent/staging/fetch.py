@@ -2,8 +2,8 @@
 the next chunk.
 
 Each source has a thread that asks it for what the `ChunkScheduler` gives it, in load order. What a
-source turns out to lack goes to the next one, and when a parent dies, falls silent or lies, only
-what it had not delivered moves on. A peer that does not know the version *yet* (its own assignment
+source turns out to lack goes to the next one, and when a parent dies, falls silent, lies or is too
+slow to be through in time, only what it had not delivered moves on. A peer that does not know the version *yet* (its own assignment
 may come later than ours) is asked again for a while before anybody goes past it: that is what makes
 a chain of nodes form at all.
 
@@ -37,13 +37,16 @@ from hotweights_transports.peers.base import (
     Missing,
     PeerCorrupt,
     PeerError,
+    PeerTimeout,
     Want,
 )
+from hotweights_transports.peers.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
 
 # how late a cancellation or the deadline is noticed, and what other threads did
 TICK_SECONDS = 0.1
+_TOO_SLOW = "too slow to be through by the deadline, so others are asked"
 
 
 class FetchFailed(TransferError):
@@ -78,9 +81,10 @@ class Fetch:
         policy: FetchPolicy | None = None,
         cancel: threading.Event | None = None,
         progress: Callable[[Progress], None] | None = None,
+        throttle: RateLimiter | None = None,
     ) -> None:
         """`progress` is called from the thread that runs `run`. Sources are asked in their
-        order.
+        order, no quicker than `throttle` lets bytes in.
         """
         if not sources:
             raise ValueError("a fetch without sources brings nothing; give it at least the origin")
@@ -89,12 +93,16 @@ class Fetch:
         self._policy = policy or FetchPolicy()
         self._cancel = cancel or threading.Event()
         self._progress = progress
+        self._throttle = throttle
         wants = [Want(blake3, builder.nbytes(blake3)) for blake3 in builder.missing]
         self._needed_nbytes = sum(want.nbytes for want in wants)
         self._scheduler = ChunkScheduler(wants, len(sources), self._policy.rounds)
         self._changed = threading.Condition()  # guards the scheduler and what follows
         self._failures: dict[int, Exception] = {}  # the last of each source
         self._stop = threading.Event()
+        self._ends = [threading.Event() for _ in sources]  # as `_stop`, of one source
+        # source that is being asked → since when, and what it had brought then
+        self._windows: dict[int, tuple[float, int]] = {}
         self._reported_at = 0.0
 
     def run(self) -> Progress:
@@ -107,6 +115,7 @@ class Fetch:
                         if source not in workers and self._has_work(source):
                             workers[source] = executor.submit(self._work, source, began)
                     self._report(began)
+                    self._give_up_the_hopeless(began)
                     with self._changed:
                         self._changed.wait(TICK_SECONDS)
             finally:
@@ -120,6 +129,8 @@ class Fetch:
 
     def _halt(self) -> None:
         self._stop.set()
+        for end in self._ends:
+            end.set()
         with self._changed:
             self._changed.notify_all()
 
@@ -158,6 +169,27 @@ class Fetch:
             self._reported_at = now
             self._progress(self._state())
 
+    def _give_up_the_hopeless(self, began: float) -> None:
+        """Ends sources that are too slow for the deadline, while there are others after them."""
+        # under our own limit no other one would be quicker
+        if self._throttle is not None:
+            return
+        now, policy = time.monotonic(), self._policy
+        with self._changed:
+            fetched = self._scheduler.fetched_nbytes
+            left = self._needed_nbytes - sum(fetched)
+            for source, (since, before) in list(self._windows.items()):
+                if now - since < policy.rate_seconds or source == len(self._sources) - 1:
+                    continue
+                self._windows[source] = now, fetched[source]
+                if policy.is_hopeless(
+                    fetched[source] - before,
+                    now - since,
+                    left,
+                    policy.deadline_seconds - (now - began),
+                ):
+                    self._ends[source].set()
+
     def _state(self) -> Progress:
         with self._changed:
             fetched = self._scheduler.fetched_nbytes
@@ -171,9 +203,7 @@ class Fetch:
         failures = 0
         while self._await_work(source):
             try:
-                missing = self._sources[source].fetch(
-                    self._wants(source), self._delivery(source), self._stop
-                )
+                missing = self._ask(source)
             except (PeerError, SourceRefused, SourceUnavailable, ChecksumMismatch) as error:
                 failures += 1
                 self._note_failure(source, error)
@@ -186,13 +216,36 @@ class Fetch:
             if self._note_missing(source, missing, began):
                 self._stop.wait(self._policy.again_seconds)
 
+    def _ask(self, source: int) -> list[Missing]:
+        """What the source lacks of what it is asked for. Raises what it does, and `PeerTimeout`
+        when it was given up.
+        """
+        name, end = self._sources[source].name, self._ends[source]
+        with self._changed:
+            self._windows[source] = time.monotonic(), self._scheduler.fetched_nbytes[source]
+        try:
+            missing = self._sources[source].fetch(self._wants(source), self._delivery(source), end)
+        except Cancelled as error:
+            if self._stop.is_set() or not end.is_set():
+                raise
+            raise PeerTimeout(name, _TOO_SLOW) from error
+        finally:
+            with self._changed:
+                del self._windows[source]
+            given_up = end.is_set() and not self._stop.is_set()
+            if given_up:
+                end.clear()
+        if given_up:
+            raise PeerTimeout(name, _TOO_SLOW)
+        return missing
+
     def _await_work(self, source: int) -> bool:
         with self._changed:
             self._changed.wait_for(lambda: self._stop.is_set() or self._scheduler.has_work(source))
             return not self._stop.is_set()
 
     def _wants(self, source: int) -> Iterator[Want]:
-        while not self._stop.is_set():
+        while not self._ends[source].is_set():
             with self._changed:
                 want = self._scheduler.take(source)
             if want is None:
@@ -208,6 +261,10 @@ class Fetch:
                 self._scheduler.arrived(source, want.blake3)
                 if self._scheduler.done:
                     self._changed.notify_all()
+                    return
+            # afterwards: whoever waits for this chunk has it, and only the next one comes later
+            if self._throttle is not None:
+                self._throttle.take(want.nbytes, self._stop)
 
         return deliver
 
@@ -231,10 +288,7 @@ class Fetch:
         return bool(again)
 
     def _gave_up(self, want: Want) -> FetchFailed:
-        # the origin's word if there is one: whoever reads it can do something about that
-        last = self._failures.get(len(self._sources) - 1) or next(
-            reversed(self._failures.values()), None
-        )
+        last = next(iter(self._by_use()), None)
         reason = str(getattr(last, "reason", Reason.CHUNK_MISSING))
         return FetchFailed(
             f"chunk {want.blake3[:16]}… came from none of {len(self._sources)} "
@@ -244,8 +298,10 @@ class Fetch:
         )
 
     def _complaints(self) -> str:
-        # the origin first, which is the last of the sources
+        return "".join(f"; {error}" for error in self._by_use())
+
+    def _by_use(self) -> list[Exception]:
+        """What sources failed with, the origin's word first: somebody can do something about it."""
         with self._changed:
-            return "".join(
-                f"; {self._failures[source]}" for source in sorted(self._failures, reverse=True)
-            )
+            failures = [self._failures[source] for source in sorted(self._failures, reverse=True)]
+        return sorted(failures, key=lambda error: isinstance(error, PeerError))

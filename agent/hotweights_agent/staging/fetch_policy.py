@@ -27,3 +27,13 @@ class FetchPolicy:
     """Between two such questions."""
     progress_seconds: float = 0.5
     """Between two reports."""
+    rate_seconds: float = 30.0
+    """Over so long the rate of a source is measured."""
+
+    def is_hopeless(
+        self, nbytes: int, seconds: float, left_nbytes: int, left_seconds: float
+    ) -> bool:
+        """Whether a source that brought ``nbytes`` in ``seconds`` cannot bring what is left in time.
+        One that brought nothing is silent or waits itself, which others judge.
+        """
+        return nbytes > 0 and left_nbytes * seconds > left_seconds * nbytes

@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from urllib.parse import quote
@@ -39,11 +39,12 @@ from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_o
 from hotweights_agent.staging.fetch import Fetch, FetchFailed, Progress
 from hotweights_agent.staging.fetch_policy import FetchPolicy
 from hotweights_agent.staging.manifest_cache import ManifestCache
+from hotweights_agent.staging.places import Places
 from hotweights_agent.staging.progress import ByteCounter
 from hotweights_agent.staging.store import StagingVersion, Store
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
-from hotweights_crds.nodeweights import ResolvedVersion, ResolveItem, StageItem
+from hotweights_crds.nodeweights import MAX_STAGED, ResolvedVersion, ResolveItem, StageItem
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Manifest, parse
 from hotweights_planner.plan import build
@@ -53,19 +54,19 @@ from hotweights_storage.errors import (
     SourceRefused,
     TransferError,
 )
-from hotweights_storage.reader import Limits
 from hotweights_storage.resolve import resolve
+from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Sources
 from hotweights_transports.peers.base import PeerClient, PeerError, PeerMissing
+from hotweights_transports.peers.rate_limiter import RateLimiter
 
 log = logging.getLogger(__name__)
 
 MANIFEST_AGAIN_SECONDS = 0.5  # between two rounds of asking parents that do not know it yet
-JOBS_AT_ONCE = 32  # threads; most of them wait for their turn (`Store.turn`)
+JOBS_AT_ONCE = MAX_STAGED  # threads; most of them wait for their turn (`Places`)
 READERS = 2 * AT_ONCE
 """Threads of their own for sources that are only read for their manifest, so that these keep no
-version waiting; twice as many as are read at a time, because one that hangs in the kernel cannot be
-called off.
+version waiting; twice as many as are read at a time, because it takes a moment to call one off.
 """
 
 
@@ -101,6 +102,10 @@ class Stager:
         self._settings = settings or StagingSettings()
         self._broadcasts = broadcasts
         self._fetched = fetched
+        self._places = Places(self._settings.at_once)
+        self._reads = SourceReads(self._settings.source_stall_seconds)
+        bandwidth = self._settings.bandwidth_bytes_per_second
+        self._throttle = RateLimiter(bandwidth) if bandwidth else None  # of all fetches together
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="staging")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="resolving")
@@ -119,6 +124,15 @@ class Stager:
         if cancel is not None:
             cancel.set()
 
+    def prefer(self, digests: Collection[str]) -> None:
+        """These come before all others: pods wait for them, and serve nothing meanwhile."""
+        self._places.prefer(digests)
+
+    @property
+    def stuck_reads(self) -> int:
+        """How many readings of sources hang, left behind by whoever asked for them."""
+        return self._reads.stuck
+
     def resolve(self, item: ResolveItem) -> None:
         """Begin to read a source; a message tells what it holds."""
         off = self._calls_off[item.uid] = threading.Event()
@@ -131,7 +145,9 @@ class Stager:
             off.set()
 
     async def close(self) -> None:
-        """Cancel everything and wait for it, threads too: they hold memory of the store."""
+        """Cancel everything and wait for it, threads too: they hold memory of the store. Calls of
+        sources that hang are left behind.
+        """
         for cancel in (*self._cancels.values(), *self._calls_off.values()):
             cancel.set()
         for job in self._jobs:
@@ -165,15 +181,20 @@ class Stager:
             peers = connected(stack, [peer.endpoint for peer in named], self._token)
             manifest = self._manifest(item, peers, cancel)
             # after the manifest, which costs no memory, and before any of it is taken
-            stack.enter_context(self._store.turn(cancel, deadline))
+            moved = stack.enter_context(self._places.place(item.digest, cancel, deadline))
             staging = stack.enter_context(self._store.begin(manifest))
             total, needed = manifest.nbytes, staging.needed_nbytes
             here = max(0, total - needed)  # chunks that other versions brought
 
             brought = BroadcastResult(0, "")
+            seen = 0
 
             def report(progress: Progress) -> None:
+                nonlocal seen
                 fetched = brought.nbytes + progress.done_nbytes
+                if fetched > seen:
+                    seen = fetched
+                    moved()
                 self._tell_from_thread(
                     StageProgressed(item.digest, min(total, here + fetched), total, fetched)
                 )
@@ -184,6 +205,7 @@ class Stager:
                 item.digest,
                 {peer.endpoint for peer in item.parents},
                 self._settings.donors_at_once,
+                reads_origin=not item.parents,
             )
             report(Progress(0, needed, ()))
             brought = self._broadcast(item, manifest, staging, cancel, report)
@@ -192,7 +214,12 @@ class Stager:
                 patience_seconds=self._settings.patience_seconds,
             )
             result = Fetch(
-                staging.builder, sources, policy=policy, cancel=cancel, progress=report
+                staging.builder,
+                sources,
+                policy=policy,
+                cancel=cancel,
+                progress=report,
+                throttle=self._throttle,
             ).run()
             staging.commit()  # leaving the context without this gives the memory back
         for name, nbytes in result.by_source:
@@ -226,14 +253,13 @@ class Stager:
         came = ByteCounter(lambda nbytes: report(Progress(nbytes, staging.needed_nbytes, ())))
         source = partial(self._sources.open, item.uri, item.namespace)
         return self._broadcasts.bring(
-            BroadcastTask(job, plan, staging.builder, source, cancel, came)
+            BroadcastTask(job, plan, staging.builder, source, self._reads, cancel, came)
         )
 
     def _origin(self, item: StageItem, manifest: Manifest) -> OriginSource:
         workers = self._settings.origin_workers or os.cpu_count()
-        return OriginSource(
-            item.uri, lambda: self._sources.open(item.uri, item.namespace), manifest, workers
-        )
+        opened = partial(self._sources.open, item.uri, item.namespace)
+        return OriginSource(item.uri, opened, manifest, workers, self._reads)
 
     def _manifest(
         self, item: StageItem, peers: list[PeerClient], cancel: threading.Event
@@ -243,8 +269,7 @@ class Stager:
         """
         manifest = self._kept.get(item.digest) or self._manifest_of_peers(item, peers, cancel)
         if manifest is None:
-            with self._sources.open(item.uri, item.namespace) as source:
-                manifest = resolve(source, item.model, item.version, limits=Limits(cancel))
+            manifest = self._manifest_of_source(item, cancel)
             _check_digest(manifest, item.digest, item.uri)
         self._kept.put(manifest)
         return manifest
@@ -252,8 +277,11 @@ class Stager:
     def _manifest_of_peers(
         self, item: StageItem, peers: list[PeerClient], cancel: threading.Event
     ) -> Manifest | None:
-        """Parents are asked until they know the version, but not longer than our patience lasts."""
-        patient_until = time.monotonic() + self._settings.patience_seconds
+        """Parents are asked until they know the version, but not longer than our patience lasts;
+        without parents it is this node that is to read the source, so others are asked once.
+        """
+        patience_seconds = self._settings.patience_seconds if item.parents else 0.0
+        patient_until = time.monotonic() + patience_seconds
         hopeful = list(peers)
         while hopeful:
             for client in list(hopeful):
@@ -297,14 +325,19 @@ class Stager:
         """In a thread: what a source holds; its content is held against the digest that it must
         have.
         """
-        limits = Limits(off)
-        limits.check()
-        with self._sources.open(item.uri, item.namespace) as source:
-            manifest = resolve(source, item.model, item.version, limits=limits)
+        manifest = self._manifest_of_source(item, off)
         if item.digest:
             _check_digest(manifest, item.digest, item.uri)
         self._kept.put(manifest)
         return manifest
+
+    def _manifest_of_source(self, item: StageItem | ResolveItem, stop: threading.Event) -> Manifest:
+        return self._reads.read(
+            item.uri,
+            partial(self._sources.open, item.uri, item.namespace),
+            lambda source, limits: resolve(source, item.model, item.version, limits=limits),
+            stop,
+        )
 
     def _tell_from_thread(self, message: Message) -> None:
         asyncio.run_coroutine_threadsafe(_as_coroutine(self._tell(message)), self._loop)

@@ -19,9 +19,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-import time
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Literal, Self
@@ -34,12 +33,10 @@ from hotweights_planner.compaction import Compaction, relocated
 from hotweights_planner.layout import Place
 from hotweights_planner.manifest import Manifest
 from hotweights_storage.capacity import available_nbytes
-from hotweights_storage.errors import Cancelled, NoCapacity, TransferError
+from hotweights_storage.errors import NoCapacity, TransferError
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.slab import Slab
 from hotweights_transports.peers.base import ChunkProvider, Lease, Pending
-
-TICK_SECONDS = 0.2  # how late a cancellation is noticed while a version waits for its turn
 
 Phase = Literal["Fetching", "Staged"]
 
@@ -85,7 +82,6 @@ class Store(ChunkProvider):
         self,
         *,
         reserve_nbytes: int = 0,
-        stagings_at_once: int = 1,
         available: Callable[[], int] = available_nbytes,
         keeper: KeptMemory | None = None,
     ) -> None:
@@ -95,7 +91,6 @@ class Store(ChunkProvider):
         self._keeper = keeper or KeptMemory(None)
         self._reserve_nbytes = reserve_nbytes
         self._available = available
-        self._places = threading.Semaphore(stagings_at_once)
         self._beginning = threading.Lock()
         self._changed = threading.Condition()
         self._held: dict[str, Held] = {}
@@ -103,24 +98,6 @@ class Store(ChunkProvider):
             str, Held
         ] = {}  # given up, the oldest first; of use until memory is short
         self._freeing = Freeing()
-
-    @contextlib.contextmanager
-    def turn(self, cancel: threading.Event, deadline: float | None = None) -> Iterator[None]:
-        """Wait until one of the places for staging is free, and keep it. ``deadline`` is
-        `time.monotonic`'s. Raises `Cancelled`, also when that passes.
-        """
-        while not self._places.acquire(timeout=TICK_SECONDS):
-            if cancel.is_set():
-                raise Cancelled("cancelled while it waited for its turn")
-            if deadline is not None and time.monotonic() > deadline:
-                raise Cancelled(
-                    "its turn did not come in time; stage fewer versions at once",
-                    Reason.DEADLINE_EXCEEDED,
-                )
-        try:
-            yield
-        finally:
-            self._places.release()
 
     def begin(self, manifest: Manifest) -> StagingVersion:
         """Make room for a version and take its known chunks over; a version that was given up goes

@@ -20,6 +20,7 @@ Every call ends in bounded time. What an implementation may raise:
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, get_type_hints
@@ -29,6 +30,8 @@ from pydantic import TypeAdapter, ValidationError
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
 from hotweights_coordinator.state.state import CoordinatorState
+
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)  # Linux has it
 
 
 class BackendError(HotweightsError):
@@ -47,6 +50,14 @@ class Unavailable(BackendError):
     """The store does not answer; what was being written may or may not be there."""
 
 
+def lease_clock() -> float:
+    """Seconds of the clock that leases are counted by. It never jumps, and goes on while the machine
+    is suspended (CLOCK_BOOTTIME, clock_gettime(2)), which `time.monotonic` does not; where there is
+    none, it is that one.
+    """
+    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """Who leads. ``fence`` grows with every take-over; ``leader`` is the endpoint that clients go
@@ -57,9 +68,12 @@ class Lease:
     fence: int
     leader: str
     until: float
-    """`time.monotonic` until which its holder may act on it: earlier than the store's own end of
-    it.
-    """
+    """`lease_clock` until which its holder may act on it: earlier than the store's own end of it."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is ours, and still is."""
+        return self.mine and lease_clock() < self.until
 
 
 class Backend(Protocol):

@@ -6,8 +6,8 @@ promises:
 * A write counts if, and only if, the lease in Redis still carries this process's fence
   (``redis_scripts``). No clock decides that; the clock here keeps a leader from *answering* after
   its time.
-* The lease's time is counted from the moment the request for it was sent, by a monotonic clock,
-  less a margin: this process stops calling itself leader before Redis does, however long the answer
+* The lease's time is counted from the moment the request for it was sent, by a clock that
+  never jumps and goes on while the machine is suspended, less a margin: this process stops calling itself leader before Redis does, however long the answer
   took.
 * A write without an answer leaves the outcome open. It is settled before the next one: ``load``
   takes a new revision, which voids whatever is still on its way, and gives what holds.
@@ -18,13 +18,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 from hotweights_coordinator.backends import redis_scripts as scripts
-from hotweights_coordinator.backends.base import Fenced, Lease, Unavailable
+from hotweights_coordinator.backends.base import Fenced, Lease, Unavailable, lease_clock
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class RedisStore:
         url: str,
         cluster: str,
         lease_seconds: float,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = lease_clock,
     ) -> None:
         """Raises ValueError for a URL that is none. Connects to nothing yet."""
         from redis.asyncio import Redis

@@ -108,7 +108,7 @@ class Server:
 
     @property
     def leads(self) -> bool:
-        return self._lease.mine and time.monotonic() < self._lease.until
+        return self._lease.is_held
 
     async def start(self) -> None:
         """Look whether the backend is there, and lead if nobody does. Raises `CallRefused`."""

@@ -303,6 +303,9 @@ async def test_the_driver_counts_a_defect_names_it_once_and_goes_on(
         def stage(self, found: StageItem) -> None:
             self.staged.append(found)
 
+        def prefer(self, _: object) -> None:
+            pass
+
     metrics, parts = Metrics(), Parts()
     memory = StateFile(tmp_path / "pods.json")
     seconds = itertools.count()

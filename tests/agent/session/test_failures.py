@@ -111,6 +111,53 @@ def test_no_answer_is_given_up_like_a_refusal(serving: World) -> None:
     assert (found.step, found.reason) == ("Commit", "CommitTimeout")
 
 
+def test_a_slow_prepare_costs_the_attempt_and_no_readiness() -> None:
+    """Three pods serve what they are assigned; none of their ranks ever ends its prepare."""
+    world = World()
+    uids = ("a", "b", "c")
+    world.assign([pod(uid, version=1) for uid in uids], ITEMS)
+    for uid in uids:
+        world.boot(uid, world_size=2)
+    world.settle(4)
+    told = len(world.log)
+    world.assign([pod(uid, version=1, token=2, prepare=2) for uid in uids], ITEMS)
+    for _ in range(40):  # three tries of 600 s
+        world.pass_time(50)
+        assert [world.pod_status[uid].gate for uid in uids] == [True] * 3
+    assert not [e for e in world.log[told:] if isinstance(e, fx.Close)]
+    for uid in uids:
+        found = engine_of(world, uid)
+        assert (found.digest, found.reason) == (digest(1), "PrepareTimeout")
+        assert found.failed is not None
+        assert found.failed.reason == "PrepareTimeout"
+    prepares = [e for e in world.log[told:] if isinstance(e, fx.SendPrepare)]
+    assert len(prepares) == 3 * 2 * len(uids), "three tries of each rank"
+
+
+def test_a_late_answer_counts_for_nothing_and_the_next_try_does(serving: World) -> None:
+    serving.assign([pod(version=1, token=2, prepare=2)], ITEMS)
+    serving.finish_stage(digest(2))
+    serving.pass_time(601)
+    serving.read("a")  # the late answer
+    assert engine_of(serving).prepared == ""
+    serving.settle(4)
+    assert (engine_of(serving).prepared, engine_of(serving).failed) == (digest(2), None)
+
+
+def test_a_rank_that_hangs_in_one_version_is_asked_for_the_way_back_all_the_same(
+    serving: World,
+) -> None:
+    serving.assign([pod(version=1, token=2, prepare=2)], ITEMS)
+    serving.finish_stage(digest(2))
+    serving.assign([pod(version=1, token=3, prepare=3)], ITEMS)
+    serving.finish_stage(digest(3))
+    for _ in range(60):
+        serving.pass_time(50)
+    found = engine_of(serving).failed
+    assert found is not None
+    assert (found.digest, found.reason) == (digest(3), "PrepareTimeout")
+
+
 def test_it_is_kept_when_something_else_is_told_until_that_version_is_prepared(
     serving: World,
 ) -> None:

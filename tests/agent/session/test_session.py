@@ -244,6 +244,25 @@ def test_versions_in_no_list_are_released_when_no_engine_takes_them_any_more(
     assert serving.staged == {digest(1)}
 
 
+def test_what_pods_wait_for_at_boot_comes_before_all_else(world: World) -> None:
+    """A pod that serves, one that boots, one that is yet to come; and what is to be prepared."""
+    world.assign([pod("a", version=1)], [item(1)])
+    world.boot("a")
+    world.settle(4)
+    assert [e.digests for e in world.log if isinstance(e, fx.Prefer)] == [{digest(1)}, frozenset()]
+    told = len(world.log)
+    items = [item(n) for n in (1, 2, 3, 4)]
+    world.assign([pod("a", version=1, token=2, prepare=4), pod("b", version=2)], items)
+    order = [e for e in world.log[told:] if isinstance(e, fx.Prefer | fx.Stage)]
+    assert order[0] == fx.Prefer(frozenset({digest(2)}))
+    assert {e.item.digest for e in order[1:] if isinstance(e, fx.Stage)} == set(
+        map(digest, (2, 3, 4))
+    )
+    world.boot("c")
+    world.assign([pod("a", version=1, token=2), pod("c", version=3)], items)
+    assert [e.digests for e in world.log if isinstance(e, fx.Prefer)][-1] == {digest(3)}
+
+
 def test_staging_is_tried_again_until_its_timeout(world: World) -> None:
     world.assign([], [item(1, timeout_seconds=100)])
     tries = 0

@@ -22,6 +22,7 @@ from hotweights_common.backoff import Backoff
 from hotweights_storage.errors import Cancelled, NoCapacity
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import PeerClient, PeerCorrupt, PeerServer, PeerTimeout, Want
+from hotweights_transports.peers.rate_limiter import RateLimiter
 from hotweights_transports.peers.stream import address as addresses
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from
@@ -164,6 +165,57 @@ def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
     ) as caught:
         fetch(store, version, source, policy=FetchPolicy(deadline_seconds=0.2))
     assert caught.value.reason == "StageTimeout"
+
+
+def test_a_parent_that_is_too_slow_for_the_deadline_is_replaced(
+    store: Store, version: Checkpoint, table: Table
+) -> None:
+    """It would take 5 s of 2."""
+    slow = table(version.data, "slow", before=lambda want: time.sleep(0.05))
+    quick = table(version.data, "quick")
+    policy = FetchPolicy(deadline_seconds=2.0, rate_seconds=0.15)
+    found = dict(fetch(store, version, slow, quick, policy=policy).by_source)
+    assert found["quick"] > version.nbytes / 2
+    assert found["slow"] > 0
+
+
+def test_one_that_is_in_time_or_the_last_is_kept(
+    store: Store, version: Checkpoint, table: Table
+) -> None:
+    slow = table(version.data, "slow", before=lambda want: time.sleep(0.004))
+    quick = table(version.data, "quick")
+    policy = FetchPolicy(deadline_seconds=60.0, rate_seconds=0.1)
+    found = dict(fetch(store, version, slow, quick, policy=policy).by_source)
+    assert found == {"slow": version.nbytes, "quick": 0}
+    store.release(version.manifest.digest)
+    last = table(version.data, "last", before=lambda want: time.sleep(0.05))
+    with pytest.raises(FetchFailed, match="bytes came within"):
+        fetch(store, version, last, policy=FetchPolicy(deadline_seconds=0.5, rate_seconds=0.1))
+    assert last.calls == 1
+
+
+def test_all_fetches_of_a_node_share_its_limit(
+    store: Store, checkpoint: Callable[..., Checkpoint], table: Table
+) -> None:
+    """Two versions of 96 pages at once, and 192 pages take a second."""
+    versions = [checkpoint("v1", tuple(range(24))), checkpoint("v2", tuple(range(30, 54)))]
+    throttle = RateLimiter(2 * versions[0].nbytes)
+    policy = FetchPolicy(deadline_seconds=10)
+    threads = [
+        threading.Thread(
+            target=fetch,
+            args=(store, version, table(version.data)),
+            kwargs={"policy": policy, "throttle": throttle},
+        )
+        for version in versions
+    ]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [version.phase for version in store.versions()] == ["Staged", "Staged"]
+    assert time.monotonic() - began > 0.8
 
 
 def test_progress_is_told(store: Store, version: Checkpoint, table: Table) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -283,19 +282,6 @@ def test_release_of_what_is_not_staged(store: Store, old: Checkpoint) -> None:
     assert not store.release(old.manifest.digest)
     with store.begin(old.manifest):
         assert not store.release(old.manifest.digest)
-
-
-def test_turns_are_limited_and_can_be_cancelled(store: Store) -> None:
-    cancel = threading.Event()
-    with store.turn(cancel):
-        threading.Timer(0.05, cancel.set).start()
-        with pytest.raises(Cancelled, match="waited for its turn"), store.turn(cancel):
-            pass
-        with pytest.raises(Cancelled) as caught, store.turn(threading.Event(), time.monotonic()):
-            pass
-        assert caught.value.reason == "DeadlineExceeded"
-    with store.turn(threading.Event()):
-        pass
 
 
 def test_room() -> None:

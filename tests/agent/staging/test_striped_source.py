@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from hotweights_transports.peers.base import (
     Deliver,
     Missing,
     PeerClient,
+    PeerCorrupt,
     PeerMissing,
     PeerServer,
     PeerTimeout,
@@ -145,6 +147,65 @@ def test_nothing_is_lost_whatever_donors_do(donors: list[tuple[int, set[int]]]) 
     assert got.isdisjoint(gap.want.blake3 for gap in missing)
     if any(dies > 60 and not lacks for dies, lacks in donors):
         assert len(got) == len(WANTS)
+
+
+def test_what_a_slow_donor_owes_comes_from_a_quick_one() -> None:
+    """The slow one gives one chunk and then hangs on its window until it is called off."""
+
+    class Slow(Donor):
+        def fetch_chunks(
+            self,
+            digest: str,
+            wanted: Iterable[Want],
+            deliver: Deliver,
+            *,
+            cancel: threading.Event | None = None,
+        ) -> list[Missing]:
+            stream = iter(wanted)
+            window = [next(stream) for _ in range(20)]
+            owing.set()
+            deliver(window[0], memoryview(b"x"))
+            self.gave.append(window[0].blake3)
+            assert cancel is not None
+            assert cancel.wait(30), "nobody called it off"
+            return []
+
+    class Quick(Donor):
+        def fetch_chunks(self, *args: Any, **kwargs: Any) -> list[Missing]:
+            owing.wait(30)
+            return super().fetch_chunks(*args, **kwargs)
+
+    owing = threading.Event()
+    slow, quick = Slow("slow"), Quick("quick")
+    got, missing = fetched([slow, quick])
+    assert (len(got), missing) == (len(WANTS), [])
+    assert len(quick.gave) == len(WANTS) - 1
+
+
+def _noting(got: list[Want]) -> Deliver:
+    return lambda want, _: got.append(want)
+
+
+def test_a_donor_that_lied_is_not_asked_again() -> None:
+    class Liar(Donor):
+        def fetch_chunks(self, *args: Any, **kwargs: Any) -> list[Missing]:
+            asked.append(self.address)
+            want = next(iter(args[1]), None)
+            if want is None:
+                return []
+            raise PeerCorrupt(self.address, f"chunk {want.blake3} is another one")
+
+    asked: list[str] = []
+    source = StripedSource([Liar("liar"), Donor("honest")], "sha256:x")
+    for _ in range(3):
+        got: list[Want] = []
+        missing = source.fetch(iter(WANTS), _noting(got), threading.Event())
+        assert (len(got), missing) == (len(WANTS), [])
+    assert asked.count("liar") == 1
+    alone = StripedSource([Liar("a"), Liar("b")], "sha256:x")
+    for _ in range(2):
+        with pytest.raises(PeerCorrupt):
+            alone.fetch(iter(WANTS), lambda want, _: None, threading.Event())
 
 
 def test_real_donors_share_a_version(

@@ -4,12 +4,14 @@ read.
 
 from __future__ import annotations
 
+import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hotweights.worker.allowed_sources import may_read, sources
+from hotweights.worker.allowed_sources import Readable, may_read, sources
 from hotweights.worker.assignments import Assignment, Member, Version, spec_of, worker_status
 from hotweights.worker.auth import LocalEngineAuthenticator, PeerSecret, engine_token, peer_secret
 from hotweights.worker.peers import PeerSelection
@@ -17,6 +19,7 @@ from hotweights_agent.engines.socket_auth import Unauthenticated
 from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_crds.nodeweights import EngineStatus, GivenUp, NodeWeightsStatus, StagedVersion
 from hotweights_storage.errors import SourceRefused
+from hotweights_storage.sources.base import Source, Sources
 
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 
@@ -198,3 +201,35 @@ def test_only_what_lies_below_the_roots_is_read(tmp_path: Path) -> None:
         allowed.open(outside.as_uri(), "")
     (inside / "way-out").symlink_to(outside)
     assert not may_read(allowed, f"{inside.as_uri()}/way-out")
+
+
+async def test_a_source_that_does_not_answer_keeps_no_heartbeat_waiting(tmp_path: Path) -> None:
+    """A FIFO that nobody writes to hangs in the kernel as a hard mount does."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    asked = 0
+
+    class Mount:
+        def open(self, uri: str, namespace: str) -> Source:
+            nonlocal asked
+            asked += 1
+            os.close(os.open(fifo, os.O_RDONLY))
+            raise SourceRefused("it leads out of its root")
+
+    readable = Readable(Sources({"nfs": Mount()}), wait_seconds=0.1)
+    async with asyncio.timeout(5):
+        for _ in range(20):
+            assert await readable.may("nfs://v"), "one that is merely not there may be read"
+    assert asked == 1, "and no threads pile up"
+    os.close(os.open(fifo, os.O_RDWR))
+    async with asyncio.timeout(5):
+        await readable._asked["nfs://v"]
+    assert not await readable.may("nfs://v")
+
+
+async def test_whether_a_source_may_be_read_is_known_at_once_where_it_answers(
+    tmp_path: Path,
+) -> None:
+    readable = Readable(sources([tmp_path]), wait_seconds=5.0)
+    assert await readable.may(tmp_path.as_uri())
+    assert not await readable.may("file:///etc")

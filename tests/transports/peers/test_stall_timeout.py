@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,6 +29,17 @@ def test_silence(patience: StallTimeout) -> None:
     patience.check(13.9)
     with pytest.raises(PeerTimeout, match="not a byte for 10 s"):
         patience.check(14.1)
+
+
+def test_what_we_take_long_with_ourselves_is_not_its_rate(patience: StallTimeout) -> None:
+    """A chunk of 4 MB in a second, and nine seconds until our own limit lets the next one in."""
+    slow = StallTimeout("tcp://a:1", dataclasses.replace(LIMITS, floor_bytes_per_second=10**6), 0.0)
+    for second in range(0, 60, 10):
+        for one in (patience, slow):
+            one.received(4_000_000, second + 1.0)
+            one.kept_waiting(9.0)
+            one.answered(second + 10.0)
+            one.check(second + 10.0)
 
 
 def test_a_peer_that_only_says_that_it_lives_stalls(patience: StallTimeout) -> None:

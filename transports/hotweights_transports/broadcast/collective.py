@@ -15,7 +15,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from hotweights_planner.manifest import Chunk
@@ -23,6 +23,7 @@ from hotweights_planner.plan import Item, PlanBucket
 from hotweights_storage.errors import ChecksumMismatch
 from hotweights_storage.image import ImageBuilder
 from hotweights_storage.reader import Limits, read_chunks
+from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Source
 from hotweights_transports.broadcast.hydra import MpiFailed
 from hotweights_transports.broadcast.leader import GroupLeader
@@ -45,8 +46,12 @@ class Cargo:
     kept: Kept
     source: Callable[[], Source]
     """Opened by rank 0 alone."""
-    limits: Limits | None = None
-    """When rank 0 stops reading."""
+    uri: str = "the source"
+    """Its name in errors."""
+    reads: SourceReads = field(default_factory=SourceReads)
+    """How rank 0 reads it."""
+    stop: threading.Event | None = None
+    """Set when rank 0 is to stop reading."""
 
 
 def bring(group: GroupLeader | GroupMember, cargo: Cargo, stall_seconds: float) -> str:
@@ -55,11 +60,17 @@ def bring(group: GroupLeader | GroupMember, cargo: Cargo, stall_seconds: float) 
     """
     if isinstance(group, GroupMember):
         return receive(group, cargo, stall_seconds)
-    with cargo.source() as source:
-        return send(group, cargo, source, stall_seconds)
+    return cargo.reads.read(
+        cargo.uri,
+        cargo.source,
+        lambda source, limits: send(group, cargo, source, limits, stall_seconds),
+        cargo.stop,
+    )
 
 
-def send(lead: GroupLeader, cargo: Cargo, source: Source, stall_seconds: float) -> str:
+def send(
+    lead: GroupLeader, cargo: Cargo, source: Source, limits: Limits, stall_seconds: float
+) -> str:
     """Rank 0's part: read everything once, and send it along for as long as the others can hear it.
     Returns why they could not hear all of it, or ''. Raises what the source does, and
     `ChecksumMismatch` before a wrong chunk is sent; then the collective is over for all. Called in
@@ -74,7 +85,7 @@ def send(lead: GroupLeader, cargo: Cargo, source: Source, stall_seconds: float) 
             source,
             slots.pieces(),
             lambda piece, data: slots.take(piece, data, parts),
-            limits=cargo.limits,
+            limits=limits,
             failing=lambda _: slots.fail("gone"),
         )
         slots.send_slot()
@@ -179,12 +190,16 @@ class _ChunkAssembler:
             self._keep(chunk, view)
 
     def take_or_leave(self, item: Item, bucket: memoryview) -> None:
-        """An item of a bucket; one that is wrong stays missing."""
-        with bucket[item.offset : item.offset + item.nbytes] as data:
-            try:
-                self.take(item, data)
-            except ChecksumMismatch:
-                self.wrong += 1
+        """An item of a bucket; one that is wrong stays missing. It is copied first: the rank's
+        process shares the slot, and could write to it between the hash and the image.
+        """
+        if self._builder.has(item.chunk.blake3):
+            return
+        data = bytes(bucket[item.offset : item.offset + item.nbytes])
+        try:
+            self.take(item, memoryview(data))
+        except ChecksumMismatch:
+            self.wrong += 1
 
     def _keep(self, chunk: Chunk, data: memoryview) -> None:
         if self._builder.put(chunk.blake3, data, self._source):

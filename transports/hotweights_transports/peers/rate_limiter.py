@@ -1,5 +1,5 @@
-"""A bandwidth limit shared by all connections of a server: a bucket of bytes that refills with
-time.
+"""A bandwidth limit shared by all connections of a server, or by all fetches of a node: a bucket of
+bytes that refills with time.
 
 The arithmetic is pure (times are passed in); who must wait sleeps outside of the lock, in its own
 thread.

@@ -38,6 +38,10 @@ class StallTimeout:
         self._heard = self._window_began = now
         self._window_nbytes = 0
 
+    def kept_waiting(self, seconds: float) -> None:
+        """We took so long ourselves with what it sent: that is not its rate."""
+        self._window_began += seconds
+
     def answered(self, now: float) -> None:
         """A chunk was verified, or said to be missing."""
         self._heard = self._verified = now

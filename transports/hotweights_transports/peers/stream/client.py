@@ -356,10 +356,12 @@ class _Pull:
             self._buffer = bytearray(nbytes)
         with memoryview(self._buffer)[:nbytes] as data:
             self._wire.receive_chunk(data, self._tick)
+            came_at = time.monotonic()
             try:
                 self._feed.deliver(want, data)
             except ChecksumMismatch as error:
                 raise PeerCorrupt(self._address, str(error)) from error
+            self._patience.kept_waiting(time.monotonic() - came_at)
 
 
 def _connect(address: str, endpoint: tuple[str, int], timeout_seconds: float) -> socket.socket:

@@ -1,0 +1,163 @@
+"""Sources whose calls hang: whoever asked goes on, and the process can end. A FIFO that nobody writes
+to hangs in the kernel as a hard mount does.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from hotweights_storage import source_reads
+from hotweights_storage.errors import Cancelled, SourceUnavailable
+from hotweights_storage.reader import Limits
+from hotweights_storage.source_reads import SourceReads
+from hotweights_storage.sources.base import Source
+from hotweights_storage.sources.file import FileSource
+
+URI = "file:///models/v1"
+
+
+@pytest.fixture
+def fifo(tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    yield path
+    answer(path)
+
+
+def answer(path: Path) -> None:
+    """The file server is back: whoever hangs in opening goes on, and finds a folder without files."""
+    os.close(os.open(path, os.O_RDWR))
+
+
+def hanging(path: Path) -> Callable[[], Source]:
+    def opened() -> Source:
+        os.close(os.open(path, os.O_RDONLY))
+        return FileSource(URI, lambda _name, flags: os.open(path.parent, flags))
+
+    return opened
+
+
+def names(source: Source, _limits: Limits) -> list[str]:
+    return sorted(source.files())
+
+
+def test_a_call_that_hangs_is_named_left_behind_and_counted(fifo: Path) -> None:
+    reads = SourceReads(stall_seconds=0.2)
+    with pytest.raises(SourceUnavailable, match="opening file:///models/v1 has not") as caught:
+        reads.read(URI, hanging(fifo), names)
+    assert (caught.value.reason, reads.stuck) == ("SourceStalled", 1)
+
+
+def test_a_source_that_holds_some_is_refused_at_once_until_one_returns(fifo: Path) -> None:
+    reads = SourceReads(stall_seconds=0.2)
+    for _ in range(source_reads.MAX_STUCK):
+        with pytest.raises(SourceUnavailable, match="opening"):
+            reads.read(URI, hanging(fifo), names)
+    asked: list[str] = []
+
+    def opened() -> Source:
+        asked.append("again")
+        return hanging(fifo)()
+
+    with pytest.raises(SourceUnavailable, match="2 readings of it hang"):
+        reads.read(URI, opened, names)
+    assert not asked
+    assert reads.read("file:///models/v2", lambda: FileSource(URI, _nothing), _uri) == URI
+    answer(fifo)
+    for thread in threading.enumerate():
+        if thread.name == f"source {URI}":
+            thread.join(5)
+    assert reads.stuck == 0
+    answering = threading.Timer(0.05, answer, [fifo])
+    answering.start()
+    assert SourceReads(stall_seconds=5.0).read(URI, hanging(fifo), names) == []
+    answering.join()
+
+
+def test_one_that_nobody_wants_any_more_is_left_behind_soon(
+    fifo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_reads, "CALL_OFF_SECONDS", 0.1)
+    reads, stop = SourceReads(), threading.Event()
+    stopping = threading.Timer(0.1, stop.set)
+    stopping.start()
+    with pytest.raises(Cancelled, match="while a call of it hung"):
+        reads.read(URI, hanging(fifo), names, stop)
+    assert reads.stuck == 1
+    stopping.join()
+
+
+def test_what_is_called_off_makes_no_further_call() -> None:
+    stop, calls = threading.Event(), 0
+
+    class Counting(FileSource):
+        def files(self) -> dict[str, int]:
+            nonlocal calls
+            calls += 1
+            stop.set()
+            return {}
+
+    def use(source: Source, _limits: Limits) -> None:
+        for _ in range(2):
+            source.files()
+
+    with pytest.raises(Cancelled, match="cancelled before listing"):
+        SourceReads().read(URI, lambda: Counting(URI, _nothing), use, stop)
+    assert calls == 1
+    with pytest.raises(Cancelled):
+        SourceReads().read(URI, lambda: Counting(URI, _nothing), use, stop)
+    assert calls == 1
+
+
+def test_a_call_that_returns_too_late_gives_nothing_to_anybody(fifo: Path) -> None:
+    used: list[object] = []
+    reads = SourceReads(stall_seconds=0.2)
+
+    class Slow(FileSource):
+        def files(self) -> dict[str, int]:
+            os.close(os.open(fifo, os.O_RDONLY))
+            return {}
+
+    with pytest.raises(SourceUnavailable, match="listing its files"):
+        reads.read(URI, lambda: Slow(URI, _nothing), lambda source, _: used.append(source.files()))
+    answer(fifo)
+    for thread in threading.enumerate():
+        if thread.name == f"source {URI}":
+            thread.join(5)
+    assert (used, reads.stuck) == ([], 0)
+
+
+def test_what_the_reading_raises_is_raised() -> None:
+    def use(_source: Source, _limits: Limits) -> None:
+        raise SourceUnavailable("the disk is gone")
+
+    with pytest.raises(SourceUnavailable, match="the disk is gone"):
+        SourceReads().read(URI, lambda: FileSource(URI, _nothing), use)
+
+
+def test_a_process_with_a_hanging_call_ends(fifo: Path) -> None:
+    program = (
+        "import os, sys; from hotweights_storage.source_reads import SourceReads\n"
+        "from hotweights_storage.errors import SourceUnavailable\n"
+        "try: SourceReads(0.1).read('file:///v', lambda: os.open(sys.argv[1], os.O_RDONLY), None)\n"
+        "except SourceUnavailable as error: print(error.reason)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(fifo)], capture_output=True, text=True, timeout=30
+    )
+    assert (ended.stdout.strip(), ended.returncode) == ("SourceStalled", 0)
+
+
+def _nothing(_name: str, _flags: int) -> int:
+    raise FileNotFoundError
+
+
+def _uri(source: Source, _limits: Limits) -> str:
+    return source.uri
