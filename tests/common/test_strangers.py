@@ -1,0 +1,75 @@
+"""Who gives way when too many connect that have not proved who they are."""
+
+from __future__ import annotations
+
+from itertools import count
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotweights_common.strangers import REFUSAL_SECONDS, REFUSALS_AT_ONCE, Strangers
+
+
+def test_an_owner_takes_its_own_places_before_it_takes_others() -> None:
+    strangers = Strangers[int](most=4, most_of_owner=2)
+    assert [strangers.admit(n, "loud", 0.0) for n in range(3)] == [
+        (True, None),
+        (True, None),
+        (True, 0),
+    ]
+    assert strangers.admit(10, "quiet", 0.0) == (True, None)
+    assert strangers.admit(11, "other", 0.0) == (True, None)
+    assert strangers.admit(12, "another", 0.0) == (True, 1), "the oldest of the loudest"
+
+
+def test_whose_token_is_being_reviewed_stays() -> None:
+    strangers = Strangers[int](most=2, most_of_owner=2)
+    strangers.admit(1, "a", 0.0)
+    strangers.admit(2, "a", 0.0)
+    strangers.said_hello(1)
+    assert strangers.admit(3, "a", 0.0) == (True, 2)
+    strangers.said_hello(3)
+    assert strangers.admit(4, "a", 0.0) == (False, None)
+    strangers.refused(1, 0.0)
+    assert strangers.admit(4, "a", 0.0) == (True, 1), "it was reviewed"
+    strangers.leave(3)
+    assert strangers.admit(5, "a", 0.0) == (True, None)
+
+
+def test_an_owner_whose_tokens_are_refused_again_and_again_waits() -> None:
+    strangers = Strangers[int](most=4, most_of_owner=4)
+    numbers = count()
+
+    def knocks(owner: str, now: float) -> bool:
+        number = next(numbers)
+        stays, _ = strangers.admit(number, owner, now)
+        strangers.refused(number, now)
+        strangers.leave(number)
+        return stays
+
+    assert sum(knocks("stranger", 0.0) for _ in range(100)) == REFUSALS_AT_ONCE
+    assert knocks("agent", 0.0)
+    # from then on one for each time that a refusal is held against it
+    assert sum(knocks("stranger", 0.1 * n * REFUSAL_SECONDS) for n in range(1, 101)) == 10
+
+
+@given(
+    most=st.integers(1, 6),
+    most_of_owner=st.integers(1, 6),
+    steps=st.lists(st.tuples(st.sampled_from("abc"), st.booleans()), max_size=60),
+)
+def test_there_are_never_more_than_there_may_be(
+    most: int, most_of_owner: int, steps: list[tuple[str, bool]]
+) -> None:
+    strangers = Strangers[int](most, most_of_owner)
+    here: dict[int, str] = {}
+    for number, (owner, says_hello) in enumerate(steps):
+        stays, leaves = strangers.admit(number, owner, 0.0)
+        if leaves is not None:
+            del here[leaves]
+        if stays:
+            here[number] = owner
+        if says_hello:
+            strangers.said_hello(number)
+        assert len(strangers) == len(here) <= most
+        assert all(list(here.values()).count(of) <= most_of_owner for of in "abc")
