@@ -37,14 +37,8 @@ class Strangers(Generic[Connection]):
     def __len__(self) -> int:
         return len(self._known)
 
-    def admit(
-        self, connection: Connection, owner: str, now: float
-    ) -> tuple[bool, Connection | None]:
-        """Whether it may stay, and who has to go for it; ``now`` is seconds of one monotonic
-        clock.
-        """
-        if self._refused_until.get(owner, now) > now + REFUSAL_SECONDS * (REFUSALS_AT_ONCE - 1):
-            return False, None
+    def admit(self, connection: Connection, owner: str) -> tuple[bool, Connection | None]:
+        """Whether it may stay, and who has to go for it."""
         owners = Counter(stranger.owner for stranger in self._known.values())
         leaves: Connection | None = None
         if owners[owner] >= self._most_of_owner:
@@ -72,8 +66,18 @@ class Strangers(Generic[Connection]):
         if connection in self._known:
             self._known[connection].in_review = True
 
+    def may_be_reviewed(self, connection: Connection, now: float) -> bool:
+        """Whether a token that nobody knows is worth a review: not where too many of its owner's
+        were refused. ``now`` is seconds of one monotonic clock.
+        """
+        stranger = self._known.get(connection)
+        if stranger is None:  # it had to go meanwhile
+            return False
+        until = self._refused_until.get(stranger.owner, now)
+        return until <= now + REFUSAL_SECONDS * (REFUSALS_AT_ONCE - 1)
+
     def refused(self, connection: Connection, now: float) -> None:
-        """Its token proves nothing."""
+        """Its token proves nothing; ``now`` as above."""
         stranger = self._known.get(connection)
         if stranger is None:
             return

@@ -12,28 +12,28 @@ from hotweights_common.strangers import REFUSAL_SECONDS, REFUSALS_AT_ONCE, Stran
 
 def test_an_owner_takes_its_own_places_before_it_takes_others() -> None:
     strangers = Strangers[int](most=4, most_of_owner=2)
-    assert [strangers.admit(n, "loud", 0.0) for n in range(3)] == [
+    assert [strangers.admit(n, "loud") for n in range(3)] == [
         (True, None),
         (True, None),
         (True, 0),
     ]
-    assert strangers.admit(10, "quiet", 0.0) == (True, None)
-    assert strangers.admit(11, "other", 0.0) == (True, None)
-    assert strangers.admit(12, "another", 0.0) == (True, 1), "the oldest of the loudest"
+    assert strangers.admit(10, "quiet") == (True, None)
+    assert strangers.admit(11, "other") == (True, None)
+    assert strangers.admit(12, "another") == (True, 1), "the oldest of the loudest"
 
 
 def test_whose_token_is_being_reviewed_stays() -> None:
     strangers = Strangers[int](most=2, most_of_owner=2)
-    strangers.admit(1, "a", 0.0)
-    strangers.admit(2, "a", 0.0)
+    strangers.admit(1, "a")
+    strangers.admit(2, "a")
     strangers.said_hello(1)
-    assert strangers.admit(3, "a", 0.0) == (True, 2)
+    assert strangers.admit(3, "a") == (True, 2)
     strangers.said_hello(3)
-    assert strangers.admit(4, "a", 0.0) == (False, None)
+    assert strangers.admit(4, "a") == (False, None)
     strangers.refused(1, 0.0)
-    assert strangers.admit(4, "a", 0.0) == (True, 1), "it was reviewed"
+    assert strangers.admit(4, "a") == (True, 1), "it was reviewed"
     strangers.leave(3)
-    assert strangers.admit(5, "a", 0.0) == (True, None)
+    assert strangers.admit(5, "a") == (True, None)
 
 
 def test_an_owner_whose_tokens_are_refused_again_and_again_waits() -> None:
@@ -42,13 +42,16 @@ def test_an_owner_whose_tokens_are_refused_again_and_again_waits() -> None:
 
     def knocks(owner: str, now: float) -> bool:
         number = next(numbers)
-        stays, _ = strangers.admit(number, owner, now)
-        strangers.refused(number, now)
+        strangers.admit(number, owner)
+        is_reviewed = strangers.may_be_reviewed(number, now)
+        if is_reviewed:
+            strangers.refused(number, now)
         strangers.leave(number)
-        return stays
+        return is_reviewed
 
     assert sum(knocks("stranger", 0.0) for _ in range(100)) == REFUSALS_AT_ONCE
     assert knocks("agent", 0.0)
+    assert not strangers.may_be_reviewed(-1, 0.0), "it has left already"
     # from then on one for each time that a refusal is held against it
     assert sum(knocks("stranger", 0.1 * n * REFUSAL_SECONDS) for n in range(1, 101)) == 10
 
@@ -64,7 +67,7 @@ def test_there_are_never_more_than_there_may_be(
     strangers = Strangers[int](most, most_of_owner)
     here: dict[int, str] = {}
     for number, (owner, says_hello) in enumerate(steps):
-        stays, leaves = strangers.admit(number, owner, 0.0)
+        stays, leaves = strangers.admit(number, owner)
         if leaves is not None:
             del here[leaves]
         if stays:

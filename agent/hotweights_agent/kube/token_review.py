@@ -16,6 +16,7 @@ import concurrent.futures
 import hashlib
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ class TokenReviews:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._asking: dict[str, asyncio.Task[_Known]] = {}
         self._places = {is_known: asyncio.Semaphore(REVIEWS_AT_ONCE) for is_known in (False, True)}
-        self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE, clock())
+        self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE, time.monotonic())
 
     async def identity(self, token: str) -> Identity:
         """Who that is. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
@@ -139,7 +140,7 @@ class TokenReviews:
         )
 
     async def _turn_of_unknown(self) -> None:
-        wait = self._unknown.wait_seconds(self._clock())
+        wait = self._unknown.wait_seconds(time.monotonic())  # `clock` may jump
         if wait > UNKNOWN_WAIT_SECONDS:
             self._counted("deferred")
             raise AuthenticationUnavailable(

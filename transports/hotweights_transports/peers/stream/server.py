@@ -10,6 +10,7 @@ given a lease on.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import socket
 import threading
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 # for the acceptor, then for all connections together; what hangs longer is left to end by itself
 CLOSE_SECONDS = 5.0
+MAX_ACCEPTED = 1024  # tokens that are remembered by their hash; each is reviewed all the same
 
 
 class _Refused(Exception):
@@ -83,6 +85,7 @@ class StreamServer(PeerServer):
         self._lock = threading.Lock()  # of the three below
         self._threads: dict[Wire, threading.Thread] = {}
         self._strangers = Strangers[Wire](limits.max_handshakes, limits.max_handshakes_of_address)
+        self._accepted: dict[bytes, None] = {}  # sha256 of tokens, the longest unused first
         self._pullers: Counter[str] = Counter()  # connections by node; "" where it is not known
         self._listener = addresses.listen(host, port)
         self.address = addresses.form(host, self._listener.getsockname()[1], self.scheme)
@@ -134,7 +137,7 @@ class StreamServer(PeerServer):
                 sock.close()
                 return
             wire = self.wire_type(sock)
-            stays, leaves = self._strangers.admit(wire, host, time.monotonic())
+            stays, leaves = self._strangers.admit(wire, host)
             # without a word: what a stranger gets for nothing, many strangers get
             if leaves is not None:
                 leaves.hang_up()
@@ -194,7 +197,15 @@ class StreamServer(PeerServer):
                 Reason.PROTOCOL_UNSUPPORTED,
                 f"this peer speaks {list(frames.PROTOCOLS)}: upgrade the older agent",
             )
+        key = hashlib.sha256(hello.token.encode("utf-8", "surrogatepass")).digest()
         with self._lock:
+            # an agent that was let in is so again, whoever else comes from its address
+            if key not in self._accepted and not self._strangers.may_be_reviewed(
+                wire, time.monotonic()
+            ):
+                raise _Refused(
+                    Reason.BUSY, "too many tokens of this address were refused: try again"
+                )
             self._strangers.said_hello(wire)
         try:
             identity = self._authenticate(hello.token)
@@ -210,6 +221,11 @@ class StreamServer(PeerServer):
                 Reason.TOKEN_INVALID,
                 "the token proves no agent of this installation; no weights without one",
             )
+        with self._lock:
+            self._accepted.pop(key, None)
+            self._accepted[key] = None
+            if len(self._accepted) > MAX_ACCEPTED:
+                del self._accepted[next(iter(self._accepted))]
         return identity, max(common)
 
     def _promote(self, wire: Wire, identity: Identity) -> None:
