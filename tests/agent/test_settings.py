@@ -162,8 +162,8 @@ def test_connections_that_ask_nothing_give_way_to_the_kubelet() -> None:
     ]
     try:
         url = f"http://127.0.0.1:{endpoints.port}/healthz"
-        assert urllib.request.urlopen(url, timeout=1).status == 200
-        deadline = time.monotonic() + 1.0
+        assert urllib.request.urlopen(url, timeout=10).status == 200
+        deadline = time.monotonic() + 10.0
         while threading.active_count() > before + MAX_CONNECTIONS and time.monotonic() < deadline:
             time.sleep(0.01)
         assert threading.active_count() <= before + MAX_CONNECTIONS

@@ -1,12 +1,16 @@
-"""Who gives way when too many connect that have not proved who they are."""
+"""Who gives way when too many connect that have not proved who they are, and how much they have
+written about them.
+"""
 
 from __future__ import annotations
 
+import logging
 from itertools import count
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotweights_common.few_lines import FewLines
 from hotweights_common.strangers import REFUSAL_SECONDS, REFUSALS_AT_ONCE, Strangers
 
 
@@ -76,3 +80,22 @@ def test_there_are_never_more_than_there_may_be(
             strangers.said_hello(number)
         assert len(strangers) == len(here) <= most
         assert all(list(here.values()).count(of) <= most_of_owner for of in "abc")
+
+
+def test_of_each_kind_only_some_lines_a_minute() -> None:
+    now = 0.0
+    few = FewLines(most=2, seconds=60.0, clock=lambda: now)
+
+    def shown(text: str) -> str | None:
+        record = logging.LogRecord("x", logging.WARNING, "", 0, text, ("stranger",), None)
+        return record.getMessage() if few.filter(record) else None
+
+    assert [shown("%s knocks") for _ in range(4)] == [
+        "stranger knocks",
+        "stranger knocks (and no more of these for a while)",
+        None,
+        None,
+    ]
+    assert shown("%s is refused") == "stranger is refused"
+    now = 60.0
+    assert shown("%s knocks") == "stranger knocks"

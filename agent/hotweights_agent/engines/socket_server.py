@@ -33,11 +33,13 @@ from hotweights_agent.engines.socket_auth import (
 )
 from hotweights_agent.session.messages import Connected, Disconnected, FrameReceived, Message, Pod
 from hotweights_common.errors import HotweightsError
+from hotweights_common.few_lines import FewLines
 from hotweights_common.reasons import Reason
 from hotweights_common.strangers import Strangers
 from hotweights_transports.handoff import frames, sockets
 
 log = logging.getLogger(__name__)
+log.addFilter(FewLines())
 
 SOCKET_NAME = "agent.sock"
 CLOSE_SECONDS = 5.0  # then the process ends all the same, and the kernel closes what is left

@@ -24,12 +24,14 @@ from dataclasses import dataclass
 from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Unauthenticated
 from hotweights_agent.session.messages import Pod
 from hotweights_agent.session.retry import TokenBucket
+from hotweights_common.few_lines import FewLines
 from hotweights_common.reasons import Reason
 from hotweights_kube.errors import KubeError, TokenRefused
 from hotweights_kube.token_review import Identity
 from hotweights_transports.peers import base as peers
 
 log = logging.getLogger(__name__)
+log.addFilter(FewLines())
 
 MAX_TOKEN_CHARACTERS = 16 * 1024  # service-account tokens have a tenth of that
 MAX_CACHED = 2048  # the oldest answer goes; whoever asks again costs a review

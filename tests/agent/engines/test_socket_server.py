@@ -455,8 +455,8 @@ async def test_unknown_tokens_are_reviewed_only_so_fast_and_known_ones_need_not_
     reviews._review = refuse
     strangers = [asyncio.create_task(reviews.identity(f"random-{n}")) for n in range(1000)]
     await asyncio.sleep(0)
-    assert (await asyncio.wait_for(reviews.identity(TOKEN), 0.5)).pod_uid == "uid-1"
-    told = await asyncio.wait_for(asyncio.gather(*strangers[-1:], return_exceptions=True), 0.5)
+    assert (await asyncio.wait_for(reviews.identity(TOKEN), 10)).pod_uid == "uid-1"
+    told = await asyncio.wait_for(asyncio.gather(*strangers[-1:], return_exceptions=True), 10)
     assert isinstance(told[0], AuthenticationUnavailable), "it is told to come again"
     assert api.pending <= 258
     for task in strangers:

@@ -74,9 +74,22 @@ def read_all(sock: socket.socket) -> bytes:
     return data
 
 
-def test_a_stranger_who_says_nothing_is_cut_off(node: Node, serve: Serve) -> None:
+def test_a_stranger_who_falls_silent_is_cut_off(node: Node, serve: Serve) -> None:
     with closing(dial(serve(node, ServerLimits(handshake_seconds=0.3)))) as sock:
+        sock.send(b"H")
         assert read_all(sock) == b""
+
+
+def test_strangers_who_say_nothing_cost_no_thread(
+    node: Node, serve: Serve, connect: Connect, digest: str
+) -> None:
+    server = serve(node)
+    with contextlib.ExitStack() as stack:
+        for _ in range(32):
+            stack.enter_context(closing(dial(server)))
+        # it came after them, so they were looked at
+        assert connect(server.address).fetch_manifest(digest)
+        assert sum(thread.name == "peer connection" for thread in threading.enumerate()) == 1
 
 
 def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
@@ -109,10 +122,13 @@ def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
 
 def test_silent_strangers_keep_no_puller_out(node: Node, serve: Serve, connect: Connect) -> None:
     server = serve(node, ServerLimits(max_handshakes=8, max_handshakes_of_address=4))
-    strangers = [dial(server) for _ in range(32)]
+    strangers = []
     try:
-        for _ in range(20):
+        for number in range(52):
             strangers.append(dial(server))  # they come again and again
+            strangers[-1].send(b"H")  # or the kernel would keep them to itself
+            if number < 32:
+                continue
             assert connect(server.address, QUICK).fetch_manifest(next(iter(node.manifests)))
     finally:
         for sock in strangers:

@@ -12,12 +12,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
+import math
 import socket
 import threading
 import time
 from collections import Counter
 from typing import ClassVar
 
+from hotweights_common.few_lines import FewLines
 from hotweights_common.reasons import Reason
 from hotweights_common.strangers import Strangers
 from hotweights_transports.peers import frames
@@ -43,6 +45,7 @@ from hotweights_transports.peers.stream.timed_socket import (
 )
 
 logger = logging.getLogger(__name__)
+logger.addFilter(FewLines())
 
 # for the acceptor, then for all connections together; what hangs longer is left to end by itself
 CLOSE_SECONDS = 5.0
@@ -88,6 +91,9 @@ class StreamServer(PeerServer):
         self._accepted: dict[bytes, None] = {}  # sha256 of tokens, the longest unused first
         self._pullers: Counter[str] = Counter()  # connections by node; "" where it is not known
         self._listener = addresses.listen(host, port)
+        # pullers speak first, so the kernel keeps whoever says nothing: it costs no thread (tcp(7))
+        wait_seconds = math.ceil(limits.handshake_seconds)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, wait_seconds)
         self.address = addresses.form(host, self._listener.getsockname()[1], self.scheme)
         self._acceptor = threading.Thread(
             target=self._accept, name=f"peers {self.address}", daemon=True
