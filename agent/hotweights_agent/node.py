@@ -89,11 +89,17 @@ class Node:
     """
 
     def __init__(
-        self, driver: Driver, store: Store, manifests: ManifestCache, endpoints: tuple[str, ...]
+        self,
+        driver: Driver,
+        store: Store,
+        manifests: ManifestCache,
+        endpoints: tuple[str, ...],
+        servers: Sequence[PeerServer] = (),
     ) -> None:
         self.driver = driver
         self.store = store
         self.manifests = manifests
+        self._servers = servers
         self.endpoints = endpoints
         """Where peers reach it."""
 
@@ -122,6 +128,7 @@ class Node:
         memory = StateFile(config.state_folder / "pods.json")
         memory.load()  # before anything listens: the session begins with it
         endpoints: list[str] = []
+        servers: list[PeerServer] = []
         provider = config.lend(store)
         if config.broadcasts is not None:
             provider = Inviting(provider, config.broadcasts.groups)
@@ -129,8 +136,9 @@ class Node:
             limits = ServerLimits(
                 bandwidth_bytes_per_second=staging.bandwidth_bytes_per_second or None
             )
-            server: PeerServer = transport_for(uri).listen(uri, provider, config.peers, limits)
+            server = transport_for(uri).listen(uri, provider, config.peers, limits)
             stack.push_async_callback(asyncio.to_thread, server.close)
+            servers.append(server)
             endpoints.append(config.advertise(server.address))
         session = Session(
             AgentInfo(
@@ -165,7 +173,7 @@ class Node:
             agent=config.version,
             limits=Limits(hello_seconds=engines.hello_seconds),
         )
-        return cls(driver, store, manifests, tuple(endpoints))
+        return cls(driver, store, manifests, tuple(endpoints), servers)
 
     async def serve(self, stack: contextlib.AsyncExitStack) -> None:
         """Let engines in, after `Driver.status` and `Driver.pod_status` are set. Raises
@@ -177,7 +185,10 @@ class Node:
     def stuck(self) -> str:
         """Why this process is of no use any more, for /healthz; empty: it is."""
         silent = time.monotonic() - self.driver.turned_at
-        return f"nothing was decided for {silent:.0f} s" if silent > STUCK_SECONDS else ""
+        if silent > STUCK_SECONDS:
+            return f"nothing was decided for {silent:.0f} s"
+        deaf = [server.trouble() for server in self._servers]
+        return next(filter(None, [*deaf, self.driver.server.trouble()]), "")
 
 
 class Budget:

@@ -1,13 +1,17 @@
 """The small HTTP server of every process but the operator: /metrics for Prometheus, and the
 kubelet's two probes.
 
-It runs in a thread of its own, so that a busy process still answers. It needs prometheus_client,
+It runs in a thread of its own, so that a busy process still answers. Anybody may connect, so
+connections are few, and the oldest gives way: the kubelet's probe must never find them taken. It needs prometheus_client,
 which only some installations have: nothing else of this package imports it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -19,6 +23,41 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 log = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 0.1  # how long an idle server may take to notice that it is to end
+
+
+MAX_CONNECTIONS = 32  # Prometheus and the kubelet need two; each has a thread
+
+
+class _BoundedServer(ThreadingHTTPServer):
+    """At most `MAX_CONNECTIONS` at a time: one more, and the oldest ends."""
+
+    daemon_threads = True
+
+    def __init__(self, *arguments: Any) -> None:
+        self._open: dict[Any, None] = {}  # oldest first
+        self._lock = threading.Lock()
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._open) >= MAX_CONNECTIONS:
+                oldest = next(iter(self._open))
+                del self._open[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)  # its thread wakes, and closes it
+            self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # what others do to their connection is no news, a defect of ours is
+        is_theirs = isinstance(sys.exception(), OSError)
+        level = logging.DEBUG if is_theirs else logging.ERROR
+        log.log(level, "a request of %s failed", client_address, exc_info=True)
 
 
 class Endpoints:
@@ -66,8 +105,7 @@ class Endpoints:
             def log_message(self, format: str, *args: Any) -> None:
                 log.debug(format, *args)
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        self._server = _BoundedServer((host, port), Handler)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(CLOSE_SECONDS,), name="metrics", daemon=True

@@ -270,11 +270,11 @@ def subscribe(
 ) -> None:
     """Print events as they happen, one a line, until Ctrl-C."""
     from hotweights_coordinator.client.client import Subscriber
-    from hotweights_coordinator.wire import address
+    from hotweights_coordinator.wire import address, auth
 
     where = pub_endpoint or address.events_endpoint(address.split(endpoint)[0])
     # heard before the latest are asked for: what happens in between is shown, twice at worst
-    with Subscriber(where, topics or (), curve) as events:
+    with Subscriber(where, topics or (), curve, auth.read_token(token_file)) as events:
         if print_last:
             with _client(endpoint, token_file, curve, timeout) as client:
                 for event in client.call("status").result["last_events"]:

@@ -14,14 +14,17 @@ TOPICS = ("plan", "begin", "precommit", "commit", "abort", "leader")
 LISTEN_SECONDS = 0.5  # between two looks at whether to stop: how long a cancel may take
 
 
-async def listen(endpoint: str, curve: Path | None, hurry: Callable[[], None]) -> None:
+async def listen(
+    endpoint: str, token: str | None, curve: Path | None, hurry: Callable[[], None]
+) -> None:
     """Call ``hurry`` on this event loop for every event, until cancelled. The socket is read in a
-    thread of the loop's executor, and ``curve`` is the folder of keys that it needs, if any.
+    thread of the loop's executor; ``token`` and ``curve`` (a folder of keys) are for the coordinator, as `Client`
+    has them.
     """
     stop = False
 
     def hear() -> None:
-        with Subscriber(endpoint, TOPICS, curve) as events:
+        with Subscriber(endpoint, TOPICS, curve, token) as events:
             while not stop:
                 if events.next(LISTEN_SECONDS) is not None:
                     loop.call_soon_threadsafe(hurry)

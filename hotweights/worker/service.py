@@ -196,7 +196,7 @@ async def run(
             )
         )
         heard = [
-            partial(events.listen, endpoint, settings.curve, sync.hurry)
+            partial(events.listen, endpoint, settings.token, settings.curve, sync.hurry)
             for endpoint in _event_endpoints(settings)
         ]
         await _until_either(stop, done, [node.driver.run, sync.run, *heard])
@@ -259,6 +259,12 @@ def _listen(settings: WorkerSettings, door: PeerSecret) -> list[str]:
             "coordinator's token)"
         )
         raise WorkerError(f"{text}, or listen at tcp://127.0.0.1:0", Reason.UNPROTECTED)
+    if not hosts.is_loopback(host):
+        log.warning(
+            "%s: peers are shown an HMAC of the secret in clear, and weights are not encrypted; "
+            "encrypt the network where that matters (docs/coordinator.md)",
+            settings.listen,
+        )
     wanted = between if settings.transport == "auto" else [settings.transport]
     # TCP is always there, whatever of the others does not work here.
     wanted = list(dict.fromkeys([*wanted, "tcp"]))

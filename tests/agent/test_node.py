@@ -9,7 +9,8 @@ import errno
 import itertools
 import tempfile
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,12 +19,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from hotweights_agent import driver
-from hotweights_agent.driver import Driver
+from hotweights_agent.driver import MAX_WAITING_MESSAGES, Driver
 from hotweights_agent.engines.limits import Limits
 from hotweights_agent.engines.socket_server import EngineServer
 from hotweights_agent.local.state_file import StateFile
 from hotweights_agent.metrics import Metrics
-from hotweights_agent.session.effects import PodStatus
+from hotweights_agent.node import Node as WholeNode
+from hotweights_agent.session.effects import Effect, PodStatus, SendPrepare
 from hotweights_agent.session.messages import (
     ApiUnavailable,
     Assigned,
@@ -34,6 +36,7 @@ from hotweights_agent.session.messages import (
     ResolveDone,
     StageDone,
     StageFailed,
+    Ticked,
 )
 from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_agent.settings import RootSettings, StagingSettings
@@ -55,6 +58,7 @@ from hotweights_storage.errors import SourceUnavailable
 from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
 from hotweights_transports.handoff import frames
+from hotweights_transports.peers.base import PeerServer
 from tests.agent.fake_engine import FakeEngine, until
 
 POD = Pod("uid-1", "ns", "vllm-0")
@@ -358,3 +362,42 @@ async def test_an_engine_that_refuses_serves_on(node: Node, tmp_path: Path) -> N
     await until(lambda: [e.phase for e in node.told.status.engines] == ["Refused"])
     assert node.told.pod_status[POD.uid].gate
     await engine.stop()
+
+
+async def test_what_it_tells_itself_does_not_wait_for_its_own_full_queue(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for task in node.tasks:  # it begins anew, with a session that is played
+        task.cancel()
+    await asyncio.wait(node.tasks)
+    heard: list[Message] = []
+
+    class Played:
+        def handle_all(self, messages: Sequence[Message], _now: Now) -> list[Effect]:
+            first = not heard
+            heard.extend(messages)
+            return [SendPrepare(1, 1, "sha256:gone")] if first else []
+
+    monkeypatch.setattr(node.driver, "_session", Played())
+    for _ in range(MAX_WAITING_MESSAGES):
+        await node.driver.tell(Ticked())
+    node.tasks = [asyncio.create_task(node.driver.run())]
+    await until(lambda: len(heard) > MAX_WAITING_MESSAGES, 5.0)
+    assert isinstance(heard[1], StageFailed), "before what others have said"
+
+
+async def test_healthz_sees_who_accepts_nobody(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(PeerServer):
+        def trouble(self) -> str:
+            return "tcp://x accepts no peers any more"
+
+        def close(self) -> None: ...
+
+    def stuck(*servers: PeerServer) -> str:
+        monkeypatch.setattr(node.driver, "turned_at", time.monotonic())
+        return WholeNode(node.driver, node.store, ManifestCache(Path()), (), servers).stuck()
+
+    assert stuck() == ""
+    assert stuck(Deaf()) == "tcp://x accepts no peers any more"
+    await node.driver.server.close()
+    assert "accepts no engines any more" in stuck()

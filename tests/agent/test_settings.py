@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -17,7 +20,7 @@ from hotweights_agent.session.messages import FrameReceived, StageFailed
 from hotweights_agent.settings import RootSettings, SettingsError, read
 from hotweights_agent.staging import allowed_sources
 from hotweights_agent.staging.store import Store
-from hotweights_common.http_endpoints import Endpoints
+from hotweights_common.http_endpoints import MAX_CONNECTIONS, Endpoints
 from hotweights_storage.errors import SourceRefused
 from hotweights_transports.handoff import frames
 
@@ -149,4 +152,23 @@ def test_metrics_and_probes() -> None:
         assert caught.value.read() == b"stuck\n"
         caught.value.close()
     finally:
+        endpoints.close()
+
+
+def test_connections_that_ask_nothing_give_way_to_the_kubelet() -> None:
+    endpoints = Endpoints(0, Metrics().registry, lambda: "", lambda: "")
+    before = threading.active_count()
+    silent = [
+        socket.create_connection(("127.0.0.1", endpoints.port)) for _ in range(3 * MAX_CONNECTIONS)
+    ]
+    try:
+        url = f"http://127.0.0.1:{endpoints.port}/healthz"
+        assert urllib.request.urlopen(url, timeout=10).status == 200
+        deadline = time.monotonic() + 10.0
+        while threading.active_count() > before + MAX_CONNECTIONS and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert threading.active_count() <= before + MAX_CONNECTIONS
+    finally:
+        for sock in silent:
+            sock.close()
         endpoints.close()

@@ -5,9 +5,11 @@ ends it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import random
+import socket
 import threading
 import time
 import urllib.request
@@ -26,11 +28,11 @@ from hotweights_coordinator.server.server import Server
 from hotweights_coordinator.server.settings import ServeSettings
 from hotweights_coordinator.state import state
 from hotweights_coordinator.state.state import CoordinatorState
-from hotweights_coordinator.wire import auth
+from hotweights_coordinator.wire import address, auth
 from hotweights_coordinator.wire.messages import (
+    MAX_JSON_NBYTES,
     CallRefused,
     CoordinatorError,
-    CoordinatorUnreachable,
 )
 from tests.coordinator.running import Coordinator, begun, manifest, plan, running
 
@@ -207,8 +209,16 @@ def test_nothing_that_is_no_request_ends_it(coordinator: Coordinator, client: Cl
         [b"\xff\xfe"],
         [b"[" * 100_000],
         [b"1"],
-        [b"x" * (2 << 20)],
+        [b"x" * (MAX_JSON_NBYTES + 1)],
         [json.dumps(good | {"id": "7"}).encode()],
+        [json.dumps(good | {"id": 2**53}).encode()],
+        [json.dumps(good | {"id": -1}).encode()],
+        [json.dumps(good | {"id": 10**400}).encode()],
+        [
+            json.dumps(
+                good | {"method": "precommit", "args": {"worker_id": "a", "token": 2**53}}
+            ).encode()
+        ],
         [json.dumps(good | {"v": 2}).encode()],
         [json.dumps(good | {"method": "nothing"}).encode()],
         [json.dumps(good | {"method": 3}).encode()],
@@ -250,6 +260,68 @@ def test_nothing_that_is_no_request_ends_it(coordinator: Coordinator, client: Cl
     assert client.call("status").result["state"] == "idle"
 
 
+NULL, CURVE = (name.ljust(20, b"\0") for name in (b"NULL", b"CURVE"))
+# signature, version and mechanism of a ZMTP 3.1 greeting (https://rfc.zeromq.org/spec/37)
+GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x01%b" + bytes(32)
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "said"),
+    [
+        (NULL, b"\x04\x05\x05READY"),
+        (CURVE, b"\x06" + (512 << 20).to_bytes(8)),  # a command of 512 MiB
+    ],
+)
+def test_a_stranger_without_the_token_fills_no_memory(mechanism: bytes, said: bytes) -> None:
+    """It sends frames of one message that never ends, or one that is as large as may be."""
+    with running(token="secret") as coordinator:
+        host = address.parse(coordinator.endpoint)
+        with socket.create_connection((host.bare_host, host.port), timeout=5.0) as stranger:
+            stranger.sendall(GREETING % mechanism + said)
+            taken = 0
+            with contextlib.suppress(ConnectionError):
+                while taken < 64 << 20:
+                    frame = b"\x03" + (1 << 16).to_bytes(8) + bytes(1 << 16)  # and more follows
+                    stranger.sendall(frame)
+                    taken += len(frame)
+        assert taken < 16 << 20, "what the kernel's buffers hold"
+        with coordinator.client(token="secret") as client:
+            assert client.call("status").result["state"] == "idle"
+
+
+def test_the_token_never_travels() -> None:
+    passed = bytearray()
+
+    def pass_on(source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                passed.extend(piece)
+                sink.sendall(piece)
+
+    with (
+        running(token="secret") as coordinator,
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        ThreadPoolExecutor(3) as pool,
+    ):
+        there = address.parse(coordinator.endpoint)
+
+        def stand_between() -> None:
+            near, _ = listener.accept()
+            with near, socket.create_connection((there.bare_host, there.port)) as far:
+                back = pool.submit(pass_on, far, near)
+                pass_on(near, far)
+                far.shutdown(socket.SHUT_RDWR)
+                back.result()
+
+        between = pool.submit(stand_between)
+        with Client(f"tcp://127.0.0.1:{listener.getsockname()[1]}", "secret") as client:
+            assert client.call("status").result["state"] == "idle"
+        between.result()
+    assert b"CURVE" in passed
+    assert b"secret" not in passed
+    assert b"status" not in passed
+
+
 def test_req_sockets_are_served_too(coordinator: Coordinator) -> None:
     context = zmq.Context()
     req = context.socket(zmq.REQ)
@@ -271,7 +343,8 @@ def test_events_tell_what_happened_and_no_token() -> None:
     with (
         running(token="secret") as coordinator,
         coordinator.client(token="secret") as client,
-        Subscriber(coordinator.events_endpoint) as events,
+        Subscriber(coordinator.events_endpoint, token="secret") as events,
+        Subscriber(coordinator.events_endpoint) as stranger,
     ):
         number = 0
         while events.next(0.05) is None:  # a subscription takes a moment to arrive
@@ -285,6 +358,7 @@ def test_events_tell_what_happened_and_no_token() -> None:
             heard.append(event[0])
             assert "secret" not in json.dumps(event[1])
         assert "plan" in heard
+        assert stranger.next(0.0) is None, "nobody hears them without the token"
 
 
 def test_wants_its_token() -> None:
@@ -304,11 +378,8 @@ def test_wants_a_key_that_it_knows(tmp_path: Path) -> None:
         with coordinator.client(curve=tmp_path / "keys") as client:
             assert client.call("status").result["state"] == "idle"
         for stranger in (None, tmp_path / "other"):
-            with (
-                coordinator.client(curve=stranger, timeout_seconds=0.3) as client,
-                pytest.raises(CoordinatorUnreachable),
-            ):
-                client.call("status")
+            with coordinator.client(curve=stranger) as client:
+                assert refusal(client, "status") == "Unauthenticated"
     with pytest.raises(CallRefused, match="another folder"):
         auth.write_keys(tmp_path / "keys")
     assert (tmp_path / "keys" / "server.key_secret").stat().st_mode & 0o077 == 0

@@ -22,14 +22,19 @@ class Limits:
     """For the other side to take one frame; then the connection ends."""
     max_connections: int = 1024
     """Of all processes of all engines."""
-    max_pod_connections: int = 128
-    """Of one pod: an eighth of all. Its ranks run on this node's accelerators, of which there are
-    16 or so, and its API servers are not more; so one pod that keeps connecting leaves the rest to
-    others.
+    max_pod_connections: int = 64
+    """Of one pod, whatever it says of itself: four times the accelerators that a node has."""
+    spare_pod_connections: int = 16
+    """Of one pod beyond its ``world_size``: its API servers, and processes whose end has not been
+    noticed yet.
     """
-    max_strangers: int = 64
-    """Connections that have not proved who they are. One more, and the one that has been silent for
-    longest goes.
+    max_strangers: int = 256
+    """Connections that have not proved who they are. One more, and the one that has owed its hello
+    for longest goes, of the user who has the most of them.
+    """
+    max_user_strangers: int = 128
+    """Of them, those of one user (``SO_PEERCRED``, unix(7)). It is all that the kernel tells of
+    another pod's process; many pods run as root.
     """
     max_queued_frames: int = 64
     """To one process; each may pin a version's memory until it is taken."""

@@ -17,6 +17,7 @@ import logging
 import os
 import socket
 import stat
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -32,10 +33,13 @@ from hotweights_agent.engines.socket_auth import (
 )
 from hotweights_agent.session.messages import Connected, Disconnected, FrameReceived, Message, Pod
 from hotweights_common.errors import HotweightsError
+from hotweights_common.few_lines import FewLines
 from hotweights_common.reasons import Reason
+from hotweights_common.strangers import Strangers
 from hotweights_transports.handoff import frames, sockets
 
 log = logging.getLogger(__name__)
+log.addFilter(FewLines())
 
 SOCKET_NAME = "agent.sock"
 CLOSE_SECONDS = 5.0  # then the process ends all the same, and the kernel closes what is left
@@ -80,7 +84,6 @@ class _Connection:
     sock: socket.socket
     queue: asyncio.Queue[_Outgoing | None] = field(default_factory=asyncio.Queue)
     pod: Pod | None = None
-    silent: bool = True  # it has not said hello yet
     task: asyncio.Task[None] | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -105,6 +108,9 @@ class EngineServer:
         self._limits = limits or Limits()
         self._numbers = itertools.count(1)
         self._connections: dict[int, _Connection] = {}
+        self._strangers = Strangers[int](
+            self._limits.max_strangers, self._limits.max_user_strangers
+        )
         self._words = FrameRate(self._limits)
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
@@ -136,6 +142,11 @@ class EngineServer:
             ) from error
         self._listener = listener
         self._acceptor = asyncio.create_task(self._accept(listener), name="engines")
+
+    def trouble(self) -> str:
+        """Why no engine can connect any more although it was not closed; empty: they can."""
+        over = self._acceptor is not None and self._acceptor.done()
+        return f"{self.path} accepts no engines any more" if over else ""
 
     async def close(self) -> None:
         """End everything; the socket goes if it is still ours."""
@@ -224,34 +235,30 @@ class EngineServer:
                 await asyncio.sleep(0.1)
                 continue
             sock.setblocking(False)
-            # without a word: whoever fills the table is not worth a frame each
-            if (
-                len(self._connections) >= self._limits.max_connections
-                or not self._room_for_a_stranger()
-            ):
-                sock.close()
-                continue
-            connection = _Connection(next(self._numbers), sock)
-            self._connections[connection.number] = connection
-            connection.task = asyncio.create_task(
-                self._converse(connection), name=f"engine {connection.number}"
-            )
-            connection.task.add_done_callback(partial(self._over, connection))
+            self._admit(sock)
+            # whoever has connected is heard before the next one can push it out
+            await asyncio.sleep(0)
 
-    def _room_for_a_stranger(self) -> bool:
-        strangers = [c for c in self._connections.values() if c.pod is None]
-        if len(strangers) < self._limits.max_strangers:
-            return True
-        # a sound process says hello at once
-        silent = next((c for c in strangers if c.silent and c.task), None)
-        if silent is None or silent.task is None:
-            return False
-        silent.silent = False
-        return silent.task.cancel()
+    def _admit(self, sock: socket.socket) -> None:
+        number = next(self._numbers)
+        stays, leaves = False, None
+        if len(self._connections) < self._limits.max_connections:
+            stays, leaves = self._strangers.admit(number, _user(sock))
+        # without a word: whoever fills the table is not worth a frame each
+        if leaves is not None and (task := self._connections[leaves].task) is not None:
+            task.cancel()
+        if not stays:
+            sock.close()
+            return
+        connection = _Connection(number, sock)
+        self._connections[number] = connection
+        connection.task = asyncio.create_task(self._converse(connection), name=f"engine {number}")
+        connection.task.add_done_callback(partial(self._over, connection))
 
     async def _converse(self, connection: _Connection) -> None:
         try:
             hello, protocol, connection.pod = await self._greet(connection)
+            self._strangers.leave(connection.number)
             # a hello is a word too: connecting again and again is no way round the limit
             await self._words.turn(connection.pod)
         except sockets.ConnectionClosed:
@@ -292,7 +299,6 @@ class EngineServer:
             raise _Refusal(
                 Reason.PROTOCOL_UNSUPPORTED, f"no hello within {self._limits.hello_seconds:g} s"
             ) from error
-        connection.silent = False
         if not isinstance(frame, frames.Hello):
             raise _Refusal(
                 Reason.PROTOCOL_UNSUPPORTED, f"the first frame is a hello, not {frame.op}"
@@ -301,13 +307,15 @@ class EngineServer:
         if not common:
             text = f"this agent speaks {list(frames.PROTOCOLS)}: restart the pod to get its plugin"
             raise _Refusal(Reason.PROTOCOL_UNSUPPORTED, text)
+        self._strangers.said_hello(connection.number)
         try:
             pod = await self._authenticator.authenticate(frame.token)
         except Unauthenticated as error:
             raise _Refusal(error.reason, str(error)) from error
         except AuthenticationUnavailable as error:
             raise _Refusal(Reason.BUSY, f"{error}; connect again") from error
-        most = self._limits.max_pod_connections
+        limits = self._limits
+        most = min(frame.world_size + limits.spare_pod_connections, limits.max_pod_connections)
         if sum(1 for other in self._connections.values() if other.pod == pod) >= most:
             raise _Refusal(
                 Reason.TOO_MANY_CONNECTIONS,
@@ -356,11 +364,19 @@ class EngineServer:
 
     def _end(self, connection: _Connection) -> None:
         self._connections.pop(connection.number, None)
+        self._strangers.leave(connection.number)
         connection.sock.close()
         while not connection.queue.empty():
             left = connection.queue.get_nowait()
             if left is not None and left.pin is not None:
                 left.pin.release()
+
+
+def _user(sock: socket.socket) -> str:
+    """Whose process is at the other end: pid, uid and gid are what SO_PEERCRED holds (unix(7))."""
+    layout = struct.Struct("3i")
+    _, uid, _ = layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
+    return str(uid)
 
 
 async def _wait_for(event: asyncio.Event) -> None:

@@ -3,9 +3,9 @@
 The token is the whole authentication: sockets are open to everybody on the node and the network.
 Answers are kept by the token's hash, for a short while, so that an engine's many processes cost one
 review; while the API server is away an answer counts on until the token itself expires, so that a
-restarted container gets through. Refusals are kept for a moment too, so that a stranger who knocks
-without end does not become load on the API server. No token is ever logged or stored, only its
-hash.
+restarted container gets through. Refusals are kept for a moment too, and tokens that were never
+accepted have a rate of their own, so that strangers who knock without end become no load on the API
+server and keep nobody waiting who is known. No token is ever logged or stored, only its hash.
 """
 
 from __future__ import annotations
@@ -16,22 +16,29 @@ import concurrent.futures
 import hashlib
 import json
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Unauthenticated
 from hotweights_agent.session.messages import Pod
+from hotweights_agent.session.retry import TokenBucket
+from hotweights_common.few_lines import FewLines
 from hotweights_common.reasons import Reason
 from hotweights_kube.errors import KubeError, TokenRefused
 from hotweights_kube.token_review import Identity
 from hotweights_transports.peers import base as peers
 
 log = logging.getLogger(__name__)
+log.addFilter(FewLines())
 
 MAX_TOKEN_CHARACTERS = 16 * 1024  # service-account tokens have a tenth of that
 MAX_CACHED = 2048  # the oldest answer goes; whoever asks again costs a review
-REVIEWS_AT_ONCE = 8  # of one agent, however many knock
+REVIEWS_AT_ONCE = 8  # of tokens that were never accepted, and as many of those that were
+UNKNOWN_PER_SECOND = 20  # a pod needs one review in the life of its token
+UNKNOWN_AT_ONCE = 256  # after the agent's start all pods of its node come at once
+UNKNOWN_WAIT_SECONDS = 5.0  # whoever would wait longer is told to come again
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,8 @@ class TokenReviews:
         self._counted = counted
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._asking: dict[str, asyncio.Task[_Known]] = {}
-        self._places = asyncio.Semaphore(REVIEWS_AT_ONCE)
+        self._places = {is_known: asyncio.Semaphore(REVIEWS_AT_ONCE) for is_known in (False, True)}
+        self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE, time.monotonic())
 
     async def identity(self, token: str) -> Identity:
         """Who that is. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
@@ -86,7 +94,8 @@ class TokenReviews:
         task = self._asking.get(key)
         if task is None:
             # shielded below: one caller's end must not take the answer from the others
-            task = self._asking[key] = asyncio.create_task(self._ask(token))
+            is_known = stale is not None and stale.identity is not None
+            task = self._asking[key] = asyncio.create_task(self._ask(token, is_known))
             task.add_done_callback(lambda _done: self._asking.pop(key, None))
         try:
             known = await asyncio.shield(task)
@@ -108,8 +117,10 @@ class TokenReviews:
             self._known.popitem(last=False)
         return known
 
-    async def _ask(self, token: str) -> _Known:
-        async with self._places:
+    async def _ask(self, token: str, is_known: bool) -> _Known:
+        if not is_known:
+            await self._turn_of_unknown()
+        async with self._places[is_known]:
             now = self._clock()
             try:
                 identity = await self._review(token)
@@ -129,6 +140,16 @@ class TokenReviews:
             min(now + self._fresh_seconds, expires_at or now + self._fresh_seconds),
             expires_at,
         )
+
+    async def _turn_of_unknown(self) -> None:
+        wait = self._unknown.wait_seconds(time.monotonic())  # `clock` may jump
+        if wait > UNKNOWN_WAIT_SECONDS:
+            self._counted("deferred")
+            raise AuthenticationUnavailable(
+                f"more than {UNKNOWN_PER_SECOND} unknown tokens a second are shown here"
+            )
+        self._unknown.take()
+        await asyncio.sleep(wait)
 
 
 class EngineAuthenticator:

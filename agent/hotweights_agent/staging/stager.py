@@ -63,6 +63,11 @@ from hotweights_transports.peers.rate_limiter import RateLimiter
 log = logging.getLogger(__name__)
 
 MANIFEST_AGAIN_SECONDS = 0.5  # between two rounds of asking parents that do not know it yet
+MANIFEST_NBYTES = 64 * 2**20
+"""What a peer may send as a manifest, or a quarter of the agent's own reserve if that is more: it is
+received before its digest can be compared. At 67 bytes a chunk of 4 MiB that is 4 TB of weights; a
+larger one is read at the source.
+"""
 JOBS_AT_ONCE = MAX_STAGED  # threads; most of them wait for their turn (`Places`)
 READERS = 2 * AT_ONCE
 """Threads of their own for sources that are only read for their manifest, so that these keep no
@@ -100,6 +105,7 @@ class Stager:
         self._tell = tell
         self._token = token
         self._settings = settings or StagingSettings()
+        self._most_manifest_nbytes = max(MANIFEST_NBYTES, self._settings.reserve_bytes // 4)
         self._broadcasts = broadcasts
         self._fetched = fetched
         self._places = Places(self._settings.at_once)
@@ -288,7 +294,8 @@ class Stager:
                 if cancel.is_set():
                     raise Cancelled("cancelled while it looked for the manifest")
                 try:
-                    return parse(client.fetch_manifest(item.digest), client.address, item.digest)
+                    text = client.fetch_manifest(item.digest, self._most_manifest_nbytes)
+                    return parse(text, client.address, item.digest)
                 except PeerMissing:
                     pass
                 except PeerError as error:

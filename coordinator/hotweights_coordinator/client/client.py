@@ -24,7 +24,7 @@ import zmq
 import zmq.asyncio
 
 from hotweights_common.reasons import Reason
-from hotweights_coordinator.wire import address, auth
+from hotweights_coordinator.wire import address, auth, handshake
 from hotweights_coordinator.wire.messages import (
     MAX_BINARY_NBYTES,
     Answer,
@@ -35,6 +35,7 @@ from hotweights_coordinator.wire.messages import (
 )
 
 ENDPOINT_VARIABLE = "HOTWEIGHTS_COORD"
+DOUBT_SECONDS = 0.25  # without a connection; then it is asked whether we are let in at all
 LOOK_SECONDS = 0.1  # how often it is seen that a connection is gone
 AGAIN_SECONDS = 0.1  # between two tries while nobody leads
 CONNECT_SECONDS = 1.0  # for a connection, where there is another endpoint to try
@@ -60,10 +61,16 @@ def default_endpoints() -> str:
 class _EndpointFailover:
     """Where a client goes next. Knows no socket."""
 
-    def __init__(self, endpoints: str | Sequence[str] | None, token: str | None) -> None:
+    def __init__(
+        self, endpoints: str | Sequence[str] | None, token: str | None, curve: Path | None = None
+    ) -> None:
         given = default_endpoints() if endpoints is None else endpoints
         self.endpoints = address.split(given if isinstance(given, str) else list(given))
-        self.secret = os.environ.get(auth.TOKEN_VARIABLE, "") if token is None else token
+        self._token = os.environ.get(auth.TOKEN_VARIABLE, "") if token is None else token
+        self._curve = curve
+        self.keys = auth.ClientKeys.of(self._token, curve)
+        # it is sent only inside what keys of a folder encrypt; else the keys follow from it
+        self.secret = self._token if curve else ""
         self.at = self.endpoints[0]
         self._gone: set[str] = set()
         self._ids = itertools.count(1)
@@ -73,6 +80,14 @@ class _EndpointFailover:
     ) -> tuple[int, list[Any]]:
         call_id = next(self._ids)
         return call_id, request_frames(call_id, method, args, self.secret, binary)
+
+    def check_handshake(self, at: str, until: float) -> None:
+        """Asked where a connection does not come about. Raises `CallRefused` if we are not let in;
+        waits for `DOUBT_SECONDS` at most.
+        """
+        seconds = min(until - time.monotonic(), DOUBT_SECONDS)
+        if seconds > 0 and handshake.is_refused(at, self.keys, seconds):
+            raise auth.not_taken(self._token, self._curve)
 
     def follow(self, refused: CallRefused | None) -> None:
         """To the leader where one is named, else to the next endpoint; None: there was no
@@ -145,6 +160,10 @@ def _dealer(context: Any, endpoint: str, keys: auth.ClientKeys | None) -> Any:
     return socket
 
 
+def _ms_until(moment: float) -> float:
+    return max(0.0, (moment - time.monotonic()) * 1000)
+
+
 class Client:
     """Calls that wait. ``token=None`` takes the environment's; ``curve`` is a folder of keys."""
 
@@ -156,8 +175,7 @@ class Client:
         timeout_seconds: float = 5.0,
     ) -> None:
         self.timeout_seconds = timeout_seconds
-        self._course = _EndpointFailover(endpoints, token)
-        self._keys = auth.ClientKeys.read(curve) if curve else None
+        self._course = _EndpointFailover(endpoints, token, curve)
         self._context = zmq.Context()
         self._sockets: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -199,8 +217,15 @@ class Client:
         socket = self._socket()
         until = self._course.try_until(until, seconds)
         connect_until = min(until, time.monotonic() + self._course.connect_seconds)
-        if not socket.poll(max(0, (connect_until - time.monotonic()) * 1000), zmq.POLLOUT):
-            return None
+        doubt_until = min(connect_until, time.monotonic() + DOUBT_SECONDS)
+        if not socket.poll(_ms_until(doubt_until), zmq.POLLOUT):
+            try:
+                self._course.check_handshake(self._course.at, connect_until)
+            except CallRefused:
+                self._drop(self._course.at)  # ZeroMQ may have given it up for good
+                raise
+            if not socket.poll(_ms_until(connect_until), zmq.POLLOUT):
+                return None
         call_id, frames = self._course.frames(method, args, binary)
         try:
             socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)
@@ -219,7 +244,7 @@ class Client:
     def _socket(self) -> Any:
         at = self._course.at
         if at not in self._sockets:
-            self._sockets[at] = _dealer(self._context, at, self._keys)
+            self._sockets[at] = _dealer(self._context, at, self._course.keys)
         return self._sockets[at]
 
     def _drop(self, endpoint: str) -> None:
@@ -258,8 +283,7 @@ class AsyncClient:
         context: Any = None,
     ) -> None:
         self.timeout_seconds = timeout_seconds
-        self._course = _EndpointFailover(endpoints, token)
-        self._keys = auth.ClientKeys.read(curve) if curve else None
+        self._course = _EndpointFailover(endpoints, token, curve)
         self._given = context  # or it could end while it is in use
         contexts = zmq.asyncio.Context
         self._context = contexts() if context is None else contexts.shadow(context.underlying)
@@ -300,8 +324,16 @@ class AsyncClient:
         socket = self._socket()
         until = self._course.try_until(until, seconds)
         connect_until = min(until, time.monotonic() + self._course.connect_seconds)
-        if not await socket.poll(max(0, (connect_until - time.monotonic()) * 1000), zmq.POLLOUT):
-            return None
+        doubt_until = min(connect_until, time.monotonic() + DOUBT_SECONDS)
+        if not await socket.poll(_ms_until(doubt_until), zmq.POLLOUT):
+            at = self._course.at
+            try:
+                await asyncio.to_thread(self._course.check_handshake, at, connect_until)
+            except CallRefused:
+                self._drop(at)
+                raise
+            if not await socket.poll(_ms_until(connect_until), zmq.POLLOUT):
+                return None
         call_id, frames = self._course.frames(method, args, binary)
         try:
             await socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)
@@ -320,7 +352,7 @@ class AsyncClient:
     def _socket(self) -> Any:
         at = self._course.at
         if at not in self._sockets:
-            self._sockets[at] = _dealer(self._context, at, self._keys)
+            self._sockets[at] = _dealer(self._context, at, self._course.keys)
         return self._sockets[at]
 
     def _drop(self, endpoint: str) -> None:
@@ -351,16 +383,21 @@ class Subscriber:
     """
 
     def __init__(
-        self, endpoint: str, topics: Sequence[str] = (), curve: Path | None = None
+        self,
+        endpoint: str,
+        topics: Sequence[str] = (),
+        curve: Path | None = None,
+        token: str | None = None,
     ) -> None:
         """``endpoint`` is where events are published (`address.events_endpoint`); no topics: all of
-        them.
+        them. ``token`` and ``curve`` as for `Client`.
         """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
-        if curve:
-            auth.ClientKeys.read(curve).apply(self._socket)
+        given = os.environ.get(auth.TOKEN_VARIABLE, "") if token is None else token
+        if keys := auth.ClientKeys.of(given, curve):
+            keys.apply(self._socket)
         for topic in topics or ("",):
             self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
         self._socket.connect(endpoint)

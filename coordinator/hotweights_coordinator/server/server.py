@@ -63,9 +63,11 @@ class Server:
         """Raises `CallRefused` or `CoordinatorError` where something cannot be bound, and binds
         nothing then.
         """
-        keys = auth.ServerKeys.read(settings.curve) if settings.curve else None
+        keys = auth.ServerKeys.of(settings.token, settings.curve)
+        # without a folder nobody gets through the handshake who does not know it
+        self._asked_token = settings.token if settings.curve else ""
         for endpoint in filter(None, (settings.endpoint, settings.events_endpoint)):
-            auth.check_binding(endpoint, protected=bool(settings.token or keys))
+            auth.check_binding(endpoint, protected=keys is not None)
         host = address.parse(settings.endpoint).bare_host
         self.settings = settings
         self.metrics = Metrics()
@@ -206,17 +208,13 @@ class Server:
         body = frames[0].bytes if frames else b""
         call: Call | None = None
         try:
-            if not 1 <= len(frames) <= 2:
-                raise CallRefused(
-                    Reason.BAD_REQUEST, f"a request has one or two frames, not {len(frames)}"
-                )
             call = parse_call(body)
-            auth.check_token(self.settings.token, call.secret)
-            request = parse_request(call, has_binary=len(frames) == 2)
+            auth.check_token(self._asked_token, call.secret)
+            request = parse_request(call, has_binary=len(frames) > 1)
             self._asked(
                 PendingCall(to, call.call_id, call.method, arrived, self._decision(request)),
                 request,
-                frames,
+                frames[1:],
             )
         except CallRefused as error:
             call_id = call.call_id if call else call_id_of(body)
@@ -241,7 +239,7 @@ class Server:
             self._started_at,
         )
 
-    def _asked(self, waiting: PendingCall, request: Request, frames: list[zmq.Frame]) -> None:
+    def _asked(self, waiting: PendingCall, request: Request, pieces: list[zmq.Frame]) -> None:
         if not self.leads and request.reads:
             self._spawn(self._answer_as_follower(waiting))
         elif not self.leads:
@@ -251,11 +249,12 @@ class Server:
                 Reason.BACKEND_UNAVAILABLE, "the coordinator is reading its state; ask again"
             )
         elif isinstance(request, SubmitPlan | SetCurrentManifest):
-            if len(frames[1]) > MAX_BINARY_NBYTES:
+            nbytes = sum(map(len, pieces))
+            if nbytes > MAX_BINARY_NBYTES:
                 raise CallRefused(
-                    Reason.TOO_LARGE, f"{len(frames[1])} bytes; {MAX_BINARY_NBYTES} is the most"
+                    Reason.TOO_LARGE, f"{nbytes} bytes; {MAX_BINARY_NBYTES} is the most"
                 )
-            self._spawn(self._checked(waiting, request, frames[1]))
+            self._spawn(self._checked(waiting, request, pieces))
         # a thousand come at once, and each nearly always changes something
         elif isinstance(request, Precommit):
             self._wait(waiting)
@@ -275,11 +274,13 @@ class Server:
         self._waiting.append(waiting)
         self._wake.set()
 
-    async def _checked(self, waiting: PendingCall, request: Request, frame: zmq.Frame) -> None:
+    async def _checked(
+        self, waiting: PendingCall, request: Request, pieces: list[zmq.Frame]
+    ) -> None:
         """A plan or a manifest: look at it, keep it, then decide about it."""
         try:
             async with self._checking:
-                content = await plan_check.received(frame.buffer)
+                content = await plan_check.received([piece.buffer for piece in pieces])
                 if isinstance(request, SubmitPlan):
                     checked = await plan_check.plan(content)
                     plan = checked.plan

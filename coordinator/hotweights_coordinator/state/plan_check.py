@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any
 
@@ -36,18 +37,18 @@ class CheckedPlan:
     manifest: bytes
 
 
-async def received(buffer: memoryview) -> bytes:
-    """The bytes of a frame. Many are copied by way of a file, because reading and writing files
+async def received(pieces: Sequence[memoryview]) -> bytes:
+    """The pieces as one. Many bytes are copied by way of a file, because reading and writing files
     lets the server's thread go on.
     """
-    return (
-        bytes(buffer) if len(buffer) <= SMALL_NBYTES else await asyncio.to_thread(_copied, buffer)
-    )
+    if sum(map(len, pieces)) <= SMALL_NBYTES:
+        return b"".join(pieces)
+    return await asyncio.to_thread(_copied, pieces)
 
 
-def _copied(buffer: memoryview) -> bytes:
+def _copied(pieces: Sequence[memoryview]) -> bytes:
     with tempfile.TemporaryFile() as file:
-        file.write(buffer)
+        file.writelines(pieces)
         file.seek(0)
         return file.read()
 

@@ -1,5 +1,9 @@
 """Who may ask: whoever knows the token, or whose CURVE key lies in the folder.
 
+A token alone is never sent: the keys of both sides follow from it, so whoever does not know it gets
+no word through the handshake (CURVE, https://rfc.zeromq.org/spec/26), and nobody on the way reads
+any. With keys from a folder it is asked for as well, inside what they encrypt.
+
 A folder of keys, as ``hotweights coord-keys`` writes it: ``server.key`` and ``server.key_secret``
 for the coordinator, ``client.key_secret`` for those who ask, ``clients/*.key`` the public keys that
 are let in. A client needs only ``server.key`` and ``client.key_secret``.
@@ -7,6 +11,7 @@ are let in. A client needs only ``server.key`` and ``client.key_secret``.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 from dataclasses import dataclass
@@ -44,6 +49,19 @@ def read_token(token_file: Path | None) -> str:
             Reason.BAD_TOKEN, f"the token file {token_file} {what}; put one secret word into it"
         )
     return token
+
+
+def not_taken(token: str, curve: Path | None) -> CallRefused:
+    """Why a coordinator ends the handshake of a client that has these."""
+    if curve is not None:
+        what = f"the coordinator takes no key of {curve}"
+    elif token:
+        what = "the token is not the coordinator's, or it has none"
+    else:
+        what = "the coordinator wants a token (or keys: --curve)"
+    return CallRefused(
+        Reason.UNAUTHENTICATED, f"{what}; set ${TOKEN_VARIABLE} or name a --token-file"
+    )
 
 
 def check_token(expected: str, given: str) -> None:
@@ -86,6 +104,13 @@ class ClientKeys:
         public, secret = _pair(folder / "client.key_secret")
         return cls(public, secret, _pair(folder / "server.key", secret=False)[0])
 
+    @classmethod
+    def of(cls, token: str, folder: Path | None) -> Self | None:
+        """Those of the folder, else those that follow from the token; None: neither is given."""
+        if folder is not None:
+            return cls.read(folder)
+        return cls(*_of_token(token, "client"), _of_token(token, "server")[0]) if token else None
+
     def apply(self, socket: Any) -> None:
         socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = (
             self.public,
@@ -96,11 +121,13 @@ class ClientKeys:
 
 @dataclass(frozen=True, slots=True)
 class ServerKeys:
-    """What a CURVE server needs; ``clients`` is the folder of the public keys that it lets in."""
+    """What a CURVE server needs; ``clients`` is the folder of the public keys that it lets in. None:
+    whoever knows the server's public key, which is nowhere to be read and follows from the token.
+    """
 
     public: bytes
     secret: bytes
-    clients: Path
+    clients: Path | None
 
     @classmethod
     def read(cls, folder: Path) -> Self:
@@ -113,6 +140,13 @@ class ServerKeys:
             )
         return cls(public, secret, clients)
 
+    @classmethod
+    def of(cls, token: str, folder: Path | None) -> Self | None:
+        """As `ClientKeys.of`."""
+        if folder is not None:
+            return cls.read(folder)
+        return cls(*_of_token(token, "server"), None) if token else None
+
     def apply(self, socket: Any) -> None:
         socket.curve_publickey, socket.curve_secretkey, socket.curve_server = (
             self.public,
@@ -122,6 +156,17 @@ class ServerKeys:
 
 
 _REMEDY = "write keys with `hotweights coord-keys DIR`"
+
+
+def _of_token(token: str, side: str) -> tuple[bytes, bytes]:
+    """Public and secret key, as `zmq` writes them (Z85). Any 32 bytes are a secret key."""
+    import zmq
+    from zmq.utils import z85
+
+    label = f"hotweights-coordinator-{side}".encode()
+    digest = hmac.new(token.encode("utf-8", "surrogatepass"), label, hashlib.sha256).digest()
+    secret: bytes = z85.encode(digest)
+    return zmq.curve_public(secret), secret
 
 
 def _pair(path: Path, secret: bool = True) -> tuple[bytes, bytes]:

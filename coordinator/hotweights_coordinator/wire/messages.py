@@ -1,4 +1,5 @@
-"""What passes over the coordinator's wire: one JSON frame, and at most one binary frame beside it.
+"""What passes over the coordinator's wire: one JSON frame, and at most one document beside it, which
+goes to a coordinator in pieces.
 
 Everything that arrives is checked here before anybody acts on it; what is not a request becomes a
 `CallRefused`, which travels back as an error answer. The same class is what a client raises when it
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, TypeGuard
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json, to_json
@@ -19,7 +20,9 @@ from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
 
 WIRE_VERSION: Final = 1  # another one is refused: client and coordinator are of one release
-MAX_JSON_NBYTES = 1 << 20  # what is large goes beside it
+# of one frame to a coordinator: what is not yet authenticated may make it hold so much. What is
+# large goes beside it, in pieces
+MAX_JSON_NBYTES = 128 << 10
 MAX_BINARY_NBYTES = 512 << 20  # a plan, or a manifest, which the coordinator holds in memory
 
 # bounds of what others send, because it is kept, written and told
@@ -27,7 +30,8 @@ WorkerId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:@-]{0,127}$")
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Text = Annotated[str, Field(max_length=4096)]
-Token = Annotated[int, Field(ge=0, lt=1 << 63)]
+MAX_NUMBER = 2**53 - 1  # what every JSON reader takes exactly, and others can add to
+Token = Annotated[int, Field(ge=0, le=MAX_NUMBER)]
 
 
 class CoordinatorError(HotweightsError):
@@ -61,7 +65,7 @@ class Request(BaseModel):
     reads: ClassVar[bool] = False
     """A follower may answer it too."""
     binary: ClassVar[bool] = False
-    """It comes with a binary frame."""
+    """A document comes with it."""
 
 
 class Applied(BaseModel):
@@ -202,7 +206,7 @@ def request_frames(
     secret: str,
     binary: bytes | memoryview | None,
 ) -> list[bytes | memoryview]:
-    """The frames that a client sends. Raises `CallRefused` where they are too large."""
+    """The frames that a client sends: the call, then what goes beside it in pieces. Raises `CallRefused` where they are too large."""
     body = {"v": WIRE_VERSION, "id": call_id, "method": method, "args": dict(args)} | (
         {"token": secret} if secret else {}
     )
@@ -217,7 +221,11 @@ def request_frames(
             Reason.TOO_LARGE,
             f"{len(binary)} bytes come with {method}; {MAX_BINARY_NBYTES} is the most",
         )
-    return [encoded] if binary is None else [encoded, binary]
+    if binary is None:
+        return [encoded]
+    view = memoryview(binary)
+    begins = range(0, len(view), MAX_JSON_NBYTES) or range(1)  # an empty one is one piece too
+    return [encoded, *(view[begin : begin + MAX_JSON_NBYTES] for begin in begins)]
 
 
 def parse_call(frame: bytes) -> Call:
@@ -231,7 +239,7 @@ def parse_call(frame: bytes) -> Call:
     except (ValueError, RecursionError):
         raise CallRefused(
             Reason.BAD_REQUEST,
-            "a request is one frame of JSON, with at most one binary frame after it",
+            "a request is one frame of JSON, and after it what goes beside it",
         ) from None
     if not isinstance(body, dict):
         raise CallRefused(Reason.BAD_REQUEST, "a request is a JSON object")
@@ -243,8 +251,10 @@ def parse_call(frame: bytes) -> Call:
         raise CallRefused(
             Reason.WRONG_VERSION, f"{what}; use client and coordinator of one release"
         )
-    if not isinstance(call_id, int) or isinstance(call_id, bool):
-        raise CallRefused(Reason.BAD_REQUEST, "a request's id is an integer")
+    if not _is_call_id(call_id):
+        raise CallRefused(
+            Reason.BAD_REQUEST, f"a request's id is an integer between 0 and {MAX_NUMBER}"
+        )
     if (
         not isinstance(body.get("method"), str)
         or not isinstance(args, dict)
@@ -263,7 +273,11 @@ def call_id_of(frame: bytes) -> int | None:
         call_id = json_value(frame).get("id") if len(frame) <= MAX_JSON_NBYTES else None
     except (ValueError, RecursionError, AttributeError):
         return None
-    return call_id if isinstance(call_id, int) and not isinstance(call_id, bool) else None
+    return call_id if _is_call_id(call_id) else None
+
+
+def _is_call_id(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= MAX_NUMBER
 
 
 def parse_request(call: Call, has_binary: bool) -> Request:
@@ -275,7 +289,7 @@ def parse_request(call: Call, has_binary: bool) -> Request:
             f"there is no method {call.method[:64]!r}; there are {', '.join(METHODS)}",
         )
     if kind.binary != has_binary:
-        what = "needs one binary frame after its JSON" if kind.binary else "takes no binary frame"
+        what = "needs a plan or manifest beside it" if kind.binary else "takes nothing beside it"
         raise CallRefused(Reason.BAD_REQUEST, f"{call.method} {what}")
     try:
         return kind.model_validate(call.args)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import zmq
@@ -19,10 +20,14 @@ from zmq.auth.thread import ThreadAuthenticator
 from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire import address
 from hotweights_coordinator.wire.auth import ServerKeys
-from hotweights_coordinator.wire.messages import MAX_BINARY_NBYTES, CallRefused
+from hotweights_coordinator.wire.messages import MAX_JSON_NBYTES, CallRefused
 
 MESSAGES_AT_ONCE = 200  # before the loop gets its turn
 QUEUED_ANSWERS = 1000  # to one peer that does not read; more are dropped, and it asks again
+# beyond a frame's own bytes: CURVE adds nonce, flags and authenticator (spec 26, "MESSAGE")
+ENVELOPE_NBYTES = 1024
+# milliseconds, for the handshake: until then a stranger may hold a connection and one frame
+HANDSHAKE_MS = 5000
 QUEUED_EVENTS = 20_000  # to one subscriber; nobody depends on hearing one
 
 
@@ -42,7 +47,7 @@ class Sockets:
     def __init__(self, endpoint: str, events_endpoint: str, keys: ServerKeys | None) -> None:
         """Raises `CallRefused` where an address cannot be bound."""
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._authenticator = self._guard(keys) if keys else None
+        self._authenticator = self._guard(keys.clients) if keys and keys.clients else None
         self._calls = self._context.socket(zmq.ROUTER)
         self._events = self._context.socket(zmq.PUB)
         self._received: Received | None = None
@@ -54,10 +59,13 @@ class Sockets:
             socket.setsockopt(zmq.SNDHWM, high_water)
             # a thousand workers may come at once; Linux takes no more by default (listen(2))
             socket.setsockopt(zmq.BACKLOG, 4096)
+            socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
             if keys:
                 keys.apply(socket)
         self._calls.setsockopt(zmq.RCVHWM, 20_000)
-        self._calls.setsockopt(zmq.MAXMSGSIZE, MAX_BINARY_NBYTES)
+        # of a frame, and before the handshake too; how many make a message nothing limits, which is
+        # why nobody gets so far who may not ask
+        self._calls.setsockopt(zmq.MAXMSGSIZE, MAX_JSON_NBYTES + ENVELOPE_NBYTES)
         self._events.setsockopt(zmq.MAXMSGSIZE, 1024)  # subscriptions
         try:
             self.endpoint = self._bind(self._calls, endpoint, "--endpoint")
@@ -66,10 +74,10 @@ class Sockets:
             self.close()
             raise
 
-    def _guard(self, keys: ServerKeys) -> ThreadAuthenticator:
+    def _guard(self, clients: Path) -> ThreadAuthenticator:
         guard = ThreadAuthenticator(self._context)
         guard.start()
-        guard.configure_curve(domain="*", location=str(keys.clients))
+        guard.configure_curve(domain="*", location=str(clients))
         return guard
 
     def _bind_events(self, endpoint: str, events_endpoint: str) -> str:

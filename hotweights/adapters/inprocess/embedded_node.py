@@ -214,7 +214,10 @@ class EmbeddedNode:
                     address.events_endpoint(endpoint)
                     for endpoint in address.split(settings.endpoint)
                 ]
-                parts = [partial(events.listen, endpoint, None, sync.hurry) for endpoint in heard]
+                token = settings.token or None
+                parts = [
+                    partial(events.listen, endpoint, token, None, sync.hurry) for endpoint in heard
+                ]
                 await until(asyncio.Event(), sync.run, *parts)
             finally:
                 self._relay.to(None)

@@ -142,7 +142,7 @@ async def test_silence_ends_after_the_hello_deadline_and_strangers_are_few(serve
 
 
 async def test_one_pod_cannot_take_every_connection(folder: Path) -> None:
-    served = Served(folder, Limits(max_connections=12, max_pod_connections=8))
+    served = Served(folder, Limits(spare_pod_connections=4, max_pod_connections=8))
     await served.server.start()
     ours = [await served.enter(rank=rank, world_size=16) for rank in range(8)]
     answer = await refusal(served, frames.Hello(role="rank", token="good", rank=8, world_size=16))
@@ -156,6 +156,52 @@ async def test_one_pod_cannot_take_every_connection(folder: Path) -> None:
     ours.append(await served.enter(rank=8, world_size=16))
     for process in (*ours, others):
         process.close()
+    await served.server.close()
+
+
+async def test_a_pod_has_its_ranks_and_a_few_servers(folder: Path) -> None:
+    served = Served(folder, Limits(spare_pod_connections=2))
+    await served.server.start()
+    ours = [await served.enter(rank=rank, world_size=2) for rank in range(2)]
+    ours += [await served.enter(world_size=2) for _ in range(2)]
+    answer = await refusal(served, frames.Hello(role="server", token="good", world_size=2))
+    assert answer.reason == "TooManyConnections"
+    # what it says of itself opens no more than the most
+    ours += [await served.enter(world_size=4096) for _ in range(60)]
+    answer = await refusal(served, frames.Hello(role="server", token="good", world_size=4096))
+    assert answer.message == "pod ns/vllm-0 has 64 connections already"
+    for process in ours:
+        process.close()
+    await served.server.close()
+
+
+async def test_a_process_that_says_hello_at_once_is_heard_in_a_crowd(folder: Path) -> None:
+    """All that wait in the backlog are accepted at a stretch; none pushes out who has spoken."""
+    served = Served(folder, Limits(max_strangers=4, max_user_strangers=4))
+    await served.server.start()
+    process = Process(served.server.path, frames.Hello(role="rank", token="good"))
+    process.sock.connect(str(served.server.path))
+    sockets.send(process.sock, process.hello)
+    strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(100)]
+    for sock in strangers:  # before the server's loop has its turn
+        sock.connect(str(served.server.path))
+    process.sock.setblocking(False)
+    frame, _ = await process.receive()
+    assert isinstance(frame, frames.Welcome)
+    process.close()
+    for sock in strangers:
+        sock.close()
+    await served.server.close()
+
+
+async def test_an_acceptor_that_is_gone_is_told_of(folder: Path) -> None:
+    served = Served(folder, Limits())
+    await served.server.start()
+    assert served.server.trouble() == ""
+    acceptor = next(task for task in asyncio.all_tasks() if task.get_name() == "engines")
+    acceptor.cancel()
+    await until(lambda: served.server.trouble() != "")
+    assert "accepts no engines any more" in served.server.trouble()
     await served.server.close()
 
 
@@ -392,3 +438,27 @@ async def test_what_cannot_be_a_token_is_not_even_reviewed(token: str) -> None:
     with pytest.raises(Unauthenticated):
         await api.reviews().identity(token)
     assert api.pending == 0
+
+
+async def test_unknown_tokens_are_reviewed_only_so_fast_and_known_ones_need_not_wait() -> None:
+    api = Api(identity())
+    reviews = api.reviews()
+    await reviews.identity(TOKEN)
+    api.time += 100  # what was known is to be asked anew
+
+    async def refuse(token: str) -> Identity:
+        api.pending += 1
+        if token == TOKEN:
+            return identity()
+        raise TokenRefused("no")
+
+    reviews._review = refuse
+    strangers = [asyncio.create_task(reviews.identity(f"random-{n}")) for n in range(1000)]
+    await asyncio.sleep(0)
+    assert (await asyncio.wait_for(reviews.identity(TOKEN), 10)).pod_uid == "uid-1"
+    told = await asyncio.wait_for(asyncio.gather(*strangers[-1:], return_exceptions=True), 10)
+    assert isinstance(told[0], AuthenticationUnavailable), "it is told to come again"
+    assert api.pending <= 258
+    for task in strangers:
+        task.cancel()
+    await asyncio.gather(*strangers, return_exceptions=True)

@@ -40,7 +40,7 @@ class Donor(PeerClient):
     window: int = 4
     gave: list[str] = field(default_factory=list)
 
-    def fetch_manifest(self, digest: str) -> bytes:
+    def fetch_manifest(self, digest: str, most_nbytes: int = 0) -> bytes:
         raise NotImplementedError
 
     def fetch_chunks(

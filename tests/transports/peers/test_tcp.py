@@ -4,6 +4,8 @@ that fall silent.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import socket
 import threading
 import time
@@ -72,9 +74,22 @@ def read_all(sock: socket.socket) -> bytes:
     return data
 
 
-def test_a_stranger_who_says_nothing_is_cut_off(node: Node, serve: Serve) -> None:
+def test_a_stranger_who_falls_silent_is_cut_off(node: Node, serve: Serve) -> None:
     with closing(dial(serve(node, ServerLimits(handshake_seconds=0.3)))) as sock:
+        sock.send(b"H")
         assert read_all(sock) == b""
+
+
+def test_strangers_who_say_nothing_cost_no_thread(
+    node: Node, serve: Serve, connect: Connect, digest: str
+) -> None:
+    server = serve(node)
+    with contextlib.ExitStack() as stack:
+        for _ in range(32):
+            stack.enter_context(closing(dial(server)))
+        # it came after them, so they were looked at
+        assert connect(server.address).fetch_manifest(digest)
+        assert sum(thread.name == "peer connection" for thread in threading.enumerate()) == 1
 
 
 def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
@@ -103,6 +118,121 @@ def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
     assert cut_off == 10
     assert time.monotonic() - began < 1.5
     assert connect(server.address).fetch_manifest(next(iter(node.manifests)))
+
+
+def test_silent_strangers_keep_no_puller_out(node: Node, serve: Serve, connect: Connect) -> None:
+    server = serve(node, ServerLimits(max_handshakes=8, max_handshakes_of_address=4))
+    strangers = []
+    try:
+        for number in range(52):
+            strangers.append(dial(server))  # they come again and again
+            strangers[-1].send(b"H")  # or the kernel would keep them to itself
+            if number < 32:
+                continue
+            assert connect(server.address, QUICK).fetch_manifest(next(iter(node.manifests)))
+    finally:
+        for sock in strangers:
+            sock.close()
+
+
+def test_tokens_of_one_address_are_reviewed_only_so_often(node: Node, digest: str) -> None:
+    reviewed: list[str] = []
+
+    def authenticate(token: str) -> Identity | None:
+        reviewed.append(token)
+        return Identity("agent") if token == "good" else None
+
+    with StreamServer("tcp://127.0.0.1:0", node, authenticate, ServerLimits()) as server:
+
+        def pull() -> bytes:
+            with transport_for(server.address).connect(server.address, lambda: "good") as client:
+                return client.fetch_manifest(digest)
+
+        assert pull()
+        for number in range(40):
+            with closing(dial(server)) as sock, contextlib.suppress(OSError):
+                sock.sendall(frames.hello(f"random {number}"))
+                answer = read_all(sock)
+        assert b"Busy" in answer
+        assert pull(), "it was let in before, and comes from the same address"
+    assert len(reviewed) <= 14
+
+
+def test_one_node_does_not_take_the_places_of_all_pullers(node: Node, digest: str) -> None:
+    with (
+        StreamServer(
+            "tcp://127.0.0.1:0",
+            node,
+            lambda token: Identity("agent", token),
+            ServerLimits(max_connections=6, max_connections_of_node=2),
+        ) as server,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def pull(token: str) -> bytes:
+            client = transport_for(server.address).connect(server.address, lambda: token)
+            return stack.enter_context(client).fetch_manifest(digest)
+
+        assert [pull("node-a"), pull("node-a")] == [node.manifests[digest]] * 2
+        with pytest.raises(PeerRefused, match=r"Busy: 2 connections of node-a already"):
+            pull("node-a")
+        assert pull("node-b")
+
+
+def test_a_thread_that_does_not_start_costs_one_connection(
+    node: Node, serve: Serve, connect: Connect, digest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(node)
+    start = threading.Thread.start
+    failed = threading.Event()
+
+    def fail_once(thread: threading.Thread) -> None:
+        if thread.name == "peer connection" and not failed.is_set():
+            failed.set()
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_once)
+    with pytest.raises(PeerUnreachable):
+        connect(server.address).fetch_manifest(digest)
+    assert failed.is_set()
+    assert server.trouble() == ""
+    assert connect(server.address).fetch_manifest(digest)
+
+
+def test_an_acceptor_that_is_gone_is_told_of(
+    node: Node, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = serve(node)
+
+    assert server.trouble() == ""
+    ended = threading.Thread()
+    ended.start()
+    ended.join()
+    monkeypatch.setattr(server, "_acceptor", ended)
+    assert server.trouble() == f"{server.address} accepts no peers any more"
+    server.close()
+    assert server.trouble() == "", "it was closed"
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "answer"), [((2, 1), [1], 1), ((2, 1), [1, 2], 2), ((1,), [3, 2, 1], 1)]
+)
+def test_the_highest_protocol_that_both_speak(
+    node: Node,
+    serve: Serve,
+    monkeypatch: pytest.MonkeyPatch,
+    ours: tuple[int, ...],
+    theirs: list[int],
+    answer: int,
+) -> None:
+    monkeypatch.setattr(frames, "PROTOCOLS", ours)
+    payload = json.dumps({"protocols": theirs, "token": "good"}).encode()
+    with closing(dial(serve(node))) as sock:
+        sock.sendall(Header(Kind.HELLO, len(payload)).encode() + payload)
+        header = frames.decode_header(sock.recv(HEADER.size), frames.TO_STRANGER)
+        assert header.kind is Kind.WELCOME
+        assert frames.read_welcome(sock.recv(header.nbytes)) == answer
 
 
 def test_a_token_as_large_as_the_moon_is_refused_unread(node: Node, serve: Serve) -> None:
@@ -302,6 +432,23 @@ def test_any_answer_is_an_error_and_no_chunk(
     ):
         client.fetch_chunks(digest, [want], lambda want, _data: got.append(want))
     assert got == []
+
+
+def test_a_manifest_larger_than_expected_is_refused_before_its_first_byte(
+    impostor: Callable[[Script], str], connect: Connect, digest: str
+) -> None:
+    sent: list[int] = []
+
+    def announce(sock: socket.socket) -> None:
+        header = Header(Kind.MANIFEST_BYTES, 512 * 1024 * 1024).encode()
+        sock.sendall(frames.welcome(1) + header)
+        with contextlib.suppress(OSError):
+            while len(sent) < 64:
+                sent.append(sock.send(bytes(1 << 20)))
+
+    with pytest.raises(PeerProtocolError, match=r"536870912 bytes; at most 1000 are expected"):
+        connect(impostor(announce), QUICK).fetch_manifest(digest, 1000)
+    assert sum(sent) < 64 << 20
 
 
 def test_a_kept_connection_that_the_peer_closed_is_replaced(

@@ -32,6 +32,7 @@ from hotweights_common.reasons import Reason
 
 # none that the API server takes: whoever collects such tokens cannot act as an agent there
 TOKEN_AUDIENCE = "hotweights-peer"
+MAX_MANIFEST_NBYTES = 512 * 1024 * 1024  # what the planner's own constant of that name says
 
 
 class PeerError(HotweightsError):
@@ -180,10 +181,14 @@ class ServerLimits:
     """Authenticated connections at once; further ones are refused with a reason. A puller opens one
     per stream.
     """
-    max_handshakes: int = 16
-    """Connections that have not proved who they are; further ones are dropped without an answer, so
-    that strangers take no room.
+    max_connections_of_node: int = 16
+    """Of them, those of one node that its token names: no peer takes the places of all others."""
+    max_handshakes: int = 64
+    """Connections that have not proved who they are. One more, and of the address with the most the
+    one that has owed its hello for longest is dropped without an answer.
     """
+    max_handshakes_of_address: int = 16
+    """Of them, those of one address. A puller opens a few streams to a peer at the same time."""
     handshake_seconds: float = 5.0
     """For the whole hello, however slowly its bytes drip. The review of the token is not
     counted.
@@ -252,6 +257,10 @@ class PeerServer(ABC):
     address: str
     """The URI under which pullers reach it, with the port that was chosen for port 0."""
 
+    def trouble(self) -> str:
+        """Why it serves nobody any more although it was not closed; empty: it serves."""
+        return ""
+
     @abstractmethod
     def close(self) -> None: ...
 
@@ -276,9 +285,10 @@ class PeerClient(ABC):
     """The peer's URI, as it stands in every error."""
 
     @abstractmethod
-    def fetch_manifest(self, digest: str) -> bytes:
+    def fetch_manifest(self, digest: str, most_nbytes: int = MAX_MANIFEST_NBYTES) -> bytes:
         """The manifest, its sha256 verified against ``sha256:<hex>``; `PeerMissing` where the peer
-        does not know it.
+        does not know it, `PeerProtocolError` where it announces more than ``most_nbytes``: of such
+        a one not a byte is received.
         """
 
     @abstractmethod

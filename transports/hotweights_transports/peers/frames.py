@@ -81,7 +81,8 @@ MAX_NBYTES = {
     Kind.MISSING: 0,
     Kind.UNKNOWN: 0,
     Kind.WAITING: 0,
-    Kind.MANIFEST_BYTES: 512 * 1024 * 1024,  # what the planner's own `MAX_MANIFEST_NBYTES` says
+    # what the planner's own `MAX_MANIFEST_NBYTES` says; who asks for one may say less
+    Kind.MANIFEST_BYTES: 512 * 1024 * 1024,
     Kind.ANSWER: 32 * 1024,  # a token is in it
 }
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from hotweights_storage.errors import ChecksumMismatch
 from hotweights_transports.peers.base import (
+    MAX_MANIFEST_NBYTES,
     Authenticate,
     AuthenticationUnavailable,
     ChunkProvider,
@@ -102,12 +103,17 @@ class InprocClient(PeerClient):
         self._token = token
         self._limits = limits
 
-    def fetch_manifest(self, digest: str) -> bytes:
+    def fetch_manifest(self, digest: str, most_nbytes: int = MAX_MANIFEST_NBYTES) -> bytes:
         server = self._server()
         with server.admitted(self._token()):
             data = server.provider.manifest(digest)
         if data is None:
             raise PeerMissing(self.address, f"it does not know the version {digest}")
+        if len(data) > most_nbytes:
+            raise PeerProtocolError(
+                self.address,
+                f"a manifest of {len(data)} bytes; at most {most_nbytes} are expected",
+            )
         return checked_manifest(self.address, digest, data)
 
     def ask(self, name: str) -> bytes:

@@ -21,6 +21,7 @@ from typing import ClassVar
 from hotweights_storage.errors import ChecksumMismatch
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import (
+    MAX_MANIFEST_NBYTES,
     ClientLimits,
     Deliver,
     Missing,
@@ -100,10 +101,10 @@ class StreamClient(PeerClient):
         self._limits = limits
         self._idle: list[_Stream] = []
 
-    def fetch_manifest(self, digest: str) -> bytes:
+    def fetch_manifest(self, digest: str, most_nbytes: int = MAX_MANIFEST_NBYTES) -> bytes:
         stream = self._open()
         with self._kept_if_clean(stream):
-            data = stream.manifest(digest)
+            data = stream.manifest(digest, most_nbytes)
         return checked_manifest(self.address, digest, data)
 
     def ask(self, name: str) -> bytes:
@@ -234,18 +235,21 @@ class _Stream:
             raise PeerRefused(self._address, f"{refusal.reason}: {refusal.message}")
         return header
 
-    def manifest(self, digest: str) -> bytes:
-        request = frames.manifest_request(digest)
+    def manifest(self, digest: str, most_nbytes: int) -> bytes:
         return self._document(
-            request, frames.Kind.MANIFEST_BYTES, f"it does not know the version {digest}"
+            frames.manifest_request(digest),
+            frames.Kind.MANIFEST_BYTES,
+            most_nbytes,
+            f"it does not know the version {digest}",
         )
 
     def answer(self, name: str) -> bytes:
+        kind = frames.Kind.ANSWER
         return self._document(
-            frames.question(name), frames.Kind.ANSWER, f"it has no answer to {name}"
+            frames.question(name), kind, frames.MAX_NBYTES[kind], f"it has no answer to {name}"
         )
 
-    def _document(self, request: bytes, kind: frames.Kind, unknown: str) -> bytes:
+    def _document(self, request: bytes, kind: frames.Kind, most_nbytes: int, unknown: str) -> bytes:
         patience = StallTimeout(self._address, self._limits, time.monotonic())
 
         def tick(nbytes: int) -> None:
@@ -261,6 +265,11 @@ class _Stream:
         if header.kind is not kind:
             raise frames.FrameError(
                 f"a {header.kind.name} frame came instead of a {kind.name} frame"
+            )
+        # before a byte of it: until its digest was compared, the peer alone says how large it is
+        if header.nbytes > most_nbytes:
+            raise frames.FrameError(
+                f"a {kind.name} frame of {header.nbytes} bytes; at most {most_nbytes} are expected"
             )
         return bytes(self.wire.receive(header.nbytes, tick))
 

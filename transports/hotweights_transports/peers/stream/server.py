@@ -1,8 +1,8 @@
 """The side that gives chunks: one thread per puller, because `sendfile` and `recv` release the
 interpreter's lock.
 
-Strangers cost a thread for at most `handshake_seconds` and are few; who proved who it is may stay.
-A connection ends at the first thing that is not as it should be, and takes nothing else with it.
+Strangers cost a thread for at most `handshake_seconds` and are few (`strangers` says which); who
+proved who it is may stay. A connection ends at the first thing that is not as it should be, and takes nothing else with it.
 What a chunk is, and whether it is verified, only the provider knows; this module sends what it is
 given a lease on.
 """
@@ -10,13 +10,18 @@ given a lease on.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
+import math
 import socket
 import threading
 import time
+from collections import Counter
 from typing import ClassVar
 
+from hotweights_common.few_lines import FewLines
 from hotweights_common.reasons import Reason
+from hotweights_common.strangers import Strangers
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import (
     Authenticate,
@@ -40,9 +45,11 @@ from hotweights_transports.peers.stream.timed_socket import (
 )
 
 logger = logging.getLogger(__name__)
+logger.addFilter(FewLines())
 
 # for the acceptor, then for all connections together; what hangs longer is left to end by itself
 CLOSE_SECONDS = 5.0
+MAX_ACCEPTED = 1024  # tokens that are remembered by their hash; each is reviewed all the same
 
 
 class _Refused(Exception):
@@ -80,14 +87,23 @@ class StreamServer(PeerServer):
         self._closing = threading.Event()
         self._lock = threading.Lock()  # of the three below
         self._threads: dict[Wire, threading.Thread] = {}
-        self._strangers = 0
-        self._pullers = 0
+        self._strangers = Strangers[Wire](limits.max_handshakes, limits.max_handshakes_of_address)
+        self._accepted: dict[bytes, None] = {}  # sha256 of tokens, the longest unused first
+        self._pullers: Counter[str] = Counter()  # connections by node; "" where it is not known
         self._listener = addresses.listen(host, port)
+        # pullers speak first, so the kernel keeps whoever says nothing: it costs no thread (tcp(7))
+        wait_seconds = math.ceil(limits.handshake_seconds)
+        self._listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, wait_seconds)
         self.address = addresses.form(host, self._listener.getsockname()[1], self.scheme)
         self._acceptor = threading.Thread(
             target=self._accept, name=f"peers {self.address}", daemon=True
         )
         self._acceptor.start()
+
+    def trouble(self) -> str:
+        if self._acceptor.is_alive() or self._closing.is_set():
+            return ""
+        return f"{self.address} accepts no peers any more"
 
     def close(self) -> None:
         # in this order: once the acceptor has ended, no thread is added to those hung up below
@@ -107,36 +123,56 @@ class StreamServer(PeerServer):
     def _accept(self) -> None:
         while not self._closing.is_set():
             try:
-                sock, _ = self._listener.accept()
+                sock, (host, *_) = self._listener.accept()
             except OSError as error:
                 # e.g. out of file descriptors: come back a little later
                 if self._closing.wait(0.1):
                     return
                 logger.warning("%s: accept failed: %s", self.address, error)
                 continue
-            self._admit(sock)
+            try:
+                self._admit(sock, host)
+            # out of threads, or gone already: it costs this connection, and nobody else
+            except (RuntimeError, MemoryError, OSError) as error:
+                sock.close()
+                logger.warning("%s: a connection of %s is dropped: %s", self.address, host, error)
 
-    def _admit(self, sock: socket.socket) -> None:
+    def _admit(self, sock: socket.socket, host: str) -> None:
         with self._lock:
-            # without a word: what a stranger gets for nothing, many strangers get
-            if self._strangers >= self._limits.max_handshakes or self._closing.is_set():
+            if self._closing.is_set():
                 sock.close()
                 return
             wire = self.wire_type(sock)
+            stays, leaves = self._strangers.admit(wire, host)
+            # without a word: what a stranger gets for nothing, many strangers get
+            if leaves is not None:
+                leaves.hang_up()
+            if not stays:
+                sock.close()
+                return
             thread = threading.Thread(
                 target=self._converse, args=(wire,), name="peer connection", daemon=True
             )
             self._threads[wire] = thread
-            self._strangers += 1
-        thread.start()
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError):
+            self._forget(wire)
+            raise
+
+    def _forget(self, wire: Wire) -> None:
+        with self._lock:
+            del self._threads[wire]
+            self._strangers.leave(wire)
 
     def _converse(self, wire: Wire) -> None:
-        is_puller = False
+        promoted: Identity | None = None
         try:
             # the token first: only who proved who it is may take one of the pullers' places
-            identity = self._handshake(wire)
-            is_puller = self._promote()
-            wire.send(frames.welcome(frames.PROTOCOLS[0]), within(self._limits.handshake_seconds))
+            identity, protocol = self._handshake(wire)
+            self._promote(wire, identity)
+            promoted = identity
+            wire.send(frames.welcome(protocol), within(self._limits.handshake_seconds))
             self._prepare(wire)
             self._answer(wire, identity)
         except _Refused as refusal:
@@ -149,24 +185,34 @@ class StreamServer(PeerServer):
             logger.debug("%s: a puller's connection ended: %s", self.address, error)
         finally:
             wire.close()
-            with self._lock:
-                del self._threads[wire]
-                if is_puller:
-                    self._pullers -= 1
-                else:
-                    self._strangers -= 1
+            self._forget(wire)
+            if promoted is not None:
+                with self._lock:
+                    self._pullers -= Counter([promoted.node])  # one with none left goes
 
-    def _handshake(self, wire: Wire) -> Identity:
+    def _handshake(self, wire: Wire) -> tuple[Identity, int]:
+        """Who it is, and the protocol to speak."""
         in_time = within(self._limits.handshake_seconds)
         header = frames.decode_header(
             wire.receive(frames.HEADER.size, in_time), frames.FROM_STRANGER
         )
         hello = frames.read_hello(bytes(wire.receive(header.nbytes, in_time)))
-        if not set(hello.protocols) & set(frames.PROTOCOLS):
+        common = set(hello.protocols) & set(frames.PROTOCOLS)
+        if not common:
             raise _Refused(
                 Reason.PROTOCOL_UNSUPPORTED,
                 f"this peer speaks {list(frames.PROTOCOLS)}: upgrade the older agent",
             )
+        key = hashlib.sha256(hello.token.encode("utf-8", "surrogatepass")).digest()
+        with self._lock:
+            # an agent that was let in is so again, whoever else comes from its address
+            if key not in self._accepted and not self._strangers.may_be_reviewed(
+                wire, time.monotonic()
+            ):
+                raise _Refused(
+                    Reason.BUSY, "too many tokens of this address were refused: try again"
+                )
+            self._strangers.said_hello(wire)
         try:
             identity = self._authenticate(hello.token)
         except AuthenticationUnavailable as error:
@@ -175,22 +221,30 @@ class StreamServer(PeerServer):
                 f"the token could not be reviewed ({error}): try again",
             ) from error
         if identity is None:
+            with self._lock:
+                self._strangers.refused(wire, time.monotonic())
             raise _Refused(
                 Reason.TOKEN_INVALID,
                 "the token proves no agent of this installation; no weights without one",
             )
-        return identity
-
-    def _promote(self) -> bool:
-        """From stranger to puller, if there is room."""
         with self._lock:
-            if self._pullers >= self._limits.max_connections:
-                raise _Refused(
-                    Reason.BUSY, f"{self._pullers} connections already: try another peer"
-                )
-            self._strangers -= 1
-            self._pullers += 1
-        return True
+            self._accepted.pop(key, None)
+            self._accepted[key] = None
+            if len(self._accepted) > MAX_ACCEPTED:
+                del self._accepted[next(iter(self._accepted))]
+        return identity, max(common)
+
+    def _promote(self, wire: Wire, identity: Identity) -> None:
+        """From stranger to puller, if there is room."""
+        node = identity.node
+        with self._lock:
+            total = self._pullers.total()
+            if total >= self._limits.max_connections:
+                raise _Refused(Reason.BUSY, f"{total} connections already: try another peer")
+            if node and self._pullers[node] >= self._limits.max_connections_of_node:
+                raise _Refused(Reason.BUSY, f"{self._pullers[node]} connections of {node} already")
+            self._strangers.leave(wire)
+            self._pullers[node] += 1
 
     def _prepare(self, wire: Wire) -> None:
         piece_nbytes = self._throttle.piece_nbytes if self._throttle else None
