@@ -86,7 +86,7 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
         version=version,
         run_folder=settings.run_folder / settings.node,
         state_folder=settings.state_folder,
-        listen=peer_endpoints.listeners(settings.ports),
+        listen=peer_endpoints.listeners(settings.ports, settings.address),
         advertise=lambda address: (
             f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}"
         ),

@@ -17,6 +17,11 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
+def anywhere(host: str) -> str:
+    """The wildcard of an address's family: where to listen so that others get through to it."""
+    return "::" if ":" in host else "0.0.0.0"
+
+
 def is_loopback(host: str) -> bool:
     """Whether it reaches this machine only. A name other than ``localhost`` might be anybody's."""
     try:

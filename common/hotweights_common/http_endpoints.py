@@ -8,6 +8,7 @@ which only some installations have: nothing else of this package imports it.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -33,7 +34,7 @@ class Endpoints:
         host: str = "",
     ) -> None:
         """``healthy`` and ``ready`` say what is wrong; empty: nothing. They are called in a
-        request's thread. No ``host``: every address. Port 0 takes a free one. Raises `OSError`.
+        request's thread. No ``host``: every address, of IPv6 too where there is any. Port 0 takes a free one. Raises `OSError`.
         """
 
         class Handler(BaseHTTPRequestHandler):
@@ -66,7 +67,18 @@ class Endpoints:
             def log_message(self, format: str, *args: Any) -> None:
                 log.debug(format, *args)
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
+        # not where the kernel was started without IPv6
+        both = not host and socket.has_dualstack_ipv6()
+
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if both or ":" in host else socket.AF_INET
+
+            def server_bind(self) -> None:
+                if both:  # `::` alone may leave IPv4 out
+                    self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+                super().server_bind()
+
+        self._server = Server((host, port), Handler)
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(

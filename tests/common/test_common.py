@@ -61,6 +61,12 @@ def test_addresses_with_colons_stand_in_brackets_once() -> None:
         "node",
     ]
     assert [hosts.bare(h) for h in ("[::1]", "::1", "node")] == ["::1", "::1", "node"]
+    assert [hosts.anywhere(h) for h in ("fd00::7", "[::1]", "10.0.0.1", "node")] == [
+        "::",
+        "::",
+        "0.0.0.0",
+        "0.0.0.0",
+    ]
     assert [hosts.is_wildcard(h) for h in ("*", "0.0.0.0", "[::]", "::1")] == [
         True,
         True,

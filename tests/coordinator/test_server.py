@@ -8,6 +8,7 @@ import asyncio
 import json
 import math
 import random
+import socket
 import threading
 import time
 import urllib.request
@@ -52,6 +53,15 @@ def refusal(client: Client, method: str, **args: Any) -> str:
         client.call(method, **args)
     assert str(caught.value)
     return caught.value.reason
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_it_is_reached_over_ipv6() -> None:
+    with running(endpoint="tcp://[::1]:0") as there, there.client() as client:
+        assert there.endpoint.startswith("tcp://[::1]:")
+        assert client.call("status")
+        with Subscriber(there.events_endpoint):  # connects, or raises
+            pass
 
 
 def test_an_update_from_the_plan_to_the_last_worker(client: Client) -> None:
