@@ -95,6 +95,7 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
         else None,
         measure_endpoints=partial(peer_endpoints.describe, ports=settings.ports, mpi=settings.mpi),
         sources=allowed_sources.allowed(settings.roots),
+        prove_sources=settings.prove_sources,
         peers=peer,
         peer_token=token,
         engines=EngineAuthenticator(_reviews(api, frames.TOKEN_AUDIENCE, metrics), settings.node),

@@ -76,6 +76,8 @@ class NodeConfig:
     """For taking part in broadcasts; None: it does not."""
     measure_endpoints: Callable[[Sequence[str]], tuple[Endpoint, ...]] = lambda _endpoints: ()
     """What is told of where peers reach it; may take a while."""
+    prove_sources: bool = False
+    """Whether sources of new versions are read whole, manifest or not."""
 
 
 class Node:
@@ -144,6 +146,7 @@ class Node:
             broadcasts=Broadcasts(config.broadcasts, staging.patience_seconds)
             if config.broadcasts
             else None,
+            prove_sources=config.prove_sources,
             fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
         )
         stack.push_async_callback(driver.stager.close)

@@ -88,10 +88,11 @@ class Stager:
         token: Callable[[], str],
         settings: StagingSettings | None = None,
         broadcasts: Broadcasts | None = None,
+        prove_sources: bool = False,
         fetched: Callable[[str, int], None] = lambda _transport, _nbytes: None,
     ) -> None:
-        """``token`` proves to peers who we are; ``fetched`` hears how many bytes came by which
-        transport.
+        """``token`` proves to peers who we are; ``prove_sources``: a manifest beside weights is not
+        believed unread; ``fetched`` hears how many bytes came by which transport.
         """
         self._store = store
         self._sources = sources
@@ -100,6 +101,7 @@ class Stager:
         self._token = token
         self._settings = settings or StagingSettings()
         self._broadcasts = broadcasts
+        self._prove_sources = prove_sources
         self._fetched = fetched
         self._loop = asyncio.get_running_loop()
         self._threads = ThreadPoolExecutor(JOBS_AT_ONCE, thread_name_prefix="staging")
@@ -300,7 +302,9 @@ class Stager:
         limits = Limits(off)
         limits.check()
         with self._sources.open(item.uri, item.namespace) as source:
-            manifest = resolve(source, item.model, item.version, limits=limits)
+            manifest = resolve(
+                source, item.model, item.version, limits=limits, prove=self._prove_sources
+            )
         if item.digest:
             _check_digest(manifest, item.digest, item.uri)
         self._kept.put(manifest)
