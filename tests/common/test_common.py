@@ -67,6 +67,8 @@ def test_addresses_with_colons_stand_in_brackets_once() -> None:
         "0.0.0.0",
         "0.0.0.0",
     ]
+    told = ["tcp://[fd00:0::7]:7600", "ucx://10.0.0.1:1", "mpi://node:1", "tcp://[x]:1", "", "x"]
+    assert [hosts.of_endpoint(e) for e in told] == ["fd00::7", "10.0.0.1", "node", "", "", ""]
     assert [hosts.is_wildcard(h) for h in ("*", "0.0.0.0", "[::]", "::1")] == [
         True,
         True,

@@ -110,7 +110,8 @@ def _agent(body: Body) -> Agent:
     node = (body.get("spec") or {}).get("nodeName", "")
     # one that is being deleted still answers for a while, but is nobody to count on
     ready = observe.is_ready(body) and "deletionTimestamp" not in body["metadata"]
-    return Agent(body["metadata"]["uid"], node, ready)
+    addresses = tuple(one["ip"] for one in (body.get("status") or {}).get("podIPs") or ())
+    return Agent(body["metadata"]["uid"], node, ready, addresses)
 
 
 @dataclass(slots=True)

@@ -234,6 +234,16 @@ async def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
         assert running.keys("rollout") == {"a/r", "b/r"}
 
 
+async def test_agents_are_known_by_their_addresses() -> None:
+    """Where others are sent with a token must be one of them."""
+    cluster, body = Cluster(), pod("agent", "hotweights-system", AGENT)
+    body["status"] = {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}
+    cluster.objects["pods"] = [body]
+    async with Running(cluster, settings()) as running:
+        await until(lambda: bool(running.keys("agent")))
+        assert running.cache.get("agent", "uid-agent").addresses == ("10.0.0.1", "fd00::1")
+
+
 async def test_what_we_wrote_last_and_somebody_deleted_unseen_is_forgotten() -> None:
     cluster = Cluster()
     cluster.objects["nodeweights"] = [node_weights("n", 90)]
