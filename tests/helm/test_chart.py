@@ -268,6 +268,15 @@ def test_the_autoscaler_may_empty_the_operators_node(helm: Helm) -> None:
         assert deployment["spec"]["template"]["metadata"]["annotations"] == {name: kept}
 
 
+def test_only_pinned_versions_are_taken_where_that_is_asked_for(helm: Helm) -> None:
+    assert not of_kind(helm.template(), "ValidatingAdmissionPolicy", "-digest")
+    (policy,) = of_kind(
+        helm.template({"requireDigest": True}), "ValidatingAdmissionPolicy", "-digest"
+    )
+    (rule,) = policy["spec"]["validations"]
+    assert "spec.manifest.digest" in rule["message"]
+
+
 def test_the_notes_say_what_is_missing(helm: Helm) -> None:
     assert "No source root is allowed yet" in helm.notes({})
     assert "No source root" not in helm.notes({"sources": [SOURCE]})
