@@ -62,7 +62,7 @@ def test_a_transport_is_one_new_module() -> None:
     assert transport_for("pigeon://a:1").scheme == "pigeon"
     assert resolution()["pigeon"].works
     ports = {"tcp": 1, "ucx": 0, "pigeon": 7}
-    assert peer_endpoints.listeners(ports) == ["tcp://0.0.0.0:1", "pigeon://0.0.0.0:7"]
+    assert peer_endpoints.listeners(ports, "10.0.0.1") == ["tcp://0.0.0.0:1", "pigeon://0.0.0.0:7"]
     told = peer_endpoints.describe(["tcp://10.0.0.1:1"], ports, mpi=False)
     assert {one.scheme for one in told} == {"tcp", "ucx", "mpi", "pigeon"}
     tcp = Endpoint(scheme="tcp", endpoint="tcp://a:1", megabytes_per_second=10)

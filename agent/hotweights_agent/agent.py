@@ -88,7 +88,7 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
         run_folder=settings.run_folder / settings.node,
         keeper=Path(settings.keeper_socket) if settings.keeper_socket else None,
         state_folder=settings.state_folder,
-        listen=peer_endpoints.listeners(settings.ports),
+        listen=peer_endpoints.listeners(settings.ports, settings.address),
         advertise=lambda address: (
             f"{address.partition(':')[0]}://{host}:{address.rpartition(':')[2]}"
         ),
@@ -97,6 +97,7 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
         else None,
         measure_endpoints=partial(peer_endpoints.describe, ports=settings.ports, mpi=settings.mpi),
         sources=allowed_sources.allowed(settings.roots),
+        prove_sources=settings.prove_sources,
         peers=peer,
         peer_token=token,
         engines=EngineAuthenticator(_reviews(api, frames.TOKEN_AUDIENCE, metrics), settings.node),

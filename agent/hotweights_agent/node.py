@@ -80,6 +80,8 @@ class NodeConfig:
     """The socket of the process that holds what is staged while this one is gone; None: nobody."""
     measure_endpoints: Callable[[Sequence[str]], tuple[Endpoint, ...]] = lambda _endpoints: ()
     """What is told of where peers reach it; may take a while."""
+    prove_sources: bool = False
+    """Whether sources of new versions are read whole, manifest or not."""
 
 
 class Node:
@@ -162,6 +164,7 @@ class Node:
             broadcasts=Broadcasts(config.broadcasts, staging.patience_seconds)
             if config.broadcasts
             else None,
+            prove_sources=config.prove_sources,
             fetched=lambda transport, nbytes: metrics.fetched.labels(transport).inc(nbytes),
         )
         metrics.stuck_reads.set_function(lambda: driver.stager.stuck_reads)

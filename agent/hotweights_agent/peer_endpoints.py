@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from blake3 import blake3
 
+from hotweights_common import hosts
 from hotweights_common.errors import HotweightsError
 from hotweights_crds.nodeweights import Endpoint
 from hotweights_storage.slab import sealed_memfd
@@ -40,13 +41,13 @@ CHUNK_NBYTES = 4 << 20  # as manifests have them (docs/design/001-contracts.md)
 VERSION = f"sha256:{hashlib.sha256(b'').hexdigest()}"
 
 
-def listeners(ports: Mapping[str, int]) -> list[str]:
-    """Where to listen for peers, by scheme: always TCP (port 0: any); another transport where it
-    has a port and works.
+def listeners(ports: Mapping[str, int], address: str) -> list[str]:
+    """Where to listen for peers, who connect to ``address``, by scheme: always TCP (port 0: any);
+    another transport where it has a port and works.
     """
-    on = _switched_on(ports)
-    return [f"tcp://0.0.0.0:{ports['tcp']}"] + [
-        f"{scheme}://0.0.0.0:{port}"
+    on, host = _switched_on(ports), hosts.bracketed(hosts.anywhere(address))
+    return [f"tcp://{host}:{ports['tcp']}"] + [
+        f"{scheme}://{host}:{port}"
         for scheme, port in ports.items()
         if scheme != "tcp" and scheme in on and on[scheme].works
     ]

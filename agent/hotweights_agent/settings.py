@@ -47,6 +47,11 @@ class RootSettings:
 class StagingSettings:
     """How versions come onto the node."""
 
+    trust_manifests: bool = False
+    """Where several namespaces have sources, a new version's source is read whole once, to see that
+    the weights are those of the manifest beside them. Believed unread instead: whoever can write
+    into a root then gets every version on the nodes whose manifest they have.
+    """
     reserve_bytes: int = 256 * 2**20
     """Memory that stays free for the agent itself; a version that would eat into it is refused
     before its first byte.
@@ -151,6 +156,14 @@ class Settings:
     """How long engines may take."""
     kube: KubeSettings = field(default_factory=KubeSettings)
     """How the API server is spoken to."""
+
+    @property
+    def prove_sources(self) -> bool:
+        """Whether a manifest is no proof that its weights are there: there is a tenant from whom
+        another one's are to be kept.
+        """
+        tenants = {namespace for root in self.roots for namespace in root.namespaces}
+        return not self.staging.trust_manifests and (len(tenants) > 1 or "*" in tenants)
 
     @property
     def ports(self) -> dict[str, int]:

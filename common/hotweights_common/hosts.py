@@ -5,6 +5,7 @@ is asked.
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 
 def bare(host: str) -> str:
@@ -15,6 +16,27 @@ def bare(host: str) -> str:
 def bracketed(host: str) -> str:
     """As it stands before ``:port`` (RFC 3986, section 3.2.2)."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def anywhere(host: str) -> str:
+    """The wildcard of an address's family: where to listen so that others get through to it."""
+    return "::" if ":" in host else "0.0.0.0"
+
+
+def same(host: str) -> str:
+    """One spelling for all of an address's, so that two can be compared; a name as it is."""
+    try:
+        return str(ipaddress.ip_address(bare(host)))
+    except ValueError:
+        return host
+
+
+def of_endpoint(endpoint: str) -> str:
+    """The host of ``scheme://host:port``, spelled as `same` does; empty where there is none."""
+    try:
+        return same(urlsplit(endpoint).hostname or "")
+    except ValueError:  # brackets that hold no address
+        return ""
 
 
 def is_loopback(host: str) -> bool:

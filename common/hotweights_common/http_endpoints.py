@@ -33,10 +33,18 @@ class _BoundedServer(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, *arguments: Any) -> None:
+    def __init__(self, address: tuple[str, int], handler: Any, *, both: bool) -> None:
+        """``both``: over IPv6 and IPv4 alike."""
         self._open: dict[Any, None] = {}  # oldest first
         self._lock = threading.Lock()
-        super().__init__(*arguments)
+        self._both = both
+        self.address_family = socket.AF_INET6 if both or ":" in address[0] else socket.AF_INET
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        if self._both:  # `::` alone may leave IPv4 out
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        super().server_bind()
 
     def process_request(self, request: Any, client_address: Any) -> None:
         with self._lock:
@@ -72,7 +80,7 @@ class Endpoints:
         host: str = "",
     ) -> None:
         """``healthy`` and ``ready`` say what is wrong; empty: nothing. They are called in a
-        request's thread. No ``host``: every address. Port 0 takes a free one. Raises `OSError`.
+        request's thread. No ``host``: every address, of IPv6 too where there is any. Port 0 takes a free one. Raises `OSError`.
         """
 
         class Handler(BaseHTTPRequestHandler):
@@ -105,7 +113,9 @@ class Endpoints:
             def log_message(self, format: str, *args: Any) -> None:
                 log.debug(format, *args)
 
-        self._server = _BoundedServer((host, port), Handler)
+        # not where the kernel was started without IPv6
+        both = not host and socket.has_dualstack_ipv6()
+        self._server = _BoundedServer((host, port), Handler, both=both)
         self.port = self._server.server_address[1]
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(CLOSE_SECONDS,), name="metrics", daemon=True

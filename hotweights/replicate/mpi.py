@@ -161,7 +161,7 @@ def _serve(world: World, board: RankProvider, door: PeerSecret) -> PeerServer:
     if hosts.is_loopback(world.address):
         host = "127.0.0.1"
     elif door.protected:
-        host = "::" if ":" in world.address else "0.0.0.0"
+        host = hosts.anywhere(world.address)
     else:
         raise Refused(
             world.address,

@@ -208,7 +208,7 @@ def _bindable(host: str, port: int, door: PeerSecret) -> str:
             "ranks on other hosts could be anybody's",
             f"give all ranks one secret in {PEER_VARIABLE} (or {TOKEN_VARIABLE})",
         )
-    return addresses.form("::" if ":" in host else "0.0.0.0", port, SCHEME)
+    return addresses.form(hosts.anywhere(host), port, SCHEME)
 
 
 def _say_goodbye(parent: PeerClient, digest: str) -> None:

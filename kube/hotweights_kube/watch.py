@@ -6,7 +6,9 @@ again where it left off when the connection breaks, or from a new list when the 
 forgotten that point. A list is told page by page, so that a large one never stands in memory at
 once. Objects that vanished unseen come as ``DELETED`` at the end of a list, with the list's
 resourceVersion: that they are gone is as new as the list, and newer than whatever was known of
-them. Bookmarks keep the point fresh, and a connection without even those is taken for dead. It
+them. Bookmarks keep the point fresh, and a connection without even those is taken for dead. An
+etcd that was restored from a backup begins again at an earlier resourceVersion, and says nothing to
+a watch that asks for later ones: so a silent one begins with a list, which finds that out. It
 refuses to know what the objects mean; a consumer that is slow slows only its own watch.
 """
 
@@ -28,7 +30,7 @@ from hotweights_kube.resources import Body, Resource, version_of
 
 log = logging.getLogger(__name__)
 
-ChangeType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED"]
+ChangeType = Literal["ADDED", "MODIFIED", "DELETED", "SYNCED", "REWOUND"]
 
 _Name = tuple[str, str]  # namespace and name: one object at a time has it
 # UID and resourceVersion, to tell of a deletion that happens unseen
@@ -53,7 +55,9 @@ class Watched(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to one object; ``SYNCED`` when everything that exists has been told.
+    """What happened to one object; ``SYNCED`` when everything that exists has been told;
+    ``REWOUND``, before a list, when resourceVersions went back: those told before compare with none
+    that follow.
 
     ``SYNCED`` has the list's resourceVersion in its body, and in ``listed`` the metadata of all
     that was in the list: whatever else somebody knows of, and is not newer, does not exist.
@@ -100,26 +104,33 @@ async def watch(
     selection, timing = selection or Selection(), timing or WatchTiming()
     known: _Known = {}
     version = ""
+    reached = 0  # the latest resourceVersion that was told
     failures = 0
+    loop = asyncio.get_running_loop()
     while True:
+        heard, began = False, loop.time()
         try:
             if not version:
-                async with aclosing(_list(api, resource, selection, known, on_heard)) as changes:
+                async with aclosing(
+                    _list(api, resource, selection, known, on_heard, reached)
+                ) as changes:
                     async for change in changes:
                         if change.type == "SYNCED":
                             version = version_of(change.body)
+                            reached = int(version or 0)
                         yield change
+                began = loop.time()
             query = {
                 "resourceVersion": version,
                 "allowWatchBookmarks": "true",
                 "timeoutSeconds": str(round(_between(timing.watch_seconds, draw()))),
             }
-            heard = False
             async with aclosing(
                 api.stream(resource, selection, query, silence_seconds=timing.silence_seconds)
             ) as events:
                 async for event in events:
                     told, version = _read(event, known, resource)
+                    reached = _advanced(reached, version, resource)
                     heard, failures = True, 0
                     on_heard()
                     if told is not None:
@@ -133,6 +144,8 @@ async def watch(
             await asyncio.sleep(timing.backoff.spread(failures, draw))
         except errors.KubeError as error:
             failures += 1
+            if not heard and loop.time() - began >= timing.silence_seconds:
+                version = ""
             on_trouble(error)
             # never sooner than it asked for
             await asyncio.sleep(
@@ -146,6 +159,7 @@ async def _list(
     selection: Selection,
     known: _Known,
     on_heard: Callable[[], None],
+    reached: int,
 ) -> AsyncGenerator[Change, None]:
     """Everything that is there, then what is not any more, then ``SYNCED``. What was told stays in
     ``known`` if it breaks off.
@@ -155,6 +169,14 @@ async def _list(
     async with aclosing(api.pages(resource, selection)) as pages:
         async for page in pages:
             on_heard()
+            if not version and int(page.resource_version or 0) < reached:
+                log.warning(
+                    "%s: resourceVersions went back from %d to %s, as after a backup was restored",
+                    resource.plural,
+                    reached,
+                    page.resource_version,
+                )
+                yield Change("REWOUND")
             version = page.resource_version
             for body in page.items:
                 name, uid = _name(body), _uid(body)
@@ -170,6 +192,14 @@ async def _list(
         yield Change("DELETED", _trace(resource, name, known.pop(name)[0], version))
     listed = tuple(_trace(resource, name, *last) for name, last in known.items())
     yield Change("SYNCED", {"metadata": {"resourceVersion": version}}, listed)
+
+
+def _advanced(reached: int, version: str, resource: Resource) -> int:
+    """The later one. Raises `Expired` where they went back within a watch."""
+    now = int(version or 0)
+    if now < reached:
+        raise errors.Expired(f"watch {resource.plural}: went back from {reached} to {version}")
+    return now
 
 
 def _read(event: Body, known: _Known, resource: Resource) -> tuple[Change | None, str]:

@@ -78,10 +78,15 @@ def resolve(
     version: str,
     progress: Progress | None = None,
     limits: Limits | None = None,
+    *,
+    prove: bool = False,
 ) -> Manifest:
     """The manifest that lies beside the weights, whose headers must agree with it; without one, the
     one that publishing them would give. Raises `BadManifest` when it is of another version, and
     what `publish` does.
+
+    ``prove``: every byte is read, so that a manifest alone, beside a file with a hole, opens
+    nobody's weights; `ChecksumMismatch` where they are others.
     """
     checkpoint = read_checkpoint(source)
     nbytes = source.files().get(FILE_NAME)
@@ -97,7 +102,23 @@ def resolve(
             where, text, "publish the folder under these names, or correct the WeightVersion"
         )
     check_headers(found, checkpoint, where)
+    if prove:
+        _prove(source, found, progress, limits)
     return found
+
+
+def _prove(
+    source: Source, manifest: Manifest, progress: Progress | None, limits: Limits | None
+) -> None:
+    count = _counter(progress)
+
+    def compare(chunk: Chunk, data: memoryview) -> None:
+        if blake3(data).hexdigest() != chunk.blake3:
+            raise ChecksumMismatch(source.uri, chunk)
+        count(chunk.nbytes)
+
+    read_chunks(source, manifest.chunks(), compare, limits=limits)
+    source.check_unchanged()
 
 
 def read_manifest(source: Source, file: str, nbytes: int) -> Manifest:

@@ -28,8 +28,8 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:
 
 
 def test_all_are_told_of_with_what_they_reach() -> None:
-    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 0}) == ["tcp://0.0.0.0:7600"]
-    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 7601}) == [
+    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 0}, "10.0.0.1") == ["tcp://0.0.0.0:7600"]
+    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 7601}, "10.0.0.1") == [
         "tcp://0.0.0.0:7600",
         "ucx://0.0.0.0:7601",
     ]
@@ -44,11 +44,18 @@ def test_all_are_told_of_with_what_they_reach() -> None:
     assert "mpi4py" in mpi.message
 
 
+def test_peers_come_by_the_family_of_the_pod_s_address() -> None:
+    """The pods of an IPv6-only cluster have no other."""
+    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 0}, "fd00::7") == ["tcp://[::]:7600"]
+
+
 def test_where_ucx_does_not_work_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {scheme: found for scheme, found in resolution().items() if scheme != "ucx"}
     no = Availability(False, "ucxx cannot be imported")
     monkeypatch.setattr("hotweights_agent.peer_endpoints.resolution", lambda: {**found, "ucx": no})
-    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 7601}) == ["tcp://0.0.0.0:7600"]
+    assert peer_endpoints.listeners({"tcp": 7600, "ucx": 7601}, "10.0.0.1") == [
+        "tcp://0.0.0.0:7600"
+    ]
     assert (
         peer_endpoints.describe(
             ["tcp://10.0.0.1:7600"], ports={"tcp": 7600, "ucx": 7601}, mpi=False

@@ -133,6 +133,18 @@ def test_versions_take_no_more_than_the_settings_allow(monkeypatch: pytest.Monke
     assert unbounded() == 1000 * 2**20
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_probes_are_answered_over_both_families(host: str) -> None:
+    """In an IPv6-only cluster the kubelet asks over IPv6, and ends who does not answer."""
+    endpoints = Endpoints(0, Metrics().registry, lambda: "", lambda: "")
+    try:
+        url = f"http://{host}:{endpoints.port}/healthz"
+        assert urllib.request.urlopen(url, timeout=5).status == 200
+    finally:
+        endpoints.close()
+
+
 def test_metrics_and_probes() -> None:
     metrics = Metrics()
     metrics.note(FrameReceived(1, frames.Committed(1, "d", 1, pause_seconds=0.05)))

@@ -61,6 +61,14 @@ def test_addresses_with_colons_stand_in_brackets_once() -> None:
         "node",
     ]
     assert [hosts.bare(h) for h in ("[::1]", "::1", "node")] == ["::1", "::1", "node"]
+    assert [hosts.anywhere(h) for h in ("fd00::7", "[::1]", "10.0.0.1", "node")] == [
+        "::",
+        "::",
+        "0.0.0.0",
+        "0.0.0.0",
+    ]
+    told = ["tcp://[fd00:0::7]:7600", "ucx://10.0.0.1:1", "mpi://node:1", "tcp://[x]:1", "", "x"]
+    assert [hosts.of_endpoint(e) for e in told] == ["fd00::7", "10.0.0.1", "node", "", "", ""]
     assert [hosts.is_wildcard(h) for h in ("*", "0.0.0.0", "[::]", "::1")] == [
         True,
         True,

@@ -56,6 +56,15 @@ def refusal(client: Client, method: str, **args: Any) -> str:
     return caught.value.reason
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_it_is_reached_over_ipv6() -> None:
+    with running(endpoint="tcp://[::1]:0") as there, there.client() as client:
+        assert there.endpoint.startswith("tcp://[::1]:")
+        assert client.call("status")
+        with Subscriber(there.events_endpoint):  # connects, or raises
+            pass
+
+
 def test_an_update_from_the_plan_to_the_last_worker(client: Client) -> None:
     made = plan()
     for name in ("a", "b"):

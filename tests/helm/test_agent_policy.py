@@ -131,6 +131,37 @@ async def test_it_reports_its_own_node(agent: Api) -> None:
     assert (await report(agent, "node-a"))["status"]["bootID"] == "1"
 
 
+@pytest.mark.parametrize(
+    ("status", "taken"),
+    [
+        ({"endpoint": "tcp://10.0.0.1:7600"}, True),
+        ({"endpoint": "tcp://[fd00::1]:7600"}, True),
+        ({"endpoints": [{"scheme": "ucx", "endpoint": ""}]}, True),
+        ({"endpoint": "http://10.0.0.1:80/steal"}, False),
+        ({"endpoint": "tcp://user@10.0.0.1:7600"}, False),
+        ({"endpoints": [{"scheme": "tcp", "endpoint": "tcp://10.0.0.1:7600/x"}]}, False),
+        ({"staged": [{"digest": "sha256:" + "a" * 64, "phase": "Staged"}]}, True),
+        ({"staged": [{"digest": "anything", "phase": "Staged"}]}, False),
+        ({"resolved": [{"uid": "u", "reason": "SourceNotFound"}]}, True),
+        ({"resolved": [{"uid": "u", "digest": "sha256:short"}]}, False),
+        ({"engines": [{"podUID": "u", "phase": "Serving", "token": 2**53 - 1}]}, True),
+        ({"engines": [{"podUID": "u", "phase": "Serving", "token": 2**53}]}, False),
+        ({"engines": [{"podUID": "u", "phase": "Serving", "token": -1}]}, False),
+    ],
+)
+async def test_what_its_status_says_has_a_form(agent: Api, status: Body, taken: bool) -> None:
+    empty = {"endpoint": "", "endpoints": [], "staged": [], "resolved": [], "engines": []}
+    patch = {"status": {**empty, **status}}
+    write = agent.merge_patch(
+        NODE_WEIGHTS, "node-a", patch, namespace=NAMESPACE, subresource="status"
+    )
+    if taken:
+        await write
+    else:
+        with pytest.raises(Forbidden, match="an agent's endpoints are scheme://address:port"):
+            await write
+
+
 async def test_it_marks_its_own_pods_in_one_write_and_takes_the_marks_away(agent: Api) -> None:
     marked = await mark(agent, MARKS, "True")
     assert marked["metadata"]["labels"] == {"app": "x", **MARKS}

@@ -146,13 +146,17 @@ def test_sources_are_mounted_read_only_and_configured(helm: Helm) -> None:
         "name": "source-models",
         "mountPath": "/models",
         "readOnly": True,
+        "mountPropagation": "HostToContainer",  # what is mounted there later arrives too
     }
     assert mounts["source-shared"] == {
         "name": "source-shared",
         "mountPath": "/pvc/weights",
         "readOnly": True,
     }
-    assert volumes["source-models"]["hostPath"] == {"path": "/srv/models", "type": "Directory"}
+    assert volumes["source-models"]["hostPath"] == {
+        "path": "/srv/models",
+        "type": "DirectoryOrCreate",  # agents start on nodes without models too
+    }
     assert volumes["source-shared"]["persistentVolumeClaim"] == {
         "claimName": "weights",
         "readOnly": True,
@@ -267,6 +271,24 @@ def test_extra_settings_reach_the_pods(helm: Helm) -> None:
             "system-node-critical",
             {"gpu": "yes"},
         )
+
+
+def test_the_autoscaler_may_empty_the_operators_node(helm: Helm) -> None:
+    name = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+    for given, kept in (({}, "tmp"), ({name: "none"}, "none")):
+        (deployment,) = of_kind(
+            helm.template({"operator": {"podAnnotations": given}}), "Deployment"
+        )
+        assert deployment["spec"]["template"]["metadata"]["annotations"] == {name: kept}
+
+
+def test_only_pinned_versions_are_taken_where_that_is_asked_for(helm: Helm) -> None:
+    assert not of_kind(helm.template(), "ValidatingAdmissionPolicy", "-digest")
+    (policy,) = of_kind(
+        helm.template({"requireDigest": True}), "ValidatingAdmissionPolicy", "-digest"
+    )
+    (rule,) = policy["spec"]["validations"]
+    assert "spec.manifest.digest" in rule["message"]
 
 
 def test_the_notes_say_what_is_missing(helm: Helm) -> None:

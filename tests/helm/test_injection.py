@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ PLUGIN = (
     f"/run/hotweights/plugin/{yaml.safe_load((CHART / 'Chart.yaml').read_text())['appVersion']}"
 )
 VLLM: Body = {"name": "vllm", "image": "vllm"}
+EVICTABLE = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes"
+HEALTH: Body = {"httpGet": {"path": "/health", "port": 8000}}
 SIDECAR: Body = {
     "name": "proxy",
     "image": "proxy",
@@ -83,6 +87,10 @@ def test_the_only_container_gets_everything(kubectl: Kubectl) -> None:
     }
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert volumes["hotweights"]["hostPath"] == {"path": "/run/hotweights", "type": "Directory"}
+    assert volumes["hotweights-plugin"]["hostPath"] == {
+        "path": PLUGIN,
+        "type": "Directory",
+    }, "the kubelet starts no container before the agent has laid the plugin out"
     assert volumes["hotweights-token"]["projected"]["sources"] == [
         {
             "serviceAccountToken": {
@@ -98,6 +106,7 @@ def test_the_only_container_gets_everything(kubectl: Kubectl) -> None:
         "mountPath": "/run/hotweights",
         "readOnly": True,
     }
+    assert mounts["hotweights-plugin"]["mountPath"] == PLUGIN
     assert mounts["hotweights-token"]["readOnly"]
 
 
@@ -167,8 +176,71 @@ def test_a_pod_without_api_token_is_injected_too(kubectl: Kubectl) -> None:
     pod = kubectl.dry_run(opted_in("no-token", VLLM, automountServiceAccountToken=False))
     assert [volume["name"] for volume in pod["spec"]["volumes"]] == [
         "hotweights",
+        "hotweights-plugin",
         "hotweights-token",
     ]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (None, "hotweights,hotweights-plugin"),
+        ("mine", "mine,hotweights,hotweights-plugin"),
+        ("hotweights,hotweights-plugin", "hotweights,hotweights-plugin"),
+    ],
+)
+def test_the_autoscaler_may_empty_the_node(
+    kubectl: Kubectl, before: str | None, after: str
+) -> None:
+    annotations = {EVICTABLE: before} if before else None
+    pod = kubectl.dry_run(opted_in("evictable", VLLM, annotations=annotations))
+    assert pod["metadata"]["annotations"][EVICTABLE] == after
+
+
+def probes(pod: Body) -> Body:
+    engine = pod["spec"]["containers"][0]
+    return {
+        name: (engine[name]["periodSeconds"], engine[name]["failureThreshold"])
+        for name in ("startupProbe", "livenessProbe", "readinessProbe")
+        if name in engine
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "made"),
+    [
+        pytest.param({}, {}, id="no probe"),
+        pytest.param(
+            {"startupProbe": {**HEALTH, "periodSeconds": 10, "failureThreshold": 60}},
+            {"startupProbe": (10, 360)},
+            id="KServe's ten minutes",
+        ),
+        pytest.param(
+            {"startupProbe": {**HEALTH, "periodSeconds": 7}},
+            {"startupProbe": (7, 515)},
+            id="rounded up",
+        ),
+        pytest.param(
+            {"startupProbe": {**HEALTH, "periodSeconds": 10, "failureThreshold": 1000}},
+            {"startupProbe": (10, 1000)},
+            id="more than that already",
+        ),
+        pytest.param(
+            {"livenessProbe": {**HEALTH, "periodSeconds": 20}},
+            {"startupProbe": (20, 180), "livenessProbe": (20, 3)},
+            id="liveness alone",
+        ),
+        pytest.param(
+            {"readinessProbe": HEALTH}, {"readinessProbe": (10, 3)}, id="readiness ends nothing"
+        ),
+    ],
+)
+def test_the_first_probe_bears_with_staging(kubectl: Kubectl, given: Body, made: Body) -> None:
+    first = kubectl.dry_run(opted_in("probed", {**VLLM, **given}))
+    assert probes(first) == made
+    if "startupProbe" in made:
+        assert first["spec"]["containers"][0]["startupProbe"]["httpGet"]["path"] == "/health"
+    assert probes(kubectl.dry_run({**opted_in("probed"), "spec": first["spec"]})) == made
 
 
 def test_the_annotation_sets_the_boot_policy(kubectl: Kubectl) -> None:
@@ -284,6 +356,94 @@ def test_pods_that_could_never_be_ready_are_refused(
         kubectl.dry_run(pod)
 
 
+def serving(*arguments: str) -> Body:
+    return opted_in("x", {**VLLM, "command": ["vllm", "serve"], "args": ["/models/x", *arguments]})
+
+
+def in_shell(line: str) -> Body:
+    return opted_in("x", {**VLLM, "command": ["sh", "-c", line]})
+
+
+def labelled(pod: Body, **labels: str) -> Body:
+    pod["metadata"]["labels"] |= {"ray.io/cluster": "ray", **labels}
+    return pod
+
+
+SEVERAL = {"leaderworkerset.sigs.k8s.io/size": "2"}
+PODS_OF_ONE_ENGINE = "one of several pods of an engine"
+
+
+@pytest.mark.parametrize(
+    ("pod", "complaint"),
+    [
+        pytest.param(opted_in("x", VLLM, annotations=SEVERAL), PODS_OF_ONE_ENGINE, id="LWS"),
+        pytest.param(serving("--headless"), PODS_OF_ONE_ENGINE, id="headless"),
+        pytest.param(serving("--nnodes=2"), PODS_OF_ONE_ENGINE, id="nnodes"),
+        pytest.param(serving("--distributed-executor-backend", "ray"), "Ray", id="Ray's workers"),
+        pytest.param(labelled(opted_in("x", VLLM)), "Ray", id="a pod of Ray"),
+        pytest.param(serving("--data-parallel-size", "2"), "data parallelism", id="DP"),
+        pytest.param(serving("-dp=16"), "data parallelism", id="DP in short"),
+        pytest.param(serving("--data_parallel_size=2"), "data parallelism", id="underscores"),
+        pytest.param(in_shell("exec vllm serve m \\\n -dp 4"), "data parallelism", id="a shell"),
+        pytest.param(serving("--runner=pooling"), "pooling model", id="pooling"),
+        pytest.param(serving("--task", "embed"), "pooling model", id="an older argument"),
+        pytest.param(
+            opted_in("x", with_env({"name": "VLLM_USE_RUST_FRONTEND", "value": "1"})),
+            "Rust",
+            id="Rust",
+        ),
+    ],
+)
+def test_engines_that_cannot_be_updated_are_refused_at_once(
+    kubectl: Kubectl, pod: Body, complaint: str
+) -> None:
+    with pytest.raises(Refused, match=f"Hotweights cannot update this pod: .*{complaint}"):
+        kubectl.dry_run(pod)
+
+
+@pytest.mark.parametrize("name", ["gvisor", "kata-qemu"])
+def test_sandboxes_are_refused(kubectl: Kubectl, name: str) -> None:
+    with runtime_class(kubectl, name), pytest.raises(Refused, match=f"runtime class {name} lets"):
+        kubectl.dry_run(opted_in("x", VLLM, runtimeClassName=name))
+
+
+def test_the_runtime_class_of_gpus_is_not_a_sandbox(kubectl: Kubectl) -> None:
+    with runtime_class(kubectl, "nvidia"):
+        assert environment(kubectl.dry_run(opted_in("x", VLLM, runtimeClassName="nvidia")))
+
+
+@contextmanager
+def runtime_class(kubectl: Kubectl, name: str) -> Iterator[None]:
+    made = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}}
+    kubectl.create({**made, "handler": name})
+    try:
+        for _ in range(50):  # a cache of the API server's learns of it
+            try:
+                kubectl.dry_run({**opted_in("x", VLLM, runtimeClassName=name), "metadata": {
+                    "name": "x", "namespace": "default"}})  # fmt: skip
+            except Refused:
+                continue
+            break
+        yield
+    finally:
+        kubectl("delete", "runtimeclass", name)
+
+
+@pytest.mark.parametrize(
+    "pod",
+    [
+        serving("--nnodes=1", "--data-parallel-size=1", "--tensor-parallel-size", "2"),
+        serving("--distributed-executor-backend=mp", "--runner", "generate"),
+        serving("--served-model-name=ray", "--data-parallel-size-local", "1"),
+        opted_in("x", VLLM, annotations={"leaderworkerset.sigs.k8s.io/size": "1"}),
+        opted_in("x", with_env({"name": "VLLM_USE_RUST_FRONTEND", "value": "0"})),
+    ],
+    ids=["one of each", "named defaults", "names", "a group of one", "switched off"],
+)
+def test_arguments_that_do_no_harm_are_let_in(kubectl: Kubectl, pod: Body) -> None:
+    assert environment(kubectl.dry_run(pod))["PYTHONPATH"] == PLUGIN
+
+
 def test_a_reference_in_another_container_does_not_matter(kubectl: Kubectl) -> None:
     other = {
         **SIDECAR,
@@ -298,8 +458,8 @@ def test_a_reference_in_another_container_does_not_matter(kubectl: Kubectl) -> N
 @pytest.mark.parametrize(
     ("level", "objection"),
     [
-        ("baseline", r'hostPath volumes \(volume "hotweights"\)'),
-        ("restricted", r'volume "hotweights" uses restricted volume type "hostPath"'),
+        ("baseline", r'hostPath volumes \(volumes "hotweights", "hotweights-plugin"\)'),
+        ("restricted", r'"hotweights", "hotweights-plugin" use restricted volume type "hostPath"'),
     ],
 )
 def test_pod_security_refuses_the_host_folder(kubectl: Kubectl, level: str, objection: str) -> None:
@@ -336,10 +496,13 @@ def test_the_patch_by_hand_equals_the_injection(kubectl: Kubectl) -> None:
         kubectl("delete", "-f", SAMPLES / "vllm.yaml")
 
     def as_pod(template: Body) -> Body:
-        metadata = {"name": "x", "namespace": "default", "labels": template["metadata"]["labels"]}
+        metadata = {"name": "x", "namespace": "default", **template["metadata"]}
+        metadata.pop("creationTimestamp", None)
         return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": template["spec"]}
 
     assert by_hand != template
     untouched = as_pod(copy.deepcopy(by_hand))
     del untouched["metadata"]["labels"]["hotweights.dev/inject"]
-    assert ours(kubectl.dry_run(untouched)) == ours(kubectl.dry_run(as_pod(template)))
+    one, other = kubectl.dry_run(untouched), kubectl.dry_run(as_pod(template))
+    assert ours(one) == ours(other)
+    assert one["metadata"]["annotations"] == other["metadata"]["annotations"]

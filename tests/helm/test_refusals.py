@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import yaml
 
-from tests.helm.conftest import ROOT, Body, Kubectl, Refused
+from tests.helm.conftest import ROOT, Body, Helm, Kubectl, Refused
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(60, func_only=True)]
 
@@ -90,6 +90,40 @@ def test_new_objects(kubectl: Kubectl, body: Body, message: str) -> None:
     with pytest.raises(Refused) as refusal:
         kubectl("apply", "--dry-run=server", "-f", "-", text=json.dumps(body))
     assert message in str(refusal.value)
+
+
+def refused(kubectl: Kubectl) -> bool:
+    """Whether a version that is not pinned is."""
+    try:
+        kubectl.dry_run(VERSION)
+    except Refused:
+        return True
+    return False
+
+
+def until(query: Callable[[], bool]) -> None:
+    """The API server takes a moment to notice policies."""
+    if not any(query() for _ in range(100)):
+        raise TimeoutError("the policy was never noticed")
+
+
+def test_a_version_without_digest_where_one_is_required(kubectl: Kubectl, helm: Helm) -> None:
+    policy = [
+        body
+        for body in helm.template({"requireDigest": True})
+        if body["metadata"]["name"] == "hotweights-digest"
+    ]
+    for body in policy:
+        kubectl.create(body)
+    try:
+        until(lambda: refused(kubectl))
+        with pytest.raises(Refused, match="write the digest that `hotweights publish` prints"):
+            kubectl.dry_run(VERSION)
+        kubectl.dry_run(changed(VERSION, "manifest.digest", f"sha256:{'0' * 64}"))
+    finally:
+        for body in policy:
+            kubectl("delete", body["kind"], body["metadata"]["name"])
+        until(lambda: not refused(kubectl))  # other tests' versions are not pinned
 
 
 @pytest.fixture

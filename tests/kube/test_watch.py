@@ -174,6 +174,41 @@ async def test_no_trouble_ends_it(error: errors.KubeError) -> None:
     assert await follow(script, 2, []) == [("SYNCED", ""), ("ADDED", "a")]
 
 
+async def test_a_restored_etcd_is_told_of_before_its_list() -> None:
+    """Within a watch, and by the list after it was lost."""
+    lists = [("9", [thing("a", 8), thing("b", 9)]), ("5", [thing("a", 4)])]
+    for stream in ([event("BOOKMARK", "", 4)], [errors.Expired("410")]):
+        told = await follow(Script(list(lists), [stream]), 7)
+        assert told[3:] == [("REWOUND", ""), ("MODIFIED", "a"), ("DELETED", "b"), ("SYNCED", "")]
+
+
+async def test_a_watch_that_stays_silent_begins_with_a_list() -> None:
+    """A restored etcd says nothing to whoever asks for what comes after a later version."""
+
+    class Silent(Script):
+        async def stream(
+            self, resource: Resource, selection: Selection, query: Any, *, silence_seconds: float
+        ) -> AsyncGenerator[Body, None]:
+            self.queries.append(dict(query))
+            await asyncio.sleep(silence_seconds)
+            raise errors.Unavailable("nothing was heard")
+            yield {}
+
+    script = Silent([("9", [thing("a", 8)]), ("5", [thing("a", 4)])], [])
+    timing = WatchTiming(silence_seconds=0.01, backoff=QUICK.backoff)
+    seen = []
+    async with (
+        asyncio.timeout(1),
+        aclosing(watch(script, NODE_WEIGHTS, timing=timing, on_trouble=lambda _: None)) as changes,
+    ):
+        async for change in changes:
+            seen.append(change.type)
+            if len(seen) == 5:
+                break
+    assert seen == ["ADDED", "SYNCED", "REWOUND", "MODIFIED", "SYNCED"]
+    assert [query["resourceVersion"] for query in script.queries] == ["9"]
+
+
 NODES, PER_PAGE, NODE_BYTES = 1000, 50, 26_000
 
 

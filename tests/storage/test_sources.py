@@ -160,13 +160,37 @@ def test_every_descriptor_is_given_back(root: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
-def test_the_most_special_root_counts_first_and_others_still_count(root: Path) -> None:
-    uri = f"file://{root}/my model"
-    both = Sources(
-        {"file": FileOpener([Root(root, ("team-a",)), Root(root / "my model", ("team-b",))])}
-    )
+def nested(root: Path) -> Sources:
+    """A root of team-a with one of team-b in it."""
+    inner = Root(root / "my model", ("team-b",))
+    return Sources({"file": FileOpener([Root(root, ("team-a",)), inner])})
+
+
+def test_a_root_in_another_is_its_own(root: Path) -> None:
+    (root / "other").mkdir()
+    both = nested(root)
+    both.open(f"file://{root}/my model", "team-b").close()
+    both.open(f"file://{root}/other", "team-a").close()
+    for path, namespace in (("my model", "team-a"), ("other", "team-b")):
+        assert reason_of(partial(both.open, f"file://{root}/{path}", namespace)) == (
+            "SourceNotAllowed"
+        )
+
+
+def test_no_link_leads_into_another_s_root(root: Path) -> None:
+    (root / "link").symlink_to("my model")
+    (root / "other").mkdir()
+    (root / "other" / "a.safetensors").symlink_to("../my model/a.safetensors")
+    for name in ("link", "other"):
+        assert reason_of(partial(nested(root).open, f"file://{root}/{name}", "team-a")) == (
+            "SourceNotAllowed"
+        )
+
+
+def test_one_root_may_be_named_for_several_namespaces(root: Path) -> None:
+    twice = Sources({"file": FileOpener([Root(root, ("team-a",)), Root(root, ("team-b",))])})
     for namespace in ("team-a", "team-b"):
-        both.open(uri, namespace).close()
+        twice.open(f"file://{root}/my model", namespace).close()
 
 
 @pytest.mark.parametrize("direct", [True, False])

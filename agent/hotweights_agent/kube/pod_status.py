@@ -154,6 +154,11 @@ class PodStatusWriter:
         if uid in self._wanted:
             self._changed.set()
 
+    def rewound(self) -> None:
+        """resourceVersions went back: whatever comes next is newer than what is known."""
+        for body in self._pods.values():
+            body["metadata"]["resourceVersion"] = "0"
+
     def gone(self, uid: str) -> None:
         """The pod is deleted; nothing is kept of it, and a write under way may fail."""
         for table in (self._pods, self._labels, self._wanted):

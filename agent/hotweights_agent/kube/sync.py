@@ -84,6 +84,8 @@ class KubeSync:
             async for change in stream:
                 if change.type == "SYNCED":
                     self.synced = True
+                elif change.type == "REWOUND":
+                    self._last = None
                 elif change.type == "DELETED":
                     log.warning(
                         "NodeWeights %s was deleted; what it said last goes on to hold", self._node
@@ -124,6 +126,8 @@ class KubeSync:
             async for change in stream:
                 if change.type == "SYNCED":
                     await self._tell(PodsPresent(self._pod_status.present))
+                elif change.type == "REWOUND":
+                    self._pod_status.rewound()
                 elif change.type == "DELETED":
                     self._pod_status.gone(str(change.body["metadata"]["uid"]))
                     await self._tell(PodsPresent(self._pod_status.present))

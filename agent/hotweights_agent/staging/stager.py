@@ -94,10 +94,11 @@ class Stager:
         token: Callable[[], str],
         settings: StagingSettings | None = None,
         broadcasts: Broadcasts | None = None,
+        prove_sources: bool = False,
         fetched: Callable[[str, int], None] = lambda _transport, _nbytes: None,
     ) -> None:
-        """``token`` proves to peers who we are; ``fetched`` hears how many bytes came by which
-        transport.
+        """``token`` proves to peers who we are; ``prove_sources``: a manifest beside weights is not
+        believed unread; ``fetched`` hears how many bytes came by which transport.
         """
         self._store = store
         self._sources = sources
@@ -107,6 +108,7 @@ class Stager:
         self._settings = settings or StagingSettings()
         self._most_manifest_nbytes = max(MANIFEST_NBYTES, self._settings.reserve_bytes // 4)
         self._broadcasts = broadcasts
+        self._prove_sources = prove_sources
         self._fetched = fetched
         self._places = Places(self._settings.at_once)
         self._reads = SourceReads(self._settings.source_stall_seconds)
@@ -332,17 +334,21 @@ class Stager:
         """In a thread: what a source holds; its content is held against the digest that it must
         have.
         """
-        manifest = self._manifest_of_source(item, off)
+        manifest = self._manifest_of_source(item, off, prove=self._prove_sources)
         if item.digest:
             _check_digest(manifest, item.digest, item.uri)
         self._kept.put(manifest)
         return manifest
 
-    def _manifest_of_source(self, item: StageItem | ResolveItem, stop: threading.Event) -> Manifest:
+    def _manifest_of_source(
+        self, item: StageItem | ResolveItem, stop: threading.Event, *, prove: bool = False
+    ) -> Manifest:
         return self._reads.read(
             item.uri,
             partial(self._sources.open, item.uri, item.namespace),
-            lambda source, limits: resolve(source, item.model, item.version, limits=limits),
+            lambda source, limits: resolve(
+                source, item.model, item.version, limits=limits, prove=prove
+            ),
             stop,
         )
 

@@ -148,6 +148,7 @@ def _dealer(context: Any, endpoint: str, keys: auth.ClientKeys | None) -> Any:
     does.
     """
     socket = context.socket(zmq.DEALER)
+    socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.LINGER, 0)  # what was not sent yet would only come too late
     socket.setsockopt(zmq.IMMEDIATE, 1)
     socket.setsockopt(zmq.MAXMSGSIZE, MAX_BINARY_NBYTES)
@@ -394,6 +395,7 @@ class Subscriber:
         """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
+        self._socket.setsockopt(zmq.IPV6, 1)
         self._socket.setsockopt(zmq.LINGER, 0)
         given = os.environ.get(auth.TOKEN_VARIABLE, "") if token is None else token
         if keys := auth.ClientKeys.of(given, curve):

@@ -56,6 +56,7 @@ class Sockets:
         for socket, high_water in ((self._calls, QUEUED_ANSWERS), (self._events, QUEUED_EVENTS)):
             # what is not sent when it ends is asked for again; it must not keep the process
             socket.setsockopt(zmq.LINGER, 0)
+            socket.setsockopt(zmq.IPV6, 1)  # beside IPv4; ZeroMQ leaves it out by default
             socket.setsockopt(zmq.SNDHWM, high_water)
             # a thousand workers may come at once; Linux takes no more by default (listen(2))
             socket.setsockopt(zmq.BACKLOG, 4096)

@@ -3,7 +3,8 @@ good.
 
 The request stands in one node's NodeWeights until there is an answer. When that node's agent goes
 away it is given to another; when the source cannot be read, the agent goes on trying and what it
-says is shown, so a repaired source needs no help from us.
+says is shown, so a repaired source needs no help from us. A folder may be on some nodes only, so
+another node is asked as well when one does not find it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from hotweights_operator.model.actions import AskResolve, Event, ObjectRef, Vers
 from hotweights_operator.model.objects import NodeState, Version
 from hotweights_operator.model.observed import Observed
 
+MAX_READERS = 8
+"""Nodes that are asked for one source: a path with a mistake in it must not go round the cluster."""
+
 # a quarter: no tenant's broken sources take all of what an agent may be asked to read
 MAX_RESOLVE_OF_NAMESPACE = MAX_RESOLVE // 4
 
@@ -34,44 +38,66 @@ def decide(version: Version, observed: Observed, now: datetime) -> VersionDecisi
             actions=_take_back(version, asked, observed),
             status=_status(version, now, "True", "Resolved", _found(version.status)),
         )
-    reader = _reader(version, asked, observed)
-    if reader is None and any(observed.follows(name) for name in observed.states):
+    readers = _readers(version, asked, observed)
+    if not readers and any(observed.follows(name) for name in observed.states):
         return VersionDecision(
             status=_status(
                 version, now, "False", Reason.WAITS_FOR_AGENT, _why_nobody(version, observed)
             )
         )
-    if reader is None:
+    if not readers:
         message = "no node has a ready agent that could read the source: see the agents' DaemonSet"
         return VersionDecision(status=_status(version, now, "False", Reason.NO_AGENT, message))
+    reader = readers[-1]  # those before it did not find the source
     answer = _answer(observed.states[reader], version.uid) if reader in asked else None
     if answer is None:
-        status = _status(
-            version, now, "False", "Resolving", f"the agent of node {reader} reads the source"
-        )
-        return VersionDecision(actions=_ask(version, reader, asked, observed), status=status)
+        text = f"the agent of node {reader} reads the source"
+        if len(readers) > 1:
+            text += f"; it is not on node {readers[-2]}"
+        status = _status(version, now, "False", "Resolving", text)
+        return VersionDecision(actions=_ask(version, readers, asked, observed), status=status)
     if answer.digest:
         return _resolved(version, answer, now)
     return _failed(version, answer, reader, now)
 
 
-def _reader(version: Version, asked: list[str], observed: Observed) -> str | None:
-    """The node that was asked, as long as its agent lives; else one of the living ones that have
-    room and can be written to, spread by UID.
+def _readers(version: Version, asked: list[str], observed: Observed) -> list[str]:
+    """Nodes that are to read the source: those that were asked and did not find it, and last one
+    more. None: nobody can be asked.
     """
-    # whoever reads it already goes on; of several (a lost write) the first by name, every time
     alive = [name for name in asked if observed.follows(name)]
-    if alive:
-        return alive[0]
+    lacking = [name for name in alive if _lacks(_answer(observed.states[name], version.uid))]
+    # whoever reads it already goes on; of several (a lost write) the first by name, every time
+    reading = next((name for name in alive if name not in lacking), None)
+    if reading is None and len(lacking) < MAX_READERS:
+        reading = _another(version, lacking, observed)
+    return lacking if reading is None else [*lacking, reading]
+
+
+def _lacks(answer: ResolvedVersion | None) -> bool:
+    return answer is not None and answer.reason == Reason.SOURCE_NOT_FOUND
+
+
+def _another(version: Version, lacking: list[str], observed: Observed) -> str | None:
+    """One of the living nodes that have room and can be written to: where rollouts of its
+    namespace are, before others; spread by UID.
+    """
     ready = sorted(name for name in observed.states if observed.follows(name))
     # by a hash, so that sources are spread and a version's reader is the same in every pass
     first = int(hashlib.sha256(version.uid.encode()).hexdigest(), 16) % len(ready) if ready else 0
     able = (
         name
         for name in [*ready[first:], *ready[:first]]
-        if _has_room(observed.states[name], version)
+        if name not in lacking
+        and _has_room(observed.states[name], version)
+        and not _has_refused(name, version, observed)
     )
-    return next((name for name in able if not _has_refused(name, version, observed)), None)
+    return min(able, key=lambda name: not _serves(observed.states[name], version), default=None)
+
+
+def _serves(state: NodeState, version: Version) -> bool:
+    """Whether the node has pods of the version's namespace, which load their model there."""
+    return any(entry.namespace == version.namespace for entry in state.spec.rollouts)
 
 
 def _why_nobody(version: Version, observed: Observed) -> str:
@@ -103,10 +129,11 @@ def _has_room(state: NodeState, version: Version) -> bool:
 
 
 def _ask(
-    version: Version, reader: str, asked: list[str], observed: Observed
+    version: Version, readers: list[str], asked: list[str], observed: Observed
 ) -> tuple[AskResolve, ...]:
     # from agents that went: when they come back they would read it as well
-    withdrawn = _take_back(version, [name for name in asked if name != reader], observed)
+    withdrawn = _take_back(version, [name for name in asked if name not in readers], observed)
+    reader = readers[-1]
     if reader in asked:  # it reads already
         return withdrawn
     item = ResolveItem(

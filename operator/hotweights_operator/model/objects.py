@@ -98,6 +98,8 @@ class Agent:
     uid: str
     node: str
     ready: bool  # and not being deleted
+    # of the pod, as the API server has them (IPv4 and IPv6); none: it was not told
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

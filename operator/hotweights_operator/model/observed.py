@@ -13,6 +13,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from hotweights_common import hosts
 from hotweights_operator.model import node_totals, pod_history, targets
 from hotweights_operator.model.node_totals import NodeTotals, TotalsQuery
 from hotweights_operator.model.objects import Agent, Node, NodeState, Pod, Refusal, Rollout, Version
@@ -120,14 +121,29 @@ class Observed:
         return bool(self._agents.get(node))
 
     def peers(self) -> frozenset[str]:
-        """Nodes whose agents are alive and serve others."""
+        """Nodes whose agents are alive and serve others: at an address of their own, because whoever
+        pulls there sends a token that opens every version.
+        """
         epoch, found = self._peers
         if epoch != self.peers_epoch:
             found = frozenset(
-                n for n, state in self.states.items() if state.status.endpoint and self.follows(n)
+                n
+                for n, state in self.states.items()
+                if state.status.endpoint and self.follows(n) and self._is_at_home(state)
             )
             self._peers = (self.peers_epoch, found)
         return found
+
+    def _is_at_home(self, state: NodeState) -> bool:
+        """Whether all endpoints that a node's agent tells of are addresses of its pod."""
+        told = {state.status.endpoint, *(one.endpoint for one in state.status.endpoints)} - {""}
+        own = {
+            hosts.same(address)
+            for agent in self._agents.get(state.name, {}).values()
+            if agent.ready
+            for address in agent.addresses
+        }
+        return not own or {hosts.of_endpoint(endpoint) for endpoint in told} <= own
 
     def entered(self, rollout_uid: str) -> Collection[str]:
         """Nodes with an entry of a rollout."""

@@ -87,6 +87,14 @@ class Cache:
             self.drop(kind, key, version)
         return gone
 
+    def rewind(self, kind: Kind) -> None:
+        """The resourceVersions of a kind went back: whatever comes next is newer than all that is
+        known, and a list says what is left of that.
+        """
+        self._values[kind] = {key: (0, value) for key, (_, value) in self._values[kind].items()}
+        for place in [place for place in self._tombstones if place[0] == kind]:
+            del self._tombstones[place]
+
     def version_of(self, kind: Kind, key: str) -> int:
         """The resourceVersion that is known of an object; 0: none."""
         found = self._values[kind].get(key)

@@ -110,7 +110,8 @@ def _agent(body: Body) -> Agent:
     node = (body.get("spec") or {}).get("nodeName", "")
     # one that is being deleted still answers for a while, but is nobody to count on
     ready = observe.is_ready(body) and "deletionTimestamp" not in body["metadata"]
-    return Agent(body["metadata"]["uid"], node, ready)
+    addresses = tuple(one["ip"] for one in (body.get("status") or {}).get("podIPs") or ())
+    return Agent(body["metadata"]["uid"], node, ready, addresses)
 
 
 @dataclass(slots=True)
@@ -128,6 +129,7 @@ class Informers:
     sources: tuple[WatchedKind, ...] = field(init=False)
     _heard: dict[Place, float] = field(init=False)  # or begun, where nothing was heard yet
     _unlisted: set[Place] = field(init=False)
+    _listed_at: dict[Place, int] = field(default_factory=dict)  # of kopf's: the last list's version
     _malformed: dict[tuple[Kind, str], int] = field(default_factory=dict)  # its resourceVersion
 
     def __post_init__(self) -> None:
@@ -188,6 +190,12 @@ class Informers:
         if self._malformed.get((kind, key), version) < version:
             del self._malformed[kind, key]
 
+    def rewound(self, source: WatchedKind) -> None:
+        """resourceVersions of a kind went back: etcd was restored from a backup."""
+        self.decider.cache.rewind(source.kind)
+        for place in [place for place in self._malformed if place[0] == source.kind]:
+            self._malformed[place] = 0
+
     def hear(self, source: WatchedKind, namespace: str | None) -> None:
         """The API server said something of this collection, be it a bookmark: the way is open."""
         self._heard[source.kind, namespace] = self.clock()
@@ -229,7 +237,9 @@ class Informers:
             watch(api, source.resource, selection, timing=self.timing, on_heard=heard)
         ) as changes:
             async for change in changes:
-                if change.type == "SYNCED":
+                if change.type == "REWOUND":
+                    self.rewound(source)
+                elif change.type == "SYNCED":
                     keys = (source.key(body) for body in change.listed)
                     self.listed(source, namespace, keys, int(version_in(change.body)))
                 else:
@@ -250,18 +260,24 @@ class Informers:
             )
 
     async def _listed_well(self, api: Watched, source: WatchedKind, namespace: str | None) -> bool:
-        keys, version = [], 0
+        keys: list[str] = []
+        version = 0
         try:
             async with aclosing(api.pages(source.resource, Selection(namespace))) as pages:
                 async for page in pages:
+                    version = int(page.resource_version)
+                    if not keys and version < self._listed_at.get((source.kind, namespace), 0):
+                        log.warning("%s: resourceVersions went back to %d, as after a backup was "
+                                    "restored", source.resource.plural, version)  # fmt: skip
+                        self.rewound(source)
                     for body in page.items:
                         keys.append(source.key(body))
                         self.note(source, body)
-                    version = int(page.resource_version)
                     del page  # the next one takes as much memory again
         except errors.KubeError as error:
             log.warning("%s were not listed: %s", source.resource.plural, error)
             return False
+        self._listed_at[source.kind, namespace] = version
         self.hear(source, namespace)
         self.listed(source, namespace, keys, version)
         return True

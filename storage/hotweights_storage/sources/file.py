@@ -9,6 +9,7 @@ shrinks under a mapping kills.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -34,8 +35,8 @@ _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC  # NONBLOCK: a FIFO must not 
 
 
 class FileOpener:
-    """Opens ``file://`` under the roots. Of nested roots, the innermost that is open to the
-    namespace counts.
+    """Opens ``file://`` under the roots. Of nested roots the innermost counts, and it alone: what an
+    installation takes out of a root, by naming another one in it, the outer one does not open.
     """
 
     def __init__(self, roots: Sequence[Root]) -> None:
@@ -54,9 +55,16 @@ class FileOpener:
             raise SourceRefused(
                 f"{uri}: under none of the allowed source roots; add its root to the installation's"
             )
-        for root in below:
-            if root.is_open_to(namespace):
-                return _source_beneath(uri, root.path, str(path.relative_to(root.path)))
+        innermost = below[0].path
+        if any(root.path == innermost and root.is_open_to(namespace) for root in below):
+            closed = [
+                root.path.resolve()
+                for root in self._roots
+                if root.path != innermost
+                and root.path.is_relative_to(innermost)
+                and not root.is_open_to(namespace)
+            ]
+            return _source_beneath(uri, innermost, str(path.relative_to(innermost)), closed)
         raise SourceRefused(
             f"{uri}: its root is not open to namespace {namespace}; add the namespace to that root"
         )
@@ -121,11 +129,19 @@ def _checked_path(uri: str) -> str:
     return path
 
 
-def _source_beneath(uri: str, root: Path, relative: str) -> FileSource:
-    source = FileSource(
-        uri,
-        lambda name, flags: open_beneath(root, f"{relative}/{name}" if name else relative, flags),
-    )
+def _source_beneath(uri: str, root: Path, relative: str, closed: Sequence[Path] = ()) -> FileSource:
+    """``closed``: folders in the root (resolved) that are another root's, where no link may lead."""
+
+    def opened(name: str, flags: int) -> int:
+        fd = open_beneath(root, f"{relative}/{name}" if name else relative, flags)
+        if closed:
+            real = Path(os.readlink(f"/proc/self/fd/{fd}"))  # noqa: PTH115  # that link alone
+            if any(real.is_relative_to(folder) for folder in closed):
+                os.close(fd)
+                raise Escapes(errno.EXDEV, os.strerror(errno.EXDEV), name)
+        return fd
+
+    source = FileSource(uri, opened)
     source.files()  # says now, not later, if it is not there or leads out of its root
     return source
 

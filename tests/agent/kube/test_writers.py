@@ -217,6 +217,21 @@ def test_the_transition_time_stays_while_the_status_does() -> None:
     assert other["metadata"] == {"name": "vllm-0", "namespace": "ns", "uid": "uid", "labels": {}}
 
 
+async def test_a_pod_of_a_restored_etcd_is_marked_again() -> None:
+    """It shows what it showed when the backup was made, at a resourceVersion of then."""
+    pods = Pods()
+    pod_status, old = pods.pod_status(), pods.body()
+    async with running(pod_status):
+        await pod_status.saw(old)
+        pod_status.want(POD, ASSIGNED)
+        await until(lambda: shown(pods.body()) == ASSIGNED)
+        await pod_status.saw(pods.body())
+        before = pods.writes
+        pod_status.rewound()
+        await pod_status.saw(old)
+        await until(lambda: pods.writes > before)
+
+
 async def test_an_engine_that_changes_its_word_all_the_time_is_written_now_and_then() -> None:
     written, clock = Written(), Clock()
     pace = WriteLimits(coalesce_seconds=0.0, urgent_burst=5, urgent_per_second=2.0)

@@ -7,6 +7,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import pytest
+
 from hotweights_crds.nodeweights import (
     Endpoint,
     Peer,
@@ -15,7 +17,7 @@ from hotweights_crds.nodeweights import (
 )
 from hotweights_operator.decide.rollouts import decide
 from hotweights_operator.model.actions import Assign
-from hotweights_operator.model.objects import Node, Rollout
+from hotweights_operator.model.objects import Agent, Node, Rollout
 from hotweights_operator.model.observed import Observed
 from tests.operator.worlds import (
     AT_NEW,
@@ -107,6 +109,31 @@ def test_who_has_it_gives_it() -> None:
 def test_nobody_is_sent_to_a_node_without_an_agent() -> None:
     found = routes(fleet(3, away=[1]))
     assert found == {"n0": [], "n2": ["n0"]}
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "others", "trusted"),
+    [
+        ("tcp://10.0.0.1:7600", (), True),
+        ("tcp://[fd00::0:1]:7600", ("ucx://10.0.0.1:7601",), True),
+        ("tcp://10.9.9.9:7600", (), False),
+        ("tcp://10.0.0.1:7600", ("mpi://10.9.9.9:1",), False),
+        ("tcp://10.0.0.1.evil.example:7600", (), False),
+    ],
+)
+def test_nobody_is_sent_to_an_address_that_is_not_the_agent_s(
+    endpoint: str, others: tuple[str, ...], trusted: bool
+) -> None:
+    """A compromised agent may write any endpoint; whoever comes there brings a token."""
+    node = state("n0")
+    told = [Endpoint(scheme=one.partition(":")[0], endpoint=one) for one in others]
+    status = node.status.model_copy(
+        update={"endpoint": endpoint, "endpoints": told, "boot_id": "b"}
+    )
+    seen = world([], [replace(node, status=status)])
+    seen.put("agent", "n0", Agent("n0", "n0", True, ("10.0.0.1", "fd00::1")))
+    assert seen.peers() == (frozenset({"n0"}) if trusted else frozenset())
+    assert seen.follows("n0")
 
 
 def test_neighbours_pull_from_each_other() -> None:

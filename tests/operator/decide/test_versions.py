@@ -108,6 +108,41 @@ def test_a_source_that_cannot_be_read_stalls_until_it_can() -> None:
     assert said(versions.decide(known, well, NOW)) == (NEW, "Resolved", {"Resolved", "Ready"})
 
 
+LACKS = answer(reason="SourceNotFound", message="/models/v does not exist on this node")
+
+
+def test_a_source_that_one_node_lacks_is_looked_for_on_another() -> None:
+    """Its folder may be on some nodes only: those with GPUs, of one pool."""
+    seen = world([], [asked(state("n0"), LACKS), state("n1", listed=())])
+    decision = versions.decide(WAITS, seen, NOW)
+    assert said(decision) == ("", "Resolving", {"Reconciling"})
+    assert [(one.node, one.item is None) for one in asks(decision)] == [("n1", False)]
+    seen = world([], [asked(state("n0"), LACKS), asked(state("n1"))])
+    assert versions.decide(WAITS, seen, NOW).actions == ()
+    for found in ([LACKS], [answer(digest=NEW)]), ([answer(digest=NEW)], [LACKS]):
+        seen = world([], [asked(state(f"n{n}"), *said_there) for n, said_there in enumerate(found)])
+        assert said(versions.decide(WAITS, seen, NOW))[0] == NEW
+
+
+def test_a_source_that_no_node_has_is_looked_for_on_a_few() -> None:
+    everywhere = [asked(state("n0"), LACKS)]
+    assert said(versions.decide(WAITS, world([], everywhere), NOW))[1:] == (
+        "SourceNotFound",
+        {"Stalled"},
+    )
+    looked = [asked(state(f"n{n}"), LACKS) for n in range(versions.MAX_READERS)]
+    decision = versions.decide(WAITS, world([], [*looked, state("other")]), NOW)
+    assert said(decision)[1:] == ("SourceNotFound", {"Stalled"})
+    assert decision.actions == ()
+
+
+def test_nodes_with_pods_of_the_namespace_are_asked_first() -> None:
+    states = [state(f"n{n}") for n in range(8)] + [state("used", told={"p0": OLD})]
+    for number in range(10):
+        (action,) = versions.decide(version(f"v{number}", ""), world([], states), NOW).actions
+        assert action.node == "used"
+
+
 @pytest.mark.parametrize(
     ("agents", "reason"), [({"n0": True}, "Resolving"), ({"n0": False}, "NoAgent")]
 )

@@ -234,6 +234,34 @@ async def test_a_list_of_one_namespace_says_nothing_of_another() -> None:
         assert running.keys("rollout") == {"a/r", "b/r"}
 
 
+async def test_an_etcd_that_was_restored_from_a_backup_is_believed() -> None:
+    """Everything in it is older than what is known, and still what there is."""
+    cluster = Cluster()
+    cluster.objects["weightrollouts"] = [rollout("r", version=90, paused=True), rollout("later")]
+    cluster.objects["nodeweights"] = [node_weights("n", 90), node_weights("later", 95)]
+    async with Running(cluster, settings(relist_seconds=0.001)) as running:
+        running.cache.put("state", "n", 99, node_state(node_weights("n", 99)))
+        cluster.objects["weightrollouts"] = [rollout("r", version=20)]
+        cluster.objects["nodeweights"] = [node_weights("n", 21, status={"bootID": "of-old"})]
+        cluster.version = -50
+        await running.everything_is_listed_again()
+        await until(lambda: running.keys("state") == {"n"})
+        await until(lambda: running.keys("rollout") == {"a/r"})
+        assert running.cache.get("state", "n").status.boot_id == "of-old"
+        assert not running.cache.get("rollout", "a/r").spec.paused
+        assert ("state", "n") in running.decider.told
+
+
+async def test_agents_are_known_by_their_addresses() -> None:
+    """Where others are sent with a token must be one of them."""
+    cluster, body = Cluster(), pod("agent", "hotweights-system", AGENT)
+    body["status"] = {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "fd00::1"}]}
+    cluster.objects["pods"] = [body]
+    async with Running(cluster, settings()) as running:
+        await until(lambda: bool(running.keys("agent")))
+        assert running.cache.get("agent", "uid-agent").addresses == ("10.0.0.1", "fd00::1")
+
+
 async def test_what_we_wrote_last_and_somebody_deleted_unseen_is_forgotten() -> None:
     cluster = Cluster()
     cluster.objects["nodeweights"] = [node_weights("n", 90)]

@@ -52,8 +52,8 @@ class GroupLeader:
         self._host = address
         check_reach(f"mpi://{address}:{port}", address, terms.secret)
         # what others know us by need not be one of our interfaces
-        anywhere = "::" if ":" in address else "0.0.0.0"
-        self._listener = addresses.listen(address if hosts.is_loopback(address) else anywhere, port)
+        listen = address if hosts.is_loopback(address) else hosts.anywhere(address)
+        self._listener = addresses.listen(listen, port)
         self.port = int(self._listener.getsockname()[1])
         self.address = addresses.form(address, self.port, "mpi")
         self._changed = threading.Condition()  # of what follows
