@@ -3,7 +3,8 @@
 It hashes the folder and writes the manifest, whose digest is the version's identity; with
 ``--emit`` it prints the WeightVersion that pins it. With ``--record-probes`` a vLLM, in whatever
 environment has one, answers a few prompts from a cold load first; engines are held to these tokens
-when they switch. It talks to no cluster.
+when they switch. Folders are as people have them: what does not count is left out with a word, and
+what is wrong with the weights is said before any node reads them. It talks to no cluster.
 """
 
 from __future__ import annotations
@@ -30,12 +31,16 @@ from hotweights_common import sizes
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
+from hotweights_planner.errors import BadCheckpoint
 from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
 from hotweights_planner.published import published_text
+from hotweights_storage import saves
 from hotweights_storage.checkpoint import read_checkpoint
 from hotweights_storage.resolve import publish as publish_source
 from hotweights_storage.sources.file import open_folder
+from hotweights_storage.weight_values import NotFinite, all_zero
 
+MOST_SHOWN = 20  # tensors with strange values: where one layer is NaN, most are
 VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"  # a variable; the default is this very Python
 
 
@@ -75,6 +80,25 @@ def publish(
     probe_dtype: Annotated[
         str, typer.Option(metavar="T", help="With --record-probes: the pods' --dtype.")
     ] = "auto",
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Refuse unless this file, which the trainer writes last, is in the folder.",
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Files of the folder that are no part of the version."),
+    ] = None,
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Tell, and do not refuse: NaN, infinities, matrices of zeros, an index that is "
+            "wrong about single tensors, a --require that is older than the weights.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hash a checkpoint folder and write the manifest that makes it a version.
@@ -87,15 +111,36 @@ def publish(
     target = output or checkpoint / FILE_NAME
     if output is not None:
         _check_target(output, checkpoint)
+    beside = target.resolve().parent == checkpoint.resolve()
+    if emit and not beside and (ignore or lenient or record_probes):
+        # agents hash a folder that has no manifest, and know nothing of these options
+        raise typer.BadParameter(
+            "with --emit and --ignore, --lenient or --record-probes the manifest has to lie in the "
+            "folder; leave it out",
+            param_hint="--output",
+        )
     began = time.perf_counter()
     with open_folder(checkpoint) as source:
-        found = read_checkpoint(source)
+        found = read_checkpoint(source, ignore or (), lenient)
+        saves.check_finished(source, found, require or (), lenient)
+        notes = [*found.notes, *saves.notes(source, found)]
+        if not as_json:
+            _warn(notes)
         # before the hashing, which may take long: a vLLM that is missing is heard of at once
         probes = _recorded_probes(checkpoint, probe_dtype) if record_probes else None
+        values = NotFinite(found.headers)
         with progress("hashing", found.nbytes) as report:
-            manifest = publish_source(source, model, version, found, probes, report)
+            manifest = publish_source(
+                source, model, version, found, probes, report, look=values.look
+            )
+    faults = [*values.faults(), *all_zero(manifest)]
+    if faults and not lenient:
+        raise BadCheckpoint(
+            str(checkpoint),
+            faults[0] + (f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""),
+            "look into the training; --lenient publishes it all the same",
+        )
     uri = source_uri or "file://" + quote(str(checkpoint.resolve()))
-    beside = target.resolve().parent == checkpoint.resolve()
     write_whole(
         target, manifest.canonical if beside else published_text(manifest, uri), "the manifest"
     )
@@ -104,11 +149,12 @@ def publish(
     if as_json:
         print(
             json.dumps(
-                _summary(manifest, target, seconds)
+                _summary(manifest, target, seconds, [*notes, *faults])
                 | ({"weightVersion": custom_resource} if emit else {})
             )
         )
         return
+    _warn(faults)
     rate = (
         f"{sizes.decimal(manifest.nbytes)} in {seconds:.1f} s "
         f"({sizes.decimal(manifest.nbytes / seconds)}/s)"
@@ -213,7 +259,16 @@ def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
         raise HotweightsError(text, Reason.PROBES_FAILED) from error
 
 
-def _summary(manifest: Manifest, target: Path, seconds: float) -> dict[str, Any]:
+def _warn(texts: list[str]) -> None:
+    for text in texts[:MOST_SHOWN]:
+        typer.echo(f"warning: {text}", err=True)
+    if len(texts) > MOST_SHOWN:
+        typer.echo(f"warning: and {len(texts) - MOST_SHOWN} more", err=True)
+
+
+def _summary(
+    manifest: Manifest, target: Path, seconds: float, warnings: list[str]
+) -> dict[str, Any]:
     return {
         "model": manifest.model,
         "version": manifest.version,
@@ -225,4 +280,5 @@ def _summary(manifest: Manifest, target: Path, seconds: float) -> dict[str, Any]
         "files": len(manifest.files),
         "probes": len(manifest.probes or ()),
         "seconds": round(seconds, 3),
+        "warnings": warnings,
     }
