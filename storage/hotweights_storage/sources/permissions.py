@@ -1,7 +1,8 @@
 """Who may read a file, and what to say where somebody may not.
 
 Trainers seldom run as root, and safetensors writes files of mode 0600 since 0.8. Agents are root
-without capabilities: they read as the owner, the group or anybody does, never past the mode.
+without capabilities: they read as the owner, the group or anybody does, never past the mode (the chart's ``agent.capabilities`` can
+change that).
 """
 
 from __future__ import annotations
@@ -47,4 +48,7 @@ def _described(status: os.stat_result) -> str:
 
 
 def _remedy(what: str) -> str:
-    return f"let everybody read it: chmod -R a+{what}, as the last step of a save"
+    return (
+        f"let everybody read it: chmod -R a+{what}, as the last step of a save; or set "
+        "agent.capabilities of the chart"
+    )
