@@ -14,6 +14,7 @@ import pytest
 
 import localvllm
 from e2e.engine import inside
+from hotweights.adapters.vllm.rank import dry_load
 from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
 from hotweights_storage.checkpoint import read_checkpoint
 from hotweights_storage.sources.file import open_folder
@@ -62,6 +63,15 @@ def test_vllm_reads_what_the_table_says(cold: Found, shape: Shape) -> None:
     expected = shape.tensors if shape.vllm is None else shape.vllm
     assert "".join(sorted(name for name, _, _ in found or ())) == "".join(sorted(expected))
     assert (found is None) == (not expected)
+
+
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s.vllm != ""], ids=lambda shape: shape.name)
+def test_an_engines_measure_is_what_it_booted_from(
+    cold: Found, folders: dict[str, Path], shape: Shape
+) -> None:
+    """What a version's tensors are held against is read by the plugin itself, after the boot."""
+    booted = {name for name, _, _ in cold[shape.name] or ()}
+    assert dry_load.read_checkpoint(folders[shape.name]).keys() == booted
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Looks at the numbers themselves, in the pass that hashes them: a training that went wrong leaves
 tensors full of NaN in files that are faultless otherwise.
 
-It costs two maxima over each chunk, a few percent of its hash: with the sign apart, the bits of a
+It costs two maxima over each chunk, about a tenth of its hash: with the sign apart, the bits of a
 float grow with its magnitude, and infinities and NaN lie at the end. Only where one is, all are
 counted. Tensors of zeros need no look at all, since their chunks' digests are those of zeros.
 """
