@@ -24,7 +24,7 @@ from hotweights_storage.checkpoint import Checkpoint, read_checkpoint, read_head
 from hotweights_storage.errors import ChecksumMismatch, SourceUnavailable
 from hotweights_storage.reader import Limits, Sink, read_chunks
 from hotweights_storage.sources.base import Source, read_small
-from hotweights_storage.weight_files import INDEX_ENDING
+from hotweights_storage.weight_files import INDEX, INDEX_ENDING, is_weights
 
 Progress = Callable[[int], None]
 """Told the number of bytes that are done in addition; from any thread, one at a time."""
@@ -198,6 +198,16 @@ def verify(
             )
             differences.append(Difference(file.name, "", 0, text))
     return differences
+
+
+def beside(source: Source, manifest: Manifest) -> list[str]:
+    """Weights in the folder that are no part of the version though a cold vLLM would read them: no
+    index of the version says otherwise. Raises what the source does.
+    """
+    if any(file.name == INDEX for file in manifest.files):
+        return []
+    named = {tensor.file for tensor in manifest.tensors}
+    return sorted(name for name in source.files() if is_weights(name) and name not in named)
 
 
 def side_file(source: Source, name: str, nbytes: int) -> SideFile:

@@ -110,6 +110,18 @@ def test_what_is_ignored_is_no_part_of_the_version(run: Run, folder: Path) -> No
     assert run("manifest", "verify", folder).returncode == 0
 
 
+def test_weights_beside_a_version_are_told_when_it_is_verified(run: Run, folder: Path) -> None:
+    (folder / shapes.INDEX).unlink()
+    assert run("publish", "--checkpoint", folder, "--version", "v1").returncode == 0
+    assert run("manifest", "verify", folder).stderr == ""
+    shapes.weights(folder / "late.safetensors", "l")
+    done = run("manifest", "verify", folder)
+    assert done.returncode == 0
+    assert "warning: late.safetensors in the folder: no part of the version" in done.stderr
+    machine = json.loads(run("manifest", "verify", folder, "--json").stdout)
+    assert machine["beside"] == ["late.safetensors"]
+
+
 def test_options_that_agents_do_not_know_need_the_manifest_in_the_folder(
     run: Run, folder: Path, tmp_path: Path
 ) -> None:

@@ -149,6 +149,27 @@ def test_links_inside_the_root_are_followed_as_the_hugging_face_cache_needs(root
         assert read_small(source, "m.safetensors", 7) == b"weights"
 
 
+def test_what_cannot_be_followed_is_told_only_where_it_is_wanted(root: Path) -> None:
+    folder = root / "my model"
+    (folder / "loop").symlink_to("loop")
+    (folder / "latest").symlink_to("nowhere")
+    (folder / "README.md").symlink_to("a.safetensors/README.md")
+    (folder / "LICENSE").symlink_to("../../secret/key")
+    with sources(root).open(f"file://{folder}", "x") as source:
+        assert source.files() == {"a.safetensors": 25600}
+        broken = {
+            name: error.reason
+            for name, error in source.entries().items()
+            if not isinstance(error, int)
+        }
+    assert broken == {
+        "loop": "SourceUnreadable",
+        "latest": "SourceNotFound",
+        "README.md": "SourceUnreadable",
+        "LICENSE": "SourceNotAllowed",
+    }
+
+
 def test_only_regular_files_are_read(root: Path) -> None:
     os.mkfifo(root / "my model" / "pipe.safetensors")
     (root / "my model" / "folder.safetensors").mkdir()
