@@ -150,7 +150,10 @@ class FileSource:
             return self._opened_twice(name, flags)
         except Escapes as error:
             text = f"{where}: a link leads out of the allowed root; put the file itself there"
-            raise SourceRefused(text) from error
+            raise SourceRefused(
+                f"{text}, or allow a folder that holds both (of a Hugging Face cache the one above "
+                "snapshots and blobs)"
+            ) from error
         except FileNotFoundError as error:
             text = f"{where}: does not exist on this node; check the path and the mount"
             if name:
@@ -216,7 +219,10 @@ class FileSource:
 
     def _unreadable(self, name: str, error: OSError) -> SourceUnavailable:
         where = f"{self.uri}: {name}" if name else self.uri
-        return SourceUnavailable(f"{where}: {error.strerror}", Reason.SOURCE_UNREADABLE)
+        return SourceUnavailable(
+            f"{where}: {error.strerror}; see the mount, its file server and the kernel log",
+            Reason.SOURCE_UNREADABLE,
+        )
 
     def _changed(self, name: str) -> SourceUnavailable:
         text = f"{self.uri}: {name} changed while it was read; repeat when nobody writes to it"
