@@ -10,10 +10,7 @@ what is wrong with the weights is said before any node reads them. It talks to n
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,18 +18,14 @@ from urllib.parse import quote
 
 import typer
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-import hotweights as package
-import hotweights_transports
 from hotweights.commands.options import CheckpointFolder, Json, progress
+from hotweights.commands.record_probes import VLLM_PYTHON, recorded_probes
 from hotweights.files import write_whole
 from hotweights_common import sizes
-from hotweights_common.errors import HotweightsError
-from hotweights_common.reasons import Reason
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
 from hotweights_planner.errors import BadCheckpoint
-from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
+from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
 from hotweights_storage import saves
 from hotweights_storage.checkpoint import read_checkpoint
@@ -41,7 +34,6 @@ from hotweights_storage.sources.file import open_folder
 from hotweights_storage.weight_values import NotFinite, all_zero
 
 MOST_SHOWN = 20  # tensors with strange values: where one layer is NaN, most are
-VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"  # a variable; the default is this very Python
 
 
 def publish(
@@ -127,7 +119,7 @@ def publish(
         if not as_json:
             _warn(notes)
         # before the hashing, which may take long: a vLLM that is missing is heard of at once
-        probes = _recorded_probes(checkpoint, probe_dtype) if record_probes else None
+        probes = recorded_probes(checkpoint, found, probe_dtype) if record_probes else None
         values = NotFinite(found.headers)
         with progress("hashing", found.nbytes) as report:
             manifest = publish_source(
@@ -221,42 +213,6 @@ def _check_target(target: Path, checkpoint: Path) -> None:
         raise typer.BadParameter(
             f"the folder {target.parent} does not exist; make it first", param_hint="--output"
         )
-
-
-def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
-    python = os.environ.get(VLLM_PYTHON, sys.executable)
-    roots = [Path(module.__path__[0]).parent for module in (package, hotweights_transports)]
-    path = os.pathsep.join(
-        [*map(str, dict.fromkeys(roots)), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    command = [python, "-m", "hotweights.adapters.vllm.golden", str(checkpoint), "--dtype", dtype]
-    typer.echo("recording probes: a cold load by vLLM", err=True)
-    try:
-        done = subprocess.run(
-            command, capture_output=True, env=os.environ | {"PYTHONPATH": path}, check=False
-        )
-    except OSError as error:
-        text = (
-            f"cannot run {python}: {error.strerror}; set ${VLLM_PYTHON} to the Python of an "
-            "environment with vLLM"
-        )
-        raise HotweightsError(text, Reason.PROBES_FAILED) from error
-    if done.returncode:
-        # the last line has the exception; before it are pages of vLLM's log
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        text = f"vLLM recorded no probes: {last or f'exit code {done.returncode}'}"
-        raise HotweightsError(
-            f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM",
-            Reason.PROBES_FAILED,
-        )
-    try:
-        return TypeAdapter(tuple[Probe, ...]).validate_json(done.stdout)
-    except ValidationError as error:
-        text = (
-            f"{python} printed something else than probes: {error.errors()[0]['msg']}; are both "
-            "of one release?"
-        )
-        raise HotweightsError(text, Reason.PROBES_FAILED) from error
 
 
 def _warn(texts: list[str]) -> None:

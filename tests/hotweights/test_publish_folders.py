@@ -110,6 +110,29 @@ def test_what_is_ignored_is_no_part_of_the_version(run: Run, folder: Path) -> No
     assert run("manifest", "verify", folder).returncode == 0
 
 
+SEES = """#!/bin/sh
+files=$(ls "$3" | tr '\\n' ' ')
+echo "[{\\"engine\\": \\"$files\\", \\"promptTokenIds\\": [1], \\"tokenIds\\": [3]}]"
+"""
+
+
+def test_probes_are_of_the_version_and_not_of_what_lies_beside_it(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = folder.parent / "python"
+    python.write_text(SEES)
+    python.chmod(0o755)
+    monkeypatch.setenv("HOTWEIGHTS_VLLM_PYTHON", str(python))
+    (folder / "modeling_own.py").touch()
+    (folder / "eval.json").write_text("{}")
+    shapes.weights(folder / "consolidated.safetensors", "xyz")
+    wanted = ("publish", "--checkpoint", folder, "--version", "v1", "--record-probes")
+    assert run(*wanted, "--ignore", "eval.json").returncode == 0
+    probes = parse((folder / FILE_NAME).read_bytes()).probes
+    assert probes is not None
+    assert probes[0].engine.split() == [shapes.A, shapes.B, shapes.INDEX, "modeling_own.py"]
+
+
 def test_weights_beside_a_version_are_told_when_it_is_verified(run: Run, folder: Path) -> None:
     (folder / shapes.INDEX).unlink()
     assert run("publish", "--checkpoint", folder, "--version", "v1").returncode == 0
