@@ -159,7 +159,7 @@ def _check_index(manifest: Manifest, source: Source, where: str) -> None:
     sizes = source.files()
     for file in manifest.files:
         if file.name.endswith(INDEX_ENDING) and (
-            file.name not in sizes or side_file(source, file.name, sizes[file.name]) != file
+            file.name not in sizes or not _is_published(source, file, sizes[file.name])
         ):
             raise BadCheckpoint(where, f"{file.name} is not what was published", _AGAIN)
 
@@ -192,12 +192,17 @@ def verify(
             differences.append(
                 Difference(file.name, "", 0, f"{file.name} is missing; copy it again")
             )
-        elif side_file(source, file.name, sizes[file.name]) != file:
+        elif not _is_published(source, file, sizes[file.name]):
             text = (
                 f"{file.name} is not what was published; copy it again, or publish the folder anew"
             )
             differences.append(Difference(file.name, "", 0, text))
     return differences
+
+
+def _is_published(source: Source, file: SideFile, nbytes: int) -> bool:
+    # its size first: a file that has grown is not read, and may be of any size
+    return nbytes == file.nbytes and side_file(source, file.name, nbytes) == file
 
 
 def beside(source: Source, manifest: Manifest) -> list[str]:
