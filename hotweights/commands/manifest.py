@@ -13,6 +13,7 @@ from hotweights.commands.options import Json, progress
 from hotweights.published import read_published
 from hotweights_common import sizes
 from hotweights_planner.manifest import FILE_NAME
+from hotweights_storage.resolve import beside
 from hotweights_storage.resolve import verify as verify_source
 from hotweights_storage.sources.file import open_folder
 
@@ -41,15 +42,31 @@ def verify(
         expected = read_published(path).manifest
         with progress("verifying", expected.nbytes) as report:
             differences = verify_source(source, expected, report)
+        more = beside(source, expected)
     if as_json:
         shown = [asdict(difference) for difference in differences]
-        print(json.dumps({"ok": not differences, "digest": expected.digest, "differences": shown}))
+        print(
+            json.dumps(
+                {
+                    "ok": not differences,
+                    "digest": expected.digest,
+                    "differences": shown,
+                    "beside": more,
+                }
+            )
+        )
     elif differences:
         for difference in differences[:MOST_SHOWN]:
             typer.echo(f"error: {difference.message}", err=True)
         if len(differences) > MOST_SHOWN:
             typer.echo(f"error: and {len(differences) - MOST_SHOWN} more", err=True)
     else:
+        if more:
+            typer.echo(
+                f"warning: {', '.join(more[:MOST_SHOWN])} in the folder: no part of the version, but "
+                "a vLLM that starts from the folder reads it",
+                err=True,
+            )
         print(
             f"{folder} is {expected.model} {expected.version} ({sizes.decimal(expected.nbytes)}, "
             f"{expected.digest})"

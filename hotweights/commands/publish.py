@@ -3,16 +3,14 @@
 It hashes the folder and writes the manifest, whose digest is the version's identity; with
 ``--emit`` it prints the WeightVersion that pins it. With ``--record-probes`` a vLLM, in whatever
 environment has one, answers a few prompts from a cold load first; engines are held to these tokens
-when they switch. It talks to no cluster.
+when they switch. Folders are as people have them: what does not count is left out with a word, and
+what is wrong with the weights is said before any node reads them. It talks to no cluster.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,23 +18,22 @@ from urllib.parse import quote
 
 import typer
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
-import hotweights as package
-import hotweights_transports
 from hotweights.commands.options import CheckpointFolder, Json, progress
+from hotweights.commands.record_probes import VLLM_PYTHON, recorded_probes
 from hotweights.files import write_whole
 from hotweights_common import sizes
-from hotweights_common.errors import HotweightsError
-from hotweights_common.reasons import Reason
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
-from hotweights_planner.manifest import FILE_NAME, Manifest, Probe
+from hotweights_planner.errors import BadCheckpoint
+from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
+from hotweights_storage import saves
 from hotweights_storage.checkpoint import read_checkpoint
 from hotweights_storage.resolve import publish as publish_source
 from hotweights_storage.sources.file import open_folder
+from hotweights_storage.weight_values import NotFinite, all_zero
 
-VLLM_PYTHON = "HOTWEIGHTS_VLLM_PYTHON"  # a variable; the default is this very Python
+MOST_SHOWN = 20  # tensors with strange values: where one layer is NaN, most are
 
 
 def publish(
@@ -75,6 +72,25 @@ def publish(
     probe_dtype: Annotated[
         str, typer.Option(metavar="T", help="With --record-probes: the pods' --dtype.")
     ] = "auto",
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="Refuse unless this file, which the trainer writes last, is in the folder.",
+        ),
+    ] = None,
+    ignore: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Files of the folder that are no part of the version."),
+    ] = None,
+    lenient: Annotated[
+        bool,
+        typer.Option(
+            "--lenient",
+            help="Tell, and do not refuse: NaN, infinities, matrices of zeros, an index that is "
+            "wrong about single tensors, a --require that is older than the weights.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Hash a checkpoint folder and write the manifest that makes it a version.
@@ -87,15 +103,36 @@ def publish(
     target = output or checkpoint / FILE_NAME
     if output is not None:
         _check_target(output, checkpoint)
+    beside = target.resolve().parent == checkpoint.resolve()
+    if emit and not beside and (ignore or lenient or record_probes):
+        # agents hash a folder that has no manifest, and know nothing of these options
+        raise typer.BadParameter(
+            "with --emit and --ignore, --lenient or --record-probes the manifest has to lie in the "
+            "folder; leave it out",
+            param_hint="--output",
+        )
     began = time.perf_counter()
     with open_folder(checkpoint) as source:
-        found = read_checkpoint(source)
+        found = read_checkpoint(source, ignore or (), lenient)
+        saves.check_finished(source, found, require or (), lenient)
+        notes = [*found.notes, *saves.notes(source, found)]
+        if not as_json:
+            _warn(notes)
         # before the hashing, which may take long: a vLLM that is missing is heard of at once
-        probes = _recorded_probes(checkpoint, probe_dtype) if record_probes else None
+        probes = recorded_probes(checkpoint, found, probe_dtype) if record_probes else None
+        values = NotFinite(found.headers)
         with progress("hashing", found.nbytes) as report:
-            manifest = publish_source(source, model, version, found, probes, report)
+            manifest = publish_source(
+                source, model, version, found, probes, report, look=values.look
+            )
+    faults = [*values.faults(), *all_zero(manifest)]
+    if faults and not lenient:
+        raise BadCheckpoint(
+            str(checkpoint),
+            faults[0] + (f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""),
+            "look into the training; --lenient publishes it all the same",
+        )
     uri = source_uri or "file://" + quote(str(checkpoint.resolve()))
-    beside = target.resolve().parent == checkpoint.resolve()
     write_whole(
         target, manifest.canonical if beside else published_text(manifest, uri), "the manifest"
     )
@@ -104,11 +141,12 @@ def publish(
     if as_json:
         print(
             json.dumps(
-                _summary(manifest, target, seconds)
+                _summary(manifest, target, seconds, [*notes, *faults])
                 | ({"weightVersion": custom_resource} if emit else {})
             )
         )
         return
+    _warn(faults)
     rate = (
         f"{sizes.decimal(manifest.nbytes)} in {seconds:.1f} s "
         f"({sizes.decimal(manifest.nbytes / seconds)}/s)"
@@ -177,43 +215,16 @@ def _check_target(target: Path, checkpoint: Path) -> None:
         )
 
 
-def _recorded_probes(checkpoint: Path, dtype: str) -> tuple[Probe, ...]:
-    python = os.environ.get(VLLM_PYTHON, sys.executable)
-    roots = [Path(module.__path__[0]).parent for module in (package, hotweights_transports)]
-    path = os.pathsep.join(
-        [*map(str, dict.fromkeys(roots)), *filter(None, [os.environ.get("PYTHONPATH")])]
-    )
-    command = [python, "-m", "hotweights.adapters.vllm.golden", str(checkpoint), "--dtype", dtype]
-    typer.echo("recording probes: a cold load by vLLM", err=True)
-    try:
-        done = subprocess.run(
-            command, capture_output=True, env=os.environ | {"PYTHONPATH": path}, check=False
-        )
-    except OSError as error:
-        text = (
-            f"cannot run {python}: {error.strerror}; set ${VLLM_PYTHON} to the Python of an "
-            "environment with vLLM"
-        )
-        raise HotweightsError(text, Reason.PROBES_FAILED) from error
-    if done.returncode:
-        # the last line has the exception; before it are pages of vLLM's log
-        last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        text = f"vLLM recorded no probes: {last or f'exit code {done.returncode}'}"
-        raise HotweightsError(
-            f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM",
-            Reason.PROBES_FAILED,
-        )
-    try:
-        return TypeAdapter(tuple[Probe, ...]).validate_json(done.stdout)
-    except ValidationError as error:
-        text = (
-            f"{python} printed something else than probes: {error.errors()[0]['msg']}; are both "
-            "of one release?"
-        )
-        raise HotweightsError(text, Reason.PROBES_FAILED) from error
+def _warn(texts: list[str]) -> None:
+    for text in texts[:MOST_SHOWN]:
+        typer.echo(f"warning: {text}", err=True)
+    if len(texts) > MOST_SHOWN:
+        typer.echo(f"warning: and {len(texts) - MOST_SHOWN} more", err=True)
 
 
-def _summary(manifest: Manifest, target: Path, seconds: float) -> dict[str, Any]:
+def _summary(
+    manifest: Manifest, target: Path, seconds: float, warnings: list[str]
+) -> dict[str, Any]:
     return {
         "model": manifest.model,
         "version": manifest.version,
@@ -225,4 +236,5 @@ def _summary(manifest: Manifest, target: Path, seconds: float) -> dict[str, Any]
         "files": len(manifest.files),
         "probes": len(manifest.probes or ()),
         "seconds": round(seconds, 3),
+        "warnings": warnings,
     }

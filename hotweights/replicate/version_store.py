@@ -30,7 +30,6 @@ from hotweights_planner.header import PREFIX_NBYTES, header_nbytes
 from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
 from hotweights_storage import linux
-from hotweights_storage.checkpoint import read_checkpoint
 from hotweights_storage.errors import TransferError
 from hotweights_storage.image import Image
 from hotweights_storage.resolve import Progress, check_headers, read_manifest, verify
@@ -157,7 +156,7 @@ class VersionStore:
 def _write_checkpoint(folder: Path, image: Image, source: Source, progress: Progress) -> None:
     """The files as they are at the source: its headers, our verified bytes, its small files."""
     manifest = image.manifest
-    check_headers(manifest, read_checkpoint(source), source.uri)
+    check_headers(manifest, source, source.uri)
     sizes = source.files()
     for name in dict.fromkeys(tensor.file for tensor in manifest.tensors):
         nbytes = PREFIX_NBYTES + header_nbytes(

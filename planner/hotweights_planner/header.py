@@ -21,9 +21,10 @@ from math import prod
 from hotweights_planner.errors import BadCheckpoint
 
 PREFIX_NBYTES = 8  # an unsigned 64-bit number, little-endian: the header's length
-# the library reads up to 100 MB; this is what `MAX_TENSORS` take
+# the library reads up to 100 MB; this is what `MAX_FILE_TENSORS` take
 MAX_HEADER_NBYTES = 32 << 20
-MAX_TENSORS = 1 << 18  # in one file, at about 128 bytes of header each
+MAX_FILE_TENSORS = 1 << 18  # at about 128 bytes of header each
+MAX_TENSORS = 1 << 20  # of a version: 60 layers of 896 experts have 645 000, weights and scales
 MAX_DIMENSIONS = 32
 MAX_NAME_NBYTES = 512  # promised in docs/design/001-contracts.md
 MAX_INTEGER = (1 << 63) - 1  # the largest offset that pread(2) takes (off_t)
@@ -33,8 +34,11 @@ BITS_OF_DTYPE = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
     "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
     "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8,
-    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "F4": 4,
 }  # fmt: skip
+# of the format too, but torch has no such type, so neither safetensors nor vLLM loads them
+_NO_LOADER_HAS = ("F6_E2M3", "F6_E3M2")
+_LFS_POINTER = b"version "  # how the text begins that git-lfs leaves in a file's place
 
 # more than any 64 bit number; Python would gladly parse a million of them
 _DIGITS_TOO_MANY = re.compile(r"\d{21}")
@@ -62,6 +66,8 @@ def header_nbytes(prefix: bytes, file_nbytes: int, where: str) -> int:
             where, f"truncated: {file_nbytes} bytes, and the header's length alone takes 8"
         )
     nbytes = int.from_bytes(prefix[:PREFIX_NBYTES], "little")
+    if prefix[:PREFIX_NBYTES] == _LFS_POINTER:
+        raise BadCheckpoint(where, "a pointer of Git LFS, not the file", "git lfs pull")
     if nbytes > MAX_HEADER_NBYTES:
         raise BadCheckpoint(
             where,
@@ -88,10 +94,9 @@ def parse_header(header: bytes, file_nbytes: int, where: str) -> tuple[TensorEnt
         isinstance(value, str) for value in metadata.values()
     ):
         raise BadCheckpoint(where, "__metadata__ must be an object of strings")
-    if len(document) > MAX_TENSORS:
-        raise BadCheckpoint(
-            where, f"{len(document)} tensors; at most {MAX_TENSORS} a file", "split it into shards"
-        )
+    if len(document) > MAX_FILE_TENSORS:
+        text = f"{len(document)} tensors; at most {MAX_FILE_TENSORS} a file"
+        raise BadCheckpoint(where, text, "split it into shards")
     data_offset = PREFIX_NBYTES + len(header)
     # tensors of no bytes share an offset with the next one: they go first
     entries = sorted(
@@ -190,6 +195,9 @@ def _entry(name: str, fields: object, data_offset: int, where: str) -> TensorEnt
             where, f"tensor {name}: needs dtype, shape and data_offsets, and nothing else"
         )
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if dtype in _NO_LOADER_HAS:
+        text = f"tensor {name}: {dtype}, which neither torch nor vLLM can load"
+        raise BadCheckpoint(where, text, "store it packed as U8, as its quantizer's loader wants")
     if not isinstance(dtype, str) or dtype not in BITS_OF_DTYPE:
         raise BadCheckpoint(
             where, f"tensor {name}: unknown dtype {_shown(dtype)}", "convert the tensor"
@@ -202,7 +210,8 @@ def _entry(name: str, fields: object, data_offset: int, where: str) -> TensorEnt
         raise BadCheckpoint(where, f"tensor {name}: data_offsets must be two offsets")
     begin, end = offsets
     nbytes = tensor_nbytes(dtype, shape)
-    if nbytes is None:
+    # torch packs two F4 along the last dimension
+    if nbytes is None or (dtype == "F4" and shape[-1] % 2):
         raise BadCheckpoint(where, f"tensor {name}: {dtype} x {shape} is no whole number of bytes")
     # a zero among the sizes must not hide an overflow: the library multiplies in 64 bits, in order
     if nbytes > MAX_INTEGER or prod(size or 1 for size in shape) > MAX_INTEGER:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
 from hotweights_common.reasons import Reason
-from hotweights_storage.errors import Cancelled, SourceUnavailable
+from hotweights_storage.errors import Cancelled, SourceRefused, SourceUnavailable
 from hotweights_storage.reader import Limits
 from hotweights_storage.sources.base import Source
 
@@ -156,6 +156,10 @@ class _Watched:
         self.uri = source.uri
         self._source = source
         self._calls = calls
+
+    def entries(self) -> Mapping[str, int | SourceRefused | SourceUnavailable]:
+        with self._calls.made("listing its files"):
+            return self._source.entries()
 
     def files(self) -> Mapping[str, int]:
         with self._calls.made("listing its files"):

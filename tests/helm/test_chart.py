@@ -69,6 +69,15 @@ def test_pods_are_confined(helm: Helm, component: str) -> None:
     assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
 
 
+def test_an_agent_may_be_let_past_the_modes_of_sources(helm: Helm) -> None:
+    spec = pod_spec(helm.template({"agent": {"capabilities": ["DAC_READ_SEARCH"]}}), "agent")
+    (container,) = spec["containers"]
+    assert container["securityContext"]["capabilities"] == {
+        "drop": ["ALL"],
+        "add": ["DAC_READ_SEARCH"],
+    }
+
+
 def verbs(**of: str) -> set[tuple[str, str]]:
     """``nodeweights_status="patch"`` and the like as rights."""
     return {(name.replace("_", "/"), verb) for name, words in of.items() for verb in words.split()}
@@ -309,6 +318,7 @@ def test_the_notes_say_what_is_missing(helm: Helm) -> None:
             "metrics_port",
             id="a port that probes rely on",
         ),
+        pytest.param({"agent": {"capabilities": ["SYS_ADMIN"]}}, "capabilities", id="may do more"),
         pytest.param({"inject": {"bootPolicy": "hold"}}, "bootPolicy", id="boot policy"),
         pytest.param(
             {"agent": {"resources": {"limits": {"memory": None}}}}, "memory", id="no memory limit"

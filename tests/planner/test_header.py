@@ -156,7 +156,7 @@ def test_tensors_that_are_refused(tensors: dict[str, object], data_nbytes: int, 
 
 
 def test_too_many_tensors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotweights_planner.header.MAX_TENSORS", 3)
+    monkeypatch.setattr("hotweights_planner.header.MAX_FILE_TENSORS", 3)
     with pytest.raises(BadCheckpoint, match="4 tensors; at most 3"):
         read(file_of(json.dumps({f"t{index}": entry(0, 0) for index in range(4)}).encode(), 0))
 

@@ -18,7 +18,7 @@ from hotweights_storage.errors import Cancelled, SourceUnavailable
 from hotweights_storage.reader import Limits
 from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Source
-from hotweights_storage.sources.file import FileSource
+from hotweights_storage.sources.folder import FileSource
 
 URI = "file:///models/v1"
 

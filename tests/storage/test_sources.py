@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hotweights_storage.errors import SourceRefused, SourceUnavailable
-from hotweights_storage.sources import file as files
+from hotweights_storage.sources import folder as folders
 from hotweights_storage.sources import safe_open
 from hotweights_storage.sources.base import Root, Sources, read_small
 from hotweights_storage.sources.file import ClaimOpener, FileOpener, open_folder
+from hotweights_storage.sources.folder import FileSource
 
 
 @pytest.fixture(params=["openat2", "walk"])
@@ -122,9 +126,10 @@ def test_a_folder_that_is_a_link_out_of_the_root_is_refused(root: Path) -> None:
 
 def test_a_file_that_is_a_link_out_of_the_root_is_refused(root: Path) -> None:
     (root / "my model" / "key.safetensors").symlink_to("../../secret/key")
-    assert (
-        reason_of(lambda: sources(root).open(f"file://{root}/my model", "x")) == "SourceNotAllowed"
-    )
+    with sources(root).open(f"file://{root}/my model", "x") as source:
+        assert list(source.files()) == ["a.safetensors"]
+        assert isinstance(source.entries()["key.safetensors"], SourceRefused)
+        assert reason_of(lambda: read_small(source, "key.safetensors", 6)) == "SourceNotAllowed"
 
 
 def test_a_link_put_there_later_is_refused(root: Path) -> None:
@@ -142,6 +147,27 @@ def test_links_inside_the_root_are_followed_as_the_hugging_face_cache_needs(root
     with sources(root).open(f"file://{root}/snapshot", "x") as source:
         assert source.files() == {"m.safetensors": 7}
         assert read_small(source, "m.safetensors", 7) == b"weights"
+
+
+def test_what_cannot_be_followed_is_told_only_where_it_is_wanted(root: Path) -> None:
+    folder = root / "my model"
+    (folder / "loop").symlink_to("loop")
+    (folder / "latest").symlink_to("nowhere")
+    (folder / "README.md").symlink_to("a.safetensors/README.md")
+    (folder / "LICENSE").symlink_to("../../secret/key")
+    with sources(root).open(f"file://{folder}", "x") as source:
+        assert source.files() == {"a.safetensors": 25600}
+        broken = {
+            name: error.reason
+            for name, error in source.entries().items()
+            if not isinstance(error, int)
+        }
+    assert broken == {
+        "loop": "SourceUnreadable",
+        "latest": "SourceNotFound",
+        "README.md": "SourceUnreadable",
+        "LICENSE": "SourceNotAllowed",
+    }
 
 
 def test_only_regular_files_are_read(root: Path) -> None:
@@ -199,7 +225,7 @@ def test_direct_and_cached_reads_give_the_same_bytes(
 ) -> None:
     content = os.urandom(3 * 4096 + 77)
     (tmp_path / "a").write_bytes(content)
-    monkeypatch.setattr(files, "_is_cached", lambda *_: not direct)
+    monkeypatch.setattr(folders, "_is_cached", lambda *_: not direct)
     buffer = mmap.mmap(-1, 4 * 4096)
     with open_folder(tmp_path) as source, memoryview(buffer) as view:
         for _ in range(20):  # past the trials of the contest
@@ -212,7 +238,7 @@ def test_direct_and_cached_reads_give_the_same_bytes(
 
 def test_the_cache_is_used_only_where_it_is_far_quicker() -> None:
     for seconds_direct, direct in ((1.0, True), (1.9, True), (3.0, False)):
-        contest = files._FasterRead()
+        contest = folders._FasterRead()
         for _ in range(8):
             kind = contest.direct()
             contest.count(kind, 1 << 20, seconds_direct if kind else 1.0)
@@ -221,12 +247,105 @@ def test_the_cache_is_used_only_where_it_is_far_quicker() -> None:
 
 def test_a_file_that_changes_is_noticed(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"old")
+    os.utime(tmp_path / "a", (1, 1))
     with open_folder(tmp_path) as source:
         read_small(source, "a", 3)
         source.check_unchanged()
         (tmp_path / "new").write_bytes(b"new")
         (tmp_path / "new").replace(tmp_path / "a")
         assert reason_of(source.check_unchanged, SourceUnavailable) == "SourceChanged"
+
+
+def test_another_inode_is_no_other_file(tmp_path: Path) -> None:
+    """gcsfuse, s3 mounts and others give a file a new one when their cache goes."""
+    (tmp_path / "a").write_bytes(b"same")
+    os.utime(tmp_path / "a", (1, 1))
+    with open_folder(tmp_path) as source:
+        read_small(source, "a", 4)
+        shutil.copy2(tmp_path / "a", tmp_path / "b")
+        (tmp_path / "b").replace(tmp_path / "a")
+        source.check_unchanged()
+
+
+class Stale:
+    """A network file system that forgets, once each, the handle of a file and of a name."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder = folder
+        self.names = {"a"}
+        self.reads = 0  # that are still answered with ESTALE
+        real = folders._read
+
+        def read(*arguments: Any) -> int:
+            if self.reads:
+                self.reads -= 1
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return real(*arguments)
+
+        monkeypatch.setattr(folders, "_read", read)
+
+    def open(self, name: str, flags: int) -> int:
+        if name in self.names:
+            self.names.remove(name)
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return os.open(self._folder / (name or "."), flags)
+
+
+def test_a_stale_handle_is_asked_for_anew_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"same")
+    os.utime(tmp_path / "a", (1, 1))
+    stale = Stale(tmp_path, monkeypatch)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+    with FileSource("file:///nfs", stale.open) as source:
+        assert source.files() == {"a": 4}
+        stale.reads = 1
+        assert read_small(source, "a", 4) == b"same"
+        source.check_unchanged()
+        stale.reads = 2
+        with pytest.raises(SourceUnavailable, match=os.strerror(errno.ESTALE)):
+            read_small(source, "a", 4)
+        os.utime(tmp_path / "a", (2, 2))  # it is stale because it was replaced
+        stale.reads = 1
+        assert reason_of(lambda: read_small(source, "a", 4), SourceUnavailable) == "SourceChanged"
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+@pytest.fixture
+def as_somebody() -> Iterator[None]:
+    """Not root while the test runs: modes count."""
+    if os.geteuid():
+        yield  # modes count already
+        return
+    os.setegid(65534)
+    os.seteuid(65534)
+    yield
+    os.seteuid(0)
+    os.setegid(0)
+
+
+def test_a_file_that_may_not_be_read_is_told_with_owner_mode_and_remedy(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    (tmp_path / "a").write_bytes(b"secret")
+    (tmp_path / "a").chmod(0o600 if os.geteuid() == 0 else 0)
+    (tmp_path / "b").write_bytes(b"open")
+    (tmp_path / "b").chmod(0o644)
+    tmp_path.chmod(0o755)
+    fd = os.open(tmp_path, os.O_PATH)  # the folders above are the test run's own
+    request.getfixturevalue("as_somebody")
+    with FileSource("file:///m", lambda name, flags: os.open(name or ".", flags, dir_fd=fd)) as it:
+        assert it.files() == {"a": 6, "b": 4}
+        assert read_small(it, "b", 4) == b"open"
+        with pytest.raises(SourceUnavailable) as caught:
+            read_small(it, "a", 6)
+    os.close(fd)
+    assert caught.value.reason == "SourceUnreadable"
+    text = str(caught.value)
+    assert "a: Permission denied: it has mode 0" in text
+    assert f"and this process is user {os.geteuid()}" in text
+    assert "let everybody read it: chmod -R a+r" in text
 
 
 def test_a_folder_of_ones_own_must_be_one(tmp_path: Path) -> None:

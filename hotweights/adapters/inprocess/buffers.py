@@ -19,7 +19,7 @@ from blake3 import blake3
 from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.torch_model import torch_dtype
 from hotweights.adapters.vllm.rank.dry_load import Spec
-from hotweights.adapters.vllm.rank.image import ITEM_BYTES
+from hotweights.adapters.vllm.rank.image import ITEM_BYTES, torch_shape
 from hotweights_common.reasons import Reason
 from hotweights_planner.manifest import Manifest
 
@@ -126,7 +126,7 @@ class Buffers:
                 else torch.cat([torch.empty(0, dtype=torch.uint8), *ordered])
             )
             self._check_chunks(name, flat)
-            yield name, flat.view(torch_dtype(spec.dtype)).view(spec.shape)
+            yield name, flat.view(torch_dtype(spec.dtype)).view(torch_shape(spec.dtype, spec.shape))
 
     def _check_chunks(self, name: str, flat: torch.Tensor) -> None:
         view = _view(flat)
@@ -146,7 +146,7 @@ class Buffers:
                 Reason.UNKNOWN_TENSOR,
                 f"{tensor} is not in the manifest that begin_update was given",
             )
-        return math.prod(spec.shape) * ITEM_BYTES[spec.dtype]
+        return math.prod(torch_shape(spec.dtype, spec.shape)) * ITEM_BYTES[spec.dtype]
 
 
 def _view(flat: torch.Tensor) -> memoryview:

@@ -17,7 +17,7 @@ import torch
 
 from hotweights.adapters.inprocess.errors import NotApplied, Torn
 from hotweights.adapters.vllm.rank.dry_load import Spec
-from hotweights.adapters.vllm.rank.image import TORCH_NAMES
+from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
 from hotweights_common.reasons import Reason
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def _check(name: str, spec: Spec, target: torch.Tensor) -> None:
             Reason.NO_MEMORY,
             f"{name} is on the meta device in the module: it has no memory to copy into",
         )
-    if tuple(target.shape) != spec.shape:
+    if tuple(target.shape) != torch_shape(spec.dtype, spec.shape):
         raise NotApplied(
             Reason.SHAPE_MISMATCH,
             f"{name} has shape {list(spec.shape)} in the version and {list(target.shape)} in "

@@ -14,7 +14,7 @@ from typing import Protocol, Self
 from urllib.parse import urlsplit
 
 from hotweights_common.reasons import Reason
-from hotweights_storage.errors import SourceRefused
+from hotweights_storage.errors import SourceRefused, SourceUnavailable
 
 ANY_NAMESPACE = "*"
 
@@ -22,7 +22,7 @@ ANY_NAMESPACE = "*"
 class Source(Protocol):
     """An open checkpoint folder, wherever it is.
 
-    `files` first, then any number of `read_into` from any number of threads, then `close` (after
+    `entries` or `files` first, then any number of `read_into` from any number of threads, then `close` (after
     which nothing may be called; as a context manager it closes itself). Pieces are best asked for
     on page boundaries, into page-aligned memory: a source may use that, none demands it. Errors are
     `SourceRefused` and `SourceUnavailable`; after one, other files may still be read.
@@ -30,8 +30,13 @@ class Source(Protocol):
 
     uri: str
 
+    def entries(self) -> Mapping[str, int | SourceRefused | SourceUnavailable]:
+        """Names and sizes (bytes) of the regular files directly in the folder; for a name that
+        leads to nothing that may be read, the error to raise when it is wanted.
+        """
+
     def files(self) -> Mapping[str, int]:
-        """Names and sizes (bytes) of the regular files directly in the folder."""
+        """Names and sizes of those that may be read."""
 
     def read_into(self, file: str, offset: int, into: memoryview) -> int:
         """Fill ``into`` with the file's bytes from ``offset``; how many there were: fewer only

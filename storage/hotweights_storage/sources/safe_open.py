@@ -70,7 +70,8 @@ def walk_beneath(root: Path, root_fd: int, relative: str, flags: int) -> int:
     folder is opened in turn.
     """
     base = root.resolve(strict=True)
-    target = (base / relative).resolve(strict=True)
+    # not Path.resolve: before Python 3.13 that answers a loop of links with a RuntimeError
+    target = Path(os.path.realpath(base / relative, strict=True))
     if not target.is_relative_to(base):
         raise Escapes(errno.EXDEV, os.strerror(errno.EXDEV), relative)
     *folders, last = target.relative_to(base).parts or (".",)

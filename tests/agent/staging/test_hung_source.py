@@ -15,7 +15,7 @@ from hotweights_agent.settings import StagingSettings
 from hotweights_crds.nodeweights import ResolveItem
 from hotweights_storage import source_reads
 from hotweights_storage.sources.base import Source
-from hotweights_storage.sources.file import FileSource
+from hotweights_storage.sources.folder import FileSource
 from tests.agent.fake_engine import until
 from tests.agent.staging.played_node import PlayedNode, published
 

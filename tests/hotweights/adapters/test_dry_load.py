@@ -108,8 +108,19 @@ def safetensors(path: Path, **tensors: Spec) -> None:
 def test_a_checkpoint_is_read_by_its_headers(tmp_path: Path) -> None:
     safetensors(tmp_path / "model-1.safetensors", q=BOOT["q"])
     safetensors(tmp_path / "model-2.safetensors", k=BOOT["k"])
-    safetensors(tmp_path / "consolidated.safetensors", other=BOOT["k"])
+    (tmp_path / "._model-2.safetensors").write_bytes(b"what a Mac leaves")
     assert dry_load.read_checkpoint(tmp_path) == {"q": BOOT["q"], "k": BOOT["k"]}
+
+
+def test_the_measure_is_the_layout_that_vllm_boots_from(tmp_path: Path) -> None:
+    safetensors(tmp_path / "model.safetensors", q=BOOT["q"])
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"q": "model.safetensors"}})
+    )
+    safetensors(tmp_path / "consolidated.safetensors", other=BOOT["k"])
+    assert dry_load.read_checkpoint(tmp_path, "auto") == {"other": BOOT["k"]}
+    assert dry_load.read_checkpoint(tmp_path, "mistral") == {"other": BOOT["k"]}
+    assert dry_load.read_checkpoint(tmp_path, "safetensors") == {"q": BOOT["q"]}
 
 
 def test_the_index_says_which_files_count(tmp_path: Path) -> None:

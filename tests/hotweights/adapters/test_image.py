@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e2e.engine import images
-from hotweights.adapters.vllm.rank.image import PAGE, Image, ImageError, parse_table
+from hotweights.adapters.vllm.rank import image as images_of_ranks
+from hotweights.adapters.vllm.rank.image import (
+    ITEM_BYTES,
+    PAGE,
+    TORCH_NAMES,
+    Image,
+    ImageError,
+    parse_table,
+    torch_shape,
+)
+from hotweights_planner.header import BITS_OF_DTYPE, MAX_DIMENSIONS, tensor_nbytes
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -50,6 +60,21 @@ def test_a_tensor_in_many_extents_is_contiguous() -> None:
     built.close()
     assert [bytes(image.view(entry)) for entry in image.table.entries] == [data, b"xyz"]
     assert len(image.table.entries[0].extents) == 6
+
+
+def test_what_is_published_can_be_mapped() -> None:
+    assert set(BITS_OF_DTYPE) == set(ITEM_BYTES) == set(TORCH_NAMES)
+    assert images_of_ranks.MAX_DIMENSIONS == MAX_DIMENSIONS
+    for dtype in BITS_OF_DTYPE:
+        nbytes = tensor_nbytes(dtype, (2, 4))
+        text = table(tensor(dtype=dtype, shape=[2, 4], nbytes=nbytes, extents=[[0, 0, nbytes]]))
+        assert parse_table(text, [4096]).entries[0].shape == (2, 4)
+
+
+def test_two_float4_are_one_item_of_torch() -> None:
+    assert torch_shape("F4", (3, 8)) == (3, 4)
+    assert torch_shape("F8_E4M3", (3, 8)) == (3, 8)
+    assert torch_shape("F4", ()) == ()
 
 
 def test_the_mapping_outlives_the_image_as_long_as_a_view_does() -> None:

@@ -22,7 +22,7 @@ from blake3 import blake3
 from hotweights.replicate.mpi import replicator
 from hotweights.replicate.world import World
 from hotweights_planner.plan import parse
-from hotweights_storage.errors import SourceUnavailable, TransferError
+from hotweights_storage.errors import SourceRefused, SourceUnavailable, TransferError
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
@@ -37,6 +37,9 @@ class Slow:
         self.uri = source.uri
         self._source = source
         self._seconds = seconds
+
+    def entries(self) -> Mapping[str, int | SourceRefused | SourceUnavailable]:
+        return self._source.entries()
 
     def files(self) -> Mapping[str, int]:
         return self._source.files()

@@ -22,7 +22,7 @@ from hotweights.replicate.ucx import RankMissing, hosts_of, replicator
 from hotweights.replicate.world import Measured, World
 from hotweights_planner.errors import Refused
 from hotweights_planner.plan import Plan, build
-from hotweights_storage.errors import SourceRefused, TransferError
+from hotweights_storage.errors import SourceRefused, SourceUnavailable, TransferError
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.resolve import publish
 from hotweights_storage.sources.base import Root, Source
@@ -135,6 +135,9 @@ class Torn(Source):
         self.uri = source.uri
         self._source = source
         self._somebody = somebody
+
+    def entries(self) -> Mapping[str, int | SourceRefused | SourceUnavailable]:
+        return self._source.entries()
 
     def files(self) -> Mapping[str, int]:
         return self._source.files()

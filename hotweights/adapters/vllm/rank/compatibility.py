@@ -41,7 +41,7 @@ class Compatibility:
         config = vllm_config.model_config
         folder = boot_folder(config)
         self._side_files = SideFiles(folder, own_tokenizer=config.tokenizer == config.model)
-        self._boot = dry_load.read_checkpoint(folder)
+        self._boot = dry_load.read_checkpoint(folder, str(vllm_config.load_config.load_format))
         self._boot_trace = self._ask(self._boot) if self._boot else None
         self._expected = self._expect()
         self._traces: dict[str | None, Trace | None] = {None: self._boot_trace}

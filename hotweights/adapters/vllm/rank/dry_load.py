@@ -142,15 +142,16 @@ def _shape(spec: Spec) -> str:
     return str(list(spec.shape))
 
 
-def read_checkpoint(folder: Path) -> dict[str, Spec]:
-    """The tensors of a safetensors folder by their headers alone; empty when it is none, or when
-    any of its files cannot be read: half a measure would refuse good versions.
+def read_checkpoint(folder: Path, load_format: str = "auto") -> dict[str, Spec]:
+    """The tensors of a safetensors folder by their headers alone, as vLLM reads it with that
+    ``--load-format``; empty when it is none, or when any of its files cannot be read: half a measure
+    would refuse good versions.
     """
     from safetensors import SafetensorError, safe_open  # every vLLM has it
 
     specs: dict[str, Spec] = {}
     try:
-        for file in _files(folder):
+        for file in _files(folder, load_format):
             with safe_open(str(file), "np") as opened:  # maps the file; no tensor is read
                 for name in opened.keys():  # noqa: SIM118 - it is no dict
                     tensor = opened.get_slice(name)
@@ -160,21 +161,22 @@ def read_checkpoint(folder: Path) -> dict[str, Spec]:
     return specs
 
 
-def _files(folder: Path) -> Iterable[Path]:
-    """As vLLM 0.32 chooses them (``filter_duplicate_safetensors_files`` in
-    ``model_loader/weight_utils.py``): with an index, what the index names; consolidated copies are
-    not read twice.
+def _files(folder: Path, load_format: str) -> Iterable[Path]:
+    """As vLLM 0.32 chooses them (``_prepare_weights`` in ``model_loader/default_loader.py``): where
+    Mistral's own layout lies in the folder, ``auto`` reads that; of either layout its index, where
+    there is one, says which files count.
     """
-    index = folder / "model.safetensors.index.json"
+    consolidated = sorted(folder.glob("consolidated*.safetensors"))
+    every = sorted(path for path in folder.glob("*.safetensors") if path.name[0] != ".")
+    if load_format == "mistral" or (load_format == "auto" and consolidated):
+        found, index = consolidated, "consolidated.safetensors.index.json"
+    else:
+        found, index = every, "model.safetensors.index.json"
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        named = set(json.loads((folder / index).read_bytes())["weight_map"].values())
     except (OSError, ValueError, KeyError, AttributeError):
-        return sorted(
-            path
-            for path in folder.glob("*.safetensors")
-            if not path.name.startswith("consolidated")
-        )
-    return [folder / name for name in names]
+        return found
+    return [folder / name for name in sorted(named)]
 
 
 def numel(spec: Spec) -> int:

@@ -38,13 +38,23 @@ _POPULATE_BYTES = 64 << 20
 ITEM_BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
+    "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1, "C64": 8, "F4": 1,
 }  # fmt: skip
 TORCH_NAMES = {
     "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
     "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
     "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
     "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz", "C64": "complex64",
+    "F4": "float4_e2m1fn_x2",
 }  # fmt: skip
+
+
+def torch_shape(dtype: str, shape: Sequence[int]) -> tuple[int, ...]:
+    """The shape that torch gives a tensor of the checkpoint: two F4 are one item of it, along the
+    last dimension, as safetensors loads them too.
+    """
+    return (*shape[:-1], shape[-1] // 2) if dtype == "F4" and shape else tuple(shape)
 
 
 class ImageError(Exception):
@@ -191,7 +201,7 @@ class Image:
                 )
             else:
                 flat = torch.empty(0, dtype=dtype)
-            yield entry.name, flat.view(entry.shape)
+            yield entry.name, flat.view(torch_shape(entry.dtype, entry.shape))
 
 
 def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
@@ -236,7 +246,7 @@ def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(map(_is_size, shape)):
         raise ImageError(f"{name}: {shape!r} is no shape")
     nbytes = item.get("nbytes")
-    if not _is_size(nbytes) or nbytes != math.prod(shape) * ITEM_BYTES[dtype]:
+    if not _is_size(nbytes) or nbytes != math.prod(torch_shape(dtype, shape)) * ITEM_BYTES[dtype]:
         raise ImageError(f"{name}: {nbytes!r} bytes do not hold {dtype} {shape}")
     extents = item.get("extents")
     if not isinstance(extents, list):

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
-from hotweights.adapters.vllm.rank.image import TORCH_NAMES
+from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
 from hotweights.adapters.vllm.rank.skeleton import storage_of
 
 _COPY = torch.ops.aten.copy_.default
@@ -93,4 +93,4 @@ def _announce(
 def _on_meta(specs: Mapping[str, Spec]) -> Iterator[tuple[str, torch.Tensor]]:
     for name, spec in specs.items():
         dtype = getattr(torch, TORCH_NAMES[spec.dtype])
-        yield name, torch.empty(spec.shape, dtype=dtype, device="meta")
+        yield name, torch.empty(torch_shape(spec.dtype, spec.shape), dtype=dtype, device="meta")
