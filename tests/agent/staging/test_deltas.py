@@ -94,7 +94,7 @@ def test_a_node_and_its_engine_hold_what_two_versions_need(
         serving = mapped(store, version.manifest.digest)  # and lets go of the one before
         for held in store.versions()[:-2]:
             store.release(held.digest)
-        assert store.settle(1.0)
+        assert store.settle()
         if previous is not None:
             assert memory_of_slabs() == store.usage().held
             worst = max(worst, store.usage().held / needed)
@@ -180,5 +180,5 @@ def test_a_version_of_a_terabyte_has_room_in_the_tables_of_the_kernel() -> None:
         assert descriptors() - before <= 2 * 1024
         assert staging.builder.mapping_count <= 1024
         assert store.usage().held == 0
-    assert store.settle(1.0)
+    assert store.settle()
     assert descriptors() == before

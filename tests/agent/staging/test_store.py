@@ -124,7 +124,7 @@ def test_a_staging_that_is_left_is_out_of_the_table(store: Store, old: Checkpoin
 def test_one_that_brought_nothing_leaves_nothing(store: Store, old: Checkpoint) -> None:
     with store.begin(old.manifest):
         pass
-    assert store.settle(1.0)
+    assert store.settle()
     assert store.usage().held == 0
 
 
@@ -174,7 +174,7 @@ def test_what_lies_aside_goes_when_its_memory_is_needed(checkpoint: NewCheckpoin
 def test_a_version_that_memory_failed_gives_it_back(store: Store, old: Checkpoint) -> None:
     with pytest.raises(NoCapacity):
         fail(store, old, 3, NoCapacity("the kernel had no page"))
-    assert store.settle(1.0)
+    assert store.settle()
     assert store.usage().held == 0
 
 
@@ -202,7 +202,7 @@ def test_pages_are_freed_elsewhere_and_waited_for_where_they_are_needed(
         assert kernel == [0]
     assert threads
     assert all(name.startswith("freeing") for name in threads)
-    assert store.settle(1.0)
+    assert store.settle()
 
 
 def test_too_few_descriptors_are_said_to_be_that(
@@ -261,7 +261,7 @@ def test_a_lease_outlives_the_version(store: Store, old: Checkpoint) -> None:
     assert store.locate(blake3) is None
     assert os.pread(lease.fd, lease.nbytes, lease.offset) == data
     lease.release()
-    assert store.settle(1.0)
+    assert store.settle()
     with pytest.raises(OSError):
         os.pread(lease.fd, lease.nbytes, lease.offset)
 
@@ -273,7 +273,7 @@ def test_a_pin_outlives_the_version(store: Store, old: Checkpoint) -> None:
     assert os.fstat(pin.image.fds[0]).st_size > 0
     pin.release()
     pin.release()
-    assert store.settle(1.0)
+    assert store.settle()
     with pytest.raises(OSError):
         os.fstat(pin.image.fds[0])
 
@@ -353,7 +353,7 @@ class Accounts(RuleBasedStateMachine):
 
     @invariant()
     def the_account_is_right(self) -> None:
-        assert self.store.settle(1.0)
+        assert self.store.settle()
         usage = self.store.usage()
         assert usage.promised >= sum(
             staging.builder.nbytes(blake3)
@@ -380,7 +380,7 @@ class Accounts(RuleBasedStateMachine):
             self.store.release(version.digest)
         while (aside := self.store._oldest_aside(None)) is not None:
             self.store._end_aside(aside)
-        assert self.store.settle(1.0)
+        assert self.store.settle()
         assert self.store.usage().held == self.store.usage().promised == 0
 
 
