@@ -170,10 +170,10 @@ def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
 def test_a_parent_that_is_too_slow_for_the_deadline_is_replaced(
     store: Store, version: Checkpoint, table: Table
 ) -> None:
-    """It would take 5 s of 2."""
-    slow = table(version.data, "slow", before=lambda want: time.sleep(0.05))
+    """It would take 10 s of 5."""
+    slow = table(version.data, "slow", before=lambda want: time.sleep(0.1))
     quick = table(version.data, "quick")
-    policy = FetchPolicy(deadline_seconds=2.0, rate_seconds=0.15)
+    policy = FetchPolicy(deadline_seconds=5.0, rate_seconds=0.25)
     found = dict(fetch(store, version, slow, quick, policy=policy).by_source)
     assert found["quick"] > version.nbytes / 2
     assert found["slow"] > 0

@@ -6,12 +6,16 @@ import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from hotweights_agent.session.messages import ResolveDone, StageDone, StageFailed
 from hotweights_agent.settings import StagingSettings
+from hotweights_agent.staging import stager
+from hotweights_agent.staging.fetch_policy import FetchPolicy
+from hotweights_common.backoff import Backoff
 from hotweights_crds.nodeweights import ResolveItem
 from hotweights_storage import source_reads
 from hotweights_storage.sources.base import Source
@@ -66,11 +70,14 @@ def mount(tmp_path: Path) -> Iterator[Mount]:
     found.answer()
 
 
-QUICK = StagingSettings(at_once=1, source_stall_seconds=0.3, origin_workers=2)
+QUICK = StagingSettings(at_once=1, source_stall_seconds=0.5, origin_workers=2)
 
 
 @pytest.fixture
-async def node(tmp_path: Path, mount: Mount) -> AsyncIterator[PlayedNode]:
+async def node(
+    tmp_path: Path, mount: Mount, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[PlayedNode]:
+    monkeypatch.setattr(stager, "FetchPolicy", partial(FetchPolicy, backoff=Backoff(0.01, 60.0)))
     found = PlayedNode(tmp_path, QUICK, nfs=mount)
     yield found
     await found.close()

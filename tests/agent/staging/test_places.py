@@ -76,11 +76,15 @@ def test_one_that_gets_nothing_keeps_nobody_waiting() -> None:
 
 
 def test_one_that_gets_bytes_keeps_its_place() -> None:
-    places = Places(1, idle_seconds=0.4)
-    with places.place("moves", threading.Event(), 0.0) as moved, jobs(places, "waits") as (waits,):
-        for _ in range(20):
-            moved()
-            assert not waits.began.wait(0.05)
+    places = Places(1, idle_seconds=10.0)
+    with places.place("moves", threading.Event(), 0.0) as moved:
+        places._waiting.append("waits")
+        (one,) = places._staging
+        assert not places._may_begin("waits", one.moved_at + 9.9)
+        assert places._may_begin("waits", one.moved_at + 10.0)
+        one.moved_at = 0.0
+        moved()
+        assert not places._may_begin("waits", time.monotonic())
 
 
 def test_a_wait_can_be_called_off_and_ends_with_its_deadline() -> None:
