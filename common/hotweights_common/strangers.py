@@ -15,7 +15,7 @@ from typing import Final, Generic, TypeVar
 
 REFUSAL_SECONDS: Final = 1.0  # for so long each refused token is held against its owner
 REFUSALS_AT_ONCE: Final = 8  # an agent whose token has just expired tries it with every stream
-MAX_OWNERS: Final = 4096  # of refused tokens; beyond that the one that was refused first goes
+MAX_OWNERS: Final = 4096  # that are remembered, of refused tokens and of accepted ones
 
 Connection = TypeVar("Connection", bound=Hashable)
 
@@ -32,13 +32,21 @@ class Strangers(Generic[Connection]):
     def __init__(self, most: int, most_of_owner: int) -> None:
         self._most, self._most_of_owner = most, most_of_owner
         self._known: dict[Connection, _Stranger] = {}
+        self._trusted: dict[str, None] = {}  # owners, the longest unused first
         self._refused_until: dict[str, float] = {}  # owner → seconds of the caller's clock
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def admit(self, connection: Connection, owner: str) -> tuple[bool, Connection | None]:
-        """Whether it may stay, and who has to go for it."""
+    def admit(
+        self, connection: Connection, owner: str, now: float
+    ) -> tuple[bool, Connection | None]:
+        """Whether it may stay, and who has to go for it; ``now`` is seconds of one monotonic
+        clock.
+        """
+        # nothing that it could say would be looked at; where somebody was let in it might be they
+        if self._is_loud(owner, now) and owner not in self._trusted:
+            return False, None
         owners = Counter(stranger.owner for stranger in self._known.values())
         leaves: Connection | None = None
         if owners[owner] >= self._most_of_owner:
@@ -68,16 +76,17 @@ class Strangers(Generic[Connection]):
 
     def may_be_reviewed(self, connection: Connection, now: float) -> bool:
         """Whether a token that nobody knows is worth a review: not where too many of its owner's
-        were refused. ``now`` is seconds of one monotonic clock.
+        were refused.
         """
-        stranger = self._known.get(connection)
-        if stranger is None:  # it had to go meanwhile
-            return False
-        until = self._refused_until.get(stranger.owner, now)
-        return until <= now + REFUSAL_SECONDS * (REFUSALS_AT_ONCE - 1)
+        stranger = self._known.get(connection)  # None: it had to go meanwhile
+        return stranger is not None and not self._is_loud(stranger.owner, now)
+
+    def _is_loud(self, owner: str, now: float) -> bool:
+        until = self._refused_until.get(owner, now)
+        return until > now + REFUSAL_SECONDS * (REFUSALS_AT_ONCE - 1)
 
     def refused(self, connection: Connection, now: float) -> None:
-        """Its token proves nothing; ``now`` as above."""
+        """Its token proves nothing."""
         stranger = self._known.get(connection)
         if stranger is None:
             return
@@ -86,6 +95,15 @@ class Strangers(Generic[Connection]):
         if len(self._refused_until) >= MAX_OWNERS:
             del self._refused_until[next(iter(self._refused_until))]
         self._refused_until[stranger.owner] = until
+
+    def accepted(self, connection: Connection) -> None:
+        """Its token proves who it is: whoever comes from there is heard from now on."""
+        stranger = self._known.get(connection)
+        if stranger is not None:
+            self._trusted.pop(stranger.owner, None)
+            self._trusted[stranger.owner] = None
+            if len(self._trusted) > MAX_OWNERS:
+                del self._trusted[next(iter(self._trusted))]
 
     def leave(self, connection: Connection) -> None:
         """It is a stranger no more, or gone."""

@@ -16,28 +16,28 @@ from hotweights_common.strangers import REFUSAL_SECONDS, REFUSALS_AT_ONCE, Stran
 
 def test_an_owner_takes_its_own_places_before_it_takes_others() -> None:
     strangers = Strangers[int](most=4, most_of_owner=2)
-    assert [strangers.admit(n, "loud") for n in range(3)] == [
+    assert [strangers.admit(n, "loud", 0.0) for n in range(3)] == [
         (True, None),
         (True, None),
         (True, 0),
     ]
-    assert strangers.admit(10, "quiet") == (True, None)
-    assert strangers.admit(11, "other") == (True, None)
-    assert strangers.admit(12, "another") == (True, 1), "the oldest of the loudest"
+    assert strangers.admit(10, "quiet", 0.0) == (True, None)
+    assert strangers.admit(11, "other", 0.0) == (True, None)
+    assert strangers.admit(12, "another", 0.0) == (True, 1), "the oldest of the loudest"
 
 
 def test_whose_token_is_being_reviewed_stays() -> None:
     strangers = Strangers[int](most=2, most_of_owner=2)
-    strangers.admit(1, "a")
-    strangers.admit(2, "a")
+    strangers.admit(1, "a", 0.0)
+    strangers.admit(2, "a", 0.0)
     strangers.said_hello(1)
-    assert strangers.admit(3, "a") == (True, 2)
+    assert strangers.admit(3, "a", 0.0) == (True, 2)
     strangers.said_hello(3)
-    assert strangers.admit(4, "a") == (False, None)
+    assert strangers.admit(4, "a", 0.0) == (False, None)
     strangers.refused(1, 0.0)
-    assert strangers.admit(4, "a") == (True, 1), "it was reviewed"
+    assert strangers.admit(4, "a", 0.0) == (True, 1), "it was reviewed"
     strangers.leave(3)
-    assert strangers.admit(5, "a") == (True, None)
+    assert strangers.admit(5, "a", 0.0) == (True, None)
 
 
 def test_an_owner_whose_tokens_are_refused_again_and_again_waits() -> None:
@@ -46,7 +46,7 @@ def test_an_owner_whose_tokens_are_refused_again_and_again_waits() -> None:
 
     def knocks(owner: str, now: float) -> bool:
         number = next(numbers)
-        strangers.admit(number, owner)
+        strangers.admit(number, owner, now)
         is_reviewed = strangers.may_be_reviewed(number, now)
         if is_reviewed:
             strangers.refused(number, now)
@@ -56,8 +56,19 @@ def test_an_owner_whose_tokens_are_refused_again_and_again_waits() -> None:
     assert sum(knocks("stranger", 0.0) for _ in range(100)) == REFUSALS_AT_ONCE
     assert knocks("agent", 0.0)
     assert not strangers.may_be_reviewed(-1, 0.0), "it has left already"
+    assert strangers.admit(-1, "stranger", 0.0) == (False, None), "it would not be looked at"
     # from then on one for each time that a refusal is held against it
     assert sum(knocks("stranger", 0.1 * n * REFUSAL_SECONDS) for n in range(1, 101)) == 10
+
+
+def test_whoever_was_let_in_from_there_is_heard_whatever_else_comes_from_there() -> None:
+    strangers = Strangers[int](most=4, most_of_owner=4)
+    strangers.admit(0, "shared", 0.0)
+    strangers.accepted(0)
+    for _ in range(2 * REFUSALS_AT_ONCE):
+        strangers.refused(0, 0.0)
+    assert strangers.admit(1, "shared", 0.0) == (True, None)
+    assert not strangers.may_be_reviewed(1, 0.0)
 
 
 @given(
@@ -71,7 +82,7 @@ def test_there_are_never_more_than_there_may_be(
     strangers = Strangers[int](most, most_of_owner)
     here: dict[int, str] = {}
     for number, (owner, says_hello) in enumerate(steps):
-        stays, leaves = strangers.admit(number, owner)
+        stays, leaves = strangers.admit(number, owner, 0.0)
         if leaves is not None:
             del here[leaves]
         if stays:

@@ -243,7 +243,8 @@ class EngineServer:
         number = next(self._numbers)
         stays, leaves = False, None
         if len(self._connections) < self._limits.max_connections:
-            stays, leaves = self._strangers.admit(number, _user(sock))
+            now = asyncio.get_running_loop().time()
+            stays, leaves = self._strangers.admit(number, _user(sock), now)
         # without a word: whoever fills the table is not worth a frame each
         if leaves is not None and (task := self._connections[leaves].task) is not None:
             task.cancel()

@@ -143,7 +143,7 @@ class StreamServer(PeerServer):
                 sock.close()
                 return
             wire = self.wire_type(sock)
-            stays, leaves = self._strangers.admit(wire, host)
+            stays, leaves = self._strangers.admit(wire, host, time.monotonic())
             # without a word: what a stranger gets for nothing, many strangers get
             if leaves is not None:
                 leaves.hang_up()
@@ -228,6 +228,7 @@ class StreamServer(PeerServer):
                 "the token proves no agent of this installation; no weights without one",
             )
         with self._lock:
+            self._strangers.accepted(wire)
             self._accepted.pop(key, None)
             self._accepted[key] = None
             if len(self._accepted) > MAX_ACCEPTED:
