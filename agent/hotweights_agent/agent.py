@@ -133,6 +133,7 @@ def _kube(
         status,
         driver.pod_status,
         away_seconds=settings.kube.away_seconds,
+        namespaces=settings.kube.namespaces,
     )
     return sync, status
 

@@ -104,6 +104,8 @@ class KubeSettings:
     """How long the API server may be silent until the disk's memory stands in for it."""
     resync_seconds: float = 30.0
     """How often every pod's status is compared again, whatever the watches say."""
+    namespaces: tuple[str, ...] = ()
+    """Where this node's pods are looked for; empty: in all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,47 @@ def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
     )
 
 
+@pytest.mark.parametrize("component", ["operator", "agent"])
+def test_named_namespaces_are_all_that_is_read_and_written(helm: Helm, component: str) -> None:
+    objects = helm.template({"namespaces": ["team-a", "team-b"]}, *POLICIES)
+    (cluster,) = of_kind(objects, "ClusterRole", component)
+    assert {r for rule in cluster["rules"] for r in rule["resources"]} == {
+        "operator": {"nodes"},
+        "agent": {"tokenreviews"},
+    }[component]
+    served = of_kind(objects, "Role", f"{component}-served")
+    assert [role["metadata"]["namespace"] for role in served] == ["team-a", "team-b"]
+    assert [
+        (b["metadata"]["namespace"], b["roleRef"]["kind"])
+        for b in of_kind(objects, "RoleBinding", f"{component}-served")
+    ] == [("team-a", "Role"), ("team-b", "Role")]
+    known = rights(helm.template(), component)
+    assert rights(objects, component) == known
+
+
+def test_named_namespaces_are_what_is_watched_and_opted_in(helm: Helm) -> None:
+    kube = {"kube": {"away_seconds": 5}}  # beside it
+    objects = helm.template(
+        {"namespaces": ["team-a", "team-b"], "agent": {"settings": kube}}, *POLICIES
+    )
+    assert {"name": "HOTWEIGHTS_WATCH_NAMESPACES", "value": "team-a,team-b"} in (
+        pod_spec(objects, "operator")["containers"][0]["env"]
+    )
+    (config,) = of_kind(objects, "ConfigMap", "agent")
+    assert yaml.safe_load(config["data"]["config.yaml"])["kube"] == {
+        "namespaces": ["team-a", "team-b"],
+        "away_seconds": 5,
+    }
+    for policy in (
+        *of_kind(objects, "MutatingAdmissionPolicy"),
+        *of_kind(objects, "ValidatingAdmissionPolicy", "inject-check"),
+    ):
+        (only,) = policy["spec"]["matchConstraints"]["namespaceSelector"]["matchExpressions"]
+        assert only["values"] == ["team-a", "team-b"]
+    for policy in of_kind(helm.template(None, *POLICIES), "MutatingAdmissionPolicy"):
+        assert "namespaceSelector" not in policy["spec"]["matchConstraints"]
+
+
 def test_a_restart_is_asked_of_liveness_and_sight_of_readiness(helm: Helm) -> None:
     (operator,) = pod_spec(helm.template(), "operator")["containers"]
     paths = {
@@ -298,6 +339,13 @@ def test_only_pinned_versions_are_taken_where_that_is_asked_for(helm: Helm) -> N
     )
     (rule,) = policy["spec"]["validations"]
     assert "spec.manifest.digest" in rule["message"]
+
+
+def test_agents_run_with_the_selinux_options_that_are_given(helm: Helm) -> None:
+    given = {"type": "spc_t", "level": "s0"}
+    spec = pod_spec(helm.template({"agent": {"seLinuxOptions": given}}), "agent")
+    assert spec["securityContext"]["seLinuxOptions"] == given
+    assert "seLinuxOptions" not in pod_spec(helm.template(), "agent")["securityContext"]
 
 
 def test_the_notes_say_what_is_missing(helm: Helm) -> None:

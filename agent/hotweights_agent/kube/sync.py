@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 
 from pydantic import ValidationError
@@ -52,7 +52,9 @@ class KubeSync:
         pod_status: PodStatusWriter,
         *,
         away_seconds: float = 3.0,
+        namespaces: Sequence[str] = (),
     ) -> None:
+        """``namespaces``: where the node's pods are looked for; none: everywhere."""
         self._api = api
         self._node = node
         self._namespace = namespace
@@ -60,6 +62,8 @@ class KubeSync:
         self._status = status
         self._pod_status = pod_status
         self._away_seconds = away_seconds
+        self._places: tuple[str | None, ...] = tuple(namespaces) or (None,)
+        self._unlisted = set(self._places)
         self._trouble = asyncio.Event()
         self._last: Body | None = None
         self.synced = False
@@ -68,7 +72,8 @@ class KubeSync:
         """Watch and write, until cancelled. A part that breaks ends all of them."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_own(), name="watch NodeWeights")
-            tasks.create_task(self._watch_pods(), name="watch pods")
+            for place in self._places:
+                tasks.create_task(self._watch_pods(place), name=f"watch pods {place or ''}")
             tasks.create_task(self._mind_absence(), name="api server")
             tasks.create_task(self._status.run(), name="status")
             tasks.create_task(self._pod_status.run(), name="pod status")
@@ -117,22 +122,28 @@ class KubeSync:
         if fresh:
             self._status.again()
 
-    async def _watch_pods(self) -> None:
-        selection = Selection(field_selector=f"spec.nodeName={self._node}")
+    async def _watch_pods(self, namespace: str | None) -> None:
+        selection = Selection(namespace, field_selector=f"spec.nodeName={self._node}")
         stream = watch(
             self._api, PODS, selection, timing=WATCH_TIMING, on_trouble=self._note_trouble
         )
         async with aclosing(stream):
             async for change in stream:
                 if change.type == "SYNCED":
-                    await self._tell(PodsPresent(self._pod_status.present))
+                    self._unlisted.discard(namespace)
+                    await self._tell_present()
                 elif change.type == "REWOUND":
                     self._pod_status.rewound()
                 elif change.type == "DELETED":
                     self._pod_status.gone(str(change.body["metadata"]["uid"]))
-                    await self._tell(PodsPresent(self._pod_status.present))
+                    await self._tell_present()
                 else:
                     await self._pod_status.saw(change.body)
+
+    async def _tell_present(self) -> None:
+        # before the last namespace was listed, its pods would seem to be gone
+        if not self._unlisted:
+            await self._tell(PodsPresent(self._pod_status.present))
 
     def _note_trouble(self, error: KubeError) -> None:
         if not self._trouble.is_set():

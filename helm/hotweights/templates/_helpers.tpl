@@ -72,8 +72,44 @@ affinity: {{- toYaml . | nindent 2 }}
 {{- if .ucx }}{{ $_ := set $settings "ucx_port" 7601 }}{{ end -}}
 {{- if .mpi }}{{ $_ := set $settings "mpi" true }}{{ end -}}
 {{- end -}}
-{{- range $key, $value := .Values.agent.settings }}{{ $_ := set $settings $key $value }}{{ end -}}
-{{ toYaml $settings }}
+{{- with .Values.namespaces }}{{ $_ := set $settings "kube" (dict "namespaces" .) }}{{ end -}}
+{{ toYaml (mergeOverwrite $settings (.Values.agent.settings | default dict | deepCopy)) }}
+{{- end -}}
+
+{{/* Rights in the namespaces that are served: in all of them by one ClusterRole, in those that are named by a Role in each. The
+rules of the cluster's own objects are in the ClusterRole either way. Takes [root, component, rules, rules of the cluster]. */}}
+{{- define "hotweights.served" -}}
+{{- $root := index . 0 -}}
+{{- $labels := include "hotweights.labels" (list $root (index . 1)) | fromYaml -}}
+{{- $name := printf "%s-%s" (include "hotweights.fullname" $root) (index . 1) -}}
+{{- $account := dict "kind" "ServiceAccount" "name" $name "namespace" $root.Release.Namespace -}}
+{{- $group := "rbac.authorization.k8s.io" -}}
+{{- $rules := fromYamlArray (index . 2) -}}
+{{- $everywhere := fromYamlArray (index . 3) -}}
+{{- if not $root.Values.namespaces }}{{ $everywhere = concat $everywhere $rules }}{{ end -}}
+{{- $meta := dict "name" $name "labels" $labels -}}
+---
+{{ toYaml (dict "apiVersion" (print $group "/v1") "kind" "ClusterRole" "metadata" $meta "rules" $everywhere) }}
+---
+{{ toYaml (dict "apiVersion" (print $group "/v1") "kind" "ClusterRoleBinding" "metadata" $meta "subjects" (list $account)
+  "roleRef" (dict "apiGroup" $group "kind" "ClusterRole" "name" $name)) }}
+{{- range $root.Values.namespaces }}
+{{- $meta := dict "name" (print $name "-served") "namespace" . "labels" $labels }}
+---
+{{ toYaml (dict "apiVersion" (print $group "/v1") "kind" "Role" "metadata" $meta "rules" $rules) }}
+---
+{{ toYaml (dict "apiVersion" (print $group "/v1") "kind" "RoleBinding" "metadata" $meta "subjects" (list $account)
+  "roleRef" (dict "apiGroup" $group "kind" "Role" "name" (print $name "-served"))) }}
+{{- end }}
+{{- end -}}
+
+{{/* Which namespaces' pods the label opts in: a line of matchConstraints, or none. */}}
+{{- define "hotweights.servedSelector" -}}
+{{- with .Values.namespaces }}
+namespaceSelector:
+  matchExpressions:
+    - {key: kubernetes.io/metadata.name, operator: In, values: {{ toJson . }}}
+{{- end }}
 {{- end -}}
 
 {{/* The agents' user name, as the API server knows it. */}}
