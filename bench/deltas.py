@@ -284,7 +284,7 @@ def picture(ours: list[Row], without: list[Row], caption: str) -> str:
                 ],
             ),
         ],
-        count,
+        count + 1,  # the first version has none before it
         caption,
     )
 
