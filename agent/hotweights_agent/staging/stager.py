@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -265,7 +264,7 @@ class Stager:
         )
 
     def _origin(self, item: StageItem, manifest: Manifest) -> OriginSource:
-        workers = self._settings.origin_workers or os.cpu_count()
+        workers = self._settings.origin_workers or None  # as many as the quota makes sensible
         opened = partial(self._sources.open, item.uri, item.namespace)
         return OriginSource(item.uri, opened, manifest, workers, self._reads)
 
