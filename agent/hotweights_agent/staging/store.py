@@ -23,9 +23,8 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Literal, Self
+from typing import Literal, Protocol, Self
 
-from hotweights_agent.local.kept_memory import KeptMemory
 from hotweights_agent.staging.compacting import build, moved, plans
 from hotweights_agent.staging.held import FREEING_SECONDS, Freeing, Held, stored_nbytes
 from hotweights_common.reasons import Reason
@@ -75,6 +74,24 @@ def room(available: int, promised: int, reserve: int) -> int:
     return max(0, available - promised - reserve)
 
 
+class Keeper(Protocol):
+    """Holds what is staged while this process is gone (`local/kept_memory.py`). Never raises."""
+
+    def keep(self, image: Image) -> None:
+        """From now on."""
+
+    def drop(self, digest: str) -> None:
+        """It need not any more."""
+
+
+class Nobody:
+    """No keeper: what is staged ends with this process."""
+
+    def keep(self, image: Image) -> None: ...
+
+    def drop(self, digest: str) -> None: ...
+
+
 class Store(ChunkProvider):
     """Thread-safe; every method may be called from any thread."""
 
@@ -83,12 +100,12 @@ class Store(ChunkProvider):
         *,
         reserve_nbytes: int = 0,
         available: Callable[[], int] = available_nbytes,
-        keeper: KeptMemory | None = None,
+        keeper: Keeper | None = None,
     ) -> None:
         """`reserve_nbytes` stay free for the agent itself; `available` says what the node and its
         control groups leave; `keeper` holds what is staged while this process is gone.
         """
-        self._keeper = keeper or KeptMemory(None)
+        self._keeper = keeper or Nobody()
         self._reserve_nbytes = reserve_nbytes
         self._available = available
         self._beginning = threading.Lock()
