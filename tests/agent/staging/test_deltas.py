@@ -54,8 +54,10 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
 
 
-def memory_of_slabs() -> int:
-    """Of every memfd that this process has open or maps, in bytes, each once."""
+def slabs_of_this_process() -> dict[int, int]:
+    """Memory in bytes of every memfd that it has open or maps, by inode. Other tests may have left
+    some.
+    """
     found: dict[int, int] = {}
     for folder in ("fd", "map_files"):
         for link in Path("/proc/self", folder).iterdir():
@@ -65,7 +67,7 @@ def memory_of_slabs() -> int:
                     found[status.st_ino] = status.st_blocks * 512
             except FileNotFoundError:  # closed meanwhile
                 continue
-    return sum(found.values())
+    return found
 
 
 @pytest.fixture
@@ -87,6 +89,7 @@ def test_a_node_and_its_engine_hold_what_two_versions_need(
     store: Store, checkpoint: NewCheckpoint
 ) -> None:
     before, serving, previous, worst, looked = descriptors(), None, None, 0.0, 0
+    others = slabs_of_this_process().keys()
     for version in deltas(checkpoint, 30):
         stage(store, version)
         if previous is not None:
@@ -96,7 +99,8 @@ def test_a_node_and_its_engine_hold_what_two_versions_need(
             store.release(held.digest)
         assert store.settle()
         if previous is not None:
-            assert memory_of_slabs() == store.usage().held
+            ours = slabs_of_this_process()
+            assert sum(ours[inode] for inode in ours.keys() - others) == store.usage().held
             worst = max(worst, store.usage().held / needed)
             looked += 1
         previous = version
@@ -104,7 +108,7 @@ def test_a_node_and_its_engine_hold_what_two_versions_need(
     assert 1.0 <= worst <= PROMISED
     assert serving is not None
     assert content(serving) == expected(previous)
-    assert descriptors() - before < 60
+    assert descriptors() - before < 60  # others' may go meanwhile
 
 
 @pytest.mark.usefixtures("small_slabs")
