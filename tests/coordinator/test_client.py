@@ -10,11 +10,9 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
 
 import pytest
 import zmq
-import zmq.asyncio
 
 from hotweights_coordinator.client.client import (
     CONNECT_SECONDS,
@@ -23,6 +21,7 @@ from hotweights_coordinator.client.client import (
     Client,
     Subscriber,
     _EndpointFailover,
+    _Watched,
 )
 from hotweights_coordinator.state.state import Event
 from hotweights_coordinator.wire.messages import (
@@ -202,22 +201,22 @@ async def test_goes_on_where_the_connection_goes_just_before_it_sends(
     """Seldom, so the moment is made: whoever would lead is gone when the socket has just said that
     it can send.
     """
-    poll = zmq.asyncio.Socket.poll
+    ready = _Watched.ready
     with running() as there, somebody([]) as ends:
         gone = zmq.Context()
         router = gone.socket(zmq.ROUTER)
         router.linger = 0
         endpoint = f"tcp://127.0.0.1:{router.bind_to_random_port('tcp://127.0.0.1')}"
 
-        async def and_then_it_is_gone(socket: zmq.asyncio.Socket, *asked: Any) -> Any:
-            can = await poll(socket, *asked)
+        async def and_then_it_is_gone(watched: _Watched, flag: int, seconds: float) -> bool:
+            can = await ready(watched, flag, seconds)
             if not router.closed:
                 router.close()
                 gone.term()
                 await asyncio.sleep(0.2)
             return can
 
-        monkeypatch.setattr(zmq.asyncio.Socket, "poll", and_then_it_is_gone)
+        monkeypatch.setattr(_Watched, "ready", and_then_it_is_gone)
         async with AsyncClient([endpoint, ends, there.endpoint], "", timeout_seconds=3.0) as client:
             assert (await client.call("status")).result["state"] == "idle"
 
