@@ -96,7 +96,7 @@ def settle(environment: Environment, version: str, replicas: int) -> None:
 def play(environment: Environment, cold: Mapping[str, list[int]], seed: int, planned: Round) -> Row:
     """What comes of it; it begins where the round before has ended well."""
     row = Row(planned, seed)
-    cut = _Cut()
+    cut = Cut()
     pods = environment.in_samples.pods(deeds.SELECTOR)
     loaded = planned.fault is Fault.RESTART_AGENT
     with (
@@ -107,7 +107,7 @@ def play(environment: Environment, cold: Mapping[str, list[int]], seed: int, pla
     ):
         with Traffic(addresses, plain=3 if loaded else 1, streams=1) as traffic:
             time.sleep(CALM_SECONDS)
-            seen = _strike(environment, planned, cut)
+            seen = strike(environment, planned, cut)
             _converge(environment, planned, seen, row)
         row.requests, row.failed = traffic.requests, traffic.failures
         if row.seconds is not None:
@@ -116,7 +116,7 @@ def play(environment: Environment, cold: Mapping[str, list[int]], seed: int, pla
     return row
 
 
-class _Cut:
+class Cut:
     """When the API server or a node was last out of reach."""
 
     def __init__(self) -> None:
@@ -136,7 +136,7 @@ class _Cut:
             self._until = time.monotonic()
 
 
-def _strike(environment: Environment, planned: Round, cut: _Cut) -> deeds.Seen:
+def strike(environment: Environment, planned: Round, cut: Cut) -> deeds.Seen:
     """The change and the fault, in their order, until the fault is over."""
     is_cut = planned.fault in (Fault.CUT_API_SERVER, Fault.CUT_NODE)
     # nobody can ask an API server for anything that is away
@@ -157,7 +157,7 @@ def _strike(environment: Environment, planned: Round, cut: _Cut) -> deeds.Seen:
 
 
 @contextmanager
-def _during(cut: _Cut, is_cut: bool) -> Iterator[None]:
+def _during(cut: Cut, is_cut: bool) -> Iterator[None]:
     if not is_cut:
         yield
         return
