@@ -42,7 +42,8 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.environ.get("KUBECONFIG"):
         parser.error("it breaks nodes and the API server, so it takes no KUBECONFIG")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for one in (signal.SIGINT, signal.SIGTERM):  # shells have what they start with & ignore Ctrl-C
+        signal.signal(one, signal.default_int_handler)
     out = Console()
     try:
         return _run(out, arguments.seed, arguments.rounds, arguments.json)
@@ -72,11 +73,13 @@ def _run(out: Console, seed: int, count: int, file: Path | None) -> int:
     samples.start_pods(environment)
     begin(environment)
     rows: list[Row] = []
-    failed = _rounds(out, environment, truth, seed, count, rows, file)
-    out.print(table(rows))
-    compared = sum(row.compared for row in rows)
-    false = sum(len(row.false) for row in rows)
-    out.print(f"seed {seed}: {len(rows)} rounds, {compared} statements compared, {false} false")
+    try:
+        failed = _rounds(out, environment, truth, seed, count, rows, file)
+    finally:  # interrupted too
+        out.print(table(rows))
+        compared = sum(row.compared for row in rows)
+        false = sum(len(row.false) for row in rows)
+        out.print(f"seed {seed}: {len(rows)} rounds, {compared} statements compared, {false} false")
     return 1 if failed else 0
 
 

@@ -105,7 +105,7 @@ def play(environment: Environment, cold: Mapping[str, list[int]], seed: int, pla
         ) as account,
         reach(environment, pods, 8000) as addresses,
     ):
-        with Traffic(addresses, plain=3 if loaded else 1, streams=1) as traffic:
+        with Traffic(addresses, plain=4 if loaded else 1) as traffic:
             time.sleep(CALM_SECONDS)
             seen = strike(environment, planned, cut)
             _converge(environment, planned, seen, row)

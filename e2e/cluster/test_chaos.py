@@ -1,7 +1,7 @@
 """Six rounds of chaos, always the same ones: `make chaos` plays twenty, and any others.
 
-The seed is one whose rounds have every change and six faults, and in which two engines start: half
-the time of any round with one is vLLM's.
+The seed is one whose rounds have every change and six faults, and in which only one engine starts:
+half the time of a round with one is vLLM's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from e2e.chaos.play import begin, play, settle
 from e2e.chaos.rounds import BEGIN_REPLICAS, BEGIN_VERSION, choose
 from e2e.harness.environment import Environment
 
-SEED = 1970
+SEED = 15263
 ROUNDS = choose(SEED, 6)
 
 
