@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants e2e e2e-way-back gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back chaos gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -37,6 +37,12 @@ e2e-way-back: $(READY) ## The way back from every bad version under every failur
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	HOTWEIGHTS_WAY_BACK=all $(BIN)/pytest e2e/cluster/test_way_back.py
+
+chaos: $(READY) ## Twenty rounds of a change and a fault each on a real cluster, under a witness (half an hour; ARGS="--seed N")
+	@$(BIN)/python -m localcluster preflight
+	@$(BIN)/python -m localcluster binaries > /dev/null
+	@$(BIN)/python -m localvllm ensure > /dev/null
+	$(BIN)/python -m e2e.chaos --rounds 20 --json build/chaos.json $(ARGS)
 
 BUNDLE ?= build/gpu
 

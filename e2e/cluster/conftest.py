@@ -17,8 +17,7 @@ from e2e.harness.reach import reach
 from e2e.harness.story import table
 from e2e.harness.traffic import complete_ids
 
-PROMPT = tuple(range(30, 70))
-TOKENS = 24
+PROMPT, TOKENS = cold_starts.PROMPT, cold_starts.TOKENS
 WAY_BACK = pytest.StashKey[list[dict[str, Any]]]()
 """What `test_way_back` found out: one row for each of its cases."""
 

@@ -101,11 +101,10 @@ def witness(
     assert account.lies == []
 
 
-def system_pod(environment: Environment, component: str, node: str = "") -> dict[str, object]:
+def system_pod(environment: Environment, component: str, node: str = "") -> dict[str, Any]:
     """The operator's pod, or the agent's of a node."""
-    selector = f"app.kubernetes.io/component={component}"
-    items = environment.kubectl.get("pods", "--namespace", SYSTEM, "--selector", selector)["items"]
-    return next(item for item in items if not node or item["spec"]["nodeName"] == node)
+    pods = samples.system_pods(environment, component)
+    return next(pod for pod in pods if not node or pod["spec"]["nodeName"] == node)
 
 
 def converges(

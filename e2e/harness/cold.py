@@ -16,6 +16,10 @@ from localcluster import paths
 from localvllm import build, models
 from localvllm.models import Model
 
+PROMPT = tuple(range(30, 70))
+TOKENS = 24
+"""What tests ask, where nothing speaks for asking something else."""
+
 
 def made(version: str) -> Path:
     """The folder of the samples' model in this version (v0, v1, …: seeds of one architecture), made

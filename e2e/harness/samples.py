@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from e2e.harness.environment import NAMESPACE, SAMPLES, SYSTEM, Environment
-from e2e.harness.kubectl import eventually
+from e2e.harness.kubectl import Kubectl, eventually
 
 START_SECONDS = 600
 
@@ -111,6 +111,12 @@ def version_of(environment: Environment, pod: str) -> str:
     """The version label of a pod, empty without one."""
     body = environment.in_samples.get("pod", pod)
     return str(body["metadata"].get("labels", {}).get("hotweights.dev/version", ""))
+
+
+def system_pods(environment: Environment, component: str) -> list[dict[str, Any]]:
+    """The operator's pods, or the agents', by name."""
+    kubectl = Kubectl(environment.kubectl.binary, environment.kubectl.kubeconfig, SYSTEM)
+    return kubectl.pods(f"app.kubernetes.io/component={component}")
 
 
 def until_ready(

@@ -3,14 +3,15 @@ before.
 
 A witness that could not look has not seen that all is well. So it counts what it compared, an error
 of its own is an error, and an engine that did not answer is excused only by a container that was
-started anew, or a pod that is gone.
+started anew, a pod that is gone, or a test that had cut it off.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from urllib.error import HTTPError
 
 from e2e.harness.environment import Environment
 from e2e.harness.fleet import is_ready
-from e2e.harness.kubectl import TimedOut, eventually
+from e2e.harness.kubectl import CommandFailed, TimedOut, eventually
 from e2e.harness.reach import reach
 from e2e.harness.tape import Body, Tape
 from e2e.harness.traffic import complete_ids
@@ -39,6 +40,7 @@ class Shown:
     uid: str
     life: str  # the container's id
     version: str
+    written: str  # the resourceVersion: what was changed and changed back is not the same
     body: Body = field(compare=False)
 
 
@@ -60,9 +62,12 @@ def watch_labels(
     cold: Mapping[str, list[int]],
     prompt: Sequence[int],
     tokens: int,
+    was_cut_off: Callable[[float], bool] = lambda since: False,
 ) -> Iterator[Account]:
-    """Label, answer, label: a pod counts where it said the same before and after the answer. Raises
-    whatever kept it from looking.
+    """Label, answer, label: a pod counts where nobody wrote to it from before the answer until
+    after it. Raises whatever kept it from looking, unless that was the test's own doing:
+    ``was_cut_off`` says whether the API server or a pod was out of reach at any moment since then
+    (monotonic seconds).
     """
     account = Account()
     stop = threading.Event()
@@ -77,14 +82,23 @@ def watch_labels(
         except (OSError, HTTPException, ValueError, KeyError) as error:
             return f"{type(error).__name__}: {error}"
 
-    def look(pool: ThreadPoolExecutor) -> None:
+    def try_to_look(pool: ThreadPoolExecutor) -> None:
+        began = time.monotonic()
+        try:
+            look(pool, began)
+        except (CommandFailed, TimedOut):
+            if not was_cut_off(began):
+                raise
+
+    def look(pool: ThreadPoolExecutor, began: float) -> None:
         before = _shown(environment, selector)
         answers = list(pool.map(ask, before))
         after = {shown.uid: shown for shown in _shown(environment, selector)}
         for shown, answer in zip(before, answers, strict=True):
             if isinstance(answer, str):
                 # that it stopped to be Ready meanwhile is no excuse: it was when it was asked
-                account.unanswered[shown.uid, shown.life] = f"{shown.name}: {answer}"
+                if not was_cut_off(began):
+                    account.unanswered[shown.uid, shown.life] = f"{shown.name}: {answer}"
                 continue
             if after.get(shown.uid) != shown:
                 continue
@@ -97,7 +111,7 @@ def watch_labels(
 
     def run(pool: ThreadPoolExecutor) -> None:
         while not stop.wait(EVERY_SECONDS):
-            look(pool)
+            try_to_look(pool)
 
     with ThreadPoolExecutor(8) as pool:
         running = pool.submit(run, pool)
@@ -115,7 +129,10 @@ def _shown(environment: Environment, selector: str) -> list[Shown]:
         metadata, status = pod["metadata"], pod.get("status", {})
         version = metadata.get("labels", {}).get(LABEL, "")
         if version and _condition(status, "Ready").get("status") == "True":
-            found.append(Shown(metadata["name"], metadata["uid"], _life(pod), version, pod))
+            written = metadata.get("resourceVersion", "")
+            found.append(
+                Shown(metadata["name"], metadata["uid"], _life(pod), version, written, pod)
+            )
     return found
 
 

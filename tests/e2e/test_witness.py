@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from e2e.harness import witness
-from e2e.harness.kubectl import TimedOut, eventually
+from e2e.harness.kubectl import CommandFailed, TimedOut, eventually
 from e2e.harness.tape import Said
 from e2e.harness.witness import Account, judge, watch_labels
 
@@ -137,6 +137,48 @@ def test_a_witness_that_cannot_look_is_an_error(monkeypatch: pytest.MonkeyPatch)
         watch_labels(Away(), "app=llm", COLD, [1], 2),  # type: ignore[arg-type]
     ):
         pass
+
+
+def test_what_the_test_cut_off_itself_is_neither_a_lie_nor_an_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Cut(Pods):
+        looks = 0
+
+        def pods(self, selector: str) -> list[Body]:
+            self.looks += 1
+            if self.looks == 2:
+                raise CommandFailed("the API server is away")
+            return super().pods(selector)
+
+    asked: list[None] = []
+
+    def answer() -> list[int]:
+        asked.append(None)
+        return silent() if len(asked) == 2 else [1, 2]
+
+    monkeypatch.setattr(witness, "complete_ids", lambda *_, **__: answer())
+    with watch_labels(Cut(pod()), "app=llm", COLD, [1], 2, lambda since: True) as account:  # type: ignore[arg-type]
+        eventually("it has asked", lambda: account.compared["v0"] >= 2, 5, 0.01)
+    assert (account.lies, account.unanswered) == ([], {})
+
+
+def test_a_version_left_and_come_back_to_meanwhile_is_no_statement(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The engine answered in between, and rightly as the other one."""
+    cluster = Pods(pod())
+
+    later = {**pod(), "metadata": {**pod()["metadata"], "resourceVersion": "9"}}
+
+    def answer() -> list[int]:
+        is_first, cluster.there = cluster.there != [later], [later]
+        return [3, 4] if is_first else [1, 2]
+
+    monkeypatch.setattr(witness, "complete_ids", lambda *_, **__: answer())
+    with watch_labels(cluster, "app=llm", COLD, [1], 2) as account:  # type: ignore[arg-type]
+        eventually("it has compared", lambda: account.compared["v0"], 5, 0.01)
+    assert account.lies == []
 
 
 # -- what statuses say --------------------------------------------------------------------------
