@@ -165,7 +165,7 @@ def test_a_switch_that_breaks_is_undone_and_said_and_a_lost_engine_serves_nobody
     assert serves(engine, old())
     assert (coordinator.status() or {})["applied"] == []
     # There is no way back: whoever asks is told.
-    coordinator.begin(plan_of(checkpoint("llama", 2, dtype="bfloat16"), "v2"))
+    coordinator.begin(plan_of(checkpoint("llama", 2), "v2"))
     coordinator.until_state("precommitted", 300.0)
     order.write_text("always")
     coordinator.commit("v2")
