@@ -437,9 +437,13 @@ def test_large_tensors_of_several_chunks(tmp_path: Path) -> None:
     assert_same(snapshot(module), snapshot(new))
 
 
+# two numbers of F4 are one item of torch, so its shapes are not the version's
+KINDS = sorted(set(NAMES.values()) - {"F4"})
+
+
 @settings(max_examples=30, deadline=None)
 @given(
-    kinds=st.lists(st.sampled_from(sorted(NAMES.values())), min_size=1, max_size=5),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=5),
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=5, max_size=5),
     seed=st.integers(0, 1000),
 )
@@ -454,7 +458,8 @@ def test_any_module_takes_any_bytes_that_fit(
         count = item * max(0, torch.Size(shape).numel())
         data = torch.randint(0, 2 if kind == "BOOL" else 256, (count,), dtype=torch.uint8)
         version[f"t{number}"] = data.view(dtype).view(shape)
-        module.register_buffer(f"t{number}", torch.zeros(shape, dtype=torch.uint8).to(dtype))
+        zeros = torch.zeros(count, dtype=torch.uint8)  # not every type can be converted to
+        module.register_buffer(f"t{number}", zeros.view(dtype).view(shape))
     extension = bound(module)
     stream(extension, version)
     extension.precommit()
