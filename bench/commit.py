@@ -27,14 +27,13 @@ import localvllm
 from bench.pause import theirs
 from e2e.engine import images
 from e2e.engine.conftest import Engine
-from e2e.engine.launch import GPU
+from e2e.engine.launch import FULL_GRAPHS, GPU
 from e2e.harness.traffic import Traffic
 from hotweights_transports.handoff import frames
 from localvllm import build, models
 
 HIDDEN = 4096
 LAYER_NBYTES = 302 << 20  # of a layer this wide, in bfloat16
-GRAPHS = {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4, 8]}
 FLOORS = """
 import json, sys, torch
 nbytes = int(sys.argv[1])
@@ -103,7 +102,7 @@ def measure(gb: float, rounds: int) -> dict[str, Any]:
     row("publish and stage", "file", (time.monotonic() - began) / 2, floors["pinned_copy"])
     arguments = (
         *("--dtype", "bfloat16", "--gpu-memory-utilization", "0.4", "--max-num-seqs", "8"),
-        *("--compilation-config", json.dumps(GRAPHS)),
+        *("--compilation-config", json.dumps(FULL_GRAPHS)),
     )
     with tempfile.TemporaryDirectory() as scratch:
         engine = Engine(

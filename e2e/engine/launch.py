@@ -33,6 +33,9 @@ GPU = {
 }
 """What an engine on a GPU needs in its environment where there is no network, and no flashinfer."""
 
+FULL_GRAPHS = {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4, 8]}
+"""CUDA graphs without torch.compile, as ``--compilation-config`` takes it."""
+
 
 class Ended(Exception):
     """vLLM ended before it was ready; the message has the end of its log."""

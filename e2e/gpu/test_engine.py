@@ -12,18 +12,17 @@ import pytest
 
 from e2e.engine import images
 from e2e.engine.conftest import Engine, checkpoint, report
-from e2e.engine.launch import GPU, VLLM
+from e2e.engine.launch import FULL_GRAPHS, GPU, VLLM
 from e2e.engine.test_architectures import PLAIN_WAY
 
 SHARED = (
     *("--dtype", "bfloat16", "--gpu-memory-utilization", "0.05", "--max-num-seqs", "8"),
     *("--kv-cache-memory-bytes", "1073741824"),  # several start at a time: nothing is profiled
 )
-GRAPHS = {"mode": 0, "cudagraph_mode": "FULL", "cudagraph_capture_sizes": [1, 2, 4, 8]}
 EAGER = ("--enforce-eager",)
 WAYS = {
     "eager": EAGER,
-    "graphs": ("--compilation-config", json.dumps(GRAPHS)),
+    "graphs": ("--compilation-config", json.dumps(FULL_GRAPHS)),
     "compiled": ("--compilation-config", json.dumps({"cudagraph_capture_sizes": [1, 2, 4, 8]})),
 }
 CASES = [

@@ -17,7 +17,6 @@ import logging
 import os
 import socket
 import stat
-import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -244,7 +243,7 @@ class EngineServer:
         stays, leaves = False, None
         if len(self._connections) < self._limits.max_connections:
             now = asyncio.get_running_loop().time()
-            stays, leaves = self._strangers.admit(number, _user(sock), now)
+            stays, leaves = self._strangers.admit(number, str(sockets.peer_user(sock)), now)
         # without a word: whoever fills the table is not worth a frame each
         if leaves is not None and (task := self._connections[leaves].task) is not None:
             task.cancel()
@@ -371,13 +370,6 @@ class EngineServer:
             left = connection.queue.get_nowait()
             if left is not None and left.pin is not None:
                 left.pin.release()
-
-
-def _user(sock: socket.socket) -> str:
-    """Whose process is at the other end: pid, uid and gid are what SO_PEERCRED holds (unix(7))."""
-    layout = struct.Struct("3i")
-    _, uid, _ = layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
-    return str(uid)
 
 
 async def _wait_for(event: asyncio.Event) -> None:

@@ -9,8 +9,8 @@ knows no version and reads no byte, so there is nothing in it that could fail; a
 to no memory, because pages are charged to whoever wrote them.
 
 One agent speaks to it at a time, the newest. Images are named by the agent, slabs too; a slab goes
-with the last image that has it. All is sealed before it comes here. The standard library alone, so
-that it starts at once and stays small.
+with the last image that has it. All is sealed before it comes here. The standard library alone, and
+what of ours needs no more, so that it starts at once and stays small.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hotweights_transports.handoff.sockets import peer_user
+
 MAX_MESSAGE_BYTES = 192 << 10  # within a socket's buffer (208 KiB), where a datagram must fit
 SEND_SECONDS = 5.0  # to an agent that does not read
 FDS_AT_ONCE = 250  # the kernel's SCM_MAX_FD is 253 (unix(7))
-_PEER = struct.Struct("3i")  # of SO_PEERCRED: pid, uid, gid
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,9 @@ def receive(sock: socket.socket) -> tuple[dict[str, Any], list[int]] | None:
     """The next message, and descriptors that are the caller's; None: the other side is gone.
     Raises OSError, and ValueError for what is no message (its descriptors are closed).
     """
-    data, fds, flags, _ = socket.recv_fds(sock, MAX_MESSAGE_BYTES, FDS_AT_ONCE)
+    data, fds, flags, _ = socket.recv_fds(
+        sock, MAX_MESSAGE_BYTES, FDS_AT_ONCE, socket.MSG_CMSG_CLOEXEC
+    )
     if not data:
         return None
     try:
@@ -159,14 +161,9 @@ def serve(listener: socket.socket, keeper: Keeper) -> None:
                 agent.close()
             agent = new
             agent.settimeout(SEND_SECONDS)
-            if _user(agent) != os.getuid():
+            if peer_user(agent) != os.getuid():
                 agent.close()
                 agent = None
-
-
-def _user(sock: socket.socket) -> int:
-    _, uid, _ = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-    return int(uid)
 
 
 def _answers(sock: socket.socket, keeper: Keeper) -> bool:

@@ -8,7 +8,7 @@ never by the agent's event loop, which has engines and peers to answer meanwhile
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from hotweights_planner.layout import Place
@@ -73,7 +73,9 @@ def stored_nbytes(held: Iterable[Held]) -> int:
 
 
 class Freeing:
-    """Closes what nobody uses any more, one after the other. Any thread may call it."""
+    """Closes what nobody uses any more, one after the other, and whatever else is no work for an
+    event loop. Any thread may call it.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="freeing")
@@ -81,7 +83,11 @@ class Freeing:
 
     def close(self, held: Held) -> None:
         """Soon."""
-        self._last = self._thread.submit(held.close)
+        self.run(held.close)
+
+    def run(self, work: Callable[[], None]) -> None:
+        """Soon, after what was asked before."""
+        self._last = self._thread.submit(work)
 
     def settle(self, timeout_seconds: float = FREEING_SECONDS) -> bool:
         """Wait until what was to be closed so far is closed; False when that takes longer."""

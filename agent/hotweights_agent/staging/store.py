@@ -115,6 +115,7 @@ class Store(ChunkProvider):
             str, Held
         ] = {}  # given up, the oldest first; of use until memory is short
         self._freeing = Freeing()
+        self._keeping = threading.Lock()  # a version that comes again is kept after it was dropped
 
     def begin(self, manifest: Manifest) -> StagingVersion:
         """Make room for a version and take its known chunks over; a version that was given up goes
@@ -231,7 +232,8 @@ class Store(ChunkProvider):
 
     def _finish(self, held: Held) -> Image:
         image = held.builder.finish()
-        self._keeper.keep(image)
+        with self._keeping:
+            self._keeper.keep(image)
         with self._changed:
             held.image = image
             self._changed.notify_all()
@@ -254,9 +256,17 @@ class Store(ChunkProvider):
             unused = held.unused
             self._changed.notify_all()
         if held.image is not None:
-            self._keeper.drop(held.manifest.digest)  # else its memory would outlive its last pin
+            # else its memory would outlive its last pin; the keeper is another process to wait for
+            self._freeing.run(partial(self._forget, held.manifest.digest))
         if unused:
             self._freeing.close(held)
+
+    def _forget(self, digest: str) -> None:
+        with self._keeping:
+            with self._changed:
+                again = digest in self._held  # what is kept next replaces what is kept now
+            if not again:
+                self._keeper.drop(digest)
 
     def _unpin(self, held: Held) -> None:
         with self._changed:
@@ -387,7 +397,8 @@ class Store(ChunkProvider):
                 held.dropped = True  # closed with its last pin, one of which is ours
             self._changed.notify_all()
         if listed:
-            self._keeper.keep(image)
+            with self._keeping:
+                self._keeper.keep(image)
         else:
             image.close()
         return image.chunks if listed else None

@@ -116,6 +116,7 @@ def test_what_was_released_is_not_found(agent: Agent, path: Path, tmp_path: Path
     kept = stage(first, checkpoint(tmp_path / "v0", 0), "v0")
     gone = stage(first, checkpoint(tmp_path / "v1", 1), "v1")
     first.release(gone.digest)
+    assert first.settle()
     kept_memory = KeptMemory(path)
     found = kept_memory.find()
     kept_memory.close()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 
 from hotweights_transports.handoff import frames
 
@@ -46,3 +47,12 @@ def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
         for fd in fds:
             os.close(fd)
         raise
+
+
+def peer_user(sock: socket.socket) -> int:
+    """The user whose process is at the other end, as the kernel says: pid, uid and gid are what
+    SO_PEERCRED holds (unix(7)). Raises `OSError`.
+    """
+    layout = struct.Struct("3i")
+    _, uid, _ = layout.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, layout.size))
+    return int(uid)

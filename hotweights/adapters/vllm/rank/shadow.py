@@ -26,6 +26,7 @@ they are: ``initialize_model``, ``device_loading_context``) and ``layers/attenti
 
 from __future__ import annotations
 
+import math
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -215,7 +216,7 @@ class Shadow:
         """As the constructor made it, else as ``rest`` says; integers know no NaN."""
         if self._constants.fill(meta, real):
             return
-        if rest == rest or not real.is_floating_point():
+        if not math.isnan(rest) or not real.is_floating_point():
             real.zero_()
         else:
             real.fill_(rest)

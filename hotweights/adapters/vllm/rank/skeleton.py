@@ -163,7 +163,7 @@ class Pristine:
 def quantizes_online(parameter: torch.Tensor) -> bool:
     """Whether its loader belongs to vLLM's online quantization (``--quantization fp8`` over a
     checkpoint of wider numbers). Such a loader buffers a layer's tensors, finishes the layer with
-    the last of them, and wraps what it finds once more if it is not named like itself.
+    the last of them, and so does what `shadow` does after loading.
     """
     loader = getattr(parameter, "weight_loader", None)
     return str(getattr(loader, "__name__", "")) == "online_process_loader"
