@@ -18,7 +18,7 @@ from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
 
 Checkpoint = Any  # conftest's; a conftest is no module to import from
-QUICK = FetchPolicy(deadline_seconds=1.5, backoff=Backoff(0.01, 60.0), patience_seconds=0.0)
+QUICK = FetchPolicy(deadline_seconds=30, backoff=Backoff(0.01, 60.0), patience_seconds=0.0)
 
 
 @pytest.fixture
