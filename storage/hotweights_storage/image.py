@@ -237,11 +237,12 @@ class ImageBuilder:
         """
         self._check_complete()
         self._copy()
+        # Before there is an image: whoever has one may hand it to engines. Outside of the lock: it
+        # may wait for readers, who ask this builder for their next range.
+        for slab in self._slabs:
+            slab.seal()
         with self._changed:
             self._check_complete()
-            # before there is an image: whoever has one may hand it to engines
-            for slab in self._slabs:
-                slab.seal()
             chunks = {
                 digest: Place(self._slabs[index], offset, nbytes)
                 for digest, (index, offset, nbytes) in self._layout.places.items()

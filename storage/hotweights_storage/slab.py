@@ -13,14 +13,20 @@ chunks.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
+import time
 
 from hotweights_planner.layout import page_rounded
 from hotweights_storage import linux
 from hotweights_storage.errors import TransferError
 
 STAT_BLOCK_NBYTES = 512  # of stat(2)'s st_blocks, whatever the file system's own blocks are
+# The kernel waits 75 ms for pages that somebody holds (memfd_wait_for_pins, mm/memfd.c), and a
+# reader that lost its processor in the middle of a page holds it until it runs again.
+SEAL_SECONDS = 10.0
+_SEAL_AGAIN_SECONDS = 0.01
 
 
 class Slab:
@@ -90,15 +96,28 @@ class Slab:
             offset, view = offset + done, view[done:]
 
     def seal(self) -> None:
-        """Forbid every change, for ever. Doing it twice changes nothing. Raises `OSError` as
-        `linux.seal` does; it may then be tried again.
+        """Forbid every change, for ever. Doing it twice changes nothing. Waits up to `SEAL_SECONDS`
+        for others that are reading a page just now; then it raises `OSError` as `linux.seal` does,
+        and may be tried again.
         """
+        end = time.monotonic() + SEAL_SECONDS
+        while not self._try_seal(last=time.monotonic() > end):
+            time.sleep(_SEAL_AGAIN_SECONDS)
+
+    def _try_seal(self, *, last: bool) -> bool:
+        """Whether it is sealed now, or was freed before. The last try raises what it comes to."""
         with self._lock:
             if self._writer < 0:
-                return
-            linux.seal(self._writer)
+                return True
+            try:
+                linux.seal(self._writer)
+            except OSError as error:
+                if last or error.errno != errno.EBUSY:
+                    raise
+                return False
             os.close(self._writer)
             self._writer = -1
+            return True
 
     def retain(self) -> Slab:
         """One user more. Raises `TransferError` when the last one has released it."""

@@ -17,6 +17,7 @@ from blake3 import blake3
 
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import Manifest, build
+from hotweights_storage import linux
 from hotweights_storage.errors import ChecksumMismatch, Incomplete, TransferError
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.slab import Slab
@@ -141,6 +142,40 @@ def test_a_slab_that_engines_see_can_never_change() -> None:
         os.close(writer)
         mmap.mmap(fd, 1, mmap.MAP_SHARED, mmap.PROT_READ).close()
     image.close()
+
+
+def test_sealing_waits_for_whoever_is_reading_a_page() -> None:
+    """Pages in a pipe are held as a reader holds the one that it copies."""
+    slab = Slab(4096)
+    slab.write(0, bytes(4096))
+    end, begin = os.pipe()
+    assert os.splice(slab.fd, begin, 4096, offset_src=0) == 4096
+    # longer than the kernel waits itself, or this looks at nothing
+    reader = threading.Timer(0.5, os.read, [end, 4096])
+    reader.start()
+    with pytest.raises(OSError, match="busy"):
+        linux.seal(slab._writer)
+    slab.seal()
+    reader.join()
+    assert linux.is_sealed(slab.fd)
+    slab.release()
+    os.close(begin)
+    os.close(end)
+
+
+def test_sealing_ends_though_a_page_is_held_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotweights_storage.slab.SEAL_SECONDS", 0.1)
+    slab = Slab(4096)
+    slab.write(0, bytes(4096))
+    end, begin = os.pipe()
+    assert os.splice(slab.fd, begin, 4096, offset_src=0) == 4096
+    with pytest.raises(OSError, match="busy"):
+        slab.seal()
+    os.close(begin)
+    os.close(end)
+    slab.seal()
+    assert slab.sealed
+    slab.release()
 
 
 def test_a_finished_or_closed_builder_is_done() -> None:
