@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants e2e e2e-way-back chaos gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -45,6 +45,12 @@ chaos: $(READY) ## Twenty rounds of a change and a fault each on a real cluster,
 	$(BIN)/python -m e2e.chaos --rounds 20 --json build/chaos.json $(ARGS)
 
 BUNDLE ?= build/gpu
+
+agent-kills: $(READY) ## Agents killed twenty times under load, with no more memory than they ask for (a quarter of an hour)
+	@$(BIN)/python -m localcluster preflight
+	@$(BIN)/python -m localcluster binaries > /dev/null
+	@$(BIN)/python -m localvllm ensure > /dev/null
+	$(BIN)/python -m e2e.agent_kills --json build/agent-kills.json $(ARGS)
 
 gpu: ## All that needs an NVIDIA GPU, in under 8 minutes; on a machine without a network too, from a bundle
 	$(PYTHON) hack/gpu/run.py $(if $(wildcard $(BUNDLE)/*.tar.xz),--bundle $(BUNDLE)) $(ARGS)

@@ -112,9 +112,10 @@ def publish(checkpoint: Path, version: str, *options: str) -> str:
     return str(json.loads(printed)["digest"])
 
 
-def provide(nodes: int = 2) -> Environment:
+def provide(nodes: int = 2, most_restart_seconds: int | None = None) -> Environment:
     """A cluster with Hotweights installed and the samples' namespace ready; what is there already
-    is kept.
+    is kept. ``most_restart_seconds``: how long a kubelet of this machine may wait before it starts
+    a container again.
     """
     given = somebody_elses()
     here = make_models()
@@ -126,7 +127,7 @@ def provide(nodes: int = 2) -> Environment:
         )
     else:
         with step(f"a Kubernetes cluster with {nodes} nodes on this machine"):
-            cluster = Cluster.up(nodes=nodes)
+            cluster = Cluster.up(nodes=nodes, most_restart_seconds=most_restart_seconds)
         with step("images, built from this tree and loaded into the nodes"):
             cluster.load(*build_images())
         kubectl = Kubectl(tools["kubectl"], cluster.kubeconfig)

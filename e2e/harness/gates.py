@@ -1,5 +1,5 @@
-"""What the API server says of pods' gates, change by change: times in statuses have whole seconds,
-the order of changes is exact.
+"""What the API server says of pods' gates, or of another condition, change by change: times in
+statuses have whole seconds, the order of changes is exact.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from e2e.harness.kubectl import CommandFailed, Kubectl
 
-_GATE = '{.metadata.name} {.status.conditions[?(@.type=="hotweights.dev/weights")].status}{"\\n"}'
+_SHOWN = '{{.metadata.name}} {{.status.conditions[?(@.type=="{}")].status}}{{"\\n"}}'
 
 
 @dataclass
@@ -33,15 +33,18 @@ class Gates:
 
 
 @contextmanager
-def watch_gates(kubectl: Kubectl, selector: str) -> Iterator[Gates]:
-    """Follow the gates of the selected pods while the context lasts. Raises `CommandFailed` where
-    the watch has ended before: silence would look like gates that do not change.
+def watch_gates(
+    kubectl: Kubectl, selector: str, condition: str = "hotweights.dev/weights"
+) -> Iterator[Gates]:
+    """Follow the gates of the selected pods, or another condition of theirs, while the context
+    lasts. Raises `CommandFailed` where the watch has ended before: silence would look like gates
+    that do not change.
     """
     gates = Gates()
     began = threading.Event()
     command = [
         str(kubectl.binary), "--kubeconfig", str(kubectl.kubeconfig), "--namespace", kubectl.namespace,
-        "get", "pods", "--selector", selector, "--watch", "--output", f"jsonpath={_GATE}",
+        "get", "pods", "--selector", selector, "--watch", "--output", f"jsonpath={_SHOWN.format(condition)}",
     ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 

@@ -61,11 +61,20 @@ class Remembered:
 class Cluster:
     """A running cluster. Get one with `Cluster.up(...)` or `Cluster.attach(...)`."""
 
-    def __init__(self, name: str, control_plane: ControlPlane, slot: Slot, nodes: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        control_plane: ControlPlane,
+        slot: Slot,
+        nodes: int,
+        most_restart_seconds: int | None = None,
+    ) -> None:
         self.name = name
         self.control_plane = control_plane
         self.slot = slot
-        self.nodes = [Node(control_plane, slot, index, nodes) for index in range(nodes)]
+        self.nodes = [
+            Node(control_plane, slot, index, nodes, most_restart_seconds) for index in range(nodes)
+        ]
 
     @classmethod
     def up(
@@ -76,9 +85,10 @@ class Cluster:
         state: Path | None = None,
         apiserver_arguments: Sequence[str] = (),
         controller_manager_arguments: Sequence[str] = (),
+        most_restart_seconds: int | None = None,
     ) -> Cluster:
         """Bring up a cluster and wait until every node is ready; one that is up already is given
-        back as it is.
+        back as it is. ``most_restart_seconds``: as `nodeconfig.kubelet`.
         """
         state = state_folder(name, state)
         if not 1 <= nodes <= MAX_NODES:
@@ -102,7 +112,8 @@ class Cluster:
             remembered = Remembered(
                 nodes, tuple(apiserver_arguments), tuple(controller_manager_arguments)
             )
-            cluster = cls(name, remembered.control_plane(state, slot.endpoints()), slot, nodes)
+            control_plane = remembered.control_plane(state, slot.endpoints())
+            cluster = cls(name, control_plane, slot, nodes, most_restart_seconds)
             cluster._make(pause)
             paths.write_atomically(state / "cluster.json", json.dumps(asdict(remembered)))
         return cluster

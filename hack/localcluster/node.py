@@ -30,7 +30,14 @@ _IMPORT_TIMEOUT_SECONDS = 600.0
 class Node:
     """A node of a cluster, addressed by its number."""
 
-    def __init__(self, control_plane: ControlPlane, slot: Slot, index: int, nodes: int) -> None:
+    def __init__(
+        self,
+        control_plane: ControlPlane,
+        slot: Slot,
+        index: int,
+        nodes: int,
+        most_restart_seconds: int | None = None,
+    ) -> None:
         self.addresses: NodeAddresses = slot.node(index)
         self.name = self.addresses.name
         self._control_plane = control_plane
@@ -41,6 +48,7 @@ class Node:
         # A node has its cores to itself, as a machine has: engines spin while they serve, and would
         # starve one another.
         self._cpus = cgroups.share_of(os.sched_getaffinity(0), index, nodes)
+        self._most_restart_seconds = most_restart_seconds
         self._kubelet_started = datetime.min.replace(tzinfo=UTC)
 
     def daemon(self, program: str) -> str:
@@ -217,6 +225,7 @@ class Node:
                 authority,
                 self._state / "resolv.conf",
                 nodeconfig.name_servers(resolv_conf),
+                self._most_restart_seconds,
             ),
             "kube-proxy.json": nodeconfig.kube_proxy(self.addresses, self._slot.pod_cidr, proxy),
             "resolv.conf": resolv_conf,

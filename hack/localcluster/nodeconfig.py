@@ -80,13 +80,20 @@ def cni(node: NodeAddresses) -> str:
 
 
 def kubelet(
-    cgroup: str, client_authority: Path, resolv_conf_file: Path, name_servers: list[str]
+    cgroup: str,
+    client_authority: Path,
+    resolv_conf_file: Path,
+    name_servers: list[str],
+    most_restart_seconds: int | None = None,
 ) -> str:
     """The kubelet's configuration. It asks the API server who may read logs and exec, as it
-    should.
+    should. A container that ends again and again waits ``most_restart_seconds`` at most, or five
+    minutes, which is a kubelet's own most.
     """
+    crash_loop = {"maxContainerRestartPeriod": f"{most_restart_seconds}s"}
     return _json(
         {
+            **({"crashLoopBackOff": crash_loop} if most_restart_seconds else {}),
             "apiVersion": "kubelet.config.k8s.io/v1beta1",
             "kind": "KubeletConfiguration",
             "address": "0.0.0.0",  # or `kubectl logs` does not reach it

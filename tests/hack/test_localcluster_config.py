@@ -173,6 +173,12 @@ def test_the_kubelet_asks_who_is_calling() -> None:
     assert config["authorization"] == {"mode": "Webhook"}
     assert config["clusterDNS"] == ["192.0.2.1"]
     assert config["cgroupRoot"] == "/hotweights-test/node-0"
+    assert "crashLoopBackOff" not in config
+
+
+def test_a_kubelet_can_be_told_to_restart_soon() -> None:
+    config = json.loads(nodeconfig.kubelet("group", Path("/ca.crt"), Path("/resolv.conf"), [], 5))
+    assert config["crashLoopBackOff"] == {"maxContainerRestartPeriod": "5s"}
 
 
 def test_name_servers_on_the_hosts_loopback_are_left_out() -> None:

@@ -91,6 +91,29 @@ def processes(relative: str) -> set[int]:
     return found - {0}
 
 
+def oom_kills(relative: str) -> int:
+    """How many processes the kernel has ended for want of memory in the cgroup and below it. In
+    version 1 what was counted in a group goes with it: a container's does, its pod's stays. Raises
+    `ClusterError` where nothing counts.
+    """
+    counts = []
+    for root in hierarchies():
+        # version 2 counts what is below as well
+        files = [*(root / relative).rglob("memory.oom_control"), root / relative / "memory.events"]
+        counts += [found for file in files if (found := _oom_kills(file)) is not None]
+    if not counts:
+        raise ClusterError(f"No cgroup of {relative} says whom the kernel ended for its memory.")
+    return sum(counts)
+
+
+def _oom_kills(file: Path) -> int | None:
+    try:
+        words = file.read_text().split()
+    except OSError:
+        return None  # there is none, or it was removed while we looked
+    return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else None
+
+
 def kill(relative: str) -> None:
     """SIGKILL to everything in the cgroup, again until it is empty, since a process may just be
     forking.
