@@ -342,7 +342,7 @@ class NodeWeightsStatus(Model):
     )
     boot_id: str = Field(
         default="",
-        description="Changes when the agent starts: what was staged before is gone.",
+        description="Changes when the agent starts; of what was staged it has what its keeper held.",
         max_length=63,
     )
     agent_version: str = Field(default="", description="Version of the agent.", max_length=63)
