@@ -50,6 +50,12 @@ def is_weights(name: str) -> bool:
     return name.endswith(".safetensors") and name[0] != "."
 
 
+def _is_usual(name: str) -> bool:
+    """Whether save_pretrained gives a model's own weights such a name."""
+    shard = _SHARD.fullmatch(name)
+    return name == "model.safetensors" or bool(shard and shard[1] == "model")
+
+
 def is_side_file(name: str) -> bool:
     """Whether a file of that name belongs to the version beside the weights. A manifest cannot be
     part of itself.
@@ -132,8 +138,10 @@ def check_tensors(
     for file, entries in headers.items():
         for entry in entries:
             if entry.name in file_of:
-                text = f"tensor {entry.name} is in {file_of[entry.name]} and in {file}"
-                raise BadCheckpoint(where, text, f"keep one of them, or --ignore {file}")
+                other = file_of[entry.name]
+                text = f"tensor {entry.name} is in {other} and in {file}"
+                spare = other if _is_usual(file) else file
+                raise BadCheckpoint(where, text, f"keep one of them, or --ignore {spare}")
             file_of[entry.name] = file
     if not file_of:
         raise BadCheckpoint(where, "no tensor in any file")
@@ -212,7 +220,7 @@ def _check_numbering(names: list[str], where: str) -> None:
             number for number in range(1, int(found[3]) + 1) if (found[1], number) not in present
         )
         if (number := next(missing, 0)) > 0:
-            text = f"shard {number} of {found[3]} of {found[1]} is not in the folder"
+            text = f"shard {number} of {int(found[3])} of {found[1]} is not in the folder"
             raise BadCheckpoint(where, text, "copy the missing shard and the index")
 
 

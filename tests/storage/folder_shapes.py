@@ -228,7 +228,7 @@ SHAPES = (
     ),
     Shape(
         "a variant without an index", "left out", _fp16, vllm="abab",
-        refused="tensor a is in model.fp16.safetensors and in .*; keep one of them, or --ignore",
+        refused="tensor a is in model.fp16.safetensors and in .*; keep one of them, or --ignore model.fp16",
     ),
     Shape(
         "a variant that is ignored", "left out", _fp16, "ab", ignore=("*.fp16.*",),
@@ -274,7 +274,7 @@ SHAPES = (
     Shape(
         "a shard is missing, and so is the index", "half written",
         lambda folder: weights(folder / A, "ab"),
-        refused="shard 2 of 00002 of model is not in the folder; copy", vllm="ab",
+        refused="shard 2 of 2 of model is not in the folder; copy", vllm="ab",
     ),
     Shape(
         "a shard is missing that the index names", "half written",

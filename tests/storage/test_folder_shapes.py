@@ -13,11 +13,11 @@ from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_storage.checkpoint import read_checkpoint
 from hotweights_storage.errors import SourceUnavailable
 from hotweights_storage.resolve import publish, resolve, verify
-from hotweights_storage.sources.base import Root
-from hotweights_storage.sources.file import FileOpener, open_folder
+from hotweights_storage.sources.file import open_folder
 from hotweights_storage.sources.folder import FileSource
 from tests.storage import folder_shapes
 from tests.storage.folder_shapes import SHAPES, Shape
+from tests.storage.folder_table import PAGE, opened, page
 
 
 @pytest.fixture
@@ -25,12 +25,6 @@ def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "models" / "snapshot"
     folder.mkdir(parents=True)
     return folder
-
-
-def opened(shape: Shape, folder: Path) -> FileSource:
-    if not shape.root:
-        return open_folder(folder)
-    return FileOpener([Root((folder / shape.root).resolve())]).open(folder.as_uri(), "any")
 
 
 def version(source: FileSource, shape: Shape) -> tuple[Manifest, str]:
@@ -65,6 +59,10 @@ def test_the_table_is_one_of_many_kinds() -> None:
     assert len(SHAPES) >= 25
     assert len({shape.kind for shape in SHAPES}) >= 6
     assert all(bool(shape.tensors) != bool(shape.refused) for shape in SHAPES)
+
+
+def test_the_page_says_what_publish_says_today() -> None:
+    assert PAGE.read_text() == page(), "write it anew: python -m tests.storage.folder_table"
 
 
 def test_the_number_of_tensors_has_a_bound_with_a_way_out(
