@@ -290,8 +290,6 @@ async def test_a_node_may_have_any_name_that_kubernetes_allows(folder: Path) -> 
     (await served.enter()).close()
     # as the injected HOTWEIGHTS_SOCKET names it
     assert served.server.path == place / "agent.sock"
-    used = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
-    assert place not in used  # no descriptor stays behind
     await served.server.close()
 
 
