@@ -24,6 +24,7 @@ from hotweights.commands import (
     worker,
 )
 from hotweights_common.errors import HotweightsError
+from hotweights_storage import linux
 
 app = typer.Typer(
     help="Put new weights into running vLLM pods.",
@@ -55,6 +56,8 @@ def hotweights() -> None:
 
 def main() -> None:
     """Entry point of the script ``hotweights``."""
+    # a version that is replicated is a file for each GiB, and a coordinator has one for each client
+    linux.raise_descriptor_limit()
     try:
         app()
     except HotweightsError as error:

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hotweights_storage import linux
 from hotweights_transports.handoff.sockets import peer_user
 
 MAX_MESSAGE_BYTES = 192 << 10  # within a socket's buffer (208 KiB), where a datagram must fit
@@ -189,6 +190,7 @@ def _answers(sock: socket.socket, keeper: Keeper) -> bool:
 
 def main() -> int:
     path = Path(sys.argv[1])
+    linux.raise_descriptor_limit()  # it holds as many slabs as the agent does
     # as PID 1 of its container nothing else would end it
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     with listen(path) as listener:

@@ -14,13 +14,20 @@ import pytest
 from safetensors.numpy import save_file
 
 from hotweights_agent.local import keeper
-from hotweights_agent.local.kept_memory import KeptMemory
+from hotweights_agent.local.kept_memory import KeptMemory, _connect
 from hotweights_agent.staging.store import Store
 from hotweights_planner.manifest import Manifest
 from hotweights_storage.image import Image
 from hotweights_storage.resolve import publish
+from hotweights_storage.slab import sealed_memfd
 from hotweights_storage.sources.file import open_folder
 from hotweights_storage.stage import stage_from_source
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keeper on a busy machine may take seconds to start."""
+    monkeypatch.setattr("hotweights_agent.local.kept_memory.CONNECT_SECONDS", 30.0)
 
 
 @pytest.fixture
@@ -143,6 +150,31 @@ def test_a_keeper_that_ends_costs_the_agent_nothing(tmp_path: Path) -> None:
     store = Store(keeper=kept)
     manifest = stage(store, checkpoint(tmp_path / "v0", 0), "v0")
     assert store.release(manifest.digest)
+
+
+def test_it_holds_more_slabs_than_a_shell_s_limit(tmp_path: Path) -> None:
+    """containerd 2 gives a process 1,024 descriptors where it asks for no more; here it is 64."""
+    path = tmp_path / "keeper.sock"
+    command = [sys.executable, "-m", "hotweights_agent.local.keeper", str(path)]
+    few = ["sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh", *command]
+    with subprocess.Popen(few) as process:
+        memory = sealed_memfd(b"slab", "slab")
+        names = [str(number) for number in range(200)]
+        try:
+            sock = _connect(path)
+            with sock:
+                keeper.send(sock, {"op": "slabs", "names": names}, [memory.fd] * 200)
+                keeper.send(sock, {"op": "keep", "image": "x", "slabs": names}, [memory.fd] * 2)
+                assert keeper.receive(sock) == ({"op": "kept"}, [])
+                keeper.send(sock, {"op": "list"})
+                answer = keeper.receive(sock)
+                assert answer is not None
+                keeper.close_all(answer[1])
+                assert len(answer[1]) == 200
+        finally:
+            memory.release()
+            process.terminate()
+            assert process.wait(10) == 0
 
 
 @pytest.mark.parametrize(

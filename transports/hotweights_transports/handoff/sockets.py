@@ -69,6 +69,12 @@ def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
     try:
         if not data:
             raise ConnectionClosed("the other side closed the connection")
+        if flags & socket.MSG_CTRUNC and len(fds) < frames.MAX_FDS_PER_FRAME:
+            # the kernel closes those that a process has no number left for (unix(7))
+            raise frames.WireError(
+                "descriptors beside a frame were lost, because this process may open no more files: "
+                "raise its limit (ulimit -n, RLIMIT_NOFILE)"
+            )
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise frames.WireError(
                 f"a frame larger than {frames.MAX_FRAME_BYTES} bytes or "
