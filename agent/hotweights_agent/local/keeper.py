@@ -1,12 +1,13 @@
-"""Holds the descriptors of staged versions while the agent's own process is gone.
+"""Holds the descriptors of staged versions while the agent's own process, or its pod, is gone.
 
     python -m hotweights_agent.local.keeper SOCKET
 
 The memory of a version lives as long as somebody has a descriptor of it. An agent that is killed
 would find its engines on memory that nobody else can reach, and would stage everything a second
-time beside it. So a second container of its pod holds the same descriptors: it does nothing else,
-knows no version and reads no byte, so there is nothing in it that could fail; and it asks for next
-to no memory, because pages are charged to whoever wrote them.
+time beside it. So a pod of its own holds the same descriptors, which no upgrade replaces: it does
+nothing else, knows no version and reads no byte, so there is nothing in it that could fail; and it
+asks for next to no memory, because pages are charged to whoever wrote them. An agent may be of a
+later release than its keeper: what they say to each other only grows.
 
 One agent speaks to it at a time, the newest. Images are named by the agent, slabs too; a slab goes
 with the last image that has it. All is sealed before it comes here. The standard library alone, and

@@ -255,16 +255,20 @@ class Store(ChunkProvider):
                 self._aside[held.manifest.digest] = held
             unused = held.unused
             self._changed.notify_all()
-        if held.image is not None:
-            # else its memory would outlive its last pin; the keeper is another process to wait for
-            self._freeing.run(partial(self._forget, held.manifest.digest))
+        if not aside:
+            self._forget(held)
         if unused:
             self._freeing.close(held)
 
-    def _forget(self, digest: str) -> None:
+    def _forget(self, held: Held) -> None:
+        # else its memory would outlive its last pin; the keeper is another process to wait for
+        self._freeing.run(partial(self._forget_now, held.manifest.digest))
+
+    def _forget_now(self, digest: str) -> None:
         with self._keeping:
             with self._changed:
-                again = digest in self._held  # what is kept next replaces what is kept now
+                # what is kept next replaces what is kept now
+                again = digest in self._held or digest in self._aside
             if not again:
                 self._keeper.drop(digest)
 
@@ -355,6 +359,7 @@ class Store(ChunkProvider):
             self._aside.pop(held.manifest.digest, None)
             held.aside = False
             unused = held.unused
+        self._forget(held)  # a former agent may have had it kept
         if unused:
             self._freeing.close(held)
 
