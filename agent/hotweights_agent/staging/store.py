@@ -185,6 +185,14 @@ class Store(ChunkProvider):
                 for digest, held in self._held.items()
             )
 
+    def manifest_of(self, digest: str) -> Manifest | None:
+        """The manifest of a version that is here or lies aside, whatever became of its source; None
+        for others. Peers are told of those that are listed alone (`manifest`).
+        """
+        with self._changed:
+            held = self._held.get(digest) or self._aside.get(digest)
+        return None if held is None else held.manifest
+
     def usage(self) -> Usage:
         available = self._available()
         with self._changed:
