@@ -17,6 +17,7 @@ from hotweights.commands import (
     coordinator,
     manifest,
     plan,
+    prune_versions,
     publish,
     ranks,
     replicate,
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("publish")(publish.publish)
+app.command("prune-versions")(prune_versions.prune_versions)
 app.command("plan")(plan.plan)
 app.command("verify-plan")(verify_plan.verify_plan)
 app.command("tp-groups")(ranks.tp_groups)
