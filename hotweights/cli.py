@@ -17,6 +17,7 @@ from hotweights.commands import (
     coordinator,
     manifest,
     plan,
+    prune_versions,
     publish,
     ranks,
     replicate,
@@ -24,6 +25,7 @@ from hotweights.commands import (
     worker,
 )
 from hotweights_common.errors import HotweightsError
+from hotweights_storage import linux
 
 app = typer.Typer(
     help="Put new weights into running vLLM pods.",
@@ -32,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("publish")(publish.publish)
+app.command("prune-versions")(prune_versions.prune_versions)
 app.command("plan")(plan.plan)
 app.command("verify-plan")(verify_plan.verify_plan)
 app.command("tp-groups")(ranks.tp_groups)
@@ -55,6 +58,8 @@ def hotweights() -> None:
 
 def main() -> None:
     """Entry point of the script ``hotweights``."""
+    # a version that is replicated is a file for each GiB, and a coordinator has one for each client
+    linux.raise_descriptor_limit()
     try:
         app()
     except HotweightsError as error:

@@ -146,6 +146,14 @@ def _resized(tensors: list[images.Tensor]) -> images.Tensor:
     return images.Tensor(tensor.name, tensor.dtype, [rows * 2, columns], tensor.data * 2)
 
 
+def _padded(tensors: list[images.Tensor]) -> images.Tensor:
+    """As an export of Megatron's: rows more than the vocabulary has."""
+    tensor = next(tensor for tensor in tensors if tensor.name.endswith("embed_tokens.weight"))
+    rows, columns = tensor.shape
+    more = tensor.data[: len(tensor.data) // rows * 8]
+    return images.Tensor(tensor.name, tensor.dtype, [rows + 8, columns], tensor.data + more)
+
+
 def _retyped(tensors: list[images.Tensor]) -> images.Tensor:
     tensor = next(
         tensor for tensor in tensors if tensor.name.endswith("layers.0.mlp.up_proj.weight")
@@ -158,6 +166,7 @@ def _retyped(tensors: list[images.Tensor]) -> images.Tensor:
     ("change", "reason", "name"),
     [
         (_resized, "ShapeMismatch", "model.layers.1.self_attn.q_proj.weight"),
+        (_padded, "ShapeMismatch", "model.embed_tokens.weight"),
         (_retyped, "DtypeMismatch", "model.layers.0.mlp.up_proj.weight"),
         (None, "MissingTensor", "model.layers.1.self_attn.k_proj.weight"),
         (
@@ -166,7 +175,7 @@ def _retyped(tensors: list[images.Tensor]) -> images.Tensor:
             "model.layers.7.new",
         ),
     ],
-    ids=["shape", "dtype", "missing", "unknown"],
+    ids=["shape", "padded", "dtype", "missing", "unknown"],
 )
 def test_what_does_not_fit_is_rejected_by_name(
     engine: Engine,

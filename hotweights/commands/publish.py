@@ -24,7 +24,9 @@ from hotweights.commands.record_probes import VLLM_PYTHON, recorded_probes
 from hotweights.files import write_whole
 from hotweights_common import sizes
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
+from hotweights_planner.compaction import MAX_MAPPINGS
 from hotweights_planner.errors import BadCheckpoint
+from hotweights_planner.layout import lay_out
 from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
 from hotweights_storage import saves
@@ -132,6 +134,7 @@ def publish(
             faults[0] + (f" (and {len(faults) - 1} more tensors)" if len(faults) > 1 else ""),
             "look into the training; --lenient publishes it all the same",
         )
+    seen = [*pieces(manifest), *faults]  # what only the hashes show
     uri = source_uri or "file://" + quote(str(checkpoint.resolve()))
     write_whole(
         target, manifest.canonical if beside else published_text(manifest, uri), "the manifest"
@@ -141,12 +144,12 @@ def publish(
     if as_json:
         print(
             json.dumps(
-                _summary(manifest, target, seconds, [*notes, *faults])
+                _summary(manifest, target, seconds, [*notes, *seen])
                 | ({"weightVersion": custom_resource} if emit else {})
             )
         )
         return
-    _warn(faults)
+    _warn(seen)
     rate = (
         f"{sizes.decimal(manifest.nbytes)} in {seconds:.1f} s "
         f"({sizes.decimal(manifest.nbytes / seconds)}/s)"
@@ -186,6 +189,19 @@ def object_name(model: str, version: str) -> str:
     name = re.sub(r"[^a-z0-9.]+", "-", f"{model}-{version}".lower())
     # each part between dots has to begin and end with a letter or a digit
     return re.sub(r"-*\.[-.]*", ".", name).strip("-.")
+
+
+def pieces(manifest: Manifest) -> list[str]:
+    """A warning if engines may be unable to map the version for the number of its pieces: chunks
+    that occur again within larger tensors are stored once, and each use is a mapping of its own.
+    """
+    count = lay_out(manifest, {}).mapping_count
+    if count <= MAX_MAPPINGS:
+        return []
+    return [
+        f"in memory it lies in {count} pieces, and engines, which map two versions, may refuse it "
+        f"(InsufficientMemory): raise vm.max_map_count on the nodes to {6 * count} or more"
+    ]
 
 
 def _check_names(model: str, version: str) -> None:

@@ -15,8 +15,9 @@ Bounds, whatever came before, and why:
   (`relocated`), so that a slab that was left goes at once, or when an engine that maps it goes on.
 * Only the longest ``max_mappings / 2`` stretches of known chunks stay where they are, and between
   two of them lies at most one stretch of new ones: a version needs at most ``max_mappings``
-  mappings, one for each new slab, and two for each chunk that occurs in it again. Where that and
-  the first bound cannot both be had, this one holds: what cannot be mapped serves nobody.
+  mappings, one for each new slab, and two for each chunk that occurs again in a tensor that no
+  other equals (equal ones are mapped once). Where that and the first bound cannot both be had, this
+  one holds: what cannot be mapped serves nobody.
 * Slabs are descriptors, here and at every engine. The smallest are put together when there are
   more than `_slab_limit` of them.
 
@@ -30,6 +31,7 @@ from __future__ import annotations
 from collections import ChainMap, Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Generic
 
 from hotweights_planner.layout import MAX_SLAB_NBYTES, Place, S, page_rounded
@@ -178,7 +180,8 @@ def _stretches(
 
 
 def _digests(manifest: Manifest) -> Iterator[str]:
-    return (digest for tensor in manifest.tensors for digest in tensor.chunks)
+    """The chunks in load order; those of a tensor that equals one before it are not mapped anew."""
+    return chain.from_iterable(dict.fromkeys(tensor.chunks for tensor in manifest.tensors))
 
 
 def _nbytes(manifest: Manifest) -> int:

@@ -69,10 +69,11 @@ class Layout(Generic[S]):
     @property
     def mapping_count(self) -> int:
         """How many mmap(2) calls put the version together when its tensors lie one behind the
-        other, each from a page on: what counts against ``vm.max_map_count``.
+        other, each from a page on, and those with the same extents are mapped once: what counts
+        against ``vm.max_map_count``.
         """
         count, slab, end = 0, -1, -1
-        for extents in self.extents:
+        for extents in dict.fromkeys(self.extents):
             for index, offset, nbytes in extents:
                 if (index, offset) != (slab, end):
                     count += 1

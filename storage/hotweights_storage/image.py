@@ -71,6 +71,12 @@ class Image:
         place = self.chunks.get(blake3_hex)
         return None if place is None else Range(place.slab.fd, place.offset, place.nbytes)
 
+    def retain(self) -> tuple[Slab, ...]:
+        """Its table and then its slabs, each with a share for the caller to `release`: whoever
+        closes the image takes nothing from these.
+        """
+        return tuple(slab.retain() for slab in (self._table, *self.slabs))
+
     def close(self) -> None:
         """Give the slabs back. Engines that mapped them keep their memory until they unmap it."""
         if self._open:

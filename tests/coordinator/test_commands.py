@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from hotweights import cli
+from hotweights_storage import linux
 from tests.coordinator.running import Coordinator, manifest, plan, running
 
 PROCESS_SECONDS = 30.0
@@ -59,6 +61,17 @@ class Shell:
 def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
     monkeypatch.delenv("HOTWEIGHTS_COORD_TOKEN", raising=False)
     return Shell(monkeypatch, capsys)
+
+
+def test_a_program_may_open_as_many_files_as_the_hard_limit_allows(shell: Shell) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        shell("--help")
+        raised, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert raised == min(hard, linux.MAX_DESCRIPTORS)
 
 
 def test_an_update_by_hand(shell: Shell, coordinator: Coordinator, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def test_the_chart_has_the_distributions_version() -> None:
     )
 
 
-@pytest.mark.parametrize("component", ["operator", "agent"])
+@pytest.mark.parametrize("component", ["operator", "agent", "keeper"])
 def test_pods_are_confined(helm: Helm, component: str) -> None:
     spec = pod_spec(helm.template(), component)
     (container,) = spec["containers"]
@@ -67,6 +67,32 @@ def test_pods_are_confined(helm: Helm, component: str) -> None:
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert spec["securityContext"].get("runAsNonRoot", False) == (component == "operator")
     assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+
+
+def test_what_is_staged_outlives_the_pods_of_agents(helm: Helm) -> None:
+    """The keeper is where each agent is, no update replaces it, and no tenant mounts its folder."""
+    placed = {"nodeSelector": {"gpu": "true"}, "priorityClassName": "high"}
+    objects = helm.template({"agent": placed}, *POLICIES)
+    agent, keeper = (pod_spec(objects, component) for component in ("agent", "keeper"))
+    assert placed.items() <= keeper.items()
+    assert agent["tolerations"] == keeper["tolerations"]
+    assert keeper["automountServiceAccountToken"] is False
+    (workload,) = of_kind(objects, "DaemonSet", "keeper")
+    assert workload["spec"]["updateStrategy"] == {"type": "OnDelete"}
+
+    def folder(spec: Body) -> tuple[str, str]:
+        (container,) = spec["containers"]
+        (mount,) = (m for m in container["volumeMounts"] if "keeper" in m["mountPath"])
+        (volume,) = (v for v in spec["volumes"] if v["name"] == mount["name"])
+        return volume["hostPath"]["path"], mount["subPathExpr"]
+
+    assert folder(agent) == folder(keeper) == ("/run/hotweights-keeper", "$(NODE_NAME)")
+    (container,) = agent["containers"]
+    (socket,) = (e["value"] for e in container["env"] if e["name"] == "HOTWEIGHTS_KEEPER_SOCKET")
+    (listening,) = keeper["containers"]
+    assert listening["command"][-1] == socket
+    (policy,) = of_kind(objects, "MutatingAdmissionPolicy", "inject")
+    assert "/run/hotweights-keeper" not in str(policy)
 
 
 def test_an_agent_may_be_let_past_the_modes_of_sources(helm: Helm) -> None:
@@ -215,7 +241,7 @@ def test_sources_are_mounted_read_only_and_configured(helm: Helm) -> None:
 
 def test_a_changed_source_restarts_the_agents(helm: Helm) -> None:
     def checksum(values: Body) -> Any:
-        (agents,) = of_kind(helm.template(values), "DaemonSet")
+        (agents,) = of_kind(helm.template(values), "DaemonSet", "agent")
         return agents["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
 
     assert checksum({"sources": [SOURCE]}) == checksum({"sources": [SOURCE]})
@@ -296,7 +322,8 @@ def test_agents_reach_agents_and_all_their_ports_only_where_data_needs_them(
 
 @pytest.mark.parametrize("mpi", [True, False])
 def test_somebody_buries_the_ranks_of_a_broadcast(helm: Helm, mpi: bool) -> None:
-    (agent,) = of_kind(helm.template({"agent": {"transports": {"mpi": mpi}}}), "DaemonSet")
+    objects = helm.template({"agent": {"transports": {"mpi": mpi}}})
+    (agent,) = of_kind(objects, "DaemonSet", "agent")
     assert agent["spec"]["template"]["spec"].get("shareProcessNamespace", False) is mpi
 
 
@@ -343,8 +370,9 @@ def test_only_pinned_versions_are_taken_where_that_is_asked_for(helm: Helm) -> N
 
 def test_agents_run_with_the_selinux_options_that_are_given(helm: Helm) -> None:
     given = {"type": "spc_t", "level": "s0"}
-    spec = pod_spec(helm.template({"agent": {"seLinuxOptions": given}}), "agent")
-    assert spec["securityContext"]["seLinuxOptions"] == given
+    objects = helm.template({"agent": {"seLinuxOptions": given}})
+    for component in ("agent", "keeper"):  # one connects to the other
+        assert pod_spec(objects, component)["securityContext"]["seLinuxOptions"] == given
     assert "seLinuxOptions" not in pod_spec(helm.template(), "agent")["securityContext"]
 
 

@@ -24,7 +24,10 @@ CLAIM = {"name": "shared", "persistentVolumeClaim": "weights", "namespaces": ["*
 
 
 def container(objects: list[Body], kind: str) -> Body:
-    (workload,) = (body for body in objects if body["kind"] == kind)
+    keeper = "hotweights-keeper"  # the other DaemonSet
+    (workload,) = (
+        body for body in objects if body["kind"] == kind and body["metadata"]["name"] != keeper
+    )
     (found,) = workload["spec"]["template"]["spec"]["containers"]
     result: Body = found
     return result
@@ -129,7 +132,11 @@ def test_the_operator_reads_what_the_chart_sets(helm: Helm) -> None:
 
 
 def test_the_operator_finds_the_agents_by_their_labels(helm: Helm) -> None:
-    (agents,) = (body for body in helm.template() if body["kind"] == "DaemonSet")
-    labels = agents["spec"]["template"]["metadata"]["labels"]
     wanted = dict(pair.split("=") for pair in operator_settings.AGENT_SELECTOR.split(","))
-    assert wanted.items() <= labels.items()
+    found = [
+        body["metadata"]["name"]
+        for body in helm.template()
+        if body["kind"] in ("DaemonSet", "Deployment")
+        and wanted.items() <= body["spec"]["template"]["metadata"]["labels"].items()
+    ]
+    assert found == ["hotweights-agent"]

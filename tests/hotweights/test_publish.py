@@ -15,7 +15,8 @@ import yaml
 
 from hotweights.commands import publish
 from hotweights.published import read_published
-from hotweights_planner.manifest import FILE_NAME, parse
+from hotweights_planner.header import TensorEntry
+from hotweights_planner.manifest import FILE_NAME, build, parse
 from tests.hotweights.command_line import Run
 
 
@@ -218,6 +219,20 @@ def test_probes_are_recorded_by_the_python_that_has_vllm(
 )
 def test_the_object_has_a_name_that_kubernetes_takes(model: str, version: str, name: str) -> None:
     assert publish.object_name(model, version) == name
+
+
+@pytest.mark.parametrize(("experts", "warned"), [(4000, False), (9000, True)])
+def test_more_pieces_than_engines_map_are_told(experts: int, warned: bool) -> None:
+    """Tensors of two chunks, of which the first is the same everywhere: two pieces each."""
+    entries, chunks = [], {}
+    for expert in range(experts):
+        name = f"experts.{expert}.weight"
+        entries.append(TensorEntry(name, "U8", (8192,), 8192, 8192 * (1 + expert)))
+        chunks[name] = ["0" * 64, f"{expert + 1:064x}"]
+    manifest = build("m", "v1", {"a.safetensors": entries}, chunks, chunk_nbytes=4096)
+    found = publish.pieces(manifest)
+    assert len(found) == warned
+    assert all("17999 pieces" in text and "vm.max_map_count" in text for text in found)
 
 
 def test_nothing_is_left_behind_where_the_manifest_cannot_be_written(

@@ -164,6 +164,17 @@ def test_mappings_are_bounded_though_every_second_chunk_changes_in_turn() -> Non
     assert max(node.mappings[1:]) <= most + new_slabs
 
 
+def test_small_equal_tensors_between_others_cost_no_copy() -> None:
+    """As INT4 experts are saved: each brings its numbers, and a shape that is the same as all."""
+    node, shape = Node(Limits(max_mappings=80, max_slab_nbytes=SLAB)), 7
+    for version in range(2):
+        contents = [number for expert in range(100, 500) for number in (expert, shape)]
+        contents[-2] += version  # one expert changes
+        node.stage(manifest_of(contents, per_tensor=1))
+    assert node.copied_nbytes == 0
+    assert node.mappings[1] <= 80
+
+
 @given(
     st.lists(st.lists(st.integers(0, 40), min_size=1, max_size=60), min_size=1, max_size=6),
     st.data(),

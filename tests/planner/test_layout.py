@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hotweights.adapters.vllm.rank.image import _runs, parse_table
 from hotweights_planner.buckets import buckets, layer_of
 from hotweights_planner.delta import delta
 from hotweights_planner.errors import BadManifest
@@ -78,6 +79,18 @@ def check(
     ) == sum(not isinstance(slab, NewSlab) for slab in layout.slabs)
 
 
+def engine_mappings(layout: Layout[Hashable]) -> int:
+    """How many an engine makes of it."""
+    tensors = []
+    for at, extents in enumerate(layout.extents):
+        nbytes = sum(extent[2] for extent in extents)
+        tensors.append(
+            {"name": f"t{at}", "dtype": "U8", "shape": [nbytes], "nbytes": nbytes, "extents": extents}
+        )  # fmt: skip
+    table = json.dumps({"digest": "d", "version": "v", "tensors": tensors}).encode()
+    return len(list(_runs(parse_table(table, [1 << 30] * len(layout.slabs)).entries)))
+
+
 @given(TENSORS, TENSORS)
 def test_an_image_and_its_successor(
     first: list[tuple[int, list[int]]], second: list[tuple[int, list[int]]]
@@ -91,6 +104,8 @@ def test_an_image_and_its_successor(
     }
     following = make(second, "v2")
     check(following, lay_out(following, present, SLAB), present)
+    for made in (layout, lay_out(following, present, SLAB)):
+        assert made.mapping_count == engine_mappings(made)
     same: Layout[Hashable] = lay_out(manifest, present, SLAB)
     assert same.new_nbytes == 0
     assert not same.missing

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import logging
-import os
 import socket
 import stat
 from collections.abc import Awaitable, Callable
@@ -42,7 +42,6 @@ log.addFilter(FewLines())
 
 SOCKET_NAME = "agent.sock"
 CLOSE_SECONDS = 5.0  # then the process ends all the same, and the kernel closes what is left
-MAX_PATH_BYTES = 107  # of a unix socket: sun_path has 108, one of them for the end (unix(7))
 
 
 class ServerNotStarted(HotweightsError):
@@ -117,18 +116,15 @@ class EngineServer:
 
     async def start(self) -> None:
         """Make the socket, in place of one that a dead agent left. Raises `ServerNotStarted`."""
-        # 4 more: it is bound under the name with ``.new``, and then moved
-        if len(os.fsencode(self.path)) + 4 > MAX_PATH_BYTES:
-            raise ServerNotStarted(
-                f"{self.path}: longer than a unix socket's path may be; choose a shorter run_folder"
-            )
         beside = self.path.with_suffix(".new")
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.parent.chmod(0o755)
             beside.unlink(missing_ok=True)
-            listener.bind(str(beside))
+            # the folder has the node's name, which may be longer than a socket's address
+            with sockets.address(beside) as name:
+                listener.bind(name)
             # a vLLM that is not root connects too; the token is the authentication
             beside.chmod(0o666)
             listener.listen(128)  # all of a pod's processes may come at once
@@ -136,9 +132,9 @@ class EngineServer:
             beside.replace(self.path)  # connecting never finds nothing
         except OSError as error:
             listener.close()
-            raise ServerNotStarted(
-                f"{self.path}: {error.strerror}; the agent must own its run_folder"
-            ) from error
+            too_long = error.errno == errno.ENAMETOOLONG
+            remedy = "choose a shorter" if too_long else "the agent must own its"
+            raise ServerNotStarted(f"{self.path}: {error.strerror}; {remedy} run_folder") from error
         self._listener = listener
         self._acceptor = asyncio.create_task(self._accept(listener), name="engines")
 

@@ -1,12 +1,13 @@
-"""Holds the descriptors of staged versions while the agent's own process is gone.
+"""Holds the descriptors of staged versions while the agent's own process, or its pod, is gone.
 
     python -m hotweights_agent.local.keeper SOCKET
 
 The memory of a version lives as long as somebody has a descriptor of it. An agent that is killed
 would find its engines on memory that nobody else can reach, and would stage everything a second
-time beside it. So a second container of its pod holds the same descriptors: it does nothing else,
-knows no version and reads no byte, so there is nothing in it that could fail; and it asks for next
-to no memory, because pages are charged to whoever wrote them.
+time beside it. So a pod of its own holds the same descriptors, which no upgrade replaces: it does
+nothing else, knows no version and reads no byte, so there is nothing in it that could fail; and it
+asks for next to no memory, because pages are charged to whoever wrote them. An agent may be of a
+later release than its keeper: what they say to each other only grows.
 
 One agent speaks to it at a time, the newest. Images are named by the agent, slabs too; a slab goes
 with the last image that has it. All is sealed before it comes here. The standard library alone, and
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hotweights_storage import linux
 from hotweights_transports.handoff.sockets import peer_user
 
 MAX_MESSAGE_BYTES = 192 << 10  # within a socket's buffer (208 KiB), where a datagram must fit
@@ -189,6 +191,7 @@ def _answers(sock: socket.socket, keeper: Keeper) -> bool:
 
 def main() -> int:
     path = Path(sys.argv[1])
+    linux.raise_descriptor_limit()  # it holds as many slabs as the agent does
     # as PID 1 of its container nothing else would end it
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     with listen(path) as listener:

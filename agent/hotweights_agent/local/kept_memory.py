@@ -1,7 +1,7 @@
 """The agent's end of the `keeper`: hands it what is staged, and finds it again after a restart.
 
-A keeper that is not there costs nothing but a restart that stages anew: every failure here is
-logged once, and the agent goes on without. What is found was verified before it was sealed, and
+A keeper that is not there costs nothing but a restart that stages anew: a failure here is logged
+once, and the agent goes on without until there is one. What is found was verified before it was sealed, and
 nobody could change it since; so it is believed if the seals, the manifest's digest and the table
 say the same.
 """
@@ -16,8 +16,9 @@ import socket
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,34 @@ from hotweights_storage.slab import Slab, sealed_memfd
 
 log = logging.getLogger(__name__)
 ANSWER_SECONDS = 5.0  # it only passes descriptors on
-CONNECT_SECONDS = 3.0  # its container starts beside ours
+CONNECT_SECONDS = 3.0  # at start: its pod may start in the same moment, on a node that is new
 RETRY_SECONDS = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    manifest: bytes
+    table: Slab
+    slabs: tuple[Slab, ...]
+
+    def release(self) -> None:
+        for slab in (self.table, *self.slabs):
+            slab.release()
+
+
 class KeptMemory:
-    """Thread-safe. Without a path it does nothing."""
+    """Thread-safe. Without a path it does nothing. A keeper that was not there, or began anew, is
+    handed all that is staged when the next version is, or goes.
+    """
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
+        self._told = False
+        # what it is to have, by digest. With a share of our own in each slab: a number that another
+        # file has by now would be handed over as the version's memory
+        self._kept: dict[str, _Kept] = {}
         # a name for each slab, as long as anybody here uses it
         self._names: weakref.WeakKeyDictionary[Slab, str] = weakref.WeakKeyDictionary()
 
@@ -52,7 +70,7 @@ class KeptMemory:
             return []
         with self._lock:
             try:
-                self._sock = _connect(self._path)
+                self._sock = _connect(self._path, CONNECT_SECONDS)
                 keeper.send(self._sock, {"op": "list"})
                 found = list(_images(self._sock, self._names))
             except (OSError, ValueError, KeyError, TransferError) as error:
@@ -64,31 +82,25 @@ class KeptMemory:
         return found
 
     def keep(self, image: Image) -> None:
-        """From now on it outlives this process."""
-        with self._speaking() as sock:
-            if sock is None:
-                return
-            names = [self._names.setdefault(slab, secrets.token_hex(8)) for slab in image.slabs]
-            # all of them, also those that it has: it lets go of slabs with the last image
-            for start in range(0, len(names), keeper.FDS_AT_ONCE):
-                part = slice(start, start + keeper.FDS_AT_ONCE)
-                fds = [slab.fd for slab in image.slabs[part]]
-                keeper.send(sock, {"op": "slabs", "names": names[part]}, fds)
-            manifest = sealed_memfd(image.manifest.canonical, "hotweights-manifest")
-            message = {"op": "keep", "image": image.manifest.digest, "slabs": names}
-            try:
-                keeper.send(sock, message, [manifest.fd, image.fds[0]])
-                _answer(sock, "kept")
-            finally:
-                manifest.release()
+        """From now on it outlives this process, until `drop`, or another of its digest comes."""
+        if self._path is None:
+            return
+        table, *slabs = image.retain()
+        kept = _Kept(image.manifest.canonical, table, tuple(slabs))
+        with self._lock:
+            before = self._kept.pop(image.manifest.digest, None)
+            self._kept[image.manifest.digest] = kept
+            self._say(partial(self._hand_over, image.manifest.digest, kept))
+        if before is not None:
+            before.release()
 
     def drop(self, digest: str) -> None:
         """It need not outlive this process any more."""
-        with self._speaking() as sock:
-            if sock is None:
-                return
-            keeper.send(sock, {"op": "drop", "image": digest})
-            _answer(sock, "dropped")
+        with self._lock:
+            before = self._kept.pop(digest, None)
+            self._say(partial(_drop, digest))
+        if before is not None:
+            before.release()
 
     def close(self) -> None:
         """End the connection; what is kept stays kept."""
@@ -96,28 +108,67 @@ class KeptMemory:
             if self._sock is not None:
                 self._sock.close()
             self._sock = None
+            for kept in self._kept.values():
+                kept.release()
+            self._kept.clear()
 
-    @contextmanager
-    def _speaking(self) -> Iterator[socket.socket | None]:
-        with self._lock:
+    def _say(self, what: Callable[[socket.socket], None]) -> None:
+        """Over the connection that there is, or else over a new one, on which all is said."""
+        if self._path is None:
+            return
+        if self._sock is not None:
             try:
-                yield self._sock
+                what(self._sock)
+                return
             except (OSError, ValueError, KeyError) as error:
                 self._give_up(error)
+        try:
+            self._sock = _connect(self._path, 0)
+            what(self._sock)
+            for digest, kept in self._kept.items():
+                self._hand_over(digest, kept, self._sock)
+            self._told = False
+            log.info("The keeper has all %d staged versions", len(self._kept))
+        except (OSError, ValueError, KeyError) as error:
+            self._give_up(error)
+
+    def _hand_over(self, digest: str, kept: _Kept, sock: socket.socket) -> None:
+        names = [self._names.setdefault(slab, secrets.token_hex(8)) for slab in kept.slabs]
+        # all of them, also those that it has: it lets go of slabs with the last image
+        for start in range(0, len(names), keeper.FDS_AT_ONCE):
+            part = slice(start, start + keeper.FDS_AT_ONCE)
+            fds = [slab.fd for slab in kept.slabs[part]]
+            keeper.send(sock, {"op": "slabs", "names": names[part]}, fds)
+        manifest = sealed_memfd(kept.manifest, "hotweights-manifest")
+        message = {"op": "keep", "image": digest, "slabs": names}
+        try:
+            keeper.send(sock, message, [manifest.fd, kept.table.fd])
+            _answer(sock, "kept")
+        finally:
+            manifest.release()
 
     def _give_up(self, error: Exception) -> None:
-        log.warning(
-            "No keeper at %s (%s): what is staged ends with this process", self._path, error
-        )
+        if not self._told:
+            log.warning(
+                "No keeper at %s (%s): what is staged ends with this process, until one is there",
+                self._path, error,
+            )  # fmt: skip
+        self._told = True
         if self._sock is not None:
             self._sock.close()
         self._sock = None
 
 
-def _connect(path: Path) -> socket.socket:
-    until = time.monotonic() + CONNECT_SECONDS
+def _drop(digest: str, sock: socket.socket) -> None:
+    keeper.send(sock, {"op": "drop", "image": digest})
+    _answer(sock, "dropped")
+
+
+def _connect(path: Path, seconds: float) -> socket.socket:
+    until = time.monotonic() + seconds
     while True:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        sock.settimeout(ANSWER_SECONDS)
         try:
             sock.connect(str(path))
         except OSError:
@@ -126,7 +177,6 @@ def _connect(path: Path) -> socket.socket:
                 raise
             time.sleep(RETRY_SECONDS)
         else:
-            sock.settimeout(ANSWER_SECONDS)
             return sock
 
 

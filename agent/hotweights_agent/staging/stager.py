@@ -271,10 +271,14 @@ class Stager:
     def _manifest(
         self, item: StageItem, peers: list[PeerClient], cancel: threading.Event
     ) -> Manifest:
-        """The version's manifest: kept here, at whoever has it first, else what the source
-        holds.
+        """The version's manifest: kept here, beside its memory, at whoever has it first, else what
+        the source holds.
         """
-        manifest = self._kept.get(item.digest) or self._manifest_of_peers(item, peers, cancel)
+        manifest = (
+            self._kept.get(item.digest)
+            or self._store.manifest_of(item.digest)
+            or self._manifest_of_peers(item, peers, cancel)
+        )
         if manifest is None:
             manifest = self._manifest_of_source(item, cancel)
             _check_digest(manifest, item.digest, item.uri)

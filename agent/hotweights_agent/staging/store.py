@@ -185,6 +185,14 @@ class Store(ChunkProvider):
                 for digest, held in self._held.items()
             )
 
+    def manifest_of(self, digest: str) -> Manifest | None:
+        """The manifest of a version that is here or lies aside, whatever became of its source; None
+        for others. Peers are told of those that are listed alone (`manifest`).
+        """
+        with self._changed:
+            held = self._held.get(digest) or self._aside.get(digest)
+        return None if held is None else held.manifest
+
     def usage(self) -> Usage:
         available = self._available()
         with self._changed:
@@ -255,16 +263,20 @@ class Store(ChunkProvider):
                 self._aside[held.manifest.digest] = held
             unused = held.unused
             self._changed.notify_all()
-        if held.image is not None:
-            # else its memory would outlive its last pin; the keeper is another process to wait for
-            self._freeing.run(partial(self._forget, held.manifest.digest))
+        if not aside:
+            self._forget(held)
         if unused:
             self._freeing.close(held)
 
-    def _forget(self, digest: str) -> None:
+    def _forget(self, held: Held) -> None:
+        # else its memory would outlive its last pin; the keeper is another process to wait for
+        self._freeing.run(partial(self._forget_now, held.manifest.digest))
+
+    def _forget_now(self, digest: str) -> None:
         with self._keeping:
             with self._changed:
-                again = digest in self._held  # what is kept next replaces what is kept now
+                # what is kept next replaces what is kept now
+                again = digest in self._held or digest in self._aside
             if not again:
                 self._keeper.drop(digest)
 
@@ -355,6 +367,7 @@ class Store(ChunkProvider):
             self._aside.pop(held.manifest.digest, None)
             held.aside = False
             unused = held.unused
+        self._forget(held)  # a former agent may have had it kept
         if unused:
             self._freeing.close(held)
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from hotweights_agent.engines.limits import Limits
 from hotweights_agent.engines.socket_auth import AuthenticationUnavailable, Unauthenticated
-from hotweights_agent.engines.socket_server import EngineServer
+from hotweights_agent.engines.socket_server import EngineServer, ServerNotStarted
 from hotweights_agent.kube.token_review import (
     UNKNOWN_AT_ONCE,
     UNKNOWN_PER_SECOND,
@@ -281,6 +281,21 @@ async def test_the_socket_can_be_reached_by_everybody_and_replaces_a_dead_one(
     (await served.enter()).close()
     await served.server.close()
     assert os.listdir(folder) == []  # noqa: PTH208
+
+
+async def test_a_node_may_have_any_name_that_kubernetes_allows(folder: Path) -> None:
+    place = folder.parent / ("node-" * 50 + "abc")
+    served = Served(place, Limits())
+    await served.server.start()
+    (await served.enter()).close()
+    # as the injected HOTWEIGHTS_SOCKET names it
+    assert served.server.path == place / "agent.sock"
+    await served.server.close()
+
+
+async def test_what_no_folder_can_be_called_is_told_with_the_remedy(folder: Path) -> None:
+    with pytest.raises(ServerNotStarted, match="choose a shorter run_folder"):
+        await Served(folder / ("n" * 256), Limits()).server.start()
 
 
 async def test_memory_goes_out_in_pieces_and_is_unpinned(served: Served) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy
@@ -14,23 +15,36 @@ import pytest
 from safetensors.numpy import save_file
 
 from hotweights_agent.local import keeper
-from hotweights_agent.local.kept_memory import KeptMemory
+from hotweights_agent.local.kept_memory import KeptMemory, _connect
 from hotweights_agent.staging.store import Store
 from hotweights_planner.manifest import Manifest
+from hotweights_storage.errors import NoCapacity
 from hotweights_storage.image import Image
 from hotweights_storage.resolve import publish
+from hotweights_storage.slab import sealed_memfd
 from hotweights_storage.sources.file import open_folder
 from hotweights_storage.stage import stage_from_source
 
 
+@contextmanager
+def keeper_at(path: Path, *before: str) -> Iterator[None]:
+    """A keeper that listens, as a process of its own."""
+    command = [*before, sys.executable, "-m", "hotweights_agent.local.keeper", str(path)]
+    with subprocess.Popen(command) as process:
+        try:
+            _connect(path, 30.0).close()
+            yield
+        finally:
+            process.terminate()
+            assert process.wait(10) == 0
+            path.unlink()
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Iterator[Path]:
-    """The socket of a keeper, as a process of its own."""
-    path = tmp_path / "keeper.sock"
-    with subprocess.Popen([sys.executable, "-m", "hotweights_agent.local.keeper", path]) as process:
-        yield path
-        process.terminate()
-        assert process.wait(10) == 0
+    """The socket of a keeper."""
+    with keeper_at(tmp_path / "keeper.sock"):
+        yield tmp_path / "keeper.sock"
 
 
 def checkpoint(folder: Path, seed: int) -> Path:
@@ -125,6 +139,24 @@ def test_what_was_released_is_not_found(agent: Agent, path: Path, tmp_path: Path
         image.close()
 
 
+def test_what_made_room_after_a_restart_is_not_kept_any_longer(
+    agent: Agent, path: Path, tmp_path: Path
+) -> None:
+    stage(agent(path), checkpoint(tmp_path / "v0", 0), "v0")
+    kept = KeptMemory(path)
+    second = Store(keeper=kept, available=lambda: 0)
+    for image in kept.find():
+        second.adopt(image)
+    with pytest.raises(NoCapacity):
+        stage(second, checkpoint(tmp_path / "v1", 1), "v1")
+    assert second.usage().held == 0, "v0 was thrown away for it"
+    assert second.settle()
+    kept.close()
+    third = KeptMemory(path)
+    assert third.find() == [], "nobody else holds its memory"
+    third.close()
+
+
 def test_without_a_keeper_an_agent_goes_on(
     agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +175,48 @@ def test_a_keeper_that_ends_costs_the_agent_nothing(tmp_path: Path) -> None:
     store = Store(keeper=kept)
     manifest = stage(store, checkpoint(tmp_path / "v0", 0), "v0")
     assert store.release(manifest.digest)
+
+
+def test_it_holds_more_slabs_than_a_shell_s_limit(tmp_path: Path) -> None:
+    """containerd 2 gives a process 1,024 descriptors where it asks for no more; here it is 64."""
+    path, memory = tmp_path / "keeper.sock", sealed_memfd(b"slab", "slab")
+    names = [str(number) for number in range(200)]
+    with (
+        keeper_at(path, "sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh"),
+        _connect(path, 30.0) as sock,
+    ):
+        keeper.send(sock, {"op": "slabs", "names": names}, [memory.fd] * 200)
+        keeper.send(sock, {"op": "keep", "image": "x", "slabs": names}, [memory.fd] * 2)
+        assert keeper.receive(sock) == ({"op": "kept"}, [])
+        keeper.send(sock, {"op": "list"})
+        answer = keeper.receive(sock)
+        assert answer is not None
+        keeper.close_all(answer[1])
+        assert len(answer[1]) == 200
+    memory.release()
+
+
+def test_a_keeper_that_comes_late_or_begins_anew_gets_all_that_is_staged(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keeper.sock"
+    with monkeypatch.context() as patch:
+        patch.setattr("hotweights_agent.local.kept_memory.CONNECT_SECONDS", 0.0)
+        first = agent(path)  # nobody is there yet
+    early = stage(first, checkpoint(tmp_path / "v0", 0), "v0")
+    gone = stage(first, checkpoint(tmp_path / "v1", 1), "v1")
+    first.release(gone.digest)
+    assert first.settle()
+    staged = {early.digest}
+    for seed in (2, 3):  # the second keeper is another process, with nothing
+        with keeper_at(path):
+            staged.add(stage(first, checkpoint(tmp_path / f"v{seed}", seed), f"v{seed}").digest)
+            found = KeptMemory(path)
+            images = found.find()
+            assert {image.manifest.digest for image in images} == staged
+            for image in images:
+                image.close()
+            found.close()
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from hotweights_agent.session.messages import Message, ResolveDone, StageDone, S
 from hotweights_agent.settings import StagingSettings
 from hotweights_agent.staging.manifest_cache import ManifestCache
 from hotweights_agent.staging.stager import Stager
-from hotweights_agent.staging.store import Store
+from hotweights_agent.staging.store import Keeper, Store
 from hotweights_crds.nodeweights import StageItem
 from hotweights_planner.manifest import Manifest
 from hotweights_storage.resolve import publish
@@ -24,9 +24,17 @@ from hotweights_storage.sources.file import FileOpener, open_folder
 class PlayedNode:
     """Reads files below ``folder``, and what ``openers`` open."""
 
-    def __init__(self, folder: Path, settings: StagingSettings, **openers: Opener) -> None:
-        self.store = Store(available=lambda: 2**30)
-        self.manifests = ManifestCache(folder / "manifests")
+    def __init__(
+        self,
+        folder: Path,
+        settings: StagingSettings,
+        *,
+        manifests: str = "manifests",
+        keeper: Keeper | None = None,
+        **openers: Opener,
+    ) -> None:
+        self.store = Store(available=lambda: 2**30, keeper=keeper)
+        self.manifests = ManifestCache(folder / manifests)
         self.told: asyncio.Queue[Message] = asyncio.Queue()
         self.fetched: Counter[str] = Counter()  # bytes by transport
         self.stager = Stager(

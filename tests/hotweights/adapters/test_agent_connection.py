@@ -21,7 +21,8 @@ class Listener:
         self.path = path
         path.unlink(missing_ok=True)
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.sock.bind(str(path))
+        with sockets.address(path) as name:
+            self.sock.bind(name)
         self.sock.listen()
         self.sock.settimeout(2)
 
@@ -106,6 +107,16 @@ def test_it_comes_back_with_the_state_of_now(listener: Listener) -> None:
 def test_it_waits_for_an_agent_that_comes_later(tmp_path: Path) -> None:
     Engine(tmp_path / "agent.sock")
     listener = Listener(tmp_path / "agent.sock")
+    peer, _ = listener.welcome()
+    peer.close()
+    listener.sock.close()
+
+
+def test_an_agent_is_found_however_long_the_name_of_its_node_is(tmp_path: Path) -> None:
+    folder = tmp_path / ("n" * 253)
+    folder.mkdir()
+    listener = Listener(folder / "agent.sock")
+    Engine(listener.path)
     peer, _ = listener.welcome()
     peer.close()
     listener.sock.close()

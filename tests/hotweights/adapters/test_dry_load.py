@@ -7,6 +7,8 @@ import os
 import struct
 from pathlib import Path
 
+import pytest
+
 from hotweights.adapters.vllm.rank import dry_load
 from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
 from hotweights.adapters.vllm.rank.image import ITEM_BYTES
@@ -46,6 +48,30 @@ def test_another_shape_does_not() -> None:
     assert misfit is not None
     assert misfit.reason == "ShapeMismatch"
     assert misfit.message.startswith("q has shape [8, 4]")
+
+
+@pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight"])
+@pytest.mark.parametrize(("rows", "boot_rows"), [(32128, 32000), (32000, 32128)])
+def test_a_vocabulary_with_another_padding_is_told_as_such(
+    name: str, rows: int, boot_rows: int
+) -> None:
+    boot = {name: Spec("BF16", (boot_rows, 64))}
+    misfit = dry_load.check_specs({name: Spec("BF16", (rows, 64))}, boot, None)
+    assert misfit is not None
+    assert misfit.reason == "ShapeMismatch"
+    assert f"{rows} rows and not {boot_rows}; export it without padding" in misfit.message
+
+
+def test_a_loader_that_says_nothing_leaves_the_tensor_s_shape_to_read() -> None:
+    """As vLLM's embeddings do, where no checkpoint of the boot is there to compare."""
+    name = "model.embed_tokens.weight"
+    trace = Trace(failed=name, error="AssertionError: ")
+    misfit = dry_load.check_trace({name: Spec("BF16", (32128, 64))}, {}, trace, {})
+    assert misfit is not None
+    assert (misfit.reason, misfit.message) == (
+        "LoadFailed",
+        f"the model's loader refused {name} [32128, 64]: AssertionError: ",
+    )
 
 
 def test_what_the_loaders_ignored_at_boot_may_look_as_it_likes() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,7 +23,9 @@ from hotweights.adapters.vllm.rank.image import (
     parse_table,
     torch_shape,
 )
-from hotweights_planner.header import BITS_OF_DTYPE, MAX_DIMENSIONS, tensor_nbytes
+from hotweights_planner.header import BITS_OF_DTYPE, MAX_DIMENSIONS, TensorEntry, tensor_nbytes
+from hotweights_planner.layout import Layout, lay_out, table_json
+from hotweights_planner.manifest import build
 
 DIGEST = "sha256:" + "0" * 64
 
@@ -105,6 +109,39 @@ def test_equal_bytes_are_seen_as_equal() -> None:
     assert image.same_bytes("a", "b")
     assert not image.same_bytes("a", "c")
     assert not image.same_bytes("a", "nowhere")
+
+
+def test_equal_tensors_are_mapped_once_and_part_nobody() -> None:
+    """As INT4 experts are saved: numbers, a scale, and a shape that is the same everywhere."""
+    tensors = []
+    for expert in range(300):
+        numbers, scale = expert.to_bytes(2, "big") * PAGE, expert.to_bytes(2, "big") * 8
+        tensors += [
+            images.Tensor(f"{expert}.weight_packed", "U8", [len(numbers)], numbers),
+            images.Tensor(f"{expert}.weight_scale", "BF16", [8], scale),
+            images.Tensor(f"{expert}.weight_shape", "I64", [2], bytes(16)),
+        ]
+    entries = [TensorEntry(t.name, t.dtype, tuple(t.shape), len(t.data), 0) for t in tensors]
+    digests = {t.name: [hashlib.blake2s(t.data).hexdigest()] for t in tensors}
+    offset = 100
+    for at, entry in enumerate(entries):
+        entries[at] = replace(entry, offset=offset)
+        offset += entry.nbytes
+    manifest = build("experts", "v1", {"model.safetensors": entries}, digests)
+    layout: Layout[str] = lay_out(manifest, {})
+    (slab,) = layout.slabs
+    content = bytearray(slab.nbytes)  # type: ignore[union-attr]
+    for tensor in tensors:
+        _, begin, nbytes = layout.places[digests[tensor.name][0]]
+        content[begin : begin + nbytes] = tensor.data
+    fds = [images.sealed(table_json(manifest, layout)), images.sealed(bytes(content))]
+    mappings: list[int] = []
+    image = Image.open(fds, manifest.digest, mappings.append)
+    for fd in fds:
+        os.close(fd)
+    assert mappings == [layout.mapping_count] == [1]
+    found = {entry.name: bytes(image.view(entry)) for entry in image.table.entries}
+    assert found == {tensor.name: tensor.data for tensor in tensors}
 
 
 def test_an_unsealed_slab_is_refused() -> None:

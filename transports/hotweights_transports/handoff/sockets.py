@@ -6,15 +6,47 @@ with a frame that is refused are closed.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import socket
 import struct
+from collections.abc import Iterator
+from pathlib import Path
 
 from hotweights_transports.handoff import frames
+
+MAX_PATH_BYTES = 107  # of a unix socket: sun_path has 108, one of them for the end (unix(7))
 
 
 class ConnectionClosed(frames.WireError):
     """The other side has closed its end, or its process is gone."""
+
+
+@contextlib.contextmanager
+def address(path: str | os.PathLike[str]) -> Iterator[str]:
+    """What to bind or connect to for the unix socket at ``path``, whose folder exists: the path
+    itself, or, where no socket's address has room for it, the same file by way of a descriptor of
+    its folder. A node's name alone may have 253 bytes. Raises `OSError`.
+    """
+    if len(os.fsencode(path)) <= MAX_PATH_BYTES:
+        yield os.fspath(path)
+        return
+    folder, name = os.path.split(path)
+    descriptor = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        short = f"/proc/self/fd/{descriptor}/{name}"  # proc_pid_fd(5)
+        if len(os.fsencode(short)) > MAX_PATH_BYTES or not Path(short).parent.exists():
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), os.fspath(path))
+        yield short
+    finally:
+        os.close(descriptor)
+
+
+def connect(sock: socket.socket, path: str | os.PathLike[str]) -> None:
+    """Connect to the unix socket at ``path``, however long that is. Raises `OSError`."""
+    with address(path) as name:
+        sock.connect(name)
 
 
 def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) -> None:
@@ -37,6 +69,12 @@ def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
     try:
         if not data:
             raise ConnectionClosed("the other side closed the connection")
+        if flags & socket.MSG_CTRUNC and len(fds) < frames.MAX_FDS_PER_FRAME:
+            # the kernel closes those that a process has no number left for (unix(7))
+            raise frames.WireError(
+                "descriptors beside a frame were lost, because this process may open no more files: "
+                "raise its limit (ulimit -n, RLIMIT_NOFILE)"
+            )
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise frames.WireError(
                 f"a frame larger than {frames.MAX_FRAME_BYTES} bytes or "

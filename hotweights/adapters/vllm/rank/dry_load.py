@@ -19,6 +19,8 @@ from pathlib import Path
 
 # safetensors' names; float8 is not among them: it comes with scales, so it is no number to convert
 _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+# embeddings and head, as Llama's, GPT-2's and GPT-NeoX' kin call them
+_VOCABULARY = ("embed_tokens.weight", "wte.weight", "embed_in.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,8 @@ def check_specs(
         if spec.shape != known.shape:
             return DoesNotFit(
                 "ShapeMismatch",
-                f"{name} has shape {_shape(spec)}; the model runs with {_shape(known)}",
+                f"{name} has shape {_shape(spec)}; the model runs with {_shape(known)}"
+                + _of_vocabulary(name, spec, known),
             )
         if not _same_kind(spec.dtype, known.dtype):
             return DoesNotFit(
@@ -128,7 +131,21 @@ def _loader_refused(
     # with a boot checkpoint `check_specs` has compared shapes already; here only the words are left
     if not boot and name in version and "shape" in error.lower():
         return DoesNotFit("ShapeMismatch", f"{name} {_shape(version[name])}: {error}")
-    return DoesNotFit("LoadFailed", f"the model's loader refused {name}: {error}")
+    # vLLM's loaders assert shapes without a word
+    shape = f" {_shape(version[name])}" if name in version else ""
+    return DoesNotFit("LoadFailed", f"the model's loader refused {name}{shape}: {error}")
+
+
+def _of_vocabulary(name: str, spec: Spec, known: Spec) -> str:
+    """A word more where only the rows of the vocabulary differ: trainers pad them, so that each
+    rank of theirs has as many, and some exports keep the padding.
+    """
+    if not name.endswith(_VOCABULARY) or spec.shape[1:] != known.shape[1:]:
+        return ""
+    return (
+        f": its vocabulary has {spec.shape[0]} rows and not {known.shape[0]}; export it without "
+        "padding, or restart the pods with this version if it is to have that many"
+    )
 
 
 def _same_kind(first: str, second: str) -> bool:

@@ -75,6 +75,9 @@ class TensorEntry:
     extents: tuple[tuple[int, int, int], ...]
     """Slab's number, offset in it and length, both in bytes."""
     address: int
+    """Tensors with the same extents have the same: quantized experts bring tens of thousands of
+    small equal ones; mapped one by one, each would be a mapping more, and part its neighbours.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Table:
     files: dict[str, str]
     """Side files of the version: name → BLAKE3."""
     region_bytes: int
-    """Addresses that the mapping needs: every tensor begins at a page."""
+    """Addresses that the mapping needs: every tensor begins at a page, and equal ones share it."""
 
 
 class Region:
@@ -222,20 +225,27 @@ def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
         raise ImageError("the table's files are no list of names and digests")
     entries: list[TensorEntry] = []
     names: set[str] = set()
-    address = 0
+    addresses: dict[tuple[tuple[int, int, int], ...], int] = {}
+    end = 0
     for item in body["tensors"]:
         # a mapping begins at a page: so does every tensor, one behind the other
-        entry = _entry(item, slab_bytes, address)
+        entry = _entry(item, slab_bytes, addresses, end)
         if entry.name in names:
             raise ImageError(f"{entry.name}: it is in the table twice")
         names.add(entry.name)
         entries.append(entry)
-        address += _pages(entry.nbytes)
+        end = max(end, entry.address + _pages(entry.nbytes))
     side_files = {file["name"]: file["blake3"] for file in files}
-    return Table(digest, version, tuple(entries), tuple(probes), side_files, address)
+    return Table(digest, version, tuple(entries), tuple(probes), side_files, end)
 
 
-def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry:
+def _entry(
+    item: object,
+    slab_bytes: Sequence[int],
+    addresses: dict[tuple[tuple[int, int, int], ...], int],
+    end: int,
+) -> TensorEntry:
+    """One tensor, checked; at ``end``, and then in ``addresses``, if its extents are not there."""
     if not isinstance(item, dict):
         raise ImageError("an entry of the table is no object")
     name, dtype, shape = item.get("name"), item.get("dtype"), item.get("shape")
@@ -255,9 +265,8 @@ def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry
         _check_extent(name, extent, slab_bytes, last=position == len(extents) - 1)
     if sum(extent[2] for extent in extents) != nbytes:
         raise ImageError(f"{name}: its extents do not add up to {nbytes} bytes")
-    return TensorEntry(
-        name, dtype, tuple(shape), nbytes, tuple((e[0], e[1], e[2]) for e in extents), address
-    )
+    found = tuple((e[0], e[1], e[2]) for e in extents)
+    return TensorEntry(name, dtype, tuple(shape), nbytes, found, addresses.setdefault(found, end))
 
 
 def _check_extent(name: str, extent: object, slab_bytes: Sequence[int], *, last: bool) -> None:
@@ -280,7 +289,10 @@ def _runs(entries: Sequence[TensorEntry]) -> Iterator[tuple[int, int, int, int]]
     65 000 mappings (``vm.max_map_count``, 65530 by default).
     """
     run: tuple[int, int, int, int] | None = None
+    end = 0
     for entry in entries:
+        if entry.address < end:
+            continue  # it shares the address of one before it
         address = entry.address
         for slab, offset, nbytes in entry.extents:
             nbytes = _pages(nbytes)
@@ -291,6 +303,7 @@ def _runs(entries: Sequence[TensorEntry]) -> Iterator[tuple[int, int, int, int]]
                     yield run
                 run = (address, slab, offset, nbytes)
             address += nbytes
+        end = address
     if run:
         yield run
 

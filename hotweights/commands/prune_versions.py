@@ -1,0 +1,116 @@
+"""``hotweights prune-versions``: which WeightVersions nobody needs any more.
+
+A trainer that publishes every hour leaves 720 of them a month, and nothing else of ours grows with
+their number. They are their author's objects, so the operator deletes none; this says which could
+go. It reads what ``kubectl get`` prints and prints what ``kubectl delete`` reads: it talks to no
+cluster itself, and whoever runs it needs no right that a user of kubectl does not have.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from typing import Annotated, Any
+
+import typer
+
+from hotweights_common.errors import HotweightsError
+from hotweights_crds.base import API_VERSION
+
+Body = dict[str, Any]
+KEEP = 10  # as many as a Deployment keeps of its ReplicaSets (revisionHistoryLimit)
+
+
+class BadInput(HotweightsError):
+    """What came over standard input is not what kubectl prints."""
+
+
+def prune_versions(
+    keep: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Of each model: how many unused ones stay, the newest."
+        ),
+    ] = KEEP,
+) -> None:
+    """Read WeightVersions and WeightRollouts, and print the versions that no rollout uses, but for
+    the newest of each model.
+
+    Example: kubectl get weightversions,weightrollouts -A -o json | hotweights prune-versions --keep
+    10 | kubectl delete -f -
+    """
+    found = unused(_objects(sys.stdin.read()), keep)
+    items = [
+        {
+            "apiVersion": API_VERSION,
+            "kind": "WeightVersion",
+            "metadata": {"name": name, "namespace": namespace},
+        }
+        for namespace, name in found
+    ]
+    print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+    typer.echo(f"{len(items)} WeightVersions are used by no rollout and may go", err=True)
+
+
+def unused(objects: list[Body], keep: int) -> list[tuple[str, str]]:
+    """(namespace, name) of the versions that may go, the oldest first. A version is used that a
+    rollout of its namespace names, or has as its target, stable, previous or held version, by name
+    or by digest. Raises `BadInput`.
+    """
+    used: set[tuple[str, str]] = set()  # (namespace, name or digest)
+    versions: dict[tuple[str, str], list[Body]] = defaultdict(list)
+    rollouts = 0
+    for body in objects:
+        namespace = str(body["metadata"].get("namespace", ""))
+        if body["kind"] == "WeightRollout":
+            rollouts += 1
+            used |= {(namespace, word) for word in _words(body)}
+        elif body["kind"] == "WeightVersion":
+            versions[namespace, str(body["spec"].get("model", ""))].append(body)
+    if versions and not rollouts:
+        raise BadInput(
+            "there is no WeightRollout among the objects, so nothing is known to be used: get both "
+            "kinds, kubectl get weightversions,weightrollouts -o json"
+        )
+    found: list[tuple[str, str, str]] = []
+    for (namespace, _), several in versions.items():
+        idle = sorted(
+            (
+                str(body["metadata"].get("creationTimestamp", "")),
+                namespace,
+                body["metadata"]["name"],
+            )
+            for body in several
+            if not used & {(namespace, body["metadata"]["name"]), (namespace, _digest(body))}
+            and "deletionTimestamp" not in body["metadata"]
+        )
+        found += idle[: max(0, len(idle) - keep)]
+    return [(namespace, name) for _, namespace, name in sorted(found)]
+
+
+def _words(rollout: Body) -> set[str]:
+    """Names and digests of the versions that a rollout has something to do with."""
+    status = rollout.get("status") or {}
+    named = [status.get(key) or {} for key in ("target", "stable", "previous")]
+    named += status.get("held") or []
+    words = {str(one.get(key) or "") for one in named for key in ("name", "digest")}
+    return (words | {str(rollout["spec"]["versionRef"]["name"])}) - {""}
+
+
+def _digest(version: Body) -> str:
+    """What it was resolved to; empty: nothing yet."""
+    return str((version.get("status") or {}).get("digest", ""))
+
+
+def _objects(text: str) -> list[Body]:
+    """The items of what ``kubectl get -o json`` printed. Raises `BadInput`."""
+    advice = "give it what `kubectl get weightversions,weightrollouts -o json` prints"
+    try:
+        items = json.loads(text)["items"]
+        whole = all(item["kind"] and item["metadata"]["name"] and item["spec"] for item in items)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"standard input is no list of objects; {advice}") from error
+    if not whole:
+        raise BadInput(f"an object in it has no name or no spec; {advice}")
+    return list(items)

@@ -1,0 +1,51 @@
+"""Unix sockets: addresses, which have room for 107 bytes, and descriptors that get lost."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from pathlib import Path
+
+import pytest
+
+from hotweights_transports.handoff import frames, sockets
+
+
+@pytest.mark.parametrize("name", ["node-a", "n" * 253])
+def test_any_path_can_be_bound_and_met(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name / "agent.sock"
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as other:
+        with sockets.address(path) as short:
+            listener.bind(short)
+        listener.listen()
+        assert path.is_socket()
+        sockets.connect(other, path)
+        # what stands for the folder is closed again
+        links = (link for link in Path("/proc/self/fd").iterdir() if link.is_symlink())
+        assert path.parent not in [link.readlink() for link in links]
+
+
+def test_a_name_that_has_no_room_by_any_way_is_told_so(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="File name too long"), sockets.address(tmp_path / ("n" * 99)):
+        pass
+
+
+def test_descriptors_that_the_limit_loses_are_told_as_such() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        sockets.send(ours, frames.Prepare(1, "sha256:x", 9), (ours.fileno(),) * 10)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        with Path("/dev/null").open() as lowest:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 3, hard))
+            try:
+                with pytest.raises(frames.WireError, match=r"were lost.*RLIMIT_NOFILE"):
+                    sockets.recv(theirs)
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        # the next frame begins where it should
+        sockets.send(ours, frames.Ping(2), (ours.fileno(),))
+        frame, (descriptor,) = sockets.recv(theirs)
+        os.close(descriptor)
+        assert frame == frames.Ping(2)
