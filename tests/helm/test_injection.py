@@ -24,7 +24,7 @@ HEALTH: Body = {"httpGet": {"path": "/health", "port": 8000}}
 SIDECAR: Body = {
     "name": "proxy",
     "image": "proxy",
-    "env": [{"name": "VLLM_PLUGINS", "value": "untouched"}],
+    "env": [{"name": "OWN", "value": "untouched"}],
 }
 
 
@@ -83,8 +83,7 @@ def test_the_only_container_gets_everything(kubectl: Kubectl) -> None:
         "HOTWEIGHTS_BOOT_POLICY": "Hold",
         "HOTWEIGHTS_BOOT_TIMEOUT_SECONDS": "120",
         "PYTHONPATH": PLUGIN,
-        "VLLM_PLUGINS": "hotweights,hotweights_server",
-    }
+    }, "VLLM_PLUGINS here would replace the image's"
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert volumes["hotweights"]["hostPath"] == {"path": "/run/hotweights", "type": "Directory"}
     assert volumes["hotweights-plugin"]["hostPath"] == {
@@ -117,8 +116,8 @@ def test_the_annotation_names_the_engine(kubectl: Kubectl, position: int) -> Non
     pod = kubectl.dry_run(
         opted_in("two", *containers, annotations={"hotweights.dev/container": "vllm"})
     )
-    assert environment(pod, position)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
-    assert environment(pod, 1 - position) == {"VLLM_PLUGINS": "untouched"}
+    assert environment(pod, position)["PYTHONPATH"] == PLUGIN
+    assert environment(pod, 1 - position) == {"OWN": "untouched"}
 
 
 def test_what_the_user_set_is_merged_or_kept(kubectl: Kubectl) -> None:
@@ -126,30 +125,33 @@ def test_what_the_user_set_is_merged_or_kept(kubectl: Kubectl) -> None:
         opted_in(
             "merged",
             with_env(
-                {"name": "VLLM_PLUGINS", "value": "mine,hotweights"},
+                {"name": "VLLM_PLUGINS", "value": "mine"},
                 {"name": "PYTHONPATH", "value": "/a:/b"},
-                {"name": "AFTER", "value": "$(VLLM_PLUGINS)"},
+                {"name": "AFTER", "value": "$(PYTHONPATH)"},
                 {"name": "HOTWEIGHTS_BOOT_TIMEOUT_SECONDS", "value": "7"},
             ),
         )
     )
     env = environment(pod)
-    assert env["VLLM_PLUGINS"] == "mine,hotweights,hotweights_server"
+    assert env["VLLM_PLUGINS"] == "mine", "the plugin adds its own names inside"
     assert env["PYTHONPATH"] == f"{PLUGIN}:/a:/b"
     assert env["HOTWEIGHTS_BOOT_TIMEOUT_SECONDS"] == "7"
     names = list(env)
-    assert [name for name in names if name in ("VLLM_PLUGINS", "PYTHONPATH", "AFTER")] == [
-        "VLLM_PLUGINS",
-        "PYTHONPATH",
-        "AFTER",
-    ]
+    assert names.index("PYTHONPATH") < names.index("AFTER"), "a variable refers to one before it"
 
 
-def test_empty_values_count_as_none(kubectl: Kubectl) -> None:
+def test_a_list_of_plugins_may_come_from_anywhere(kubectl: Kubectl) -> None:
+    reference = {"configMapKeyRef": {"name": "mine", "key": "plugins"}}
     pod = kubectl.dry_run(
-        opted_in("empty", with_env({"name": "VLLM_PLUGINS", "value": ""}, {"name": "PYTHONPATH"}))
+        opted_in("from", with_env({"name": "VLLM_PLUGINS", "valueFrom": reference}))
     )
-    assert environment(pod)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
+    assert environment(pod)["PYTHONPATH"] == PLUGIN
+    kept = [e for e in pod["spec"]["containers"][0]["env"] if e["name"] == "VLLM_PLUGINS"]
+    assert kept == [{"name": "VLLM_PLUGINS", "valueFrom": reference}]
+
+
+def test_an_empty_path_counts_as_none(kubectl: Kubectl) -> None:
+    pod = kubectl.dry_run(opted_in("empty", with_env({"name": "PYTHONPATH"})))
     assert environment(pod)["PYTHONPATH"] == PLUGIN
 
 
@@ -370,7 +372,7 @@ def test_a_sidecar_that_somebody_injects_is_no_engine(kubectl: Kubectl, name: st
 def test_the_engine_is_the_container_that_starts_vllm(kubectl: Kubectl, starts: Body) -> None:
     router = {**SIDECAR, "args": ["--vllm-port=8200", "--connector", "vllm", "--model=vllm/x"]}
     pod = kubectl.dry_run(opted_in("two", router, {**VLLM, **starts}))
-    assert environment(pod, 0) == {"VLLM_PLUGINS": "untouched"}
+    assert environment(pod, 0) == {"OWN": "untouched"}
     assert environment(pod, 1)["PYTHONPATH"] == PLUGIN
 
 
