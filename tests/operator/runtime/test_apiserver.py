@@ -33,6 +33,7 @@ from hotweights_operator.runtime.informers import Informers
 from hotweights_operator.runtime.perform import Performer
 from hotweights_operator.settings import parse
 from localcluster.controlplane import ControlPlane
+from tests.drift import drift
 from tests.half_open import HalfOpen
 from tests.operator.kopf_alone import kopf_running
 
@@ -90,6 +91,25 @@ async def test_apply_leads_to_ready_and_setting_it_back_too(scene: Any) -> None:
     shown = scene.kubectl("get", "wroll", "-n", scene.namespace)
     assert "Complete" in shown
     assert "2/2" in shown
+
+
+async def test_it_leaves_what_users_wrote_as_it_is(scene: Any) -> None:
+    """A tool that keeps a repository applied finds no difference, and calls nothing its own."""
+    await begin(scene)
+    written = scene.rollout("v0")
+    scene.kubectl.apply(written)
+    await scene.reaches("Ready")
+    rollout = await scene.api.get(WEIGHT_ROLLOUTS, "llm", scene.namespace)
+    version = await scene.api.get(WEIGHT_VERSIONS, "v0", scene.namespace)
+    assert list(drift(written, rollout)) == []
+    for body in (rollout, version):
+        assert body["status"]
+        assert body["metadata"]["generation"] == 1
+        assert {"labels", "finalizers", "ownerReferences"}.isdisjoint(body["metadata"])
+    scene.kubectl("diff", "-f", "-", text=json.dumps(written))  # fails where there is one
+    for node in scene.nodes:
+        state = await scene.api.get(NODE_WEIGHTS, node, scene.system)
+        assert {"labels", "annotations"}.isdisjoint(state["metadata"]), "by which they count theirs"
 
 
 async def test_the_operator_is_killed_in_the_middle(scene: Any) -> None:
