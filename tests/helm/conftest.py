@@ -98,8 +98,8 @@ class Helm:
 
     def uninstall(self, kubeconfig: Path, release: str = "hotweights") -> str:
         """Gives back what it says it left."""
-        words = [self._program, "uninstall", release, "-n", NAMESPACE, "--wait", "--timeout=50s"]
-        return command([*words, f"--kubeconfig={kubeconfig}"])
+        words: list[str | Path] = [self._program, "uninstall", release, "-n", NAMESPACE]
+        return command([*words, "--wait", "--timeout=50s", f"--kubeconfig={kubeconfig}"])
 
 
 class Kubectl:
