@@ -19,7 +19,7 @@ def test_the_dashboard_shows_a_rollout(environment: Environment, tmp_path: Path)
     environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
     samples.until_ready(environment)
     kubectl = Kubectl(environment.kubectl.binary, environment.kubectl.kubeconfig, SYSTEM)
-    ours = kubectl.pods("app.kubernetes.io/name=hotweights")
+    ours = kubectl.pods("app.kubernetes.io/component in (operator,agent)")
     assert len(ours) == 3, "an operator and two agents"
     with reach(environment, ours, 8080) as addresses, prometheus(tmp_path, addresses) as server:
         server.until_scraped(len(addresses))

@@ -116,11 +116,7 @@ class Engine:
         self.ranks = ranks
         self.order = folder / "sabotage"
         self.agent = Agent(folder / "agent.sock", boot)
-        variables = {
-            "VLLM_PLUGINS": "hotweights_sabotage",
-            "HOTWEIGHTS_SABOTAGE": str(self.order),
-            **environment,
-        }
+        variables = {"HOTWEIGHTS_SABOTAGE": str(self.order), **environment}
         self.vllm = VLLM(
             model,
             folder,

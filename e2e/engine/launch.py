@@ -62,7 +62,6 @@ class VLLM:
         variables = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(paths),
-            "VLLM_PLUGINS": bundle.allow_list((environment or {}).get("VLLM_PLUGINS")),
             "HOTWEIGHTS_SOCKET": str(agent_socket),
             "HOTWEIGHTS_TOKEN_FILE": str(folder / "token"),
             "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -71,9 +70,7 @@ class VLLM:
             "VLLM_NO_USAGE_STATS": "1",
             "PYTHONUNBUFFERED": "1",
         }
-        variables |= {
-            key: value for key, value in (environment or {}).items() if key != "VLLM_PLUGINS"
-        }
+        variables |= environment or {}
         (folder / "token").write_text("not-a-real-token\n")
         command = [
             str(localvllm.python()),

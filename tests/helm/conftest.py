@@ -82,19 +82,24 @@ class Helm:
         ]
         return command([*words, "--values=-"], json.dumps(values)).partition("NOTES:")[2]
 
-    def install(self, kubeconfig: Path, values: Mapping[str, object]) -> str:
+    def install(
+        self,
+        kubeconfig: Path,
+        values: Mapping[str, object],
+        *options: str,
+        release: str = "hotweights",
+        namespace: str = NAMESPACE,
+        chart: Path = CHART,
+    ) -> str:
         """Install or upgrade; gives back the notes."""
-        words: list[str | Path] = [
-            self._program,
-            "upgrade",
-            "--install",
-            "hotweights",
-            CHART,
-            "-n",
-            NAMESPACE,
-            "--create-namespace",
-        ]
+        words: list[str | Path] = [self._program, "upgrade", "--install", release, chart]
+        words += ["-n", namespace, "--create-namespace", *options]
         return command([*words, f"--kubeconfig={kubeconfig}", "--values=-"], json.dumps(values))
+
+    def uninstall(self, kubeconfig: Path, release: str = "hotweights") -> str:
+        """Gives back what it says it left."""
+        words: list[str | Path] = [self._program, "uninstall", release, "-n", NAMESPACE]
+        return command([*words, "--wait", "--timeout=50s", f"--kubeconfig={kubeconfig}"])
 
 
 class Kubectl:

@@ -24,7 +24,7 @@ HEALTH: Body = {"httpGet": {"path": "/health", "port": 8000}}
 SIDECAR: Body = {
     "name": "proxy",
     "image": "proxy",
-    "env": [{"name": "VLLM_PLUGINS", "value": "untouched"}],
+    "env": [{"name": "OWN", "value": "untouched"}],
 }
 
 
@@ -83,8 +83,7 @@ def test_the_only_container_gets_everything(kubectl: Kubectl) -> None:
         "HOTWEIGHTS_BOOT_POLICY": "Hold",
         "HOTWEIGHTS_BOOT_TIMEOUT_SECONDS": "120",
         "PYTHONPATH": PLUGIN,
-        "VLLM_PLUGINS": "hotweights,hotweights_server",
-    }
+    }, "VLLM_PLUGINS here would replace the image's"
     volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
     assert volumes["hotweights"]["hostPath"] == {"path": "/run/hotweights", "type": "Directory"}
     assert volumes["hotweights-plugin"]["hostPath"] == {
@@ -117,8 +116,8 @@ def test_the_annotation_names_the_engine(kubectl: Kubectl, position: int) -> Non
     pod = kubectl.dry_run(
         opted_in("two", *containers, annotations={"hotweights.dev/container": "vllm"})
     )
-    assert environment(pod, position)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
-    assert environment(pod, 1 - position) == {"VLLM_PLUGINS": "untouched"}
+    assert environment(pod, position)["PYTHONPATH"] == PLUGIN
+    assert environment(pod, 1 - position) == {"OWN": "untouched"}
 
 
 def test_what_the_user_set_is_merged_or_kept(kubectl: Kubectl) -> None:
@@ -126,30 +125,33 @@ def test_what_the_user_set_is_merged_or_kept(kubectl: Kubectl) -> None:
         opted_in(
             "merged",
             with_env(
-                {"name": "VLLM_PLUGINS", "value": "mine,hotweights"},
+                {"name": "VLLM_PLUGINS", "value": "mine"},
                 {"name": "PYTHONPATH", "value": "/a:/b"},
-                {"name": "AFTER", "value": "$(VLLM_PLUGINS)"},
+                {"name": "AFTER", "value": "$(PYTHONPATH)"},
                 {"name": "HOTWEIGHTS_BOOT_TIMEOUT_SECONDS", "value": "7"},
             ),
         )
     )
     env = environment(pod)
-    assert env["VLLM_PLUGINS"] == "mine,hotweights,hotweights_server"
+    assert env["VLLM_PLUGINS"] == "mine", "the plugin adds its own names inside"
     assert env["PYTHONPATH"] == f"{PLUGIN}:/a:/b"
     assert env["HOTWEIGHTS_BOOT_TIMEOUT_SECONDS"] == "7"
     names = list(env)
-    assert [name for name in names if name in ("VLLM_PLUGINS", "PYTHONPATH", "AFTER")] == [
-        "VLLM_PLUGINS",
-        "PYTHONPATH",
-        "AFTER",
-    ]
+    assert names.index("PYTHONPATH") < names.index("AFTER"), "a variable refers to one before it"
 
 
-def test_empty_values_count_as_none(kubectl: Kubectl) -> None:
+def test_a_list_of_plugins_may_come_from_anywhere(kubectl: Kubectl) -> None:
+    reference = {"configMapKeyRef": {"name": "mine", "key": "plugins"}}
     pod = kubectl.dry_run(
-        opted_in("empty", with_env({"name": "VLLM_PLUGINS", "value": ""}, {"name": "PYTHONPATH"}))
+        opted_in("from", with_env({"name": "VLLM_PLUGINS", "valueFrom": reference}))
     )
-    assert environment(pod)["VLLM_PLUGINS"] == "hotweights,hotweights_server"
+    assert environment(pod)["PYTHONPATH"] == PLUGIN
+    kept = [e for e in pod["spec"]["containers"][0]["env"] if e["name"] == "VLLM_PLUGINS"]
+    assert kept == [{"name": "VLLM_PLUGINS", "valueFrom": reference}]
+
+
+def test_an_empty_path_counts_as_none(kubectl: Kubectl) -> None:
+    pod = kubectl.dry_run(opted_in("empty", with_env({"name": "PYTHONPATH"})))
     assert environment(pod)["PYTHONPATH"] == PLUGIN
 
 
@@ -264,21 +266,18 @@ def test_injecting_twice_changes_nothing(kubectl: Kubectl) -> None:
     assert ours(kubectl.dry_run(again)) == ours(first)
 
 
-def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> None:
-    """Real reinvocation: a second mutating policy, that sorts after ours, adds a variable."""
-    expression = (
-        "Object{spec: Object.spec{containers: object.spec.containers.map(c, "
-        "Object.spec.containers{name: c.name,"
-        " env: [Object.spec.containers.env{name: 'LATER', value: 'yes'}]})}}"
-    )
+@contextmanager
+def another_policy(kubectl: Kubectl, name: str, patch: Body) -> Iterator[Body]:
+    """A mutating policy beside ours, that was noticed; gives the label that has it change a pod."""
     policy = {
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingAdmissionPolicy",
-        "metadata": {"name": "zz-later"},
+        "metadata": {"name": name},
         "spec": {
             "reinvocationPolicy": "IfNeeded",
+            "failurePolicy": "Fail",
             "matchConstraints": {
-                "objectSelector": {"matchLabels": {"later": "yes"}},
+                "objectSelector": {"matchLabels": {"changed-by": name}},
                 "resourceRules": [
                     {
                         "apiGroups": [""],
@@ -288,31 +287,101 @@ def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> 
                     }
                 ],
             },
-            "mutations": [
-                {
-                    "patchType": "ApplyConfiguration",
-                    "applyConfiguration": {"expression": expression},
-                }
-            ],
+            "mutations": [patch],
         },
     }
     kubectl.create(policy)
     kubectl.create(
-        {**policy, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": "zz-later"}}
+        {**policy, "kind": "MutatingAdmissionPolicyBinding", "spec": {"policyName": name}}
     )
+    plain = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [VLLM]}}
+    label = {"changed-by": name}
+    plain["metadata"] = {"name": "plain", "namespace": "default", "labels": label}
     try:
-        pod = opted_in("reinvoked", VLLM)
-        pod["metadata"]["labels"]["later"] = "yes"
-        for _ in range(50):
-            made = kubectl.dry_run(pod)
-            if "LATER" in environment(made):
+        for _ in range(100):
+            changed = kubectl.dry_run(plain)["spec"]["containers"]
+            if len(changed) > 1 or changed[0].get("env"):
                 break
-        assert environment(made)["LATER"] == "yes"
-        assert made["spec"]["readinessGates"] == [{"conditionType": "hotweights.dev/weights"}]
-        names = [entry["name"] for entry in made["spec"]["containers"][0]["env"]]
-        assert len(names) == len(set(names))
+        else:
+            pytest.fail(f"the policy {name} was never noticed")
+        yield label
     finally:
-        kubectl("delete", "mutatingadmissionpolicies,mutatingadmissionpolicybindings", "zz-later")
+        kubectl("delete", "mutatingadmissionpolicies,mutatingadmissionpolicybindings", name)
+
+
+def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> None:
+    """Real reinvocation: a second mutating policy, that sorts after ours, adds a variable."""
+    expression = (
+        "Object{spec: Object.spec{containers: object.spec.containers.map(c, "
+        "Object.spec.containers{name: c.name,"
+        " env: [Object.spec.containers.env{name: 'LATER', value: 'yes'}]})}}"
+    )
+    patch = {
+        "patchType": "ApplyConfiguration",
+        "applyConfiguration": {"expression": expression},
+    }
+    with another_policy(kubectl, "zz-later", patch) as label:
+        pod = opted_in("reinvoked", VLLM)
+        pod["metadata"]["labels"] |= label
+        made = kubectl.dry_run(pod)
+    assert environment(made)["LATER"] == "yes"
+    assert made["spec"]["readinessGates"] == [{"conditionType": "hotweights.dev/weights"}]
+    names = [entry["name"] for entry in made["spec"]["containers"][0]["env"]]
+    assert len(names) == len(set(names))
+
+
+ADD_A_PROXY = """\
+object.spec.containers.exists(c, c.name == 'istio-proxy') ? [] : [JSONPatch{
+  op: 'add', path: '/spec/containers/0',
+  value: Object.spec.containers{name: 'istio-proxy', image: 'istio/proxyv2'}
+}]"""
+
+
+@pytest.mark.parametrize("name", ["aa-before", "zz-later"])
+def test_a_sidecar_that_somebody_injects_is_no_engine(kubectl: Kubectl, name: str) -> None:
+    """As a service mesh does, in front of all containers, before us or after us. The pod's own
+    container tells what it is by what it starts, or by what we gave it before.
+    """
+    patch = {"patchType": "JSONPatch", "jsonPatch": {"expression": ADD_A_PROXY}}
+    engine = {**VLLM, "command": ["vllm", "serve", "/models/x"]} if name < "h" else VLLM
+    with another_policy(kubectl, name, patch) as label:
+        pod = opted_in("meshed", engine)
+        pod["metadata"]["labels"] |= label
+        made = kubectl.dry_run(pod)
+    assert [container["name"] for container in made["spec"]["containers"]] == [
+        "istio-proxy",
+        "vllm",
+    ]
+    assert environment(made, 0) == {}
+    assert environment(made, 1)["PYTHONPATH"] == PLUGIN
+    assert made["spec"]["readinessGates"] == [{"conditionType": "hotweights.dev/weights"}]
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        pytest.param({"command": ["vllm", "serve", "/models/x"]}, id="vllm serve"),
+        pytest.param({"command": ["/opt/venv/bin/vllm"], "args": ["serve", "m"]}, id="by its path"),
+        pytest.param(
+            {"args": ["python3", "-m", "vllm.entrypoints.openai.api_server"]}, id="module"
+        ),
+        pytest.param({"command": ["sh", "-c", "ulimit -n 9999\nexec vllm serve m"]}, id="a shell"),
+        pytest.param({"env": [{"name": "HOTWEIGHTS_SOCKET", "value": "/s"}]}, id="by hand"),
+    ],
+)
+def test_the_engine_is_the_container_that_starts_vllm(kubectl: Kubectl, starts: Body) -> None:
+    router = {**SIDECAR, "args": ["--vllm-port=8200", "--connector", "vllm", "--model=vllm/x"]}
+    pod = kubectl.dry_run(opted_in("two", router, {**VLLM, **starts}))
+    assert environment(pod, 0) == {"OWN": "untouched"}
+    assert environment(pod, 1)["PYTHONPATH"] == PLUGIN
+
+
+def test_the_annotation_is_believed_before_what_a_container_starts(kubectl: Kubectl) -> None:
+    other = {"name": "other", "image": "x", "command": ["vllm", "serve", "m"]}
+    annotations = {"hotweights.dev/container": "vllm"}
+    pod = kubectl.dry_run(opted_in("two", VLLM, other, annotations=annotations))
+    assert environment(pod)["PYTHONPATH"] == PLUGIN
+    assert environment(pod, 1) == {}
 
 
 @pytest.mark.parametrize(
@@ -323,6 +392,13 @@ def test_another_policy_that_runs_later_makes_it_run_again(kubectl: Kubectl) -> 
             r"several containers \(vllm, proxy\).* set the annotation "
             r"hotweights.dev/container to its name",
             id="two containers",
+        ),
+        pytest.param(
+            opted_in(
+                "x", *({"name": n, "image": n, "command": ["vllm", "serve", n]} for n in "ab")
+            ),
+            r"several containers \(a, b\).* set the annotation",
+            id="two engines",
         ),
         pytest.param(
             opted_in("x", VLLM, annotations={"hotweights.dev/container": "engine"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -17,12 +18,14 @@ from hotweights_kube import (
     Recorder,
     Reference,
     TokenRefused,
+    WatchTiming,
     review,
     watch,
 )
 from hotweights_kube.client import Selection
 from hotweights_kube.resources import EVENTS, Resource
 from localcluster.controlplane import ControlPlane
+from tests.half_open import HalfOpen
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
 
@@ -104,6 +107,41 @@ async def test_a_watch_outlives_the_api_server(api: Api, control_plane: ControlP
     await _until(lambda: any(change.type == "DELETED" for change in seen), seconds=40)
     assert [c.body["metadata"]["name"] for c in seen if c.type == "DELETED"] == ["x"]
     task.cancel()
+
+
+async def test_what_happened_while_a_connection_was_silent_is_heard(
+    api: Api, control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    """Nothing ends a half-open connection: its silence alone says that it is dead."""
+    selection = Selection("default", label_selector="silent=yes")
+    metadata = {"namespace": "default", "labels": {"silent": "yes"}}
+    body = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata}
+    seen: list[Change] = []
+
+    def told(kind: str) -> list[str]:
+        return [change.body["metadata"]["name"] for change in seen if change.type == kind]
+
+    await api.create(CONFIG_MAPS, {**body, "metadata": {**metadata, "name": "before"}})
+    async with (
+        HalfOpen(control_plane, tmp_path) as way,
+        await Api.connect(way.kubeconfig, timeout_seconds=5) as behind,
+    ):
+
+        async def follow() -> None:
+            timing = WatchTiming(silence_seconds=1.0)  # in the product bookmarks have their time
+            async with aclosing(watch(behind, CONFIG_MAPS, selection, timing=timing)) as changes:
+                async for change in changes:
+                    seen.append(change)  # noqa: PERF401 - it never ends
+
+        task = asyncio.create_task(follow())
+        await _until(lambda: "SYNCED" in [change.type for change in seen])
+        way.silence()
+        assert way.silenced_connections
+        await api.create(CONFIG_MAPS, {**body, "metadata": {**metadata, "name": "after"}})
+        await api.delete(CONFIG_MAPS, "before", namespace="default")
+        await _until(lambda: told("DELETED") == ["before"] and "after" in told("ADDED"))
+        task.cancel()
+    await api.delete(CONFIG_MAPS, "after", namespace="default")
 
 
 async def _until(question: Callable[[], bool], seconds: float = 20) -> None:

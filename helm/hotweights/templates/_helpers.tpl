@@ -116,3 +116,15 @@ namespaceSelector:
 {{- define "hotweights.agentUser" -}}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "hotweights.fullname" . }}-agent
 {{- end -}}
+
+{{/* The containers of a pod that run the engine, in CEL: the one that the annotation names, else what was injected already (others
+may add sidecars after us, and then we are asked again), else the only one, else what starts vLLM. Only one of them is an answer. */}}
+{{- define "hotweights.engines" -}}
+object.spec.containers.filter(c,
+  object.metadata.?annotations[?'hotweights.dev/container'].hasValue()
+    ? c.name == object.metadata.annotations['hotweights.dev/container']
+  : object.spec.containers.exists(o, o.?env.orValue([]).exists(e, e.name == 'HOTWEIGHTS_SOCKET'))
+    ? c.?env.orValue([]).exists(e, e.name == 'HOTWEIGHTS_SOCKET')
+  : size(object.spec.containers) == 1 || (c.?command.orValue([]) + c.?args.orValue([])).join(' ').matches(
+    '(^|[\\s/])vllm\\s+serve(\\s|$)|(^|\\s)-m\\s*vllm[.]entrypoints[.]'))
+{{- end -}}

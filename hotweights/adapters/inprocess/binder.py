@@ -23,6 +23,7 @@ import weakref
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from functools import wraps
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -174,11 +175,17 @@ class Binder:
 
 
 def already_served() -> str:
-    """Why this process needs no binder; empty: it does."""
-    listed = {name.strip() for name in os.environ.get("VLLM_PLUGINS", "").split(",")}
-    if ENDPOINT_PLUGIN in listed and os.environ.get("HOTWEIGHTS_SOCKET"):
+    """Why this process needs no binder; empty: it does. Before this process has the plugin's folder
+    on its path from us.
+    """
+    allowed = os.environ.get("VLLM_PLUGINS")
+    if allowed is None:  # all that is found is loaded
+        loaded = bool(entry_points(group="vllm.endpoint_plugins", name=ENDPOINT_PLUGIN))
+    else:
+        loaded = ENDPOINT_PLUGIN in [name.strip() for name in allowed.split(",")]
+    if loaded and os.environ.get("HOTWEIGHTS_SOCKET"):
         return (
-            "VLLM_PLUGINS names the server plugin and HOTWEIGHTS_SOCKET an agent: that one "
+            "vLLM loads the server plugin here, and HOTWEIGHTS_SOCKET names an agent: that one "
             "updates this process's engine"
         )
     return ""

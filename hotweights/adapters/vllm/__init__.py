@@ -5,11 +5,11 @@
 ``agent_connection``: it maps versions (``rank.image``), says whether they fit (``rank.dry_load``),
 and finishes them beside the running model (``rank.shadow``, else ``rank.reload``). In the API
 server ``server`` holds the port until the right version serves (the boot barrier) and runs each
-``commit``: pause, copy, ``probe``, resume. ``bundle`` writes the folder, ``golden`` records what a
-cold load answers. Imports: the standard library, the handoff, and what every vLLM brings: torch,
-vllm, safetensors, psutil.
+``commit``: pause, copy, ``probe``, resume. ``bundle`` writes the folder, ``startup`` has it loaded
+whatever VLLM_PLUGINS says, ``golden`` records what a cold load answers. Imports: the standard
+library, the handoff, and what every vLLM brings: torch, vllm, safetensors, psutil.
 """
 
 PLUGIN_VERSION = "0.1.0"
-GENERAL_PLUGIN = "hotweights"  # names of the entry points: both have to be in VLLM_PLUGINS
+GENERAL_PLUGIN = "hotweights"  # names of the entry points, as VLLM_PLUGINS lists them
 ENDPOINT_PLUGIN = "hotweights_server"

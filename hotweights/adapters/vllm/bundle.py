@@ -1,5 +1,5 @@
-"""Writes the folder that goes on ``PYTHONPATH`` of a stock vLLM image: the modules, and metadata by
-which vLLM finds their entry points.
+"""Writes the folder that goes on ``PYTHONPATH`` of a stock vLLM image: the modules, metadata by
+which vLLM finds their entry points, and what Python runs at its start so that vLLM loads them.
 
     python -m hotweights.adapters.vllm.bundle DEST
 
@@ -17,11 +17,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, PLUGIN_VERSION
+from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN, PLUGIN_VERSION, startup
 from hotweights_common import cgroups, memory
 from hotweights_transports import handoff
 
-PLUGINS = (GENERAL_PLUGIN, ENDPOINT_PLUGIN)
 PACKAGE = "hotweights/adapters/vllm"
 ENTRY_POINTS = f"""\
 [vllm.general_plugins]
@@ -50,6 +49,7 @@ def contents() -> dict[str, str]:
         "hotweights_common/memory.py": Path(memory.__file__).read_text(),
         "hotweights_transports/__init__.py": "",
         **_modules(Path(handoff.__file__).parent, "hotweights_transports/handoff"),
+        "sitecustomize.py": Path(startup.__file__).read_text(),
         f"{information}/METADATA": METADATA,
         f"{information}/entry_points.txt": ENTRY_POINTS,
     }
@@ -84,14 +84,6 @@ def write(destination: Path) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return destination
-
-
-def allow_list(current: str | None) -> str:
-    """VLLM_PLUGINS with ours in it. It is an allow-list for every kind of plugin, and endpoint
-    plugins load only if named (vLLM 0.32, ``vllm/plugins``).
-    """
-    names = [name.strip() for name in (current or "").split(",") if name.strip()]
-    return ",".join([*names, *(name for name in PLUGINS if name not in names)])
 
 
 def _is_written(destination: Path, files: dict[str, str]) -> bool:

@@ -15,7 +15,7 @@ import logging
 import time
 from typing import Any
 
-from hotweights.adapters.vllm import settings
+from hotweights.adapters.vllm import ENDPOINT_PLUGIN, settings
 
 BACKEND = "hotweights"
 OLDEST_VLLM = "0.29.0"  # said in messages; what decides is `unsupported`, which looks at methods
@@ -33,6 +33,8 @@ def register() -> None:
     if not settings.read().socket:
         logger.info("Hotweights is installed but HOTWEIGHTS_SOCKET is not set: it does nothing")
         return
+    # whether or not the engine can be updated: it is the endpoint plugin that says so
+    _have_the_endpoint_plugin_loaded()
     problem = unsupported()
     if problem:
         logger.error("%s", problem)
@@ -90,6 +92,35 @@ def unsupported() -> str:
             f"Hotweights needs vLLM {OLDEST_VLLM} or newer; {version} has no {', '.join(missing)}"
         )
     return ""
+
+
+def _have_the_endpoint_plugin_loaded() -> None:
+    """vLLM loads endpoint plugins only if VLLM_PLUGINS names them, and a name there switches off
+    what loads unnamed: where it is not set, ours is named for this one question (vLLM 0.32,
+    ``vllm/plugins``). Where it is set, `startup` has named it.
+    """
+    try:
+        from vllm import envs, plugins
+    except ImportError:
+        return  # `unsupported` says so
+
+    original = getattr(plugins, "load_endpoint_plugins", None)
+    if original is None or getattr(original, "hotweights", False):
+        return
+
+    @functools.wraps(original)
+    def load_endpoint_plugins(*args: Any, **kwargs: Any) -> Any:
+        if envs.VLLM_PLUGINS is not None:
+            return original(*args, **kwargs)
+        # hides the value, also a cached one, that the module otherwise makes of the environment
+        envs.VLLM_PLUGINS = [ENDPOINT_PLUGIN]
+        try:
+            return original(*args, **kwargs)
+        finally:
+            del envs.VLLM_PLUGINS
+
+    load_endpoint_plugins.hotweights = True  # type: ignore[attr-defined]
+    plugins.load_endpoint_plugins = load_endpoint_plugins
 
 
 def _choose_backend(engine_args: Any) -> None:

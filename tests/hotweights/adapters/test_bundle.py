@@ -10,8 +10,6 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
-import pytest
-
 from hotweights.adapters.vllm import PLUGIN_VERSION, bundle
 
 STANDARD = set(sys.stdlib_module_names)
@@ -65,19 +63,6 @@ def test_any_user_may_read_it(tmp_path: Path) -> None:
     assert len(found) > 10
     for path in found:
         assert path.stat().st_mode & 0o007 == (0o005 if path.is_dir() else 0o004), path
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        (None, "hotweights,hotweights_server"),
-        ("", "hotweights,hotweights_server"),
-        ("mine", "mine,hotweights,hotweights_server"),
-        ("hotweights_server, mine", "hotweights_server,mine,hotweights"),
-    ],
-)
-def test_the_allow_list_is_merged(before: str | None, after: str) -> None:
-    assert bundle.allow_list(before) == after
 
 
 def test_what_runs_inside_vllm_imports_nothing_else() -> None:

@@ -7,18 +7,35 @@ from __future__ import annotations
 import asyncio
 import json
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hotweights_crds.conditions import find
 from hotweights_crds.nodeweights import NodeWeightsSpec, PodAssignment, RolloutAssignment
-from hotweights_kube import EVENTS, NODE_WEIGHTS, NODES, WEIGHT_ROLLOUTS, Api, Conflict, Recorder
+from hotweights_kube import (
+    EVENTS,
+    NODE_WEIGHTS,
+    NODES,
+    WEIGHT_ROLLOUTS,
+    WEIGHT_VERSIONS,
+    Api,
+    Conflict,
+    Recorder,
+)
 from hotweights_kube.client import Selection
+from hotweights_kube.resources import Body
 from hotweights_operator.model.actions import Assign, CreateNodeWeights
-from hotweights_operator.runtime.cache import Cache
+from hotweights_operator.runtime import handlers
+from hotweights_operator.runtime.cache import Cache, Kind
+from hotweights_operator.runtime.informers import Informers
 from hotweights_operator.runtime.perform import Performer
+from hotweights_operator.settings import parse
 from localcluster.controlplane import ControlPlane
+from tests.drift import drift
+from tests.half_open import HalfOpen
+from tests.operator.kopf_alone import kopf_running
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
 
@@ -74,6 +91,25 @@ async def test_apply_leads_to_ready_and_setting_it_back_too(scene: Any) -> None:
     shown = scene.kubectl("get", "wroll", "-n", scene.namespace)
     assert "Complete" in shown
     assert "2/2" in shown
+
+
+async def test_it_leaves_what_users_wrote_as_it_is(scene: Any) -> None:
+    """A tool that keeps a repository applied finds no difference, and calls nothing its own."""
+    await begin(scene)
+    written = scene.rollout("v0")
+    scene.kubectl.apply(written)
+    await scene.reaches("Ready")
+    rollout = await scene.api.get(WEIGHT_ROLLOUTS, "llm", scene.namespace)
+    version = await scene.api.get(WEIGHT_VERSIONS, "v0", scene.namespace)
+    assert list(drift(written, rollout)) == []
+    for body in (rollout, version):
+        assert body["status"]
+        assert body["metadata"]["generation"] == 1
+        assert {"labels", "finalizers", "ownerReferences"}.isdisjoint(body["metadata"])
+    scene.kubectl("diff", "-f", "-", text=json.dumps(written))  # fails where there is one
+    for node in scene.nodes:
+        state = await scene.api.get(NODE_WEIGHTS, node, scene.system)
+        assert {"labels", "annotations"}.isdisjoint(state["metadata"]), "by which they count theirs"
 
 
 async def test_the_operator_is_killed_in_the_middle(scene: Any) -> None:
@@ -242,3 +278,51 @@ async def test_the_rights_that_the_chart_gives_are_enough_in_all_namespaces(
     await scene.reaches("Ready", seconds=60)
     events = (await scene.api.list(EVENTS, Selection(scene.namespace))).items
     assert "Complete" in {event["reason"] for event in events}
+
+
+class Heard:
+    """What `Informers` tell whoever decides: here it is enough to have heard."""
+
+    def __init__(self) -> None:
+        self.cache = Cache()
+
+    def changed(self, kind: Kind, key: str, old: object) -> None:
+        pass
+
+    def everything(self) -> None:
+        pass
+
+
+async def test_what_happened_while_the_connections_of_kopf_were_silent_is_heard(
+    api: Api, control_plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing ends a half-open connection: its silence alone says that it is dead."""
+    told = handlers.settings_for_kopf()
+    # a bookmark would come within the minute and a half of the product
+    told.watching.inactivity_timeout = 1.0
+    monkeypatch.setattr(handlers, "settings_for_kopf", lambda: told)
+    await api.create(WEIGHT_VERSIONS, weight_version("before"))
+    heard = Heard()
+    informers = Informers(heard, parse(["--watch-namespace=default"], {}))
+    async with HalfOpen(control_plane, tmp_path) as way:
+        monkeypatch.setenv("KUBECONFIG", str(way.kubeconfig))
+        async with kopf_running(informers, lambda: None), asyncio.timeout(60):
+            while not heard.cache.get("version", "default/before"):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+            way.silence()
+            assert way.silenced_connections
+            await api.create(WEIGHT_VERSIONS, weight_version("after"))
+            await api.delete(WEIGHT_VERSIONS, "before", namespace="default")
+            while {one.name for one in heard.cache.values("version")} != {"after"}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+    await api.delete(WEIGHT_VERSIONS, "after", namespace="default")
+
+
+def weight_version(name: str) -> Body:
+    source = {"uri": f"file:///models/{name}"}
+    return {
+        "apiVersion": WEIGHT_VERSIONS.api_version,
+        "kind": "WeightVersion",
+        "metadata": {"name": name, "namespace": "default"},
+        "spec": {"model": "tiny", "version": name, "source": source},
+    }

@@ -5,13 +5,11 @@ outage ends it.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import pytest
 import pytest_asyncio
 from aiohttp import web
@@ -30,6 +28,7 @@ from hotweights_operator.runtime.informers import OURS, Informers, WatchedKind
 from hotweights_operator.runtime.malformed import NEVER
 from hotweights_operator.runtime.observe import node_state
 from hotweights_operator.settings import Settings, parse
+from tests.operator.kopf_alone import kopf_running
 
 QUICK = WatchTiming(backoff=Backoff(0.001, 0.002))
 
@@ -529,24 +528,13 @@ async def test_kopf_that_ends_is_begun_anew_and_takes_nobody_with_it(
     monkeypatch.setattr(handlers, "AGAIN_SECONDS", (0.01, 0.01))
     begun: list[None] = []
     ours = asyncio.create_task(asyncio.Event().wait())
-    kopf = asyncio.create_task(handlers.run_kopf(feed_of()[0], lambda: begun.append(None)))
-    async with asyncio.timeout(10):
+    async with kopf_running(feed_of()[0], lambda: begun.append(None)) as kopf, asyncio.timeout(10):
         while len(begun) < 3:  # noqa: ASYNC110 - what is waited for is what tasks do
             await asyncio.sleep(0.01)
-    assert not kopf.done()
-    assert not ours.done(), "a task of ours goes on"
-    kopf.cancel()
-    await asyncio.gather(kopf, return_exceptions=True)
+        assert not kopf.done()
+        assert not ours.done(), "a task of ours goes on"
     ours.cancel()
     assert "kopf ended and is begun anew" in caplog.text
-    rest = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in rest:
-        task.cancel()
-    await asyncio.gather(*rest, return_exceptions=True)
-    # kopf leaves its sessions open when it is ended, and another test would hear of that
-    for left in gc.get_objects():
-        if type(left) is aiohttp.ClientSession and not left.closed:
-            await left.close()
 
 
 class Store:
