@@ -4,10 +4,13 @@
 
 One process is a node and a coordinator, one is the stranger (at a lower priority, as a pod with CPU
 shares of its own would be), and this one does what pods, peers and workers do: pulls chunks, says
-hello and is answered, sends heartbeats. Each piece of work is timed alone and beside the stranger,
-by turns, so that both see the same machine; the fastest rounds are compared, because the machine
-may have other work, and how much memory was taken meanwhile is told. It ends with 1 where the work
-takes more than a tenth longer, where any of it fails, or where a process grew by more than 64 MiB.
+hello and is answered, sends heartbeats. Each piece of work is timed alone, beside the stranger, and
+beside somebody who takes as much processor time as he did and touches nothing of ours ("the same
+load elsewhere"), by turns, so that all see the same machine; the fastest rounds are compared,
+because the machine may have other work. Told as well: the processor time that the node took for the
+work, which other work on the machine hardly changes, and how much memory was taken meanwhile. It
+ends with 1 where the work takes more than a tenth longer than alone, where any of it fails, or
+where a process grew by more than 64 MiB.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -69,6 +73,7 @@ CHUNKS = 150  # of one pull
 HELLOS = 40
 PINGS = 20
 HEARTBEATS = 1500
+PERIOD_SECONDS = 0.05  # of the strangers: most of them rest for as long
 
 
 @dataclass(frozen=True)
@@ -345,6 +350,16 @@ CASES = {
 }
 
 
+def elsewhere(share: float, _: Place) -> None:
+    """Takes ``share`` of a core, in pieces as short as those of a stranger, and nothing of ours."""
+    while True:
+        period = time.monotonic() + PERIOD_SECONDS
+        until = time.thread_time() + share * PERIOD_SECONDS
+        while time.thread_time() < until:
+            pass
+        time.sleep(max(0.0, period - time.monotonic()))
+
+
 def _as_stranger(stranger: Callable[[Place], None], place: Place, started: Event) -> None:
     os.nice(10)
     started.set()
@@ -353,7 +368,8 @@ def _as_stranger(stranger: Callable[[Place], None], place: Place, started: Event
 
 
 @contextlib.contextmanager
-def beside(stranger: Callable[[Place], None], place: Place) -> Iterator[None]:
+def beside(stranger: Callable[[Place], None], place: Place) -> Iterator[int]:
+    """A stranger in a process of its own, whose id is given."""
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     process = context.Process(target=_as_stranger, args=(stranger, place, started), daemon=True)
@@ -361,7 +377,7 @@ def beside(stranger: Callable[[Place], None], place: Place) -> Iterator[None]:
     started.wait(30.0)
     time.sleep(1.0)  # until all of them have come
     try:
-        yield
+        yield process.pid or 0
     finally:
         process.terminate()
         process.join()
@@ -374,32 +390,62 @@ def resident_nbytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(name: str, case: Case, place: Place, rounds: int) -> dict[str, Any]:
-    def timed() -> float:
-        began = time.monotonic()
-        case.work(place)
-        return time.monotonic() - began
+def cpu_seconds(pid: int) -> float:
+    """Processor time, user and system, of all threads that a process has and had."""
+    # how Linux names the clock of a process's CPU time: clock_getcpuclockid(3)
+    return time.clock_gettime(~pid << 3 | 2)
 
-    timed()  # connections, pages and caches
+
+@dataclass
+class Rounds:
+    """One round's seconds each: of the work, and of processor time that the node took for it."""
+
+    seconds: list[float] = field(default_factory=list)
+    node_cpu_seconds: list[float] = field(default_factory=list)
+
+
+def measure(name: str, case: Case, place: Place, rounds: int) -> dict[str, Any]:
+    def timed(into: Rounds) -> float:
+        """Seconds that it took."""
+        node_began, began = cpu_seconds(place.pid), time.monotonic()
+        case.work(place)
+        into.seconds.append(time.monotonic() - began)
+        into.node_cpu_seconds.append(cpu_seconds(place.pid) - node_began)
+        return into.seconds[-1]
+
+    timed(Rounds())  # connections, pages and caches
     before = {pid: resident_nbytes(pid) for pid in (place.pid, os.getpid())}
-    growth, failures = 0, []
-    alone, crowded = [], []
+    growth, share, failures = 0, 0.0, []
+    alone, crowded, loaded = Rounds(), Rounds(), Rounds()
     for _ in range(rounds):
-        alone.append(timed())
-        with beside(case.stranger, place):
+        timed(alone)
+        with beside(case.stranger, place) as stranger:
+            stranger_began = cpu_seconds(stranger)
             try:
-                crowded.append(timed())
+                took_seconds = timed(crowded)
+                share = (cpu_seconds(stranger) - stranger_began) / took_seconds
             except (RuntimeError, OSError, PeerError, frames.WireError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
             growth = max(growth, *(resident_nbytes(pid) - was for pid, was in before.items()))
+        with beside(partial(elsewhere, share), place):
+            timed(loaded)
     found: dict[str, Any] = {
         "case": name,
-        "alone_seconds": round(min(alone), 3),
-        "beside_seconds": round(min(crowded), 3) if crowded else None,
-        "ratio": round(min(crowded) / min(alone), 3) if crowded else None,
+        "alone_seconds": round(min(alone.seconds), 3),
+        "elsewhere_seconds": round(min(loaded.seconds), 3),
+        "beside_seconds": None,
+        "elsewhere_ratio": round(min(loaded.seconds) / min(alone.seconds), 3),
+        "ratio": None,
+        "stranger_cpu_share": round(share, 2),
+        "alone_node_cpu_seconds": round(min(alone.node_cpu_seconds), 3),
+        "beside_node_cpu_seconds": None,
         "grown_mebibytes": round(growth / 2**20, 1),
         "failures": failures,
     }
+    if crowded.seconds:
+        found["beside_seconds"] = round(min(crowded.seconds), 3)
+        found["ratio"] = round(min(crowded.seconds) / min(alone.seconds), 3)
+        found["beside_node_cpu_seconds"] = round(min(crowded.node_cpu_seconds), 3)
     return found
 
 
