@@ -9,8 +9,8 @@ beside somebody who takes as much processor time as he did and touches nothing o
 load elsewhere"), by turns, so that all see the same machine; the fastest rounds are compared,
 because the machine may have other work. Told as well: the processor time that the node took for the
 work, which other work on the machine hardly changes, and how much memory was taken meanwhile. It
-ends with 1 where the work takes more than a tenth longer than alone, where any of it fails, or
-where a process grew by more than 64 MiB.
+ends with 1 where the work takes more than a tenth longer than alone (but for a row that is
+open), where any of it fails, or where a process grew by more than 64 MiB.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import multiprocessing
 import os
 import secrets
 import socket
+import statistics
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from hotweights_agent.driver import MAX_WAITING_MESSAGES, MESSAGES_AT_ONCE
 from hotweights_agent.engines.socket_auth import Unauthenticated
 from hotweights_agent.engines.socket_server import EngineServer
 from hotweights_agent.node import now
@@ -122,13 +124,10 @@ def serve(folder: str, to_parent: Connection) -> None:
 
 async def _serve(folder: Path, to_parent: Connection) -> None:
     logging.disable()  # a line for each refusal is not what is measured
-    session = Session(AgentInfo("bench"))
-
-    async def tell(message: Message) -> None:
-        session.handle(message, now())
-
-    engines = EngineServer(folder, Doorman(), tell)
+    messages: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING_MESSAGES)
+    engines = EngineServer(folder, Doorman(), messages.put)
     await engines.start()
+    deciding = asyncio.create_task(_decide(messages))
     settings = ServeSettings(endpoint="tcp://127.0.0.1:0", metrics_port=0, token=TOKEN)
     coordinator = Server(settings, MemoryBackend())
     await coordinator.start()
@@ -140,7 +139,18 @@ async def _serve(folder: Path, to_parent: Connection) -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_reader(to_parent.fileno(), stop.set)
         await coordinator.run(stop)
+    deciding.cancel()
     await engines.close()
+
+
+async def _decide(messages: asyncio.Queue[Message]) -> None:
+    """As `Driver.run`, without effects."""
+    session = Session(AgentInfo("bench"))
+    while True:
+        batch = [await messages.get()]
+        while len(batch) < MESSAGES_AT_ONCE and not messages.empty():
+            batch.append(messages.get_nowait())
+        session.handle_all(batch, now())
 
 
 # -- the work of others -------------------------------------------------------------------------
@@ -159,8 +169,8 @@ def greet(place: Place) -> None:
     """A pod's processes come, are heard, and go."""
     for number in range(HELLOS):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sockets.connect(sock, str(place.engines), 5.0)
             sock.settimeout(5.0)
-            sock.connect(str(place.engines))
             sockets.send(sock, frames.Hello(role="rank", token=f"pod-{number}"))
             for ping in range(PINGS):
                 frame, _ = sockets.recv(sock)
@@ -264,6 +274,19 @@ def one_pod(place: Place) -> None:
         time.sleep(0.05)
 
 
+def reconnecting(place: Place) -> None:
+    """Connects and goes, without end and without a pause; every other time with a forged token."""
+    hello = frames.encode(frames.Hello(role="server", token="forged"))
+    while True:
+        for first in (b"", hello):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.settimeout(1.0)
+                with contextlib.suppress(OSError):
+                    sock.connect(str(place.engines))
+                    if first:
+                        sock.send(first)
+
+
 def large_numbers(place: Place) -> None:
     """Tokens of 2^63 and more from a pod that is let in."""
     hello = frames.encode(frames.Hello(role="server", token="pod-large"))
@@ -337,6 +360,7 @@ def pull_with_manifest(place: Place) -> None:
 class Case:
     stranger: Callable[[Place], None]
     work: Callable[[Place], None]
+    open: bool = False  # told and not judged: docs/reliability.md says what is owed
 
 
 CASES = {
@@ -345,6 +369,7 @@ CASES = {
     "512 MiB manifests, peers": Case(large_manifests, pull_with_manifest),
     "64 silent connections, engines": Case(silent_engines, greet),
     "1000 connections of one pod": Case(one_pod, greet),
+    "one who reconnects without end": Case(reconnecting, greet, open=True),
     "tokens of 2^63, engines": Case(large_numbers, greet),
     "endless multipart, coordinator": Case(endless_message, beat),
 }
@@ -415,19 +440,20 @@ def measure(name: str, case: Case, place: Place, rounds: int) -> dict[str, Any]:
 
     timed(Rounds())  # connections, pages and caches
     before = {pid: resident_nbytes(pid) for pid in (place.pid, os.getpid())}
-    growth, share, failures = 0, 0.0, []
+    growth, failures = 0, []
     alone, crowded, loaded = Rounds(), Rounds(), Rounds()
+    shares: list[float] = []  # of a core, that the stranger took
     for _ in range(rounds):
         timed(alone)
         with beside(case.stranger, place) as stranger:
             stranger_began = cpu_seconds(stranger)
             try:
                 took_seconds = timed(crowded)
-                share = (cpu_seconds(stranger) - stranger_began) / took_seconds
+                shares.append((cpu_seconds(stranger) - stranger_began) / took_seconds)
             except (RuntimeError, OSError, PeerError, frames.WireError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
             growth = max(growth, *(resident_nbytes(pid) - was for pid, was in before.items()))
-        with beside(partial(elsewhere, share), place):
+        with beside(partial(elsewhere, statistics.median(shares or [0.0])), place):
             timed(loaded)
     found: dict[str, Any] = {
         "case": name,
@@ -436,7 +462,7 @@ def measure(name: str, case: Case, place: Place, rounds: int) -> dict[str, Any]:
         "beside_seconds": None,
         "elsewhere_ratio": round(min(loaded.seconds) / min(alone.seconds), 3),
         "ratio": None,
-        "stranger_cpu_share": round(share, 2),
+        "stranger_cpu_share": round(statistics.median(shares), 2) if shares else None,
         "alone_node_cpu_seconds": round(min(alone.node_cpu_seconds), 3),
         "beside_node_cpu_seconds": None,
         "grown_mebibytes": round(growth / 2**20, 1),
@@ -474,7 +500,7 @@ def main() -> int:
         result["case"]
         for result in results
         if result["failures"]
-        or result["ratio"] > MOST_RATIO
+        or (result["ratio"] > MOST_RATIO and not CASES[result["case"]].open)
         or result["grown_mebibytes"] * 2**20 > MOST_GROWTH_NBYTES
     ]
     print(f"not so: {', '.join(bad)}" if bad else "others went on within a tenth of their time")

@@ -17,6 +17,20 @@ class ConnectionClosed(frames.WireError):
     """The other side has closed its end, or its process is gone."""
 
 
+def connect(sock: socket.socket, path: str, seconds: float) -> None:
+    """Connect, and wait in line where many others do: a socket with a time-out of Python's own
+    would fail at once (EAGAIN) when the listener's backlog is full. Raises `OSError`; without a
+    place within ``seconds``, `BlockingIOError`. The socket blocks afterwards.
+    """
+    sock.settimeout(None)
+    # of what waits in the kernel: SO_SNDTIMEO (socket(7)), which connect(2) of unix sockets heeds
+    whole, part = divmod(seconds, 1.0)
+    timeval = struct.pack("@ll", int(whole), int(part * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    sock.connect(path)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
+
+
 def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) -> None:
     """Send one frame, with file descriptors beside it (SCM_RIGHTS, unix(7)); the caller keeps (and
     closes) its own copies. Raises `WireError` for a frame that is too large, and `OSError`.
