@@ -4,10 +4,13 @@
 
 One process is a node and a coordinator, one is the stranger (at a lower priority, as a pod with CPU
 shares of its own would be), and this one does what pods, peers and workers do: pulls chunks, says
-hello and is answered, sends heartbeats. Each piece of work is timed alone and beside the stranger,
-by turns, so that both see the same machine; the fastest rounds are compared, because the machine
-may have other work, and how much memory was taken meanwhile is told. It ends with 1 where the work
-takes more than a tenth longer, where any of it fails, or where a process grew by more than 64 MiB.
+hello and is answered, sends heartbeats. Each piece of work is timed alone, beside the stranger, and
+beside somebody who takes as much processor time as he did and touches nothing of ours ("the same
+load elsewhere"), by turns, so that all see the same machine; the fastest rounds are compared,
+because the machine may have other work. Told as well: the processor time that the node took for the
+work, which other work on the machine hardly changes, and how much memory was taken meanwhile. It
+ends with 1 where the work takes more than a tenth longer than alone (but for a row that is
+open), where any of it fails, or where a process grew by more than 64 MiB.
 """
 
 from __future__ import annotations
@@ -21,11 +24,13 @@ import multiprocessing
 import os
 import secrets
 import socket
+import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -33,6 +38,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from hotweights_agent.driver import MAX_WAITING_MESSAGES, MESSAGES_AT_ONCE
 from hotweights_agent.engines.socket_auth import Unauthenticated
 from hotweights_agent.engines.socket_server import EngineServer
 from hotweights_agent.node import now
@@ -69,6 +75,7 @@ CHUNKS = 150  # of one pull
 HELLOS = 40
 PINGS = 20
 HEARTBEATS = 1500
+PERIOD_SECONDS = 0.05  # of the strangers: most of them rest for as long
 
 
 @dataclass(frozen=True)
@@ -117,13 +124,10 @@ def serve(folder: str, to_parent: Connection) -> None:
 
 async def _serve(folder: Path, to_parent: Connection) -> None:
     logging.disable()  # a line for each refusal is not what is measured
-    session = Session(AgentInfo("bench"))
-
-    async def tell(message: Message) -> None:
-        session.handle(message, now())
-
-    engines = EngineServer(folder, Doorman(), tell)
+    messages: asyncio.Queue[Message] = asyncio.Queue(MAX_WAITING_MESSAGES)
+    engines = EngineServer(folder, Doorman(), messages.put)
     await engines.start()
+    deciding = asyncio.create_task(_decide(messages))
     settings = ServeSettings(endpoint="tcp://127.0.0.1:0", metrics_port=0, token=TOKEN)
     coordinator = Server(settings, MemoryBackend())
     await coordinator.start()
@@ -135,7 +139,18 @@ async def _serve(folder: Path, to_parent: Connection) -> None:
         stop = asyncio.Event()
         asyncio.get_running_loop().add_reader(to_parent.fileno(), stop.set)
         await coordinator.run(stop)
+    deciding.cancel()
     await engines.close()
+
+
+async def _decide(messages: asyncio.Queue[Message]) -> None:
+    """As `Driver.run`, without effects."""
+    session = Session(AgentInfo("bench"))
+    while True:
+        batch = [await messages.get()]
+        while len(batch) < MESSAGES_AT_ONCE and not messages.empty():
+            batch.append(messages.get_nowait())
+        session.handle_all(batch, now())
 
 
 # -- the work of others -------------------------------------------------------------------------
@@ -154,8 +169,8 @@ def greet(place: Place) -> None:
     """A pod's processes come, are heard, and go."""
     for number in range(HELLOS):
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sockets.connect(sock, str(place.engines), 5.0)
             sock.settimeout(5.0)
-            sock.connect(str(place.engines))
             sockets.send(sock, frames.Hello(role="rank", token=f"pod-{number}"))
             for ping in range(PINGS):
                 frame, _ = sockets.recv(sock)
@@ -259,6 +274,19 @@ def one_pod(place: Place) -> None:
         time.sleep(0.05)
 
 
+def reconnecting(place: Place) -> None:
+    """Connects and goes, without end and without a pause; every other time with a forged token."""
+    hello = frames.encode(frames.Hello(role="server", token="forged"))
+    while True:
+        for first in (b"", hello):
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+                sock.settimeout(1.0)
+                with contextlib.suppress(OSError):
+                    sock.connect(str(place.engines))
+                    if first:
+                        sock.send(first)
+
+
 def large_numbers(place: Place) -> None:
     """Tokens of 2^63 and more from a pod that is let in."""
     hello = frames.encode(frames.Hello(role="server", token="pod-large"))
@@ -332,6 +360,7 @@ def pull_with_manifest(place: Place) -> None:
 class Case:
     stranger: Callable[[Place], None]
     work: Callable[[Place], None]
+    open: bool = False  # told and not judged: docs/reliability.md says what is owed
 
 
 CASES = {
@@ -340,9 +369,20 @@ CASES = {
     "512 MiB manifests, peers": Case(large_manifests, pull_with_manifest),
     "64 silent connections, engines": Case(silent_engines, greet),
     "1000 connections of one pod": Case(one_pod, greet),
+    "one who reconnects without end": Case(reconnecting, greet, open=True),
     "tokens of 2^63, engines": Case(large_numbers, greet),
     "endless multipart, coordinator": Case(endless_message, beat),
 }
+
+
+def elsewhere(share: float, _: Place) -> None:
+    """Takes ``share`` of a core, in pieces as short as those of a stranger, and nothing of ours."""
+    while True:
+        period = time.monotonic() + PERIOD_SECONDS
+        until = time.thread_time() + share * PERIOD_SECONDS
+        while time.thread_time() < until:
+            pass
+        time.sleep(max(0.0, period - time.monotonic()))
 
 
 def _as_stranger(stranger: Callable[[Place], None], place: Place, started: Event) -> None:
@@ -353,7 +393,8 @@ def _as_stranger(stranger: Callable[[Place], None], place: Place, started: Event
 
 
 @contextlib.contextmanager
-def beside(stranger: Callable[[Place], None], place: Place) -> Iterator[None]:
+def beside(stranger: Callable[[Place], None], place: Place) -> Iterator[int]:
+    """A stranger in a process of its own, whose id is given."""
     context = multiprocessing.get_context("spawn")
     started = context.Event()
     process = context.Process(target=_as_stranger, args=(stranger, place, started), daemon=True)
@@ -361,7 +402,7 @@ def beside(stranger: Callable[[Place], None], place: Place) -> Iterator[None]:
     started.wait(30.0)
     time.sleep(1.0)  # until all of them have come
     try:
-        yield
+        yield process.pid or 0
     finally:
         process.terminate()
         process.join()
@@ -374,32 +415,63 @@ def resident_nbytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def measure(name: str, case: Case, place: Place, rounds: int) -> dict[str, Any]:
-    def timed() -> float:
-        began = time.monotonic()
-        case.work(place)
-        return time.monotonic() - began
+def cpu_seconds(pid: int) -> float:
+    """Processor time, user and system, of all threads that a process has and had."""
+    # how Linux names the clock of a process's CPU time: clock_getcpuclockid(3)
+    return time.clock_gettime(~pid << 3 | 2)
 
-    timed()  # connections, pages and caches
+
+@dataclass
+class Rounds:
+    """One round's seconds each: of the work, and of processor time that the node took for it."""
+
+    seconds: list[float] = field(default_factory=list)
+    node_cpu_seconds: list[float] = field(default_factory=list)
+
+
+def measure(name: str, case: Case, place: Place, rounds: int) -> dict[str, Any]:
+    def timed(into: Rounds) -> float:
+        """Seconds that it took."""
+        node_began, began = cpu_seconds(place.pid), time.monotonic()
+        case.work(place)
+        into.seconds.append(time.monotonic() - began)
+        into.node_cpu_seconds.append(cpu_seconds(place.pid) - node_began)
+        return into.seconds[-1]
+
+    timed(Rounds())  # connections, pages and caches
     before = {pid: resident_nbytes(pid) for pid in (place.pid, os.getpid())}
     growth, failures = 0, []
-    alone, crowded = [], []
+    alone, crowded, loaded = Rounds(), Rounds(), Rounds()
+    shares: list[float] = []  # of a core, that the stranger took
     for _ in range(rounds):
-        alone.append(timed())
-        with beside(case.stranger, place):
+        timed(alone)
+        with beside(case.stranger, place) as stranger:
+            stranger_began = cpu_seconds(stranger)
             try:
-                crowded.append(timed())
+                took_seconds = timed(crowded)
+                shares.append((cpu_seconds(stranger) - stranger_began) / took_seconds)
             except (RuntimeError, OSError, PeerError, frames.WireError) as error:
                 failures.append(f"{type(error).__name__}: {error}")
             growth = max(growth, *(resident_nbytes(pid) - was for pid, was in before.items()))
+        with beside(partial(elsewhere, statistics.median(shares or [0.0])), place):
+            timed(loaded)
     found: dict[str, Any] = {
         "case": name,
-        "alone_seconds": round(min(alone), 3),
-        "beside_seconds": round(min(crowded), 3) if crowded else None,
-        "ratio": round(min(crowded) / min(alone), 3) if crowded else None,
+        "alone_seconds": round(min(alone.seconds), 3),
+        "elsewhere_seconds": round(min(loaded.seconds), 3),
+        "beside_seconds": None,
+        "elsewhere_ratio": round(min(loaded.seconds) / min(alone.seconds), 3),
+        "ratio": None,
+        "stranger_cpu_share": round(statistics.median(shares), 2) if shares else None,
+        "alone_node_cpu_seconds": round(min(alone.node_cpu_seconds), 3),
+        "beside_node_cpu_seconds": None,
         "grown_mebibytes": round(growth / 2**20, 1),
         "failures": failures,
     }
+    if crowded.seconds:
+        found["beside_seconds"] = round(min(crowded.seconds), 3)
+        found["ratio"] = round(min(crowded.seconds) / min(alone.seconds), 3)
+        found["beside_node_cpu_seconds"] = round(min(crowded.node_cpu_seconds), 3)
     return found
 
 
@@ -428,7 +500,7 @@ def main() -> int:
         result["case"]
         for result in results
         if result["failures"]
-        or result["ratio"] > MOST_RATIO
+        or (result["ratio"] > MOST_RATIO and not CASES[result["case"]].open)
         or result["grown_mebibytes"] * 2**20 > MOST_GROWTH_NBYTES
     ]
     print(f"not so: {', '.join(bad)}" if bad else "others went on within a tenth of their time")

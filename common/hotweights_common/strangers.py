@@ -32,6 +32,7 @@ class Strangers(Generic[Connection]):
     def __init__(self, most: int, most_of_owner: int) -> None:
         self._most, self._most_of_owner = most, most_of_owner
         self._known: dict[Connection, _Stranger] = {}
+        self._owners: Counter[str] = Counter()  # of those that are known
         self._trusted: dict[str, None] = {}  # owners, the longest unused first
         self._refused_until: dict[str, float] = {}  # owner → seconds of the caller's clock
 
@@ -47,21 +48,24 @@ class Strangers(Generic[Connection]):
         # nothing that it could say would be looked at; where somebody was let in it might be they
         if self._is_loud(owner, now) and owner not in self._trusted:
             return False, None
-        owners = Counter(stranger.owner for stranger in self._known.values())
         leaves: Connection | None = None
-        if owners[owner] >= self._most_of_owner:
+        if self._owners[owner] >= self._most_of_owner:
             leaves = self._oldest(owner)
         elif len(self._known) >= self._most:
-            crowded = (self._oldest(other) for other, _ in owners.most_common())
+            crowded = (self._oldest(other) for other, _ in self._owners.most_common())
             leaves = next((found for found in crowded if found is not None), None)
         else:
-            self._known[connection] = _Stranger(owner)
+            self._note(connection, owner)
             return True, None
         if leaves is None:  # all of them wait for the review of their tokens
             return False, None
-        del self._known[leaves]
-        self._known[connection] = _Stranger(owner)
+        self.leave(leaves)
+        self._note(connection, owner)
         return True, leaves
+
+    def _note(self, connection: Connection, owner: str) -> None:
+        self._known[connection] = _Stranger(owner)
+        self._owners[owner] += 1
 
     def _oldest(self, owner: str) -> Connection | None:
         """The oldest that may go: whose token is being reviewed waits for us, not we for it."""
@@ -107,4 +111,9 @@ class Strangers(Generic[Connection]):
 
     def leave(self, connection: Connection) -> None:
         """It is a stranger no more, or gone."""
-        self._known.pop(connection, None)
+        stranger = self._known.pop(connection, None)
+        if stranger is None:
+            return
+        self._owners[stranger.owner] -= 1
+        if not self._owners[stranger.owner]:
+            del self._owners[stranger.owner]

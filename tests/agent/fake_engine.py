@@ -23,7 +23,7 @@ class Process:
 
     async def open(self) -> frames.Frame:
         """Connect and say hello; the agent's answer."""
-        sockets.connect(self.sock, self.path)
+        sockets.connect(self.sock, self.path, 30.0)
         sockets.send(self.sock, self.hello)
         self.sock.setblocking(False)
         frame, _ = await self.receive()

@@ -6,10 +6,16 @@ Pods of all tenants share one socket, so whatever one of them can use up is coun
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import dataclass
 
 from hotweights_agent.session.messages import Pod
 from hotweights_agent.session.retry import TokenBucket
+
+TOGETHER_SECONDS = 0.1
+"""Words of who talks too much are heard at whole multiples of it. The session looks at all engines
+once for what came together, and not once for each word.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,14 @@ class Limits:
     """Of them, those of one user (``SO_PEERCRED``, unix(7)). It is all that the kernel tells of
     another pod's process; many pods run as root.
     """
+    max_refused: int = 1024
+    """That were refused at the door and are held, unread, so that they do not come again at once;
+    one more, and the one that was refused first is closed.
+    """
+    refused_seconds: float = 10.0
+    """For so long each of them is held. An engine's plugin closes its end as soon as it is refused,
+    and waits by itself before it comes again.
+    """
     max_queued_frames: int = 64
     """To one process; each may pin a version's memory until it is taken."""
     frames_per_second: int = 200
@@ -59,4 +73,6 @@ class FrameRate:
         rate = self._rates[pod.uid]
         wait = rate.wait_seconds(now)
         rate.take()
+        if wait > 0.0:
+            wait = math.ceil((now + wait) / TOGETHER_SECONDS) * TOGETHER_SECONDS - now
         await asyncio.sleep(wait)

@@ -22,17 +22,22 @@ async def receive(sock: socket.socket) -> frames.Frame:
     """The next frame. Descriptors beside it are closed: engines hand nothing over. Raises
     `WireError`, `ConnectionClosed`.
     """
-    while True:
-        try:
-            frame, fds = sockets.recv(sock)
-        except BlockingIOError:
-            await _ready(sock, reading=True)
-            continue
-        except OSError as error:
-            raise sockets.ConnectionClosed(f"the connection broke: {error.strerror}") from error
-        for fd in fds:
-            os.close(fd)
-        return frame
+    while (frame := receive_now(sock)) is None:
+        await ready(sock, reading=True)
+    return frame
+
+
+def receive_now(sock: socket.socket) -> frames.Frame | None:
+    """As `receive`, of what has come already; None: nothing has."""
+    try:
+        frame, fds = sockets.recv(sock)
+    except BlockingIOError:
+        return None
+    except OSError as error:
+        raise sockets.ConnectionClosed(f"the connection broke: {error.strerror}") from error
+    for fd in fds:
+        os.close(fd)
+    return frame
 
 
 async def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) -> None:
@@ -42,7 +47,7 @@ async def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = 
             sockets.send(sock, frame, fds)
             return
         except BlockingIOError:
-            await _ready(sock, reading=False)
+            await ready(sock, reading=False)
         except OSError as error:
             if error.errno not in (errno.ETOOMANYREFS, errno.ENOBUFS):
                 raise
@@ -50,8 +55,8 @@ async def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = 
             await asyncio.sleep(CROWDED_SECONDS)
 
 
-async def _ready(sock: socket.socket, *, reading: bool) -> None:
-    """Wait until the socket can be read or written."""
+async def ready(sock: socket.socket, *, reading: bool) -> None:
+    """Wait until the socket can be read (one that listens: somebody waits) or written."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     add, remove = (

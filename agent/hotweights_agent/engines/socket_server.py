@@ -1,8 +1,11 @@
 """The node's unix socket: engines connect here, prove whose they are, and then only frames pass.
 
 One connection is one process of an engine. It has ten seconds for its hello and is let in by its
-token alone. Whatever arrives is either a frame that goes on to the session or the end of this
-connection, with a refusal that says why; nothing that a process sends can do more. Its words wait
+token alone. A hello that has come with its connection is read at once: where its pod is full, it
+is refused before a task or a review is spent on it. Whatever arrives is either a frame that goes on
+to the session or the end of this connection, with a refusal that says why; nothing that a process
+sends can do more. Who is refused at the door is held unread for a while, so that it does not knock
+again at once. Its words wait
 while the agent is busy (the socket's buffer fills, the sender blocks), and an engine that does not
 take what it is sent is let go. Memory goes out as descriptors beside a frame; they are pinned until
 the kernel has them. It does not know what frames mean.
@@ -17,6 +20,7 @@ import itertools
 import logging
 import socket
 import stat
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -25,6 +29,8 @@ from typing import Protocol
 
 from hotweights_agent.engines import seqpacket
 from hotweights_agent.engines.limits import FrameRate, Limits
+from hotweights_agent.engines.pod_places import PodPlaces
+from hotweights_agent.engines.refused_sockets import RefusedSockets
 from hotweights_agent.engines.socket_auth import (
     AuthenticationUnavailable,
     Authenticator,
@@ -42,6 +48,10 @@ log.addFilter(FewLines())
 
 SOCKET_NAME = "agent.sock"
 CLOSE_SECONDS = 5.0  # then the process ends all the same, and the kernel closes what is left
+# that wait to be accepted. No more: whoever comes then waits for a place (`sockets.connect`), which
+# takes no longer than it takes to hear so many, and all of them are taken at once
+BACKLOG = 128
+ADMITTED_AT_ONCE = 16  # before the loop gets its turn
 
 
 class ServerNotStarted(HotweightsError):
@@ -84,6 +94,7 @@ class _Connection:
     pod: Pod | None = None
     task: asyncio.Task[None] | None = None
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    refused: bool = False  # its socket is `RefusedSockets`' now
 
 
 class EngineServer:
@@ -110,6 +121,8 @@ class EngineServer:
             self._limits.max_strangers, self._limits.max_user_strangers
         )
         self._words = FrameRate(self._limits)
+        self._places = PodPlaces(self._limits)
+        self._refused = RefusedSockets(self._limits.max_refused, self._limits.refused_seconds)
         self._listener: socket.socket | None = None
         self._acceptor: asyncio.Task[None] | None = None
         self._inode = 0
@@ -127,7 +140,7 @@ class EngineServer:
                 listener.bind(name)
             # a vLLM that is not root connects too; the token is the authentication
             beside.chmod(0o666)
-            listener.listen(128)  # all of a pod's processes may come at once
+            listener.listen(BACKLOG)
             self._inode = beside.stat().st_ino
             beside.replace(self.path)  # connecting never finds nothing
         except OSError as error:
@@ -152,6 +165,7 @@ class EngineServer:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+        self._refused.close()
         if self._listener is not None:
             self._listener.close()
             with contextlib.suppress(FileNotFoundError):
@@ -221,18 +235,40 @@ class EngineServer:
     # -- one connection -------------------------------------------------------------------------
 
     async def _accept(self, listener: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
         while True:
+            waiting: deque[socket.socket] = deque()
             try:
-                sock, _ = await loop.sock_accept(listener)
+                # all that wait, before any of them is heard: whoever could not even connect because
+                # of a crowd finds a place, however fast the crowd comes again
+                self._take(listener, waiting)
+                if not waiting:
+                    await seqpacket.ready(listener, reading=True)
+                while waiting:
+                    # so few that they leave the table's places to each other until all were heard,
+                    # and that others' words do not wait for a crowd
+                    for _ in range(min(len(waiting), ADMITTED_AT_ONCE)):
+                        self._admit(waiting.popleft())
+                    await asyncio.sleep(0)
             except OSError as error:  # out of descriptors, or the client is gone already
                 log.warning("%s: accept failed: %s", self.path, error.strerror)
                 await asyncio.sleep(0.1)
-                continue
+            finally:
+                for sock in waiting:
+                    sock.close()
+
+    def _take(self, listener: socket.socket, into: deque[socket.socket]) -> None:
+        """Accept who waits, but no more than can wait at a time. Raises `OSError`."""
+        for _ in range(BACKLOG):
+            try:
+                sock, _ = listener.accept()
+            except BlockingIOError:
+                return
+            except OSError:
+                if into:  # those first; what is wrong is met again by the next one
+                    return
+                raise
             sock.setblocking(False)
-            self._admit(sock)
-            # whoever has connected is heard before the next one can push it out
-            await asyncio.sleep(0)
+            into.append(sock)
 
     def _admit(self, sock: socket.socket) -> None:
         number = next(self._numbers)
@@ -248,22 +284,62 @@ class EngineServer:
             return
         connection = _Connection(number, sock)
         self._connections[number] = connection
-        connection.task = asyncio.create_task(self._converse(connection), name=f"engine {number}")
+        try:
+            hello = self._known_hello(connection)
+        except sockets.ConnectionClosed:
+            self._end(connection)
+            return
+        except (_Refusal, frames.WireError) as error:
+            self._turn_away(connection, error)
+            return
+        connection.task = asyncio.create_task(
+            self._converse(connection, hello), name=f"engine {number}"
+        )
         connection.task.add_done_callback(partial(self._over, connection))
 
-    async def _converse(self, connection: _Connection) -> None:
+    def _known_hello(self, connection: _Connection) -> frames.Hello | None:
+        """The hello that came with the connection, if it did. Raises as `_checked`."""
+        frame = seqpacket.receive_now(connection.sock)
+        return None if frame is None else self._checked(connection, frame)
+
+    def _checked(self, connection: _Connection, frame: frames.Frame) -> frames.Hello:
+        """A first frame whose token is worth a review. Raises `_Refusal`."""
+        if not isinstance(frame, frames.Hello):
+            raise _Refusal(
+                Reason.PROTOCOL_UNSUPPORTED, f"the first frame is a hello, not {frame.op}"
+            )
+        if not set(frame.protocols) & set(frames.PROTOCOLS):
+            text = f"this agent speaks {list(frames.PROTOCOLS)}: restart the pod to get its plugin"
+            raise _Refusal(Reason.PROTOCOL_UNSUPPORTED, text)
+        pod = self._places.pod_of(frame.token)
+        if pod is not None:
+            self._look_for_place(pod, frame)
+        self._strangers.said_hello(connection.number)
+        return frame
+
+    def _look_for_place(self, pod: Pod, hello: frames.Hello) -> None:
+        most = self._places.most(hello.world_size)
+        if self._places.count(pod) >= most:
+            raise _Refusal(
+                Reason.TOO_MANY_CONNECTIONS,
+                f"pod {pod.namespace}/{pod.name} has {most} connections already",
+            )
+
+    async def _converse(self, connection: _Connection, hello: frames.Hello | None) -> None:
+        """From the hello on; None: it has not come yet."""
         try:
-            hello, protocol, connection.pod = await self._greet(connection)
+            hello = hello or await self._hello(connection)
+            connection.pod = await self._greet(hello)
+            self._places.enter(connection.number, connection.pod, hello.token)
             self._strangers.leave(connection.number)
             # a hello is a word too: connecting again and again is no way round the limit
             await self._words.turn(connection.pod)
         except sockets.ConnectionClosed:
             return
         except (_Refusal, frames.WireError) as error:
-            self._refuse(
-                connection, getattr(error, "reason", Reason.PROTOCOL_UNSUPPORTED), str(error)
-            )
+            self._turn_away(connection, error)
             return
+        protocol = max(set(hello.protocols) & set(frames.PROTOCOLS))
         connection.queue.put_nowait(_Outgoing(frames.Welcome(protocol, self._agent)))
         await self._tell(Connected(connection.number, connection.pod, hello))
         parts = (
@@ -282,10 +358,8 @@ class EngineServer:
             self._end(connection)
             await self._tell(Disconnected(connection.number))
 
-    async def _greet(self, connection: _Connection) -> tuple[frames.Hello, int, Pod]:
-        """The hello of a process that may enter, the protocol to speak, and whose it is. Raises
-        `_Refusal`.
-        """
+    async def _hello(self, connection: _Connection) -> frames.Hello:
+        """Wait for it. Raises `_Refusal`, `WireError`."""
         try:
             async with asyncio.timeout(
                 self._limits.hello_seconds
@@ -295,35 +369,36 @@ class EngineServer:
             raise _Refusal(
                 Reason.PROTOCOL_UNSUPPORTED, f"no hello within {self._limits.hello_seconds:g} s"
             ) from error
-        if not isinstance(frame, frames.Hello):
-            raise _Refusal(
-                Reason.PROTOCOL_UNSUPPORTED, f"the first frame is a hello, not {frame.op}"
-            )
-        common = set(frame.protocols) & set(frames.PROTOCOLS)
-        if not common:
-            text = f"this agent speaks {list(frames.PROTOCOLS)}: restart the pod to get its plugin"
-            raise _Refusal(Reason.PROTOCOL_UNSUPPORTED, text)
-        self._strangers.said_hello(connection.number)
+        return self._checked(connection, frame)
+
+    async def _greet(self, hello: frames.Hello) -> Pod:
+        """Whose process it is, if it may enter. Raises `_Refusal`."""
         try:
-            pod = await self._authenticator.authenticate(frame.token)
+            pod = await self._authenticator.authenticate(hello.token)
         except Unauthenticated as error:
             raise _Refusal(error.reason, str(error)) from error
         except AuthenticationUnavailable as error:
             raise _Refusal(Reason.BUSY, f"{error}; connect again") from error
-        limits = self._limits
-        most = min(frame.world_size + limits.spare_pod_connections, limits.max_pod_connections)
-        if sum(1 for other in self._connections.values() if other.pod == pod) >= most:
-            raise _Refusal(
-                Reason.TOO_MANY_CONNECTIONS,
-                f"pod {pod.namespace}/{pod.name} has {most} connections already",
-            )
-        return frame, max(common), pod
+        self._look_for_place(pod, hello)
+        return pod
 
-    def _refuse(self, connection: _Connection, reason: str, message: str) -> None:
+    def _turn_away(self, connection: _Connection, error: Exception) -> None:
+        """Say why it may not enter, and hold it if it is still there."""
+        reason = getattr(error, "reason", Reason.PROTOCOL_UNSUPPORTED)
+        connection.refused = self._refuse(connection, reason, str(error))
+        self._end(connection)
+        if connection.refused:
+            self._refused.hold(connection.sock)
+
+    def _refuse(self, connection: _Connection, reason: str, message: str) -> bool:
+        """Whether it could be told."""
         log.warning("an engine connection is refused: %s: %s", reason, message)
-        with contextlib.suppress(OSError, frames.WireError):
+        try:
             # cut, so that it fits into a frame whatever was in the way
             sockets.send(connection.sock, frames.Refused(reason, message[:1024]))
+        except (OSError, frames.WireError):
+            return False
+        return True
 
     async def _read(self, connection: _Connection, pod: Pod) -> None:
         """Hand frames on until the connection ends, or says what is no frame."""
@@ -361,7 +436,9 @@ class EngineServer:
     def _end(self, connection: _Connection) -> None:
         self._connections.pop(connection.number, None)
         self._strangers.leave(connection.number)
-        connection.sock.close()
+        self._places.leave(connection.number)
+        if not connection.refused:
+            connection.sock.close()
         while not connection.queue.empty():
             left = connection.queue.get_nowait()
             if left is not None and left.pin is not None:

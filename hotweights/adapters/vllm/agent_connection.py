@@ -119,8 +119,8 @@ class AgentLink(threading.Thread):
 
     def _serve(self) -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
+            sockets.connect(sock, self._path, HELLO_SECONDS)
             sock.settimeout(HELLO_SECONDS)
-            sockets.connect(sock, self._path)
             sockets.send(sock, self._hello())
             answer, fds = sockets.recv(sock)
             close_all(fds)

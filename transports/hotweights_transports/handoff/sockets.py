@@ -43,10 +43,20 @@ def address(path: str | os.PathLike[str]) -> Iterator[str]:
         os.close(descriptor)
 
 
-def connect(sock: socket.socket, path: str | os.PathLike[str]) -> None:
-    """Connect to the unix socket at ``path``, however long that is. Raises `OSError`."""
+def connect(sock: socket.socket, path: str | os.PathLike[str], seconds: float) -> None:
+    """Connect to the unix socket at ``path``, however long that is, and wait in line where many
+    others do: a socket with a time-out of Python's own would fail at once (EAGAIN) when the
+    listener's backlog is full. Raises `OSError`; without a place within ``seconds``,
+    `BlockingIOError`. The socket blocks afterwards.
+    """
+    sock.settimeout(None)
+    # of what waits in the kernel: SO_SNDTIMEO (socket(7)), which connect(2) of unix sockets heeds
+    whole, part = divmod(seconds, 1.0)
+    timeval = struct.pack("@ll", int(whole), int(part * 1e6))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
     with address(path) as name:
         sock.connect(name)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", 0, 0))
 
 
 def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) -> None:
