@@ -426,7 +426,18 @@ async def test_a_node_pulls_from_its_parent_and_from_nobody_else(
     child = launch(b.node)
     await a.write([a.item("v1")], [])
     await a.staged("v1")
-    parent = {"node": a.node, "endpoint": (await a.status())["endpoint"]}
+    told = await a.status()
+    parent = {"node": a.node, "endpoint": told["endpoint"], "key": told["peerKey"]}
+    own = (await eventually(b.status))["peerKey"]
+    assert own != told["peerKey"]
+
+    async def refused() -> bool:
+        return "it did not prove that it is the agent of this route" in child.log.read_text()
+
+    # as if another pod had the parent's address by now
+    wrong = {**parent, "key": own}
+    await b.write([b.item("v1", uri="file:///nowhere", parents=[wrong])], [])
+    await eventually(refused)
     await b.write([b.item("v1", uri="file:///nowhere", parents=[parent])], [])
     found = await b.staged("v1")
     assert found["bytesFetched"] == found["bytesTotal"] == 8 * 2**20
@@ -543,8 +554,14 @@ async def together(a: Operator, b: Operator, version: str, name: str) -> None:
 
     endpoints = await eventually(offered)
     assert endpoints["mpi"]["megabytesPerSecond"] > 0, endpoints
-    job = {"name": name, "head": endpoints["mpi"]["endpoint"], "members": list(NODES)}
-    parent = {"node": a.node, "endpoint": endpoints["tcp"]["endpoint"]}
+    key = (await a.status())["peerKey"]
+    job = {
+        "name": name,
+        "head": endpoints["mpi"]["endpoint"],
+        "members": list(NODES),
+        "headKey": key,
+    }
+    parent = {"node": a.node, "endpoint": endpoints["tcp"]["endpoint"], "key": key}
     await a.write([a.item(version, collective=job)], [])
     await b.write([b.item(version, collective=job, parents=[parent])], [])
 
