@@ -39,6 +39,7 @@ from hotweights_kube import Api, Identity, review
 from hotweights_transports.broadcast import Groups
 from hotweights_transports.handoff import frames
 from hotweights_transports.peers import base as peers
+from hotweights_transports.peers.proof import ServerKey
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
         prove_sources=settings.prove_sources,
         peers=peer,
         peer_token=token,
+        peer_key=ServerKey(),
         engines=EngineAuthenticator(_reviews(api, frames.TOKEN_AUDIENCE, metrics), settings.node),
     )
 

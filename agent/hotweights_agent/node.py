@@ -41,6 +41,7 @@ from hotweights_storage.capacity import available_nbytes
 from hotweights_storage.sources.base import Sources
 from hotweights_transports.broadcast import Inviting
 from hotweights_transports.peers.base import Authenticate, ChunkProvider, PeerServer, ServerLimits
+from hotweights_transports.peers.proof import ServerKey
 from hotweights_transports.peers.registry import transport_for
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,8 @@ class NodeConfig:
     """Who we are to peers."""
     engines: Authenticator
     """Who may connect to the socket."""
+    peer_key: ServerKey | None = None
+    """By which peers know us before they show their tokens; None: they are told of none."""
     lend: Callable[[Store], ChunkProvider] = lambda store: store
     """What of the store peers get to see."""
     broadcasts: BroadcastContext | None = None
@@ -138,16 +141,22 @@ class Node:
             limits = ServerLimits(
                 bandwidth_bytes_per_second=staging.bandwidth_bytes_per_second or None
             )
-            server = transport_for(uri).listen(uri, provider, config.peers, limits)
+            key = config.peer_key
+            server = transport_for(uri).listen(
+                uri, provider, config.peers, limits, key.prove if key else None
+            )
             stack.push_async_callback(asyncio.to_thread, server.close)
             servers.append(server)
             endpoints.append(config.advertise(server.address))
+            if key:
+                key.serves_at(endpoints[-1])
         session = Session(
             AgentInfo(
                 str(uuid.uuid4()),  # of this start: what lies in memory dies with it
                 config.version,
                 endpoints[0] if endpoints else "",
                 await asyncio.to_thread(config.measure_endpoints, tuple(endpoints)),
+                config.peer_key.public if config.peer_key else "",
             ),
             EngineTimeouts(prepare_seconds=engines.prepare_seconds),
             reconnect_seconds=engines.reconnect_seconds,

@@ -50,6 +50,7 @@ class Reason(StrEnum):
     PEER_UNREACHABLE = "PeerUnreachable"
     PEER_TIMEOUT = "PeerTimeout"
     PEER_REFUSED = "PeerRefused"
+    PEER_UNPROVEN = "PeerUnproven"
     PEER_MISSING = "PeerMissing"
     PEER_PROTOCOL_ERROR = "PeerProtocolError"
     PROTOCOL_ERROR = "ProtocolError"

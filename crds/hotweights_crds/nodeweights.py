@@ -30,6 +30,9 @@ MAX_ENGINES = 512  # a pod has one, and `MAX_PODS` is for each rollout
 MAX_TOKEN = 2**53 - 1
 """What every reader of JSON takes as an integer."""
 
+PEER_KEY = r"^(ed25519:[A-Za-z0-9+/]{43}=)?$"
+"""``ed25519:`` and the base64 of the 32 bytes of a public key (RFC 8032), or nothing."""
+
 NodeName = Annotated[str, Field(max_length=253)]
 
 StagePhase = Literal["Waiting", "Fetching", "Staged", "Failed"]
@@ -70,6 +73,13 @@ class Peer(Model):
     endpoint: str = Field(
         description="tcp://address:port or ucx://address:port of its agent.", max_length=256
     )
+    key: str = Field(
+        default="",
+        description="Public key of its agent, which has to prove that it has it before it is shown "
+        "a token; empty: it is not asked to.",
+        max_length=64,
+        pattern=PEER_KEY,
+    )
 
 
 class Collective(Model):
@@ -77,6 +87,12 @@ class Collective(Model):
 
     name: str = Field(description="Names the job.", max_length=128)
     head: str = Field(description="mpi://address:port of the first member's agent.", max_length=256)
+    head_key: str = Field(
+        default="",
+        description="Public key of that agent, as in parents.",
+        max_length=64,
+        pattern=PEER_KEY,
+    )
     members: list[NodeName] = Field(
         description="Names of the nodes in the order of their ranks; the first one reads the "
         "source.",
@@ -354,6 +370,13 @@ class NodeWeightsStatus(Model):
         description="The same for each transport.",
         max_length=8,
         json_schema_extra=list_map("scheme"),
+    )
+    peer_key: str = Field(
+        default="",
+        description="Public key of this start of the agent, with which it proves to peers at all of "
+        "these who it is: ed25519:<base64>; empty: it does not.",
+        max_length=64,
+        pattern=PEER_KEY,
     )
     capacity: Capacity = Field(default_factory=Capacity, description="Memory for versions.")
     staged: list[StagedVersion] = Field(

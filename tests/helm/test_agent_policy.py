@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hotweights_kube.client import Api, Selection
-from hotweights_kube.errors import Forbidden, KubeError, TokenRefused
+from hotweights_kube.errors import Forbidden, Invalid, KubeError, TokenRefused
 from hotweights_kube.resources import NODE_WEIGHTS, NODES, PODS, WEIGHT_VERSIONS, Resource
 from hotweights_kube.token_review import review
 from localcluster import paths
@@ -140,6 +140,7 @@ async def test_it_reports_its_own_node(agent: Api) -> None:
         ({"endpoint": "http://10.0.0.1:80/steal"}, False),
         ({"endpoint": "tcp://user@10.0.0.1:7600"}, False),
         ({"endpoints": [{"scheme": "tcp", "endpoint": "tcp://10.0.0.1:7600/x"}]}, False),
+        ({"peerKey": "ed25519:" + "A" * 43 + "="}, True),
         ({"staged": [{"digest": "sha256:" + "a" * 64, "phase": "Staged"}]}, True),
         ({"staged": [{"digest": "anything", "phase": "Staged"}]}, False),
         ({"resolved": [{"uid": "u", "reason": "SourceNotFound"}]}, True),
@@ -150,7 +151,14 @@ async def test_it_reports_its_own_node(agent: Api) -> None:
     ],
 )
 async def test_what_its_status_says_has_a_form(agent: Api, status: Body, taken: bool) -> None:
-    empty = {"endpoint": "", "endpoints": [], "staged": [], "resolved": [], "engines": []}
+    empty = {
+        "endpoint": "",
+        "peerKey": "",
+        "endpoints": [],
+        "staged": [],
+        "resolved": [],
+        "engines": [],
+    }
     patch = {"status": {**empty, **status}}
     write = agent.merge_patch(
         NODE_WEIGHTS, "node-a", patch, namespace=NAMESPACE, subresource="status"
@@ -160,6 +168,19 @@ async def test_what_its_status_says_has_a_form(agent: Api, status: Body, taken: 
     else:
         with pytest.raises(Forbidden, match="an agent's endpoints are scheme://address:port"):
             await write
+
+
+@pytest.mark.parametrize("key", ["ed25519:short", "rsa:" + "A" * 43 + "=", "A" * 70])
+async def test_a_key_of_peers_that_is_none_is_refused(agent: Api, key: str) -> None:
+    """By the schema before the policy: the operator would copy it into others' specs."""
+    with pytest.raises(Invalid, match="peerKey"):
+        await agent.merge_patch(
+            NODE_WEIGHTS,
+            "node-a",
+            {"status": {"peerKey": key}},
+            namespace=NAMESPACE,
+            subresource="status",
+        )
 
 
 async def test_it_marks_its_own_pods_in_one_write_and_takes_the_marks_away(agent: Api) -> None:

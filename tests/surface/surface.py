@@ -40,7 +40,7 @@ from hotweights_operator.metrics import LoopHealth
 from hotweights_operator.metrics import Metrics as OperatorMetrics
 from hotweights_operator.runtime.cache import Cache
 from hotweights_transports.handoff import frames as handoff_frames
-from hotweights_transports.peers import frames
+from hotweights_transports.peers import frames, proof
 
 ROOT = Path(__file__).parents[2]
 FILE = Path(__file__).with_name("public.txt")
@@ -128,6 +128,9 @@ def peers() -> Iterator[str]:
         yield repr(encoded)
     for encoded in (frames.question("g"), frames.welcome(1), frames.refused("R", "m")):
         yield repr(encoded)
+    yield repr(frames.challenge(bytes(frames.NONCE_NBYTES), "tcp://a:1"))
+    yield repr(frames.proof(b"s"))
+    yield f"signed by {proof.ALGORITHM!r}: {proof.LABEL!r}, the nonce, the endpoint"
 
 
 def calls() -> Iterator[str]:

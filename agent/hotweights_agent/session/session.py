@@ -61,6 +61,7 @@ class AgentInfo:
     version: str = ""
     endpoint: str = ""  # the first of the addresses for peers; empty: it has none
     endpoints: tuple[Endpoint, ...] = ()
+    peer_key: str = ""  # by which peers know it at all of them; empty: they cannot
 
 
 class Session:
@@ -367,6 +368,7 @@ class Session:
             agent_version=me.version,
             endpoint=me.endpoint,
             endpoints=list(me.endpoints),
+            peer_key=me.peer_key,
             capacity=self._capacity,
         )
         status = node_status(

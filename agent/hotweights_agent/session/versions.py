@@ -40,6 +40,7 @@ class NodeVersion:
     bytes_fetched: int = 0
     seconds: float = 0.0  # of the try that brought it
     how: str = ""
+    tried: StageItem | None = None  # that the last fetch began with; what it says is of no other
     image: int = 0  # grows with every staging of the digest: a rejected image is not offered twice
 
     @property
@@ -155,8 +156,9 @@ class NodeVersions:
 
     def _bring(self, digest: str, item: StageItem, now: float) -> list[Effect]:
         held = self._held.get(digest)
-        # another source or another timeout is another chance, with the whole time
-        if held is None or (held.phase == "Failed" and held.item != item):
+        # another source, route or timeout is another chance, with the whole time, also where it
+        # came while the one before was being tried
+        if held is None or (held.phase == "Failed" and held.tried != item):
             held = self._held[digest] = NodeVersion(item, "Waiting", now)
         held.item = item
         if held.phase == "Fetching" and now >= held.started_at + item.timeout_seconds:
@@ -167,7 +169,7 @@ class NodeVersions:
         # one at a time: the end of the cancelled fetch would be taken for the end of this one
         if not startable or digest in self._ending:
             return []
-        held.phase = "Fetching"
+        held.phase, held.tried = "Fetching", item
         held.bytes_done = held.bytes_total = held.bytes_fetched = 0
         return [Stage(item)]
 

@@ -177,7 +177,7 @@ class Broadcasts:
         address = urlsplit(job.head)
         uri = f"tcp://{address.netloc}"
         deadline = time.monotonic() + self._patience.join_seconds
-        with transport_for(uri).connect(uri, self._means.token) as client:
+        with transport_for(uri).connect(uri, self._means.token, key=job.head_key) as client:
             while True:
                 try:
                     return address.hostname or "", accept(

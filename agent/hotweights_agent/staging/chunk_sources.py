@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Protocol
 
@@ -29,14 +29,17 @@ def connected(
     uris: Sequence[str],
     token: Callable[[], str],
     limits: ClientLimits | None = None,
+    keys: Mapping[str, str] | None = None,
 ) -> list[PeerClient]:
-    """Clients of these peers, closed with the stack; they connect at first use. One that nobody can
-    speak to from here is passed over, with a line in the log.
+    """Clients of these peers, closed with the stack; they connect at first use. Those of ``keys``
+    (by address) have to prove that they have theirs. One that nobody can speak to from here is
+    passed over, with a line in the log.
     """
     clients = []
     for uri in uris:
         try:
-            clients.append(stack.enter_context(transport_for(uri).connect(uri, token, limits)))
+            client = transport_for(uri).connect(uri, token, limits, (keys or {}).get(uri, ""))
+            clients.append(stack.enter_context(client))
         except ValueError as error:
             log.warning("a peer is passed over: %s", error)
     return clients

@@ -185,7 +185,9 @@ class Stager:
         deadline = began + item.timeout_seconds
         with contextlib.ExitStack() as stack:
             named = (*item.parents, *item.fallbacks)
-            peers = connected(stack, [peer.endpoint for peer in named], self._token)
+            # of two at one address the first counts, as it does for whom is asked
+            keys = {peer.endpoint: peer.key for peer in reversed(named)}
+            peers = connected(stack, [peer.endpoint for peer in named], self._token, keys=keys)
             manifest = self._manifest(item, peers, cancel)
             # after the manifest, which costs no memory, and before any of it is taken
             moved = stack.enter_context(self._places.place(item.digest, cancel, deadline))

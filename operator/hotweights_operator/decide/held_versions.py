@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from hotweights_crds.nodeweights import Peer, StageItem
+from hotweights_crds.nodeweights import Collective, Peer, StageItem
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator.decide import revision, transports
 from hotweights_operator.model.objects import NodeState, Rollout
@@ -59,10 +59,7 @@ def _items(
         for node, item in present.items()
         if item is not None and (node not in peers or _still_good(item, node, digest, observed))
     }
-    result = {
-        node: _with_plain(item, plain, _having(item, node, digest, observed))
-        for node, item in kept.items()
-    }
+    result = {node: _with_plain(item, plain, node, observed) for node, item in kept.items()}
     # nearly always: nobody lacks a route, and no plan is made
     if all(node in kept or node not in peers for node in nodes):
         return result
@@ -174,15 +171,48 @@ def _having(item: StageItem, node: str, digest: str, observed: Observed) -> froz
     )
 
 
-def _with_plain(item: StageItem, plain: StageItem, having: frozenset[str]) -> StageItem:
+def _with_plain(item: StageItem, plain: StageItem, node: str, observed: Observed) -> StageItem:
     """The route that it has, with the rest as it is now; the very same item where nothing
     differs.
     """
+    having = _having(item, node, plain.digest, observed)
     collective = None if transports.is_over(item, having) else item.collective
-    new = plain.model_copy(
-        update={"parents": item.parents, "fallbacks": item.fallbacks, "collective": collective}
-    )
+    route: dict[str, object] = {
+        "parents": item.parents,
+        "fallbacks": item.fallbacks,
+        "collective": collective,
+    }
+    if not observed.states[node].holds(item.digest):  # what it has it need not pull
+        route = _with_keys(item, collective, observed.states)
+    new = plain.model_copy(update=route)
     return item if new == item else new
+
+
+def _with_keys(
+    item: StageItem, collective: Collective | None, states: Mapping[str, NodeState]
+) -> dict[str, object]:
+    """The same route with the keys that agents have now: one that starts anew has another.
+
+    Who is now where none of ours is any more cannot prove that it is one. Where a route names no
+    key, as those for agents of an older release, it would be sent the token all the same: there it goes
+    out of the route. (A parent that is not there ends the whole route, see `_still_good`.)
+    """
+    parents = [_keyed(peer, states) for peer in item.parents]
+    fallbacks = [
+        _keyed(peer, states) for peer in item.fallbacks if peer.key or _is_there(peer, states)
+    ]
+    if collective is not None:
+        collective = transports.with_key(collective, states.get(collective.members[0]))
+    return {"parents": parents, "fallbacks": fallbacks, "collective": collective}
+
+
+def _keyed(peer: Peer, states: Mapping[str, NodeState]) -> Peer:
+    key = states[peer.node].status.peer_key if _is_there(peer, states) else peer.key
+    return peer if key == peer.key else peer.model_copy(update={"key": key})
+
+
+def _is_there(peer: Peer, states: Mapping[str, NodeState]) -> bool:
+    return peer.node in states and transports.speaks(states[peer.node], peer.endpoint)
 
 
 def _route(
@@ -193,14 +223,18 @@ def _route(
     """
     asked = rollout.spec.staging.transport
     parents = [
-        Peer(node=node, endpoint=transports.choose(asked, child, serving[node]))
+        _peer(serving[node], transports.choose(asked, child, serving[node]))
         for node in route.parents
     ]
     # parents over another transport than TCP, whose endpoint is the node's own
     again = [peer.node for peer in parents if peer.endpoint != serving[peer.node].status.endpoint]
     fallbacks = [
-        Peer(node=node, endpoint=serving[node].status.endpoint)
-        for node in (*again, *route.fallbacks)
+        _peer(serving[node], serving[node].status.endpoint) for node in (*again, *route.fallbacks)
     ]
     # the same parent over TCP goes before other nodes
     return {"parents": parents, "fallbacks": fallbacks[:MAX_PEERS]}
+
+
+def _peer(state: NodeState, endpoint: str) -> Peer:
+    """A node as others are told of it: with the key that its agent shows beside the endpoint."""
+    return Peer(node=state.name, endpoint=endpoint, key=state.status.peer_key)

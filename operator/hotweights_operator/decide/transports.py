@@ -165,6 +165,16 @@ def is_over(item: StageItem, having: Collection[str]) -> bool:
     return item.collective is not None and any(node in having for node in item.collective.members)
 
 
+def with_key(job: Collective, head: NodeState | None) -> Collective | None:
+    """The same job with the key that its head has now; None where the head is not there any more
+    and has no key by which that would be found out.
+    """
+    if head is None or offer(head, BROADCAST).endpoint != job.head:
+        return job if job.head_key else None
+    key = head.status.peer_key
+    return job if key == job.head_key else job.model_copy(update={"head_key": key})
+
+
 def _collective(digest: str, members: Sequence[NodeState], bases: Sequence[str]) -> Collective:
     # An agent that starts anew is another rank of another job: the name must not be that of the one
     # that it has left. 128 bits of it are enough to tell jobs apart.
@@ -175,6 +185,7 @@ def _collective(digest: str, members: Sequence[NodeState], bases: Sequence[str])
     return Collective(
         name=name,
         head=offer(members[0], BROADCAST).endpoint,
+        head_key=members[0].status.peer_key,
         members=names,
         base=base,
     )

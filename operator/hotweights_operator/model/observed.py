@@ -319,4 +319,4 @@ def _as_peer(state: NodeState) -> tuple[object, ...]:
     """What others must know of a node to pull from it, and whether it has anything to give."""
     status = state.status
     held = tuple(version.digest for version in status.staged if version.phase == "Staged")
-    return (status.boot_id, status.endpoint, tuple(status.endpoints), held)
+    return (status.boot_id, status.endpoint, tuple(status.endpoints), status.peer_key, held)

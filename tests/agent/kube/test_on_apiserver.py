@@ -5,29 +5,25 @@ engines are played.
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import signal
-import subprocess
-import sys
 import tempfile
-import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import save_file
 
 from hotweights_kube import NODE_WEIGHTS, PODS, Api, Body, KubeError
 from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
 from hotweights_transports.handoff import frames, sockets
-from localcluster import paths
 from localcluster.controlplane import ControlPlane
 from tests.agent.fake_engine import FakeEngine
+from tests.agent.kube.agent_process import AgentProcess
 from tests.helm.conftest import NAMESPACE, Kubectl, control_plane, helm, kubectl
 
 __all__ = ["control_plane", "helm", "kubectl"]
@@ -103,71 +99,6 @@ async def admin(cluster: Cluster) -> AsyncIterator[Api]:
         yield api
 
 
-class AgentProcess:
-    """``python -m hotweights_agent`` for one node; what it keeps on disk outlives it."""
-
-    def __init__(
-        self, cluster: Cluster, node: str, folder: Path, roots: Path, **changes: object
-    ) -> None:
-        """``changes``: of its settings."""
-        self.node = node
-        self.run_folder = folder / "r"
-        self.log = folder / "log"
-        state = folder / node
-        state.mkdir(parents=True)
-        kubeconfig, token = state / "kubeconfig", state / "peer-token"
-        credentials, url = cluster.plane.credentials, cluster.plane.url
-        paths.write_atomically(
-            kubeconfig, credentials.kubeconfig(url, cluster.token(f"agent-{node}")), 0o600
-        )
-        token.write_text(cluster.token(f"agent-{node}", "hotweights-peer"))
-        config = state / "config.yaml"
-        settings = {
-            "roots": [{"path": str(roots), "namespaces": ["default"]}],
-            "staging": {"reserve_bytes": 0, "patience_seconds": 3.0},
-            "engines": {"reconnect_seconds": 3.0},
-            "kube": {"request_seconds": 3.0, "away_seconds": 1.0},
-            **changes,
-        }
-        config.write_text(yaml.safe_dump(settings))
-        self.environment = os.environ | {
-            "NODE_NAME": node,
-            "POD_NAMESPACE": NAMESPACE,
-            "POD_IP": "127.0.0.1",
-            "KUBECONFIG": str(kubeconfig),
-            "HOTWEIGHTS_CONFIG": str(config),
-            "HOTWEIGHTS_RUN_FOLDER": str(self.run_folder),
-            "HOTWEIGHTS_STATE_FOLDER": str(state / "state"),
-            "HOTWEIGHTS_PLUGIN_FOLDER": str(state / "none"),
-            "HOTWEIGHTS_PEER_TOKEN_FILE": str(token),
-            "HOTWEIGHTS_PEER_PORT": "0",
-            "HOTWEIGHTS_METRICS_PORT": "0",
-        }
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def socket(self) -> Path:
-        return self.run_folder / self.node / "agent.sock"
-
-    def start(self) -> None:
-        with self.log.open("ab") as log:
-            words = [sys.executable, "-m", "hotweights_agent"]
-            self.process = subprocess.Popen(words, env=self.environment, stderr=log, stdout=log)
-
-    def stop(self, number: int = signal.SIGTERM) -> int:
-        if self.process is None:
-            return 0
-        self.process.send_signal(number)
-        code = self.process.wait(20)
-        self.process = None
-        return code
-
-    def metrics(self) -> str:
-        port = re.findall(r"metrics at port (\d+)", self.log.read_text())[-1]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
-            return str(answer.read().decode())
-
-
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="hw") as path:
@@ -182,7 +113,15 @@ def launch(cluster: Cluster, folder: Path, checkpoints: Path) -> Iterator[Launch
     started: list[AgentProcess] = []
 
     def start(node: str, **changes: object) -> AgentProcess:
-        agent = AgentProcess(cluster, node, folder / node[-1], checkpoints, **changes)
+        settings = {
+            "roots": [{"path": str(checkpoints), "namespaces": ["default"]}],
+            "staging": {"reserve_bytes": 0, "patience_seconds": 3.0},
+            "engines": {"reconnect_seconds": 3.0},
+            "kube": {"request_seconds": 3.0, "away_seconds": 1.0},
+            **changes,
+        }
+        token = partial(cluster.token, f"agent-{node}")
+        agent = AgentProcess(cluster.plane, token, node, folder / node[-1], settings)
         started.append(agent)
         agent.start()
         return agent
@@ -426,7 +365,18 @@ async def test_a_node_pulls_from_its_parent_and_from_nobody_else(
     child = launch(b.node)
     await a.write([a.item("v1")], [])
     await a.staged("v1")
-    parent = {"node": a.node, "endpoint": (await a.status())["endpoint"]}
+    told = await a.status()
+    parent = {"node": a.node, "endpoint": told["endpoint"], "key": told["peerKey"]}
+    own = (await eventually(b.status))["peerKey"]
+    assert own != told["peerKey"]
+
+    async def refused() -> bool:
+        return "it did not prove that it is the agent of this route" in child.log.read_text()
+
+    # as if another pod had the parent's address by now
+    wrong = {**parent, "key": own}
+    await b.write([b.item("v1", uri="file:///nowhere", parents=[wrong])], [])
+    await eventually(refused)
     await b.write([b.item("v1", uri="file:///nowhere", parents=[parent])], [])
     found = await b.staged("v1")
     assert found["bytesFetched"] == found["bytesTotal"] == 8 * 2**20
@@ -543,8 +493,14 @@ async def together(a: Operator, b: Operator, version: str, name: str) -> None:
 
     endpoints = await eventually(offered)
     assert endpoints["mpi"]["megabytesPerSecond"] > 0, endpoints
-    job = {"name": name, "head": endpoints["mpi"]["endpoint"], "members": list(NODES)}
-    parent = {"node": a.node, "endpoint": endpoints["tcp"]["endpoint"]}
+    key = (await a.status())["peerKey"]
+    job = {
+        "name": name,
+        "head": endpoints["mpi"]["endpoint"],
+        "members": list(NODES),
+        "headKey": key,
+    }
+    parent = {"node": a.node, "endpoint": endpoints["tcp"]["endpoint"], "key": key}
     await a.write([a.item(version, collective=job)], [])
     await b.write([b.item(version, collective=job, parents=[parent])], [])
 

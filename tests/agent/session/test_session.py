@@ -22,6 +22,7 @@ from hotweights_agent.session.session import AgentInfo, Session
 from hotweights_crds.nodeweights import (
     Capacity,
     NodeWeightsSpec,
+    Peer,
     ResolvedVersion,
     ResolveItem,
 )
@@ -587,3 +588,18 @@ def test_an_engine_that_can_never_be_switched_says_so_at_once_and_not_that_it_is
     found = engine_of(world)
     assert (found.reason, found.message) == ("EngineUnsupported", why)
     assert not world.pod_status["a"].gate
+
+
+def test_what_failed_by_one_route_is_tried_by_the_one_that_came_meanwhile() -> None:
+    """The failure says nothing of the new one, and nothing else would begin a fetch of it."""
+    world = World()
+    parent = Peer(node="n", endpoint="tcp://n:1")
+    world.assign([], [item(1, parents=[parent.model_dump()])])
+    assert list(world.fetching) == [digest(1)]
+    anew = item(1, parents=[parent.model_copy(update={"endpoint": "tcp://n:2"}).model_dump()])
+    world.assign([], [anew])
+    world.finish_stage(digest(1), "SourceNotFound", transient=False)
+    world.pass_time(0.1)
+    stages = [effect.item for effect in world.log if isinstance(effect, fx.Stage)]
+    assert stages[-1] == anew
+    assert len(stages) == 2

@@ -29,6 +29,7 @@ from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
 from hotweights_transports.broadcast.invitation import Groups, Inviting
 from hotweights_transports.peers.base import Identity
+from hotweights_transports.peers.proof import ServerKey
 from hotweights_transports.peers.registry import transport_for
 
 pytestmark = pytest.mark.timeout(90)
@@ -49,13 +50,17 @@ class Node:
         self.kept = ManifestCache(folder / name)
         self.told: asyncio.Queue[Message] = asyncio.Queue()
         self.fetched: dict[str, int] = {}
-        groups = Groups(self._token)
+        groups, key = Groups(self._token), ServerKey()
         server = stack.enter_context(
             transport_for("tcp://127.0.0.1:0").listen(
-                "tcp://127.0.0.1:0", Inviting(self.store, groups), IDENTITIES.get
+                "tcp://127.0.0.1:0",
+                Inviting(self.store, groups),
+                IDENTITIES.get,
+                prove=key.prove,
             )
         )
-        self.peer = Peer(node=name, endpoint=server.address)
+        key.serves_at(server.address)
+        self.peer = Peer(node=name, endpoint=server.address, key=key.public)
         self.stager = Stager(
             self.store,
             allowed([RootSettings(roots, namespaces=("*",))]),
@@ -132,6 +137,7 @@ class Fleet:
             collective=Collective(
                 name=f"job of {manifest.version}",
                 head=self.nodes["a"].peer.endpoint.replace("tcp", "mpi"),
+                head_key=self.nodes["a"].peer.key,
                 members=list(NAMES),
                 base=base,
             ),
@@ -203,6 +209,22 @@ async def test_without_one_of_them_the_others_pull(stack: ExitStack, tmp_path: P
     late = (await fleet.stage(manifest, "c"))["c"]
     assert isinstance(late, StageDone)
     assert "the others began without this node" in late.how
+    await fleet.close()
+
+
+async def test_who_does_not_prove_to_be_the_head_invites_nobody(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    fleet = Fleet(stack, tmp_path, 20)
+    manifest = fleet.version("v1", 1, 2)
+    item = fleet.item(manifest, "b", parents=[])
+    assert item.collective is not None
+    job = item.collective.model_copy(update={"head_key": ServerKey().public})
+    fleet.nodes["b"].stager.stage(item.model_copy(update={"collective": job}))
+    done = await fleet.nodes["b"].ended()
+    assert isinstance(done, StageDone)
+    assert "each node for itself, for the broadcast was lost" in done.how
+    assert "it did not prove that it is the agent of this route, and got no token" in done.how
     await fleet.close()
 
 

@@ -12,7 +12,9 @@ from hotweights_agent.session.messages import StageDone
 from hotweights_agent.settings import StagingSettings
 from hotweights_agent.staging.store import Store
 from hotweights_crds.nodeweights import Peer, StageItem
-from hotweights_transports.peers.base import PeerServer
+from hotweights_transports.peers.base import Identity, PeerServer
+from hotweights_transports.peers.proof import ServerKey
+from hotweights_transports.peers.registry import transport_for
 from tests.agent.staging.played_node import PlayedNode, published
 
 SETTINGS = StagingSettings(patience_seconds=5.0)
@@ -62,6 +64,36 @@ async def test_a_node_that_cannot_read_the_source_takes_it_from_those_that_stand
     node.stager.stage(elsewhere)
     assert isinstance(await node.end(), StageDone)
     assert node.fetched["tcp"] == manifest.nbytes
+
+
+@pytest.mark.parametrize(("proves", "scheme"), [(True, "tcp"), (False, "file")])
+async def test_a_parent_that_does_not_prove_who_it_is_gets_no_token_and_others_are_asked(
+    node: PlayedNode, other: PlayedNode, tmp_path: Path, proves: bool, scheme: str
+) -> None:
+    item, manifest = published(tmp_path, "v1")
+    other.stager.stage(item)
+    assert isinstance(await other.end(), StageDone)
+    tokens: list[str] = []
+
+    def authenticate(token: str) -> Identity:
+        tokens.append(token)
+        return Identity("agent")
+
+    key = ServerKey()
+    transport = transport_for("tcp://127.0.0.1:0")
+    server = transport.listen("tcp://127.0.0.1:0", other.store, authenticate, prove=key.prove)
+    with server:
+        key.serves_at(server.address)
+        told = key.public if proves else ServerKey().public
+        # a stand-in at the same address, of a route from before it had a key, is no way around it
+        old = Peer(node="other", endpoint=server.address)
+        peer = old.model_copy(update={"key": told})
+        node.stager.stage(item.model_copy(update={"parents": [peer], "fallbacks": [old]}))
+        assert isinstance(await node.end(), StageDone)
+    assert {name: nbytes for name, nbytes in node.fetched.items() if nbytes} == {
+        scheme: manifest.nbytes
+    }
+    assert bool(tokens) is proves
 
 
 async def test_a_node_that_reads_the_source_waits_for_nobody(

@@ -11,6 +11,7 @@ from hotweights_crds.nodeweights import (
     Endpoint,
     NodeWeightsSpec,
     NodeWeightsStatus,
+    Peer,
     RolloutAssignment,
     StagedVersion,
     StageItem,
@@ -119,6 +120,14 @@ def test_a_route_holds_as_long_as_the_parent_is_there_by_any_transport() -> None
     assert speaks(QUICK, "ucx://quick:2")
     assert not speaks(QUICK, "ucx://quick:3")
     assert not speaks(WITHOUT, "")
+
+
+KEY, ANOTHER = (f"ed25519:{letter * 43}=" for letter in "AB")
+
+
+def keyed(state: NodeState, key: str = KEY) -> NodeState:
+    """The same node, whose agent shows a key."""
+    return dataclasses.replace(state, status=state.status.model_copy(update={"peer_key": key}))
 
 
 DIGEST = "sha256:" + "1" * 64
@@ -246,6 +255,72 @@ def test_one_who_is_told_later_joins_and_one_who_comes_too_late_pulls() -> None:
     assert ended["a"] == found["a"], "a node that has it is not written to again"
     assert ended["b"].collective is None, "it would wait for nobody"
     assert ended["c"].collective is None
+
+
+def test_a_route_names_the_keys_beside_the_endpoints() -> None:
+    """Of parents, of their stand-ins, and of who leads a broadcast; none where an agent of an
+    older release shows none.
+    """
+    found = items("UCX", [keyed(node("a", ucx=1)), node("b", ucx=1), node("c", ucx=1)])
+    assert [(peer.node, peer.key) for peer in found["b"].parents] == [("a", KEY)]
+    assert ("a", KEY) in [(peer.node, peer.key) for peer in found["b"].fallbacks]
+    assert [(peer.node, peer.key) for peer in found["c"].parents] == [("b", "")]
+    found = items("MPI", [keyed(node("a", mpi=1)), node("b", mpi=1)])
+    assert {job(item).head_key for item in found.values()} == {KEY}
+
+
+def test_an_agent_that_starts_anew_changes_the_key_and_not_the_route() -> None:
+    a, b, c = (keyed(node(name, mpi=1)) for name in "abc")
+    found = items("MPI", [a, b, c])
+    told_b, told_c = told(b, found["b"]), told(c, found["c"])
+    anew = items("MPI", [keyed(told(a, found["a"]), ANOTHER), told_b, told_c])
+    assert [(peer.node, peer.key) for peer in anew["b"].parents] == [("a", ANOTHER)]
+    assert [peer.key for peer in anew["c"].fallbacks if peer.node == "a"] == [ANOTHER]
+    assert {job(item).head_key for item in anew.values()} == {ANOTHER}
+    for name, item in found.items():
+        assert [peer.node for peer in anew[name].parents] == [peer.node for peer in item.parents]
+        assert job(anew[name]).name == job(item).name
+    held = told(holding(b, DIGEST), found["b"])
+    had = items("MPI", [keyed(told(a, found["a"]), ANOTHER), held, told_c])["b"]
+    assert [peer.key for peer in had.parents] == [KEY], "who has it is not written to again"
+
+
+def test_a_stand_in_that_is_elsewhere_now_is_asked_only_if_it_has_a_key() -> None:
+    """A route by a release without keys would send the token to whoever has its address now."""
+    a, b, c = node("a"), node("b"), node("c")
+    c = told(c, items("TCP", [a, b, c])["c"])
+    (parent,) = c.spec.rollouts[0].stage[0].parents
+    other = Peer(node="a" if parent.node == "b" else "b", endpoint="tcp://10.9.9.9:1")
+    for stand_in, stays in (
+        (other, False),
+        (other.model_copy(update={"key": KEY}), True),
+        (other.model_copy(update={"node": "gone"}), False),
+    ):
+        item = c.spec.rollouts[0].stage[0].model_copy(update={"fallbacks": [stand_in]})
+        found = items("TCP", [a, b, told(c, item)])["c"]
+        assert found.parents == [parent]
+        assert found.fallbacks == ([stand_in] if stays else [])
+
+
+def test_a_broadcast_whose_head_is_elsewhere_now_is_joined_only_by_key() -> None:
+    a, b, c = (node(name, mpi=1) for name in "abc")
+    found = items("MPI", [a, b, c])
+    elsewhere = [
+        one.model_copy(update={"endpoint": "mpi://10.9.9.9:1"})
+        for one in a.status.endpoints
+        if one.scheme == "mpi"
+    ]
+    status = a.status.model_copy(update={"endpoints": elsewhere})
+    moved = told(dataclasses.replace(a, status=status), found["a"])
+    assert items("MPI", [moved, told(b, found["b"]), told(c, found["c"])])["c"].collective is None
+    with_key = [
+        told(
+            state,
+            item.model_copy(update={"collective": job(item).model_copy(update={"head_key": KEY})}),
+        )
+        for state, item in ((b, found["b"]), (c, found["c"]))
+    ]
+    assert job(items("MPI", [moved, *with_key])["c"]).head_key == KEY
 
 
 def test_a_member_that_restarted_changes_no_route() -> None:

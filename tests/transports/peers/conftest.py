@@ -23,6 +23,7 @@ from hotweights_transports.peers.base import (
     PeerClient,
     PeerServer,
     Pending,
+    Prove,
     ServerLimits,
     Want,
 )
@@ -148,11 +149,14 @@ def serve(scheme: str) -> Iterator[Serve]:
     servers: list[PeerServer] = []
 
     def start(
-        node: ChunkProvider, limits: ServerLimits | None = None, scheme: str = scheme
+        node: ChunkProvider,
+        limits: ServerLimits | None = None,
+        scheme: str = scheme,
+        prove: Prove | None = None,
     ) -> PeerServer:
         uri = f"inproc://node-{len(servers)}" if scheme == "inproc" else f"{scheme}://127.0.0.1:0"
         limits = limits or ServerLimits(waiting_seconds=0.05)
-        servers.append(transport_for(uri).listen(uri, node, authenticate, limits))
+        servers.append(transport_for(uri).listen(uri, node, authenticate, limits, prove))
         return servers[-1]
 
     yield start
@@ -164,8 +168,10 @@ def serve(scheme: str) -> Iterator[Serve]:
 def connect() -> Iterator[Connect]:
     clients: list[PeerClient] = []
 
-    def start(address: str, limits: ClientLimits | None = None, token: str = TOKEN) -> PeerClient:
-        clients.append(transport_for(address).connect(address, lambda: token, limits))
+    def start(
+        address: str, limits: ClientLimits | None = None, token: str = TOKEN, key: str = ""
+    ) -> PeerClient:
+        clients.append(transport_for(address).connect(address, lambda: token, limits, key))
         return clients[-1]
 
     yield start

@@ -20,6 +20,8 @@ DIGEST = "sha256:" + "a" * 64
 CHUNK = "0123456789abcdef" * 4
 READERS: list[Callable[[bytes], object]] = [
     frames.read_hello,
+    frames.read_challenge,
+    frames.read_proof,
     frames.read_welcome,
     frames.read_refused,
     frames.read_manifest_request,
@@ -28,7 +30,10 @@ READERS: list[Callable[[bytes], object]] = [
 
 scalars = st.sampled_from([None, True, 0, 1, -1, 2**70, 1.5, "", "x", DIGEST, CHUNK, {}, {"a": 1}])
 fields = st.sampled_from(
-    ["protocols", "token", "protocol", "reason", "message", "digest", "blake3"]
+    [
+        *("protocols", "token", "protocol", "reason", "message", "digest", "blake3"),
+        *("nonce", "endpoint", "signature"),
+    ]
 )
 
 
@@ -99,7 +104,7 @@ def test_requests_round_trip(wanted: list[str]) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(Kind) - frames.FROM_STRANGER))
-def test_a_stranger_may_only_say_hello(kind: Kind) -> None:
+def test_a_stranger_may_only_ask_for_proof_and_say_hello(kind: Kind) -> None:
     with pytest.raises(FrameError, match="no place here"):
         frames.decode_header(Header(kind, 0).encode(), frames.FROM_STRANGER)
 
@@ -138,6 +143,50 @@ def test_requests_for_what_is_no_chunk(wanted: object) -> None:
 def test_questions_that_are_none(name: object) -> None:
     with pytest.raises(FrameError, match="a question is a string"):
         frames.read_question(json.dumps({"name": name}).encode())
+
+
+@RELAXED
+@given(
+    st.binary(min_size=frames.NONCE_NBYTES, max_size=frames.NONCE_NBYTES),
+    st.text(min_size=1, max_size=frames.MAX_ENDPOINT_CHARS),
+    st.binary(min_size=1, max_size=frames.MAX_SIGNATURE_NBYTES),
+)
+def test_challenge_and_proof_round_trip(nonce: bytes, endpoint: str, signature: bytes) -> None:
+    try:
+        data = frames.challenge(nonce, endpoint)
+    except FrameError:  # of characters for which JSON takes six bytes or more
+        assert len(json.dumps(endpoint)) > frames.MAX_ENDPOINT_CHARS
+    else:
+        header = frames.decode_header(data[: HEADER.size], frames.FROM_STRANGER)
+        assert header.kind is Kind.CHALLENGE
+        challenge = frames.read_challenge(data[HEADER.size :])
+        assert (challenge.nonce, challenge.endpoint) == (nonce, endpoint)
+    data = frames.proof(signature)
+    assert frames.decode_header(data[: HEADER.size], frames.TO_CHALLENGER).kind is Kind.PROOF
+    assert frames.read_proof(data[HEADER.size :]) == signature
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"nonce": "ab" * 31, "endpoint": "tcp://a:1"},
+        {"nonce": "AB" * 32, "endpoint": "tcp://a:1"},
+        {"nonce": "ab" * 32 + "\n", "endpoint": "tcp://a:1"},
+        {"nonce": "ab" * 32},
+        {"nonce": "ab" * 32, "endpoint": ""},
+        {"nonce": "ab" * 32, "endpoint": "x" * (frames.MAX_ENDPOINT_CHARS + 1)},
+        {"nonce": 7, "endpoint": ["tcp://a:1"]},
+    ],
+)
+def test_challenges_that_are_none(payload: object) -> None:
+    with pytest.raises(FrameError, match="challenge: "):
+        frames.read_challenge(json.dumps(payload).encode())
+
+
+@pytest.mark.parametrize("signature", ["", "abc", "AB", "ab\n", "ab" * 129, 7, None])
+def test_proofs_that_are_none(signature: object) -> None:
+    with pytest.raises(FrameError, match="proof: signature must be 1 to 128 bytes"):
+        frames.read_proof(json.dumps({"signature": signature}).encode())
 
 
 def test_a_question_round_trips() -> None:

@@ -13,6 +13,7 @@ Errors::
     ├── PeerUnreachable       no connection, or it broke
     ├── PeerTimeout           connected, but silent, stalled, or slower than the floor
     ├── PeerRefused           it does not talk to us: token, protocol, too busy
+    ├── PeerUnproven          it is not shown to be whom the route means: it got no token
     ├── PeerMissing           it neither has nor fetches what was asked for
     ├── PeerProtocolError     it sent what nobody asked for, or what cannot be understood
     └── PeerCorrupt           its bytes are not what their digest promises: ChecksumMismatch
@@ -59,6 +60,15 @@ class PeerRefused(PeerError):
     reason = Reason.PEER_REFUSED
 
 
+class PeerUnproven(PeerError):
+    reason = Reason.PEER_UNPROVEN
+
+    def __init__(self, address: str, why: str) -> None:
+        super().__init__(
+            address, f"it did not prove that it is the agent of this route, and got no token: {why}"
+        )
+
+
 class PeerMissing(PeerError):
     reason = Reason.PEER_MISSING
 
@@ -91,6 +101,12 @@ class Identity:
 Authenticate = Callable[[str], Identity | None]
 """Token → who that is, or None. Called in the connection's thread, may block on the API server, and
 caches by itself.
+"""
+
+
+Prove = Callable[[bytes, str], bytes | None]
+"""Nonce and the endpoint that a puller dialled → a signature over both (`proof.ServerKey.prove`), or
+None: that endpoint is not this process's. Called in the connection's thread, for strangers.
 """
 
 
@@ -190,8 +206,8 @@ class ServerLimits:
     max_handshakes_of_address: int = 16
     """Of them, those of one address. A puller opens a few streams to a peer at the same time."""
     handshake_seconds: float = 5.0
-    """For the whole hello, however slowly its bytes drip. The review of the token is not
-    counted.
+    """For the whole hello and the challenge before it, however slowly their bytes drip. The review
+    of the token is not counted.
     """
     request_seconds: float = 10.0
     """For the rest of a request whose first byte has come."""
@@ -220,7 +236,7 @@ class ClientLimits:
     window_chunks: int = 256
     """The same as a count, for versions with many tiny tensors."""
     connect_seconds: float = 5.0
-    """To connect and be welcomed, each."""
+    """To connect, and to be given the proof and be welcomed, each."""
     silence_seconds: float = 10.0
     """Without a byte, signs of life included: the peer is dead."""
     stall_seconds: float = 30.0
@@ -240,14 +256,16 @@ class PeerServer(ABC):
 
     Order of events on each connection:
 
-    1. PULLER sends its token. SERVER calls `Authenticate` before anything else; where it says None,
+    1. PULLER, where it knows the server's key, sends a challenge. SERVER answers with its `Prove`,
+       or refuses. Without the proof the puller leaves; its token was not sent.
+    2. PULLER sends its token. SERVER calls `Authenticate` before anything else; where it says None,
        the puller gets a refusal that names the cause, and not one byte of a manifest or a chunk.
-    2. PULLER asks for a manifest by digest, for chunks by BLAKE3, or something by name, as often as
+    3. PULLER asks for a manifest by digest, for chunks by BLAKE3, or something by name, as often as
        it likes, several requests ahead.
-    3. SERVER answers in the order asked. A chunk leaves as soon as the provider has it verified;
+    4. SERVER answers in the order asked. A chunk leaves as soon as the provider has it verified;
        until then the puller gets a sign of life every `ServerLimits.waiting_seconds`. What the
        provider does not know is answered as missing.
-    4. Whatever goes wrong (garbage, a puller that is slow or gone, a deadline) ends this connection
+    5. Whatever goes wrong (garbage, a puller that is slow or gone, a deadline) ends this connection
        only.
 
     A server serves from construction until `close`, which ends all connections and waits for their

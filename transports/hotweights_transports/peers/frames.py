@@ -24,9 +24,14 @@ MAGIC = b"HW"
 NO_DIGEST = bytes(32)  # as long as a BLAKE3 digest
 MAX_REQUESTED_CHUNKS = 512  # 34 KiB of JSON, within the 64 KiB of their frame
 MAX_QUESTION_CHARS = 128  # as long as the name of a job in NodeWeights may be
+MAX_ENDPOINT_CHARS = 256  # as long as an endpoint in NodeWeights may be
+NONCE_NBYTES = 32  # nobody meets the same one twice
+MAX_SIGNATURE_NBYTES = 128  # Ed25519 makes 64
 
 _VERSION_DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
 _CHUNK_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_NONCE = re.compile(rf"[0-9a-f]{{{2 * NONCE_NBYTES}}}", re.ASCII)
+_SIGNATURE = re.compile(rf"(?:[0-9a-f]{{2}}){{1,{MAX_SIGNATURE_NBYTES}}}", re.ASCII)
 
 
 class FrameError(ValueError):
@@ -40,6 +45,8 @@ class Kind(enum.IntEnum):
     # both ways after the welcome, where chunks come another way: what that transport wants to know
     GREETING = 4
     QUESTION = 5  # puller → server: {name}
+    # puller → server, before the hello, where the route names the server's key: {nonce, endpoint}
+    CHALLENGE = 6
     WELCOME = 16  # server → puller: {protocol}
     REFUSED = 17  # server → puller, and closes: {reason, message}
     CHUNK = 18  # server → puller: the bytes
@@ -48,11 +55,14 @@ class Kind(enum.IntEnum):
     WAITING = 21  # server → puller: a sign of life while that chunk is on its way to the server
     MANIFEST_BYTES = 22  # server → puller
     ANSWER = 23  # server → puller: bytes, whatever they mean to the two
+    PROOF = 24  # server → puller: {signature}
 
 
-FROM_STRANGER = frozenset({Kind.HELLO})
+FROM_STRANGER = frozenset({Kind.CHALLENGE, Kind.HELLO})
+FROM_CHALLENGER = frozenset({Kind.HELLO})  # one proof a connection
 FROM_PULLER = frozenset({Kind.MANIFEST, Kind.CHUNKS, Kind.QUESTION})
 GREETINGS = frozenset({Kind.GREETING})
+TO_CHALLENGER = frozenset({Kind.PROOF, Kind.REFUSED})
 TO_STRANGER = frozenset({Kind.WELCOME, Kind.REFUSED})
 TO_GREETED = frozenset({Kind.GREETING, Kind.REFUSED})
 TO_PULLER = frozenset(
@@ -74,6 +84,7 @@ MAX_NBYTES = {
     # the address of a UCX worker on a host with many networks has a few KiB
     Kind.GREETING: 16 * 1024,
     Kind.QUESTION: 1024,
+    Kind.CHALLENGE: 2048,  # an endpoint of 256 characters, as JSON may write them, and a nonce
     Kind.WELCOME: 1024,
     Kind.REFUSED: 4096,
     # the most that a manifest may make of one chunk; the usual is 4 MiB
@@ -84,6 +95,7 @@ MAX_NBYTES = {
     # what the planner's own `MAX_MANIFEST_NBYTES` says; who asks for one may say less
     Kind.MANIFEST_BYTES: 512 * 1024 * 1024,
     Kind.ANSWER: 32 * 1024,  # a token is in it
+    Kind.PROOF: 1024,
 }
 
 
@@ -103,6 +115,15 @@ class Header:
 class Hello:
     protocols: tuple[int, ...]
     token: str = dataclasses.field(repr=False)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Challenge:
+    """What a puller wants signed before it says who it is."""
+
+    nonce: bytes
+    endpoint: str
+    """The URI that it dialled."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -139,6 +160,14 @@ def hello(token: str) -> bytes:
     return _json(Kind.HELLO, {"protocols": list(PROTOCOLS), "token": token})
 
 
+def challenge(nonce: bytes, endpoint: str) -> bytes:
+    return _json(Kind.CHALLENGE, {"nonce": nonce.hex(), "endpoint": endpoint})
+
+
+def proof(signature: bytes) -> bytes:
+    return _json(Kind.PROOF, {"signature": signature.hex()})
+
+
 def welcome(protocol: int) -> bytes:
     return _json(Kind.WELCOME, {"protocol": protocol})
 
@@ -172,6 +201,27 @@ def read_hello(payload: bytes) -> Hello:
     if not isinstance(token, str):
         raise FrameError("hello: token must be a string")
     return Hello(tuple(protocols), token)
+
+
+def read_challenge(payload: bytes) -> Challenge:
+    data = _object(payload)
+    nonce, endpoint = data.get("nonce"), data.get("endpoint")
+    if not isinstance(nonce, str) or not _NONCE.fullmatch(nonce):
+        raise FrameError(f"challenge: nonce must be {2 * NONCE_NBYTES} lowercase hex digits")
+    if not isinstance(endpoint, str) or not 1 <= len(endpoint) <= MAX_ENDPOINT_CHARS:
+        raise FrameError(
+            f"challenge: endpoint must be a string of 1 to {MAX_ENDPOINT_CHARS} characters"
+        )
+    return Challenge(bytes.fromhex(nonce), endpoint)
+
+
+def read_proof(payload: bytes) -> bytes:
+    signature = _object(payload).get("signature")
+    if not isinstance(signature, str) or not _SIGNATURE.fullmatch(signature):
+        raise FrameError(
+            f"proof: signature must be 1 to {MAX_SIGNATURE_NBYTES} bytes as lowercase hex digits"
+        )
+    return bytes.fromhex(signature)
 
 
 def read_welcome(payload: bytes) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,11 +32,15 @@ from hotweights_transports.peers.base import (
     PeerProtocolError,
     PeerRefused,
     PeerServer,
+    PeerUnproven,
     PeerUnreachable,
+    Prove,
     ServerLimits,
     Want,
     checked_manifest,
 )
+from hotweights_transports.peers.frames import NONCE_NBYTES
+from hotweights_transports.peers.proof import check
 from hotweights_transports.peers.rate_limiter import RateLimiter
 from hotweights_transports.peers.registry import Availability, Transport
 from hotweights_transports.peers.stall_timeout import StallTimeout
@@ -49,7 +54,12 @@ class InprocServer(PeerServer):
     """Has no thread: a client calls it in its own."""
 
     def __init__(
-        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits
+        self,
+        uri: str,
+        provider: ChunkProvider,
+        authenticate: Authenticate,
+        limits: ServerLimits,
+        prove: Prove | None,
     ) -> None:
         if urlsplit(uri).scheme != "inproc" or not urlsplit(uri).netloc:
             raise ValueError(
@@ -65,6 +75,7 @@ class InprocServer(PeerServer):
         )
         self.closing = threading.Event()
         self._authenticate = authenticate
+        self._prove = prove
         self._places = threading.Semaphore(limits.max_connections)
         with _servers_lock:
             if uri in _servers:
@@ -76,6 +87,12 @@ class InprocServer(PeerServer):
         with _servers_lock:
             if _servers.get(self.address) is self:
                 del _servers[self.address]
+
+    def proof(self, nonce: bytes, endpoint: str) -> bytes:
+        signature = self._prove(nonce, endpoint) if self._prove is not None else None
+        if signature is None:
+            raise PeerUnproven(self.address, f"it has no key for {endpoint}")
+        return signature
 
     @contextlib.contextmanager
     def admitted(self, token: str) -> Iterator[Identity]:
@@ -98,10 +115,11 @@ class InprocServer(PeerServer):
 
 
 class InprocClient(PeerClient):
-    def __init__(self, uri: str, token: Callable[[], str], limits: ClientLimits) -> None:
+    def __init__(self, uri: str, token: Callable[[], str], limits: ClientLimits, key: str) -> None:
         self.address = uri
         self._token = token
         self._limits = limits
+        self._key = key
 
     def fetch_manifest(self, digest: str, most_nbytes: int = MAX_MANIFEST_NBYTES) -> bytes:
         server = self._server()
@@ -162,6 +180,9 @@ class InprocClient(PeerClient):
             server = _servers.get(self.address)
         if server is None:
             raise PeerUnreachable(self.address, "nobody listens there")
+        if self._key:
+            nonce = secrets.token_bytes(NONCE_NBYTES)
+            check(self.address, self._key, nonce, server.proof(nonce, self.address))
         return server
 
     def _lease(
@@ -209,13 +230,18 @@ class InprocTransport(Transport):
         provider: ChunkProvider,
         authenticate: Authenticate,
         limits: ServerLimits | None = None,
+        prove: Prove | None = None,
     ) -> PeerServer:
-        return InprocServer(uri, provider, authenticate, limits or ServerLimits())
+        return InprocServer(uri, provider, authenticate, limits or ServerLimits(), prove)
 
     def connect(
-        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+        self,
+        uri: str,
+        token: Callable[[], str],
+        limits: ClientLimits | None = None,
+        key: str = "",
     ) -> PeerClient:
-        return InprocClient(uri, token, limits or ClientLimits())
+        return InprocClient(uri, token, limits or ClientLimits(), key)
 
 
 TRANSPORT = InprocTransport()

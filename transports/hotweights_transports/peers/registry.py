@@ -24,6 +24,7 @@ from hotweights_transports.peers.base import (
     ClientLimits,
     PeerClient,
     PeerServer,
+    Prove,
     ServerLimits,
 )
 
@@ -60,19 +61,26 @@ class Transport(ABC):
         provider: ChunkProvider,
         authenticate: Authenticate,
         limits: ServerLimits | None = None,
+        prove: Prove | None = None,
     ) -> PeerServer:
         """Serve at `uri`, on the node that gives; the server's `address` is what to tell others.
-        Raises `ValueError` for an address that is none, and `OSError` when it cannot be listened
+        Without `prove`, pullers that want proof are refused. Raises `ValueError` for an address that is none, and `OSError` when it cannot be listened
         at.
         """
 
     @abstractmethod
     def connect(
-        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+        self,
+        uri: str,
+        token: Callable[[], str],
+        limits: ClientLimits | None = None,
+        key: str = "",
     ) -> PeerClient:
         """A client for `uri`, on the node that pulls; it connects at first use. `token` is asked at
-        each connection, because tokens are renewed; from any thread of the client. Raises
-        `ValueError` for an address that is none.
+        each connection, because tokens are renewed; from any thread of the client. With `key`
+        (`proof.ServerKey.public`), each connection begins with the server's proof that it has that
+        key and is at `uri`: where that fails, `token` is not even asked. Raises `ValueError` for an
+        address that is none.
         """
 
 

@@ -10,6 +10,7 @@ ends the fetch: such a peer is not asked again.
 from __future__ import annotations
 
 import contextlib
+import secrets
 import socket
 import threading
 import time
@@ -27,15 +28,16 @@ from hotweights_transports.peers.base import (
     Missing,
     PeerClient,
     PeerCorrupt,
-    PeerError,
     PeerMissing,
     PeerProtocolError,
     PeerRefused,
     PeerTimeout,
+    PeerUnproven,
     PeerUnreachable,
     Want,
     checked_manifest,
 )
+from hotweights_transports.peers.proof import check
 from hotweights_transports.peers.stall_timeout import StallTimeout
 from hotweights_transports.peers.stream import address as addresses
 from hotweights_transports.peers.stream.timed_socket import (
@@ -94,11 +96,14 @@ class StreamClient(PeerClient):
     scheme: ClassVar[str] = "tcp"
     wire_type: ClassVar[type[Wire]] = Wire
 
-    def __init__(self, uri: str, token: Callable[[], str], limits: ClientLimits) -> None:
+    def __init__(
+        self, uri: str, token: Callable[[], str], limits: ClientLimits, key: str = ""
+    ) -> None:
         self._endpoint = addresses.parse(uri, self.scheme)
         self.address = uri
         self._token = token
         self._limits = limits
+        self._key = key
         self._idle: list[_Stream] = []
 
     def fetch_manifest(self, digest: str, most_nbytes: int = MAX_MANIFEST_NBYTES) -> bytes:
@@ -162,7 +167,9 @@ class StreamClient(PeerClient):
                 stream = self._idle.pop()  # atomic, so streams may open at the same time
             except IndexError:
                 sock = _connect(self.address, self._endpoint, self._limits.connect_seconds)
-                return _Stream(self.address, self.wire_type(sock), self._token(), self._limits)
+                return _Stream(
+                    self.address, self.wire_type(sock), self._token, self._limits, self._key
+                )
             # the server may have closed it meanwhile, or have answered what nobody waits for
             if stream.wire.is_quiet():
                 return stream
@@ -195,33 +202,61 @@ class _Stream:
     other than `PeerMissing`.
     """
 
-    def __init__(self, address: str, wire: Wire, token: str, limits: ClientLimits) -> None:
+    def __init__(
+        self, address: str, wire: Wire, token: Callable[[], str], limits: ClientLimits, key: str
+    ) -> None:
         self._address = address
         self._limits = limits
         self.wire = wire
-        try:
-            self._introduce(token)
-        except (ConnectionBroken, PeerError):
-            self.close()
-            raise
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.close)
+            in_time = within(limits.connect_seconds)
+            if key:
+                self._demand_proof(key, in_time)
+            self._introduce(token(), in_time)
+            stack.pop_all()
 
     def close(self) -> None:
         self.wire.close()
 
-    def _introduce(self, token: str) -> None:
-        in_time = within(self._limits.connect_seconds)
-        try:
+    def _demand_proof(self, key: str, in_time: Tick) -> None:
+        """Before anything of ours is told: an older server, or whoever else is there, is refused
+        too, for otherwise to say nothing would be proof enough.
+        """
+        nonce = secrets.token_bytes(frames.NONCE_NBYTES)
+        with self._answered("proof"):
+            self.wire.send(frames.challenge(nonce, self._address), in_time)
+            try:
+                header = frames.decode_header(
+                    self.wire.receive(frames.HEADER.size, in_time), frames.TO_CHALLENGER
+                )
+                payload = bytes(self.wire.receive(header.nbytes, in_time))
+                if header.kind is frames.Kind.REFUSED:
+                    refusal = frames.read_refused(payload)
+                    raise PeerUnproven(self._address, f"{refusal.reason}: {refusal.message}")
+                signature = frames.read_proof(payload)
+            except frames.FrameError as error:
+                raise PeerUnproven(self._address, str(error)) from error
+        check(self._address, key, nonce, signature)
+
+    def _introduce(self, token: str, in_time: Tick) -> None:
+        with self._answered("welcome"):
             self.wire.send(frames.hello(token), in_time)
             header = self._header(frames.TO_STRANGER, in_time)
             frames.read_welcome(bytes(self.wire.receive(header.nbytes, in_time)))
             self.wire.prepare_to_pull(in_time)
+
+    @contextlib.contextmanager
+    def _answered(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except DeadlinePassed as error:
             raise PeerTimeout(
-                self._address, f"no welcome within {self._limits.connect_seconds:g} s"
+                self._address, f"no {what} within {self._limits.connect_seconds:g} s"
             ) from error
         except ConnectionBroken as error:
             raise PeerUnreachable(
-                self._address, f"it hung up instead of a welcome: {error}"
+                self._address, f"it hung up instead of a {what}: {error}"
             ) from error
         except Unusable as error:
             raise PeerRefused(self._address, str(error)) from error

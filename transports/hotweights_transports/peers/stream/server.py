@@ -31,6 +31,7 @@ from hotweights_transports.peers.base import (
     Lease,
     PeerServer,
     Pending,
+    Prove,
     ServerLimits,
 )
 from hotweights_transports.peers.rate_limiter import RateLimiter
@@ -73,11 +74,17 @@ class StreamServer(PeerServer):
     wire_type: ClassVar[type[Wire]] = Wire
 
     def __init__(
-        self, uri: str, provider: ChunkProvider, authenticate: Authenticate, limits: ServerLimits
+        self,
+        uri: str,
+        provider: ChunkProvider,
+        authenticate: Authenticate,
+        limits: ServerLimits,
+        prove: Prove | None = None,
     ) -> None:
         host, port = addresses.parse(uri, self.scheme)
         self._provider = provider
         self._authenticate = authenticate
+        self._prove = prove
         self._limits = limits
         self._throttle = (
             RateLimiter(limits.bandwidth_bytes_per_second)
@@ -196,6 +203,12 @@ class StreamServer(PeerServer):
         header = frames.decode_header(
             wire.receive(frames.HEADER.size, in_time), frames.FROM_STRANGER
         )
+        if header.kind is frames.Kind.CHALLENGE:
+            payload = bytes(wire.receive(header.nbytes, in_time))
+            wire.send(frames.proof(self._signed(frames.read_challenge(payload))), in_time)
+            header = frames.decode_header(
+                wire.receive(frames.HEADER.size, in_time), frames.FROM_CHALLENGER
+            )
         hello = frames.read_hello(bytes(wire.receive(header.nbytes, in_time)))
         common = set(hello.protocols) & set(frames.PROTOCOLS)
         if not common:
@@ -234,6 +247,14 @@ class StreamServer(PeerServer):
             if len(self._accepted) > MAX_ACCEPTED:
                 del self._accepted[next(iter(self._accepted))]
         return identity, max(common)
+
+    def _signed(self, challenge: frames.Challenge) -> bytes:
+        if self._prove is None:
+            raise _Refused(Reason.PEER_UNPROVEN, "this peer has no key")
+        signature = self._prove(challenge.nonce, challenge.endpoint)
+        if signature is None:
+            raise _Refused(Reason.PEER_UNPROVEN, f"this peer is not at {challenge.endpoint}")
+        return signature
 
     def _promote(self, wire: Wire, identity: Identity) -> None:
         """From stranger to puller, if there is room."""

@@ -10,6 +10,7 @@ from hotweights_transports.peers.base import (
     ClientLimits,
     PeerClient,
     PeerServer,
+    Prove,
     ServerLimits,
 )
 from hotweights_transports.peers.registry import Availability, Transport
@@ -29,13 +30,18 @@ class TcpTransport(Transport):
         provider: ChunkProvider,
         authenticate: Authenticate,
         limits: ServerLimits | None = None,
+        prove: Prove | None = None,
     ) -> PeerServer:
-        return StreamServer(uri, provider, authenticate, limits or ServerLimits())
+        return StreamServer(uri, provider, authenticate, limits or ServerLimits(), prove)
 
     def connect(
-        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+        self,
+        uri: str,
+        token: Callable[[], str],
+        limits: ClientLimits | None = None,
+        key: str = "",
     ) -> PeerClient:
-        return StreamClient(uri, token, limits or ClientLimits())
+        return StreamClient(uri, token, limits or ClientLimits(), key)
 
 
 TRANSPORT = TcpTransport()

@@ -12,6 +12,7 @@ from hotweights_transports.peers.base import (
     ClientLimits,
     PeerClient,
     PeerServer,
+    Prove,
     ServerLimits,
 )
 from hotweights_transports.peers.registry import Availability, Transport
@@ -46,13 +47,18 @@ class UcxTransport(Transport):
         provider: ChunkProvider,
         authenticate: Authenticate,
         limits: ServerLimits | None = None,
+        prove: Prove | None = None,
     ) -> PeerServer:
-        return UcxServer(uri, provider, authenticate, limits or ServerLimits())
+        return UcxServer(uri, provider, authenticate, limits or ServerLimits(), prove)
 
     def connect(
-        self, uri: str, token: Callable[[], str], limits: ClientLimits | None = None
+        self,
+        uri: str,
+        token: Callable[[], str],
+        limits: ClientLimits | None = None,
+        key: str = "",
     ) -> PeerClient:
-        return UcxClient(uri, token, limits or ClientLimits())
+        return UcxClient(uri, token, limits or ClientLimits(), key)
 
 
 TRANSPORT = UcxTransport()
