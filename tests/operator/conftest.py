@@ -201,6 +201,9 @@ class FakeNode:
         engine = self.engines.setdefault(order.uid, Engine())
         if order.token < engine.token:
             return
+        # an order to serve what is served is answered too: where an operator sees a pod's life later
+        # than what was confirmed in it, it asks once more
+        asked_again = order.token > engine.token and order.digest == engine.digest != ""
         engine.token = order.token
         goal = order.digest if order.digest not in ("", engine.digest) else order.prepare
         engine.phase = "Serving"
@@ -209,8 +212,9 @@ class FakeNode:
         elif goal in staged and engine.prepared != goal:
             engine.phase, engine.prepared = "Prepared", goal
         elif goal and goal == order.digest and goal in staged:
-            later = datetime.now(UTC) + timedelta(seconds=1)
-            engine.digest, engine.confirmed_at = goal, later.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            engine.digest, engine.confirmed_at = goal, _in_a_second()
+        elif asked_again:
+            engine.confirmed_at = _in_a_second()
         await self.scene.set_ready(order.name, order.digest in ("", engine.digest), engine.digest)
 
     def _report(self, uid: str) -> Body:
@@ -234,6 +238,10 @@ class FakeNode:
             "confirmedAt": engine.confirmed_at,
             **(refused if engine.phase == "Refused" else {}),
         }
+
+
+def _in_a_second() -> str:
+    return (datetime.now(UTC) + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Scene:
@@ -369,7 +377,7 @@ class Scene:
         return WeightRolloutStatus.from_dict(body.get("status") or {})
 
     async def reaches(
-        self, condition: str, reason: str = "", seconds: float = 30.0
+        self, condition: str, reason: str = "", seconds: float = 90.0
     ) -> WeightRolloutStatus:
         """Wait until a condition is True (with this reason); the status then."""
         found: list[WeightRolloutStatus] = []
@@ -480,7 +488,7 @@ async def scene(
 async def eventually(
     query: Callable[[], Awaitable[bool]],
     what: str,
-    seconds: float = 20.0,
+    seconds: float = 60.0,
     details: Callable[[], str] = lambda: "",
 ) -> None:
     """Ask until it is so."""

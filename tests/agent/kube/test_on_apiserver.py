@@ -28,7 +28,7 @@ from tests.helm.conftest import NAMESPACE, Kubectl, control_plane, helm, kubectl
 
 __all__ = ["control_plane", "helm", "kubectl"]
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180, func_only=True)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(400, func_only=True)]
 
 ACCOUNT = "hotweights-agent"
 NODES = ("agent-test-a", "agent-test-b")
@@ -260,7 +260,7 @@ class Operator:
         return dict(await eventually(look))
 
 
-async def eventually(look: Callable[[], Any], seconds: float = 40.0) -> Any:
+async def eventually(look: Callable[[], Any], seconds: float = 120.0) -> Any:
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         try:

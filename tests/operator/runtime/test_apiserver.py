@@ -37,7 +37,7 @@ from tests.drift import drift
 from tests.half_open import HalfOpen
 from tests.operator.kopf_alone import kopf_running
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(150)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(300)]
 
 
 async def entries(scene: Any, node: str) -> dict[str, RolloutAssignment]:
