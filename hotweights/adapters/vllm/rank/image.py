@@ -171,6 +171,13 @@ class Image:
             return memoryview(b"")
         return memoryview(self._buffer).cast("B")[entry.address : entry.address + entry.nbytes]
 
+    def same_specs(self, other: Image) -> bool:
+        """Whether it has the same tensors, dtypes, shapes and side files, wherever they lie."""
+        mine, theirs = self.table, other.table
+        return mine.files == theirs.files and [
+            (e.name, e.dtype, e.shape) for e in mine.entries
+        ] == [(e.name, e.dtype, e.shape) for e in theirs.entries]
+
     def same_bytes(self, first: str, second: str) -> bool:
         """Whether two tensors are here and have equal bytes; the same extents need no reading."""
         found = {entry.name: entry for entry in self.table.entries if entry.name in (first, second)}
