@@ -88,6 +88,8 @@ class Table:
     probes: tuple[dict[str, Any], ...]
     files: dict[str, str]
     """Side files of the version: name → BLAKE3."""
+    texts: dict[str, str]
+    """What is in them, by name, where the agent has it."""
     region_bytes: int
     """Addresses that the mapping needs: every tensor begins at a page."""
 
@@ -239,7 +241,8 @@ def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
         entries.append(entry)
         address += _pages(entry.nbytes)
     side_files = {file["name"]: file["blake3"] for file in files}
-    return Table(digest, version, tuple(entries), tuple(probes), side_files, address)
+    texts = {file["name"]: file["text"] for file in files if "text" in file}
+    return Table(digest, version, tuple(entries), tuple(probes), side_files, texts, address)
 
 
 def _entry(item: object, slab_bytes: Sequence[int], address: int) -> TensorEntry:
@@ -357,7 +360,8 @@ def _pages(nbytes: int) -> int:
 
 def _is_side_file(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ("name", "blake3")
+        isinstance(text, str)
+        for text in (value.get("name"), value.get("blake3"), value.get("text", ""))
     )
 
 
