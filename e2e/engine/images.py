@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -82,10 +83,13 @@ _STAGED: list[storage.Image] = []
 
 
 def build(
-    tensors: list[Tensor], probes: list[dict[str, Any]] | None = None, version: str = "v1"
+    tensors: list[Tensor],
+    probes: list[dict[str, Any]] | None = None,
+    version: str = "v1",
+    files: Sequence[dict[str, str]] = (),
 ) -> Image:
-    """Seal the tensors into two slabs; the digest is of their contents, as a manifest's would
-    be.
+    """Seal the tensors into two slabs; the digest is of their contents, as a manifest's would be.
+    ``files`` are the table's.
     """
     slabs = [bytearray(), bytearray()]
     entries, digest = [], hashlib.sha256(json.dumps([version, probes]).encode())
@@ -107,6 +111,7 @@ def build(
         )
     name = f"sha256:{digest.hexdigest()}"
     table = {"digest": name, "version": version, "tensors": entries, "probes": probes or []}
+    table["files"] = list(files)
     return Image(name, table, [sealed(json.dumps(table).encode()), *map(sealed, slabs)])
 
 

@@ -8,6 +8,8 @@ any of them can be run alone.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from e2e.engine import images
 from e2e.engine.agent import Gone
@@ -226,6 +229,45 @@ def test_a_released_version_is_forgotten(engine: Engine, versions: list[Image]) 
 
 
 @pytest.mark.usefixtures("from_v1")
+def test_what_serves_moves_into_younger_memory_unnoticed(
+    engine: Engine, versions: list[Image], models: list[Path]
+) -> None:
+    """As when an agent lost its memory and staged the version anew: the old pages are let go of."""
+    agent = engine.agent
+    agent.down()
+    agent.up()
+    agent.until(agent.whole)
+    assert versions[1].digest in agent.peers[0].hello.held
+    (worker,) = engine.vllm.workers()
+    again = version(models[1], "v1")
+    assert again.digest == versions[1].digest
+    assert _mapped(worker) >= _inodes(versions[1])
+    assert isinstance(agent.prepare(again)[0], frames.Prepared)
+    assert not _mapped(worker) & _inodes(versions[1])
+    agent.release(again.digest)
+    assert _mapped(worker) >= _inodes(again), "a broken switch goes back to it, whoever says what"
+    assert engine.states() == [], "it has nothing to tell the agent that it connected to"
+    assert_serves(engine, models[1])
+    again.close()
+
+
+@pytest.mark.usefixtures("from_v1")
+def test_a_configuration_is_compared_by_what_it_means(engine: Engine, models: list[Path]) -> None:
+    config = json.loads((models[0] / "config.json").read_text())
+    newer = config | {"transformers_version": "99.0", "_commit_hash": "abc"}
+    newer["dtype"] = newer.pop("torch_dtype", None) or newer.pop("dtype", None)
+    same = version(models[0], "same", files=[_config(newer)])
+    assert isinstance(engine.agent.prepare(same)[0], frames.Prepared)
+    other = version(models[0], "other", files=[_config(newer | {"rms_norm_eps": 0.5})])
+    refused = engine.agent.prepare(other)[0]
+    assert isinstance(refused, frames.Rejected)
+    assert refused.reason == "ConfigDiffers"
+    assert f"(rms_norm_eps: {config['rms_norm_eps']} → 0.5)" in refused.message
+    for image in (same, other):
+        image.close()
+
+
+@pytest.mark.usefixtures("from_v1")
 def test_bfloat16_checkpoint_in_a_float32_engine(engine: Engine) -> None:
     model = checkpoint("llama", 2, dtype="bfloat16")
     assert engine.agent.swap(version(model, "v2")).probe == "Golden"
@@ -424,6 +466,22 @@ def test_a_killed_worker_ends_the_container_with_an_error(
         assert answer.dirty
     assert not engine.order.exists(), "the worker was never told to die"
     assert engine.vllm.process.wait(60) == 1
+
+
+def _config(content: dict[str, object]) -> dict[str, str]:
+    """A table's entry of ``config.json``."""
+    text = json.dumps(content)
+    return {"name": "config.json", "blake3": blake3(text.encode()).hexdigest(), "text": text}
+
+
+def _mapped(pid: int) -> set[int]:
+    """Inodes of the images that a process maps."""
+    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+    return {int(line.split()[4]) for line in lines if "memfd:hotweights-test" in line}
+
+
+def _inodes(image: Image) -> set[int]:
+    return {os.fstat(slab).st_ino for slab in image.fds[1:]}
 
 
 def _resident(pid: int) -> int:

@@ -9,12 +9,15 @@ from typing import Annotated
 
 import typer
 
-from hotweights.commands.options import Json, progress
+from hotweights.commands.options import Json, Stall, progress, source_reads
 from hotweights.published import read_published
 from hotweights_common import sizes
-from hotweights_planner.manifest import FILE_NAME
-from hotweights_storage.resolve import beside
+from hotweights_planner.manifest import FILE_NAME, Manifest
+from hotweights_storage.reader import Limits
+from hotweights_storage.resolve import Difference, beside
 from hotweights_storage.resolve import verify as verify_source
+from hotweights_storage.source_reads import STALL_SECONDS
+from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
 
 MOST_SHOWN = 20  # differences: a folder of another version differs in every chunk
@@ -34,15 +37,20 @@ def verify(
         Path | None,
         typer.Option(metavar="FILE", help=f"The manifest (default: {FILE_NAME} in the folder)."),
     ] = None,
+    stall_seconds: Stall = STALL_SECONDS,
     as_json: Json = False,
 ) -> None:
     """Hold every byte of a checkpoint folder against its manifest; exit code 1 if one differs."""
     path = manifest or folder / FILE_NAME
-    with open_folder(folder) as source:
-        expected = read_published(path).manifest
+    reads = source_reads(stall_seconds)
+
+    def read(source: Source, limits: Limits) -> tuple[Manifest, list[Difference], list[str]]:
+        expected = reads.call(str(path), "reading it", lambda: read_published(path).manifest)
         with progress("verifying", expected.nbytes) as report:
-            differences = verify_source(source, expected, report)
-        more = beside(source, expected)
+            differences = verify_source(source, expected, report, limits)
+        return expected, differences, beside(source, expected)
+
+    expected, differences, more = reads.read(str(folder), lambda: open_folder(folder), read)
     if as_json:
         shown = [asdict(difference) for difference in differences]
         print(

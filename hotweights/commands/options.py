@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 from hotweights_storage.resolve import Progress as Report
+from hotweights_storage.source_reads import REMEDY, SourceReads
 
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for machines; errors too.")
@@ -27,6 +28,17 @@ CheckpointFolder = Annotated[
     Path,
     typer.Option(
         "--checkpoint", metavar="DIR", help="Folder with .safetensors, config and tokenizer files."
+    ),
+]
+
+Stall = Annotated[
+    float,
+    typer.Option(
+        "--stall-seconds",
+        metavar="S",
+        min=0.1,
+        help="How long one read of the folder may take before it counts as hung; an archive that "
+        "brings files back from tape needs more.",
     ),
 ]
 
@@ -46,6 +58,13 @@ TokenFile = Annotated[
 Curve = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder with CURVE keys, see coord-keys.")
 ]
+
+
+def source_reads(stall_seconds: float) -> SourceReads:
+    """Reads that end with an error when one does not return: of a hard mount whose server is gone
+    no signal would end them.
+    """
+    return SourceReads(stall_seconds, f"{REMEDY}; --stall-seconds allows more")
 
 
 @contextmanager

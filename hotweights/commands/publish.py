@@ -19,8 +19,8 @@ from urllib.parse import quote
 import typer
 import yaml
 
-from hotweights.commands.options import CheckpointFolder, Json, progress
-from hotweights.commands.record_probes import VLLM_PYTHON, recorded_probes
+from hotweights.commands.options import CheckpointFolder, Json, Stall, progress, source_reads
+from hotweights.commands.record_probes import PROBE_SECONDS, VLLM_PYTHON, Recorder
 from hotweights.files import write_whole
 from hotweights_common import sizes
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
@@ -31,7 +31,10 @@ from hotweights_planner.manifest import FILE_NAME, Manifest
 from hotweights_planner.published import published_text
 from hotweights_storage import saves
 from hotweights_storage.checkpoint import read_checkpoint
+from hotweights_storage.reader import Limits
 from hotweights_storage.resolve import publish as publish_source
+from hotweights_storage.source_reads import STALL_SECONDS
+from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
 from hotweights_storage.weight_values import NotFinite, all_zero
 
@@ -74,6 +77,12 @@ def publish(
     probe_dtype: Annotated[
         str, typer.Option(metavar="T", help="With --record-probes: the pods' --dtype.")
     ] = "auto",
+    probe_timeout: Annotated[
+        float,
+        typer.Option(
+            metavar="S", min=0.1, help="With --record-probes: how long vLLM may take for them."
+        ),
+    ] = PROBE_SECONDS,
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -93,6 +102,7 @@ def publish(
             "wrong about single tensors, a --require that is older than the weights.",
         ),
     ] = False,
+    stall_seconds: Stall = STALL_SECONDS,
     as_json: Json = False,
 ) -> None:
     """Hash a checkpoint folder and write the manifest that makes it a version.
@@ -100,12 +110,14 @@ def publish(
     Example: hotweights publish --checkpoint ./ckpt --model demo --version v1 --emit | kubectl apply
     -f -
     """
-    model = model or checkpoint.resolve().name
+    reads = source_reads(stall_seconds)
+    place = reads.call(str(checkpoint), "looking for it", checkpoint.resolve)
+    model = model or place.name
     _check_names(model, version)
     target = output or checkpoint / FILE_NAME
-    if output is not None:
-        _check_target(output, checkpoint)
-    beside = target.resolve().parent == checkpoint.resolve()
+    beside = reads.call(
+        str(target), "looking for its folder", lambda: _is_beside(target, place, output is not None)
+    )
     if emit and not beside and (ignore or lenient or record_probes):
         # agents hash a folder that has no manifest, and know nothing of these options
         raise typer.BadParameter(
@@ -114,20 +126,29 @@ def publish(
             param_hint="--output",
         )
     began = time.perf_counter()
-    with open_folder(checkpoint) as source:
+    recorder = Recorder(checkpoint, probe_dtype, probe_timeout) if record_probes else None
+    folder = reads.call(str(place), "looking for it", lambda: open_folder(checkpoint))
+
+    def read(source: Source, limits: Limits) -> tuple[Manifest, list[str], list[str]]:
         found = read_checkpoint(source, ignore or (), lenient)
-        saves.check_finished(source, found, require or (), lenient)
-        notes = [*found.notes, *saves.notes(source, found)]
+
+        def times_and_modes() -> list[str]:
+            saves.check_finished(folder, found, require or (), lenient)
+            return [*found.notes, *saves.notes(folder, found)]
+
+        notes = reads.call(folder.uri, "looking at its files", times_and_modes)
         if not as_json:
             _warn(notes)
         # before the hashing, which may take long: a vLLM that is missing is heard of at once
-        probes = recorded_probes(checkpoint, found, probe_dtype) if record_probes else None
+        probes = recorder.record(found, reads, limits.stop) if recorder is not None else None
         values = NotFinite(found.headers)
         with progress("hashing", found.nbytes) as report:
             manifest = publish_source(
-                source, model, version, found, probes, report, look=values.look
+                source, model, version, found, probes, report, limits, values.look
             )
-    faults = [*values.faults(), *all_zero(manifest)]
+        return manifest, notes, [*values.faults(), *all_zero(manifest)]
+
+    manifest, notes, faults = reads.read(folder.uri, lambda: folder, read)
     if faults and not lenient:
         raise BadCheckpoint(
             str(checkpoint),
@@ -135,10 +156,9 @@ def publish(
             "look into the training; --lenient publishes it all the same",
         )
     seen = [*pieces(manifest), *faults]  # what only the hashes show
-    uri = source_uri or "file://" + quote(str(checkpoint.resolve()))
-    write_whole(
-        target, manifest.canonical if beside else published_text(manifest, uri), "the manifest"
-    )
+    uri = source_uri or "file://" + quote(str(place))
+    content = manifest.canonical if beside else published_text(manifest, uri)
+    reads.call(str(target), "writing it", lambda: write_whole(target, content, "the manifest"))
     seconds = time.perf_counter() - began
     custom_resource = weight_version(manifest, uri, namespace) if emit else None
     if as_json:
@@ -214,10 +234,14 @@ def _check_names(model: str, version: str) -> None:
             raise typer.BadParameter(f"{value!r} is no label value; give {rule}", param_hint=option)
 
 
-def _check_target(target: Path, checkpoint: Path) -> None:
-    if target.resolve().parent == checkpoint.resolve() and not target.name.endswith(
-        ".manifest.json"
-    ):
+def _is_beside(target: Path, place: Path, named: bool) -> bool:
+    """Whether the manifest is to lie in the checkpoint's folder ``place``; one that was ``named``
+    may not become a file of the checkpoint there.
+    """
+    beside = target.resolve().parent == place
+    if not named:
+        return beside
+    if beside and not target.name.endswith(".manifest.json"):
         text = (
             "it would become a file of the checkpoint; let its name end with .manifest.json, or "
             "write it elsewhere"
@@ -229,6 +253,7 @@ def _check_target(target: Path, checkpoint: Path) -> None:
         raise typer.BadParameter(
             f"the folder {target.parent} does not exist; make it first", param_hint="--output"
         )
+    return beside
 
 
 def _warn(texts: list[str]) -> None:

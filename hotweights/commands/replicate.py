@@ -10,20 +10,21 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotweights.commands.options import Curve, Json, TokenFile, progress
+from hotweights.commands.options import Curve, Json, Stall, TokenFile, progress, source_reads
 from hotweights.commands.worker import Device, Roots
 from hotweights.home import home as default_home
 from hotweights.replicate.world import World
 from hotweights_common import sizes
 from hotweights_common.errors import HotweightsError
 from hotweights_storage.errors import TransferError
+from hotweights_storage.source_reads import STALL_SECONDS, SourceReads
 
 if TYPE_CHECKING:
     from hotweights.replicate.metrics import Metrics
@@ -110,6 +111,7 @@ def replicate(
         float,
         typer.Option("--wait-timeout", metavar="S", help="How long other workers are waited for."),
     ] = 600.0,
+    stall_seconds: Stall = STALL_SECONDS,
     token_file: TokenFile = None,
     curve: Curve = None,
     as_json: Json = False,
@@ -134,8 +136,9 @@ def replicate(
     )
     world = World.read(os.environ, mpiexec=mpi)
     found = run.read_plan(plan)
-    allowed = sources(root or ())
-    replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window)
+    reads = source_reads(stall_seconds)
+    allowed = reads.call(found.source, "looking for --root", lambda: sources(root or ()))
+    replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window, reads=reads)
     store = VersionStore(home or default_home())
     stop, metrics = run.Stop(), Metrics()
     with ExitStack() as stack:
@@ -157,7 +160,11 @@ def replicate(
         _count(metrics, done)
         where = _finish(found, done.image, allowed, device, pinned, verify)
         placed = (
-            _commit(participant, store, found, done.image, allowed, wait_timeout)
+            _commit(
+                participant,
+                wait_timeout,
+                lambda: _put_in_place(store, found, done.image, allowed, reads),
+            )
             if commit
             else None
         )
@@ -255,27 +262,28 @@ def folder_of(plan: Plan, allowed: Sources) -> Path | None:
     return Path(unquote(urlsplit(plan.source).path))
 
 
-def _commit(
-    participant: Participant | None,
-    store: VersionStore,
-    plan: Plan,
-    image: Image,
-    allowed: Sources,
-    wait_seconds: float,
-) -> str:
-    """Put it in place; where, in words. Raises `CannotCommit`, or what `Participant.commit`
-    raises.
+def _commit(participant: Participant | None, wait_seconds: float, here: Callable[[], Path]) -> str:
+    """Put it in place, by the coordinator or ``here``; where, in words. Raises `CannotCommit`, or
+    what `Participant.commit` raises.
     """
     from hotweights.replicate.participant import WaitLimits
 
     if participant is not None:
         participant.commit(WaitLimits(wait_seconds))
         return "by the coordinator"
-    with (
-        allowed.open(plan.source, "") as source,
-        progress("committing", plan.manifest.nbytes) as report,
-    ):
-        return str(store.commit(image, source, report))
+    return str(here())
+
+
+def _put_in_place(
+    store: VersionStore, plan: Plan, image: Image, allowed: Sources, reads: SourceReads
+) -> Path:
+    """Into this host's store, with the headers and side files of the source; the folder."""
+    with progress("committing", plan.manifest.nbytes) as report:
+        return reads.read(
+            plan.source,
+            lambda: allowed.open(plan.source, ""),
+            lambda source, _: store.commit(image, source, report),
+        )
 
 
 def _show(

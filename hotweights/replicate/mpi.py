@@ -25,6 +25,7 @@ from hotweights_common import hosts
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_planner.manifest import Chunk
+from hotweights_storage.source_reads import SourceReads
 from hotweights_transports.broadcast import (
     Cargo,
     GroupLeader,
@@ -49,26 +50,31 @@ SCHEME: Final = "mpi"
 MAX_WINDOW: Final = 4  # buckets in memory at once, beside the image
 
 
-def replicator(*, window: int, patience: GroupTimeouts | None = None) -> Replicator:
+def replicator(
+    *, window: int, patience: GroupTimeouts | None = None, reads: SourceReads | None = None
+) -> Replicator:
     """Raises `TransferError` where MPI does not work here. ``window``: buckets on their way at
-    once.
+    once. ``reads``: the process's.
     """
     found = availability()
     if not found.works:
         raise MpiUnavailable(f"MPI does not work here: {found.because}")
     # at least two: one is verified while the next is on its way
     return MpiReplicator(
-        min(max(2, window), MAX_WINDOW), patience or GroupTimeouts(), found.because
+        min(max(2, window), MAX_WINDOW), patience or GroupTimeouts(), found.because, reads
     )
 
 
 class MpiReplicator:
     """A `world.Replicator`: a broadcast, and pulling where that was lost."""
 
-    def __init__(self, window: int, patience: GroupTimeouts, programs: str) -> None:
+    def __init__(
+        self, window: int, patience: GroupTimeouts, programs: str, reads: SourceReads | None
+    ) -> None:
         self._window = window
         self._patience = patience
         self._programs = programs
+        self._reads = reads
 
     def run(
         self,
@@ -104,7 +110,9 @@ class MpiReplicator:
                 board.arrived(Want(chunk.blake3, chunk.nbytes))
 
             needed = builder.missing
-            cargo = Cargo(plan.buckets, builder, kept, source)
+            cargo = Cargo(
+                plan.buckets, builder, kept, source, plan.source, self._reads or SourceReads()
+            )
             lost = bring(group, cargo, self._patience.stall_seconds)
             pulled = self._pull(group, plan, builder, board, source, door, lost)
             seconds = time.monotonic() - began
@@ -142,7 +150,7 @@ class MpiReplicator:
         with ExitStack() as stack:
             uris = [group.pull_addresses[rank] for rank in earlier]
             clients = connected(stack, uris, door.token, limits)
-            origin = OriginSource("the source", source, plan.manifest)
+            origin = OriginSource(plan.source, source, plan.manifest, reads=self._reads)
             asked = in_order(clients, origin, plan.manifest.digest)
             fetch = Fetch(
                 builder,

@@ -29,6 +29,7 @@ from hotweights_storage.errors import ChecksumMismatch, NoCapacity, TransferErro
 from hotweights_storage.image import Image, ImageBuilder
 from hotweights_storage.reader import read_chunks
 from hotweights_storage.resolve import Progress
+from hotweights_storage.source_reads import SourceReads
 from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
 from hotweights_transports.peers.base import PeerError
@@ -82,18 +83,22 @@ def read_plan(path: Path) -> Plan:
     return plans.parse(content, str(path))
 
 
-def replicator_for(world: World, *, ucx: bool, mpi: bool, window: int) -> Replicator:
-    """Whoever moves bytes in this world. Raises `TransferError` where that cannot work here."""
+def replicator_for(
+    world: World, *, ucx: bool, mpi: bool, window: int, reads: SourceReads | None = None
+) -> Replicator:
+    """Whoever moves bytes in this world; ``reads`` says how long a source may hang. Raises
+    `TransferError` where that cannot work here.
+    """
     if world.size == 1:
-        return LocalReplicator()
+        return LocalReplicator(reads)
     if mpi:
         from hotweights.replicate import mpi as by_mpi
 
-        return by_mpi.replicator(window=window)
+        return by_mpi.replicator(window=window, reads=reads)
     if ucx:
         from hotweights.replicate import ucx as by_ucx
 
-        return by_ucx.replicator(window=window)
+        return by_ucx.replicator(window=window, reads=reads)
     text = (
         f"WORLD_SIZE is {world.size}, and nothing says how its ranks talk; add --ucx or --mpi, or "
         "unset WORLD_SIZE"

@@ -31,6 +31,7 @@ from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.auth import TOKEN_VARIABLE
 from hotweights_planner.errors import Refused
 from hotweights_storage.errors import TransferError
+from hotweights_storage.source_reads import SourceReads
 from hotweights_transports.peers.base import (
     ClientLimits,
     PeerClient,
@@ -64,29 +65,39 @@ class RankMissing(HotweightsError):
 
 
 def replicator(
-    *, window: int, join_seconds: float = JOIN_SECONDS, quiet_seconds: float = QUIET_SECONDS
+    *,
+    window: int,
+    join_seconds: float = JOIN_SECONDS,
+    quiet_seconds: float = QUIET_SECONDS,
+    reads: SourceReads | None = None,
 ) -> Replicator:
     """Raises `TransferError` where UCX does not work here. ``window``: buckets on their way at
-    once.
+    once. ``reads``: the process's.
     """
     availability = TRANSPORT.available()
     if not availability.works:
         raise TransferError(
             f"UCX does not work here: {availability.because}", Reason.TRANSPORT_UNAVAILABLE
         )
-    return UcxReplicator(window, join_seconds, quiet_seconds, availability.because)
+    return UcxReplicator(window, join_seconds, quiet_seconds, availability.because, reads)
 
 
 class UcxReplicator:
     """A `world.Replicator`: each rank pulls from the one before it."""
 
     def __init__(
-        self, window: int, join_seconds: float, quiet_seconds: float, networks: str
+        self,
+        window: int,
+        join_seconds: float,
+        quiet_seconds: float,
+        networks: str,
+        reads: SourceReads | None,
     ) -> None:
         self._window = window
         self._join_seconds = join_seconds
         self._quiet_seconds = quiet_seconds
         self._networks = networks
+        self._reads = reads
 
     def run(
         self,
@@ -121,7 +132,7 @@ class UcxReplicator:
             if parents:
                 self._meet(parents[0], plan, world.rank - 1)
             began = time.monotonic()
-            origin = OriginSource("the source", source, plan.manifest)
+            origin = OriginSource(plan.source, source, plan.manifest, reads=self._reads)
             asked = in_order(parents, origin, plan.manifest.digest)
             found = Fetch(builder, [board.announcing(one) for one in asked]).run()
             seconds = time.monotonic() - began

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from hotweights_planner.errors import BadManifest
-from hotweights_planner.manifest import PAGE_NBYTES, Manifest
+from hotweights_planner.manifest import CONFIG_NAME, PAGE_NBYTES, Manifest
 
 # larger ones come back later; smaller ones cost more descriptors, one for each in every process
 MAX_SLAB_NBYTES = 1 << 30
@@ -147,10 +147,14 @@ def lay_out(
     return Layout(tuple(slabs), tuple(missing), places, tuple(extents))
 
 
-def table_json(manifest: Manifest, layout: Layout[S]) -> bytes:
+def table_json(manifest: Manifest, layout: Layout[S], config: str | None = None) -> bytes:
     """The table that goes to the engines beside the slabs: canonical JSON, UTF-8. What stands in it
-    is told in ``docs/design/001-contracts.md``.
+    is told in ``docs/design/001-contracts.md``. ``config``: the text of `Manifest.config_file`.
     """
+    files = [{"name": file.name, "blake3": file.blake3} for file in manifest.files]
+    for file in files:
+        if config is not None and file["name"] == CONFIG_NAME:
+            file["text"] = config
     table = {
         "digest": manifest.digest,
         "version": manifest.version,
@@ -161,7 +165,7 @@ def table_json(manifest: Manifest, layout: Layout[S]) -> bytes:
             }
             for tensor, extents in zip(manifest.tensors, layout.extents, strict=True)
         ],
-        "files": [{"name": file.name, "blake3": file.blake3} for file in manifest.files],
+        "files": files,
         "probes": [probe.model_dump(by_alias=True) for probe in manifest.probes or ()],
     }  # fmt: skip
     return json.dumps(table, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()

@@ -36,6 +36,8 @@ CHUNK_NBYTES = 4 << 20  # part of a version's identity: with another size it has
 PAGE_NBYTES = 4096  # mmap(2) takes whole pages: this is x86-64's, and most arm64 kernels'
 MAX_MANIFEST_NBYTES = 512 << 20  # at 67 bytes a chunk, 8 million of them: 32 TB of weights
 MAX_SIDE_FILE_NBYTES = 256 << 20  # it is read whole, into memory
+CONFIG_NAME = "config.json"
+MAX_CONFIG_NBYTES = 1 << 20  # larger ones are compared by their digests alone
 
 # a Kubernetes label value, at most 63 characters: versions stand in labels
 _LABEL_VALUE = r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$"
@@ -129,6 +131,16 @@ class Manifest(_Part):
     def nbytes(self) -> int:
         """Bytes of all tensors, equal chunks counted as often as they occur."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+    @cached_property
+    def config_file(self) -> SideFile | None:
+        """The configuration, if it is of a size at which it travels with the weights, so that
+        engines can say what differs in it.
+        """
+        for file in self.files:
+            if file.name == CONFIG_NAME and 0 < file.nbytes <= MAX_CONFIG_NBYTES:
+                return file
+        return None
 
     @cached_property
     def chunk_count(self) -> int:

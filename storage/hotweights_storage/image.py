@@ -46,12 +46,16 @@ class Image:
         slabs: tuple[Slab, ...],
         table: bytes,
         chunks: dict[str, Place[Slab]],
+        config: bytes = b"",
     ) -> None:
+        """``config``: the bytes of `Manifest.config_file`; none: they are not here."""
         self.manifest = manifest
+        self.config = config
         self.slabs = slabs
         self.table_json = table
         self.chunks: Mapping[str, Place[Slab]] = MappingProxyType(chunks)
         self._table = sealed_memfd(table)
+        self._config = sealed_memfd(config, "hotweights-config") if config else None
         self._open = True
 
     @property
@@ -69,7 +73,12 @@ class Image:
     def range(self, blake3_hex: str) -> Range | None:
         """Where a chunk's bytes can be read, until `close`."""
         place = self.chunks.get(blake3_hex)
-        return None if place is None else Range(place.slab.fd, place.offset, place.nbytes)
+        if place is not None:
+            return Range(place.slab.fd, place.offset, place.nbytes)
+        file = self.manifest.config_file
+        if self._config is not None and file is not None and file.blake3 == blake3_hex:
+            return Range(self._config.fd, 0, file.nbytes)  # asked for like a chunk
+        return None
 
     def retain(self) -> tuple[Slab, ...]:
         """Its table and then its slabs, each with a share for the caller to `release`: whoever
@@ -81,8 +90,9 @@ class Image:
         """Give the slabs back. Engines that mapped them keep their memory until they unmap it."""
         if self._open:
             self._open = False
-            for slab in (self._table, *self.slabs):
-                slab.release()
+            for slab in (self._table, self._config, *self.slabs):
+                if slab is not None:
+                    slab.release()
 
 
 class ImageBuilder:
@@ -110,6 +120,10 @@ class ImageBuilder:
         self._changed = threading.Condition()
         self._arriving: set[str] = set()
         self._open = True
+        self.config = b""
+        """The bytes of `Manifest.config_file`, verified; none: they are not here, and the image is
+        whole without them.
+        """
         here = copies or {}
         self._copies = {digest: here[digest] for digest in self._layout.missing if digest in here}
         self._missing = dict.fromkeys(d for d in self._layout.missing if d not in self._copies)
@@ -253,8 +267,8 @@ class ImageBuilder:
                 digest: Place(self._slabs[index], offset, nbytes)
                 for digest, (index, offset, nbytes) in self._layout.places.items()
             }
-            table = table_json(self.manifest, self._layout)
-            image = Image(self.manifest, tuple(self._slabs), table, chunks)
+            table = table_json(self.manifest, self._layout, _text(self.config))
+            image = Image(self.manifest, tuple(self._slabs), table, chunks, self.config)
             self._open = False  # its share of the slabs is the image's now
             for slab in self._lent:
                 slab.release()
@@ -310,6 +324,20 @@ class ImageBuilder:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def is_config(manifest: Manifest, content: bytes) -> bool:
+    """Whether these are the bytes of the version's configuration (`Manifest.config_file`)."""
+    file = manifest.config_file
+    return file is not None and blake3(content).hexdigest() == file.blake3
+
+
+def _text(config: bytes) -> str | None:
+    """None: there is none, or it is no text; then only its digest can be compared."""
+    try:
+        return config.decode() if config else None
+    except UnicodeDecodeError:
+        return None
 
 
 def _no_memory(digest: str, error: OSError) -> NoCapacity:

@@ -32,15 +32,20 @@ CALL_OFF_SECONDS: Final = 3.0  # how long a reading that is called off may take 
 MAX_STUCK: Final = 2  # readings of one source; the second tells whether it answers again
 TICK_SECONDS: Final = 0.1  # how late a hanging call, or that nobody wants it any more, is noticed
 
+REMEDY: Final = "see whether its file server answers, and the node's kernel log"
+
 T = TypeVar("T")
 
 
 class SourceReads:
     """All readings of one process. Any thread may ask for one, and waits for it."""
 
-    def __init__(self, stall_seconds: float = STALL_SECONDS) -> None:
-        """``stall_seconds``: how long one call of a source may take."""
+    def __init__(self, stall_seconds: float = STALL_SECONDS, remedy: str = REMEDY) -> None:
+        """``stall_seconds``: how long one call of a source may take. ``remedy``: what somebody can
+        do about one that hangs.
+        """
         self._stall_seconds = stall_seconds
+        self._remedy = remedy
         self._lock = threading.Lock()
         self._stuck: defaultdict[str, set[Future[Any]]] = defaultdict(set)
 
@@ -62,21 +67,49 @@ class SourceReads:
         call hangs, or others of this source do. A call that returns after that raises
         `Cancelled` to whoever made it, so that nothing comes of it.
         """
+
+        def work(calls: _Calls) -> T:
+            with calls.made(f"opening {uri}"):
+                source = opened()
+            with _Watched(source, calls) as watched:
+                return use(watched, Limits(calls.over))
+
+        return self._watched(uri, work, stop)
+
+    def call(self, uri: str, what: str, function: Callable[[], T]) -> T:
+        """What one call gives that is no source's; ``what`` it does, in words. Raises as `read`
+        does.
+        """
+
+        def work(calls: _Calls) -> T:
+            with calls.made(what):
+                return function()
+
+        return self._watched(uri, work)
+
+    def _watched(
+        self, uri: str, work: Callable[[_Calls], T], stop: threading.Event | None = None
+    ) -> T:
         self._check(uri)
         calls = _Calls(stop or threading.Event())
         future: Future[T] = Future()
 
         def run() -> None:
             try:
-                with calls.made(f"opening {uri}"):
-                    source = opened()
-                with _Watched(source, calls) as watched:
-                    found = use(watched, Limits(calls.over))
-                future.set_result(found)
+                future.set_result(work(calls))
             except BaseException as error:  # noqa: BLE001  # belongs to whoever waits
                 future.set_exception(error)
 
-        threading.Thread(target=run, name=f"source {uri}", daemon=True).start()
+        try:
+            threading.Thread(target=run, name=f"source {uri}", daemon=True).start()
+            self._wait(uri, calls, future)
+        except KeyboardInterrupt:  # what it has begun, buffers and processes, is ended with it
+            calls.over.set()
+            wait_for([future], CALL_OFF_SECONDS)
+            raise
+        return future.result()
+
+    def _wait(self, uri: str, calls: _Calls, future: Future[T]) -> None:
         while not wait_for([future], TICK_SECONDS).done:
             if calls.stop.is_set():
                 calls.over.set()
@@ -89,11 +122,9 @@ class SourceReads:
                 calls.over.set()
                 self._leave(uri, future)
                 raise SourceUnavailable(
-                    f"{uri}: {what} has not returned for {seconds:.0f} s; see whether its file "
-                    "server answers, and the node's kernel log",
+                    f"{uri}: {what} has not returned for {seconds:.0f} s; {self._remedy}",
                     Reason.SOURCE_STALLED,
                 )
-        return future.result()
 
     def _check(self, uri: str) -> None:
         with self._lock:

@@ -11,6 +11,7 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hotweights.adapters.vllm.rank.image import Image
 from hotweights_transports.handoff import frames, sockets
 
 
@@ -57,6 +58,7 @@ class FakeEngine:
     keeps: int = 0
     refuses: str = ""
     answers_commits: bool = True
+    held: dict[str, Image] = field(default_factory=dict)  # mapped by the first rank
     processes: list[Process] = field(default_factory=list)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -74,6 +76,7 @@ class FakeEngine:
             state=self.state,
             digest=self.digest,
             commit_token=self.commit_token,
+            held=list(self.held) if role == "rank" else [],
         )
         process = Process(self.path, hello)
         self.processes.append(process)
@@ -122,6 +125,7 @@ class FakeEngine:
                     self.state = "Serving"
                     sockets.send(process.sock, frames.Kept(frame.id, frame.commit_token))
                 case frames.Release():
+                    self.held.pop(frame.digest, None)
                     sockets.send(process.sock, frames.Released(frame.id, frame.digest))
                 case _:
                     pass
@@ -132,6 +136,7 @@ class FakeEngine:
 
     def _prepare(self, frame: frames.Prepare, fds: list[int]) -> frames.Frame:
         table = json.loads(os.pread(fds[0], os.fstat(fds[0]).st_size, 0))
+        self.held[frame.digest] = Image.open(fds, frame.digest)  # the older mapping goes
         for fd in fds:
             os.close(fd)
         if self.refuses:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import itertools
+import os
 import tempfile
 import threading
 import time
@@ -240,6 +241,43 @@ async def test_a_restarted_node_answers_from_its_disk(folder: Path, tmp_path: Pa
     assert engine.commits == []
     await second.tell(ApiUnavailable())
     await until(lambda: engine.digest == v1.digest)
+    await engine.stop()
+    await second.close()
+
+
+def mapped() -> set[int]:
+    """Inodes of the slabs that this process maps."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    return {int(line.split()[4]) for line in lines if "memfd:hotweights-slab" in line}
+
+
+async def test_an_engine_lets_go_of_the_memory_that_a_former_agent_held(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Neither agent has a keeper. The engine goes on serving, and is asked for no switch."""
+    v1, others = checkpoint(tmp_path, "v1", 1.0), mapped()
+    first = Node(folder, tmp_path)
+    await first.start()
+    await first.assign([v1], pod(v1, 1))
+    engine = first.engine()
+    await engine.start()
+    await until(lambda: engine.digest == v1.digest)
+    await first.close()
+    first.store.release(v1.digest)
+    assert first.store.settle()
+    await engine.stop()
+    old = mapped() - others
+    assert old, "nobody can reach it, and the engine has it still"
+
+    second = Node(folder, tmp_path)
+    await second.start()
+    await engine.start()
+    await second.assign([v1], pod(v1, 1))
+    await until(lambda: mapped() - others and not mapped() & old)
+    with second.store.image(v1.digest) as image:
+        assert mapped() - others <= {os.fstat(slab.fd).st_ino for slab in image.slabs}
+    assert second.told.pod_status[POD.uid].gate
+    assert [commit.digest for commit in engine.commits] == [v1.digest], "of the first agent"
     await engine.stop()
     await second.close()
 

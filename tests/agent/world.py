@@ -70,6 +70,8 @@ class EngineModel:
     server: int | None = None  # connection
     ranks: dict[int, int] = field(default_factory=dict)  # rank → connection
     prepared: dict[int, set[str]] = field(default_factory=dict)
+    # rank → digest → the life of the agent whose memory of it the rank maps
+    maps: dict[int, dict[str, int]] = field(default_factory=dict)
     # frames of the agent, not read yet
     inbox: deque[tuple[int, frames.Frame]] = field(default_factory=deque)
     rejects: set[str] = field(default_factory=set)
@@ -253,6 +255,7 @@ class World:
         self.kill(uid)
         engine.life += 1
         engine.state, engine.active, engine.token, engine.world_size = "Booting", "", 0, world_size
+        engine.maps = {rank: {} for rank in range(world_size)}
         self.connect(uid)
         return engine
 
@@ -278,6 +281,7 @@ class World:
             state=engine.state,
             digest=str(engine.active) or None,
             commit_token=engine.token,
+            held=list(engine.maps[rank]) if role == "rank" else [],
         )
         self.tell(msg.Connected(conn, msg.Pod(engine.uid, "ns", engine.uid), hello))
 
@@ -329,9 +333,12 @@ class World:
                 if frame.digest in engine.rejects:
                     return frames.Rejected(frame.id, frame.digest, "ShapeMismatch", "no")
                 engine.prepared[rank].add(frame.digest)
+                engine.maps[rank][frame.digest] = self.boots
                 return frames.Prepared(frame.id, frame.digest, 0.1, 100)
             case frames.Release() if rank is not None:
                 engine.prepared[rank].discard(frame.digest)
+                assert frame.digest != engine.active, "what serves is the way back of a switch"
+                engine.maps[rank].pop(frame.digest, None)
                 return frames.Released(frame.id, frame.digest)
             case frames.Keep():
                 engine.state = "Serving" if engine.state == "Booting" else engine.state

@@ -5,6 +5,7 @@ to hangs in the kernel as a hard mount does.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -53,6 +54,27 @@ def test_a_call_that_hangs_is_named_left_behind_and_counted(fifo: Path) -> None:
     with pytest.raises(SourceUnavailable, match="opening file:///models/v1 has not") as caught:
         reads.read(URI, hanging(fifo), names)
     assert (caught.value.reason, reads.stuck) == ("SourceStalled", 1)
+
+
+def test_any_other_call_is_watched_too_and_the_remedy_may_be_told(fifo: Path) -> None:
+    reads = SourceReads(stall_seconds=0.2, remedy="wait for the tape")
+    assert reads.call("/models", "looking for it", lambda: 7) == 7
+    with pytest.raises(SourceUnavailable, match=r"/models: looking .* for 0 s; wait for the tape"):
+        reads.call("/models", "looking for it", lambda: os.close(os.open(fifo, os.O_RDONLY)))
+    assert reads.stuck == 1
+
+
+def test_who_interrupts_it_gives_it_time_to_end(tmp_path: Path) -> None:
+    """What a reading has begun, buffers and processes, does not outlive the command."""
+
+    def use(_source: Source, limits: Limits) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert limits.stop.wait(10)
+        (tmp_path / "ended").touch()
+
+    with pytest.raises(KeyboardInterrupt):
+        SourceReads().read(URI, lambda: FileSource(URI, _nothing), use)
+    assert (tmp_path / "ended").exists()
 
 
 def test_a_source_that_holds_some_is_refused_at_once_until_one_returns(fifo: Path) -> None:

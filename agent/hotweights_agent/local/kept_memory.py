@@ -28,7 +28,7 @@ from hotweights_planner.layout import Place
 from hotweights_planner.manifest import Manifest
 from hotweights_storage import linux
 from hotweights_storage.errors import TransferError
-from hotweights_storage.image import Image
+from hotweights_storage.image import Image, is_config
 from hotweights_storage.slab import Slab, sealed_memfd
 
 log = logging.getLogger(__name__)
@@ -219,8 +219,11 @@ def _image(fds: list[int], slabs: list[Slab], digest: str) -> Image:
     if manifest.digest != digest:
         raise ValueError(f"its manifest is of {manifest.digest}")
     table = _read_whole(fds[1])
-    chunks = _places(manifest, json.loads(table), slabs)
-    return Image(manifest, tuple(slab.retain() for slab in slabs), table, chunks)
+    body = json.loads(table)
+    chunks = _places(manifest, body, slabs)
+    texts = [str(file.get("text", "")).encode() for file in body["files"]]
+    config = next((text for text in texts if is_config(manifest, text)), b"")
+    return Image(manifest, tuple(slab.retain() for slab in slabs), table, chunks, config)
 
 
 def _read_whole(fd: int) -> bytes:

@@ -35,7 +35,7 @@ class PendingRequest:
     """A question that a process has not answered yet."""
 
     id: int
-    op: str  # prepare | commit | keep
+    op: str  # prepare | map | commit | keep
     goal: Goal
     deadline: float  # seconds of `Now`; without an answer by then it is given up
 
@@ -59,6 +59,7 @@ class Rank:
     conn: int
     rank: int
     world_size: int
+    held: set[str] = field(default_factory=set)  # mapped before this connection, as it says itself
     prepared: set[str] = field(default_factory=set)
     rejected: dict[str, Goal] = field(default_factory=dict)  # digest → what was refused
     pending: PendingRequest | None = None

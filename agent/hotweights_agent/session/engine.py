@@ -36,6 +36,9 @@ from hotweights_transports.handoff.frames import Hello
 
 # more ranks than any engine has: such a hello is a mistake
 MAX_WORLD = 4096
+# a rank maps what it serves, what it served before, and what it has prepared: more is a mistake, and
+# each may cost a frame
+MAX_HELD = 16
 STORY_EVENTS = 10
 """What is told of an engine when a defect has cost it: enough to see how it came there, and it fits
 on a screen.
@@ -160,6 +163,7 @@ class Engine:
             self._drop_rank(old)
         rank = self.ranks[hello.rank] = Rank(conn, hello.rank, hello.world_size)
         rank.unsupported = clip(hello.unsupported, 400)  # it becomes a part of a status
+        rank.held = set(filter(is_digest, hello.held[:MAX_HELD]))
         self.seen = self.seen or self.complete
         if self.phase is Phase.DISCONNECTED:
             self.happens(Happening.RANKS_ALONE)
@@ -291,7 +295,9 @@ class Engine:
         self, rank: Rank, frame: frames.Prepared | frames.Rejected
     ) -> StepFailure | None:
         asked = rank.pending
-        if asked is None or not _answers(frame.id, "prepare", asked):  # of another question
+        if asked is None or not (
+            _answers(frame.id, "prepare", asked) or _answers(frame.id, "map", asked)
+        ):  # of another question
             return None
         if frame.digest != asked.goal.digest:
             raise ProtocolViolation(
@@ -303,10 +309,13 @@ class Engine:
             return None
         if isinstance(frame, frames.Prepared):
             rank.prepared.add(frame.digest)
+            rank.held.discard(frame.digest)  # the rank let go of the older mapping
             if self.prepared_everywhere(frame.digest):
                 self._succeeded("prepare", frame.digest)
             return None
         rank.rejected[frame.digest] = asked.goal
+        if asked.op == "map":  # it keeps what it maps, and serves as before: nothing has failed
+            return None
         # 512, here and below: what the status takes of a message
         message = clip(f"rank {rank.rank}: {frame.message}", 512)
         return StepFailure(

@@ -7,6 +7,11 @@ switch begins, so that no pod is ever shown on a version that it no longer serve
 told to commit once every rank is prepared. What becomes of a question without an answer is told in
 `timeouts`.
 
+A rank keeps what it serves mapped, so that a broken switch can be repaired. After a restart of the
+agent that may be memory of the former life, which nobody else can reach: when nothing else is asked
+of the engine, its ranks are handed what they serve once more, as it lies here now, and let the old
+memory go.
+
 What was given up stays so for that very order: the assignment's token, rollout and revision, and
 the version's image. Meanwhile the engine makes ready what comes next.
 """
@@ -85,7 +90,7 @@ def next_effects(engine: Engine, at: EngineContext) -> list[Effect]:
         return effects + _commit(engine, leader, wanted, at)
     if leader.state == "Serving":  # no switch waits, so the pod may show its label again
         engine.label_gone_since = None
-    return effects
+    return effects + _map_anew(engine, wanted, at)
 
 
 def satisfied(engine: Engine, wanted: PodAssignment) -> bool:
@@ -169,12 +174,12 @@ def _release_ports(engine: Engine, wanted: PodAssignment, at: EngineContext) -> 
 
 
 def _forget_old(engine: Engine, kept: set[str], at: EngineContext) -> list[Effect]:
-    """Prepared versions that are neither served nor asked for hold memory: ranks may forget
-    them.
+    """Versions at hand that are neither served nor asked for hold memory, those of an agent's
+    former life too: ranks may forget them.
     """
     effects: list[Effect] = []
     for rank in engine.ranks.values():
-        gone = sorted(rank.prepared - kept) if rank.pending is None else []
+        gone = sorted((rank.prepared | rank.held) - kept) if rank.pending is None else []
         if (
             rank.pending is not None
             and rank.pending.goal.digest not in kept
@@ -183,6 +188,7 @@ def _forget_old(engine: Engine, kept: set[str], at: EngineContext) -> list[Effec
             rank.called_off = rank.pending.id  # it need not finish; it answers all the same
             gone = [rank.pending.goal.digest]
         rank.prepared.difference_update(gone)
+        rank.held.difference_update(gone)
         effects += [Send(rank.conn, frames.Release(at.next_id(), digest)) for digest in gone]
     return effects
 
@@ -219,6 +225,25 @@ def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: EngineContext) ->
     return [SendPrepare(rank.conn, rank.pending.id, goal.digest)]
 
 
+def _map_anew(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[Effect]:
+    """Hand what the engine serves to ranks that map it from before their connection. What it serves
+    is the same before, meanwhile and after, whatever they answer; each is asked once for an order
+    and an image.
+    """
+    goal = goal_for(wanted, engine.confirmed, at.versions)
+    # one thing at a time: an order that is under way comes first, and frees the old memory as well
+    if not goal.image or any(rank.pending for rank in engine.ranks.values()):
+        return []
+    effects: list[Effect] = []
+    for rank in engine.ranks.values():
+        if goal.digest in rank.held and rank.rejected.get(goal.digest) != goal:
+            rank.pending = PendingRequest(
+                at.next_id(), "map", goal, at.now + at.bounds.prepare_seconds
+            )
+            effects.append(SendPrepare(rank.conn, rank.pending.id, goal.digest))
+    return effects
+
+
 def _settle(engine: Engine, goal: Goal) -> None:
     """The phase that the facts about the goal amount to; a failure that is tried again is none
     yet.
@@ -227,7 +252,7 @@ def _settle(engine: Engine, goal: Goal) -> None:
     over = given_up(engine, goal)
     if engine.prepared_everywhere(goal.digest):
         engine.happens(Happening.GIVEN_UP if over else Happening.ALL_PREPARED)
-    elif any(rank.pending for rank in ranks) or (
+    elif any(rank.pending and rank.pending.op == "prepare" for rank in ranks) or (
         not over and goal.image and retry_state(engine, "prepare", goal).reason
     ):
         engine.happens(Happening.PREPARE_ASKED)
@@ -243,6 +268,8 @@ def _commit(
     engine: Engine, leader: Server, wanted: PodAssignment, at: EngineContext
 ) -> list[Effect]:
     """Tell the leader to switch, after the pod's label has gone."""
+    if any(rank.pending and rank.pending.op == "map" for rank in engine.ranks.values()):
+        return []  # what it serves is being mapped anew: a matter of seconds
     goal = _of_commit(goal_for(wanted, wanted.digest, at.versions))
     if not retry_state(engine, "commit", goal).may_start(at.now):
         # between two tries it serves as before, so its pod shows so

@@ -60,6 +60,9 @@ def expire(engine: Engine, now: float, next_id: Callable[[], int]) -> list[Effec
             asked, rank.pending = rank.pending, None
             if rank.called_off == asked.id:  # nobody wanted it any more: no failure either
                 continue
+            if asked.op == "map":  # no `Release` either: it is the way back of what it serves
+                rank.rejected[asked.goal.digest] = asked.goal
+                continue
             # a rank does its orders one after the other, so it lets go of the version before it is
             # asked anew; a late answer repeats an id that nobody waits for any more
             effects.append(Send(rank.conn, frames.Release(next_id(), asked.goal.digest)))

@@ -5,6 +5,11 @@ after the last source it begins again at the first, a bounded number of rounds. 
 wrong bytes is not asked again. Within a source, chunks go out in load order, those that came back
 from elsewhere too.
 
+What a slow source has not been asked for yet may be lent to another one, from the end of the load
+order, where it would come last. What the other one does not bring goes back to where it was, and
+whoever lent it takes it up from the end when there is nothing else to ask it for: so they meet, and
+one that turns out to hang holds up nothing.
+
 Pure: no threads, no clock, no I/O. Whoever uses it from several threads brings the lock.
 """
 
@@ -26,6 +31,7 @@ class _Entry:
     source: int = 0
     round: int = 0
     taken: bool = False
+    lender: int | None = None  # whom it goes back to; it is in `_loans` of that one
 
 
 class ChunkScheduler:
@@ -42,6 +48,7 @@ class ChunkScheduler:
         self._open = {want.blake3: _Entry(number, want) for number, want in enumerate(wants)}
         self._queues: list[list[int]] = [[] for _ in range(sources)]
         self._queues[0] = list(range(len(wants)))  # ascending numbers are a heap
+        self._loans: list[set[int]] = [set() for _ in range(sources)]  # numbers, by lender
         self._wants = list(wants)
         self._rounds = rounds
         self._banned: set[int] = set()
@@ -56,7 +63,9 @@ class ChunkScheduler:
         return not self._open
 
     def has_work(self, source: int) -> bool:
-        return any(self._is_queued(number, source) for number in self._queues[source])
+        return bool(self._loans[source]) or any(
+            self._is_queued(number, source) for number in self._queues[source]
+        )
 
     def is_banned(self, source: int) -> bool:
         return source in self._banned
@@ -70,6 +79,11 @@ class ChunkScheduler:
                 entry = self._open[self._wants[number].blake3]
                 entry.taken = True
                 return entry.want
+        if self._loans[source]:
+            entry = self._open[self._wants[max(self._loans[source])].blake3]
+            self._end_loan(entry)
+            entry.source, entry.taken = source, True
+            return entry.want
         return None
 
     def arrived(self, source: int, blake3: str) -> None:
@@ -77,6 +91,29 @@ class ChunkScheduler:
         # None: it has come twice, from the old source after it had moved on
         if (entry := self._open.pop(blake3, None)) is not None:
             self.fetched_nbytes[source] += entry.want.nbytes
+            self._end_loan(entry)
+
+    def waiting_nbytes(self, source: int) -> int:
+        """What is to come from `source` and was not asked for yet."""
+        return sum(entry.want.nbytes for entry in self._waiting(source))
+
+    def lend(self, source: int, helper: int, nbytes: int) -> None:
+        """Have `helper` asked for the last chunks that are to come from `source`, for at most so
+        many bytes.
+        """
+        for entry in reversed(self._waiting(source)):
+            nbytes -= entry.want.nbytes
+            if nbytes < 0:
+                return
+            self._end_loan(entry)
+            entry.source, entry.lender = helper, source
+            self._loans[source].add(entry.number)
+            self._queue(entry)
+
+    def _waiting(self, source: int) -> list[_Entry]:
+        return [
+            entry for entry in self._open.values() if entry.source == source and not entry.taken
+        ]
 
     def returned(self, source: int, again: Collection[str] = ()) -> None:
         """`source` has answered: what it was asked for and did not bring moves on; `again` it may
@@ -85,7 +122,7 @@ class ChunkScheduler:
         for entry in [
             entry for entry in self._open.values() if entry.source == source and entry.taken
         ]:
-            if entry.want.blake3 in again:
+            if entry.want.blake3 in again and entry.lender is None:
                 self._queue(entry)
             else:
                 self._move_on(entry)
@@ -97,6 +134,8 @@ class ChunkScheduler:
         if ban:
             self._banned.add(source)
         self._queues[source].clear()
+        for number in tuple(self._loans[source]):  # others' own from now on
+            self._end_loan(self._open[self._wants[number].blake3])
         for entry in list(self._open.values()):
             if entry.source == source:
                 self._move_on(entry)
@@ -106,6 +145,12 @@ class ChunkScheduler:
         return entry is not None and entry.source == source and not entry.taken
 
     def _move_on(self, entry: _Entry) -> None:
+        lender = entry.lender
+        if lender is not None:
+            self._end_loan(entry)
+            entry.source = lender
+            self._queue(entry)
+            return
         # once round at most: where all are banned it would never end
         for _ in self._queues:
             entry.source += 1
@@ -117,6 +162,11 @@ class ChunkScheduler:
             self.exhausted = entry.want
             return
         self._queue(entry)
+
+    def _end_loan(self, entry: _Entry) -> None:
+        if entry.lender is not None:
+            self._loans[entry.lender].discard(entry.number)
+            entry.lender = None
 
     def _queue(self, entry: _Entry) -> None:
         entry.taken = False

@@ -119,6 +119,8 @@ class OriginSource:
     ) -> list[Missing]:
         if not self._chunks:
             self._chunks = {chunk.blake3: chunk for chunk in self._manifest.chunks()}
+            if (file := self._manifest.config_file) is not None:  # asked for like a chunk
+                self._chunks[file.blake3] = Chunk(file.blake3, file.nbytes, file.name, 0, "", 0)
 
         def sink(chunk: Chunk, data: memoryview) -> None:
             deliver(Want(chunk.blake3, chunk.nbytes), data)

@@ -62,13 +62,15 @@ def build(
 
 
 def moved(
-    manifest: Manifest, plan: Compaction[Slab], free_nbytes: Callable[[], int]
+    image: Image, plan: Compaction[Slab], free_nbytes: Callable[[], int]
 ) -> tuple[ImageBuilder, Image] | None:
-    """The version in its new place. None: it stays where it is, and keeps what it has until it
+    """The version of ``image`` in its new place. None: it stays where it is, and keeps what it has until it
     goes.
     """
+    manifest = image.manifest
     try:
         with build(manifest, plan) as builder:
+            builder.config = image.config
             if builder.mapping_count > MAX_OLDER_MAPPINGS or builder.new_nbytes > free_nbytes():
                 return None
             return builder, builder.finish()

@@ -7,6 +7,12 @@ slow to be through in time, only what it had not delivered moves on. A peer that
 may come later than ours) is asked again for a while before anybody goes past it: that is what makes
 a chain of nodes form at all.
 
+A source that is slow and yet in time is kept, and helped: a part of what it owes is asked of a peer
+that has nothing to do, a little at first, and more if that one proves far quicker. So a chain that
+runs as quickly as the network lets it stays a chain, and whoever is behind a slow node takes most
+from that node's parent, which has little else to give then. The last source, the origin, is no
+helper: it would be asked by everybody at once.
+
 It knows no assignment, no engine and no Kubernetes; what is verified and where it goes is the
 image's.
 """
@@ -103,6 +109,8 @@ class Fetch:
         self._ends = [threading.Event() for _ in sources]  # as `_stop`, of one source
         # source that is being asked → since when, and what it had brought then
         self._windows: dict[int, tuple[float, int]] = {}
+        # source → bytes per second, as it answered the last time that it was asked
+        self._rates: dict[int, float] = {}
         self._reported_at = 0.0
 
     def run(self) -> Progress:
@@ -115,7 +123,7 @@ class Fetch:
                         if source not in workers and self._has_work(source):
                             workers[source] = executor.submit(self._work, source, began)
                     self._report(began)
-                    self._give_up_the_hopeless(began)
+                    self._judge_rates(began)
                     with self._changed:
                         self._changed.wait(TICK_SECONDS)
             finally:
@@ -169,8 +177,10 @@ class Fetch:
             self._reported_at = now
             self._progress(self._state())
 
-    def _give_up_the_hopeless(self, began: float) -> None:
-        """Ends sources that are too slow for the deadline, while there are others after them."""
+    def _judge_rates(self, began: float) -> None:
+        """Ends sources that are too slow for the deadline, while there are others after them, and
+        has others help those that are merely slow.
+        """
         # under our own limit no other one would be quicker
         if self._throttle is not None:
             return
@@ -182,13 +192,38 @@ class Fetch:
                 if now - since < policy.rate_seconds or source == len(self._sources) - 1:
                     continue
                 self._windows[source] = now, fetched[source]
+                nbytes, seconds = fetched[source] - before, now - since
                 if policy.is_hopeless(
-                    fetched[source] - before,
-                    now - since,
-                    left,
-                    policy.deadline_seconds - (now - began),
+                    nbytes, seconds, left, policy.deadline_seconds - (now - began)
                 ):
                     self._ends[source].set()
+                elif policy.is_slow(nbytes, seconds, self._scheduler.waiting_nbytes(source)):
+                    self._help(source, nbytes / seconds)
+
+    def _help(self, source: int, rate: float) -> None:
+        """Have the first peer that is idle, and not known to be no quicker, asked for a part of
+        what is to come from ``source``, which brings ``rate`` bytes per second. The lock is held.
+        """
+        policy, waiting_nbytes = self._policy, self._scheduler.waiting_nbytes(source)
+        for helper in range(source + 1, len(self._sources) - 1):  # all but the last
+            if (
+                helper in self._windows
+                or helper in self._failures
+                or self._scheduler.has_work(helper)
+            ):
+                continue
+            other = self._rates.get(helper)
+            if other is None:
+                nbytes = min(policy.probe_nbytes, waiting_nbytes // 8)
+            elif other >= policy.far_quicker * rate:
+                nbytes = int(waiting_nbytes * other / (other + rate))  # both are through at once
+            else:
+                continue
+            names = self._sources[source].name, self._sources[helper].name
+            log.info("%s is slow: %s is asked for a part of what it owes", *names)
+            self._scheduler.lend(source, helper, nbytes)
+            self._changed.notify_all()
+            return
 
     def _state(self) -> Progress:
         with self._changed:
@@ -222,7 +257,8 @@ class Fetch:
         """
         name, end = self._sources[source].name, self._ends[source]
         with self._changed:
-            self._windows[source] = time.monotonic(), self._scheduler.fetched_nbytes[source]
+            began, before = time.monotonic(), self._scheduler.fetched_nbytes[source]
+            self._windows[source] = began, before
         try:
             missing = self._sources[source].fetch(self._wants(source), self._delivery(source), end)
         except Cancelled as error:
@@ -231,6 +267,7 @@ class Fetch:
             raise PeerTimeout(name, _TOO_SLOW) from error
         finally:
             with self._changed:
+                self._note_rate(source, began, before)
                 del self._windows[source]
             given_up = end.is_set() and not self._stop.is_set()
             if given_up:
@@ -238,6 +275,10 @@ class Fetch:
         if given_up:
             raise PeerTimeout(name, _TOO_SLOW)
         return missing
+
+    def _note_rate(self, source: int, began: float, before: int) -> None:
+        nbytes = self._scheduler.fetched_nbytes[source] - before
+        self._rates[source] = nbytes / max(time.monotonic() - began, 1e-6)
 
     def _await_work(self, source: int) -> bool:
         with self._changed:

@@ -30,6 +30,19 @@ class FetchPolicy:
     rate_seconds: float = 30.0
     """Over so long the rate of a source is measured."""
 
+    probe_nbytes: int = 32 << 20
+    """Of what a slow source has not been asked for, so much (an eighth, if that is less) shows how
+    quick another one would be.
+    """
+    far_quicker: float = 2.0
+    """By so much another one has to be quicker, before it takes a part of what a slow one owes."""
+
+    def is_slow(self, nbytes: int, seconds: float, left_nbytes: int) -> bool:
+        """Whether a source that brought ``nbytes`` in ``seconds`` takes longer for what is left than
+        it takes to find out who would be quicker.
+        """
+        return nbytes > 0 and left_nbytes * seconds > self.rate_seconds * nbytes
+
     def is_hopeless(
         self, nbytes: int, seconds: float, left_nbytes: int, left_seconds: float
     ) -> bool:

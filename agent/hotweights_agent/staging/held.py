@@ -48,6 +48,11 @@ class Held:
         """What of it can be read, by digest."""
         return self.builder.verified() if self.image is None else self.image.chunks
 
+    def expects(self, blake3: str) -> bool:
+        """Whether a chunk, or its configuration, may still come to it before it is sealed."""
+        file = self.manifest.config_file
+        return self.builder.awaits(blake3) or (file is not None and file.blake3 == blake3)
+
     @property
     def promised_nbytes(self) -> int:
         """What it is still to take."""

@@ -35,6 +35,7 @@ from hotweights_agent.staging.broadcasts import (
     BroadcastTask,
 )
 from hotweights_agent.staging.chunk_sources import OriginSource, connected, in_order
+from hotweights_agent.staging.config_file import bring_config
 from hotweights_agent.staging.fetch import Fetch, FetchFailed, Progress
 from hotweights_agent.staging.fetch_policy import FetchPolicy
 from hotweights_agent.staging.manifest_cache import ManifestCache
@@ -230,6 +231,7 @@ class Stager:
                 progress=report,
                 throttle=self._throttle,
             ).run()
+            bring_config(staging.builder, sources, cancel)
             staging.commit()  # leaving the context without this gives the memory back
         for name, nbytes in result.by_source:
             self._fetched(name.partition(":")[0], nbytes)

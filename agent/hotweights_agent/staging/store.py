@@ -146,6 +146,7 @@ class Store(ChunkProvider):
         without a byte moved, or makes room when memory is short.
         """
         builder = ImageBuilder(image.manifest, image.chunks)
+        builder.config = image.config
         image.close()  # the builder has its own share of the slabs
         held = Held(image.manifest, builder, dropped=True, aside=True)
         with self._changed:
@@ -224,7 +225,7 @@ class Store(ChunkProvider):
                         *found, release=partial(self._unpin, held), sealed=held.image is not None
                     )
                 # remembered only: another version may have it already
-                if held.image is None and held.builder.awaits(blake3):
+                if held.image is None and held.expects(blake3):
                     coming = held
         if coming is None:
             return None
@@ -395,11 +396,14 @@ class Store(ChunkProvider):
                     continue
                 chunks = held.image.chunks
                 if newest.leaves.intersection(held.slabs):
-                    chunks = self._relocate(held, relocated(chunks, newer, newest.leaves)) or chunks
+                    plan = relocated(chunks, newer, newest.leaves)
+                    chunks = self._relocate(held, held.image, plan) or chunks
                 newer.maps.append(dict(chunks))
 
-    def _relocate(self, held: Held, plan: Compaction[Slab]) -> Mapping[str, Place[Slab]] | None:
-        found = moved(held.manifest, plan, self._free_nbytes)
+    def _relocate(
+        self, held: Held, old: Image, plan: Compaction[Slab]
+    ) -> Mapping[str, Place[Slab]] | None:
+        found = moved(old, plan, self._free_nbytes)
         if found is None:
             return None
         builder, image = found

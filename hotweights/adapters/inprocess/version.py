@@ -37,7 +37,7 @@ class Version:
             TensorEntry(name, spec.dtype, spec.shape, self._tensors[name].nbytes, (), 0)
             for name, spec in specs.items()
         )
-        self.table = Table(digest, version, entries, (), {}, 0)
+        self.table = Table(digest, version, entries, (), {}, {}, 0)
 
     @property
     def nbytes(self) -> int:

@@ -210,6 +210,8 @@ class Node(RuleBasedStateMachine):
                 assert engine.state == "Serving"
                 assert not self.digests[uid] or engine.active == digest(self.digests[uid])
                 assert world.pod_status[uid].gate
+                lives = {life for held in engine.maps.values() for life in held.values()}
+                assert lives <= {world.boots}, "it maps memory that no agent can reach"
 
 
 TestNode = Node.TestCase

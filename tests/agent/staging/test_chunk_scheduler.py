@@ -118,3 +118,79 @@ def test_no_chunk_is_lost_and_it_always_ends(
     assert scheduler.done == (len(arrived) == count)
     assert scheduler.done or scheduler.exhausted is not None
     assert sum(scheduler.fetched_nbytes) == 10 * len(arrived)
+
+
+def test_the_end_of_what_waits_is_lent_and_both_meet() -> None:
+    scheduler = ChunkScheduler(WANTS, 3, 1)
+    scheduler.take(0)
+    assert scheduler.waiting_nbytes(0) == 50
+    scheduler.lend(0, 1, 35)
+    assert scheduler.waiting_nbytes(0) == 20
+    assert scheduler.take(1) == WANTS[3]
+    assert drain(scheduler, 0) == [1, 2, 5, 4, 3], "what it lent too, also what is on its way"
+    assert drain(scheduler, 1) == []
+    for number, want in enumerate(WANTS):
+        scheduler.arrived(1 if number == 3 else 0, want.blake3)
+    assert scheduler.done
+    assert scheduler.fetched_nbytes == [50, 10, 0]
+
+
+@pytest.mark.parametrize("how", ["lacks it", "is behind", "fails", "lies"])
+def test_what_a_helper_does_not_bring_goes_back(how: str) -> None:
+    scheduler = ChunkScheduler(WANTS, 3, 1)
+    scheduler.take(0)
+    scheduler.lend(0, 1, 20)
+    assert drain(scheduler, 1) == [4, 5]
+    if how in ("lacks it", "is behind"):
+        scheduler.returned(1, again=[WANTS[4].blake3] if how == "is behind" else [])
+    else:
+        scheduler.failed(1, ban=how == "lies")
+    assert not scheduler.has_work(1)
+    assert not scheduler.has_work(2), "nobody goes past the one that lent it"
+    assert drain(scheduler, 0) == [1, 2, 3, 4, 5]
+
+
+def test_what_was_lent_is_the_helper_s_when_the_lender_fails() -> None:
+    scheduler = ChunkScheduler(WANTS, 3, 1)
+    scheduler.lend(0, 1, 20)
+    scheduler.failed(0, ban=True)
+    assert drain(scheduler, 1) == [0, 1, 2, 3, 4, 5]
+    assert not scheduler.has_work(0)
+    scheduler.returned(1)
+    assert drain(scheduler, 2) == [0, 1, 2, 3, 4, 5]
+
+
+MOVES = st.tuples(
+    st.sampled_from(("take", "lend", "bring", "lack", "fail", "lie")),
+    st.integers(0, 2),
+    st.integers(0, 60),
+)
+
+
+@RELAXED
+@given(st.lists(MOVES, max_size=60))
+def test_whatever_is_lent_everything_comes_or_somebody_hears_of_it(
+    moves: list[tuple[str, int, int]],
+) -> None:
+    scheduler = ChunkScheduler(WANTS, 3, 3)
+    asked: list[list[Want]] = [[], [], []]
+    for what, source, nbytes in moves:
+        match what:
+            case "take":
+                want = scheduler.take(source)
+                asked[source] += [want] if want else []
+            case "lend":
+                scheduler.lend(source, (source + 1) % 3, nbytes)
+            case "bring" if asked[source]:
+                scheduler.arrived(source, asked[source].pop().blake3)
+            case "lack":
+                scheduler.returned(source)
+            case "fail" | "lie":
+                scheduler.failed(source, ban=what == "lie")
+    for _ in range(20):
+        for source in range(3):
+            while (want := scheduler.take(source)) is not None:
+                scheduler.arrived(source, want.blake3)
+            scheduler.returned(source)
+    assert scheduler.done or scheduler.exhausted is not None
+    assert scheduler.exhausted is not None or not any(map(scheduler.has_work, range(3)))

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hotweights_agent.staging.fetch_policy import FetchPolicy
 from hotweights_agent.staging.store import Store
 from hotweights_common.backoff import Backoff
 from hotweights_storage.errors import Cancelled, NoCapacity
+from hotweights_storage.image import ImageBuilder
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import PeerClient, PeerCorrupt, PeerServer, PeerTimeout, Want
 from hotweights_transports.peers.rate_limiter import RateLimiter
@@ -193,6 +195,72 @@ def test_one_that_is_in_time_or_the_last_is_kept(
     with pytest.raises(FetchFailed, match="bytes came within"):
         fetch(store, version, last, policy=FetchPolicy(deadline_seconds=0.5, rate_seconds=0.1))
     assert last.calls == 1
+
+
+def helped(rate_seconds: float = 0.1) -> FetchPolicy:
+    return FetchPolicy(
+        deadline_seconds=600.0,
+        rate_seconds=rate_seconds,
+        patience_seconds=0.0,
+        backoff=Backoff(0.01, 60.0),
+    )
+
+
+def test_one_that_is_slow_and_yet_in_time_is_helped_by_a_far_quicker_one(
+    store: Store, version: Checkpoint, table: Table
+) -> None:
+    """Alone it would take three seconds of the ten minutes that there are."""
+    slow = table(version.data, "slow", before=lambda want: time.sleep(0.03))
+    quick, origin = table(version.data, "quick"), table(version.data, "origin")
+    found = dict(fetch(store, version, slow, quick, origin, policy=helped()).by_source)
+    assert found["quick"] > version.nbytes / 2
+    assert found["slow"] > 0
+    assert origin.calls == 0, "it would be asked by everybody at once"
+    assert quick.pending[0] != next(iter(version.data)), "from the end"
+
+
+def test_one_that_is_no_quicker_is_tried_and_let_alone(
+    store: Store, version: Checkpoint, table: Table
+) -> None:
+    """As in a chain that runs as quickly as the network lets it."""
+    slow = [table(version.data, name, before=lambda want: time.sleep(0.015)) for name in "ab"]
+    origin = table(version.data, "origin")
+    # a busy machine may hold up one of them for a moment
+    policy = replace(helped(rate_seconds=0.3), far_quicker=4.0)
+    found = dict(fetch(store, version, *slow, origin, policy=policy).by_source)
+    assert 0 < found["b"] <= version.nbytes / 8
+    assert slow[1].calls == 1
+
+
+@pytest.mark.parametrize("fault", ["lacks all", "is dead", "hangs"])
+def test_a_helper_that_does_not_help_costs_nothing(
+    store: Store, version: Checkpoint, table: Table, dead: Callable[[], ChunkSource], fault: str
+) -> None:
+    release = threading.Event()
+    slow = table(version.data, "slow", before=lambda want: time.sleep(0.01))
+    helper = {
+        "lacks all": table({}, "helper"),
+        "is dead": dead(),
+        "hangs": table(version.data, "helper", before=lambda want: release.wait(10)),
+    }[fault]
+    origin = table(version.data, "origin")
+
+    with store.begin(version.manifest) as staging:
+        wanted = Fetch(staging.builder, [slow, helper, origin], policy=helped())
+        watching = threading.Thread(target=_when_whole, args=(staging.builder, release))
+        watching.start()
+        found = dict(wanted.run().by_source)
+        watching.join()
+        staging.commit()
+    assert found == {"slow": version.nbytes, helper.name: 0, "origin": 0}
+    assert helper.calls == 1
+
+
+def _when_whole(builder: ImageBuilder, release: threading.Event) -> None:
+    deadline = time.monotonic() + 10
+    while builder.missing_count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    release.set()
 
 
 def test_all_fetches_of_a_node_share_its_limit(

@@ -68,3 +68,36 @@ def test_another_tokenizer_than_the_folder_s_is_not_compared(folder: Path) -> No
 
 def test_an_engine_whose_folder_is_not_known_takes_every_version(tmp_path: Path) -> None:
     assert SideFiles(tmp_path / "org" / "name", own_tokenizer=True).check(digests()) is None
+
+
+def test_a_configuration_in_other_bytes_that_means_the_same_fits(folder: Path) -> None:
+    new = b'{"transformers_version": "5.19.0", "rope_theta": 10000.0}'
+    files = digests(config__json=new)
+    known = SideFiles(folder, own_tokenizer=True)
+    assert known.check(files) is not None, "without its text nobody can say so"
+    assert known.check(files, {"config.json": new.decode()}) is None
+    other = known.check(digests(config__json=b"{}"), {"config.json": new.decode()})
+    assert other is not None, "a text that is not of that digest proves nothing"
+    tokenizer = digests(config__json=new, tokenizer__json=b"other")
+    misfit = known.check(tokenizer, {"config.json": new.decode()})
+    assert misfit is not None
+    assert misfit.message.startswith("tokenizer.json is not")
+
+
+def test_what_differs_in_a_configuration_is_named(folder: Path) -> None:
+    new = b'{"rope_theta": 500000}'
+    misfit = SideFiles(folder, own_tokenizer=True).check(
+        digests(config__json=new), {"config.json": new.decode()}
+    )
+    assert misfit is not None
+    assert misfit.reason == "ConfigDiffers"
+    assert "booted with (rope_theta: 10000 → 500000), and only weights" in misfit.message
+    assert "--ignore config.json" in misfit.message
+
+
+def test_a_huge_configuration_is_compared_by_its_digest(folder: Path) -> None:
+    new = b'{"rope_theta": 10000}' + b" " * (1 << 20)
+    misfit = SideFiles(folder, own_tokenizer=True).check(
+        digests(config__json=new), {"config.json": new.decode()}
+    )
+    assert misfit is not None

@@ -61,6 +61,7 @@ class Hello(Frame):
     digest: str | None = None  # confirmed in this process's life; None: it serves what it booted
     commit_token: int = 0
     unsupported: str = ""  # why this engine can never be switched; empty: it can
+    held: list[str] = field(default_factory=list)  # of a rank: versions that it maps already
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,8 +258,9 @@ def _fits(value: object, annotation: str) -> bool:
         )
     if annotation == "str":
         return isinstance(value, str)
-    if annotation.startswith("list[int]"):
-        return isinstance(value, list) and all(_fits(v, "int") for v in value)
+    if annotation.startswith("list["):
+        item = annotation.removeprefix("list[").removesuffix("]")
+        return isinstance(value, list) and all(_fits(v, item) for v in value)
     if annotation.startswith("dict[str, float]"):
         return isinstance(value, dict) and all(
             isinstance(k, str) and _fits(v, "float") for k, v in value.items()

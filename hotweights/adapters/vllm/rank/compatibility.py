@@ -56,9 +56,9 @@ class Compatibility:
         numbers by the headers, then the loaders.
         """
         specs = _specs(image)
-        misfit = self._side_files.check(image.table.files) or dry_load.check_specs(
-            specs, self._boot, self._boot_trace
-        )
+        misfit = self._side_files.check(
+            image.table.files, image.table.texts
+        ) or dry_load.check_specs(specs, self._boot, self._boot_trace)
         if misfit is not None:
             return misfit
         specs = self._with_head(specs)

@@ -139,6 +139,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             engine=probe.engine_kind(self.vllm_config),
             state="Serving",
             unsupported=self._unsupported,
+            held=list(self._images),
         )
 
     def _prepare(
@@ -174,7 +175,11 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             raise Rejection("EngineUnsupported", self._unsupported)
         try:
             image = Image.open(fds, digest, room.check_mappings)
-            misfit = self._compatibility.check(image)
+            held = self._images.get(digest)
+            # the loaders were asked already: what serves is handed over anew after each restart of
+            # the agent, and shall cost it a mapping and no more
+            known = held is not None and image.same_specs(held)
+            misfit = None if known else self._compatibility.check(image)
         except ImageError as error:
             raise Rejection("MapFailed", str(error)) from error
         except NoRoom as error:
@@ -252,9 +257,10 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
 
     def _release(self, connection: agent_connection.Connection, frame: frames.Release) -> None:
         with self._lock:
-            # a pinned one is about to be copied; `_hold` lets go of it later. The answer is the
-            # same: the agent may let go of its own
-            if self._pinned != frame.digest:
+            # a pinned one is about to be copied, and what serves is what a broken switch goes back
+            # to; `_hold` lets go of it later. The answer is the same: the agent may let go of its
+            # own
+            if frame.digest not in (self._pinned, self._digest):
                 self._images.pop(frame.digest, None)
                 if self._ready == frame.digest and self._shadow is not None:
                     self._ready = None

@@ -91,6 +91,8 @@ class Table:
     probes: tuple[dict[str, Any], ...]
     files: dict[str, str]
     """Side files of the version: name → BLAKE3."""
+    texts: dict[str, str]
+    """What is in them, by name, where the agent has it."""
     region_bytes: int
     """Addresses that the mapping needs: every tensor begins at a page, and equal ones share it."""
 
@@ -174,6 +176,13 @@ class Image:
             return memoryview(b"")
         return memoryview(self._buffer).cast("B")[entry.address : entry.address + entry.nbytes]
 
+    def same_specs(self, other: Image) -> bool:
+        """Whether it has the same tensors, dtypes, shapes and side files, wherever they lie."""
+        mine, theirs = self.table, other.table
+        return mine.files == theirs.files and [
+            (e.name, e.dtype, e.shape) for e in mine.entries
+        ] == [(e.name, e.dtype, e.shape) for e in theirs.entries]
+
     def same_bytes(self, first: str, second: str) -> bool:
         """Whether two tensors are here and have equal bytes; the same extents need no reading."""
         found = {entry.name: entry for entry in self.table.entries if entry.name in (first, second)}
@@ -236,7 +245,8 @@ def parse_table(data: bytes, slab_bytes: Sequence[int]) -> Table:
         entries.append(entry)
         end = max(end, entry.address + _pages(entry.nbytes))
     side_files = {file["name"]: file["blake3"] for file in files}
-    return Table(digest, version, tuple(entries), tuple(probes), side_files, end)
+    texts = {file["name"]: file["text"] for file in files if "text" in file}
+    return Table(digest, version, tuple(entries), tuple(probes), side_files, texts, end)
 
 
 def _entry(
@@ -363,7 +373,8 @@ def _pages(nbytes: int) -> int:
 
 def _is_side_file(value: object) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ("name", "blake3")
+        isinstance(text, str)
+        for text in (value.get("name"), value.get("blake3"), value.get("text", ""))
     )
 
 

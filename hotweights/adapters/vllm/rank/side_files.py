@@ -3,14 +3,17 @@
 Weights alone are exchanged while an engine runs. With another ``rope_theta`` or ``sliding_window``,
 another order of the vocabulary or another chat template it would go on with what it booted, and be
 reported as serving the version: fluent, and wrong. So what a cold load reads is compared, byte by
-byte, by the digests that the manifest has of it.
+byte, by the digests that the manifest has of it; and ``config.json``, which every newer trainer
+spells a little differently, by what it means, where the agent brought its text.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from hotweights.adapters.vllm.rank import config_meaning
 from hotweights.adapters.vllm.rank.dry_load import DoesNotFit
 
 _MODEL = frozenset(
@@ -26,8 +29,8 @@ _TOKENIZER = frozenset(
     }
 )  # fmt: skip
 _TOKENIZER_SUFFIXES = (".jinja", ".model", ".tiktoken")
-# transformers' own note of who wrote a file changes with every upgrade of a trainer, so a remedy
-# for files that differ without meaning anything is part of the answer
+_CONFIG = "config.json"
+# also for a file that differs without meaning anything, which only whoever wrote it can know
 _REMEDY = (
     "restart the pods with this version, or publish it without the file "
     "(hotweights publish --ignore {name}) if that does not matter"
@@ -41,31 +44,50 @@ class SideFiles:
         """``own_tokenizer``: the tokenizer is this folder's, and no other was named."""
         self._own_tokenizer = own_tokenizer
         self._digests: dict[str, str] = {}
+        self._config = ""  # its text; empty: there is none, or it is too large to be understood
         if folder.is_dir():
-            self._digests = {
-                path.name: _digest(path)
-                for path in sorted(folder.iterdir())
-                if self._is_read(path.name) and path.is_file()
-            }
+            for path in sorted(folder.iterdir()):
+                if self._is_read(path.name) and path.is_file():
+                    content = path.read_bytes()
+                    self._digests[path.name] = _digest(content)
+                    if path.name == _CONFIG and len(content) <= config_meaning.MAX_NBYTES:
+                        with contextlib.suppress(UnicodeDecodeError):  # compared by its digest
+                            self._config = content.decode()
 
-    def check(self, files: Mapping[str, str]) -> DoesNotFit | None:
-        """``files`` are a version's, name → BLAKE3 in hexadecimal digits. A file that the version
-        lacks stays as it is; an engine whose folder is not known takes every version.
+    def check(
+        self, files: Mapping[str, str], texts: Mapping[str, str] | None = None
+    ) -> DoesNotFit | None:
+        """``files`` are a version's, name → BLAKE3 in hexadecimal digits, and ``texts`` what is in
+        them, where that is known. A file that the version lacks stays as it is; an engine whose
+        folder is not known takes every version.
         """
         if not self._digests:
             return None
         for name, digest in files.items():
             if self._is_read(name) and digest != self._digests.get(name):
+                found = self._config_differs(digest, (texts or {}).get(name, ""))
+                if name == _CONFIG and found == []:
+                    continue
                 how = (
                     "is not what this engine booted with"
                     if name in self._digests
                     else "was not there when this engine booted"
                 )
+                if name == _CONFIG and found:
+                    how += f" ({config_meaning.summary(found)})"
                 remedy = _REMEDY.format(name=name)
                 return DoesNotFit(
                     "ConfigDiffers", f"{name} {how}, and only weights can be exchanged: {remedy}"
                 )
         return None
+
+    def _config_differs(self, digest: str, text: str) -> list[str] | None:
+        """What means something else in a version's configuration; None: it cannot be said."""
+        if not self._config or not text or len(text) > config_meaning.MAX_NBYTES:
+            return None
+        if _digest(text.encode()) != digest:  # of another file: then it proves nothing
+            return None
+        return config_meaning.differences(self._config, text)
 
     def _is_read(self, name: str) -> bool:
         return name in _MODEL or (
@@ -78,7 +100,7 @@ class SideFiles:
         )
 
 
-def _digest(path: Path) -> str:
+def _digest(content: bytes) -> str:
     from blake3 import blake3  # every vLLM has it; the tests of this module need it not
 
-    return str(blake3(path.read_bytes()).hexdigest())
+    return str(blake3(content).hexdigest())
