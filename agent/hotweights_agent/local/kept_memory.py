@@ -103,8 +103,9 @@ class KeptMemory:
             before.release()
 
     def close(self) -> None:
-        """End the connection; what is kept stays kept."""
+        """End the connection, for good; what is kept stays kept."""
         with self._lock:
+            self._path = None  # what is let go of while a node stops is for the next agent
             if self._sock is not None:
                 self._sock.close()
             self._sock = None

@@ -448,8 +448,12 @@ class StagingVersion:
         trace: TracebackType | None,
     ) -> None:
         if self._held.image is None:
-            # what came is good, however it ended; but whom memory failed gives it back
-            useful = self._held.builder.stored_nbytes > 0 and not isinstance(error, NoCapacity)
+            # what came is good, however it ended, and so is what a former agent had brought; but
+            # whom memory failed gives it back
+            builder = self._held.builder
+            useful = (builder.stored_nbytes > 0 or not builder.missing_count) and not isinstance(
+                error, NoCapacity
+            )
             self._store._drop(self._held, aside=useful)
 
 

@@ -139,6 +139,34 @@ def test_what_was_released_is_not_found(agent: Agent, path: Path, tmp_path: Path
         image.close()
 
 
+def test_what_was_found_and_not_staged_to_the_end_is_found_again(
+    agent: Agent, path: Path, tmp_path: Path
+) -> None:
+    """An agent that is stopped again in between, or whose staging was called off."""
+    manifest = stage(agent(path), checkpoint(tmp_path / "v0", 0), "v0")
+    second = agent(path)
+    with second.begin(manifest):
+        pass
+    assert second.settle()
+    third = agent(path)
+    with third.begin(manifest) as staging:
+        assert staging.needed_nbytes == 0
+
+
+def test_what_a_stopped_agent_lets_go_of_stays_kept(path: Path, tmp_path: Path) -> None:
+    kept = KeptMemory(path)
+    store = Store(keeper=kept)
+    manifest = stage(store, checkpoint(tmp_path / "v0", 0), "v0")
+    kept.close()
+    store.release(manifest.digest)
+    assert store.settle()
+    after = KeptMemory(path)
+    (image,) = after.find()
+    assert image.manifest.digest == manifest.digest
+    image.close()
+    after.close()
+
+
 def test_what_made_room_after_a_restart_is_not_kept_any_longer(
     agent: Agent, path: Path, tmp_path: Path
 ) -> None:
