@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -336,6 +337,37 @@ async def test_whoever_waits_to_connect_finds_a_place_when_a_crowd_is_accepted(
     await until(lambda: any(isinstance(message, Connected) for message in served.heard))
     for sock in (*crowd, patient):
         sock.close()
+    await served.server.close()
+
+
+async def test_a_crowd_that_reconnects_without_end_keeps_nobody_out(folder: Path) -> None:
+    served = Served(folder, Limits())
+    await served.server.start()
+    enough = threading.Event()
+
+    def come_and_go() -> None:
+        hello = frames.encode(frames.Hello(role="rank", token="bad"))
+        while not enough.is_set():
+            for first in (b"", hello):
+                with (
+                    socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock,
+                    contextlib.suppress(OSError),
+                ):
+                    sock.setblocking(False)
+                    sock.connect(str(served.server.path))
+                    if first:
+                        sock.send(first)
+
+    crowd = asyncio.create_task(asyncio.to_thread(come_and_go))
+    for _ in range(2):
+        process = Process(served.server.path, frames.Hello(role="rank", token="good"))
+        await asyncio.to_thread(sockets.connect, process.sock, str(process.path), 30.0)
+        sockets.send(process.sock, process.hello)
+        process.sock.setblocking(False)
+        assert isinstance((await process.receive())[0], frames.Welcome)
+        process.close()
+    enough.set()
+    await crowd
     await served.server.close()
 
 
