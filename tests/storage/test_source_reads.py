@@ -108,12 +108,14 @@ def test_one_that_nobody_wants_any_more_is_left_behind_soon(
 ) -> None:
     monkeypatch.setattr(source_reads, "CALL_OFF_SECONDS", 0.1)
     reads, stop = SourceReads(), threading.Event()
-    stopping = threading.Timer(0.1, stop.set)
-    stopping.start()
+
+    def opened() -> Source:
+        stop.set()  # now that the call has begun
+        return hanging(fifo)()
+
     with pytest.raises(Cancelled, match="while a call of it hung"):
-        reads.read(URI, hanging(fifo), names, stop)
+        reads.read(URI, opened, names, stop)
     assert reads.stuck == 1
-    stopping.join()
 
 
 def test_what_is_called_off_makes_no_further_call() -> None:
