@@ -28,7 +28,7 @@ from hotweights_storage.slab import sealed_memfd
 from hotweights_storage.sources.file import open_folder
 from hotweights_storage.stage import stage_from_source
 from hotweights_transports.peers.base import Deliver, Missing, PeerClient, PeerServer, Want
-from tests.agent.staging.played_node import PlayedNode
+from tests.agent.played_node import PlayedNode
 
 CONFIG = b'{"model_type": "llama", "rope_theta": 10000.0, "name": "\xc3\xbc"}'
 

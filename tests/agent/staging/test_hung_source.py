@@ -21,7 +21,7 @@ from hotweights_storage import source_reads
 from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.folder import FileSource
 from tests.agent.fake_engine import until
-from tests.agent.staging.played_node import PlayedNode, published
+from tests.agent.played_node import PlayedNode, published
 
 
 class Mount:

@@ -19,7 +19,7 @@ from hotweights_agent.staging.store import Store
 from hotweights_crds.nodeweights import Peer, StageItem
 from hotweights_transports.peers.base import PeerServer
 from tests.agent.local.test_keeper import keeper_at
-from tests.agent.staging.played_node import PlayedNode, published
+from tests.agent.played_node import PlayedNode, published
 
 SETTINGS = StagingSettings(patience_seconds=5.0)
 

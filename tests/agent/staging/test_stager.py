@@ -15,7 +15,7 @@ from hotweights_crds.nodeweights import Peer, StageItem
 from hotweights_transports.peers.base import Identity, PeerServer
 from hotweights_transports.peers.proof import ServerKey
 from hotweights_transports.peers.registry import transport_for
-from tests.agent.staging.played_node import PlayedNode, published
+from tests.agent.played_node import PlayedNode, published
 
 SETTINGS = StagingSettings(patience_seconds=5.0)
 
