@@ -6,15 +6,17 @@ once. A chain hangs from a node that has the version already (a donor) or from o
 origin; at first there are ``readers`` chains, or one per donor where those are more.
 
 Every node is ranked by its distance from its chain's start, and pulls, in the worst case too, only
-from lower ranks: so there is never a circle of nodes that wait for each other. Its first fallback
-is its parent's parent, which loses its own child when the parent dies and therefore still uploads
-once; then come donors, spread evenly, then nodes of other chains. The origin is everybody's last
-resort and is not listed. The route of a donor is empty: it needs nobody.
+from donors, who pull from nobody, and from lower ranks (of those that begin a chain, from earlier
+chains): so there is never a circle of nodes that wait for each other. Its first fallback is its
+parent's parent, which loses its own child when the parent dies and therefore still uploads once;
+then come donors, spread evenly, then nodes of other chains. The origin is not listed: who reads it
+asks it before its fallbacks, everybody else after all peers. The route of a donor is empty: it
+needs nobody.
 
 Given the ``previous`` parents, what still holds stays: a node that left is bridged over, a node
 that came goes to an end, and no chain is ever split: stability goes before balance, so more readers
-or donors than before serve new nodes only. So plans may be made anew at every step of a rollout. It knows names and
-zones of nodes, no addresses, no rates.
+or donors than before begin chains for new nodes only. So plans may be made anew at every step of a
+rollout. It knows names and zones of nodes, no addresses, no rates.
 """
 
 from __future__ import annotations
@@ -46,9 +48,10 @@ def plan_routes(
     previous: Mapping[str, tuple[str, ...]] = _NOTHING,
     zones: Mapping[str, str] = _NO_ZONES,
 ) -> dict[str, Route]:
-    """The route of every node of ``nodes``; donors count only where they are among them. Equal
-    input, equal plan, in whatever order the nodes are given. Raises `ValueError` when ``readers``
-    is less than 1.
+    """The route of every node of ``nodes``; donors count only where they are among them.
+    ``previous`` has the ``parents`` of every node of the plan before, () of those that had none: a
+    node that it does not name is new. Equal input, equal plan, in whatever order the nodes are
+    given. Raises `ValueError` when ``readers`` is less than 1.
     """
     if readers < 1:
         raise ValueError(f"readers is {readers}; at least one node must be able to read the origin")
@@ -130,7 +133,7 @@ def _joined(chains: list[list[str]], donors: frozenset[str], readers: int) -> li
     the shortest ones.
     """
     begun = [chain for chain in chains if chain[0] in donors]
-    # the longest go on: then the fewest nodes change their parents
+    # the longest go on: what is appended to them is short, and so is the way to their ends
     reading = sorted(
         (chain for chain in chains if chain[0] not in donors),
         key=lambda chain: (-len(chain), chain[0]),
@@ -203,16 +206,17 @@ def _spread(copies: list[str], turn: int) -> list[str]:
 def _fallbacks(
     chains: list[list[str]], number: int, rank: int, copies: list[str]
 ) -> dict[str, None]:
-    """The grandparent, donors, then other chains' nodes one rank higher (their children are this
-    node's peers).
+    """The grandparent, donors, then other chains' nodes one rank lower (their children are this
+    node's peers); for one that begins a chain, those that begin the chains before it.
     """
     chosen = dict.fromkeys([chains[number][rank - 2]] if rank >= 2 else [])
     chosen.update(dict.fromkeys(copies))
-    # two more than are wanted, for some may be among the donors already
+    if not rank:
+        for step in range(1, min(number, FALLBACKS) + 1):
+            chosen[chains[number - step][0]] = None
+        return chosen
+    # one more than is wanted, for one may be among the donors already
     for step in range(1, min(len(chains), FALLBACKS + 2)):
         index = (number + step) % len(chains)
-        if rank:
-            chosen[chains[index][min(rank, len(chains[index])) - 1]] = None
-        elif index < number:  # among those that begin a chain, the earlier one ranks lower
-            chosen[chains[index][0]] = None
+        chosen[chains[index][min(rank, len(chains[index])) - 1]] = None
     return chosen

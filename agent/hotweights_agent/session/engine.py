@@ -129,8 +129,10 @@ class Engine:
         at_hand = (
             set.intersection(*(r.prepared for r in self.ranks.values())) if self.complete else set()
         )
+        # in the middle of a switch too, when nothing is confirmed
+        serves = self.leader.digest if self.leader is not None else ""
         # where there are several, always the same one, so that the status stands still
-        return min(at_hand - {self.confirmed}, default="")
+        return min(at_hand - {serves}, default="")
 
     def happens(self, what: Happening) -> None:
         """Change the phase. Raises `IllegalMove` when that cannot happen in the present one."""

@@ -18,7 +18,7 @@ class Phase(StrEnum):
     """What an engine does; each word is written to the node's status as it stands here."""
 
     DISCONNECTED = "Disconnected"  # no process of it is connected
-    BOOTING = "Booting"  # it holds its port until it is told what to serve
+    BOOTING = "Booting"  # it holds its port until it is told what to serve, or has only ranks yet
     SERVING = "Serving"  # it serves; which version is a question of its own
     PREPARING = "Preparing"  # ranks build the next version beside the one that is served
     PREPARED = "Prepared"  # every rank has the next version at hand

@@ -68,6 +68,13 @@ class Odd(nn.Module):  # type: ignore[misc]
         return AutoWeightsLoader(self).load_weights(weights)
 
 
+class Packed(Odd):
+    def __init__(self) -> None:
+        super().__init__()
+        self.codes = nn.Parameter(torch.empty(PADDED, dtype=torch.int64), requires_grad=False)
+        self.codes.weight_loader = self.load_padded
+
+
 class ReadsValues(Odd):
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
         for name, tensor in weights:
@@ -177,6 +184,20 @@ def test_what_nothing_fills_is_zero_where_that_is_padding_and_refused_where_nobo
     with pytest.raises(Incomplete, match="16 of 16 elements of weight"):
         load(shadow, without, proven=False)
     assert not shadow.ready
+
+
+def test_integers_know_no_nan_so_their_count_decides(make: Callable[..., Any]) -> None:
+    live, shadow = make(Packed)
+    some = checkpoint(1) | {"codes": torch.arange(4), "padded": torch.ones(PADDED)}
+    with pytest.raises(Incomplete, match="2 of 6 elements of codes are in no tensor"):
+        load(shadow, some, proven=False)
+    assert not shadow.ready
+    load(shadow, some)
+    shadow.install()
+    assert live.codes.tolist() == [0, 1, 2, 3, 0, 0]
+    load(shadow, some | {"codes": torch.arange(PADDED)}, proven=False)
+    shadow.install()
+    assert live.codes.tolist() == list(range(PADDED))
 
 
 def test_a_trace_counts_what_is_written_by_any_way(make: Callable[..., Any]) -> None:

@@ -11,6 +11,8 @@ config).
 Nothing uninitialised is ever installed. A tensor begins as the constructor made it, as far as that
 is known, a buffer as the running model has it; what remains is zero if the version was proven to
 fill as much as the boot did (the rest is padding), else NaN, and `Incomplete` if any is left.
+Integers know no NaN: of theirs the loaders' own count decides, and where they could not be asked,
+zero stays.
 
 What post-processing leaves beside the parameters (packed copies in closures, scales as plain
 numbers) is carried over if it is a tensor, a function or a plain value. Of another object the
@@ -45,9 +47,7 @@ Tensors = Iterable[tuple[str, torch.Tensor]]
 
 
 class Unsupported(Exception):
-    """This model cannot be finished beside the running one; the message says what stands against
-    it.
-    """
+    """This model cannot be finished beside the running one; the message says why."""
 
 
 class Incomplete(Exception):
@@ -81,7 +81,7 @@ class Shadow:
         self._pristine = [skeleton.Pristine(module) for _, module in self._modules]
         self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self._values: list[tuple[torch.nn.Module, str, Any]] = []
-        self._unwritten: list[tuple[str, torch.Tensor]] = []
+        self._to_check: list[tuple[str, torch.Tensor]] = []
         self._captured = leftovers.is_captured(vllm_config, device)
         self.ready = False
 
@@ -134,8 +134,10 @@ class Shadow:
         """
         self.clear()
         try:
+            # global to the process, and asked for where models are built and finished, which the
+            # running one was before anything is loaded here
             with set_current_vllm_config(self._config), giving_way():
-                self._materialize(filled or {}, float("nan") if not proven else 0.0)
+                self._materialize(filled, 0.0 if proven else math.nan)
                 self._model.load_weights(_between(tensors, pause))
                 self._check_written()
                 # after loading, before post-processing: only what the latter leaves is carried over
@@ -185,12 +187,13 @@ class Shadow:
     def clear(self) -> None:
         """Back to the skeleton: what was loaded is freed once nothing else refers to it."""
         self.ready = False
-        self._moves, self._values, self._unwritten = [], [], []
+        self._moves, self._values, self._to_check = [], [], []
         for pristine in self._pristine:
             pristine.restore()
 
-    def _materialize(self, filled: Mapping[str, int], rest: float) -> None:
+    def _materialize(self, filled: Mapping[str, int] | None, rest: float) -> None:
         """Real tensors for meta ones. ``rest`` is what an element is that nobody writes."""
+        counts = filled or {}
         # by identity: tied modules share one tensor here as there
         made: dict[int, torch.Tensor] = {}
         for name, module in self._modules:
@@ -208,26 +211,39 @@ class Shadow:
                         if current is not None and current.shape == meta.shape:
                             # what a constructor computed, a meta device does not know
                             real.copy_(current)
-                        elif filled.get(full, 0) < meta.numel():
-                            self._begin(full, meta, real, rest)
+                        elif (count := counts.get(full, 0)) < meta.numel():
+                            self._begin(full, meta, real, rest, None if filled is None else count)
                     table[key] = made[id(meta)]
 
-    def _begin(self, name: str, meta: torch.Tensor, real: torch.Tensor, rest: float) -> None:
-        """As the constructor made it, else as ``rest`` says; integers know no NaN."""
+    def _begin(
+        self,
+        name: str,
+        meta: torch.Tensor,
+        real: torch.Tensor,
+        rest: float,
+        count: int | None,
+    ) -> None:
+        """As the constructor made it, else as ``rest`` says. ``count``: elements that the version
+        writes; None: not known.
+        """
         if self._constants.fill(meta, real):
             return
-        if not math.isnan(rest) or not real.is_floating_point():
-            real.zero_()
-        else:
+        if math.isnan(rest) and real.is_floating_point():
             real.fill_(rest)
-            self._unwritten.append((name, real))
+            self._to_check.append((name, real))
+            return
+        if math.isnan(rest) and count is not None:
+            raise Incomplete(
+                f"{meta.numel() - count} of {meta.numel()} elements of {name} are in no tensor"
+            )
+        real.zero_()
 
     def _check_written(self) -> None:
-        for name, tensor in self._unwritten:
+        for name, tensor in self._to_check:
             left = int(torch.isnan(tensor).sum())
             if left:
                 raise Incomplete(f"{left} of {tensor.numel()} elements of {name} are in no tensor")
-        self._unwritten = []
+        self._to_check = []
 
     def _post_process(self, pause: Callable[[], None]) -> None:
         """What vLLM 0.32's ``process_weights_after_loading`` (``model_loader/utils.py``) does, with
@@ -329,8 +345,8 @@ class Shadow:
     def _move(self, name: str, old: torch.Tensor, new: torch.Tensor) -> None:
         if old.shape != new.shape or old.dtype != new.dtype:
             raise Unsupported(
-                f"{name} is {new.dtype} {list(new.shape)} here and {old.dtype} {list(old.shape)} "
-                "there"
+                f"{name} is {new.dtype} {list(new.shape)} in the version, and {old.dtype} "
+                f"{list(old.shape)} in the running model"
             )
         self._moves.append((name, old, new))
 
