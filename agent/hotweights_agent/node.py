@@ -152,7 +152,7 @@ class Node:
                 key.serves_at(endpoints[-1])
         session = Session(
             AgentInfo(
-                str(uuid.uuid4()),  # of this start: what lies in memory dies with it
+                str(uuid.uuid4()),  # of this start
                 config.version,
                 endpoints[0] if endpoints else "",
                 await asyncio.to_thread(config.measure_endpoints, tuple(endpoints)),

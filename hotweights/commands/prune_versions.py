@@ -56,16 +56,21 @@ def prune_versions(
 def unused(objects: list[Body], keep: int) -> list[tuple[str, str]]:
     """(namespace, name) of the versions that may go, the oldest first. A version is used that a
     rollout of its namespace names, or has as its target, stable, previous or held version, by name
-    or by digest. Raises `BadInput`.
+    or by digest; while a rollout is on its way, all that are younger than its stable version are:
+    pods may serve one that it passed by. Raises `BadInput`.
     """
     used: set[tuple[str, str]] = set()  # (namespace, name or digest)
+    under_way: list[tuple[str, set[str], set[str]]] = []  # namespace, words, those of the stable
     versions: dict[tuple[str, str], list[Body]] = defaultdict(list)
     rollouts = 0
     for body in objects:
         namespace = str(body["metadata"].get("namespace", ""))
         if body["kind"] == "WeightRollout":
             rollouts += 1
-            used |= {(namespace, word) for word in _words(body)}
+            words, stable, complete = _words(body)
+            used |= {(namespace, word) for word in words}
+            if not complete:
+                under_way.append((namespace, words, stable))
         elif body["kind"] == "WeightVersion":
             versions[namespace, str(body["spec"].get("model", ""))].append(body)
     if versions and not rollouts:
@@ -75,6 +80,14 @@ def unused(objects: list[Body], keep: int) -> list[tuple[str, str]]:
         )
     found: list[tuple[str, str, str]] = []
     for (namespace, _), several in versions.items():
+        since = min(
+            (
+                _made(several, stable)
+                for place, words, stable in under_way
+                if place == namespace and _of(several, words)
+            ),
+            default=None,
+        )
         idle = sorted(
             (
                 str(body["metadata"].get("creationTimestamp", "")),
@@ -84,18 +97,40 @@ def unused(objects: list[Body], keep: int) -> list[tuple[str, str]]:
             for body in several
             if not used & {(namespace, body["metadata"]["name"]), (namespace, _digest(body))}
             and "deletionTimestamp" not in body["metadata"]
+            and (since is None or str(body["metadata"].get("creationTimestamp", "")) < since)
         )
         found += idle[: max(0, len(idle) - keep)]
     return [(namespace, name) for _, namespace, name in sorted(found)]
 
 
-def _words(rollout: Body) -> set[str]:
-    """Names and digests of the versions that a rollout has something to do with."""
-    status = rollout.get("status") or {}
-    named = [status.get(key) or {} for key in ("target", "stable", "previous")]
-    named += status.get("held") or []
-    words = {str(one.get(key) or "") for one in named for key in ("name", "digest")}
-    return (words | {str(rollout["spec"]["versionRef"]["name"])}) - {""}
+def _words(rollout: Body) -> tuple[set[str], set[str], bool]:
+    """Names and digests of the versions that a rollout has something to do with; those of the
+    stable one; and whether that is all that its pods may serve. Raises `BadInput`.
+    """
+    try:
+        status = rollout.get("status") or {}
+        named = [status.get(key) or {} for key in ("target", "stable", "previous")]
+        target, stable, _ = map(_said, named)
+        wanted = str(rollout["spec"]["versionRef"]["name"])
+        words = {wanted}.union(*map(_said, named + (status.get("held") or [])))
+    except (KeyError, TypeError, AttributeError) as error:
+        name = rollout["metadata"]["name"]
+        raise BadInput(f"WeightRollout {name} has another shape than ours have") from error
+    return words, stable, wanted in stable and target == stable
+
+
+def _said(version: Body) -> set[str]:
+    return {str(version.get(key) or "") for key in ("name", "digest")} - {""}
+
+
+def _of(versions: list[Body], words: set[str]) -> list[Body]:
+    return [body for body in versions if words & {body["metadata"]["name"], _digest(body)}]
+
+
+def _made(versions: list[Body], words: set[str]) -> str:
+    """When the version of these words was created; of none of them: before all others."""
+    made = [str(body["metadata"].get("creationTimestamp", "")) for body in _of(versions, words)]
+    return max(made, default="")
 
 
 def _digest(version: Body) -> str:

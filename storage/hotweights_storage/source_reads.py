@@ -159,9 +159,8 @@ class _Calls:
         self._begun: dict[int, tuple[float, str]] = {}
 
     @contextlib.contextmanager
-    def made(self, what: str) -> Iterator[None]:
-        if self.stop.is_set():  # at once, and not when the one who waits looks the next time
-            raise Cancelled(f"cancelled before {what}")
+    def noted(self, what: str) -> Iterator[None]:
+        """A call that is made whatever was called off."""
         thread = threading.get_ident()
         with self._lock:
             self._begun[thread] = time.monotonic(), what
@@ -170,6 +169,13 @@ class _Calls:
         finally:
             with self._lock:
                 del self._begun[thread]
+
+    @contextlib.contextmanager
+    def made(self, what: str) -> Iterator[None]:
+        if self.stop.is_set():  # at once, and not when the one who waits looks the next time
+            raise Cancelled(f"cancelled before {what}")
+        with self.noted(what):
+            yield
         if self.over.is_set():
             raise Cancelled(f"{what} returned when nobody waited for it any more")
 
@@ -205,7 +211,8 @@ class _Watched:
             self._source.check_unchanged()
 
     def close(self) -> None:
-        self._source.close()
+        with self._calls.noted("closing it"):
+            self._source.close()
 
     def __enter__(self) -> Self:
         return self

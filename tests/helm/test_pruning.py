@@ -45,6 +45,10 @@ def test_what_no_rollout_uses_is_deleted_and_nothing_else(kubectl: Kubectl) -> N
     }
     items = [rollout, *(version(f"hour-{number}") for number in (1, 2, 3))]
     kubectl("create", "--filename", "-", text=json.dumps({**EMPTY, "items": items}))
+    served = {"name": "hour-1", "version": "hour-1", "digest": "sha256:" + "1" * 64}
+    complete = {"status": {"target": served, "stable": served}}
+    words = ("patch", "weightrollout", "hourly", "--namespace", NAMESPACE, "--type=merge")
+    kubectl(*words, "--subresource=status", "--patch", json.dumps(complete))
     listed = kubectl("get", KINDS, "--namespace", NAMESPACE, "--output", "json")
     kubectl("delete", "--filename", "-", text=prune(listed, keep=1))
     left = kubectl.get("weightversions", "--namespace", NAMESPACE)["items"]

@@ -37,22 +37,24 @@ def rollout(names: str, namespace: str = "ns", **status: Any) -> Body:
     }
 
 
+def complete(name: str, namespace: str = "ns", **status: Any) -> Body:
+    return rollout(name, namespace, target={"name": name}, stable={"name": name}, **status)
+
+
 def names(objects: list[Body], keep: int) -> list[str]:
     return [name for _, name in unused(objects, keep)]
 
 
 def test_of_a_month_of_hours_the_newest_and_what_is_used_stay() -> None:
-    used = rollout(
+    used = complete(
         "m-v719",
-        target={"name": "m-v719"},
-        stable={"name": "m-v007"},
         previous={"name": "", "digest": "sha256:ns-m-8"},
         held=[{"name": "m-v009", "digest": "sha256:ns-m-9"}],
     )
     month = [version(number) for number in range(720)]
     gone = names([*month, used], keep=10)
-    assert len(gone) == 720 - 4 - 10
-    assert not {"m-v719", "m-v007", "m-v008", "m-v009"} & set(gone)
+    assert len(gone) == 720 - 3 - 10
+    assert not {"m-v719", "m-v008", "m-v009"} & set(gone)
     assert gone == sorted(gone)
     assert gone[-1] == "m-v708"
     assert names([*month, used], keep=720) == []
@@ -65,7 +67,7 @@ def test_each_model_and_each_namespace_has_its_own() -> None:
         for model in ("a", "b")
         for namespace in ("x", "y")
     ]
-    used = [rollout("a-v000", "x"), rollout("b-v002", "y")]
+    used = [complete("a-v000", "x"), complete("b-v002", "y")]
     assert unused([*several, *used], keep=1) == [
         ("x", "b-v000"),
         ("y", "a-v000"),
@@ -74,6 +76,20 @@ def test_each_model_and_each_namespace_has_its_own() -> None:
         ("x", "b-v001"),
         ("y", "a-v001"),
     ]
+
+
+def test_what_a_rollout_passed_by_may_be_served_until_it_is_complete() -> None:
+    """v3 is stable, v5 was begun, v7 is wanted: a pod may be on v5 still."""
+    several = [version(number) for number in range(9)]
+    passing: Body = {"target": {"name": "m-v007"}, "stable": {"name": "m-v003"}}
+    assert names([*several, rollout("m-v007", **passing)], keep=0) == [
+        "m-v000",
+        "m-v001",
+        "m-v002",
+    ]
+    # before the operator has seen what is wanted
+    assert "m-v005" not in names([*several, rollout("m-v008", **complete("m-v003")["status"])], 0)
+    assert names([*several, rollout("m-v007")], keep=0) == []
 
 
 def test_what_goes_already_counts_no_more() -> None:
@@ -88,13 +104,18 @@ def test_without_rollouts_nothing_is_said() -> None:
 
 
 def test_it_stands_between_get_and_delete(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    objects = [version(0), version(1), rollout("m-v001")]
+    objects = [version(0), version(1), complete("m-v001")]
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps({"items": objects})))
     done = run("prune-versions", "--keep", "0")
     assert done.returncode == 0, done.stderr
     (item,) = json.loads(done.stdout)["items"]
     assert item["metadata"] == {"name": "m-v000", "namespace": "ns"}
     assert "1 WeightVersions" in done.stderr
+
+
+def test_a_rollout_of_another_shape_is_refused() -> None:
+    with pytest.raises(BadInput, match="WeightRollout r has another shape"):
+        unused([version(0), rollout("m-v000", target="m-v000")], keep=0)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"items": [{}]}', '{"items": 7}', "NAME  AGE"])

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 log.addFilter(FewLines())
 
 MAX_TOKEN_CHARACTERS = 16 * 1024  # service-account tokens have a tenth of that
-MAX_CACHED = 2048  # the oldest answer goes; whoever asks again costs a review
+MAX_CACHED = 2048  # of either kind; the oldest goes, and whoever asks again costs a review
 REVIEWS_AT_ONCE = 8  # of tokens that were never accepted, and as many of those that were
 UNKNOWN_PER_SECOND = 20  # a pod needs one review in the life of its token
 UNKNOWN_AT_ONCE = 256  # after the agent's start all pods of its node come at once
@@ -69,7 +69,9 @@ class TokenReviews:
         self._fresh_seconds = fresh_seconds
         self._refused_seconds = refused_seconds
         self._counted = counted
-        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._accepted: OrderedDict[str, _Known] = OrderedDict()
+        # apart, or strangers who are refused without end would push out those who are known
+        self._refused: OrderedDict[str, _Known] = OrderedDict()
         self._asking: dict[str, asyncio.Task[_Known]] = {}
         self._places = {is_known: asyncio.Semaphore(REVIEWS_AT_ONCE) for is_known in (False, True)}
         self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE, time.monotonic())
@@ -82,7 +84,7 @@ class TokenReviews:
                 "no token, or nothing that could be one: see HOTWEIGHTS_TOKEN_FILE",
             )
         key = hashlib.sha256(token.encode()).hexdigest()
-        known = self._known.get(key)
+        known = self._accepted.get(key) or self._refused.get(key)
         if known is None or self._clock() >= known.fresh_until:
             known = await self._ask_once(key, token, known)
         if known.identity is None:
@@ -111,10 +113,12 @@ class TokenReviews:
                 )
                 return stale
             raise
-        self._known.pop(key, None)
-        self._known[key] = known
-        while len(self._known) > MAX_CACHED:
-            self._known.popitem(last=False)
+        self._accepted.pop(key, None)
+        self._refused.pop(key, None)
+        table = self._accepted if known.identity is not None else self._refused
+        table[key] = known
+        while len(table) > MAX_CACHED:
+            table.popitem(last=False)
         return known
 
     async def _ask(self, token: str, is_known: bool) -> _Known:

@@ -22,6 +22,7 @@ import select
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from hotweights_transports.handoff.sockets import peer_user
 
 MAX_MESSAGE_BYTES = 192 << 10  # within a socket's buffer (208 KiB), where a datagram must fit
 SEND_SECONDS = 5.0  # to an agent that does not read
+ACCEPT_AGAIN_SECONDS = 0.1
 FDS_AT_ONCE = 250  # the kernel's SCM_MAX_FD is 253 (unix(7))
 
 
@@ -70,12 +72,21 @@ class Keeper:
                 raise KeyError(f"slabs {sorted(missing)} did not come before")
             self._forget(str(message["image"]))
             self._images[str(message["image"])] = KeptImage(manifest_fd, table_fd, slabs)
+            self._let_go()  # the same version may have moved out of some
             yield {"op": "kept"}, ()
         elif op == "drop":
+            close_all(fds)
             self._forget(str(message["image"]))
             self._let_go()
             yield {"op": "dropped"}, ()
+        elif op == "only":
+            close_all(fds)
+            for image in self._images.keys() - set(map(str, message["images"])):
+                self._forget(image)
+            self._let_go()
+            yield {"op": "dropped"}, ()
         elif op == "list":
+            close_all(fds)
             self._let_go()  # what an agent that is gone did not finish
             names = sorted(self._slabs)
             for start in range(0, len(names), FDS_AT_ONCE):
@@ -158,7 +169,15 @@ def serve(listener: socket.socket, keeper: Keeper) -> None:
             agent.close()
             agent = None
         if listener in ready:
-            new, _ = listener.accept()
+            try:
+                new, _ = listener.accept()
+            except OSError as error:  # no descriptor left: the old agent's end is one
+                print(f"accept failed: {error.strerror}", file=sys.stderr, flush=True)
+                if agent is not None:
+                    agent.close()
+                    agent = None
+                time.sleep(ACCEPT_AGAIN_SECONDS)
+                continue
             if agent is not None:
                 agent.close()
             agent = new
@@ -172,7 +191,8 @@ def _answers(sock: socket.socket, keeper: Keeper) -> bool:
     """One message and its answers; False when the connection is to end."""
     try:
         received = receive(sock)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        print(f"the agent's connection ends: {error}", file=sys.stderr, flush=True)
         return False
     if received is None:
         return False

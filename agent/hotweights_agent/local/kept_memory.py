@@ -73,6 +73,8 @@ class KeptMemory:
                 self._sock = _connect(self._path, CONNECT_SECONDS)
                 keeper.send(self._sock, {"op": "list"})
                 found = list(_images(self._sock, self._names))
+                # what cannot be believed is nobody's, and memory all the same
+                _only(self._sock, [image.manifest.digest for image in found])
             except (OSError, ValueError, KeyError, TransferError) as error:
                 self._give_up(error)
                 return []
@@ -128,6 +130,8 @@ class KeptMemory:
             what(self._sock)
             for digest, kept in self._kept.items():
                 self._hand_over(digest, kept, self._sock)
+            # what a former agent left, and nobody here knows of
+            _only(self._sock, list(self._kept))
             self._told = False
             log.info("The keeper has all %d staged versions", len(self._kept))
         except (OSError, ValueError, KeyError) as error:
@@ -165,6 +169,12 @@ def _drop(digest: str, sock: socket.socket) -> None:
     _answer(sock, "dropped")
 
 
+def _only(sock: socket.socket, digests: list[str]) -> None:
+    """Let go of all other images."""
+    keeper.send(sock, {"op": "only", "images": digests})
+    _answer(sock, "dropped")
+
+
 def _connect(path: Path, seconds: float) -> socket.socket:
     until = time.monotonic() + seconds
     while True:
@@ -196,23 +206,29 @@ def _images(sock: socket.socket, names: weakref.WeakKeyDictionary[Slab, str]) ->
     out.
     """
     slabs: dict[str, Slab] = {}
-    while (received := keeper.receive(sock)) is not None:
-        message, fds = received
-        if message["op"] == "end":
-            break
-        if message["op"] == "slabs":
-            for name, fd in zip(message["names"], fds, strict=True):
-                slabs[name] = Slab.adopt(fd)
-                names[slabs[name]] = name
-            continue
-        try:
-            yield _image(fds, [slabs[name] for name in message["slabs"]], str(message["image"]))
-        except (TransferError, ValueError, KeyError) as error:
-            log.warning("What was kept of %s is of no use: %s", message["image"], error)
-        finally:
-            keeper.close_all(fds)
-    for slab in slabs.values():  # each image has its own share by now
-        slab.release()
+    try:
+        while (received := keeper.receive(sock)) is not None:
+            message, fds = received
+            if message["op"] == "end":
+                break
+            if message["op"] == "slabs":
+                for name, fd in zip(message["names"], fds, strict=True):
+                    try:
+                        slabs[name] = Slab.adopt(fd)
+                    except TransferError as error:  # its images lack it
+                        log.warning("A kept slab is of no use: %s", error)
+                    else:
+                        names[slabs[name]] = name
+                continue
+            try:
+                yield _image(fds, [slabs[name] for name in message["slabs"]], str(message["image"]))
+            except (TransferError, ValueError, KeyError) as error:
+                log.warning("What was kept of %s is of no use: %s", message["image"], error)
+            finally:
+                keeper.close_all(fds)
+    finally:
+        for slab in slabs.values():  # each image has its own share by now
+            slab.release()
 
 
 def _image(fds: list[int], slabs: list[Slab], digest: str) -> Image:

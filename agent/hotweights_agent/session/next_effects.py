@@ -42,6 +42,7 @@ from hotweights_transports.handoff import frames
 
 # how long a commit waits for the label to go; while the API server is away nobody reads it anyway
 UNMARK_SECONDS = 2.0
+MAP_SECONDS = 30.0  # for one mmap(2) and a look at a table; whoever takes longer answers too late
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,9 +238,8 @@ def _map_anew(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[
     effects: list[Effect] = []
     for rank in engine.ranks.values():
         if goal.digest in rank.held and rank.rejected.get(goal.digest) != goal:
-            rank.pending = PendingRequest(
-                at.next_id(), "map", goal, at.now + at.bounds.prepare_seconds
-            )
+            deadline = at.now + min(MAP_SECONDS, at.bounds.prepare_seconds)
+            rank.pending = PendingRequest(at.next_id(), "map", goal, deadline)
             effects.append(SendPrepare(rank.conn, rank.pending.id, goal.digest))
     return effects
 
@@ -269,7 +269,7 @@ def _commit(
 ) -> list[Effect]:
     """Tell the leader to switch, after the pod's label has gone."""
     if any(rank.pending and rank.pending.op == "map" for rank in engine.ranks.values()):
-        return []  # what it serves is being mapped anew: a matter of seconds
+        return []  # what it serves is being mapped anew, for `MAP_SECONDS` at most
     goal = _of_commit(goal_for(wanted, wanted.digest, at.versions))
     if not retry_state(engine, "commit", goal).may_start(at.now):
         # between two tries it serves as before, so its pod shows so

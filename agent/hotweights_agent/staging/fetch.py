@@ -219,6 +219,8 @@ class Fetch:
                 nbytes = int(waiting_nbytes * other / (other + rate))  # both are through at once
             else:
                 continue
+            if nbytes <= 0:  # so little is left that it is through soon
+                return
             names = self._sources[source].name, self._sources[helper].name
             log.info("%s is slow: %s is asked for a part of what it owes", *names)
             self._scheduler.lend(source, helper, nbytes)

@@ -407,17 +407,23 @@ class Store(ChunkProvider):
         if found is None:
             return None
         builder, image = found
+        digest, new = held.manifest.digest, Held(held.manifest, builder, image=image)
+        new.pins += 1  # it may be released at once, and is not to be closed while it is kept
         with self._changed:
-            listed = self._held.get(held.manifest.digest) is held
+            listed = self._held.get(digest) is held
             if listed:
-                self._held[held.manifest.digest] = Held(held.manifest, builder, image=image)
+                self._held[digest] = new
                 held.dropped = True  # closed with its last pin, one of which is ours
             self._changed.notify_all()
-        if listed:
-            with self._keeping:
-                self._keeper.keep(image)
-        else:
+        if not listed:
             image.close()
+            return None
+        with self._keeping:
+            with self._changed:
+                listed = self._held.get(digest) is new
+            if listed:
+                self._keeper.keep(image)
+        self._unpin(new)
         return image.chunks if listed else None
 
 

@@ -21,9 +21,10 @@ def allow_list(current: str) -> str:
     """A value of VLLM_PLUGINS with our names in it."""
     from hotweights.adapters.vllm import ENDPOINT_PLUGIN, GENERAL_PLUGIN
 
-    names = [name.strip() for name in current.split(",") if name.strip()]
+    names = [name.strip() for name in current.split(",")]
     ours = [name for name in (GENERAL_PLUGIN, ENDPOINT_PLUGIN) if name not in names]
-    return ",".join(names + ours)
+    # the others' as they are: vLLM strips nothing, and who loads is not for us to change
+    return ",".join([current, *ours] if current else ours)
 
 
 def _add_our_names() -> None:
@@ -36,7 +37,10 @@ def _add_our_names() -> None:
 def _run_the_next_one() -> None:
     """The ``sitecustomize`` that Python would have found without this one."""
     here = os.path.realpath(os.path.dirname(__file__))  # noqa: PTH120 - pathlib is slow to import
-    others = [entry for entry in sys.path if os.path.realpath(entry) != here]
+    # of all of ours that ran: two bundles on one path would call each other without end
+    ran = getattr(sys, "hotweights_startups", frozenset()) | {here}
+    sys.hotweights_startups = ran  # type: ignore[attr-defined]
+    others = [entry for entry in sys.path if os.path.realpath(entry) not in ran]
     spec = PathFinder.find_spec("sitecustomize", others)
     if spec is not None and spec.loader is not None:
         module = module_from_spec(spec)

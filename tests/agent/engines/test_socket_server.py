@@ -646,6 +646,21 @@ async def test_while_the_api_server_is_away_a_known_token_counts_until_it_expire
         await reviews.identity("e30.e30.other")
 
 
+async def test_strangers_who_are_refused_push_out_nobody_who_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("hotweights_agent.kube.token_review.MAX_CACHED", 4)
+    api = Api(identity())
+    reviews = api.reviews()
+    await reviews.identity(TOKEN)
+    api.answer = TokenRefused("no")
+    for number in range(20):
+        with pytest.raises(Unauthenticated):
+            await reviews.identity(f"e30.e30.{number}")
+    api.time, api.answer = 1900.0, Unavailable("away")
+    assert (await reviews.identity(TOKEN)).pod_uid == "uid-1"
+
+
 @pytest.mark.parametrize("token", ["", "x" * 20000, "töken"])
 async def test_what_cannot_be_a_token_is_not_even_reviewed(token: str) -> None:
     api = Api(identity())

@@ -281,5 +281,26 @@ def test_memory_that_is_not_sealed_is_not_believed(
         assert keeper.receive(sock) == ({"op": "kept"}, [])
         os.close(open_memory)
     kept = KeptMemory(path)
-    assert kept.find() == []
+    (sound,) = kept.find()
+    assert sound.manifest.version == "v0"
+    sound.close()
     kept.close()
+    again = KeptMemory(path)  # the other was let go of
+    (sound,) = again.find()
+    sound.close()
+    again.close()
+
+
+def test_a_version_that_moves_leaves_nothing_behind() -> None:
+    """As when an older version is copied out of slabs that the newest one left."""
+    held = keeper.Keeper()
+    for number in range(3):
+        slab = os.memfd_create(f"slab-{number}")
+        others = [os.memfd_create("small"), os.memfd_create("small")]
+        assert list(held.handle({"op": "slabs", "names": [f"s{number}"]}, [slab])) == []
+        message = {"op": "keep", "image": "x", "slabs": [f"s{number}"]}
+        assert list(held.handle(message, others)) == [({"op": "kept"}, ())]
+    (slabs, fds), _, _ = held.handle({"op": "list"}, [])
+    assert (slabs["names"], list(fds)) == (["s2"], [slab])
+    assert list(held.handle({"op": "only", "images": []}, [])) == [({"op": "dropped"}, ())]
+    assert list(held.handle({"op": "list"}, [])) == [({"op": "end"}, ())]

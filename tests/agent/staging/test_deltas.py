@@ -18,6 +18,7 @@ from hotweights_agent.staging.store import Store
 from hotweights_planner.header import TensorEntry
 from hotweights_planner.manifest import PAGE_NBYTES as PAGE
 from hotweights_planner.manifest import build
+from hotweights_storage.image import Image
 from hotweights_storage.slab import Slab
 
 Checkpoint = Any  # conftest's
@@ -186,3 +187,59 @@ def test_a_version_of_a_terabyte_has_room_in_the_tables_of_the_kernel() -> None:
         assert store.usage().held == 0
     assert store.settle()
     assert descriptors() == before
+
+
+class Kept:
+    """A keeper that says what it has."""
+
+    def __init__(self) -> None:
+        self.digests: set[str] = set()
+
+    def keep(self, image: Image) -> None:
+        for slab in image.retain():
+            slab.release()
+        self.digests.add(image.manifest.digest)
+
+    def drop(self, digest: str) -> None:
+        self.digests.discard(digest)
+
+
+@pytest.mark.usefixtures("small_slabs")
+def test_a_version_that_is_released_while_it_moves_spoils_nothing(
+    checkpoint: NewCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has a new place, and the keeper has not heard of that yet."""
+    keeper = Kept()
+    store = Store(available=lambda: 1 << 30, keeper=keeper)
+    released: list[str] = []
+    moved = store._relocate
+
+    def relocate(held: Any, old: Image, plan: Any) -> Any:
+        class Keeping:
+            def __enter__(self) -> None:
+                monkeypatch.setattr(store, "_keeping", lock)
+                released.append(held.manifest.digest)
+                store.release(held.manifest.digest)
+                assert store.settle()
+                lock.acquire()
+
+            def __exit__(self, *_: object) -> None:
+                lock.release()
+
+        lock = store._keeping
+        if not released:
+            monkeypatch.setattr(store, "_keeping", Keeping())
+        return moved(held, old, plan)
+
+    monkeypatch.setattr(store, "_relocate", relocate)
+    for version in deltas(checkpoint, 30):
+        stage(store, version)
+        for held in store.versions()[:-2]:
+            store.release(held.digest)
+        assert store.settle()
+    assert released
+    assert keeper.digests == {held.digest for held in store.versions()}
+    for held in store.versions():
+        store.release(held.digest)
+    assert store.settle()
+    assert keeper.digests == set()

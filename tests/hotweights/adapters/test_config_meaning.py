@@ -10,6 +10,11 @@ import pytest
 from hotweights.adapters.vllm.rank.config_meaning import differences, summary
 
 VISION = {"model_type": "siglip", "torch_dtype": "float16", "depth": 4}
+QUANTIZATION = {
+    "torch_dtype": "int8",
+    "ignore": ["lm_head"],
+    "dynamic": {"-:gate": 4, "+:.*": 8},
+}
 CONFIG: dict[str, Any] = {
     "_name_or_path": "/home/a/base",
     "architectures": ["LlamaForCausalLM"],
@@ -19,7 +24,7 @@ CONFIG: dict[str, Any] = {
     "torch_dtype": "bfloat16",
     "transformers_version": "4.44.0",
     "vision_config": VISION | {"transformers_version": "4.44.0"},
-    "quantization_config": {"torch_dtype": "int8", "ignore": ["lm_head"]},
+    "quantization_config": QUANTIZATION,
 }
 
 
@@ -36,7 +41,6 @@ def changed(**values: Any) -> dict[str, Any]:
         changed(torch_dtype=..., dtype="bfloat16"),
         changed(dtype="bfloat16"),
         changed(dtype=None),
-        changed(rope_theta=10000.0),
         changed(vision_config={"model_type": "siglip", "dtype": "float16", "depth": 4}),
         dict(reversed(CONFIG.items())),
     ],
@@ -51,6 +55,15 @@ def test_the_same_in_other_words(new: dict[str, Any]) -> None:
     ("new", "found"),
     [
         (changed(rope_theta=500000.0), "rope_theta: 10000 → 500000.0"),
+        (changed(rope_theta=10000.0), "rope_theta: 10000 → 10000.0"),
+        (
+            changed(quantization_config=dict(reversed(QUANTIZATION.items()))),
+            "quantization_config: the keys have another order",
+        ),
+        (
+            changed(quantization_config=QUANTIZATION | {"dynamic": {"+:.*": 8, "-:gate": 4}}),
+            "quantization_config.dynamic: the keys have another order",
+        ),
         (changed(torch_dtype="float16"), 'dtype: "bfloat16" → "float16"'),
         (changed(dtype="float16"), 'dtype: "bfloat16" → "float16"'),
         (changed(torch_dtype=...), 'dtype: "bfloat16" → absent'),
@@ -59,7 +72,12 @@ def test_the_same_in_other_words(new: dict[str, Any]) -> None:
         (changed(architectures=["A", "B"]), 'architectures: ["LlamaForCausalLM"] → ["A", "B"]'),
         (changed(vision_config=VISION | {"depth": 5}), "vision_config.depth: 4 → 5"),
         (
-            changed(quantization_config={"dtype": "int8", "ignore": ["lm_head"]}),
+            changed(
+                quantization_config={
+                    "dtype" if key == "torch_dtype" else key: value
+                    for key, value in QUANTIZATION.items()
+                }
+            ),
             'quantization_config.dtype: absent → "int8"',
         ),
         (changed(model_type="x" * 90), f'model_type: "llama" → "{"x" * 38}…'),
@@ -68,6 +86,23 @@ def test_the_same_in_other_words(new: dict[str, Any]) -> None:
 )
 def test_what_is_another_is_named(new: dict[str, Any], found: str) -> None:
     assert found in (differences(json.dumps(CONFIG), json.dumps(new)) or [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "same"),
+    [
+        ("4.44.0", "4.57.1", True),
+        ("4.44.0", "5.19.0", False),
+        ("5.0.0", "5.19.0", True),
+        ("4.44.0", "", False),
+    ],
+)
+def test_mistral_s_tokenizer_asks_which_transformers_it_was(old: str, new: str, same: bool) -> None:
+    spelled = [
+        json.dumps(changed(model_type="mistral", transformers_version=version or ...))
+        for version in (old, new)
+    ]
+    assert (differences(*spelled) == []) is same
 
 
 @pytest.mark.parametrize("text", ["", "[]", "nonsense", "[" * 100_000, '{"a": NaN'])

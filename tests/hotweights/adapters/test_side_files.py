@@ -71,7 +71,7 @@ def test_an_engine_whose_folder_is_not_known_takes_every_version(tmp_path: Path)
 
 
 def test_a_configuration_in_other_bytes_that_means_the_same_fits(folder: Path) -> None:
-    new = b'{"transformers_version": "5.19.0", "rope_theta": 10000.0}'
+    new = b'{"transformers_version": "5.19.0", "rope_theta": 10000}'
     files = digests(config__json=new)
     known = SideFiles(folder, own_tokenizer=True)
     assert known.check(files) is not None, "without its text nobody can say so"

@@ -44,7 +44,7 @@ def plugin(tmp_path: Path) -> Path:
     [
         ("", "hotweights,hotweights_server"),
         ("mine", "mine,hotweights,hotweights_server"),
-        ("hotweights_server, mine", "hotweights_server,mine,hotweights"),
+        ("hotweights_server, mine", "hotweights_server, mine,hotweights"),
         ("hotweights,hotweights_server", "hotweights,hotweights_server"),
     ],
 )
@@ -81,6 +81,15 @@ def test_what_others_run_at_the_start_runs_too(plugin: Path, tmp_path: Path) -> 
     seen = environment(plugin, *others, VLLM_PLUGINS="mine", HOTWEIGHTS_SOCKET="/s")
     assert seen["RAN"] == "tracer tracer ", "in the process and in its child, the first alone"
     assert seen["VLLM_PLUGINS"] == "mine,hotweights,hotweights_server"
+
+
+def test_two_of_ours_do_not_call_each_other_without_end(plugin: Path, tmp_path: Path) -> None:
+    """Of two releases of the chart."""
+    (tmp_path / "sitecustomize.py").write_text("import os\nos.environ['RAN'] = 'yes'\n")
+    other = bundle.write(tmp_path / "older")
+    seen = environment(plugin, other, tmp_path, VLLM_PLUGINS="mine", HOTWEIGHTS_SOCKET="/s")
+    assert (seen["VLLM_PLUGINS"], seen["RAN"]) == ("mine,hotweights,hotweights_server", "yes")
+    assert not seen["stderr"]
 
 
 def test_what_fails_in_another_one_ends_nothing(plugin: Path, tmp_path: Path) -> None:

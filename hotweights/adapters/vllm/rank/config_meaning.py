@@ -8,9 +8,14 @@ out and the other leaves to the code, are differences.
 Taken from transformers 5.19, ``configuration_utils.py``, whose lists a newer one has to be compared
 with: ``PreTrainedConfig.__post_init__`` (``torch_dtype`` is ``dtype`` where that is null;
 ``_commit_hash`` "is not used anymore") and ``to_dict`` (``transformers_version`` is overwritten
-with the running one's, and vLLM 0.32 reads it nowhere). ``_name_or_path``, where a save of an older
-release came from, is not written any more; vLLM's Phi4MM hands it on as the place of its own image
-encoder, which an engine that runs has built.
+with the running one's; it is read by the tokenizer of Mistral's models alone, for which side of 5.0
+it lies on: ``tokenization_utils_tokenizers.py``, ``_patch_mistral_regex``). ``_name_or_path``,
+where a save of an older release came from, is not written any more; vLLM's Phi4MM hands it on as
+the place of its own image encoder, which an engine that runs has built.
+
+The order of keys means nothing, but in what is said of quantization: there the first pattern that
+fits a layer counts. A number is another where its type is: transformers refuses 64.0 for a size,
+and vLLM asks whether a rope's factor is a float.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ MAX_NBYTES = 1 << 20  # a parsed file takes some ten times as much, in the servi
 MOST_SHOWN = 3
 _MOST_CHARACTERS = 40  # of a value
 _INFORMATION = frozenset({"transformers_version", "_name_or_path", "_commit_hash"})
+_ASKED_FOR_VERSION = frozenset({"mistral", "mistral3", "ministral", "pixtral", "voxtral"})
+_ORDERED = frozenset({"quantization_config", "compression_config"})
 
 
 def differences(old: str, new: str) -> list[str] | None:
@@ -52,7 +59,14 @@ def _meant(value: Any, *, root: bool = False) -> Any:
     found = {key: _meant(item) for key, item in value.items()}
     # a part with a model type is a configuration like the whole, as of a vision tower
     if root or "model_type" in found:
+        version = str(found.get("transformers_version", ""))
         found = {key: item for key, item in found.items() if key not in _INFORMATION}
+        if found.get("model_type") in _ASKED_FOR_VERSION:
+            major = version.partition(".")[0]
+            later = major.isdecimal() and int(major) >= 5
+            found["transformers_version"] = (
+                ("5 or later" if later else "below 5") if version else ""
+            )
         other = found.pop("torch_dtype", None)
         if other is not None and found.get("dtype") is None:
             found["dtype"] = other
@@ -67,6 +81,9 @@ def _differing(path: str, old: Any, new: Any) -> Iterator[str]:
         for key in sorted(old.keys() | new.keys()):
             inner = f"{path}.{key}" if path else key
             yield from _differing(inner, old.get(key, _ABSENT), new.get(key, _ABSENT))
+        moved = old.keys() == new.keys() and list(old) != list(new)
+        if moved and _ORDERED.intersection(path.split(".")):
+            yield f"{path}: the keys have another order"
     elif not _equal(old, new):
         yield f"{path}: {_shown(old)} → {_shown(new)}"
 
@@ -76,8 +93,7 @@ def _equal(old: Any, new: Any) -> bool:
         return len(old) == len(new) and all(map(_equal, old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         return old.keys() == new.keys() and all(_equal(old[key], new[key]) for key in old)
-    # 10000 is 10000.0, but true is not 1
-    return isinstance(old, bool) == isinstance(new, bool) and bool(old == new)
+    return type(old) is type(new) and bool(old == new)
 
 
 def _shown(value: Any) -> str:
