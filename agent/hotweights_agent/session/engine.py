@@ -7,9 +7,9 @@ comes from the leader's own words in its present life, never from what was asked
 withheld while a commit is under way, while the engine is dirty and while a rank is missing. It
 refuses to know what the engine ought to do; that is `next_effects`.
 
-Answers count only when they carry the id of the open question and repeat what was asked; everything
-else is ignored or, where an engine claims another commit than the one asked for, ends the
-connection.
+Answers count only when they carry the id of the open question and repeat what was asked. An answer
+to another question is ignored; one that names another version or commit than was asked for, and a
+frame that nobody expects, end the connection.
 
 What was given up (`failed`, and the tries in `attempts`) belongs to a life: it goes when the engine
 boots, when its last process goes, and for a version that it serves after all.

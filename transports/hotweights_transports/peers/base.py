@@ -200,8 +200,8 @@ class ServerLimits:
     max_connections_of_node: int = 16
     """Of them, those of one node that its token names: no peer takes the places of all others."""
     max_handshakes: int = 64
-    """Connections that have not proved who they are. One more, and of the address with the most the
-    one that has owed its hello for longest is dropped without an answer.
+    """Connections that have not proved who they are. When there is one more, one is dropped without
+    an answer: of the address that has the most of them, the one that has been silent for longest.
     """
     max_handshakes_of_address: int = 16
     """Of them, those of one address. A puller opens a few streams to a peer at the same time."""
@@ -226,12 +226,12 @@ class ClientLimits:
     """How many streams a puller opens to a peer, and how long it bears with it."""
 
     streams: int = 2
-    """Connections per peer: two saturate what one core cannot, and hashing overlaps with
-    receiving.
+    """Connections per peer. One is bound by the core that copies and hashes what it receives; a
+    second one receives meanwhile.
     """
     window_nbytes: int = 32 * 1024 * 1024
-    """Asked for and not yet received, per stream: large enough that the peer never idles, small
-    enough to give back.
+    """Asked for and not yet received, per stream: large enough that the peer never idles, and small
+    enough to be asked of another one when this one dies.
     """
     window_chunks: int = 256
     """The same as a count, for versions with many tiny tensors."""
