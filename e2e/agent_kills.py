@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import signal
 import sys
 import time
 import urllib.request
@@ -22,14 +21,14 @@ from typing import Any
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 
-import localcluster
+from e2e.chaos import deeds
+from e2e.chaos.deeds import NAME, SELECTOR
 from e2e.harness import samples
 from e2e.harness.environment import (
     ROOT,
     SAMPLES,
     SYSTEM,
     Environment,
-    NotSet,
     diagnose,
     install,
     provide,
@@ -37,20 +36,17 @@ from e2e.harness.environment import (
 )
 from e2e.harness.fleet import is_ready, restarts
 from e2e.harness.gates import watch_gates
-from e2e.harness.kubectl import CommandFailed, TimedOut, eventually
+from e2e.harness.kubectl import CommandFailed, eventually
 from e2e.harness.reach import reach
 from e2e.harness.sabotage import kill_container
 from e2e.harness.story import say, step, table
 from e2e.harness.traffic import Traffic
-from localcluster import ClusterError
+from e2e.own_cluster import run_on_own_cluster
 from localcluster.host import cgroups
 from localvllm import build as vllm_build
 from localvllm import models
-from localvllm.build import BuildError
 from localvllm.models import Model
 
-NAME = "tiny-llama"
-SELECTOR = f"app={NAME}"
 LAYERS, HIDDEN = 6, 1024  # 229 MB
 WEIGHTS_SHARE = 2.5  # what values.yaml says that versions need
 OWN_NBYTES = 384 << 20  # and what it says that the agent itself needs, with its reserve
@@ -109,19 +105,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.kills < 1:
         parser.error("--kills: 1 or more")
-    for one in (signal.SIGINT, signal.SIGTERM):  # shells have what they start with & ignore Ctrl-C
-        signal.signal(one, signal.default_int_handler)
-    out = Console()
-    try:
-        return _run(out, arguments.kills, arguments.json)
-    except (CommandFailed, TimedOut, ClusterError, BuildError, NotSet, OSError) as error:
-        out.print(f"agent_kills: {error}", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        out.print("agent_kills: interrupted")
-        return 130
-    finally:
-        localcluster.down()
+    return run_on_own_cluster(parser, lambda out: _run(out, arguments.kills, arguments.json))
 
 
 def _run(out: Console, kills: int, file: Path | None) -> int:
@@ -133,7 +117,7 @@ def _run(out: Console, kills: int, file: Path | None) -> int:
         samples.start_pods(environment)
         environment.in_samples.apply(SAMPLES / "weightversion.yaml")
         for version in ("v1", "v0"):
-            lead_to(environment, version)
+            until_complete_on(environment, version)
     result = play(environment, kills, weights_nbytes, limit_nbytes)
     if file is not None:
         file.write_text(json.dumps(asdict(result), indent=2) + "\n")
@@ -173,10 +157,9 @@ def put_large_models(environment: Environment) -> int:
     return (folders[0] / "model.safetensors").stat().st_size
 
 
-def lead_to(environment: Environment, version: str) -> None:
-    """The rollout is complete on that version."""
-    patch = json.dumps({"spec": {"versionRef": {"name": f"{NAME}-{version}"}}})
-    environment.in_samples("patch", "weightrollout", NAME, "--type=merge", "--patch", patch)
+def until_complete_on(environment: Environment, version: str) -> None:
+    """The rollout leads to that version, and is complete."""
+    deeds.lead_to(environment, version)
 
     def complete() -> bool:
         rollout = environment.in_samples.get("weightrollout", NAME)

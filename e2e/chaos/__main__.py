@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,14 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import localcluster
 from e2e.chaos.play import Row, begin, play
 from e2e.chaos.rounds import VERSIONS, choose
 from e2e.harness import cold, samples
-from e2e.harness.environment import ROOT, Environment, NotSet, diagnose, provide
+from e2e.harness.environment import ROOT, Environment, diagnose, provide
 from e2e.harness.kubectl import CommandFailed, TimedOut
+from e2e.own_cluster import run_on_own_cluster
 from localcluster import ClusterError
-from localvllm.build import BuildError
 
 LAST_EVENTS = 15
 
@@ -40,23 +37,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=_count, default=20, help="how many (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="a row for each round, as JSON")
     arguments = parser.parse_args()
-    if os.environ.get("KUBECONFIG"):
-        parser.error("it breaks nodes and the API server, so it takes no KUBECONFIG")
-    for one in (signal.SIGINT, signal.SIGTERM):  # shells have what they start with & ignore Ctrl-C
-        signal.signal(one, signal.default_int_handler)
-    out = Console()
-    try:
-        return _run(out, arguments.seed, arguments.rounds, arguments.json)
-    except (CommandFailed, TimedOut, ClusterError, BuildError, NotSet, OSError) as error:
-        out.print(f"chaos: {error}", style="red", markup=False)
-        return 1
-    except KeyboardInterrupt:
-        out.print("chaos: interrupted")
-        return 130
-    finally:
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, signal.SIG_IGN)  # who cannot wait would leave half of it running
-        localcluster.down()
+    return run_on_own_cluster(
+        parser, lambda out: _run(out, arguments.seed, arguments.rounds, arguments.json)
+    )
 
 
 def _count(text: str) -> int:

@@ -1,9 +1,9 @@
 """The agent's end of the `keeper`: hands it what is staged, and finds it again after a restart.
 
 A keeper that is not there costs nothing but a restart that stages anew: a failure here is logged
-once, and the agent goes on without until there is one. What is found was verified before it was sealed, and
-nobody could change it since; so it is believed if the seals, the manifest's digest and the table
-say the same.
+once, and the agent goes on without until there is one. What is found was verified before it was
+sealed, and nobody could change it since; so it is believed if the seals, the manifest's digest and
+the table say the same.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ def build(
 def moved(
     image: Image, plan: Compaction[Slab], free_nbytes: Callable[[], int]
 ) -> tuple[ImageBuilder, Image] | None:
-    """The version of ``image`` in its new place. None: it stays where it is, and keeps what it has until it
-    goes.
+    """The version of ``image`` in its new place. None: it stays where it is, and keeps what it has
+    until it goes.
     """
     manifest = image.manifest
     try:

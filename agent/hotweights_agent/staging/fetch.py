@@ -193,18 +193,19 @@ class Fetch:
                     continue
                 self._windows[source] = now, fetched[source]
                 nbytes, seconds = fetched[source] - before, now - since
+                waiting_nbytes = self._scheduler.waiting_nbytes(source)
                 if policy.is_hopeless(
                     nbytes, seconds, left, policy.deadline_seconds - (now - began)
                 ):
                     self._ends[source].set()
-                elif policy.is_slow(nbytes, seconds, self._scheduler.waiting_nbytes(source)):
-                    self._help(source, nbytes / seconds)
+                elif policy.is_slow(nbytes, seconds, waiting_nbytes):
+                    self._help(source, nbytes / seconds, waiting_nbytes)
 
-    def _help(self, source: int, rate: float) -> None:
+    def _help(self, source: int, rate: float, waiting_nbytes: int) -> None:
         """Have the first peer that is idle, and not known to be no quicker, asked for a part of
         what is to come from ``source``, which brings ``rate`` bytes per second. The lock is held.
         """
-        policy, waiting_nbytes = self._policy, self._scheduler.waiting_nbytes(source)
+        policy = self._policy
         for helper in range(source + 1, len(self._sources) - 1):  # all but the last
             if (
                 helper in self._windows
