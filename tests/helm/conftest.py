@@ -159,24 +159,35 @@ def kubectl(control_plane: ControlPlane, helm: Helm) -> Kubectl:
     """The admin's, in a cluster with the chart."""
     admin = Kubectl(binaries.ensure(["kubectl"])["kubectl"], control_plane.kubeconfig)
     helm.install(control_plane.kubeconfig, {"sources": [SOURCE]})
+    admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
     admin("apply", "-f", ROOT / "config" / "samples" / "namespace.yaml")
     wait_for_policies(admin)
     return admin
 
 
 def wait_for_policies(kubectl: Kubectl) -> None:
-    """The API server takes a moment to notice new policies: injection works, and a bad pod is
-    refused.
+    """The API server takes a moment to notice new policies: injection works, a bad pod is refused,
+    and so is an agent that writes what it must not.
     """
-    probe = opted_in("probe", {"name": "a", "image": "a"}, {"name": "b", "image": "b"})
+    bad = opted_in("probe", {"name": "a", "image": "a"}, {"name": "b", "image": "b"})
+    wait_for_refusal(kubectl, bad, "hotweights.dev/container")
+    plain = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}}
+    plain["spec"] = bad["spec"]
+    agent = f"--as=system:serviceaccount:{NAMESPACE}:hotweights-agent"
+    # with rights to everything: the policy alone can refuse
+    wait_for_refusal(kubectl, plain, "an agent writes", agent, "--as-group=system:masters")
+
+
+def wait_for_refusal(kubectl: Kubectl, body: Body, complaint: str, *options: str) -> None:
+    """Until the object is refused with that complaint."""
     for _ in range(100):
         try:
-            kubectl.dry_run(probe)
+            kubectl.create(body, "--dry-run=server", *options)
         except Refused as refusal:
-            if "hotweights.dev/container" in str(refusal):
+            if complaint in str(refusal):
                 return
             raise
-    raise AssertionError("the policies were never noticed")
+    raise AssertionError(f"no policy was noticed that says {complaint!r}")
 
 
 def opted_in(

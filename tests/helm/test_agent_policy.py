@@ -17,6 +17,7 @@ from hotweights_kube.token_review import review
 from localcluster import paths
 from localcluster.controlplane import ControlPlane
 from tests.helm.conftest import NAMESPACE, Body, Kubectl
+from tests.rights import wait_for_right
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(60, func_only=True)]
 
@@ -109,8 +110,10 @@ def with_every_right(kubectl: Kubectl) -> Iterator[None]:
         "--clusterrole=cluster-admin",
         f"--serviceaccount={NAMESPACE}:{ACCOUNT}",
     )
+    wait_for_right(kubectl, f"{NAMESPACE}:{ACCOUNT}", ("delete", "secrets"))
     yield
     kubectl("delete", "clusterrolebinding", "too-much")
+    wait_for_right(kubectl, f"{NAMESPACE}:{ACCOUNT}", ("delete", "secrets"), granted=False)
 
 
 async def report(agent: Api, node: str) -> Body:

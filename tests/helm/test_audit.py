@@ -28,7 +28,8 @@ from localcluster import binaries
 from localcluster.controlplane import ControlPlane
 from tests.agent.fake_engine import FakeEngine
 from tests.agent.kube.agent_process import AgentProcess
-from tests.helm.conftest import NAMESPACE, SOURCE, Body, Helm, Kubectl
+from tests.helm.conftest import NAMESPACE, SOURCE, Body, Helm, Kubectl, wait_for_policies
+from tests.rights import wait_for_right
 
 pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180, func_only=True)]
 
@@ -167,6 +168,11 @@ def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
         kubectl = Kubectl(binaries.ensure(["kubectl"])["kubectl"], plane.kubeconfig)
         helm.install(plane.kubeconfig, {"sources": [SOURCE]})
         kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        wait_for_policies(kubectl)
+        for account, kind in (("operator", "weightrollouts"), ("agent", "nodeweights")):
+            right = ("list", f"hotweights.dev/{kind}")
+            name = f"{NAMESPACE}:hotweights-{account}"
+            wait_for_right(kubectl, name, right, namespace=NAMESPACE)
         kubectl("create", "namespace", TENANT)
         kubectl("create", "serviceaccount", "tenant", "-n", TENANT)
         found = Cluster(plane, kubectl, log)

@@ -40,6 +40,7 @@ from hotweights_kube.resources import NAMESPACES, Resource
 from localcluster import binaries
 from localcluster.controlplane import ControlPlane
 from tests.ports import free_ports
+from tests.rights import wait_for_right
 
 ROOT = Path(__file__).parents[2]
 Body = dict[str, Any]
@@ -447,7 +448,21 @@ class Scene:
             [b for b in yaml.safe_load_all(rendered) if b and b["kind"] in rights]
         )
         await asyncio.to_thread(lambda: self.kubectl("apply", "-f", "-", text=objects))
+        await self.has_rights(True)
         return objects
+
+    async def has_rights(self, granted: bool) -> None:
+        """Wait until the API server acts on it."""
+        account = f"{self.system}:hotweights-operator"
+        for kind, namespace in (("weightrollouts", ""), ("nodeweights", self.system)):
+            await asyncio.to_thread(
+                wait_for_right,
+                self.kubectl,
+                account,
+                ("list", f"hotweights.dev/{kind}"),
+                namespace=namespace,
+                granted=granted,
+            )
 
     def kill_operator(self) -> None:
         """SIGKILL."""

@@ -76,6 +76,7 @@ async def test_it_ends_without_its_rights(scene: Any, control_plane: ControlPlan
     scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
     await serving(scene)
     await asyncio.to_thread(lambda: scene.kubectl("delete", "-f", "-", text=rights))
+    await scene.has_rights(False)
     await scene.version("v0")  # something to write about, which is refused now
     await heard(scene, "forbidden")
     await ends(scene)
@@ -104,6 +105,7 @@ async def test_it_goes_on_when_it_has_its_rights_again(
     scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
     await serving(scene)
     await asyncio.to_thread(lambda: scene.kubectl("delete", "-f", "-", text=rights))
+    await scene.has_rights(False)
     await scene.version("v0")
     await heard(scene, "forbidden")
     await asyncio.to_thread(lambda: scene.kubectl("apply", "-f", "-", text=rights))
