@@ -56,16 +56,17 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
                 user_agent=f"hotweights-agent/{version}",
             )
         )
+        engine_reviews = _reviews(api, frames.TOKEN_AUDIENCE, metrics)
         node = await Node.open(
             stack,
-            _place(settings, version, api, metrics),
+            _place(settings, version, api, metrics, engine_reviews),
             metrics,
             staging=settings.staging,
             engines=settings.engines,
             memory_bytes=settings.memory_bytes,
         )
         # before the socket opens: the first engine's effects need somebody to take them
-        sync, status = _kube(api, settings, node.driver, metrics)
+        sync, status = _kube(api, settings, node.driver, metrics, engine_reviews)
         await node.serve(stack)
         endpoints = Endpoints(
             settings.metrics_port, metrics.registry, node.stuck, partial(_not_ready, sync, status)
@@ -76,7 +77,9 @@ async def run(settings: Settings, version: str, stop: asyncio.Event) -> None:
         await until(stop, node.driver.run, sync.run)
 
 
-def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> NodeConfig:
+def _place(
+    settings: Settings, version: str, api: Api, metrics: Metrics, engine_reviews: TokenReviews
+) -> NodeConfig:
     token = partial(_token, settings)
     host = hosts.bracketed(settings.address)
     peer = PeerAuthenticator(
@@ -102,12 +105,12 @@ def _place(settings: Settings, version: str, api: Api, metrics: Metrics) -> Node
         peers=peer,
         peer_token=token,
         peer_key=ServerKey(),
-        engines=EngineAuthenticator(_reviews(api, frames.TOKEN_AUDIENCE, metrics), settings.node),
+        engines=EngineAuthenticator(engine_reviews, settings.node),
     )
 
 
 def _kube(
-    api: Api, settings: Settings, driver: Driver, metrics: Metrics
+    api: Api, settings: Settings, driver: Driver, metrics: Metrics, engine_reviews: TokenReviews
 ) -> tuple[KubeSync, StatusWriter]:
     driver.status = status = StatusWriter(
         patch_status(api, settings.node, settings.namespace),
@@ -119,7 +122,7 @@ def _kube(
     async def tell_label(uid: str, label: str) -> None:
         await driver.tell(PodStatusSeen(uid, label))
 
-    driver.pod_status = PodStatusWriter(
+    driver.pod_status = pod_status = PodStatusWriter(
         patch_pod_status(api),
         tell_label,
         time.monotonic,
@@ -133,10 +136,11 @@ def _kube(
         settings.namespace,
         driver.tell,
         status,
-        driver.pod_status,
+        pod_status,
         away_seconds=settings.kube.away_seconds,
         namespaces=settings.kube.namespaces,
     )
+    engine_reviews.expect(pod_status.is_here)
     return sync, status
 
 

@@ -140,6 +140,10 @@ class PodStatusWriter:
         """UIDs of the pods of this node, as far as the watch has told."""
         return frozenset(self._pods)
 
+    def is_here(self, uid: str) -> bool:
+        """Whether that pod is one of them."""
+        return uid in self._pods
+
     async def saw(self, body: Body) -> None:
         """A pod as the API server has it."""
         uid = str(body["metadata"]["uid"])

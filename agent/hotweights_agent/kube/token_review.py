@@ -5,7 +5,9 @@ Answers are kept by the token's hash, for a short while, so that an engine's man
 review; while the API server is away an answer counts on until the token itself expires, so that a
 restarted container gets through. Refusals are kept for a moment too, and tokens that were never
 accepted have a rate of their own, so that strangers who knock without end become no load on the API
-server and keep nobody waiting who is known. No token is ever logged or stored, only its hash.
+server and keep nobody waiting who is known. A new token that says that it is of a pod of this node
+comes before them: that is not verified yet, so it buys a turn and nothing else. No token is ever
+logged or stored, only its hash.
 """
 
 from __future__ import annotations
@@ -35,10 +37,14 @@ log.addFilter(FewLines())
 
 MAX_TOKEN_CHARACTERS = 16 * 1024  # service-account tokens have a tenth of that
 MAX_CACHED = 2048  # of either kind; the oldest goes, and whoever asks again costs a review
-REVIEWS_AT_ONCE = 8  # of tokens that were never accepted, and as many of those that were
+REVIEWS_AT_ONCE = 8  # of strangers' tokens, and as many of those that go first
 UNKNOWN_PER_SECOND = 20  # a pod needs one review in the life of its token
 UNKNOWN_AT_ONCE = 256  # after the agent's start all pods of its node come at once
 UNKNOWN_WAIT_SECONDS = 5.0  # whoever would wait longer is told to come again
+# of each pod that is here, before its tokens wait among those of strangers: a container that
+# restarts, or a kubelet that renews its token. A stranger would have to know the pod's UID
+EXPECTED_PER_SECOND = 0.5
+EXPECTED_AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +79,14 @@ class TokenReviews:
         # apart, or strangers who are refused without end would push out those who are known
         self._refused: OrderedDict[str, _Known] = OrderedDict()
         self._asking: dict[str, asyncio.Task[_Known]] = {}
-        self._places = {is_known: asyncio.Semaphore(REVIEWS_AT_ONCE) for is_known in (False, True)}
+        self._places = {first: asyncio.Semaphore(REVIEWS_AT_ONCE) for first in (False, True)}
         self._unknown = TokenBucket(UNKNOWN_PER_SECOND, UNKNOWN_AT_ONCE, time.monotonic())
+        self._is_here: Callable[[str], bool] = lambda _uid: False
+        self._expected: dict[str, TokenBucket] = {}  # by the UIDs of pods that are here
+
+    def expect(self, is_here: Callable[[str], bool]) -> None:
+        """Tokens of pods of which this is so have a turn of their own."""
+        self._is_here = is_here
 
     async def identity(self, token: str) -> Identity:
         """Who that is. Raises `Unauthenticated` or `AuthenticationUnavailable`."""
@@ -97,7 +109,8 @@ class TokenReviews:
         if task is None:
             # shielded below: one caller's end must not take the answer from the others
             is_known = stale is not None and stale.identity is not None
-            task = self._asking[key] = asyncio.create_task(self._ask(token, is_known))
+            goes_first = is_known or self._is_expected(token)
+            task = self._asking[key] = asyncio.create_task(self._ask(token, goes_first))
             task.add_done_callback(lambda _done: self._asking.pop(key, None))
         try:
             known = await asyncio.shield(task)
@@ -121,10 +134,10 @@ class TokenReviews:
             table.popitem(last=False)
         return known
 
-    async def _ask(self, token: str, is_known: bool) -> _Known:
-        if not is_known:
+    async def _ask(self, token: str, goes_first: bool) -> _Known:
+        if not goes_first:
             await self._turn_of_unknown()
-        async with self._places[is_known]:
+        async with self._places[goes_first]:
             now = self._clock()
             try:
                 identity = await self._review(token)
@@ -144,6 +157,20 @@ class TokenReviews:
             min(now + self._fresh_seconds, expires_at or now + self._fresh_seconds),
             expires_at,
         )
+
+    def _is_expected(self, token: str) -> bool:
+        uid, now = pod_uid_of(token), time.monotonic()
+        if not uid or not self._is_here(uid):
+            return False
+        if uid not in self._expected:
+            # a new pod is the occasion: full buckets are forgotten, so the table stays small
+            self._expected = {u: b for u, b in self._expected.items() if not b.is_full(now)}
+            self._expected[uid] = TokenBucket(EXPECTED_PER_SECOND, EXPECTED_AT_ONCE, now)
+        bucket = self._expected[uid]
+        if bucket.wait_seconds(now) > 0.0:
+            return False
+        bucket.take()
+        return True
 
     async def _turn_of_unknown(self) -> None:
         wait = self._unknown.wait_seconds(time.monotonic())  # `clock` may jump
@@ -238,6 +265,14 @@ def claims_of(token: str) -> dict[str, object]:
     except (ValueError, RecursionError):
         return {}
     return body if isinstance(body, dict) else {}
+
+
+def pod_uid_of(token: str) -> str:
+    """Of which pod the token says that it is (KEP-1205: ``kubernetes.io``); empty: of none."""
+    place: object = claims_of(token)
+    for key in ("kubernetes.io", "pod", "uid"):
+        place = place.get(key) if isinstance(place, dict) else None
+    return place if isinstance(place, str) else ""
 
 
 def expiry_of(token: str) -> float:
