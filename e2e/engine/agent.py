@@ -86,10 +86,10 @@ class Agent:
     def ranks(self) -> list[int]:
         return [key for key in self.peers if isinstance(key, int)]
 
-    def prepare(self, image: Image, seconds: float = 120.0) -> list[frames.Frame]:
+    def prepare(self, image: Image, seconds: float = 120.0, **wish: Any) -> list[frames.Frame]:
         """Prepare on every rank; their answers, by rank."""
         sent = [
-            (rank, frames.Prepare(self._next(), image.digest, len(image.fds) - 1))
+            (rank, frames.Prepare(self._next(), image.digest, len(image.fds) - 1, **wish))
             for rank in sorted(self.ranks())
         ]
         for rank, frame in sent:
@@ -112,10 +112,14 @@ class Agent:
     def commit(self, digest: str, token: int | None = None, **values: Any) -> frames.Frame:
         return self._answer("server", self.start_commit(digest, token, **values).id, 120.0)
 
-    def swap(self, image: Image, **values: Any) -> frames.Committed:
-        """Prepare and commit; anything but success is an error."""
-        for prepared in self.prepare(image):
+    def swap(self, image: Image, way: str = "", **values: Any) -> frames.Committed:
+        """Prepare and commit; anything but success is an error, and so is another ``way`` of
+        getting ready.
+        """
+        wish: dict[str, Any] = {"memory": way, "max_pause_seconds": 60.0} if way else {}
+        for prepared in self.prepare(image, **wish):
             assert isinstance(prepared, frames.Prepared), prepared
+            assert way in ("", prepared.way), prepared
         answer = self.commit(image.digest, **values)
         assert isinstance(answer, frames.Committed), answer
         return answer

@@ -6,7 +6,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from localvllm import build, models
 
 SABOTAGE = Path(__file__).with_name("sabotage")
 MAKE_SECONDS = 600.0
+LAST_LAYER = re.compile(r"\.(layers|h)\.1\.")  # tiny models have two
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,6 +44,23 @@ def checkpoint(arch: str, seed: int, shards: int = 1, dtype: str = "float32") ->
         folder.with_name(f"{folder.name}.lock"), f"writing {folder.name}", MAKE_SECONDS
     ):
         models.make_models([models.Model(folder, arch, seed, shards, dtype)])
+    return folder
+
+
+def delta(arch: str) -> Path:
+    """Version 0 with the last layer's tensors of version 1."""
+    old, new = checkpoint(arch, 0), checkpoint(arch, 1)
+    folder = build.cache() / "models" / f"{arch}-delta"
+    with paths.locked(
+        folder.with_name(f"{folder.name}.lock"), f"writing {folder.name}", MAKE_SECONDS
+    ):
+        if not folder.exists():
+            beside = folder.with_name(f"{folder.name}.new")
+            shutil.copytree(old, beside, dirs_exist_ok=True)
+            layer = [tensor for tensor in images.read(new) if LAST_LAYER.search(tensor.name)]
+            assert layer, f"no layer of that name is in {new}"
+            images.overwrite(beside, layer)
+            beside.rename(folder)
     return folder
 
 
@@ -66,7 +87,11 @@ def told_apart(*models: Path) -> None:
 
 
 def _cold_load(model: Path) -> str:
-    plugin = bundle.write(build.cache() / "plugin-under-test")
+    with tempfile.TemporaryDirectory() as folder:  # its own: two processes may record at a time
+        return _cold_load_with(bundle.write(Path(folder) / "plugin"), model)
+
+
+def _cold_load_with(plugin: Path, model: Path) -> str:
     command = [
         str(localvllm.python()),
         "-m",

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotweights_planner.manifest import Manifest
 from hotweights_storage import image as storage
 from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
@@ -66,20 +67,50 @@ def read(folder: Path) -> list[Tensor]:
     return tensors
 
 
-def stage(folder: Path, version: str) -> Image:
-    """A checkpoint as the agent itself lays it out: for those that are too large for `build`. Its
-    descriptors live as long as the process.
-    """
+def overwrite(folder: Path, tensors: Sequence[Tensor]) -> None:
+    """Put other values into a checkpoint's tensors, where they lie."""
+    data = {tensor.name: tensor.data for tensor in tensors}
+    for file in folder.glob("*.safetensors"):
+        content = bytearray(file.read_bytes())
+        (length,) = struct.unpack_from("<Q", content)
+        for name, item in json.loads(content[8 : 8 + length]).items():
+            if name in data:
+                begin, end = (8 + length + offset for offset in item["data_offsets"])
+                assert end - begin == len(data[name]), f"{name} has another size"
+                content[begin:end] = data.pop(name)
+        file.write_bytes(content)
+    assert not data, f"{folder} has no {sorted(data)}"
+
+
+def stage(folder: Path, version: str) -> storage.Image:
+    """A checkpoint as the agent itself lays it out: for those that are too large for `build`."""
     with open_folder(folder) as source:
         manifest = publish(source, folder.name, version)
         with storage.ImageBuilder(manifest) as builder:
             stage_from_source(source, builder)
-            image = builder.finish()
-    _STAGED.append(image)
-    return Image(manifest.digest, json.loads(image.table_json), [*image.fds])
+            return builder.finish()
 
 
-_STAGED: list[storage.Image] = []
+def combine(old: storage.Image, new: storage.Image, names: set[str], version: str) -> storage.Image:
+    """The old version with these tensors of the new one; it takes no memory of its own."""
+    theirs = {tensor.name: tensor for tensor in new.manifest.tensors if tensor.name in names}
+    tensors = tuple(theirs.get(tensor.name, tensor) for tensor in old.manifest.tensors)
+    mine = old.manifest
+    manifest = Manifest(
+        model=mine.model,
+        version=version,
+        chunk_bytes=mine.chunk_bytes,
+        tensors=tensors,
+        files=mine.files,
+        probes=mine.probes,
+    )
+    with storage.ImageBuilder(manifest, {**new.chunks, **old.chunks}) as builder:
+        return builder.finish()
+
+
+def handed(image: storage.Image) -> Image:
+    """As an agent hands it over. Its descriptors are the image's."""
+    return Image(image.manifest.digest, json.loads(image.table_json), [*image.fds])
 
 
 def build(
@@ -106,6 +137,7 @@ def build(
                 "dtype": tensor.dtype,
                 "shape": tensor.shape,
                 "nbytes": len(tensor.data),
+                "content": hashlib.sha256(tensor.data).hexdigest(),
                 "extents": extents,
             }
         )

@@ -7,6 +7,7 @@ they have to come out right here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,12 +18,14 @@ from e2e.engine.conftest import (
     Engine,
     assert_serves,
     checkpoint,
+    delta,
     report,
     told_apart,
     version,
 )
 from hotweights_transports.handoff import frames
 
+A_PART = r"differs from what serves in 1 of \d+ parts of the model"
 PLAIN_WAY = "loaded inside the pause"  # what a rank's log says when there is no second model
 
 
@@ -30,17 +33,26 @@ PLAIN_WAY = "loaded inside the pause"  # what a rank's log says when there is no
 def test_hot_equals_cold(
     start: Callable[..., Engine], arch: str, request: pytest.FixtureRequest
 ) -> None:
-    old, new = checkpoint(arch, 0), checkpoint(arch, 1)
-    told_apart(old, new)
+    old, new, other = checkpoint(arch, 0), checkpoint(arch, 1), delta(arch)
+    told_apart(old, new, other)
     engine = start(old).ready()
     assert_serves(engine, old)
-    first, second = version(old, "v0"), version(new, "v1")
-    for image, model in ((second, new), (first, old), (second, new)):
-        answer = engine.agent.swap(image)
+    first, second, third = version(old, "v0"), version(new, "v1"), version(other, "v2")
+    for image, model, way in (
+        (second, new, "Beside"),
+        (first, old, "InPause"),
+        (third, other, "Beside"),
+        (first, old, "InPause"),
+        (second, new, "Beside"),
+    ):
+        answer = engine.agent.swap(image, way)
         assert answer.probe == "Golden"
         assert_serves(engine, model)
-        report(request, f"paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
-    assert PLAIN_WAY not in engine.vllm.log.read_text(errors="replace")
+        report(request, f"{way}: paused {answer.pause_seconds * 1e3:.1f} ms {answer.timings}")
+    log = engine.vllm.log.read_text(errors="replace")
+    assert PLAIN_WAY not in log
+    # there and back again, by one layer of two; the embeddings and the rest stay
+    assert len(re.findall(A_PART, log)) == 2, log[-4000:]
     if arch == "qwen2":
         heads(engine, new)
     engine.stop()

@@ -12,13 +12,14 @@ What a slab is, it does not know: the caller's own objects are passed through.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 from hotweights_planner.errors import BadManifest
-from hotweights_planner.manifest import CONFIG_NAME, PAGE_NBYTES, Manifest
+from hotweights_planner.manifest import CONFIG_NAME, PAGE_NBYTES, Manifest, Tensor
 
 # larger ones come back later; smaller ones cost more descriptors, one for each in every process
 MAX_SLAB_NBYTES = 1 << 30
@@ -161,7 +162,7 @@ def table_json(manifest: Manifest, layout: Layout[S], config: str | None = None)
         "tensors": [
             {
                 "name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "nbytes": tensor.nbytes,
-                "extents": extents,
+                "content": _content(tensor), "extents": extents,
             }
             for tensor, extents in zip(manifest.tensors, layout.extents, strict=True)
         ],
@@ -169,6 +170,10 @@ def table_json(manifest: Manifest, layout: Layout[S], config: str | None = None)
         "probes": [probe.model_dump(by_alias=True) for probe in manifest.probes or ()],
     }  # fmt: skip
     return json.dumps(table, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _content(tensor: Tensor) -> str:
+    return hashlib.sha256("".join(tensor.chunks).encode()).hexdigest()
 
 
 def _check_place(tensor: str, digest: str, nbytes: int, place: Place[S]) -> None:

@@ -4,6 +4,7 @@ is.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Hashable
 from itertools import pairwise
@@ -148,6 +149,7 @@ def test_the_table_speaks_as_the_contract_says() -> None:
                 "dtype": "U8",
                 "shape": [PAGE + 5],
                 "nbytes": PAGE + 5,
+                "content": hashlib.sha256("".join(manifest.tensors[0].chunks).encode()).hexdigest(),
                 "extents": [[0, 0, PAGE + 5]],
             }
         ],

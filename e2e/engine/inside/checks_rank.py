@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from hotweights.adapters.vllm.rank import room
-from hotweights.adapters.vllm.rank.compatibility import boot_folder
+from hotweights.adapters.vllm.rank import room, ways
+from hotweights.adapters.vllm.rank.fit.compatibility import boot_folder
 from hotweights.adapters.vllm.rank.image import PAGE, Image
-from hotweights.adapters.vllm.rank.room import NoRoom
+from hotweights.adapters.vllm.rank.room import NoRoom, Room
 from hotweights_common import memory
 
 CPU = torch.device("cpu")
@@ -26,10 +27,54 @@ def test_a_copy_is_refused_before_its_first_byte(
 ) -> None:
     monkeypatch.setattr(memory, "available_nbytes", lambda: free)
     if fits:
-        room.check_copy(GIB, CPU)
+        room.measure(CPU).check(GIB)
     else:
         with pytest.raises(NoRoom, match=r"needs 1\.35 GiB and .* are free .*: raise the limit"):
-            room.check_copy(GIB, CPU)
+            room.measure(CPU).check(GIB)
+
+
+PLENTY, PART, NOTHING = 20 * GIB, 2 * GIB, 0
+NEEDS = ways.Needs(10 * GIB, GIB)
+
+
+@pytest.mark.parametrize(
+    ("device", "host", "seconds", "way"),
+    [
+        (PLENTY, PLENTY, 0.0, "Beside"),
+        (PART, PLENTY, 9.0, "Host"),
+        (PART, PART, 9.0, "InPause"),
+        (PART, None, 9.0, "InPause"),
+        (PART, None, 0.0, None),
+        (NOTHING, PLENTY, 9.0, None),
+    ],
+)
+def test_the_way_with_the_shortest_pause_that_there_is_room_for(
+    device: int, host: int | None, seconds: float, way: str | None
+) -> None:
+    there = Room(device, host, "on cuda:0", "give more")
+    wish = ways.Wish("Auto", seconds)
+    if way is not None:
+        assert ways.choose(wish, NEEDS, there, parts=True) == way
+    else:
+        with pytest.raises(NoRoom, match=r"GiB are free on cuda:0, and a second copy needs .*more"):
+            ways.choose(wish, NEEDS, there, parts=True)
+    with pytest.raises(NoRoom, match=r"a second copy needs 11\.25 GiB: give more"):
+        ways.choose(replace(wish, way="Beside"), NEEDS, replace(there, device_nbytes=PART), True)
+
+
+@pytest.mark.parametrize(
+    ("way", "parts", "host", "why"),
+    [
+        ("Host", True, None, "no memory but the host's"),
+        ("Host", False, PLENTY, "cannot be finished part by part"),
+        ("InPause", True, PLENTY, "maxPauseSeconds .* is not set"),
+    ],
+)
+def test_a_way_that_is_none_is_refused_in_a_sentence(
+    way: str, parts: bool, host: int | None, why: str
+) -> None:
+    with pytest.raises(NoRoom, match=rf"{way} is no way here: .*{why}"):
+        ways.choose(ways.Wish(way), NEEDS, Room(PLENTY, host, "here", "more"), parts)
 
 
 def test_mappings_are_counted_against_the_kernel_s_limit(

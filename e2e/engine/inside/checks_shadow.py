@@ -4,6 +4,7 @@ would leave in each tensor is what an install leaves there, and nothing else is 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,10 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.models.utils import AutoWeightsLoader
 
-from hotweights.adapters.vllm.rank import skeleton
-from hotweights.adapters.vllm.rank.dry_load import Spec
+from hotweights.adapters.vllm.rank import skeleton, ways
+from hotweights.adapters.vllm.rank.fit import delta
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec
+from hotweights.adapters.vllm.rank.room import NoRoom
 from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
 
 Tensors = dict[str, torch.Tensor]
@@ -251,3 +254,194 @@ def test_what_captured_graphs_may_hold_is_not_exchanged(
         load(shadow, checkpoint(1))
         shadow.install()
         assert live.factor == float(checkpoint(1)["weight"].sum())
+
+
+class Layer(nn.Module):  # type: ignore[misc]
+    """Fused of two tensors, and packed when it is finished."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fused = nn.Parameter(torch.empty(2, 3))
+        self.bias = nn.Parameter(torch.empty(3))
+        self.quant_method = Method()
+
+
+class Layered(nn.Module):  # type: ignore[misc]
+    """Layers in a list, and a head tied to the embeddings. Its loader waits for a layer's second
+    half before it writes both.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 4, bias=False)
+        self.layers = nn.ModuleList(Layer() for _ in range(3))
+        self.head = nn.Linear(3, 4, bias=False)
+        self.head.weight = self.embed.weight
+
+    @classmethod
+    def of(cls, seed: int) -> Layered:
+        model = cls()
+        model.load_weights(layered(seed).items())
+        return model
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        halves: Tensors = {}
+        for name, tensor in weights:
+            number, _, kind = name.partition(".")
+            if kind == "first":
+                halves[number] = tensor * 2
+            elif kind == "second":
+                layer = self.layers[int(number)]
+                layer.fused.data.copy_(torch.stack([halves[number], tensor]))
+            elif kind == "bias":
+                self.layers[int(number)].bias.data.copy_(tensor)
+            elif name == "embed":
+                self.embed.weight.data.copy_(tensor)
+
+
+def layered(seed: int, *of_seed_1: str) -> Tensors:
+    tensors = {}
+    for name in ("embed", *(f"{n}.{k}" for n in range(3) for k in ("first", "second", "bias"))):
+        shape = (4, 3) if name == "embed" else (3,)
+        generator = torch.Generator().manual_seed(1 if name in of_seed_1 else seed)
+        tensors[name] = torch.randn(shape, generator=generator)
+    return tensors | {"ignored": torch.zeros(1)}
+
+
+@pytest.fixture
+def make_layered(monkeypatch: pytest.MonkeyPatch) -> Callable[[], tuple[Layered, Shadow]]:
+    def pack(layer: Any) -> None:
+        layer.total = float(layer.fused.detach().sum())
+
+    def made() -> tuple[Layered, Shadow]:
+        monkeypatch.setattr(skeleton, "initialize_model", lambda config, model_config: Layered())
+        monkeypatch.setattr(Method, "finish", staticmethod(pack))
+        config = VllmConfig()
+        config.model_config = SimpleNamespace(dtype=torch.float32)
+        live = Layered()
+        live.load_weights(layered(0).items())
+        for layer in live.layers:
+            pack(layer)
+        return live, Shadow(live, config, CPU)
+
+    return made
+
+
+def test_the_parts_of_a_model_are_its_layers_and_what_shares_memory(
+    make_layered: Callable[[], tuple[Layered, Shadow]],
+) -> None:
+    _, shadow = make_layered()
+    groups = shadow.groups()
+    assert {name: group for name, group in groups.items() if name.startswith("layers")} == {
+        f"layers.{n}.{key}": f"layers.{n}" for n in range(3) for key in ("fused", "bias")
+    }
+    assert groups["embed.weight"] == groups["head.weight"]
+    assert shadow.nbytes({"layers.1"}) == 9 * 4
+    assert shadow.nbytes() == (3 * 9 + 12) * 4
+
+
+def test_what_is_written_is_traced_to_all_that_it_is_made_of(
+    make_layered: Callable[[], tuple[Layered, Shadow]],
+) -> None:
+    _, shadow = make_layered()
+    sources = shadow.trace(specs(layered(0))).sources
+    assert sources["layers.1.fused"] == {"1.first", "1.second"}
+    assert sources["layers.1.bias"] == {"1.bias"}
+    assert sources["embed.weight"] == {"embed"}
+
+
+@pytest.mark.parametrize("changed", ["1.first", "1.bias", "embed", "ignored"])
+def test_a_part_of_a_version_leaves_what_all_of_it_leaves(
+    make_layered: Callable[[], tuple[Layered, Shadow]], changed: str
+) -> None:
+    live, shadow = make_layered()
+    cold, whole = make_layered()
+    version = layered(0, changed)
+    trace = shadow.trace(specs(version))
+    part = delta.between(
+        frozenset({changed}),
+        version.keys(),
+        trace,
+        shadow.groups(),
+        shadow.unexplained() - trace.sources.keys(),
+    )
+    assert part is not None
+    shadow.load(
+        [(name, tensor) for name, tensor in version.items() if name in part.tensors],
+        trace.by_parameter(),
+        lambda: None,
+        groups=part.groups,
+    )
+    moved = {name for name, _, _ in shadow.moves}
+    of = {"1.first": {"layers.1.fused"}, "1.bias": {"layers.1.bias"}, "embed": {"embed.weight"}}
+    assert moved == of.get(changed, set())
+    shadow.install()
+    whole.load(version.items(), trace.by_parameter(), lambda: None)
+    whole.install()
+    assert same(served(live), served(cold)) == []
+    assert [layer.total for layer in live.layers] == [layer.total for layer in cold.layers]
+
+
+def test_what_the_model_has_already_is_not_copied(
+    make_layered: Callable[[], tuple[Layered, Shadow]],
+) -> None:
+    live, shadow = make_layered()
+    live.embed.weight.data[0, 0] = -0.0
+    version = layered(0)
+    version["embed"] = live.embed.weight.detach().clone()
+    version["embed"][0, 0] = 0.0
+    assert shadow.load(version.items(), None, lambda: None) == version["embed"].nbytes
+
+
+@pytest.mark.parametrize("way", ["Host", "InPause"])
+@pytest.mark.parametrize("changed", [None, "1.first"])
+def test_part_by_part_it_becomes_what_it_becomes_at_once(
+    make_layered: Callable[[], tuple[Layered, Shadow]], way: str, changed: str | None
+) -> None:
+    live, shadow = make_layered()
+    cold, whole = make_layered()
+    version = layered(2) if changed is None else layered(0, changed)
+    trace = shadow.trace(specs(version))
+    unexplained = shadow.unexplained() - trace.sources.keys()
+    within = None
+    if changed is not None:
+        within = delta.between(
+            frozenset({changed}), version.keys(), trace, shadow.groups(), unexplained
+        )
+    parts = delta.parts(version.keys(), trace, shadow.groups(), unexplained, within)
+    assert len(parts) == (4 if changed is None else 1)
+
+    def load(part: delta.Delta, pause: Callable[[], None]) -> None:
+        tensors = [(name, version[name]) for name in version if name in part.tensors]
+        shadow.load(tensors, trace.by_parameter(), pause, groups=part.groups)
+
+    ready: ways.Way
+    if way == "Host":
+        ready = ways.Host(shadow, parts, lambda part: load(part, lambda: None))
+    else:
+        ready = ways.InPause(shadow, parts, load, 60.0, lambda: None, lambda: 0.0)
+    assert same(served(live), served(Layered.of(0))) == [], "nothing is touched before the pause"
+    assert all(tensor.is_meta for tensor in shadow._model.parameters()), "and nothing is held"
+    nbytes = ready.install()
+    whole.load(version.items(), trace.by_parameter(), lambda: None)
+    assert nbytes == whole.install()
+    assert same(served(live), served(cold)) == []
+    assert [layer.total for layer in live.layers] == [layer.total for layer in cold.layers]
+
+
+def test_a_pause_that_would_be_too_long_is_refused_before_it(
+    make_layered: Callable[[], tuple[Layered, Shadow]],
+) -> None:
+    live, shadow = make_layered()
+    version = layered(1)
+    trace = shadow.trace(specs(version))
+    parts = delta.parts(version.keys(), trace, shadow.groups(), frozenset(), None)
+
+    def load(part: delta.Delta, pause: Callable[[], None]) -> None:
+        time.sleep(0.02)
+        tensors = [(name, version[name]) for name in version if name in part.tensors]
+        shadow.load(tensors, trace.by_parameter(), pause, groups=part.groups)
+
+    with pytest.raises(NoRoom, match=r"may take 0\.05 s \(activation\.maxPauseSeconds\)"):
+        ways.InPause(shadow, parts, load, 0.05, lambda: None, lambda: 0.0)
+    assert same(served(live), served(Layered.of(0))) == []

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 
 from hotweights.adapters.inprocess.torch_model import same_bytes
-from hotweights.adapters.vllm.rank.dry_load import Spec
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import Table, TensorEntry
 
 
@@ -34,7 +34,7 @@ class Version:
         self._tensors = dict(tensors)
         # no extents and no addresses: nobody asks for them who asks what fits
         entries = tuple(
-            TensorEntry(name, spec.dtype, spec.shape, self._tensors[name].nbytes, (), 0)
+            TensorEntry(name, spec.dtype, spec.shape, self._tensors[name].nbytes, (), 0, "")
             for name, spec in specs.items()
         )
         self.table = Table(digest, version, entries, (), {}, {}, 0)

@@ -17,7 +17,7 @@ import torch
 from hotweights.adapters.inprocess import torch_model
 from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.version import Version
-from hotweights.adapters.vllm.rank.compatibility import Compatibility
+from hotweights.adapters.vllm.rank.fit.compatibility import Compatibility
 from hotweights.adapters.vllm.rank.shadow import Shadow, Unsupported
 from hotweights_common.reasons import Reason
 

@@ -2,7 +2,7 @@
 ``PYTHONPATH``.
 
 ``plugin`` is what vLLM finds. In every worker ``rank.engine`` talks to the node's agent through
-``agent_connection``: it maps versions (``rank.image``), says whether they fit (``rank.dry_load``),
+``agent_connection``: it maps versions (``rank.image``), says whether they fit (``rank.fit.dry_load``),
 and finishes them beside the running model (``rank.shadow``, else ``rank.reload``). In the API
 server ``server`` holds the port until the right version serves (the boot barrier) and runs each
 ``commit``: pause, copy, ``probe``, resume. ``bundle`` writes the folder, ``startup`` has it loaded

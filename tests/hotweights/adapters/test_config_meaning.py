@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hotweights.adapters.vllm.rank.config_meaning import differences, summary
+from hotweights.adapters.vllm.rank.fit.config_meaning import differences, summary
 
 VISION = {"model_type": "siglip", "torch_dtype": "float16", "depth": 4}
 QUANTIZATION = {

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hotweights.adapters.vllm.rank import dry_load
-from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
+from hotweights.adapters.vllm.rank.fit import dry_load
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
 from hotweights.adapters.vllm.rank.image import ITEM_BYTES
 
 BOOT = {

@@ -111,6 +111,29 @@ def test_equal_bytes_are_seen_as_equal() -> None:
     assert not image.same_bytes("a", "nowhere")
 
 
+def opened_of(*tensors: images.Tensor) -> Image:
+    built = images.build(list(tensors))
+    image = Image.open(built.fds, built.digest)
+    built.close()
+    return image
+
+
+def test_what_changed_is_told_by_names_of_contents() -> None:
+    def one(name: str, data: bytes, shape: int = 8) -> images.Tensor:
+        return images.Tensor(name, "U8", [shape], data)
+
+    first = opened_of(one("a", b"aaaaaaaa"), one("b", b"bbbbbbbb"))
+    second = opened_of(one("a", b"aaaaaaaa"), one("b", b"cccccccc"), one("new", b"aaaaaaaa"))
+    assert second.changed_from(first) == frozenset({"b", "new"})
+    assert second.changed_from(second) == frozenset()
+    assert first.changed_from(second) is None, "nobody knows what a tensor that went had filled"
+
+
+def test_an_older_agent_names_no_contents_so_everything_may_have_changed() -> None:
+    image = Image(parse_table(table(tensor()), [4096]), None)
+    assert image.changed_from(image) == frozenset({"w"})
+
+
 def test_equal_tensors_are_mapped_once_and_part_nobody() -> None:
     """As INT4 experts are saved: numbers, a scale, and a shape that is the same everywhere."""
     tensors = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from hotweights.adapters.vllm.rank.side_files import SideFiles
+from hotweights.adapters.vllm.rank.fit.side_files import SideFiles
 
 FILES = {
     "config.json": b'{"rope_theta": 10000}',

@@ -88,6 +88,8 @@ class Prepare(Frame):
     id: int = 0
     digest: str = ""
     slabs: int = 0
+    memory: str = "Auto"  # Auto, or the one way by which it may be got ready (`Prepared.way`)
+    max_pause_seconds: float = 0.0  # that loading inside the pause may take; 0: it may not
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +109,7 @@ class Prepared(Frame):
     digest: str = ""
     seconds: float = 0.0
     nbytes: int = 0
+    way: str = ""  # Beside | Host | InPause | Reload; empty: it serves already, or nobody says
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ class TensorEntry:
     """Tensors with the same extents have the same: quantized experts bring tens of thousands of
     small equal ones; mapped one by one, each would be a mapping more, and part its neighbours.
     """
+    content: str
+    """Names its bytes, whatever memory they lie in; empty: an older agent says nothing of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,19 @@ class Image:
             (e.name, e.dtype, e.shape) for e in mine.entries
         ] == [(e.name, e.dtype, e.shape) for e in theirs.entries]
 
+    def changed_from(self, other: Image) -> frozenset[str] | None:
+        """The tensors that have other bytes than they have in the other version, or that it has
+        not. None: it has some that this one has not, and nobody can say what that changes.
+        """
+        theirs = {e.name: (e.content, e.dtype, e.shape) for e in other.table.entries}
+        changed = [
+            entry.name
+            for entry in self.table.entries
+            if theirs.pop(entry.name, None) != (entry.content, entry.dtype, entry.shape)
+            or not entry.content
+        ]
+        return None if theirs else frozenset(changed)
+
     def same_bytes(self, first: str, second: str) -> bool:
         """Whether two tensors are here and have equal bytes; the same extents need no reading."""
         found = {entry.name: entry for entry in self.table.entries if entry.name in (first, second)}
@@ -275,8 +290,12 @@ def _entry(
         _check_extent(name, extent, slab_bytes, last=position == len(extents) - 1)
     if sum(extent[2] for extent in extents) != nbytes:
         raise ImageError(f"{name}: its extents do not add up to {nbytes} bytes")
+    content = item.get("content", "")
+    if not isinstance(content, str):
+        raise ImageError(f"{name}: {content!r} names no content")
     found = tuple((e[0], e[1], e[2]) for e in extents)
-    return TensorEntry(name, dtype, tuple(shape), nbytes, found, addresses.setdefault(found, end))
+    address = addresses.setdefault(found, end)
+    return TensorEntry(name, dtype, tuple(shape), nbytes, found, address, content)
 
 
 def _check_extent(name: str, extent: object, slab_bytes: Sequence[int], *, last: bool) -> None:

@@ -5,6 +5,7 @@ what is left a second later.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,20 +26,41 @@ class NoRoom(Exception):
     """The message says what is needed, what there is, and the remedy."""
 
 
-def check_copy(nbytes: int, device: torch.device) -> None:
-    """Raise `NoRoom` unless a copy of ``nbytes`` fits on the device beside what serves."""
-    needed = int(nbytes * (1 + OVERHEAD)) + RESERVE_NBYTES
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a rank may take beside what serves, in bytes."""
+
+    device_nbytes: int
+    host_nbytes: int | None
+    """Of the host, where the device has memory of its own; None: it is the same memory."""
+    where: str
+    """Where the first is, as a message says it."""
+    remedy: str
+
+    @staticmethod
+    def with_overhead(nbytes: int) -> int:
+        """What finishing so much takes."""
+        return int(nbytes * (1 + OVERHEAD)) + RESERVE_NBYTES
+
+    def check(self, nbytes: int) -> None:
+        """Raise `NoRoom` unless so much can be finished on the device."""
+        needed = self.with_overhead(nbytes)
+        if needed > self.device_nbytes:
+            raise NoRoom(
+                f"a second copy of the weights needs {gib(needed)} and "
+                f"{gib(max(self.device_nbytes, 0))} are free {self.where}: {self.remedy}; what is "
+                "served stays"
+            )
+
+
+def measure(device: torch.device) -> Room:
+    """As it is now."""
+    host = memory.available_nbytes()
     if device.type == "cpu":
-        there, where = memory.available_nbytes(), "within this container's memory limit"
-        remedy = "raise the limit by the size of the weights"
-    else:
-        there, where = _free_on(device), f"on {device}"
-        remedy = "lower --gpu-memory-utilization by the share of the weights"
-    if needed > there:
-        raise NoRoom(
-            f"a second copy of the weights needs {_gib(needed)} and {_gib(max(there, 0))} are free "
-            f"{where}: {remedy}; what is served stays"
-        )
+        where = "within this container's memory limit"
+        return Room(host, None, where, "raise the limit by the size of the weights")
+    remedy = "lower --gpu-memory-utilization by the share of the weights"
+    return Room(_free_on(device), host, f"on {device}", remedy)
 
 
 def check_mappings(count: int) -> None:
@@ -64,5 +86,6 @@ def _free_on(device: torch.device) -> int:
     return int(free + backend.memory_reserved(device) - backend.memory_allocated(device))
 
 
-def _gib(nbytes: int) -> str:
+def gib(nbytes: int) -> str:
+    """As messages say it."""
     return f"{nbytes / 2**30:.2f} GiB"

@@ -3,8 +3,8 @@ pause only copies.
 
 It is the cold start, done again while serving: the same constructor, the model's own loaders, the
 same post-processing; so what a cold load gets right (tied embeddings, fused and repacked weights,
-experts) comes out right here, where an in-place reload does not. Between two versions it is a
-`skeleton` and takes no memory. It is built once, at start-up and on the worker's main thread,
+experts) comes out right here, where an in-place reload does not. Of a version that differs in some
+layers only those are done (`delta`). Between two versions it is a `skeleton` and takes no memory. It is built once, at start-up and on the worker's main thread,
 because the constructor depends on settings that are global to the process (default dtype, current
 config).
 
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,10 +40,12 @@ from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBa
 from vllm.model_executor.model_loader.utils import device_loading_context
 
 from hotweights.adapters.vllm.rank import leftovers, skeleton, tracing
-from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
 from hotweights.adapters.vllm.rank.throttle import giving_way
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
+_COMPARED_NBYTES = 64 << 20  # at once
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class Unsupported(Exception):
@@ -79,6 +81,8 @@ class Shadow:
         if any(map(skeleton.quantizes_online, self._model.parameters())):
             raise Unsupported("its weights are quantized while they are loaded, layer by layer")
         self._pristine = [skeleton.Pristine(module) for _, module in self._modules]
+        self._groups = self._find_groups()
+        self._chosen = self._modules  # of the version that is in it
         self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
         self._values: list[tuple[torch.nn.Module, str, Any]] = []
         self._to_check: list[tuple[str, torch.Tensor]] = []
@@ -105,8 +109,55 @@ class Shadow:
         finally:
             self.clear()
 
-    def _targets(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def groups(self) -> dict[str, str]:
+        """Of every parameter and buffer, the group of modules that is loaded and finished by itself
+        (`load`): what is in one layer, or shares memory. Empty: this model has no such parts.
+        """
+        return {
+            _full(prefix, key): self._groups[prefix]
+            for prefix, module in self._modules
+            for key, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and self._groups
+        }
+
+    def _find_groups(self) -> dict[str, str]:
+        inside = skeleton.blocks(self._model)
+        attention = [name for name, m in self._modules if is_deferred_attention_layer(m)]
+        if hasattr(self._model, "process_weights_after_loading") or any(
+            inside[name] == name for name in attention
+        ):
+            return {}  # finishing reaches over modules, and nobody says which
+        joined: dict[str, str] = {}
+
+        def group(name: str) -> str:
+            while name in joined:
+                name = joined[name]
+            return name
+
+        # tied modules, in whatever groups they are
+        of_storage: dict[int, str] = {}
         for prefix, module in self._modules:
+            for tensor in (*module._parameters.values(), *module._buffers.values()):
+                if tensor is not None:
+                    mine = group(inside[prefix])
+                    other = group(of_storage.setdefault(skeleton.storage_of(tensor), mine))
+                    if mine != other:
+                        joined[mine] = other
+        return {prefix: group(inside[prefix]) for prefix, _ in self._modules}
+
+    def unexplained(self) -> frozenset[str]:
+        """Parameters that the constructor left as they were; of those that share memory the first,
+        as in a trace.
+        """
+        names: dict[int, str] = {}
+        for prefix, module in self._modules:
+            for key, tensor in module._parameters.items():
+                if tensor is not None and not self._constants.knows(tensor):
+                    names.setdefault(skeleton.storage_of(tensor), _full(prefix, key))
+        return frozenset(names.values())
+
+    def _targets(self) -> Iterator[tuple[str, torch.Tensor]]:
+        for prefix, module in self._chosen:
             for key, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None:
                     yield _full(prefix, key), tensor
@@ -119,9 +170,13 @@ class Shadow:
         pause: Callable[[], None],
         *,
         proven: bool = True,
+        groups: Collection[str] | None = None,
     ) -> int:
         """Load and finish a version; ``pause`` is called between small steps and may sleep or
-        raise. Gives bytes to copy.
+        raise. Gives bytes to copy: those that the running model has not yet.
+
+        ``groups``: only these are done, and ``tensors`` has what they are loaded from; the rest of
+        the running model is the version's already. None: all of it.
 
         ``filled`` says of the parameters and buffers that this version's tensors write how many
         elements each gets (`Compatibility.filled`); None: not known. Parameters are copied either
@@ -133,6 +188,8 @@ class Shadow:
         shadow is a skeleton again then.
         """
         self.clear()
+        if groups is not None:
+            self._chosen = [item for item in self._modules if self._groups[item[0]] in groups]
         try:
             # global to the process, and asked for where models are built and finished, which the
             # running one was before anything is loaded here
@@ -141,19 +198,27 @@ class Shadow:
                 self._model.load_weights(_between(tensors, pause))
                 self._check_written()
                 # after loading, before post-processing: only what the latter leaves is carried over
-                before = {name: _attributes(module) for name, module in self._modules}
+                before = {name: _attributes(module) for name, module in self._chosen}
                 self._post_process(pause)
             self._plan(before, filled)
+            self._leave_equal(pause)
         except BaseException:
             self.clear()
             raise
         self.ready = True  # last: only a plan without a contradiction may be installed
         return sum(new.nbytes for _, _, new in self._moves)
 
-    @property
-    def nbytes(self) -> int:
-        """What a version takes here before it is finished, in bytes."""
-        return sum({id(tensor): tensor.nbytes for _, tensor in self._targets()}.values())
+    def nbytes(self, groups: Collection[str] | None = None) -> int:
+        """What a version takes here before it is finished, in bytes; or these groups of it. Asked
+        of the skeleton.
+        """
+        tensors = {
+            id(tensor): tensor.nbytes
+            for prefix, module in self._modules
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None and (groups is None or self._groups[prefix] in groups)
+        }
+        return sum(tensors.values())
 
     @property
     def moves(self) -> tuple[tuple[str, torch.Tensor, torch.Tensor], ...]:
@@ -161,6 +226,11 @@ class Shadow:
         finished version's.
         """
         return tuple(self._moves)
+
+    @property
+    def values(self) -> tuple[tuple[torch.nn.Module, str, Any], ...]:
+        """What is to be set: a module of the running model, an attribute's name, its value."""
+        return tuple(self._values)
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def install(self) -> int:
@@ -188,6 +258,7 @@ class Shadow:
         """Back to the skeleton: what was loaded is freed once nothing else refers to it."""
         self.ready = False
         self._moves, self._values, self._to_check = [], [], []
+        self._chosen = self._modules
         for pristine in self._pristine:
             pristine.restore()
 
@@ -196,7 +267,7 @@ class Shadow:
         counts = filled or {}
         # by identity: tied modules share one tensor here as there
         made: dict[int, torch.Tensor] = {}
-        for name, module in self._modules:
+        for name, module in self._chosen:
             for table, live in (
                 (module._parameters, None),
                 (module._buffers, self._live[name]._buffers),
@@ -253,7 +324,7 @@ class Shadow:
         does for pre-processed weights and for torchao, its timing, and giving memory back under
         pressure. ``requires_device_loading`` is not asked: everything lies on the device already.
         """
-        for _, module in self._modules:
+        for _, module in self._chosen:
             method = getattr(module, "quant_method", None)
             if isinstance(method, QuantizeMethodBase):
                 with device_loading_context(module, self._device):
@@ -263,7 +334,7 @@ class Shadow:
                 if hasattr(module, "update_param_tp_status"):
                     module.update_param_tp_status()
                 pause()
-        for _, module in self._modules:
+        for _, module in self._chosen:
             if is_deferred_attention_layer(module):
                 with device_loading_context(module, self._device):
                     module.process_weights_after_loading(self._config.model_config.dtype)
@@ -276,7 +347,7 @@ class Shadow:
         wrong.
         """
         seen: set[int] = set()
-        for name, module in self._modules:
+        for name, module in self._chosen:
             live = self._live[name]
             for key, new in module._parameters.items():
                 old = live._parameters.get(key)
@@ -302,12 +373,21 @@ class Shadow:
                     self._move(_full(name, key), old.data, buffer.data)
         known = {
             skeleton.storage_of(tensor)
-            for _, module in self._modules
+            for _, module in self._chosen
             for tensor in (*module._parameters.values(), *module._buffers.values())
             if tensor is not None
         }
-        for name, module in self._modules:
+        for name, module in self._chosen:
             self._plan_values(name, module, before[name], known)
+
+    def _leave_equal(self, pause: Callable[[], None]) -> None:
+        """What the running model has already, bit for bit, needs no copy in the pause."""
+        different = []
+        for move in self._moves:
+            if not _same_bits(move[1], move[2]):
+                different.append(move)
+            pause()
+        self._moves = different
 
     def _plan_values(
         self, name: str, module: torch.nn.Module, before: dict[str, Any], known: set[int]
@@ -355,6 +435,20 @@ def _between(tensors: Tensors, pause: Callable[[], None]) -> Iterator[tuple[str,
     for item in tensors:
         yield item
         pause()
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Of one shape and dtype. As integers: a NaN equals none, and -0.0 equals 0.0."""
+    integers = _INTEGERS.get(one.element_size())
+    if integers is None:
+        return False
+    one, other = one.view(integers), other.view(integers)
+    if not one.dim() or not one.numel():
+        return bool(torch.equal(one, other))
+    # piece by piece: comparing takes memory for an answer of each element
+    rows = max(1, _COMPARED_NBYTES * one.shape[0] // one.nbytes)
+    pieces = zip(one.split(rows), other.split(rows), strict=True)
+    return all(bool(torch.equal(mine, theirs)) for mine, theirs in pieces)
 
 
 def _full(prefix: str, key: str) -> str:

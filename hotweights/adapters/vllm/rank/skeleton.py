@@ -57,6 +57,10 @@ class Constants:
     def __init__(self) -> None:
         self._values: dict[int, float | torch.Tensor] = {}
 
+    def knows(self, meta: torch.Tensor) -> bool:
+        """Whether the constructor wrote it."""
+        return storage_of(meta) in self._values
+
     def fill(self, meta: torch.Tensor, real: torch.Tensor) -> bool:
         """Write into ``real`` what ``meta`` was made with; False: that is not known."""
         value = self._values.get(storage_of(meta))
@@ -158,6 +162,23 @@ class Pristine:
             method, attributes = self._method
             method.__dict__.clear()
             method.__dict__.update(attributes)
+
+
+def blocks(model: torch.nn.Module) -> dict[str, str]:
+    """Of each module, by full name, the outermost item of a list that it is in, a decoder layer for
+    instance; itself where it is in none.
+    """
+    inside: dict[str, str] = {}
+    lists: set[str] = set()
+    for name, module in model.named_modules():  # parents come first
+        parent = name.rpartition(".")[0]
+        if parent in inside:
+            inside[name] = inside[parent]
+        elif parent in lists:
+            inside[name] = name
+        if isinstance(module, torch.nn.ModuleList):
+            lists.add(name)
+    return {name: inside.get(name, name) for name, _ in model.named_modules()}
 
 
 def quantizes_online(parameter: torch.Tensor) -> bool:

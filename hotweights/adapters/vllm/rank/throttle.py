@@ -20,13 +20,15 @@ class Throttle:
         # not below a twentieth: a version would never be finished
         self._share = min(max(share, 0.05), 1.0)
         self._since = time.monotonic()
+        self.rested_seconds = 0.0
 
     def __call__(self) -> None:
-        worked = time.monotonic() - self._since
+        now = time.monotonic()
         if self._share < 1.0:
             # at most a second: after one long step an order to stop is still heard soon
-            time.sleep(min(worked * (1.0 / self._share - 1.0), 1.0))
+            time.sleep(min((now - self._since) * (1.0 / self._share - 1.0), 1.0))
         self._since = time.monotonic()
+        self.rested_seconds += self._since - now
 
 
 @contextmanager

@@ -3,7 +3,9 @@ and no data.
 
 Whatever writes into a parameter or buffer is seen, because it is recognized by the memory behind it
 and not by who calls: a ``weight_loader``, ``load_weights`` itself, or a ``state_dict`` (as vLLM's
-``AutoWeightsLoader`` reaches the statistics of a BatchNorm).
+``AutoWeightsLoader`` reaches the statistics of a BatchNorm). Where the bytes came from is followed
+too, through whatever a loader makes of tensors before it writes: some wait for three of them, fuse
+them, and write when the last has come.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from hotweights.adapters.vllm.rank.dry_load import Spec, Trace
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
 from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
 from hotweights.adapters.vllm.rank.skeleton import storage_of
 
@@ -29,14 +32,14 @@ def trace(
     those that share memory the first name counts. The answer counts elements, and what a loader
     raises is in it.
     """
-    found, current = Trace(), [""]
+    found = Trace()
     names: dict[int, tuple[str, int]] = {}
     for name, target in targets:
         names.setdefault(storage_of(target), (name, target.numel()))
-    writes = _Writes(names, found, current)
+    writes = _Writes(names, found)
     try:
         with writes:
-            model.load_weights(_announce(_on_meta(specs), current))
+            model.load_weights(writes.announce(_on_meta(specs)))
     except Exception as error:  # noqa: BLE001 - any model's loader may raise anything; it is the answer
         # 400 characters: it becomes part of one message to the agent, and reprs can be long
         found.error = f"{type(error).__name__}: {error}"[:400]
@@ -44,7 +47,8 @@ def trace(
         if isinstance(error, NotImplementedError) or writes.asked_for_values:
             found.unable = True
         else:
-            found.failed = current[0]
+            found.failed = writes.current
+    found.sources = writes.sources()
     return found
 
 
@@ -58,36 +62,68 @@ class _Writes(TorchDispatchMode):  # type: ignore[misc]
     expected of a version either.
     """
 
-    def __init__(
-        self, names: Mapping[int, tuple[str, int]], found: Trace, current: list[str]
-    ) -> None:
+    def __init__(self, names: Mapping[int, tuple[str, int]], found: Trace) -> None:
         super().__init__()
-        self._names, self._found, self._current = names, found, current
+        self._names, self._found = names, found
+        self.current = ""  # the tensor that the loaders were given last
         self.asked_for_values = False
+        # by storage: the tensors that what is in it comes from
+        self._origins: dict[int, set[str]] = {}
+        self._alive: list[torch.Tensor] = []  # else a storage's number would be given out again
+
+    def announce(
+        self, tensors: Iterable[tuple[str, torch.Tensor]]
+    ) -> Iterator[tuple[str, torch.Tensor]]:
+        """The same, each noted when the loaders take it."""
+        for name, tensor in tensors:
+            self.current = name
+            self._origins_of(tensor).add(name)
+            yield name, tensor
+
+    def sources(self) -> dict[str, frozenset[str]]:
+        """Where what was written into each target comes from."""
+        return {
+            name: frozenset(self._origins[storage])
+            for storage, (name, _) in self._names.items()
+            if storage in self._origins
+        }
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _VALUE and args[0].is_meta:
             # A static FP8 scale, a counter of batches: nobody knows it here. One is a value that
             # most loaders go on with; if this one does not, it could not be asked.
             self.asked_for_values = True
+            self._found.read |= self._origins.get(storage_of(args[0]), set())
             return args[0].new_ones((), device="cpu").item()
         if func._schema.is_mutable and args and isinstance(args[0], torch.Tensor):
             target = self._names.get(storage_of(args[0]))
             if target is not None:
+                # the current one too: perhaps it only said when to write, or where
+                self._origins_of(args[0]).add(self.current)
                 name, numel = target
-                copied = self._found.copied.setdefault(self._current[0], {})
+                copied = self._found.copied.setdefault(self.current, {})
                 more = args[0].numel() if func is _COPY else 0
                 # Some loaders transform in place after copying: more than everything is everything.
                 copied[name] = min(copied.get(name, 0) + more, numel)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        self._follow(tree_leaves((args, kwargs)), tree_leaves(result))
+        return result
 
+    def _follow(self, given: list[Any], made: list[Any]) -> None:
+        storages = {storage_of(leaf) for leaf in given if isinstance(leaf, torch.Tensor)}
+        known = storages & self._origins.keys()
+        for leaf in made if known else ():
+            if isinstance(leaf, torch.Tensor):
+                # a view has its storage's origins already
+                for storage in known - {storage_of(leaf)}:
+                    self._origins_of(leaf).update(self._origins[storage])
 
-def _announce(
-    tensors: Iterable[tuple[str, torch.Tensor]], current: list[str]
-) -> Iterator[tuple[str, torch.Tensor]]:
-    for name, tensor in tensors:
-        current[0] = name
-        yield name, tensor
+    def _origins_of(self, tensor: torch.Tensor) -> set[str]:
+        storage = storage_of(tensor)
+        if storage not in self._origins:
+            self._alive.append(tensor)
+            self._origins[storage] = set()
+        return self._origins[storage]
 
 
 def _on_meta(specs: Mapping[str, Spec]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -13,8 +13,8 @@ import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from hotweights.adapters.vllm.rank import config_meaning
-from hotweights.adapters.vllm.rank.dry_load import DoesNotFit
+from hotweights.adapters.vllm.rank.fit import config_meaning
+from hotweights.adapters.vllm.rank.fit.dry_load import DoesNotFit
 
 _MODEL = frozenset(
     {

@@ -47,6 +47,10 @@ class Trace:
     """
 
     copied: dict[str, dict[str, int]] = field(default_factory=dict)
+    sources: dict[str, frozenset[str]] = field(default_factory=dict)
+    """Of each parameter or buffer that was written: the tensors that what was written came from."""
+    read: set[str] = field(default_factory=set)
+    """Tensors whose values a loader looked at."""
     failed: str | None = None  # the tensor at which a loader raised
     error: str = ""
     unable: bool = False  # a loader needs data and cannot be asked this way: nothing is known

@@ -17,10 +17,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from hotweights.adapters.vllm.rank import dry_load
-from hotweights.adapters.vllm.rank.dry_load import DoesNotFit, Spec, Trace
+from hotweights.adapters.vllm.rank.fit import delta, dry_load
+from hotweights.adapters.vllm.rank.fit.delta import Delta
+from hotweights.adapters.vllm.rank.fit.dry_load import DoesNotFit, Spec, Trace
+from hotweights.adapters.vllm.rank.fit.side_files import SideFiles
 from hotweights.adapters.vllm.rank.image import Image
-from hotweights.adapters.vllm.rank.side_files import SideFiles
 
 logger = logging.getLogger("vllm.hotweights.compatibility")
 HEAD = "lm_head.weight"
@@ -45,6 +46,7 @@ class Compatibility:
         self._boot_trace = self._ask(self._boot) if self._boot else None
         self._expected = self._expect()
         self._traces: dict[str | None, Trace | None] = {None: self._boot_trace}
+        self._groups = {} if shadow is None else shadow.groups()
 
     @property
     def proven(self) -> bool:
@@ -77,19 +79,54 @@ class Compatibility:
         trace = self._traces.get(digest)
         return None if trace is None or trace.failed is not None else trace.by_parameter()
 
+    def delta(self, image: Image, served: Image | None) -> Delta | None:
+        """What of a checked version is to be done where ``served`` is what the model holds; None:
+        all of it.
+        """
+        trace = self._traces.get(image.digest)
+        changed = None if served is None else image.changed_from(served)
+        if trace is None or changed is None or not self._groups:
+            return None
+        if self._embedding_for_head(_specs(image)) in changed:
+            changed |= {HEAD}  # it is loaded from the same bytes
+        return delta.between(
+            changed, self._names(image), trace, self._groups, self._unexplained(trace)
+        )
+
+    def parts(self, image: Image, within: Delta | None) -> tuple[Delta, ...]:
+        """What of a checked version, or ``within`` a part of it, can be finished by itself, in any
+        order. Empty: it has no such parts.
+        """
+        trace = self._traces.get(image.digest)
+        if trace is None or not self._groups:
+            return ()
+        return delta.parts(
+            self._names(image), trace, self._groups, self._unexplained(trace), within
+        )
+
+    def _names(self, image: Image) -> Collection[str]:
+        return self._with_head(_specs(image)).keys()
+
+    def _unexplained(self, trace: Trace) -> frozenset[str]:
+        filled: frozenset[str] = self._shadow.unexplained() if self._shadow else frozenset()
+        return filled - trace.sources.keys()
+
     def keep_only(self, digests: Collection[str]) -> None:
         """Forget what was found out about others."""
         for digest in self._traces.keys() - digests - {None}:
             del self._traces[digest]
 
-    def tensors(self, image: Image) -> Iterator[tuple[str, Any]]:
+    def tensors(
+        self, image: Image, only: Collection[str] | None = None
+    ) -> Iterator[tuple[str, Any]]:
         """Names and tensors (whole, read-only, on the CPU) in load order, the head that a cold load
-        would tie among them.
+        would tie among them. ``only``: those of these names.
         """
         embedding = self._embedding_for_head(_specs(image))
         for name, tensor in image.tensors():
-            yield name, tensor
-            if name == embedding:
+            if only is None or name in only:
+                yield name, tensor
+            if name == embedding and (only is None or HEAD in only):
                 yield HEAD, tensor
 
     def _ask(self, specs: dict[str, Spec]) -> Trace | None:

@@ -1,0 +1,431 @@
+"""The versions of one rank: mapped, got ready while the model serves, and put into it in the pause.
+
+Two threads use it. Getting ready is slow and runs on a thread of its own, for which it keeps the
+lock; everything else is the worker's main thread, between two steps of the model, and a check that
+finds the lock taken says no instead of waiting. Between a commit's check and its copy the version
+is pinned: nothing may replace it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from hotweights.adapters.vllm.rank import reload, room, ways
+from hotweights.adapters.vllm.rank.fit.compatibility import Compatibility
+from hotweights.adapters.vllm.rank.fit.delta import Delta
+from hotweights.adapters.vllm.rank.image import Image, ImageError
+from hotweights.adapters.vllm.rank.room import NoRoom
+from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
+from hotweights.adapters.vllm.rank.throttle import Throttle
+
+logger = logging.getLogger("vllm.hotweights.versions")
+SHORT = 19  # characters of a digest: "sha256:" and twelve digits are enough to find it
+
+
+class Abandoned(Exception):
+    """Getting ready was called off: the version was released, or the engine needs the shadow for a
+    repair.
+    """
+
+
+class Rejection(Exception):
+    """A version cannot be prepared or committed; ``reason`` is of the wire's list
+    (`frames.Rejected`).
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Versions:
+    """What this rank holds of versions, and what its model serves."""
+
+    def __init__(
+        self, model: torch.nn.Module, vllm_config: Any, device: torch.device, share: float
+    ) -> None:
+        """On the worker's main thread. ``share``: of the time, that getting ready may work
+        (`Throttle`).
+        """
+        self._model = model
+        self._config = vllm_config
+        self._device = device
+        self._share = share
+        self._lock = threading.RLock()
+        self._images: dict[str, Image] = {}  # in the order of their arrival
+        self.digest: str | None = None  # what the model holds; None: what it booted
+        self._previous: str | None = None
+        self._ready: str | None = None  # what can be installed, by `_way`
+        self._ready_on: str | None = None  # what the model has to hold for that to be enough
+        self._way: ways.Way | None = None
+        self._unfinishable: set[str] = set()  # versions that only vLLM's own reload can load
+        self._pinned: str | None = None
+        self._call_off = threading.Event()
+        self._stream = (
+            None if device.type == "cpu" else torch.get_device_module(device).Stream(device)
+        )
+        self._shadow = self._build_shadow()
+        # A skeleton of its own: asking what fits must not disturb a version that is ready to be
+        # committed.
+        self._compatibility = Compatibility(
+            vllm_config, self._build_shadow() if self._shadow is not None else None
+        )
+
+    def _build_shadow(self) -> Shadow | None:
+        try:
+            return Shadow(self._model, self._config, self._device)
+        except Exception as error:  # noqa: BLE001 - any model's constructor may raise anything; then the plain way remains
+            logger.warning(
+                "No second model beside this one (%s): versions are loaded inside the pause", error
+            )
+            return None
+
+    @property
+    def held(self) -> list[str]:
+        """Digests that are mapped."""
+        return list(self._images)
+
+    def describe(self) -> dict[str, Any]:
+        """For whoever looks into a worker."""
+        return {
+            "digest": self.digest,
+            "ready": self._ready,
+            "way": self._way.name if self._way is not None else None,
+            "held": self.held,
+            "shadow": self._shadow is not None,
+        }
+
+    # --- while the model serves, on the thread that prepares -------------------------------------
+
+    def take(
+        self, digest: str, fds: list[int], wish: ways.Wish, released: Callable[[], bool]
+    ) -> tuple[int, str]:
+        """Map a version, ask whether it fits, and get it ready. Gives the image's bytes and the
+        way. ``released``: whether nobody wants it any more. Raises `Rejection`.
+        """
+        try:
+            image = Image.open(fds, digest, room.check_mappings)
+            held = self._images.get(digest)
+            # the loaders were asked already: what serves is handed over anew after each restart of
+            # the agent, and shall cost it a mapping and no more
+            known = held is not None and image.same_specs(held)
+            misfit = None if known else self._compatibility.check(image)
+        except ImageError as error:
+            raise Rejection("MapFailed", str(error)) from error
+        except NoRoom as error:
+            raise Rejection("InsufficientMemory", str(error)) from error
+        if misfit is not None:
+            raise Rejection(misfit.reason, misfit.message)
+        with self._lock:
+            if self._pinned is not None:
+                raise Rejection(
+                    "Busy", f"{self._pinned} is being committed; prepare again afterwards"
+                )
+            # the same bytes, perhaps in younger memory: the older is let go of
+            if digest != self.digest and not self._is_ready(digest):
+                self._get_ready(image, wish, released)
+            self._hold(image)
+            way = self._way.name if self._way is not None and self._is_ready(digest) else ""
+        self.tidy()  # without the lock: a commit's check that finds it taken says no
+        return image.nbytes, way
+
+    def _get_ready(self, image: Image, wish: ways.Wish, released: Callable[[], bool]) -> None:
+        throttle = Throttle(self._share)
+
+        def breathe() -> None:
+            if self._call_off.is_set() or released():
+                raise Abandoned(image.digest)
+            throttle()
+
+        # before anything changes: a check must not find the old one, and its memory counts as free
+        self._drop()
+        try:
+            with self._stream_of_its_own():
+                way = self._way_for(image, wish, breathe, throttle)
+        # "Busy" is what an agent asks again after
+        except Abandoned as error:
+            raise Rejection("Busy", "called off; prepare it again if it is still wanted") from error
+        except (NoRoom, torch.OutOfMemoryError) as error:
+            raise Rejection("InsufficientMemory", str(error)) from error
+        except Incomplete as error:
+            raise Rejection("MissingTensor", str(error)) from error
+        # any model's loader may raise anything; what is served is untouched
+        except Exception as error:
+            raise Rejection("LoadFailed", f"{type(error).__name__}: {error}") from error
+        self._way, self._ready, self._ready_on = way, image.digest, self.digest
+
+    def _way_for(
+        self,
+        image: Image,
+        wish: ways.Wish,
+        breathe: Callable[[], None],
+        throttle: Throttle,
+    ) -> ways.Way:
+        shadow = self._shadow
+        if shadow is None or image.digest in self._unfinishable:
+            return ways.Reload(partial(self._reload, image))
+        part = self._compatibility.delta(image, self._images.get(self.digest or ""))
+        if part is not None:
+            logger.info(
+                "%s differs from what serves in %d of %d parts of the model",
+                image.digest[:SHORT],
+                len(part.groups),
+                len(set(shadow.groups().values())),
+            )
+        while True:
+            try:
+                return self._try(shadow, image, part, wish, breathe, throttle)
+            except (Abandoned, NoRoom, torch.OutOfMemoryError):
+                raise
+            # any model's loader may refuse a part of a checkpoint, which it never gets otherwise
+            except Exception as error:
+                if part is not None:
+                    logger.warning(
+                        "Cannot load a part of %s by itself (%s): all of it is loaded",
+                        image.digest[:SHORT],
+                        error,
+                    )
+                    part = None
+                    continue
+                if not isinstance(error, Unsupported):
+                    raise
+                logger.warning(
+                    "Cannot finish %s beside the model (%s): it is loaded inside the pause",
+                    image.digest[:SHORT],
+                    error,
+                )
+                self._unfinishable.add(image.digest)
+                return ways.Reload(partial(self._reload, image))
+
+    def _try(
+        self,
+        shadow: Shadow,
+        image: Image,
+        part: Delta | None,
+        wish: ways.Wish,
+        breathe: Callable[[], None],
+        throttle: Throttle,
+    ) -> ways.Way:
+        """Raises as `Shadow.load`, and `NoRoom`."""
+        parts = self._compatibility.parts(image, part)
+        needs = ways.Needs(
+            shadow.nbytes(None if part is None else part.groups),
+            max((shadow.nbytes(one.groups) for one in parts), default=0),
+        )
+        way = ways.choose(wish, needs, room.measure(self._device), bool(parts))
+        load = partial(self._load, shadow, image)
+        if way == "Host":
+            return ways.Host(shadow, parts, partial(load, pause=breathe))
+        if way == "InPause":
+            return ways.InPause(
+                shadow,
+                parts,
+                load,
+                wish.max_pause_seconds,
+                breathe,
+                lambda: throttle.rested_seconds,
+            )
+        load(part, pause=breathe)
+        return ways.Beside(shadow)
+
+    def _load(
+        self, shadow: Shadow, image: Image, part: Delta | None, pause: Callable[[], None]
+    ) -> None:
+        shadow.load(
+            self._compatibility.tensors(image, None if part is None else part.tensors),
+            self._compatibility.filled(image.digest),
+            pause,
+            proven=self._compatibility.proven,
+            groups=None if part is None else part.groups,
+        )
+
+    @contextlib.contextmanager
+    def _stream_of_its_own(self) -> Iterator[None]:
+        """On a GPU, what this thread does waits for no step of the model and holds none up; when
+        this ends, it is done, and the worker's main thread may copy it by a stream of its own.
+        """
+        if self._stream is None:
+            yield
+            return
+        backend = torch.get_device_module(self._device)
+        backend.set_device(self._device)  # each thread begins with device 0
+        with backend.stream(self._stream):
+            yield
+            self._stream.synchronize()
+
+    def release(self, digest: str) -> None:
+        """Nobody wants it any more. One that is pinned is about to be copied, and what serves is
+        what a broken switch goes back to: those `_hold` lets go of later.
+        """
+        with self._lock:
+            if digest not in (self._pinned, self.digest):
+                self._images.pop(digest, None)
+                if self._ready == digest:
+                    self._drop()
+        self.tidy()
+
+    def _hold(self, image: Image) -> None:
+        """Keep what serves, what served before it (the way back), and the newest; an agent that
+        forgot to release fills no memory.
+        """
+        self._images.pop(image.digest, None)
+        self._images[image.digest] = image
+        needed = {self.digest, self._previous, self._ready, image.digest}
+        for digest in [digest for digest in self._images if digest not in needed]:
+            del self._images[digest]
+        self._compatibility.keep_only(self._images)
+        self._unfinishable &= self._images.keys()
+
+    def settle(self) -> None:
+        """After a commit: the memory of what was got ready goes back."""
+        with self._lock:
+            if self._ready in (None, self.digest):
+                self._drop()
+        self.tidy()
+
+    def call_off(self) -> None:
+        """Whoever gets a version ready stops at its next breath; until `repair` has ended."""
+        self._call_off.set()
+
+    @staticmethod
+    def tidy() -> None:
+        """Give memory back; outside the pause, because collecting stops every thread. glibc keeps
+        what was freed until malloc_trim(3); other C libraries have none.
+        """
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+    # --- on the worker's main thread -------------------------------------------------------------
+
+    def check(self, digest: str) -> Image:
+        """Is it here, and ready? From a yes on, nothing replaces it until `install` or `unpin`.
+        Raises `Rejection`.
+        """
+        # not waiting: this thread steps the model, and getting ready takes seconds
+        if not self._lock.acquire(blocking=False):
+            raise Rejection("NotPrepared", "another version is being prepared")
+        try:
+            image = self._images.get(digest)
+            if image is None or not self._is_ready(digest):
+                raise Rejection("NotPrepared", f"{digest} is not prepared on this rank")
+            self._pinned = digest
+            return image
+        finally:
+            self._lock.release()
+
+    def unpin(self) -> None:
+        """The commit ended before its copy."""
+        self._pinned = None
+
+    def install(self, digest: str) -> int:
+        """Inside the pause: the model has this version from here on. Gives bytes copied. While the
+        pin holds, nobody keeps the lock for longer than it takes to answer "Busy". Raises
+        `Rejection` if it was not checked; after anything else the model is dirty.
+        """
+        with self._lock:
+            if self._pinned != digest or self._way is None:
+                raise Rejection("NotPrepared", f"{digest} was not checked")
+            try:
+                nbytes = self._way.install()
+                self._synchronize()  # a copy that fails must fail here, not in the next step
+            finally:
+                self._pinned = None
+            self._previous, self.digest = self.digest, digest
+            return nbytes
+
+    def repair(self, digest: str | None) -> None:
+        """Bring a version back whole, into a model in any state; None: what it booted. Paused
+        anyway, so without resting. Raises `Rejection` if it is not held.
+        """
+        self._call_off.set()  # else the lock would be waited for as long as a version is prepared
+        try:
+            with self._lock:
+                # first of all: what a failed reload left would be skipped by the next
+                reload.purge(self._model)
+                self._pinned = None
+                self._drop()
+                image = None if digest is None else self._images.get(digest)
+                if digest is not None and image is None:
+                    raise Rejection("EngineDirty", f"{digest} is not held any more")
+                self._load_whole(image)
+                self._synchronize()
+                self.digest, self._previous = digest, None
+        finally:
+            self._call_off.clear()
+        self.tidy()
+
+    def _load_whole(self, image: Image | None) -> None:
+        """Beside the model if there is room and that works, part by part if it has parts, else in
+        place.
+        """
+        shadow = self._shadow
+        if shadow is not None:
+            try:
+                self._install_whole(shadow, image)
+            except (Unsupported, NoRoom) as error:
+                logger.warning("Repairing inside the pause: %s", error)
+            else:
+                return
+            finally:
+                shadow.clear()
+        reload.reload(self._model, self._config, self._whole(image))
+
+    def _install_whole(self, shadow: Shadow, image: Image | None) -> None:
+        there = room.measure(self._device)
+        parts = () if image is None else self._compatibility.parts(image, None)
+        if (
+            parts
+            and there.with_overhead(shadow.nbytes()) > there.device_nbytes
+            and image is not None
+        ):
+            for part in parts:
+                self._load(shadow, image, part, _go_on)
+                shadow.install()
+                shadow.clear()
+            return
+        there.check(shadow.nbytes())
+        filled = self._compatibility.filled(None if image is None else image.digest)
+        shadow.load(self._whole(image), filled, _go_on)
+        shadow.install()
+
+    def _whole(self, image: Image | None) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors of a held version; None: those that the engine booted from."""
+        if image is None:
+            return iter(reload.boot_tensors(self._model, self._config))
+        return self._compatibility.tensors(image)
+
+    def _reload(self, image: Image) -> int:
+        reload.reload(self._model, self._config, self._compatibility.tensors(image))
+        return image.nbytes
+
+    def _is_ready(self, digest: str) -> bool:
+        """A part of a version is enough only where the rest of it serves."""
+        return self._ready == digest and (
+            self._ready_on == self.digest or isinstance(self._way, ways.Reload)
+        )
+
+    def _drop(self) -> None:
+        self._ready = self._ready_on = None
+        if self._way is not None:
+            self._way.drop()
+            self._way = None
+        if self._shadow is not None:
+            self._shadow.clear()
+
+    def _synchronize(self) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize()
+
+
+def _go_on() -> None:
+    """No rest: the model is paused."""
