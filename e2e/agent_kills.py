@@ -252,7 +252,7 @@ def _engines_are_back(status: dict[str, Any]) -> bool:
 
 
 def _fetched_nbytes(address: str) -> float:
-    with urllib.request.urlopen(f"http://{address}:8080/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://{address}:8080/metrics", timeout=60) as answer:
         families = list(text_string_to_metric_families(answer.read().decode()))
     family = next(one for one in families if one.name == "hotweights_agent_fetched_bytes")
     return sum(sample.value for sample in family.samples if sample.name.endswith("_total"))

@@ -23,6 +23,7 @@ class HalfOpen:
         """``folder`` gets the kubeconfig that leads through it."""
         self._plane, self._folder = plane, folder
         self._pumps: set[asyncio.Task[None]] = set()
+        self._accepting: set[asyncio.Task[None] | None] = set()
         self._ends: list[asyncio.StreamWriter] = []
         self.silenced_connections = 0
 
@@ -52,16 +53,25 @@ class HalfOpen:
         trace: TracebackType | None,
     ) -> None:
         self._server.close()
-        for pump in list(self._pumps):
-            pump.cancel()
+        tasks = [*filter(None, self._accepting), *self._pumps]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for end in self._ends:
             end.transport.abort()
         await asyncio.sleep(0)  # the transports are called back once more
 
     async def _accept(self, client: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        self._ends.append(back)  # kept, so that nobody closes them
+        self._accepting.add(asyncio.current_task())
         endpoints = self._plane.endpoints
-        server, there = await asyncio.open_connection(endpoints.address, endpoints.apiserver_port)
-        self._ends += [back, there]  # kept, so that nobody closes them
+        try:
+            server, there = await asyncio.open_connection(
+                endpoints.address, endpoints.apiserver_port
+            )
+        finally:
+            self._accepting.discard(asyncio.current_task())
+        self._ends.append(there)
         for reader, writer in ((client, there), (server, back)):
             pump = asyncio.create_task(self._pump(reader, writer))
             self._pumps.add(pump)

@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Callable
 
-SECONDS = 30.0
+SECONDS = 60.0
 
 
 def wait_for_right(

@@ -87,7 +87,7 @@ def options(program: str, *verb: str) -> dict[str, bool]:
     path = binaries.ensure([program])[program]
     pages = [[*verb, "--help"], *([["options"]] if program == "kubectl" else [])]
     text = "".join(
-        subprocess.run([path, *page], capture_output=True, text=True, check=True, timeout=30).stdout
+        subprocess.run([path, *page], capture_output=True, text=True, check=True, timeout=50).stdout
         for page in pages
     )
     found: dict[str, bool] = {}

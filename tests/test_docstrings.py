@@ -79,7 +79,7 @@ def quoted() -> list[tuple[str, str]]:
     )  # fmt: skip
 
 
-@pytest.mark.timeout(30)  # it reads the whole tree
+@pytest.mark.timeout(300)  # it reads the whole tree
 def test_a_name_in_prose_is_a_name_of_the_tree() -> None:
     found = quoted()
     assert len(found) > 300

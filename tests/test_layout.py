@@ -32,7 +32,7 @@ def test_tests_are_no_packages() -> None:
 def test_the_standard_library_keeps_its_operator() -> None:
     """From the repository's root, where the folder of the same name lies on the path."""
     code = "import operator, sys; sys.exit(not hasattr(operator, 'eq'))"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=30)
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=50)
 
 
 def test_ci_runs_what_the_readme_says() -> None:
@@ -114,7 +114,7 @@ def imported(path: Path, modules: Iterable[str]) -> set[str]:
     return found & set(modules)
 
 
-@pytest.mark.timeout(30)  # it reads the whole product
+@pytest.mark.timeout(300)  # it reads the whole product
 def test_no_module_imports_itself_by_way_of_others() -> None:
     modules = product()
     graph = {name: imported(path, modules) - {name} for name, path in modules.items()}

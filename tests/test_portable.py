@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy
+import pytest
 from safetensors.numpy import save_file
+
+pytestmark = pytest.mark.timeout(200)  # it imports everything
 
 AS_ON_A_MAC = """
 import fcntl, mmap, os, select, signal, socket, sys
@@ -63,7 +66,7 @@ def python(code: str, folder: Path) -> str:
     # or it knows what this host has committed
     environment = os.environ | {"HOTWEIGHTS_HOME": str(folder / "home")}
     done = subprocess.run(
-        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False
+        words, cwd=folder, env=environment, capture_output=True, text=True, timeout=180, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout

@@ -34,6 +34,7 @@ from hotweights_agent.staging.stager import Stager
 from hotweights_agent.staging.store import Pin, Store, UnknownVersion
 from hotweights_common.reasons import Reason
 from hotweights_crds.nodeweights import NodeWeightsStatus
+from hotweights_transports.handoff import frames
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +217,13 @@ class Driver:
                 StageFailed(effect.digest, Reason.NOT_STAGED, str(error), transient=True)
             )
             return
-        self.server.send_prepare(effect.conn, effect.id, effect.digest, _PinnedImage(pin))
+        frame = frames.Prepare(
+            effect.id,
+            effect.digest,
+            memory=effect.memory,
+            max_pause_seconds=effect.max_pause_seconds,
+        )
+        self.server.send_prepare(effect.conn, frame, _PinnedImage(pin))
 
     async def _on_disk(self, write: Callable[..., None], *arguments: object) -> None:
         try:

@@ -193,6 +193,12 @@ class PodAssignment(Model):
         default=30, description="With Wait: how long running requests may take."
     )
     commit_timeout_seconds: int = Field(default=60, description="Bound of the pause.")
+    memory: Literal["Auto", "Beside", "Host", "InPause"] = Field(
+        default="Auto", description="Where a version waits for its commit."
+    )
+    max_pause_seconds: int = Field(
+        default=0, description="How long a pause may be in which it is loaded; 0: none may.", ge=0
+    )
 
 
 class RolloutAssignment(Model):

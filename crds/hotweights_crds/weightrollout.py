@@ -169,6 +169,19 @@ class Activation(Model):
         ge=1,
         le=600,
     )
+    memory: Literal["Auto", "Beside", "Host", "InPause"] = Field(
+        default="Auto",
+        description="Where a version waits for its commit: on the device beside the model (Beside), "
+        "in the host's memory (Host, on GPUs), or nowhere: it is loaded inside the pause (InPause). "
+        "Auto: whichever there is room for, the shortest pause first.",
+    )
+    max_pause_seconds: int = Field(
+        default=0,
+        description="How long a pause may be in which the version is loaded; 0: none may. Without "
+        "it, a pod that has no room for a second copy refuses the version.",
+        ge=0,
+        le=600,
+    )
 
 
 class FailurePolicy(Model):
@@ -209,7 +222,13 @@ class WeightRolloutSpec(Model):
     )
     staging: Staging = Field(default_factory=Staging, description="How the bytes reach the nodes.")
     activation: Activation = Field(
-        default_factory=Activation, description="What happens to a pod when its version changes."
+        default_factory=Activation,
+        description="What happens to a pod when its version changes.",
+        json_schema_extra=cel(
+            "self.memory != 'InPause' || self.maxPauseSeconds > 0",
+            "activation.memory InPause goes with activation.maxPauseSeconds: write how long a pause "
+            "may be",
+        ),
     )
     failure_policy: FailurePolicy = Field(
         default_factory=FailurePolicy, description="What happens when pods fail to follow."

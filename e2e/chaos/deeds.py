@@ -23,7 +23,7 @@ from localcluster import Cluster
 NAME = "tiny-llama"
 SELECTOR = f"app={NAME}"
 STATE_FOLDER = "/var/lib/hotweights"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 Seen = Callable[[], bool]
 """Whether the cluster has noticed what was done: before, what it says is of the time before."""
@@ -167,7 +167,7 @@ def make_small_disks(environment: Environment) -> None:
     kubectl, agents = environment.kubectl, "app.kubernetes.io/component=agent"
     where = ("daemonset", "--namespace", SYSTEM, "--selector", agents)
     kubectl("rollout", "restart", *where)
-    kubectl("rollout", "status", *where, "--timeout=120s", timeout_seconds=130)
+    kubectl("rollout", "status", *where, "--timeout=300s", timeout_seconds=310)
 
 
 def _made_small(enter: list[str]) -> bool:

@@ -46,7 +46,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "e2e/cluster" in str(item.path):
             item.add_marker(pytest.mark.cluster)
-            item.add_marker(pytest.mark.timeout(900))
+            # the first of them starts the cluster, builds the images, and starts two engines
+            item.add_marker(pytest.mark.timeout(2400))
 
 
 @pytest.fixture(scope="session")

@@ -23,14 +23,18 @@ import pytest
 from e2e.cluster.conftest import PROMPT, TOKENS, answers
 from e2e.cluster.test_bad_input import create_version, lead_to
 from e2e.harness import checkpoints, samples
-from e2e.harness.environment import SAMPLES, SYSTEM, Environment, publish
-from e2e.harness.fleet import is_ready, restarts
+from e2e.harness.environment import NAMESPACE, SAMPLES, SYSTEM, Environment, publish
+from e2e.harness.fleet import is_ready, restarts, words
 from e2e.harness.kubectl import CommandFailed, TimedOut, eventually
 from e2e.harness.reach import reach
 from e2e.harness.sabotage import kill_container
+from e2e.harness.tape import Body, Tape, record
 from e2e.harness.traffic import complete_ids
 
 LABEL = "app=tiny-llama"
+_API = "/apis/hotweights.dev/v1alpha1/namespaces"
+ROLLOUT = f"{_API}/{NAMESPACE}/weightrollouts?fieldSelector=metadata.name%3Dtiny-llama"
+NODES = f"{_API}/{SYSTEM}/nodeweights"
 
 
 @dataclass
@@ -97,7 +101,7 @@ def witness(
             )
         finally:
             stop.set()
-            watching.result(timeout=60)  # an error of its own is one
+            watching.result(timeout=300)  # an error of its own is one
     assert account.lies == []
 
 
@@ -108,7 +112,7 @@ def system_pod(environment: Environment, component: str, node: str = "") -> dict
 
 
 def converges(
-    environment: Environment, cold: dict[str, list[int]], timeout_seconds: float = 300
+    environment: Environment, cold: dict[str, list[int]], timeout_seconds: float = 900
 ) -> None:
     samples.until_ready(environment, timeout_seconds=timeout_seconds)
     assert answers(environment) == [cold["v1"]] * 2
@@ -174,18 +178,19 @@ def test_operator_killed_in_the_middle(
     operator = system_pod(environment, "operator")
     before = lives(environment, "operator")
     with witness(environment, cold):
-        environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
-        eventually("it goes to v1", lambda: _goes_to_v1(environment), every_seconds=0.1)
-        kill_container(environment, operator, "operator")
+        with record(environment.in_samples, {"rollout": ROLLOUT}) as tape:
+            environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
+            tape.until("it goes to v1", lambda t: _goes_to_v1(t.latest("rollout")[0]), 180)
+            kill_container(environment, operator, "operator")
         # nobody writes a status now, and the next operator takes longer to start than this to read
-        assert _goes_to_v1(environment), "it was over when the operator was killed"
+        rollout = environment.in_samples.get("weightrollout", "tiny-llama")
+        assert _goes_to_v1(rollout), "it was over when the operator was killed"
         eventually("the kill seen", lambda: lives(environment, "operator") > before)
         converges(environment, cold)
 
 
-def _goes_to_v1(environment: Environment) -> bool:
+def _goes_to_v1(rollout: Body) -> bool:
     """Begun, and not complete."""
-    rollout = environment.in_samples.get("weightrollout", "tiny-llama")
     return bool(rollout["status"]["target"]["version"] == "v1") and not is_ready(rollout, 0)
 
 
@@ -194,18 +199,17 @@ def test_vllm_killed_on_its_way(environment: Environment, cold: dict[str, list[i
     pod = environment.in_samples.pods(LABEL)[0]
     uid = pod["metadata"]["uid"]
     with witness(environment, cold):
-        environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
-        eventually(
-            "it prepares or commits",
-            lambda: (
-                samples.engine_status(environment).get(uid, {}).get("phase")
-                in ("Preparing", "Prepared", "Committing")
-            ),
-            every_seconds=0.05,
-        )
-        kill_container(environment, pod, "vllm")
+        with record(environment.kubectl, {"node": NODES}) as tape:
+            environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
+            tape.until("it prepares or commits", lambda t: _is_on_its_way(t, uid), 180)
+            kill_container(environment, pod, "vllm")
         eventually("the kill seen", lambda: restarts_of(environment, uid) > restarts(pod))
-        converges(environment, cold, timeout_seconds=400)
+        converges(environment, cold)
+
+
+def _is_on_its_way(tape: Tape, uid: str) -> bool:
+    said = {word["phase"] for word in words(tape, uid)}
+    return not said.isdisjoint(("Preparing", "Prepared", "Committing"))
 
 
 def restarts_of(environment: Environment, uid: str) -> int:

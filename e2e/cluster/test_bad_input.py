@@ -214,12 +214,12 @@ def test_a_pod_without_the_plugin_is_named(environment: Environment) -> None:
         eventually(
             "stranger named as not connected",
             lambda: "EngineNotConnected" in reasons(environment, "stranger"),
-            120,
+            300,
         )
         eventually(
             "the others go on",
             lambda: kubectl.get("weightrollout", "tiny-llama")["status"]["pods"]["updated"] == 2,
-            timeout_seconds=120,
+            timeout_seconds=300,
         )
     finally:
         kubectl("delete", "pod", "stranger", "--wait=true")

@@ -18,7 +18,7 @@ from e2e.harness.sabotage import kill_container
 from e2e.harness.traffic import complete_ids
 
 LABEL = "app=tiny-llama"
-START_SECONDS = 400
+START_SECONDS = 900
 
 
 def first_answer(environment: Environment, pod: str) -> list[int]:
@@ -63,7 +63,7 @@ def two_pods_after(environment: Environment) -> object:
     """Scale back to two when the test is over."""
     yield
     scale(environment, 2)
-    eventually("two pods", lambda: len(environment.in_samples.pods(LABEL)) == 2, 120)
+    eventually("two pods", lambda: len(environment.in_samples.pods(LABEL)) == 2)
 
 
 @pytest.mark.usefixtures("two_pods_after")
@@ -77,7 +77,7 @@ def test_a_pod_that_scales_up_after_the_rollout_serves_its_version_at_once(
     pod = new_pod(environment, known)
     assert first_answer(environment, pod) == cold["v1"]
     environment.in_samples(
-        "wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s", timeout_seconds=70
+        "wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=180s", timeout_seconds=190
     )
     assert samples.version_of(environment, pod) == "v1"
 
@@ -99,7 +99,7 @@ def test_two_pods_on_one_node_follow_one_after_the_other(
     with watch_gates(kubectl, LABEL) as gates:
         kubectl.apply(SAMPLES / "weightrollout-v0.yaml")
         samples.until_ready(environment)
-    assert len(gates.closed) == 3
+        eventually("every change was heard", lambda: len(gates.closed) == 3)
     assert gates.most_closed == 1, "with maxUnavailable 1 no two pods change at once"
     assert answers(environment) == [cold["v0"]] * 3
 
@@ -120,7 +120,7 @@ def test_a_killed_container_comes_back_on_the_new_version(
         ),
     )
     assert first_answer(environment, pod["metadata"]["name"]) == cold["v1"]
-    samples.until_ready(environment, timeout_seconds=120)
+    samples.until_ready(environment)
 
 
 def test_uninstalled_pods_go_on_serving(
@@ -141,7 +141,7 @@ def test_uninstalled_pods_go_on_serving(
         "--namespace",
         SYSTEM,
         "--wait",
-        timeout_seconds=120,
+        timeout_seconds=330,
     )
     try:
         assert answers(environment) == [cold["v1"]] * 2
@@ -157,7 +157,6 @@ def test_uninstalled_pods_go_on_serving(
         eventually(
             "the new pod gone",
             lambda: {p["metadata"]["name"] for p in kubectl.pods(LABEL)} == known,
-            120,
         )
     finally:
         install(environment)

@@ -55,7 +55,7 @@ def ready_for_mpi(environment: Environment) -> bool:
 
 @pytest.mark.usefixtures("with_mpi")
 def test_a_rollout_by_broadcast(environment: Environment, cold: dict[str, list[int]]) -> None:
-    eventually("agents with MPI", lambda: ready_for_mpi(environment), 120)
+    eventually("agents with MPI", lambda: ready_for_mpi(environment), 300)
     checkpoints.copy(environment.models / "tiny-llama" / "v1", NAME)
     digest = publish(environment.models / "tiny-llama" / NAME, NAME)
     environment.in_samples(
@@ -76,7 +76,7 @@ def test_a_rollout_by_broadcast(environment: Environment, cold: dict[str, list[i
             }
             == {NAME}
         ),
-        120,
+        300,
     )
     samples.until_ready(environment)
     assert answers(environment) == [cold["v1"]] * 2

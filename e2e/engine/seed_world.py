@@ -85,9 +85,9 @@ class Operator:
         self.endpoint = endpoint
         self.client = Client(endpoint, "", timeout_seconds=30.0)
 
-    def status(self) -> dict[str, Any] | None:
+    def status(self, seconds: float = 60.0) -> dict[str, Any] | None:
         try:
-            return self.client.call("status", timeout_seconds=5.0).result
+            return self.client.call("status", timeout_seconds=seconds).result
         except CoordinatorError:
             return None
 
@@ -142,7 +142,7 @@ class Coordinator(Operator):
         variables = {**os.environ, "HOTWEIGHTS_COORD_METRICS_PORT": str(metrics)}
         self.process = subprocess.Popen(command, env=variables, cwd=ROOT)
         try:
-            self.until(lambda: self.status() is not None, 180.0)
+            self.until(lambda: self.status(5.0) is not None, 180.0)
         except TimeoutError:
             self.stop()
             raise

@@ -22,7 +22,7 @@ def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
         time.sleep(0.5)
     image = version(new, "v1")
     engine.agent.swap(image)
-    engine.vllm.ready(60)
+    engine.vllm.ready(300)
     assert_serves(engine, new)
     # Killed in the middle of a commit: nobody is told "committed", and the connection says that it
     # has gone.
@@ -59,7 +59,7 @@ def test_serve_opens_after_the_time_out_and_takes_a_version_later(
     answer = engine.agent.commit(image.digest)
     assert isinstance(answer, frames.CommitFailed)
     assert answer.dirty
-    assert engine.repaired(said, 60).digest is None
+    assert engine.repaired(said).digest is None
     assert_serves(engine, old)
     # A failure that cannot be repaired: the process ends itself, with an error.
     engine.agent.prepare(image)

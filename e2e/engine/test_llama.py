@@ -373,7 +373,7 @@ def test_a_failed_copy_is_repaired_before_anybody_is_served(
     assert (answer.reason, answer.dirty) == ("CommitFailed", True)
     assert "sabotage" in answer.message
     assert engine.repaired(said).digest == versions[1].digest
-    user.join(60)
+    user.join(180)
     assert answers == [probe["tokenIds"]]
     assert_serves(engine, models[1])
     engine.agent.swap(versions[0])
@@ -465,7 +465,7 @@ def test_a_killed_worker_ends_the_container_with_an_error(
         assert isinstance(answer, frames.CommitFailed)
         assert answer.dirty
     assert not engine.order.exists(), "the worker was never told to die"
-    assert engine.vllm.process.wait(60) == 1
+    assert engine.vllm.process.wait(180) == 1
 
 
 def _config(content: dict[str, object]) -> dict[str, str]:

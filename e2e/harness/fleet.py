@@ -28,7 +28,7 @@ SELECTOR = f"app={NAME}"
 GOOD = ("v0", "v1")
 BAD = "v2"
 MISFIT = "misfit"
-START_SECONDS = 400.0
+START_SECONDS = 900.0  # two engines that start together may take five minutes each
 
 _API = "/apis/hotweights.dev/v1alpha1"
 _NOT_YET = ("EngineNotConnected", "EngineStarting", "EngineIncomplete")
@@ -47,9 +47,7 @@ class Fleet:
         """The sample's pods go, if they are there; ours come, and serve v0."""
         if self._has_samples():
             self.kubectl("scale", "deployment/tiny-llama", "--replicas=0")
-            eventually(
-                "the sample's pods gone", lambda: not self.kubectl.pods("app=tiny-llama"), 120
-            )
+            eventually("the sample's pods gone", lambda: not self.kubectl.pods("app=tiny-llama"))
         else:
             samples.make_namespace(self.environment)
         shutil.copytree(cold.made(BAD), self._folder(BAD), dirs_exist_ok=True)
@@ -61,7 +59,7 @@ class Fleet:
         self.renew()
         for version in (*GOOD, BAD, MISFIT):
             self.digests[version] = eventually(
-                f"{version} resolved", functools.partial(self._digest, version), 60
+                f"{version} resolved", functools.partial(self._digest, version)
             )
 
     def renew(self) -> None:
@@ -70,8 +68,8 @@ class Fleet:
         """
         self.sabotage.clear()
         for thing in (f"weightrollout/{NAME}", f"deployment/{NAME}"):
-            self.kubectl("delete", thing, "--ignore-not-found", "--wait=true", timeout_seconds=120)
-        eventually("no pods", lambda: not self.kubectl.pods(SELECTOR), 120)
+            self.kubectl("delete", thing, "--ignore-not-found", "--wait=true", timeout_seconds=300)
+        eventually("no pods", lambda: not self.kubectl.pods(SELECTOR))
         self._apply(
             "WeightRollout", NAME, {"versionRef": {"name": "tiny-llama-v0"}, "target": _target()}
         )
@@ -83,9 +81,9 @@ class Fleet:
         that there are.
         """
         self.scale(0)
-        eventually("no pods", lambda: not self.kubectl.pods(SELECTOR), 120)
+        eventually("no pods", lambda: not self.kubectl.pods(SELECTOR))
         self.scale(2)
-        eventually("two pods", lambda: len(self.kubectl.pods(SELECTOR)) == 2, 60)
+        eventually("two pods", lambda: len(self.kubectl.pods(SELECTOR)) == 2)
         self.until_ready()
 
     def stop(self) -> None:

@@ -63,12 +63,12 @@ def watch_gates(
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
     try:
-        if not began.wait(30):
-            raise TimeoutError(f"{' '.join(command)}: no pod within 30 s")
+        if not began.wait(60):
+            raise TimeoutError(f"{' '.join(command)}: no pod within 60 s")
         yield gates
         if process.poll() is not None:
             raise CommandFailed(f"{' '.join(command)} ended with {process.returncode}")
     finally:
         process.terminate()
-        process.wait(10)
-        thread.join(10)
+        process.wait(60)
+        thread.join(60)

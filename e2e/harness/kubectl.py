@@ -50,14 +50,14 @@ def run(
 
 
 def eventually(
-    what: str, probe: Callable[[], Any], timeout_seconds: float = 60, every_seconds: float = 0.5
+    what: str, probe: Callable[[], Any], timeout_seconds: float = 180, every_seconds: float = 0.5
 ) -> Any:
     """The first truthy answer of ``probe``; its `CommandFailed` count as "not yet". Raises
-    `TimedOut` with the last answer.
+    `TimedOut` with the last answer, which is of a moment when the time was up.
     """
     deadline = time.monotonic() + timeout_seconds
-    seen: object = None
-    while time.monotonic() < deadline:
+    while True:
+        is_last = time.monotonic() >= deadline
         try:
             seen = probe()
         except CommandFailed as error:
@@ -65,6 +65,8 @@ def eventually(
         else:
             if seen:
                 return seen
+        if is_last:
+            break
         time.sleep(every_seconds)
     raise TimedOut(f"{what}: not within {timeout_seconds:g} s; last seen: {seen!r}")
 

@@ -18,7 +18,7 @@ import yaml
 
 from tests.ports import free_ports
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 
 class Prometheus:
@@ -54,7 +54,7 @@ class Prometheus:
 
     def _get(self, path: str, **parameters: str) -> Any:
         with urllib.request.urlopen(
-            f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=10
+            f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60
         ) as answer:
             return json.load(answer)["data"]
 
@@ -86,7 +86,7 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
         yield Prometheus(f"http://{address}")
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(60)
 
 
 def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

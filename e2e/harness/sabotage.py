@@ -58,4 +58,4 @@ def kill_container(
     status = next(s for s in pod["status"]["containerStatuses"] if s["name"] == container)
     identity = status["containerID"].removeprefix("containerd://")
     node = next(n for n in environment.cluster.nodes if n.name == pod["spec"]["nodeName"])
-    run(*node.ctr(), "tasks", "kill", "--signal", signal, identity, timeout_seconds=20)
+    run(*node.ctr(), "tasks", "kill", "--signal", signal, identity, timeout_seconds=60)

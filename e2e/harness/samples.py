@@ -12,7 +12,7 @@ import yaml
 from e2e.harness.environment import NAMESPACE, SAMPLES, SYSTEM, Environment
 from e2e.harness.kubectl import Kubectl, eventually
 
-START_SECONDS = 600
+START_SECONDS = 900
 
 
 def models_volume(environment: Environment) -> str:
@@ -49,7 +49,7 @@ def make_namespace(environment: Environment) -> None:
     """The samples' namespace, with nothing in it but the models."""
     kubectl = environment.in_samples
     kubectl(
-        "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout_seconds=120
+        "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait=true", timeout_seconds=300
     )
     kubectl(
         "delete", "persistentvolume", f"{NAMESPACE}-models", "--ignore-not-found", "--wait=true"
@@ -84,8 +84,8 @@ def start_pods(environment: Environment) -> None:
         "wait",
         "--for=condition=Ready",
         "weightrollout/tiny-llama",
-        "--timeout=120s",
-        timeout_seconds=130,
+        "--timeout=300s",
+        timeout_seconds=310,
     )
 
 
@@ -120,7 +120,7 @@ def system_pods(environment: Environment, component: str) -> list[dict[str, Any]
 
 
 def until_ready(
-    environment: Environment, name: str = "tiny-llama", timeout_seconds: float = 180
+    environment: Environment, name: str = "tiny-llama", timeout_seconds: float = 400
 ) -> None:
     """Wait as a user waits."""
     environment.in_samples(
@@ -143,7 +143,7 @@ def until_condition(
     type_: str,
     reason: str,
     name: str = "tiny-llama",
-    timeout_seconds: float = 120,
+    timeout_seconds: float = 300,
 ) -> dict[str, Any]:
     """The condition once it has this reason."""
     found: dict[str, Any] = eventually(

@@ -101,9 +101,9 @@ class Tape:
         for process in self._processes.values():
             process.terminate()
         for process in self._processes.values():
-            process.wait(20)
+            process.wait(60)
         for thread in self._threads:
-            thread.join(20)
+            thread.join(60)
 
     def _now(self, kind: str) -> list[Body]:
         found = [said for (k, _), said in self._latest.items() if k == kind and not said.gone]
@@ -117,7 +117,7 @@ class Tape:
                 self._note(kind, json.loads(line))
         with self._changed:
             if not self._closing:
-                self._broken = f"the watch of {kind} ended with {process.wait(20)}"
+                self._broken = f"the watch of {kind} ended with {process.wait(60)}"
             self._changed.notify_all()
 
     def _note(self, kind: str, event: Body) -> None:

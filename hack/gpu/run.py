@@ -56,7 +56,7 @@ STEPS = (
         200,
         beside=("bench/commit.py", "--gb", MODEL_GB, "--only-models"),
     ),
-    Step("commit", ("bench/commit.py", "--gb", MODEL_GB, "--rounds", "1"), 200),
+    Step("commit", ("bench/commit.py", "--gb", MODEL_GB, "--rounds", "1"), 155),
 )
 
 

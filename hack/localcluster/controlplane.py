@@ -8,8 +8,10 @@ otherwise the same. The API server can be stopped and started while everything e
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
+import os
 import random
 import socket
 import tempfile
@@ -29,7 +31,7 @@ ETCD, APISERVER = "etcd", "kube-apiserver"
 CONTROLLER_MANAGER, SCHEDULER = "kube-controller-manager", "kube-scheduler"
 
 _LOOPBACK = "127.0.0.1"
-_READY_WITHIN_SECONDS = 90.0
+_READY_WITHIN_SECONDS = 240.0
 _TEMPORARY_PREFIX = "tmp-"
 # Below the range from which the kernel takes ports for outgoing connections: there, a client that
 # knocks at
@@ -81,10 +83,21 @@ def free_endpoints() -> Endpoints:
 
 
 def _free_ports() -> Iterator[int]:
+    """Each this process' own from here on: another one that chooses meanwhile gets others."""
+    folder = paths.cache() / "ports"
+    folder.mkdir(parents=True, exist_ok=True)
     for port in random.sample(_PORTS, len(_PORTS)):
+        claim = os.open(folder / str(port), os.O_CREAT | os.O_RDWR | os.O_CLOEXEC)
         with socket.socket() as probe:
-            if probe.connect_ex((_LOOPBACK, port)) != 0:
-                yield port
+            try:
+                fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(claim)
+                continue
+            if probe.connect_ex((_LOOPBACK, port)) == 0:
+                os.close(claim)
+                continue
+        yield port  # the claim stays open: it ends with this process
 
 
 class ControlPlane:

@@ -145,8 +145,8 @@ class FakeEngine:
         return frames.Prepared(frame.id, frame.digest, 0.01, 1)
 
 
-async def until(condition: object, seconds: float = 5.0) -> None:
-    """Wait until a callable gives something true."""
+async def until(condition: object, seconds: float = 30.0) -> None:
+    """Wait until a callable gives something true. A machine may let a process stand for seconds."""
     deadline = asyncio.get_running_loop().time() + seconds
     while not condition():  # type: ignore[operator]
         if asyncio.get_running_loop().time() > deadline:

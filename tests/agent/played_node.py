@@ -53,7 +53,7 @@ class PlayedNode:
     async def end(self) -> StageDone | StageFailed | ResolveDone:
         """How the next job ends."""
         while True:
-            message = await asyncio.wait_for(self.told.get(), 10)
+            message = await asyncio.wait_for(self.told.get(), 30)
             if isinstance(message, StageDone | StageFailed | ResolveDone):
                 return message
 

@@ -12,9 +12,10 @@ from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_transports.peers.registry import Availability, resolution
 
 
+@pytest.mark.parametrize("seconds", [0.05, 0.0], ids=["quiet", "begins late"])
 @pytest.mark.parametrize("scheme", ["tcp", "ucx"])
-def test_a_transport_is_measured(scheme: str) -> None:
-    assert peer_endpoints.measure(scheme, seconds=0.05) > 0
+def test_a_transport_is_measured(scheme: str, seconds: float) -> None:
+    assert peer_endpoints.measure(scheme, seconds) > 0
 
 
 def test_nothing_is_measured_where_there_is_nothing_to_choose() -> None:

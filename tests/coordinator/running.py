@@ -23,7 +23,9 @@ from hotweights_planner.plan import Plan
 from hotweights_planner.plan import build as build_plan
 from tests.ports import free_ports
 
-START_SECONDS = 20.0
+START_SECONDS = 50.0
+CALL_SECONDS = 50.0  # as long as a busy machine may need for what is answered at once
+LOOK_SECONDS = 0.05
 
 
 class Coordinator:
@@ -37,9 +39,19 @@ class Coordinator:
         self.metrics_port = server.web.port
 
     def client(
-        self, token: str = "", curve: Path | None = None, timeout_seconds: float = 10.0
+        self, token: str = "", curve: Path | None = None, timeout_seconds: float = CALL_SECONDS
     ) -> Client:
         return Client(self.endpoint, token, curve, timeout_seconds=timeout_seconds)
+
+    def fell_silent(self, worker_id: str) -> None:
+        """As if that worker had been heard for the last time long ago: a TTL that is short enough to
+        be waited for would be over for others too where the machine keeps them waiting.
+        """
+
+        def age() -> None:
+            self.server._membership._seen[worker_id] -= 2 * self.server.settings.worker_ttl_seconds
+
+        self.loop.call_soon_threadsafe(age)
 
 
 @contextmanager
@@ -55,6 +67,8 @@ def running(backend: Backend | None = None, **settings: Any) -> Iterator[Coordin
             "instance_id": "test",
         }
         server = Server(ServeSettings(**(defaults | settings)), backend or MemoryBackend())
+        # so that nobody waits for that: who is silent, and what is past its deadline
+        server._look_seconds = min(server._look_seconds, LOOK_SECONDS)
         await server.start()
         started.append(Coordinator(server, asyncio.get_running_loop()))
         ready.set()

@@ -20,7 +20,8 @@ from hotweights import cli
 from hotweights_storage import linux
 from tests.coordinator.running import Coordinator, manifest, plan, running
 
-PROCESS_SECONDS = 30.0
+PROCESS_SECONDS = 50.0
+ASKING = ("begin", "commit", "abort", "precommit", "status", "coord-status", "coord-sub")
 
 
 @pytest.fixture
@@ -39,6 +40,8 @@ class Shell:
 
     def __call__(self, *words: str | Path) -> tuple[int, str, str]:
         """Exit code, standard output, standard error."""
+        if words[0] in ASKING and "--timeout" not in words:  # 5 s may be short on a busy machine
+            words = (*words, "--timeout", "50")
         self._monkeypatch.setattr(sys, "argv", ["hotweights", *map(str, words)])
         code = 0
         try:
@@ -215,6 +218,7 @@ def test_writes_keys(shell: Shell, tmp_path: Path) -> None:
     assert "holds keys already" in shell.refused("coord-keys", tmp_path / "keys")
 
 
+@pytest.mark.timeout(180)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
     command = [
@@ -251,11 +255,12 @@ def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
     assert (process.returncode, out, "Traceback" in err) == (0, "", False)
 
 
+@pytest.mark.timeout(180)
 def test_ctrl_c_ends_what_waits() -> None:
-    command = [sys.executable, "-m", "hotweights.cli", "coord-sub", "--print-last", "--endpoint"]
+    command = [sys.executable, "-m", "hotweights.cli", "coord-sub", "--print-last"]
     with running() as coordinator:
         process = subprocess.Popen(
-            [*command, coordinator.endpoint],
+            [*command, "--timeout", "50", "--endpoint", coordinator.endpoint],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

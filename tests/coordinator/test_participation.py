@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from hotweights_coordinator.client.client import Client
 from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.client.worker_session import WorkerSession
 from hotweights_coordinator.wire.messages import METHODS, CallRefused, CoordinatorUnreachable
@@ -32,17 +31,17 @@ def test_it_registers_first_and_again_when_it_was_forgotten() -> None:
     assert worker.next_call()[0] == "register"
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(120)
 def test_a_session_is_heard_again_after_it_was_dropped() -> None:
     heard: list[dict[str, Any]] = []
     with (
         running(worker_ttl_seconds=0.5) as coordinator,
-        Client(coordinator.endpoint, timeout_seconds=2.0) as client,
+        coordinator.client() as client,
         WorkerSession(client, "w", heard=heard.append),
     ):
-        began = time.monotonic()
+        end = time.monotonic() + 60.0
         # Its heartbeats come every second, so after each it is dropped, and then it registers anew.
-        while len(heard) < 3 and time.monotonic() < began + 20:
+        while len(heard) < 3 and time.monotonic() < end:
             threading.Event().wait(0.05)
         assert len(heard) >= 3
         assert heard[-1]["state"] == heard[0]["state"]

@@ -22,6 +22,7 @@ from hotweights_coordinator.state.state import (
 )
 from tests.coordinator.ha.redis_server import RedisServer
 
+LEASE_SECONDS = 60.0  # nobody waits for its end here, and a third of it is what an answer may take
 PLAN = PlanRef("sha256:plan", "v2", "sha256:manifest", "file:///w", "m", 10)
 STATE = CoordinatorState(
     token=7,
@@ -45,7 +46,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 async def pair(
     server: RedisServer, request: pytest.FixtureRequest
 ) -> AsyncIterator[tuple[RedisBackend, RedisBackend]]:
-    settings = RedisSettings(server.url, request.node.name, 30.0)
+    settings = RedisSettings(server.url, request.node.name, LEASE_SECONDS)
     backends = RedisBackend(settings), RedisBackend(settings)
     yield backends
     for one in backends:
@@ -100,7 +101,7 @@ async def test_tokens_grow_even_when_redis_forgot_them(
 ) -> None:
     server = RedisServer(tmp_path)
     server.start()
-    backend = RedisBackend(RedisSettings(server.url))
+    backend = RedisBackend(RedisSettings(server.url, "grow", LEASE_SECONDS))
     try:
         lease = await backend.lead("a", "tcp://a:1")
         await backend.load()

@@ -33,4 +33,6 @@ async def test_nothing_is_lost_or_made_up_while_everything_dies(tmp_path: Path) 
     )
     assert (report.partitions, report.cuts) == (5, 100)
     assert report.commits >= KILLS
-    assert all(one.leads_seconds < GENEROUS * report.lease_seconds for one in report.take_overs)
+    # the machine may have become busier since the lease was chosen
+    bearable = GENEROUS * max(report.lease_seconds, bearable_lease_seconds())
+    assert all(one.leads_seconds < bearable for one in report.take_overs)

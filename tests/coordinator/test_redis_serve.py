@@ -17,7 +17,9 @@ from tests.coordinator.ha.members import Coordinator
 from tests.coordinator.ha.redis_server import RedisServer
 
 LEASE_SECONDS = 60.0  # longer than anybody here waits
-PATIENCE_SECONDS = 40.0
+PATIENCE_SECONDS = 50.0
+
+pytestmark = pytest.mark.timeout(240)
 
 
 @pytest.fixture
@@ -41,7 +43,7 @@ def statuses(pair: tuple[Coordinator, ...]) -> dict[str, dict[str, object]]:
     """What each says that answers."""
     found = {}
     for one in pair:
-        with Client(one.endpoint, "", timeout_seconds=1.0) as client:
+        with Client(one.endpoint, "", timeout_seconds=5.0) as client:
             try:
                 found[one.endpoint] = client.call("status").result
             except CoordinatorError:

@@ -23,7 +23,7 @@ from e2e.harness.prometheus import panels, prometheus
 from tests.ports import free_ports
 
 DASHBOARD = Path(__file__).parents[2] / "dashboards" / "hotweights.json"
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 def hotweights(*arguments: object, folder: Path, environment: dict[str, str]) -> str:
@@ -52,7 +52,7 @@ def service(*arguments: str, folder: Path, environment: dict[str, str]) -> Itera
         yield
     finally:
         process.terminate()
-        assert process.wait(20) == 0, (folder / f"{arguments[0]}.log").read_text()
+        assert process.wait(PATIENCE_SECONDS) == 0, (folder / f"{arguments[0]}.log").read_text()
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def home() -> Iterator[Path]:
         yield Path(folder)
 
 
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(600)
 def test_every_query_is_answered(tmp_path: Path, home: Path) -> None:
     coordinator, coordinator_metrics, worker_metrics, events = free_ports(4)
     environment = os.environ | {
@@ -97,7 +97,7 @@ def test_every_query_is_answered(tmp_path: Path, home: Path) -> None:
             "publish --checkpoint next --version v1 --output next.json",
             "plan --next next.json --output plan.json",
             "coord-submit-plan --plan plan.json",
-            "begin --version v1 --commit-when-ready --wait",
+            "begin --version v1 --commit-when-ready --wait --wait-timeout 90 --timeout 60",
         ):
             hotweights(*command.split(), folder=tmp_path, environment=environment)
         server.until_scraped(len(targets))

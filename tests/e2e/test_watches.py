@@ -55,7 +55,7 @@ def end(folder: Path) -> None:
     """Tell it, and wait until it has ended."""
     process = Path("/proc", (folder / "pid").read_text().strip(), "stat")
     (folder / "over").touch()
-    eventually("it has ended", lambda: process.read_text().split()[2] == "Z", 10, 0.02)
+    eventually("it has ended", lambda: process.read_text().split()[2] == "Z", 30, 0.02)
 
 
 def test_gates_whose_watch_has_ended_are_an_error(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_gates_whose_watch_has_ended_are_an_error(tmp_path: Path) -> None:
 def heard_to_the_end(heard: Tape, folder: Path) -> None:
     (folder / "over").touch()
     with pytest.raises(CommandFailed):
-        heard.until("what never comes", lambda _: False, 10)
+        heard.until("what never comes", lambda _: False, 30)
 
 
 def test_a_tape_whose_watch_has_ended_is_an_error_to_whoever_asks_and_at_the_end(

@@ -17,6 +17,7 @@ from e2e.harness.witness import Account, judge, watch_labels
 
 Body = dict[str, Any]
 COLD = {"v0": [1, 2], "v1": [3, 4]}
+SECONDS = 30
 
 
 def pod(*, ready: bool = True, version: str = "v0", life: str = "one") -> Body:
@@ -65,7 +66,7 @@ def watch(
 
     monkeypatch.setattr(witness, "complete_ids", complete)
     with watch_labels(cluster, "app=llm", COLD, [1], 2) as account:
-        eventually("it has asked", lambda: len(asked) >= 3, 5, 0.01)
+        eventually("it has asked", lambda: len(asked) >= 3, SECONDS, 0.01)
     return account
 
 
@@ -103,7 +104,7 @@ def test_silence_of_a_container_that_lives_on_is_told(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(witness, "complete_ids", lambda *_, **__: answer())
         with watch_labels(cluster, "app=llm", COLD, [1], 2) as account:  # type: ignore[arg-type]
-            eventually("it has asked", lambda: len(asked) >= 3, 5, 0.01)
+            eventually("it has asked", lambda: len(asked) >= 3, SECONDS, 0.01)
     assert ["does not: llm-0: TimeoutError" in lie for lie in account.lies] == [True]
 
 
@@ -121,7 +122,7 @@ def test_silence_of_a_container_that_ended_is_excused(
 
     monkeypatch.setattr(witness, "complete_ids", lambda *_, **__: answer())
     with watch_labels(cluster, "app=llm", COLD, [1], 2) as account:  # type: ignore[arg-type]
-        eventually("it was silent", lambda: account.unanswered, 5, 0.01)
+        eventually("it was silent", lambda: account.unanswered, SECONDS, 0.01)
     assert account.lies == []
 
 
@@ -159,7 +160,7 @@ def test_what_the_test_cut_off_itself_is_neither_a_lie_nor_an_error(
 
     monkeypatch.setattr(witness, "complete_ids", lambda *_, **__: answer())
     with watch_labels(Cut(pod()), "app=llm", COLD, [1], 2, lambda since: True) as account:  # type: ignore[arg-type]
-        eventually("it has asked", lambda: account.compared["v0"] >= 2, 5, 0.01)
+        eventually("it has asked", lambda: account.compared["v0"] >= 2, SECONDS, 0.01)
     assert (account.lies, account.unanswered) == ([], {})
 
 
@@ -177,7 +178,7 @@ def test_a_version_left_and_come_back_to_meanwhile_is_no_statement(
 
     monkeypatch.setattr(witness, "complete_ids", lambda *_, **__: answer())
     with watch_labels(cluster, "app=llm", COLD, [1], 2) as account:  # type: ignore[arg-type]
-        eventually("it has compared", lambda: account.compared["v0"], 5, 0.01)
+        eventually("it has compared", lambda: account.compared["v0"], SECONDS, 0.01)
     assert account.lies == []
 
 

@@ -78,7 +78,7 @@ def test_what_a_bundle_holds_is_importable_beside_what_was_there(tmp_path: Path)
         archive.add(module, module.name)
     python = assemble.assemble(tmp_path, tmp_path / "place")
     script = "import only_in_the_bundle as m; print(m.WORD)"
-    step = run.Step("import", ("-c", script), 20)
+    step = run.Step("import", ("-c", script), 50)
     assert run.run(step, python, tmp_path)["passed"]
     assert (tmp_path / "import.log").read_text() == "here\n"
     assert assemble.assemble(tmp_path / "gone", tmp_path / "place") == python  # it stays
@@ -93,7 +93,7 @@ def test_a_step_ends_when_its_time_is_up_and_a_failed_one_says_why(tmp_path: Pat
     python = Path(sys.executable)
     slow = run.run(run.Step("slow", ("-c", "import time; time.sleep(60)"), 1), python, tmp_path)
     assert (slow["passed"], slow["error"]) == (False, "not finished within 1 s")
-    broken = run.run(run.Step("broken", ("-c", "raise SystemExit('why')"), 20), python, tmp_path)
+    broken = run.run(run.Step("broken", ("-c", "raise SystemExit('why')"), 50), python, tmp_path)
     assert (broken["passed"], broken["error"]) == (False, "why")
 
 

@@ -91,6 +91,20 @@ def test_a_zombie_is_dead(daemons: Daemons) -> None:
     daemons.stop("brief")
 
 
+def test_one_that_ends_before_anybody_looks_was_launched_all_the_same(
+    daemons: Daemons, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_exited = processes._has_exited
+
+    def late(pid: int) -> bool:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        return has_exited(pid)
+
+    monkeypatch.setattr(processes, "_has_exited", late)
+    daemons.start("brief", [sys.executable, "-I", "-S", "-c", ""])
+    assert daemons.record("brief") is not None
+
+
 def test_waiting_for_a_dead_daemon_ends_at_once_and_quotes_its_log(daemons: Daemons) -> None:
     daemons.start(
         "grumpy", [sys.executable, "-I", "-S", "-c", "import sys; sys.exit('no more disk')"]
@@ -121,7 +135,7 @@ def test_what_ignores_the_polite_signal_is_killed(daemons: Daemons) -> None:
         lambda: "on" in daemons.log("stubborn").read_text(),
         "ignores",
         needs=["stubborn"],
-        timeout_seconds=10,
+        timeout_seconds=30,
     )
     daemons.stop("stubborn", grace_seconds=0.1)
     assert not daemons.alive("stubborn")

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,12 @@ SOURCE: dict[str, object] = {
 
 Body = dict[str, Any]
 
+PATIENCE_SECONDS = 120.0
+WITHOUT_KUBELETS = ["--controllers=-node-lifecycle-controller"]
+"""For the controller manager where nodes have none: after a minute it would take them for dead,
+have their pods not Ready, and evict them.
+"""
+
 
 class Refused(Exception):
     """A command failed; the message is what it printed."""
@@ -36,7 +43,7 @@ class Refused(Exception):
 def command(words: Sequence[str | Path], text: str = "") -> str:
     """What the command prints."""
     done = subprocess.run(
-        words, input=text, capture_output=True, text=True, timeout=60, check=False
+        words, input=text, capture_output=True, text=True, timeout=150, check=False
     )
     if done.returncode:
         raise Refused(done.stderr)
@@ -99,7 +106,7 @@ class Helm:
     def uninstall(self, kubeconfig: Path, release: str = "hotweights") -> str:
         """Gives back what it says it left."""
         words: list[str | Path] = [self._program, "uninstall", release, "-n", NAMESPACE]
-        return command([*words, "--wait", "--timeout=50s", f"--kubeconfig={kubeconfig}"])
+        return command([*words, "--wait", "--timeout=120s", f"--kubeconfig={kubeconfig}"])
 
 
 class Kubectl:
@@ -150,7 +157,7 @@ def helm() -> Helm:
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    with ControlPlane() as plane:
+    with ControlPlane(controller_manager_arguments=WITHOUT_KUBELETS) as plane:
         yield plane
 
 
@@ -159,16 +166,39 @@ def kubectl(control_plane: ControlPlane, helm: Helm) -> Kubectl:
     """The admin's, in a cluster with the chart."""
     admin = Kubectl(binaries.ensure(["kubectl"])["kubectl"], control_plane.kubeconfig)
     helm.install(control_plane.kubeconfig, {"sources": [SOURCE]})
-    admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    wait_for_definitions(admin)
     admin("apply", "-f", ROOT / "config" / "samples" / "namespace.yaml")
     wait_for_policies(admin)
     return admin
 
 
+def until(holds: Callable[[], bool], what: str) -> None:
+    """Ask until it is so."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not holds():
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {PATIENCE_SECONDS:.0f} s: {what}")
+
+
+def wait_for_definitions(kubectl: Kubectl) -> None:
+    """Until our kinds are served: discovery learns of them after they are Established."""
+    kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=90s")
+
+    def served() -> bool:
+        try:
+            kubectl("get", "weightversions,weightrollouts,nodeweights", "--all-namespaces")
+        except Refused:
+            return False
+        return True
+
+    until(served, "our kinds are served")
+
+
 def wait_for_policies(kubectl: Kubectl) -> None:
-    """The API server takes a moment to notice new policies: injection works, a bad pod is refused,
-    and so is an agent that writes what it must not.
+    """The API server takes a moment to notice new policies, those of each kind in their own time:
+    injection works, a bad pod is refused, and so is an agent that writes what it must not.
     """
+    wait_for_injection(kubectl)
     bad = opted_in("probe", {"name": "a", "image": "a"}, {"name": "b", "image": "b"})
     wait_for_refusal(kubectl, bad, "hotweights.dev/container")
     plain = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe"}}
@@ -178,16 +208,34 @@ def wait_for_policies(kubectl: Kubectl) -> None:
     wait_for_refusal(kubectl, plain, "an agent writes", agent, "--as-group=system:masters")
 
 
+def wait_for_injection(kubectl: Kubectl) -> None:
+    """Until a pod with the label is injected; while only the check is noticed, it is refused."""
+
+    def injected() -> bool:
+        try:
+            made = kubectl.dry_run(opted_in("probe", {"name": "a", "image": "a"}))
+        except Refused as refusal:
+            if "nothing injected what Hotweights needs" in str(refusal):
+                return False
+            raise
+        return "readinessGates" in made["spec"]
+
+    until(injected, "a pod is injected")
+
+
 def wait_for_refusal(kubectl: Kubectl, body: Body, complaint: str, *options: str) -> None:
     """Until the object is refused with that complaint."""
-    for _ in range(100):
+
+    def refused() -> bool:
         try:
             kubectl.create(body, "--dry-run=server", *options)
         except Refused as refusal:
             if complaint in str(refusal):
-                return
+                return True
             raise
-    raise AssertionError(f"no policy was noticed that says {complaint!r}")
+        return False
+
+    until(refused, f"a policy that says {complaint!r} is noticed")
 
 
 def opted_in(

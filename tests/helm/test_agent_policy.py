@@ -19,7 +19,7 @@ from localcluster.controlplane import ControlPlane
 from tests.helm.conftest import NAMESPACE, Body, Kubectl
 from tests.rights import wait_for_right
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(60, func_only=True)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180, func_only=True)]
 
 SECRETS = Resource("v1", "Secret", "secrets")
 CONFIG_MAPS = Resource("v1", "ConfigMap", "configmaps")
@@ -87,6 +87,8 @@ def kubeconfig(plane: ControlPlane, token: str) -> Path:
 
 @pytest.fixture(scope="module")
 def agent_kubeconfig(control_plane: ControlPlane, kubectl: Kubectl, nodes: None) -> Path:
+    for right in (("list", "hotweights.dev/nodeweights"), ("list", "pods")):  # role, cluster role
+        wait_for_right(kubectl, f"{NAMESPACE}:{ACCOUNT}", right, namespace=NAMESPACE)
     bound = ("--bound-object-kind=Pod", "--bound-object-name=agent-node-a")
     return kubeconfig(
         control_plane, kubectl("create", "token", ACCOUNT, "-n", NAMESPACE, *bound).strip()
@@ -96,7 +98,7 @@ def agent_kubeconfig(control_plane: ControlPlane, kubectl: Kubectl, nodes: None)
 @pytest.fixture
 async def agent(agent_kubeconfig: Path) -> AsyncIterator[Api]:
     """The agent of node-a, with a token as its pod has it."""
-    async with await Api.connect(agent_kubeconfig) as api:
+    async with await Api.connect(agent_kubeconfig, timeout_seconds=60) as api:
         yield api
 
 
@@ -221,7 +223,7 @@ async def test_a_token_without_a_node_is_refused(
     control_plane: ControlPlane, kubectl: Kubectl, nodes: None
 ) -> None:
     loose = kubeconfig(control_plane, kubectl("create", "token", ACCOUNT, "-n", NAMESPACE).strip())
-    async with await Api.connect(loose) as api:
+    async with await Api.connect(loose, timeout_seconds=60) as api:
         with pytest.raises(Forbidden, match="the token names no node"):
             await report(api, "node-a")
 

@@ -28,10 +28,19 @@ from localcluster import binaries
 from localcluster.controlplane import ControlPlane
 from tests.agent.fake_engine import FakeEngine
 from tests.agent.kube.agent_process import AgentProcess
-from tests.helm.conftest import NAMESPACE, SOURCE, Body, Helm, Kubectl, wait_for_policies
+from tests.helm.conftest import (
+    NAMESPACE,
+    SOURCE,
+    WITHOUT_KUBELETS,
+    Body,
+    Helm,
+    Kubectl,
+    wait_for_definitions,
+    wait_for_policies,
+)
 from tests.rights import wait_for_right
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180, func_only=True)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(600, func_only=True)]
 
 TENANT = "models"
 NODE_NAMES = ("audit-a", "audit-b")
@@ -139,7 +148,8 @@ class Cluster:
 
     def audited(self) -> list[Body]:
         """What ours asked the API server for."""
-        return [json.loads(line) for line in self.log.read_text().splitlines()]
+        whole, _, _ = self.log.read_text().rpartition("\n")  # one may be being written
+        return [json.loads(line) for line in whole.splitlines()]
 
 
 def used(audited: list[Body]) -> set[Right]:
@@ -164,15 +174,17 @@ def cluster(helm: Helm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     arguments = [f"--audit-policy-file={policy}", f"--audit-log-path={log}"]
     # each line is there before its answer is
     arguments += ["--audit-log-mode=blocking", "--audit-log-format=json"]
-    with ControlPlane(apiserver_arguments=arguments) as plane:
+    with ControlPlane(
+        apiserver_arguments=arguments, controller_manager_arguments=WITHOUT_KUBELETS
+    ) as plane:
         kubectl = Kubectl(binaries.ensure(["kubectl"])["kubectl"], plane.kubeconfig)
         helm.install(plane.kubeconfig, {"sources": [SOURCE]})
-        kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+        wait_for_definitions(kubectl)
         wait_for_policies(kubectl)
-        for account, kind in (("operator", "weightrollouts"), ("agent", "nodeweights")):
-            right = ("list", f"hotweights.dev/{kind}")
+        for account in ("operator", "agent"):
             name = f"{NAMESPACE}:hotweights-{account}"
-            wait_for_right(kubectl, name, right, namespace=NAMESPACE)
+            for kind in ("pods", "hotweights.dev/nodeweights"):  # by a cluster role, and by a role
+                wait_for_right(kubectl, name, ("list", kind), namespace=NAMESPACE)
         kubectl("create", "namespace", TENANT)
         kubectl("create", "serviceaccount", "tenant", "-n", TENANT)
         found = Cluster(plane, kubectl, log)
@@ -238,17 +250,17 @@ def operator(cluster: Cluster, tmp_path: Path) -> Iterator[subprocess.Popen[byte
         )
     yield process
     process.terminate()
-    process.wait(20)
+    process.wait(60)
     print(log.read_text()[-4000:])
 
 
 @pytest.fixture
 async def admin(cluster: Cluster) -> AsyncIterator[Api]:
-    async with await Api.connect(cluster.plane.kubeconfig) as api:
+    async with await Api.connect(cluster.plane.kubeconfig, timeout_seconds=60) as api:
         yield api
 
 
-async def eventually(look: Callable[[], Any], what: str, seconds: float = 60.0) -> None:
+async def eventually(look: Callable[[], Any], what: str, seconds: float = 180.0) -> None:
     deadline = asyncio.get_running_loop().time() + seconds
     while not await look():
         if asyncio.get_running_loop().time() > deadline:

@@ -11,7 +11,7 @@ import yaml
 
 from tests.helm.conftest import CHART, ROOT, SOURCE, Body, Helm, Refused
 
-pytestmark = pytest.mark.timeout(60, func_only=True)  # helm may have to be built first
+pytestmark = pytest.mark.timeout(180, func_only=True)  # helm may have to be built first
 
 POLICIES = ("--api-versions", "admissionregistration.k8s.io/v1/MutatingAdmissionPolicy")
 CLAIM = {"name": "shared", "persistentVolumeClaim": "weights", "namespaces": ["*"]}

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.helm.conftest import CHART, ROOT, Body, Kubectl, Refused, opted_in
+from tests.helm.conftest import CHART, ROOT, Body, Kubectl, Refused, opted_in, until
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(60, func_only=True)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180, func_only=True)]
 
 SAMPLES = ROOT / "config" / "samples"
 PLUGIN = (
@@ -297,13 +297,13 @@ def another_policy(kubectl: Kubectl, name: str, patch: Body) -> Iterator[Body]:
     plain = {"apiVersion": "v1", "kind": "Pod", "spec": {"containers": [VLLM]}}
     label = {"changed-by": name}
     plain["metadata"] = {"name": "plain", "namespace": "default", "labels": label}
+
+    def noticed() -> bool:
+        changed = kubectl.dry_run(plain)["spec"]["containers"]
+        return len(changed) > 1 or bool(changed[0].get("env"))
+
     try:
-        for _ in range(100):
-            changed = kubectl.dry_run(plain)["spec"]["containers"]
-            if len(changed) > 1 or changed[0].get("env"):
-                break
-        else:
-            pytest.fail(f"the policy {name} was never noticed")
+        until(noticed, f"the policy {name} is noticed")
         yield label
     finally:
         kubectl("delete", "mutatingadmissionpolicies,mutatingadmissionpolicybindings", name)
@@ -501,14 +501,18 @@ def test_the_runtime_class_of_gpus_is_not_a_sandbox(kubectl: Kubectl) -> None:
 def runtime_class(kubectl: Kubectl, name: str) -> Iterator[None]:
     made = {"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": name}}
     kubectl.create({**made, "handler": name})
+    plain = {**opted_in("x", VLLM, runtimeClassName=name)}
+    plain["metadata"] = {"name": "x", "namespace": "default"}
+
+    def noticed() -> bool:  # by a cache of the API server's
+        try:
+            kubectl.dry_run(plain)
+        except Refused:
+            return False
+        return True
+
     try:
-        for _ in range(50):  # a cache of the API server's learns of it
-            try:
-                kubectl.dry_run({**opted_in("x", VLLM, runtimeClassName=name), "metadata": {
-                    "name": "x", "namespace": "default"}})  # fmt: skip
-            except Refused:
-                continue
-            break
+        until(noticed, f"the runtime class {name} is known")
         yield
     finally:
         kubectl("delete", "runtimeclass", name)
@@ -552,10 +556,16 @@ def test_pod_security_refuses_the_host_folder(kubectl: Kubectl, level: str, obje
     kubectl.create(
         {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": level, "labels": labels}}
     )
+    until(lambda: "default" in accounts(kubectl, level), "the namespace has its service account")
     pod = opted_in("x", VLLM)
     pod["metadata"]["namespace"] = level
     with pytest.raises(Refused, match=f'violates PodSecurity "{level}:latest".*{objection}'):
         kubectl.dry_run(pod)
+
+
+def accounts(kubectl: Kubectl, namespace: str) -> list[str]:
+    found = kubectl.get("serviceaccounts", "-n", namespace)["items"]
+    return [account["metadata"]["name"] for account in found]
 
 
 def test_the_patch_by_hand_equals_the_injection(kubectl: Kubectl) -> None:

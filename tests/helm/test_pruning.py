@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from hotweights_crds.base import API_VERSION
 from tests.helm.conftest import Body, Kubectl
+
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180, func_only=True)]
 
 NAMESPACE = "hotweights-samples"
 PROGRAM = "from hotweights.cli import main; main()"

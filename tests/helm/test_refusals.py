@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import yaml
 
-from tests.helm.conftest import ROOT, Body, Helm, Kubectl, Refused
+from tests.helm.conftest import ROOT, Body, Helm, Kubectl, Refused, until
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(60, func_only=True)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(180, func_only=True)]
 
 SAMPLES = ROOT / "config" / "samples"
 VERSION: Body = yaml.safe_load((SAMPLES / "weightversion.yaml").read_text())
@@ -101,12 +101,6 @@ def refused(kubectl: Kubectl) -> bool:
     return False
 
 
-def until(query: Callable[[], bool]) -> None:
-    """The API server takes a moment to notice policies."""
-    if not any(query() for _ in range(100)):
-        raise TimeoutError("the policy was never noticed")
-
-
 def test_a_version_without_digest_where_one_is_required(kubectl: Kubectl, helm: Helm) -> None:
     policy = [
         body
@@ -116,14 +110,15 @@ def test_a_version_without_digest_where_one_is_required(kubectl: Kubectl, helm: 
     for body in policy:
         kubectl.create(body)
     try:
-        until(lambda: refused(kubectl))
+        until(lambda: refused(kubectl), "the policy is noticed")
         with pytest.raises(Refused, match="write the digest that `hotweights publish` prints"):
             kubectl.dry_run(VERSION)
         kubectl.dry_run(changed(VERSION, "manifest.digest", f"sha256:{'0' * 64}"))
     finally:
         for body in policy:
             kubectl("delete", body["kind"], body["metadata"]["name"])
-        until(lambda: not refused(kubectl))  # other tests' versions are not pinned
+        # other tests' versions are not pinned
+        until(lambda: not refused(kubectl), "that the policy is gone is noticed")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_the_patch_by_hand_names_this_charts_plugin() -> None:
 
 
 @pytest.mark.apiserver
-@pytest.mark.timeout(60, func_only=True)
+@pytest.mark.timeout(180, func_only=True)
 @pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.name)
 def test_the_api_server_takes_it(kubectl: Kubectl, path: Path) -> None:
     """kubectl validates strictly: an unknown or misspelt field is an error."""
@@ -51,7 +51,7 @@ def test_the_api_server_takes_it(kubectl: Kubectl, path: Path) -> None:
 
 
 @pytest.mark.apiserver
-@pytest.mark.timeout(60, func_only=True)
+@pytest.mark.timeout(180, func_only=True)
 def test_it_looks_unfinished_until_an_operator_saw_it(kubectl: Kubectl) -> None:
     """`kubectl wait`, Helm and Argo CD must not take a rollout for done before anybody read it."""
     kubectl("apply", "-f", SAMPLES / "weightrollout.yaml")

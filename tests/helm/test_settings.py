@@ -12,7 +12,7 @@ from hotweights_agent import settings as agent_settings
 from hotweights_operator import settings as operator_settings
 from tests.helm.conftest import SOURCE, Body, Helm
 
-pytestmark = pytest.mark.timeout(60, func_only=True)
+pytestmark = pytest.mark.timeout(180, func_only=True)
 
 FIELDS = {
     "spec.nodeName": "node-a",

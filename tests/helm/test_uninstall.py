@@ -4,7 +4,6 @@ own. That pods serve on meanwhile: `e2e/cluster/test_pods.py`.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,10 +21,12 @@ from tests.helm.conftest import (
     Kubectl,
     Refused,
     opted_in,
+    until,
+    wait_for_definitions,
     wait_for_policies,
 )
 
-pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(120, func_only=True)]
+pytestmark = [pytest.mark.apiserver, pytest.mark.timeout(600, func_only=True)]
 
 VALUES = {"sources": [SOURCE]}
 GATE = {"type": "hotweights.dev/weights", "status": "True", "reason": "Serving"}
@@ -64,6 +65,7 @@ def admin(plane: ControlPlane) -> Kubectl:
 def installed(plane: ControlPlane, admin: Kubectl, helm: Helm) -> Iterator[Kubectl]:
     """With the chart, and nothing of it afterwards."""
     helm.install(plane.kubeconfig, VALUES)
+    wait_for_definitions(admin)
     yield admin
     if "hotweights" in admin("get", "secrets", "-n", NAMESPACE):
         helm.uninstall(plane.kubeconfig)
@@ -76,12 +78,20 @@ def definitions(kubectl: Kubectl) -> list[str]:
 
 
 def eventually(admin: Kubectl, pod: Body, holds: Callable[[Body], bool]) -> Body:
-    """What the API server makes of the pod, once that holds: it notices policies late."""
-    for _ in range(100):
-        made = admin.dry_run(pod)
-        if holds(made):
-            return made
-    pytest.fail(json.dumps(made["spec"], indent=1))
+    """What the API server makes of the pod, once it is taken and that holds: it notices late which
+    policies came and went, those that refuse and those that change at different moments.
+    """
+    made: list[Body] = []
+
+    def held() -> bool:
+        try:
+            made.append(admin.dry_run(pod))
+        except Refused:
+            return False
+        return holds(made[-1])
+
+    until(held, "the API server makes of the pod what it is to")
+    return made[-1]
 
 
 def test_what_users_wrote_and_what_pods_show_outlives_an_installation(

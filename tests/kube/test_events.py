@@ -121,11 +121,11 @@ async def test_the_thousandth_costs_what_the_first_did() -> None:
     record, _, _ = recorder()
 
     async def seconds(first: int) -> float:
-        began = time.perf_counter()
+        began = time.thread_time()  # by the clock it would cost what others on the machine do
         for number in range(first, first + 300):
             about = Reference("v1", "Pod", f"p{number}", f"u{number}", "ns")
             await record.record(Notice(about, "WeightsActivating", "v1"))
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     windows = [await seconds(first) for first in range(0, 6000, 300)]
     assert min(windows[-4:]) < 5 * min(windows[:4]), (

@@ -8,9 +8,11 @@ import asyncio
 import contextlib
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -63,7 +65,7 @@ class Kubectl:
         """What it prints; `Refused` with what it complains about."""
         command = [self._program, f"--kubeconfig={self._kubeconfig}", *words]
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, timeout=60, check=False
+            command, input=text, capture_output=True, text=True, timeout=150, check=False
         )
         if done.returncode:
             raise Refused(done.stderr)
@@ -76,22 +78,34 @@ class Kubectl:
 
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    with ControlPlane() as plane:
+    # No kubelet reports here: after some silence, as after an outage of the API server, it would
+    # take the nodes for dead and have their pods not Ready, and nobody would ever say otherwise.
+    without = ["--controllers=-node-lifecycle-controller"]
+    with ControlPlane(controller_manager_arguments=without) as plane:
         yield plane
 
 
 @pytest.fixture(scope="session")
 def kubectl(control_plane: ControlPlane) -> Kubectl:
-    """With our CRDs installed."""
+    """With our CRDs installed, and served: discovery learns of them after they are Established."""
     admin = Kubectl(control_plane.kubeconfig)
     admin("apply", *(f"-f{path}" for path in sorted((ROOT / "crds").glob("*.yaml"))))
-    admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-    return admin
+    admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=90s")
+    end = time.monotonic() + 60
+    while True:
+        try:
+            admin("get", "weightversions,weightrollouts,nodeweights", "--all-namespaces")
+            admin("explain", "weightrollout.spec", "--recursive=false")
+        except Refused:
+            if time.monotonic() > end:
+                raise
+        else:
+            return admin
 
 
 @pytest_asyncio.fixture
 async def api(control_plane: ControlPlane, kubectl: Kubectl) -> AsyncIterator[Api]:
-    async with await Api.connect(control_plane.kubeconfig, timeout_seconds=5) as api:
+    async with await Api.connect(control_plane.kubeconfig, timeout_seconds=30) as api:
         yield api
 
 
@@ -119,7 +133,6 @@ class FakeNode:
         self.engines: dict[str, Engine] = {}
         self.refuses: set[str] = set()  # digests that engines refuse
         self.contents: dict[str, str] = scene.contents
-        self.paused = False
 
     async def create(self) -> None:
         """The Node, Ready, and the agent's pod, Ready."""
@@ -148,8 +161,7 @@ class FakeNode:
             try:
                 if turn % 50 == 0:
                     await self._beat()
-                if not self.paused:
-                    await self._follow()
+                await self._follow()
             except Invalid:
                 raise  # this is nothing that an agent or a kubelet would write
             except KubeError as error:
@@ -212,7 +224,7 @@ class FakeNode:
             engine.phase, engine.refused, engine.revision = "Refused", goal, order.revision
         elif goal in staged and engine.prepared != goal:
             engine.phase, engine.prepared = "Prepared", goal
-        elif goal and goal == order.digest and goal in staged:
+        elif goal and goal == order.digest and goal in staged and self.scene.may_switch():
             engine.digest, engine.confirmed_at = goal, _in_a_second()
         elif asked_again:
             engine.confirmed_at = _in_a_second()
@@ -257,9 +269,16 @@ class Scene:
         self.process: subprocess.Popen[bytes] | None = None
         self.tasks: list[asyncio.Task[None]] = []
         self.shown: dict[str, tuple[bool, str]] = {}
+        self.switches_left = math.inf  # so many engines switch, the next ones wait
         self.health_port = free_ports()[0]
         self.troubles: list[str] = []
         self._prefix = f"n{number}"
+
+    def may_switch(self) -> bool:
+        """Whether one more engine switches."""
+        may = self.switches_left > 0
+        self.switches_left -= may
+        return may
 
     async def set_up(self, nodes: int = 2) -> None:
         """Namespaces and nodes."""
@@ -378,7 +397,7 @@ class Scene:
         return WeightRolloutStatus.from_dict(body.get("status") or {})
 
     async def reaches(
-        self, condition: str, reason: str = "", seconds: float = 90.0
+        self, condition: str, reason: str = "", seconds: float = 150.0
     ) -> WeightRolloutStatus:
         """Wait until a condition is True (with this reason); the status then."""
         found: list[WeightRolloutStatus] = []

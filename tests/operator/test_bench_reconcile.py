@@ -11,6 +11,8 @@ from bench.apiserver import Server
 from hotweights_kube import Conflict
 from hotweights_kube.resources import NODE_WEIGHTS
 
+pytestmark = pytest.mark.timeout(180)  # above what the bench waits itself
+
 
 @pytest.fixture(autouse=True)
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,7 +22,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
         operator_loop, "SETTINGS", replace(operator_loop.SETTINGS, pace_seconds=0.02)
     )
     monkeypatch.setattr(reconcile, "QUIET_SECONDS", 0.2)
-    monkeypatch.setattr(reconcile, "LIMIT_SECONDS", 10.0)
+    monkeypatch.setattr(reconcile, "LIMIT_SECONDS", 60.0)
 
 
 async def test_events_and_decisions(monkeypatch: pytest.MonkeyPatch) -> None:

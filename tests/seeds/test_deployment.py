@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from safetensors.numpy import load_file
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)  # the first one installs everything
 Find = Callable[[str, str], str]
 COORDINATOR = "hotweights coord-serve --endpoint tcp://127.0.0.1:5555 &"
+STATUS = "hotweights coord-status --timeout 60"  # one that has just begun may not lead yet
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_the_coordinator_serves_metrics(house: Any, block: Find) -> None:
     house.run(block("Coordinator & Metrics", COORDINATOR + "\n# Metrics"))
     metrics = house.scrape("http://localhost:9100/metrics")
     assert value(metrics, "hotweights_coord_workers") == 0
-    assert "idle" in house.run("hotweights coord-status")
+    assert "idle" in house.run(STATUS)
 
 
 @pytest.mark.usefixtures("redis")
@@ -45,7 +46,7 @@ def test_redis_keeps_the_state(house: Any, block: Find) -> None:
     house.close()  # the coordinator is gone, what it knew is not
     house.run(text.replace("pip install redis\n", ""))
     house.scrape("http://localhost:9100/metrics")
-    status = json.loads(house.run("hotweights coord-status --json"))
+    status = json.loads(house.run(f"{STATUS} --json"))
     assert (status["state"], status["version"]) == ("begun", "v1")
 
 
@@ -62,7 +63,7 @@ def test_manifests_and_plan(house: Any) -> None:
         for item in bucket["items"]
     }
     assert len(names) == len(items)
-    status = json.loads(house.run("hotweights coord-status --json"))
+    status = json.loads(house.run(f"{STATUS} --json"))
     assert (status["state"], status["version"]) == ("begun", "v1")
 
 
@@ -111,8 +112,8 @@ def test_a_worker_joins_late(house: Any, block: Find) -> None:
     house.run(block("Worker Agent", "run_worker_ucx_demo.sh").replace("demo.sh\n", "demo.sh &\n"))
     metrics = house.scrape("http://localhost:9099/metrics")
     assert "hotweights_agent_staged_bytes_total" in metrics
-    house.run("hotweights commit --version v1 --wait", seconds=60)
-    status = json.loads(house.run("hotweights coord-status --json"))
+    house.run("hotweights commit --version v1 --wait --timeout 60")
+    status = json.loads(house.run(f"{STATUS} --json"))
     assert status["state"] == "committed"
 
 

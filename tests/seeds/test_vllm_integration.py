@@ -13,7 +13,7 @@ import pytest
 
 from localvllm import build
 
-pytestmark = [pytest.mark.vllm, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.vllm, pytest.mark.timeout(1800)]
 Find = Callable[[str, str], str]
 COORDINATOR = "hotweights coord-serve --endpoint tcp://127.0.0.1:5555"
 MATCH = "Applied weights match expected: True"

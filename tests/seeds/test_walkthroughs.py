@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)  # the first one installs everything
 
 
 def walkthrough(number: int) -> str:
@@ -32,6 +32,6 @@ def test_two_ranks(house: Any) -> None:
 def test_coordinators_and_workers(house: Any) -> None:
     house.run(walkthrough(3))
     both = "HOTWEIGHTS_COORD=tcp://127.0.0.1:5555,tcp://127.0.0.1:5565"
-    status = json.loads(house.run(f"{both} hotweights coord-status --json"))
+    status = json.loads(house.run(f"{both} hotweights coord-status --timeout 60 --json"))
     assert (status["state"], status["version"]) == ("committed", "v1")
     assert set(status["precommitted"]) == {"first", "second"}

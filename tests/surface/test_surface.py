@@ -5,7 +5,7 @@ import pytest
 from tests.surface import surface
 
 
-@pytest.mark.timeout(30)  # it starts the programs
+@pytest.mark.timeout(200)  # it starts the programs
 def test_what_is_promised_outside_is_what_is_written_down() -> None:
     found, written = surface.public().splitlines(), surface.FILE.read_text().splitlines()
     assert len(written) > 200

@@ -22,7 +22,7 @@ import socket
 import stat
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -180,9 +180,9 @@ class EngineServer:
         if connection is not None:
             self._queue(connection, _Outgoing(frame))
 
-    def send_prepare(self, number: int, id_: int, digest: str, image: PinnedImage) -> None:
+    def send_prepare(self, number: int, prepare: frames.Prepare, image: PinnedImage) -> None:
         """Hand a version's memory over; the pin is released when the kernel has its descriptors, or
-        nobody wants them.
+        nobody wants them. ``prepare`` needs no number of slabs.
         """
         connection = self._connections.get(number)
         if connection is None:
@@ -192,9 +192,9 @@ class EngineServer:
         most = frames.MAX_FDS_PER_FRAME
         fds = image.fds
         pieces = [fds[i : i + most] for i in range(0, len(fds), most)]
-        parts: list[frames.Frame] = [frames.Prepare(id_, digest, len(fds) - 1)]
+        parts: list[frames.Frame] = [replace(prepare, slabs=len(fds) - 1)]
         # the first piece goes with `Prepare`
-        parts += [frames.MoreSlabs(id_) for _ in pieces[1:]]
+        parts += [frames.MoreSlabs(prepare.id) for _ in pieces[1:]]
         # the pin goes with the last piece: a frame is sent after those before it
         last = len(pieces) - 1
         for index, (frame, piece) in enumerate(zip(parts, pieces, strict=True)):

@@ -28,6 +28,8 @@ class Goal:
     image: int = 0  # of a prepare: which staging of the digest is offered
     rollout: str = ""  # its UID
     revision: int = 0  # of that rollout
+    memory: str = "Auto"  # where the version may wait for its commit (`frames.Prepare`)
+    max_pause_seconds: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,8 @@ class SendPrepare:
     conn: int
     id: int
     digest: str
+    memory: str = "Auto"
+    max_pause_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,15 @@ def goal_of(engine: Engine, wanted: PodAssignment, versions: NodeVersions) -> st
 
 def goal_for(wanted: PodAssignment, digest: str, versions: NodeVersions) -> Goal:
     """What is tried for a version of this assignment; the image is 0 while it is not staged."""
-    return Goal(wanted.token, digest, versions.image(digest), wanted.rollout, wanted.revision)
+    return Goal(
+        wanted.token,
+        digest,
+        versions.image(digest),
+        wanted.rollout,
+        wanted.revision,
+        wanted.memory,
+        wanted.max_pause_seconds,
+    )
 
 
 def retry_state(engine: Engine, op: str, goal: Goal) -> RetryState:
@@ -223,7 +231,7 @@ def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: EngineContext) ->
     if not may_start or rank.pending is not None or goal.digest in rank.prepared:
         return []
     rank.pending = PendingRequest(at.next_id(), "prepare", goal, at.now + at.bounds.prepare_seconds)
-    return [SendPrepare(rank.conn, rank.pending.id, goal.digest)]
+    return [_send_prepare(rank.conn, rank.pending)]
 
 
 def _map_anew(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[Effect]:
@@ -240,8 +248,13 @@ def _map_anew(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[
         if goal.digest in rank.held and rank.rejected.get(goal.digest) != goal:
             deadline = at.now + min(MAP_SECONDS, at.bounds.prepare_seconds)
             rank.pending = PendingRequest(at.next_id(), "map", goal, deadline)
-            effects.append(SendPrepare(rank.conn, rank.pending.id, goal.digest))
+            effects.append(_send_prepare(rank.conn, rank.pending))
     return effects
+
+
+def _send_prepare(conn: int, asked: PendingRequest) -> SendPrepare:
+    goal = asked.goal
+    return SendPrepare(conn, asked.id, goal.digest, goal.memory, float(goal.max_pause_seconds))
 
 
 def _settle(engine: Engine, goal: Goal) -> None:

@@ -34,7 +34,9 @@ from hotweights_coordinator.wire.messages import (
 )
 
 ENDPOINT_VARIABLE = "HOTWEIGHTS_COORD"
-DOUBT_SECONDS = 0.25  # without a connection; then it is asked whether we are let in at all
+# without a connection; then it is asked for so long whether we are let in at all, and, where that
+# stayed open, again after twice the time: who is kept waiting by its machine needs longer for a no
+DOUBT_SECONDS = 0.25
 LOOK_SECONDS = 0.1  # how often it is seen that a connection is gone
 AGAIN_SECONDS = 0.1  # between two tries while nobody leads
 CONNECT_SECONDS = 1.0  # for a connection, where there is another endpoint to try
@@ -80,11 +82,11 @@ class _EndpointFailover:
         call_id = next(self._ids)
         return call_id, request_frames(call_id, method, args, self.secret, binary)
 
-    def check_handshake(self, at: str, until: float) -> None:
+    def check_handshake(self, at: str, until: float, most_seconds: float) -> None:
         """Asked where a connection does not come about. Raises `CallRefused` if we are not let in;
-        waits for `DOUBT_SECONDS` at most.
+        waits for ``most_seconds`` at most.
         """
-        seconds = min(until - time.monotonic(), DOUBT_SECONDS)
+        seconds = min(until - time.monotonic(), most_seconds)
         if seconds > 0 and handshake.is_refused(at, self.keys, seconds):
             raise auth.not_taken(self._token, self._curve)
 
@@ -217,15 +219,16 @@ class Client:
         socket = self._socket()
         until = self._course.try_until(until, seconds)
         connect_until = min(until, time.monotonic() + self._course.connect_seconds)
-        doubt_until = min(connect_until, time.monotonic() + DOUBT_SECONDS)
-        if not socket.poll(_ms_until(doubt_until), zmq.POLLOUT):
+        doubt = DOUBT_SECONDS
+        while not socket.poll(_ms_until(min(connect_until, time.monotonic() + doubt)), zmq.POLLOUT):
+            if time.monotonic() >= connect_until:
+                return None
             try:
-                self._course.check_handshake(self._course.at, connect_until)
+                self._course.check_handshake(self._course.at, connect_until, doubt)
             except CallRefused:
                 self._drop(self._course.at)  # ZeroMQ may have given it up for good
                 raise
-            if not socket.poll(_ms_until(connect_until), zmq.POLLOUT):
-                return None
+            doubt *= 2
         call_id, frames = self._course.frames(method, args, binary)
         try:
             socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)
@@ -323,16 +326,16 @@ class AsyncClient:
         watched = self._watched()
         until = self._course.try_until(until, seconds)
         connect_until = min(until, time.monotonic() + self._course.connect_seconds)
-        doubt_until = min(connect_until, time.monotonic() + DOUBT_SECONDS)
-        if not await watched.ready(zmq.POLLOUT, doubt_until - time.monotonic()):
-            at = self._course.at
+        at, doubt = self._course.at, DOUBT_SECONDS
+        while not await watched.ready(zmq.POLLOUT, min(connect_until - time.monotonic(), doubt)):
+            if time.monotonic() >= connect_until:
+                return None
             try:
-                await asyncio.to_thread(self._course.check_handshake, at, connect_until)
+                await asyncio.to_thread(self._course.check_handshake, at, connect_until, doubt)
             except CallRefused:
                 self._drop(at)
                 raise
-            if not await watched.ready(zmq.POLLOUT, connect_until - time.monotonic()):
-                return None
+            doubt *= 2
         call_id, frames = self._course.frames(method, args, binary)
         try:
             watched.socket.send_multipart(frames, zmq.NOBLOCK, copy=binary is None)

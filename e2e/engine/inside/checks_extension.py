@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from blake3 import blake3
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -441,7 +441,7 @@ def test_large_tensors_of_several_chunks(tmp_path: Path) -> None:
 KINDS = sorted(set(NAMES.values()) - {"F4"})
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=5),
     shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=5, max_size=5),

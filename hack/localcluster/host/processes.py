@@ -22,7 +22,7 @@ from pathlib import Path
 from localcluster.errors import ClusterError, with_log
 from localcluster.host import launch
 
-_LAUNCHED_WITHIN_SECONDS = 20.0
+_LAUNCHED_WITHIN_SECONDS = 60.0
 _POLL_SECONDS = 0.05
 _GONE = frozenset("ZX")
 
@@ -135,7 +135,9 @@ class Daemons:
         )
         deadline = time.monotonic() + _LAUNCHED_WITHIN_SECONDS
         while not record.exists():
-            if _reaped(pid) or time.monotonic() > deadline:
+            # one that is brief may have written it and ended since it was looked for
+            if (_has_exited(pid) and not record.exists()) or time.monotonic() > deadline:
+                _reaped(pid)
                 raise with_log(f"{name} could not be launched.", self.log(name))
             time.sleep(_POLL_SECONDS / 10)
 
@@ -210,6 +212,14 @@ def _exited(descriptor: int, timeout_seconds: float) -> bool:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(timeout_seconds * 1000))
+
+
+def _has_exited(pid: int) -> bool:
+    """Whether a child has ended; it is left to be collected."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return False
 
 
 def _reaped(pid: int) -> bool:

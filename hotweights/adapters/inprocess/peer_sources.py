@@ -19,7 +19,7 @@ from hotweights.adapters.inprocess import names
 from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.names import NameMap
 from hotweights.adapters.inprocess.version import Version
-from hotweights.adapters.vllm.rank.dry_load import Spec
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import Image as MappedImage
 from hotweights.home import ROOTS_VARIABLE
 from hotweights.worker.allowed_sources import may_read, sources

@@ -13,6 +13,7 @@ from hotweights_agent.engines.socket_auth import Authenticator
 from hotweights_agent.engines.socket_server import EngineServer, PinnedImage
 from hotweights_agent.session.messages import Message
 from hotweights_storage.slab import Slab, sealed_memfd
+from hotweights_transports.handoff import frames
 
 
 class RenamingServer(EngineServer):
@@ -32,14 +33,14 @@ class RenamingServer(EngineServer):
         super().__init__(folder, authenticator, tell, agent=agent)
         self._called = called
 
-    def send_prepare(self, number: int, id_: int, digest: str, image: PinnedImage) -> None:
+    def send_prepare(self, number: int, prepare: frames.Prepare, image: PinnedImage) -> None:
         """As the node's, with another table. The image is released also when it raises."""
         try:
-            renamed = _Renamed(image, self._called(digest))
+            renamed = _Renamed(image, self._called(prepare.digest))
         except Exception:
             image.release()
             raise
-        super().send_prepare(number, id_, digest, renamed)
+        super().send_prepare(number, prepare, renamed)
 
 
 class _Renamed:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hotweights.adapters.inprocess.errors import NotApplied, Torn
-from hotweights.adapters.vllm.rank.dry_load import Spec
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec
 from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
 from hotweights_common.reasons import Reason
 

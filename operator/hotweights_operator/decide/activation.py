@@ -392,5 +392,7 @@ def assignment(
         mode=spec.activation.mode,
         drain_timeout_seconds=spec.activation.drain_timeout_seconds,
         commit_timeout_seconds=spec.activation.commit_timeout_seconds,
+        memory=spec.activation.memory,
+        max_pause_seconds=spec.activation.max_pause_seconds,
         ended_preparing=ended_preparing,
     )

@@ -119,17 +119,14 @@ async def test_a_protocol_that_nobody_speaks_is_refused(served: Served) -> None:
 
 
 async def test_silence_ends_after_the_hello_deadline_and_strangers_are_few(served: Served) -> None:
-    strangers = []
-    for _ in range(8):
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(8)]
+    for sock in strangers:  # before the server's loop has its turn: none is overdue before the last
         sock.connect(str(served.server.path))
-        strangers.append(sock)
-        await asyncio.sleep(0)
-    await asyncio.sleep(0.5)
+        sock.setblocking(False)
     answers = []
     for sock in strangers:
         try:
-            answers.append(sock.recv(4096))
+            answers.append(await asyncio.get_running_loop().sock_recv(sock, 4096))
         except ConnectionResetError:
             answers.append(b"")
         sock.close()
@@ -254,7 +251,7 @@ def is_open(process: Process) -> bool:
 
 
 async def test_who_is_refused_is_held_for_a_while_and_only_so_many_are(folder: Path) -> None:
-    served = Served(folder, Limits(refused_seconds=0.5, max_refused=2))
+    served = Served(folder, Limits(refused_seconds=3600.0, max_refused=2))
     await served.server.start()
     refused = []
     for _ in range(3):
@@ -262,12 +259,30 @@ async def test_who_is_refused_is_held_for_a_while_and_only_so_many_are(folder: P
         assert isinstance(await process.open(), frames.Refused)
         refused.append(process)
     await until(lambda: not is_open(refused[0]))
+    assert all(is_open(process) for process in refused[1:])
     assert served.heard == []
-    for process in refused[1:]:
-        with contextlib.suppress(BlockingIOError):  # what it goes on saying is not read
+    for process in refused:
+        process.close()
+    await served.server.close()
+
+
+async def test_who_is_refused_is_held_for_a_while_whatever_it_goes_on_to_say(folder: Path) -> None:
+    served = Served(folder, Limits(refused_seconds=0.5))
+    await served.server.start()
+    began = asyncio.get_running_loop().time()
+    refused = [
+        Process(served.server.path, frames.Hello(role="rank", token="bad")) for _ in range(2)
+    ]
+    for process in refused:  # before the server's loop has its turn: it cannot be through already
+        process.sock.connect(str(served.server.path))
+        process.sock.setblocking(False)
+        sockets.send(process.sock, process.hello)
+        with contextlib.suppress(BlockingIOError):  # what it goes on to say is not read
             while True:
                 process.sock.send(b"{}")
     await until(lambda: not any(is_open(process) for process in refused))
+    assert asyncio.get_running_loop().time() - began >= 0.5
+    assert served.heard == []
     for process in refused:
         process.close()
     await served.server.close()
@@ -351,15 +366,17 @@ async def test_a_crowd_that_reconnects_without_end_keeps_nobody_out(folder: Path
                         sock.send(first)
 
     crowd = asyncio.create_task(asyncio.to_thread(come_and_go))
-    for _ in range(2):
-        process = Process(served.server.path, frames.Hello(role="rank", token="good"))
-        await asyncio.to_thread(sockets.connect, process.sock, str(process.path), 30.0)
-        sockets.send(process.sock, process.hello)
-        process.sock.setblocking(False)
-        assert isinstance((await process.receive())[0], frames.Welcome)
-        process.close()
-    enough.set()
-    await crowd
+    try:
+        for _ in range(2):
+            process = Process(served.server.path, frames.Hello(role="rank", token="good"))
+            await asyncio.to_thread(sockets.connect, process.sock, str(process.path), 30.0)
+            sockets.send(process.sock, process.hello)
+            process.sock.setblocking(False)
+            assert isinstance((await process.receive())[0], frames.Welcome)
+            process.close()
+    finally:
+        enough.set()
+        await crowd
     await served.server.close()
 
 
@@ -396,31 +413,38 @@ async def test_an_acceptor_that_is_gone_is_told_of(folder: Path) -> None:
     await served.server.close()
 
 
-async def test_strangers_that_say_nothing_give_way_to_whoever_says_hello(served: Served) -> None:
+async def test_strangers_that_say_nothing_give_way_to_whoever_says_hello(folder: Path) -> None:
+    """Long before their hello is overdue."""
+    served = Served(folder, Limits(hello_seconds=3600.0, max_strangers=4))
+    await served.server.start()
     strangers = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(20)]
     for sock in strangers:
         sock.connect(str(served.server.path))
-    began = asyncio.get_running_loop().time()
     (await served.enter()).close()
-    assert asyncio.get_running_loop().time() - began < 0.2, "sooner than their hello is overdue"
     for sock in strangers:
         sock.close()
+    await served.server.close()
 
 
 async def test_one_pod_is_listened_to_only_so_fast_however_many_connections_it_has(
     folder: Path,
 ) -> None:
-    served = Served(folder, Limits(frames_per_second=20))
+    loop, rate, word = asyncio.get_running_loop(), 8, frames.Prepared(7, "sha256:x")
+    served = Served(folder, Limits(frames_per_second=rate))
     await served.server.start()
+    began, sent = loop.time(), 0
     talkers = [await served.enter(rank=rank, world_size=4) for rank in range(4)]
     for process in talkers:
-        for number in range(50):
-            with contextlib.suppress(BlockingIOError):
+        with contextlib.suppress(BlockingIOError):  # a socket takes ten datagrams at least
+            for number in range(50):
                 sockets.send(process.sock, frames.Prepared(number))
+                sent += 1
     other = await served.enter("other")
-    sockets.send(other.sock, frames.Prepared(7, "sha256:x"))
-    await until(lambda: frames.Prepared(7, "sha256:x") in served.said(), 0.4)
-    assert 1 < len(served.said()) < 40
+    sockets.send(other.sock, word)
+    await until(lambda: word in served.said())
+    before = served.said().index(word)  # heard of the talkers, before the other one was
+    assert 0 < before < sent
+    assert before <= rate + rate * (loop.time() - began)
     for process in (*talkers, other):
         process.close()
     await served.server.close()
@@ -487,7 +511,7 @@ async def test_what_no_folder_can_be_called_is_told_with_the_remedy(folder: Path
 async def test_memory_goes_out_in_pieces_and_is_unpinned(served: Served) -> None:
     process = await served.enter()
     image = Pinned(600)
-    served.server.send_prepare(1, 5, "sha256:x", image)
+    served.server.send_prepare(1, frames.Prepare(5, "sha256:x"), image)
     received, count = [], 0
     while count < 600:
         frame, fds = await process.receive()
@@ -501,7 +525,7 @@ async def test_memory_goes_out_in_pieces_and_is_unpinned(served: Served) -> None
         frames.MoreSlabs(5),
     ]
     await until(lambda: image.released == 1)
-    served.server.send_prepare(77, 6, "sha256:x", gone := Pinned(1))
+    served.server.send_prepare(77, frames.Prepare(6, "sha256:x"), gone := Pinned(1))
     assert gone.released == 1
     process.close()
 
@@ -512,13 +536,17 @@ async def test_a_process_that_takes_nothing_is_let_go(served: Served) -> None:
     for number in range(600):
         served.server.send(1, frames.Release(number, "sha256:" + "0" * 4000))
         await asyncio.sleep(0)
-    served.server.send_prepare(1, 5, "sha256:x", image)
+    served.server.send_prepare(1, frames.Prepare(5, "sha256:x"), image)
     await until(lambda: isinstance(served.heard[-1], Disconnected))
     assert image.released == 1
     process.close()
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.timeout(300)  # a machine that is busy gives each of the examples its turns late
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     datagrams=st.lists(
         st.one_of(

@@ -40,14 +40,14 @@ class AgentProcess:
             kubeconfig, plane.credentials.kubeconfig(plane.url, token("")), 0o600
         )
         peer_token.write_text(token("hotweights-peer"))
-        config = state / "config.yaml"
-        config.write_text(yaml.safe_dump(dict(settings)))
+        self._config = state / "config.yaml"
+        self.configure(settings)
         self.environment = os.environ | {
             "NODE_NAME": node,
             "POD_NAMESPACE": NAMESPACE,
             "POD_IP": "127.0.0.1",
             "KUBECONFIG": str(kubeconfig),
-            "HOTWEIGHTS_CONFIG": str(config),
+            "HOTWEIGHTS_CONFIG": str(self._config),
             "HOTWEIGHTS_RUN_FOLDER": str(self.run_folder),
             "HOTWEIGHTS_STATE_FOLDER": str(state / "state"),
             "HOTWEIGHTS_PLUGIN_FOLDER": str(state / "none"),
@@ -61,6 +61,11 @@ class AgentProcess:
     def socket(self) -> Path:
         return self.run_folder / self.node / "agent.sock"
 
+    def configure(self, settings: Mapping[str, object]) -> None:
+        """What the next start finds."""
+        self.settings = dict(settings)
+        self._config.write_text(yaml.safe_dump(self.settings))
+
     def start(self) -> None:
         with self.log.open("ab") as log:
             words = [sys.executable, "-m", "hotweights_agent"]
@@ -70,11 +75,11 @@ class AgentProcess:
         if self.process is None:
             return 0
         self.process.send_signal(number)
-        code = self.process.wait(20)
+        code = self.process.wait(60)
         self.process = None
         return code
 
     def metrics(self) -> str:
         port = re.findall(r"metrics at port (\d+)", self.log.read_text())[-1]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
             return str(answer.read().decode())

@@ -22,7 +22,7 @@ from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
 from hotweights_transports.handoff import frames, sockets
 from localcluster.controlplane import ControlPlane
-from tests.agent.fake_engine import FakeEngine
+from tests.agent.fake_engine import FakeEngine, until
 from tests.agent.kube.agent_process import AgentProcess
 from tests.helm.conftest import NAMESPACE, Kubectl, control_plane, helm, kubectl
 
@@ -294,19 +294,28 @@ async def b(
     await operator.write([], [])
 
 
-async def connect(agent: AgentProcess, cluster: Cluster, pod: str, **changes: Any) -> FakeEngine:
-    """An engine of that pod, as soon as the agent listens."""
-    engine = FakeEngine(agent.socket, cluster.token(pod, "hotweights-agent"), **changes)
-    for _ in range(600):
+async def answers_of(engine: FakeEngine) -> list[frames.Frame]:
+    """The agent's answers to its processes, as soon as it listens and has its tokens reviewed."""
+
+    async def look() -> list[frames.Frame] | None:
         try:
             answers = await engine.start()
         except (OSError, sockets.ConnectionClosed):
-            await engine.stop()
-            await asyncio.sleep(0.1)
-            continue
-        assert all(isinstance(answer, frames.Welcome) for answer in answers), answers
-        return engine
-    raise AssertionError("the agent does not listen")
+            answers = []
+        if answers and "Busy" not in [getattr(answer, "reason", "") for answer in answers]:
+            return answers
+        await engine.stop()  # it is to connect again
+        return None
+
+    return list(await eventually(look))
+
+
+async def connect(agent: AgentProcess, cluster: Cluster, pod: str, **changes: Any) -> FakeEngine:
+    """An engine of that pod, which is welcome."""
+    engine = FakeEngine(agent.socket, cluster.token(pod, "hotweights-agent"), **changes)
+    answers = await answers_of(engine)
+    assert all(isinstance(answer, frames.Welcome) for answer in answers), answers
+    return engine
 
 
 async def test_from_the_source_to_the_gate_and_back(
@@ -404,7 +413,7 @@ async def test_pods_of_other_nodes_and_other_tokens_are_refused(
     }
     for reason, token in tokens.items():
         stranger = FakeEngine(agent.socket, token)
-        answers = await stranger.start()
+        answers = await answers_of(stranger)
         await stranger.stop()
         assert [getattr(answer, "reason", "") for answer in answers] == [reason, reason]
 
@@ -416,6 +425,7 @@ async def test_an_agent_restarts_and_nothing_is_committed_anew(
     await a.write([a.item("v1")], [a.pod(0, 11, "v1")])
     engine = await connect(agent, cluster, f"vllm-{a.node}-0")
     await a.shown(0, "True", "v1")
+    await a.engine(0, phase="Serving", digest=a.digests["v1"])
     boot = (await a.status())["bootID"]
     agent.stop(signal.SIGKILL)
     await engine.stop()
@@ -425,21 +435,20 @@ async def test_an_agent_restarts_and_nothing_is_committed_anew(
     )
 
     async def restarted() -> Any:
-        status = await a.status()
-        return (
-            status
-            if status["bootID"] != boot and status["staged"][0]["phase"] == "Staged"
-            else None
-        )
+        return (await a.status())["bootID"] != boot
 
-    assert (await eventually(restarted))["engines"][0]["digest"] == a.digests["v1"]
+    await eventually(restarted)
+    await a.staged("v1")
+    await a.engine(0, phase="Serving", digest=a.digests["v1"])
     await a.shown(0, "True", "v1")
     assert again.commits == []
     await again.stop()
 
 
 async def test_sigkill_while_staging(a: Operator, launch: Launch) -> None:
-    agent = launch(a.node)
+    staging = {"reserve_bytes": 0, "patience_seconds": 3.0}
+    slowly = staging | {"bandwidth_bytes_per_second": 8 << 20}  # it is not through before we look
+    agent = launch(a.node, staging=slowly)
     await a.write([a.item("big")], [])
 
     async def fetching() -> Any:
@@ -451,6 +460,7 @@ async def test_sigkill_while_staging(a: Operator, launch: Launch) -> None:
     await eventually(fetching)
     boot_id = (await a.status())["bootID"]
     agent.stop(signal.SIGKILL)
+    agent.configure(agent.settings | {"staging": staging})
     agent.start()
     await eventually(another)
     assert (await a.staged("big"))["bytesDone"] == 24 * 2**25
@@ -470,10 +480,7 @@ async def test_the_api_server_is_away_and_a_container_restarts(
     restarted = FakeEngine(agent.socket, token)
     answers = await restarted.start()
     assert all(isinstance(answer, frames.Welcome) for answer in answers), "its token is still known"
-    for _ in range(150):
-        if restarted.commits:
-            break
-        await asyncio.sleep(0.1)
+    await until(lambda: bool(restarted.commits), 120.0)
     assert [c.digest for c in restarted.commits] == [a.digests["v2"]], (
         "it was told what to serve without the API server"
     )
@@ -492,11 +499,12 @@ PATIENT = {"mpi": True, "staging": {"reserve_bytes": 0, "patience_seconds": 20.0
 async def together(a: Operator, b: Operator, version: str, name: str) -> None:
     """Tell both nodes to get the version by one broadcast, which ``a`` leads."""
 
-    async def offered() -> Any:
-        found = {one["scheme"]: one for one in (await a.status()).get("endpoints", [])}
+    async def offered(node: Operator) -> Any:
+        found = {one["scheme"]: one for one in (await node.status()).get("endpoints", [])}
         return found if found.get("mpi", {}).get("endpoint") else None
 
-    endpoints = await eventually(offered)
+    await eventually(partial(offered, b))  # the head does not wait for one that still starts
+    endpoints = await eventually(partial(offered, a))
     assert endpoints["mpi"]["megabytesPerSecond"] > 0, endpoints
     key = (await a.status())["peerKey"]
     job = {

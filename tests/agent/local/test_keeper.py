@@ -14,7 +14,7 @@ import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from hotweights_agent.local import keeper
+from hotweights_agent.local import keeper, kept_memory
 from hotweights_agent.local.kept_memory import KeptMemory, _connect
 from hotweights_agent.staging.store import Store
 from hotweights_planner.manifest import Manifest
@@ -25,18 +25,25 @@ from hotweights_storage.slab import sealed_memfd
 from hotweights_storage.sources.file import open_folder
 from hotweights_storage.stage import stage_from_source
 
+pytestmark = pytest.mark.timeout(180)  # keepers are processes
+
+SECONDS = 60.0  # for a process to begin, to answer, to end, while the machine is busy
+
 
 @contextmanager
 def keeper_at(path: Path, *before: str) -> Iterator[None]:
-    """A keeper that listens, as a process of its own."""
+    """A keeper that listens, as a process of its own. Its answers are waited for as long as a busy
+    machine takes.
+    """
     command = [*before, sys.executable, "-m", "hotweights_agent.local.keeper", str(path)]
-    with subprocess.Popen(command) as process:
+    with subprocess.Popen(command) as process, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kept_memory, "ANSWER_SECONDS", SECONDS)
         try:
-            _connect(path, 30.0).close()
+            _connect(path, SECONDS).close()
             yield
         finally:
             process.terminate()
-            assert process.wait(10) == 0
+            assert process.wait(SECONDS) == 0
             path.unlink()
 
 
@@ -211,7 +218,7 @@ def test_it_holds_more_slabs_than_a_shell_s_limit(tmp_path: Path) -> None:
     names = [str(number) for number in range(200)]
     with (
         keeper_at(path, "sh", "-c", 'ulimit -Sn 64 && exec "$@"', "sh"),
-        _connect(path, 30.0) as sock,
+        _connect(path, SECONDS) as sock,
     ):
         keeper.send(sock, {"op": "slabs", "names": names}, [memory.fd] * 200)
         keeper.send(sock, {"op": "keep", "image": "x", "slabs": names}, [memory.fd] * 2)
@@ -257,14 +264,19 @@ def test_a_keeper_that_comes_late_or_begins_anew_gets_all_that_is_staged(
         {"no": "op"},
     ],
 )
-def test_nonsense_costs_the_connection_and_no_descriptor(message: dict[str, object]) -> None:
+def test_nonsense_costs_the_connection_and_no_descriptor(
+    message: dict[str, object], tmp_path: Path
+) -> None:
     keeping = keeper.Keeper()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs, Path("/dev/null").open() as null:
-        before = len(list(Path("/proc/self/fd").iterdir()))
-        keeper.send(ours, message, [null.fileno()])
+    path = tmp_path / "file"  # of nobody else: what other tests left may be closed meanwhile
+    with ours, theirs, path.open("w") as file:
+        keeper.send(ours, message, [file.fileno()])
         assert not keeper._answers(theirs, keeping)
-        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        links = [Path(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]  # noqa: PTH208
+        assert [link.name for link in links if link.exists() and link.samefile(path)] == [
+            str(file.fileno())
+        ]
 
 
 def test_memory_that_is_not_sealed_is_not_believed(
@@ -274,7 +286,7 @@ def test_memory_that_is_not_sealed_is_not_believed(
     stage(store, checkpoint(tmp_path / "v0", 0), "v0")
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as sock:
         sock.connect(str(path))
-        sock.settimeout(10)
+        sock.settimeout(SECONDS)
         open_memory = os.memfd_create("open", os.MFD_ALLOW_SEALING)
         keeper.send(sock, {"op": "slabs", "names": ["s"]}, [open_memory])
         keeper.send(sock, {"op": "keep", "image": "x", "slabs": ["s"]}, [open_memory] * 2)

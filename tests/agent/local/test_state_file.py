@@ -68,7 +68,10 @@ def test_a_file_that_was_half_written_is_not_seen(tmp_path: Path) -> None:
     assert read(tmp_path / "pods.json").pods == (saved("a"),)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 @given(
     st.one_of(
         st.binary(max_size=200),

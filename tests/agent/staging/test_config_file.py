@@ -33,6 +33,12 @@ from tests.agent.played_node import PlayedNode
 CONFIG = b'{"model_type": "llama", "rope_theta": 10000.0, "name": "\xc3\xbc"}'
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has it is given as long as a busy machine takes."""
+    monkeypatch.setattr(config_file, "SECONDS_EACH", 50.0)
+
+
 @pytest.fixture
 async def nodes(tmp_path: Path) -> AsyncIterator[list[PlayedNode]]:
     made = [PlayedNode(tmp_path, StagingSettings(patience_seconds=5.0)) for _ in range(2)]

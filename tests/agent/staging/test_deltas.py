@@ -4,6 +4,7 @@ an engine's mappings come to, with the kernel's own figures.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable, Iterator
@@ -51,8 +52,17 @@ def expected(version: Checkpoint) -> dict[str, bytes]:
     }
 
 
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+def descriptors() -> set[tuple[str, int]]:
+    """Of memory that this process has open, with the inodes. Other tests may have left some, which
+    go meanwhile.
+    """
+    found: set[tuple[str, int]] = set()
+    for number in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        link = Path("/proc/self/fd", number)
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            if str(link.readlink()).startswith("/memfd:"):
+                found.add((number, link.stat().st_ino))
+    return found
 
 
 def slabs_of_this_process() -> dict[int, int]:
@@ -109,7 +119,7 @@ def test_a_node_and_its_engine_hold_what_two_versions_need(
     assert 1.0 <= worst <= PROMISED
     assert serving is not None
     assert content(serving) == expected(previous)
-    assert descriptors() - before < 60  # others' may go meanwhile
+    assert len(descriptors() - before) < 60
 
 
 @pytest.mark.usefixtures("small_slabs")
@@ -182,11 +192,11 @@ def test_a_version_of_a_terabyte_has_room_in_the_tables_of_the_kernel() -> None:
     store, before = Store(available=lambda: 2 << 40), descriptors()
     with store.begin(manifest) as staging:
         assert staging.builder.new_nbytes == 1 << 40
-        assert descriptors() - before <= 2 * 1024
+        assert len(descriptors() - before) <= 2 * 1024
         assert staging.builder.mapping_count <= 1024
         assert store.usage().held == 0
     assert store.settle()
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 class Kept:

@@ -8,14 +8,14 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hotweights_agent.staging import fetch as fetching
 from hotweights_agent.staging.chunk_sources import ChunkSource, PeerSource
 from hotweights_agent.staging.fetch import Fetch, FetchFailed, Progress
 from hotweights_agent.staging.fetch_policy import FetchPolicy
@@ -24,7 +24,15 @@ from hotweights_common.backoff import Backoff
 from hotweights_storage.errors import Cancelled, NoCapacity
 from hotweights_storage.image import ImageBuilder
 from hotweights_transports.peers import frames
-from hotweights_transports.peers.base import PeerClient, PeerCorrupt, PeerServer, PeerTimeout, Want
+from hotweights_transports.peers.base import (
+    Deliver,
+    Missing,
+    PeerClient,
+    PeerCorrupt,
+    PeerServer,
+    PeerTimeout,
+    Want,
+)
 from hotweights_transports.peers.rate_limiter import RateLimiter
 from hotweights_transports.peers.stream import address as addresses
 
@@ -36,6 +44,55 @@ Connect = Callable[[str], PeerClient]
 QUICK = FetchPolicy(
     deadline_seconds=30, backoff=Backoff(0.01, 60.0), patience_seconds=0.0, again_seconds=0.02
 )
+
+
+class Clock:
+    """The fetch's: it goes on as a source gives chunks, whatever the machine does meanwhile."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def tick(self, _want: Want) -> None:
+        self.now += 1.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    found = Clock()
+    monkeypatch.setattr(fetching, "time", found)
+    return found
+
+
+class Slow:
+    """Gives a few chunks and then none, until it is called off."""
+
+    def __init__(
+        self,
+        data: dict[str, bytes],
+        *,
+        before: Callable[[Want], None] = lambda want: None,
+        then: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.name = "slow"
+        self._data, self._before, self._then = data, before, then
+        self.gave = self.calls = 0
+
+    def fetch(
+        self, wanted: Iterator[Want], deliver: Deliver, stop: threading.Event
+    ) -> list[Missing]:
+        self.calls += 1
+        for want in wanted:
+            if self.gave == 5:
+                self._then()
+                assert stop.wait(50), "nobody called it off"
+                break
+            self._before(want)
+            deliver(want, memoryview(self._data[want.blake3]))
+            self.gave += 1
+        return []
 
 
 @pytest.fixture
@@ -129,38 +186,41 @@ def test_a_parent_that_does_not_know_the_version_yet_is_waited_for(
     store: Store, version: Checkpoint, table: Table
 ) -> None:
     data: dict[str, bytes] = {}
-    parent, origin = table(data, "parent", version_known=False), table(version.data, "origin")
-    threading.Timer(0.15, data.update, [version.data]).start()
-    policy = FetchPolicy(deadline_seconds=30, patience_seconds=1.0, again_seconds=0.02)
-    assert dict(fetch(store, version, parent, origin, policy=policy).by_source)["origin"] == 0
+
+    def learn(_want: Want) -> None:
+        if parent.calls == 5:
+            data.update(version.data)
+
+    parent, origin = table(data, "parent", learn, version_known=False), table(version.data)
+    policy = FetchPolicy(deadline_seconds=50, patience_seconds=50, again_seconds=0.02)
+    found = fetch(store, version, parent, origin, policy=policy)
+    assert dict(found.by_source) == {"parent": version.nbytes, "table": 0}
 
 
-def test_patience_ends(store: Store, version: Checkpoint, table: Table) -> None:
-    parent, origin = table({}, "parent", version_known=False), table(version.data, "origin")
-    policy = FetchPolicy(deadline_seconds=30, patience_seconds=0.1, again_seconds=0.02)
+def test_patience_ends(store: Store, version: Checkpoint, table: Table, clock: Clock) -> None:
+    parent, origin = (
+        table({}, "parent", clock.tick, version_known=False),
+        table(version.data, "origin"),
+    )
+    rounds = 3.0
+    policy = FetchPolicy(patience_seconds=rounds * len(version.data), again_seconds=0.02)
     assert (
         dict(fetch(store, version, parent, origin, policy=policy).by_source)["origin"]
         == version.nbytes
     )
-    assert parent.calls > 2
+    assert parent.calls == rounds
 
 
-def test_cancel(store: Store, version: Checkpoint, table: Table) -> None:
+def test_cancel(store: Store, version: Checkpoint) -> None:
     cancel = threading.Event()
-
-    def slow(_want: Want) -> None:
-        if len(source.pending) == 5:
-            cancel.set()
-        time.sleep(0.01)
-
-    source = table(version.data, before=slow)
+    source = Slow(version.data, then=cancel.set)
     with pytest.raises(Cancelled):
         fetch(store, version, source, cancel=cancel)
-    assert len(source.pending) < 50
+    assert source.calls == 1
 
 
-def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
-    source = table(version.data, before=lambda want: time.sleep(0.05))
+def test_the_deadline(store: Store, version: Checkpoint) -> None:
+    source = Slow(version.data)
     with pytest.raises(
         FetchFailed,
         match=r"bytes came within 0\.2 s; raise "
@@ -171,27 +231,31 @@ def test_the_deadline(store: Store, version: Checkpoint, table: Table) -> None:
 
 
 def test_a_parent_that_is_too_slow_for_the_deadline_is_replaced(
-    store: Store, version: Checkpoint, table: Table
+    store: Store, version: Checkpoint, table: Table, clock: Clock
 ) -> None:
-    """It would take 10 s of 5."""
-    slow = table(version.data, "slow", before=lambda want: time.sleep(0.1))
-    quick = table(version.data, "quick")
-    policy = FetchPolicy(deadline_seconds=5.0, rate_seconds=0.25)
+    """It would take twice as long as there is."""
+    slow, quick = Slow(version.data, before=clock.tick), table(version.data, "quick")
+    policy = FetchPolicy(deadline_seconds=len(version.data) / 2, rate_seconds=2.0)
     found = dict(fetch(store, version, slow, quick, policy=policy).by_source)
     assert found["quick"] > version.nbytes / 2
     assert found["slow"] > 0
 
 
-def test_one_that_is_in_time_or_the_last_is_kept(
-    store: Store, version: Checkpoint, table: Table
+def test_one_that_is_in_time_is_kept(
+    store: Store, version: Checkpoint, table: Table, clock: Clock
 ) -> None:
-    slow = table(version.data, "slow", before=lambda want: time.sleep(0.004))
-    quick = table(version.data, "quick")
-    policy = FetchPolicy(deadline_seconds=60.0, rate_seconds=0.1)
+    def slowly(want: Want) -> None:
+        clock.tick(want)
+        time.sleep(0.004)  # it is looked at now and then
+
+    slow, quick = table(version.data, "slow", slowly), table(version.data, "quick")
+    policy = FetchPolicy(deadline_seconds=4.0 * len(version.data), rate_seconds=5.0)
     found = dict(fetch(store, version, slow, quick, policy=policy).by_source)
     assert found == {"slow": version.nbytes, "quick": 0}
-    store.release(version.manifest.digest)
-    last = table(version.data, "last", before=lambda want: time.sleep(0.05))
+
+
+def test_the_last_one_is_kept_until_the_deadline(store: Store, version: Checkpoint) -> None:
+    last = Slow(version.data)
     with pytest.raises(FetchFailed, match="bytes came within"):
         fetch(store, version, last, policy=FetchPolicy(deadline_seconds=0.5, rate_seconds=0.1))
     assert last.calls == 1
@@ -199,20 +263,34 @@ def test_one_that_is_in_time_or_the_last_is_kept(
 
 def helped(rate_seconds: float = 0.1) -> FetchPolicy:
     return FetchPolicy(
-        deadline_seconds=600.0,
+        deadline_seconds=3600.0,
         rate_seconds=rate_seconds,
         patience_seconds=0.0,
         backoff=Backoff(0.01, 60.0),
     )
 
 
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Wait until it is so, but not longer."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def test_one_that_is_slow_and_yet_in_time_is_helped_by_a_far_quicker_one(
-    store: Store, version: Checkpoint, table: Table
+    store: Store, version: Checkpoint, table: Table, clock: Clock
 ) -> None:
-    """Alone it would take three seconds of the ten minutes that there are."""
-    slow = table(version.data, "slow", before=lambda want: time.sleep(0.03))
+    """Alone it would take a small part of the time that there is."""
+
+    def slowly(want: Want) -> None:
+        clock.tick(want)
+        # it is helped a little first, and then a lot
+        until(lambda: len(quick.pending) > len(version.data) / 2, 0.3)
+
+    slow = table(version.data, "slow", slowly)
     quick, origin = table(version.data, "quick"), table(version.data, "origin")
-    found = dict(fetch(store, version, slow, quick, origin, policy=helped()).by_source)
+    policy = helped(rate_seconds=1.0)
+    found = dict(fetch(store, version, slow, quick, origin, policy=policy).by_source)
     assert found["quick"] > version.nbytes / 2
     assert found["slow"] > 0
     assert origin.calls == 0, "it would be asked by everybody at once"
@@ -220,16 +298,35 @@ def test_one_that_is_slow_and_yet_in_time_is_helped_by_a_far_quicker_one(
 
 
 def test_one_that_is_no_quicker_is_tried_and_let_alone(
-    store: Store, version: Checkpoint, table: Table
+    store: Store, version: Checkpoint, table: Table, clock: Clock
 ) -> None:
     """As in a chain that runs as quickly as the network lets it."""
-    slow = [table(version.data, name, before=lambda want: time.sleep(0.015)) for name in "ab"]
+
+    def slowly(want: Want) -> None:
+        clock.tick(want)
+        if len(slow.pending) > 15:
+            until(lambda: helper.calls > 0, 0.3)
+        if len(slow.pending) == 60:
+            until(lambda: len(helper.pending) > 1, 50)  # it has brought something
+        time.sleep(0.01)
+
+    def as_slowly(_want: Want) -> None:
+        before = len(slow.pending)
+        until(
+            lambda: (
+                len(slow.pending) > before
+                or len(slow.pending) + len(helper.pending) > len(version.data)  # all was asked for
+            ),
+            50,
+        )
+
+    slow, helper = table(version.data, "a", slowly), table(version.data, "b", as_slowly)
     origin = table(version.data, "origin")
-    # a busy machine may hold up one of them for a moment
-    policy = replace(helped(rate_seconds=0.3), far_quicker=4.0)
-    found = dict(fetch(store, version, *slow, origin, policy=policy).by_source)
+    found = dict(
+        fetch(store, version, slow, helper, origin, policy=helped(rate_seconds=10.0)).by_source
+    )
     assert 0 < found["b"] <= version.nbytes / 8
-    assert slow[1].calls == 1
+    assert helper.calls == 1
 
 
 @pytest.mark.parametrize("fault", ["lacks all", "is dead", "hangs"])
@@ -237,11 +334,17 @@ def test_a_helper_that_does_not_help_costs_nothing(
     store: Store, version: Checkpoint, table: Table, dead: Callable[[], ChunkSource], fault: str
 ) -> None:
     release = threading.Event()
-    slow = table(version.data, "slow", before=lambda want: time.sleep(0.01))
+
+    def slowly(_want: Want) -> None:
+        if len(slow.pending) > 20:
+            until(lambda: helper.calls > 0, 0.3)
+        time.sleep(0.01)
+
+    slow = table(version.data, "slow", slowly)
     helper = {
         "lacks all": table({}, "helper"),
         "is dead": dead(),
-        "hangs": table(version.data, "helper", before=lambda want: release.wait(10)),
+        "hangs": table(version.data, "helper", before=lambda want: release.wait(50)),
     }[fault]
     origin = table(version.data, "origin")
 
@@ -257,9 +360,7 @@ def test_a_helper_that_does_not_help_costs_nothing(
 
 
 def _when_whole(builder: ImageBuilder, release: threading.Event) -> None:
-    deadline = time.monotonic() + 10
-    while builder.missing_count and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(lambda: not builder.missing_count, 50)
     release.set()
 
 
@@ -269,7 +370,7 @@ def test_all_fetches_of_a_node_share_its_limit(
     """Two versions of 96 pages at once, and 192 pages take a second."""
     versions = [checkpoint("v1", tuple(range(24))), checkpoint("v2", tuple(range(30, 54)))]
     throttle = RateLimiter(2 * versions[0].nbytes)
-    policy = FetchPolicy(deadline_seconds=10)
+    policy = FetchPolicy(deadline_seconds=50)
     threads = [
         threading.Thread(
             target=fetch,
@@ -288,13 +389,23 @@ def test_all_fetches_of_a_node_share_its_limit(
 
 
 def test_progress_is_told(store: Store, version: Checkpoint, table: Table) -> None:
-    told: list[Progress] = []
-    source = table(version.data, before=lambda want: time.sleep(0.002))
-    fetch(store, version, source, progress=told.append, policy=FetchPolicy(progress_seconds=0.0))
-    done = [progress.done_nbytes for progress in told]
+    done: list[int] = []
+
+    def in_the_middle(_want: Want) -> None:
+        if len(source.pending) == 50:
+            until(lambda: bool(done) and done[-1] > 0, 50)
+
+    source = table(version.data, before=in_the_middle)
+    fetch(
+        store,
+        version,
+        source,
+        progress=lambda progress: done.append(progress.done_nbytes),
+        policy=FetchPolicy(progress_seconds=0.0),
+    )
     assert done == sorted(done)
     assert done[-1] == version.nbytes
-    assert len(done) > 2
+    assert any(0 < nbytes < version.nbytes for nbytes in done)
 
 
 def test_no_room_ends_it_at_once(store: Store, version: Checkpoint, table: Table) -> None:
@@ -329,19 +440,30 @@ def test_nodes_in_a_chain_over_tcp(
     first: dict[int, float] = {}
     last: dict[int, float] = {}
 
+    def head(_want: Want) -> None:
+        if len(source.pending) == len(version.data):
+            until(lambda: 3 in first, 40)
+        time.sleep(0.004)
+
+    source = table(version.data, before=head)
+
     def run(number: int) -> None:
         with stores[number].begin(version.manifest) as staging:
-            if number == 0:
-                source: ChunkSource = table(version.data, before=lambda want: time.sleep(0.004))
-            else:
-                source = PeerSource(connect(servers[number - 1].address), version.manifest.digest)
+            parent: ChunkSource = source
+            if number:
+                parent = PeerSource(connect(servers[number - 1].address), version.manifest.digest)
 
             def told(progress: Progress) -> None:
                 if progress.done_nbytes:
                     first.setdefault(number, time.monotonic())
 
-            policy = FetchPolicy(deadline_seconds=30, progress_seconds=0.0, again_seconds=0.02)
-            Fetch(staging.builder, [source], policy=policy, progress=told).run()
+            policy = FetchPolicy(
+                deadline_seconds=50,
+                patience_seconds=50,
+                progress_seconds=0.0,
+                again_seconds=0.02,
+            )
+            Fetch(staging.builder, [parent], policy=policy, progress=told).run()
             staging.commit()
             last[number] = time.monotonic()
 

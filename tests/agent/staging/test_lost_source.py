@@ -96,6 +96,7 @@ async def test_when_nobody_has_it_the_folder_is_named(
     assert item.uri.removeprefix("file://") in failed.message
 
 
+@pytest.mark.timeout(180)  # a keeper is a process
 @pytest.mark.parametrize("lose", [deleted, written_over])
 async def test_a_restarted_agent_needs_neither_the_folder_nor_its_disk(
     tmp_path: Path, lose: Callable[[StageItem], None]

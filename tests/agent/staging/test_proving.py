@@ -69,7 +69,7 @@ class Resolver:
                 digest=digest,
             )
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(50):
             done = await self.told.get()
         if not isinstance(done, ResolveDone):
             raise TypeError(f"{done} came instead of a ResolveDone")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -17,7 +16,8 @@ from hotweights_transports.peers.proof import ServerKey
 from hotweights_transports.peers.registry import transport_for
 from tests.agent.played_node import PlayedNode, published
 
-SETTINGS = StagingSettings(patience_seconds=5.0)
+# more than `PlayedNode.end` waits: nothing here takes as long
+SETTINGS = StagingSettings(patience_seconds=3600.0)
 
 
 @pytest.fixture
@@ -102,7 +102,5 @@ async def test_a_node_that_reads_the_source_waits_for_nobody(
     """Whoever stands in is late, as all nodes are told at once."""
     item, _ = published(tmp_path, "v1")
     peer = Peer(node="late", endpoint=serve(store).address)
-    began = time.monotonic()
     node.stager.stage(item.model_copy(update={"fallbacks": [peer]}))
     assert isinstance(await node.end(), StageDone)
-    assert time.monotonic() - began < SETTINGS.patience_seconds

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.ports import free_ports
 
-_START_SECONDS = 30.0
+_START_SECONDS = 50.0
 
 
 class RedisServer:
@@ -83,7 +83,9 @@ class RedisServer:
 
     def configure(self, name: str, value: str) -> None:
         """Change a setting of the running server."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=1.0) as connection:
+        with socket.create_connection(
+            ("127.0.0.1", self.port), timeout=_START_SECONDS
+        ) as connection:
             connection.sendall(f"CONFIG SET {name} {value}\r\n".encode())
             if not connection.recv(64).startswith(b"+OK"):
                 raise RuntimeError(f"redis-server does not take {name} {value}")

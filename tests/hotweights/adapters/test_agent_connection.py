@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from hotweights.adapters.vllm import agent_connection
 from hotweights_transports.handoff import frames, sockets
+
+SECONDS = 30.0
 
 
 class Listener:
@@ -24,11 +27,11 @@ class Listener:
         with sockets.address(path) as name:
             self.sock.bind(name)
         self.sock.listen()
-        self.sock.settimeout(2)
+        self.sock.settimeout(SECONDS)
 
     def welcome(self) -> tuple[socket.socket, frames.Frame]:
         peer, _ = self.sock.accept()
-        peer.settimeout(2)
+        peer.settimeout(SECONDS)
         hello, _ = sockets.recv(peer)
         sockets.send(peer, frames.Welcome())
         return peer, hello
@@ -36,6 +39,8 @@ class Listener:
 
 class Engine:
     """A link with what it heard."""
+
+    links: ClassVar[list[agent_connection.AgentLink]] = []
 
     def __init__(self, path: Path) -> None:
         self.heard: list[tuple[frames.Frame, int]] = []
@@ -47,6 +52,7 @@ class Engine:
             self.handle,
             closed=lambda _: self.closed.set(),
         )
+        self.links.append(self.link)
         self.link.start()
 
     def handle(
@@ -62,6 +68,19 @@ class Engine:
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent_connection, "FIRST_RETRY_SECONDS", 0.01)
     monkeypatch.setattr(agent_connection, "LAST_RETRY_SECONDS", 0.02)
+
+
+@pytest.fixture(autouse=True)
+def _no_link_goes_on() -> Iterator[None]:
+    """One that did would open a socket every few seconds, and its number might be that of a
+    descriptor that a later test of this process has closed.
+    """
+    yield
+    while Engine.links:
+        link = Engine.links.pop()
+        link.stop()
+        link.join(SECONDS)
+        assert not link.is_alive()
 
 
 @pytest.fixture

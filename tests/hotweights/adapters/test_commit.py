@@ -14,6 +14,7 @@ from hotweights.adapters.vllm import errors
 from hotweights.adapters.vllm.commit import Switch
 from hotweights.adapters.vllm.errors import EngineDead, RankError
 from hotweights_transports.handoff import frames
+from tests.agent.fake_engine import until
 
 GOLDEN = [{"engine": "x", "promptTokenIds": [1, 2], "tokenIds": [3, 4]}]
 
@@ -297,9 +298,9 @@ async def test_a_dead_engine_ends_the_process(ended: list[str], step: str) -> No
 
 
 async def test_a_commit_that_is_cancelled_inside_the_pause_leaves_its_mark() -> None:
-    engine = Engine(install=1.0)
-    task = asyncio.create_task(engine.commit())
-    await asyncio.sleep(0.02)
+    engine = Engine(install=60.0)
+    task = asyncio.create_task(engine.commit(deadline_seconds=60.0))
+    await until(lambda: "install" in engine.engine_client.steps, 30.0)
     task.cancel()
     await asyncio.wait([task])
     assert engine.switch.torn

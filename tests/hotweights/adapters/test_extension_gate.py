@@ -50,7 +50,7 @@ def test_a_switch_goes_before_a_caller_who_never_rests_and_is_alone() -> None:
     caller = threading.Thread(target=call)
     caller.start()
     for _ in range(20):
-        assert gate.close(10.0)
+        assert gate.close(50.0)
         engine.step()
         gate.open()
     stop.set()
@@ -74,7 +74,7 @@ def test_a_call_inside_a_call_passes_also_while_a_switch_waits() -> None:
     assert engine.guard.outer() == 1
     closed: list[bool] = []
     with gate.call():
-        switch = threading.Thread(target=lambda: closed.append(gate.close(10.0)))
+        switch = threading.Thread(target=lambda: closed.append(gate.close(50.0)))
         switch.start()
         while not gate._next.locked():
             time.sleep(0.001)

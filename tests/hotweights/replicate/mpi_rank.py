@@ -1,8 +1,7 @@
 """One rank of a test, a program: replicates a plan over MPI and prints its image's digest and what
 it measured.
 
-Usage: ``mpi_rank.py PLAN [SECONDS_PER_CHUNK] [HIDE_SOURCE]`` with WORLD_SIZE, RANK, MASTER_ADDR and
-MASTER_PORT.
+Usage: ``mpi_rank.py PLAN [GATE] [HIDE_SOURCE]`` with WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT.
 """
 
 from __future__ import annotations
@@ -30,13 +29,16 @@ from hotweights_transports.broadcast.group import GroupTimeouts
 from hotweights_transports.peers.base import PeerError
 
 
-class Slow:
-    """A source that takes its time, so that something can happen meanwhile."""
+class Gated:
+    """A source whose last bytes are not read before a file is there, so that something can happen
+    meanwhile.
+    """
 
-    def __init__(self, source: Source, seconds: float) -> None:
+    def __init__(self, source: Source, gate: Path, after_nbytes: int) -> None:
         self.uri = source.uri
         self._source = source
-        self._seconds = seconds
+        self._gate = gate
+        self._after_nbytes = after_nbytes
 
     def entries(self) -> Mapping[str, int | SourceRefused | SourceUnavailable]:
         return self._source.entries()
@@ -45,7 +47,8 @@ class Slow:
         return self._source.files()
 
     def read_into(self, file: str, offset: int, into: memoryview) -> int:
-        time.sleep(self._seconds)
+        while offset > self._after_nbytes and not self._gate.exists():
+            time.sleep(0.02)
         return self._source.read_into(file, offset, into)
 
     def check_unchanged(self) -> None:
@@ -75,7 +78,7 @@ def digest_of(image: Image) -> str:
 
 def main() -> int:
     plan = parse(Path(sys.argv[1]).read_bytes())
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    gate = sys.argv[2] if len(sys.argv) > 2 else ""
     hidden = len(sys.argv) > 3 and sys.argv[3] != ""
     world = World.read(os.environ, mpiexec=True)
 
@@ -83,7 +86,7 @@ def main() -> int:
         if hidden and world.rank:
             raise SourceUnavailable(f"{plan.source}: not mounted at rank {world.rank}")
         found = open_folder(Path(unquote(urlsplit(plan.source).path)))
-        return Slow(found, seconds) if seconds else found
+        return Gated(found, Path(gate), plan.manifest.nbytes // 2) if gate else found
 
     came = 0
 
@@ -93,9 +96,11 @@ def main() -> int:
         print(f"came {came}", flush=True)
 
     patience = GroupTimeouts(
-        join_seconds=float(os.environ.get("JOIN_SECONDS", "60")),
-        stall_seconds=float(os.environ.get("STALL_SECONDS", "30")),
+        join_seconds=float(os.environ.get("JOIN_SECONDS", "120")),
+        message_seconds=30.0,
+        stall_seconds=float(os.environ.get("STALL_SECONDS", "60")),
     )
+    print("here", flush=True)
     with ImageBuilder(plan.manifest) as builder:
         try:
             measured = replicator(window=3, patience=patience).run(

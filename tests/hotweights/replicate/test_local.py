@@ -22,7 +22,8 @@ from tests.coordinator.running import running
 from tests.hotweights.checkpoints import checkpoint, plan
 from tests.hotweights.command_line import Run
 
-MOST_SECONDS = 60
+MOST_SECONDS = 120
+pytestmark = pytest.mark.timeout(300)  # some start processes, one after the other
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ from tests.ports import free_ports
 
 TENSORS = 12
 TENSOR_NBYTES = 1_000_000
+SECONDS = 60.0
+
+pytestmark = pytest.mark.timeout(200)  # the demo starts two processes that import everything
 
 
 @pytest.fixture
@@ -75,7 +78,7 @@ class Rank:
         self.builder = ImageBuilder(plan.manifest)
         self._plan, self._world, self._source = plan, world, source
 
-    def run(self, join_seconds: float = 20.0, quiet_seconds: float = 20.0) -> Measured:
+    def run(self, join_seconds: float = SECONDS, quiet_seconds: float = SECONDS) -> Measured:
         mover = replicator(window=4, join_seconds=join_seconds, quiet_seconds=quiet_seconds)
         return mover.run(self._plan, self.builder, self._source, self._world, self._count)
 
@@ -118,7 +121,7 @@ def test_every_rank_has_every_byte(
     ]
     moving = [start(rank) for rank in reversed(ranks)][::-1]
     # of all: one that fails leaves the others waiting
-    failures = [one.exception(30) for one in moving]
+    failures = [one.exception(2 * SECONDS) for one in moving]
     assert failures == [None] * size
     for rank, measured in zip(ranks, moving, strict=True):
         found = measured.result()
@@ -144,7 +147,7 @@ class Torn(Source):
 
     def read_into(self, file: str, offset: int, into: memoryview) -> int:
         if offset > TENSOR_NBYTES:
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + SECONDS
             while not self._somebody():
                 if time.monotonic() > deadline:
                     raise TimeoutError("nobody has a part of it")
@@ -174,8 +177,8 @@ def test_chunks_are_passed_on_before_the_last_has_come_and_without_the_parent_th
     )
     failed, done = start(head), start(child)
     with pytest.raises(TransferError, match="the disk is gone"):
-        failed.result(30)
-    found = done.result(30)
+        failed.result(2 * SECONDS)
+    found = done.result(2 * SECONDS)
     assert found.nbytes == plan.manifest.nbytes
     assert 0 < int(found.details[f"bytes from ucx://127.0.0.1:{port}"]) < plan.manifest.nbytes
     assert child.content()
@@ -209,7 +212,7 @@ def test_another_plan_or_another_secret_is_told_from_a_rank_that_is_not_there(
     with pytest.raises(RankMissing, match="replicates something else"):
         Rank(other, World(2, 1, "127.0.0.1", port)).run()
     assert Rank(plan, World(2, 1, "127.0.0.1", port)).run().nbytes == plan.manifest.nbytes
-    running.result(30)
+    running.result(2 * SECONDS)
 
 
 def test_beyond_this_host_a_secret_is_needed(
@@ -254,7 +257,6 @@ def run_demo(
     )
 
 
-@pytest.mark.timeout(180)  # two processes that import everything, on whatever the machine has left
 def test_the_demo_compares_what_the_ranks_have(plan_file: Path, port: int, tmp_path: Path) -> None:
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
@@ -271,7 +273,6 @@ def test_the_demo_compares_what_the_ranks_have(plan_file: Path, port: int, tmp_p
     assert len(digests) == 2
 
 
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [

@@ -23,7 +23,7 @@ from tests.agent.fake_engine import FakeEngine, until
 from tests.coordinator.running import Coordinator, running
 from tests.hotweights.checkpoints import checkpoint, plan
 
-SECONDS = 30.0
+SECONDS = 90.0  # whoever imports it has a longer time-out
 PACE = HeartbeatTiming(
     beat_seconds=0.1, hurry_seconds=0.01, call_seconds=30.0, away_seconds=0.5, first_seconds=30.0
 )
@@ -117,6 +117,15 @@ class Group:
             await asyncio.sleep(0.02)
         return status
 
+    async def forgets(self, worker: str) -> None:
+        """Of one that ended without a word the coordinator hears nothing more, and drops it; who
+        is only slow would be dropped as soon, so only now.
+        """
+        membership = self.coordinator.server._membership
+        ttl_seconds, membership.ttl_seconds = membership.ttl_seconds, 6.0  # it is heard every 5 s
+        await self.reaches(lambda status: worker not in status["workers"])
+        membership.ttl_seconds = ttl_seconds
+
     async def rolled_out(self, version: str, workers: int) -> dict[str, Any]:
         """Begun, committed, and applied by so many."""
         await self.reaches(lambda status: len(status["workers"]) >= workers)
@@ -147,7 +156,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 async def group(folder: Path, tmp_path: Path) -> AsyncIterator[Group]:
-    with running(worker_ttl_seconds=5.0) as coordinator:
+    with running() as coordinator:
         sources = tmp_path / "the sources"
         sources.mkdir()
         found = Group(coordinator, folder, sources)

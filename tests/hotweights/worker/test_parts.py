@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hotweights_crds.nodeweights import EngineStatus, GivenUp, NodeWeightsStatus
 from hotweights_storage.errors import SourceRefused
 from hotweights_storage.sources.base import Source, Sources
 
+SECONDS = 30.0
 OLD, NEW = "sha256:" + "0" * 64, "sha256:" + "1" * 64
 
 
@@ -207,29 +209,32 @@ async def test_a_source_that_does_not_answer_keeps_no_heartbeat_waiting(tmp_path
     """A FIFO that nobody writes to hangs in the kernel as a hard mount does."""
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
-    asked = 0
+    asked, hangs = 0, threading.Event()
 
     class Mount:
         def open(self, uri: str, namespace: str) -> Source:
             nonlocal asked
             asked += 1
+            hangs.set()
             os.close(os.open(fifo, os.O_RDONLY))
             raise SourceRefused("it leads out of its root")
 
     readable = Readable(Sources({"nfs": Mount()}), wait_seconds=0.1)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(SECONDS):
         for _ in range(20):
             assert await readable.may("nfs://v"), "one that is merely not there may be read"
+    assert await asyncio.to_thread(hangs.wait, SECONDS)
     assert asked == 1, "and no threads pile up"
-    os.close(os.open(fifo, os.O_RDWR))
-    async with asyncio.timeout(5):
+    writer = os.open(fifo, os.O_RDWR)  # open until it went on: it may not be in its open yet
+    async with asyncio.timeout(SECONDS):
         await readable._asked["nfs://v"]
+    os.close(writer)
     assert not await readable.may("nfs://v")
 
 
 async def test_whether_a_source_may_be_read_is_known_at_once_where_it_answers(
     tmp_path: Path,
 ) -> None:
-    readable = Readable(sources([tmp_path]), wait_seconds=5.0)
+    readable = Readable(sources([tmp_path]), wait_seconds=SECONDS)
     assert await readable.may(tmp_path.as_uri())
     assert not await readable.may("file:///etc")

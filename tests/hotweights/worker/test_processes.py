@@ -16,6 +16,8 @@ import pytest
 
 from tests.hotweights.worker.conftest import SECONDS, Group
 
+pytestmark = pytest.mark.timeout(300)  # they import everything, one process after the other
+
 
 @pytest.fixture
 def processes() -> Iterator[ExitStack]:
@@ -74,6 +76,7 @@ async def test_a_killed_worker_comes_back_and_follows(group: Group, processes: E
     await group.rolled_out("v1", 2)
     killed.kill()
     await asyncio.to_thread(killed.wait)
+    await group.forgets("w2")
     await group.reaches(lambda status: status["workers"] == ["w1"])
     group.version("v2", 2.0)
     await group.rolled_out("v2", 1)

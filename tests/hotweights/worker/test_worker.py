@@ -17,6 +17,8 @@ from tests.agent.fake_engine import until
 from tests.coordinator.running import lasting_endpoint, running
 from tests.hotweights.worker.conftest import PACE, SECONDS, Group, Worker
 
+pytestmark = pytest.mark.timeout(300)
+
 
 async def test_a_worker_follows_version_after_version(group: Group) -> None:
     await group.worker("w1")

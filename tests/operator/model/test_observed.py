@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -16,6 +17,8 @@ from hotweights_operator.model.observed import KINDS, Observed
 from hotweights_operator.runtime import triggers
 from hotweights_operator.runtime.cache import Cache
 from tests.operator.worlds import AT_NEW, NEW, NOW, OLD, engine, order, pod, rollout, state, version
+
+pytestmark = pytest.mark.timeout(180)  # thousands of decisions
 
 NAMES = st.sampled_from(("a", "b"))
 NODES = st.sampled_from(("n0", "n1", "n2"))

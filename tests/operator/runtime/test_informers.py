@@ -131,7 +131,7 @@ def source(informers: Informers, kind: Kind) -> WatchedKind:
 
 
 async def until(query: Any) -> None:
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while not query():  # noqa: ASYNC110 - what is waited for is what tasks do
             await asyncio.sleep(0.001)
 
@@ -509,6 +509,7 @@ def test_the_waits_of_kopf_begin_anew_with_each_request_and_have_no_end() -> Non
     assert not hasattr(waits, "__len__"), "kopf counts up to it"
 
 
+@pytest.mark.timeout(120)  # kopf has seconds to end
 @pytest.mark.parametrize("outage", [(10**6, 404)], indirect=True)
 async def test_kopf_that_ends_is_begun_anew_and_takes_nobody_with_it(
     outage: tuple[Outage, str],
@@ -528,7 +529,7 @@ async def test_kopf_that_ends_is_begun_anew_and_takes_nobody_with_it(
     monkeypatch.setattr(handlers, "AGAIN_SECONDS", (0.01, 0.01))
     begun: list[None] = []
     ours = asyncio.create_task(asyncio.Event().wait())
-    async with kopf_running(feed_of()[0], lambda: begun.append(None)) as kopf, asyncio.timeout(10):
+    async with kopf_running(feed_of()[0], lambda: begun.append(None)) as kopf, asyncio.timeout(90):
         while len(begun) < 3:  # noqa: ASYNC110 - what is waited for is what tasks do
             await asyncio.sleep(0.01)
         assert not kopf.done()
@@ -612,6 +613,7 @@ STEPS = st.one_of(
 )
 
 
+@pytest.mark.timeout(180)  # a hundred lives
 @given(st.lists(STEPS, max_size=25))
 def test_whatever_happens_unseen_the_cache_ends_with_what_there_is(
     steps: list[tuple[str, str]],
@@ -643,7 +645,7 @@ async def _live_through(steps: list[tuple[str, str]]) -> None:
     wanted = {
         name: int(body["metadata"]["resourceVersion"]) for name, body in store.objects.items()
     }
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(20):
         while {
             state.name: int(state.resource_version) for state in decider.cache.values("state")
         } != wanted:

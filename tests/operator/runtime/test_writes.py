@@ -269,7 +269,8 @@ async def worked(*errors: Exception, again: bool = False) -> tuple[list[str], li
     reconciler.changed("rollout", "models/llm", None)
     tasks: list[Coroutine[Any, Any, None]] = [reconciler.work(), reconciler.write()]
     running = [asyncio.create_task(task) for task in tasks]
-    for _ in range(100):
+    end = asyncio.get_running_loop().time() + 20.0
+    while asyncio.get_running_loop().time() < end:
         await asyncio.sleep(0.005)
         if "n0" in port.done and (not again or len(meter.results) > 1):
             break

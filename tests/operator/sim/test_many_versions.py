@@ -35,7 +35,7 @@ def sizes(sim: Simulation) -> dict[str, int]:
     }
 
 
-@pytest.mark.timeout(30)
+@pytest.mark.timeout(180)
 def test_the_twentieth_version_leaves_no_more_than_the_tenth() -> None:
     sim = Simulation(1, with_faults=False)
     sim.set_up(WeightRolloutSpec.from_dict(SPEC), nodes=2, pods=2)

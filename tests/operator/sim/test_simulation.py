@@ -25,7 +25,7 @@ HAPPENED: Counts = Counter()
 PLAYED: set[int] = set()
 
 
-@pytest.mark.timeout(180)  # some eight seconds on an idle core
+@pytest.mark.timeout(300)  # some eight seconds on an idle core
 @pytest.mark.parametrize("block", range(TESTS))
 def test_every_story_ends_well(block: int) -> None:
     for seed in range(block * SEEDS_PER_TEST, (block + 1) * SEEDS_PER_TEST):

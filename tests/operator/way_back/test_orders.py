@@ -376,12 +376,14 @@ def test_what_an_agent_that_is_away_said_moves_nobody() -> None:
 def test_orders_say_how_to_switch() -> None:
     seen = world([pod(0)], [state("n0", prepared(1), {"p0": OLD})])
     how = {"mode": "Abort", "drainTimeoutSeconds": 17, "commitTimeoutSeconds": 23}
+    how |= {"memory": "InPause", "maxPauseSeconds": 9}
     given = orders(decide(rollout(AT_NEW, activation=how), seen, NOW))["p0"]
     assert (given.mode, given.drain_timeout_seconds, given.commit_timeout_seconds) == (
         "Abort",
         17,
         23,
     )
+    assert (given.memory, given.max_pause_seconds) == ("InPause", 9)
 
 
 def test_a_failure_is_seen_though_nothing_else_has_changed_on_the_node() -> None:

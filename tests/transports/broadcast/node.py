@@ -28,11 +28,11 @@ def main() -> None:
                 if member.rank == 0:
                     view[:nbytes] = bytes([number]) * nbytes
             member.post(slot, nbytes)
-            assert member.completed(20) == slot
+            assert member.completed(60) == slot
             with member.view(slot) as view:
                 assert bytes(view[:nbytes]) == bytes([view[0]]) * nbytes
                 seen.append(view[0])
-        member.finish(10)
+        member.finish(60)
     print(launch.proxy_id, member.rank, member.size, *seen)
 
 

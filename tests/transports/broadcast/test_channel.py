@@ -20,6 +20,7 @@ from hotweights_transports.broadcast.channel import (
 )
 from hotweights_transports.peers.base import PeerError, PeerRefused, PeerTimeout, PeerUnreachable
 
+SECONDS = 50.0  # for what comes about at once where the machine has nothing else to do
 Pair = Callable[[bytes, bytes], tuple[Channel, Channel]]
 
 
@@ -30,9 +31,9 @@ def pair() -> Iterator[Pair]:
     def make(ours: bytes, theirs: bytes) -> tuple[Channel, Channel]:
         left, right = tcp_pair()
         with ThreadPoolExecutor(1) as pool:
-            head = pool.submit(Channel, left, "head", ours, head=True, seconds=1.0)
-            member = Channel(right, "member", theirs, head=False, seconds=1.0)
-            channels.extend((head.result(2), member))
+            head = pool.submit(Channel, left, "head", ours, head=True, seconds=SECONDS)
+            member = Channel(right, "member", theirs, head=False, seconds=SECONDS)
+            channels.extend((head.result(SECONDS), member))
         return channels[-2], channels[-1]
 
     yield make
@@ -50,21 +51,21 @@ def test_messages_arrive_in_order(pair: Pair) -> None:
     head, member = pair(b"secret", b"secret")
     messages: list[Message] = [{"number": number, "text": "ö" * number} for number in range(20)]
     for message in messages:
-        head.send(message, 1.0)
-        member.send(message, 1.0)
-    assert [member.receive(1.0) for _ in messages] == messages
-    assert [head.receive(1.0) for _ in messages] == messages
+        head.send(message, SECONDS)
+        member.send(message, SECONDS)
+    assert [member.receive(SECONDS) for _ in messages] == messages
+    assert [head.receive(SECONDS) for _ in messages] == messages
 
 
 @pytest.mark.parametrize("theirs", [b"", b"guess", b"secret "])
 def test_another_secret(pair: Pair, theirs: bytes) -> None:
     head, member = pair(b"secret", theirs)
-    head.send({"kind": "welcome"}, 1.0)
+    head.send({"kind": "welcome"}, SECONDS)
     with pytest.raises(PeerRefused, match="TokenInvalid"):
-        member.receive(1.0)
-    member.send({"kind": "hello"}, 1.0)
+        member.receive(SECONDS)
+    member.send({"kind": "hello"}, SECONDS)
     with pytest.raises(PeerRefused, match="TokenInvalid"):
-        head.receive(1.0)
+        head.receive(SECONDS)
 
 
 def test_silence_and_departure_are_told_apart(pair: Pair) -> None:
@@ -73,7 +74,7 @@ def test_silence_and_departure_are_told_apart(pair: Pair) -> None:
         head.receive(0.3)
     member.close()
     with pytest.raises(PeerUnreachable):
-        head.receive(1.0)
+        head.receive(SECONDS)
 
 
 def test_what_was_said_to_one_cannot_be_said_to_another(pair: Pair) -> None:
@@ -81,15 +82,15 @@ def test_what_was_said_to_one_cannot_be_said_to_another(pair: Pair) -> None:
     left, right = tcp_pair()
     head, member = pair(b"secret", b"secret")
     with left, right, ThreadPoolExecutor(1) as pool:
-        making = pool.submit(Channel, left, "head", b"secret", head=True, seconds=1.0)
+        making = pool.submit(Channel, left, "head", b"secret", head=True, seconds=SECONDS)
         right.sendall(b"HWM1" + bytes(32))
-        spy = making.result(2)
+        spy = making.result(SECONDS)
         right.recv(36, socket.MSG_WAITALL)
-        spy.send({"kind": "welcome"}, 1.0)
+        spy.send({"kind": "welcome"}, SECONDS)
         said = right.recv(1000)
         right.sendall(said)
         with pytest.raises(PeerRefused, match="TokenInvalid"):
-            spy.receive(1.0)
+            spy.receive(SECONDS)
     for side in (head, member):
         side.hang_up()
 
@@ -101,10 +102,10 @@ def test_garbage_after_the_nonces(garbage: bytes) -> None:
         right.sendall(b"HWM1" + bytes(32) + garbage)
         right.shutdown(socket.SHUT_WR)
         with (
-            Channel(left, "head", b"", head=True, seconds=1.0) as channel,
+            Channel(left, "head", b"", head=True, seconds=SECONDS) as channel,
             pytest.raises(PeerError),
         ):
-            channel.receive(0.5)
+            channel.receive(SECONDS)
 
 
 @pytest.mark.parametrize("begin", [b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(40), b"HWM1" + bytes(31)])
@@ -115,7 +116,7 @@ def test_garbage_instead_of_a_nonce(begin: bytes) -> None:
         right.sendall(begin)
         with pytest.raises(PeerError):
             Channel(left, "head", b"", head=True, seconds=0.3)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 30.0
 
 
 def test_a_large_message_is_not_waited_for() -> None:
@@ -125,10 +126,10 @@ def test_a_large_message_is_not_waited_for() -> None:
             b"HWM1" + bytes(32) + struct.pack("!4sI32s", b"HWM1", MAX_MESSAGE_NBYTES + 1, bytes(32))
         )
         with (
-            Channel(left, "head", b"", head=True, seconds=1.0) as channel,
+            Channel(left, "head", b"", head=True, seconds=SECONDS) as channel,
             pytest.raises(PeerError, match="no message"),
         ):
-            channel.receive(1.0)
+            channel.receive(SECONDS)
 
 
 def test_without_a_secret_only_this_host() -> None:

@@ -30,7 +30,7 @@ from hotweights_transports.broadcast.rank_process import LEFTOVER_SECONDS, RankP
 PROGRAM = Path(__file__).with_name("node.py")
 SECONDS = 70.0
 
-pytestmark = pytest.mark.timeout(90)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
@@ -71,16 +71,19 @@ def test_slots_come_back_in_order(members: list[RankProcess]) -> None:
     for member in members:
         member.post(0, 10)
         member.post(1, 1 << 16)
-    assert [[member.completed(20), member.completed(20)] for member in members] == [[0, 1], [0, 1]]
+    assert [[member.completed(SECONDS), member.completed(SECONDS)] for member in members] == [
+        [0, 1],
+        [0, 1],
+    ]
 
 
 def test_a_dead_rank_is_heard_of_everywhere(members: list[RankProcess]) -> None:
     for member in members:
         member.post(0, 10)
-        member.completed(20)
+        member.completed(SECONDS)
     members[1].hang_up()
     with pytest.raises(MpiFailed, match="a member was lost"):
-        members[0].completed(10)
+        members[0].completed(SECONDS)
 
 
 def test_a_standstill_is_not_waited_for(members: list[RankProcess]) -> None:
@@ -93,14 +96,14 @@ def test_other_bytes_than_agreed_are_named(members: list[RankProcess]) -> None:
     members[0].post(0, 10)
     members[1].post(0, 11)
     with pytest.raises(MpiFailed, match="rank 0 sends 10 bytes, 11 are expected"):
-        members[1].completed(20)
+        members[1].completed(SECONDS)
 
 
 def test_a_job_whose_nodes_do_not_come_is_ended() -> None:
     head = Mpiexec(2, "127.0.0.1")
     began = time.monotonic()
     head.close(0.1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 30
     assert head._process.returncode is not None
 
 
@@ -114,7 +117,7 @@ def test_a_rank_does_not_outlive_its_node() -> None:
         with node:
             assert (node.stdout or sys.stdin).readline() == b"ready\n"
             node.send_signal(signal.SIGKILL)
-        head._process.wait(20)  # ends only when the rank has
+        head._process.wait(SECONDS)  # ends only when the rank has
     finally:
         head.close()
 
@@ -159,10 +162,10 @@ def test_what_a_killed_start_left_is_swept_away_and_what_is_in_use_stays() -> No
     try:
         for path in (left, used, young):
             path.write_bytes(bytes(4096))
-        for path in (left, used):
-            os.utime(path, (old, old))
         with used.open("r+b") as file, mmap.mmap(file.fileno(), 4096):
-            os.utime(used, (old, old))
+            # only now: ranks of tests that run beside this one sweep too
+            for path in (left, used):
+                os.utime(path, (old, old))
             sweep()
             assert [path.exists() for path in (left, used, young)] == [False, True, True]
     finally:

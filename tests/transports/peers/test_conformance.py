@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -147,8 +148,8 @@ def test_a_pending_chunk_is_sent_as_soon_as_it_is_there(
         if want == wants[0]:
             threading.Timer(0.15, parent.add, [late]).start()
 
-    limits = ClientLimits(streams=1, stall_seconds=1.5)
-    assert connect(serve(parent).address, limits).fetch_chunks(digest, wants, deliver) == []
+    client = connect(serve(parent).address, ClientLimits(streams=1))
+    assert client.fetch_chunks(digest, wants, deliver) == []
     assert got == [want.blake3 for want in wants]
 
 
@@ -166,13 +167,14 @@ def test_a_peer_that_lives_but_stalls_is_given_up(
 ) -> None:
     parent.pending.add(ABSENT.blake3)
     wants = [*parent.fill(2), ABSENT]
-    began = time.monotonic()
-    with pytest.raises(PeerTimeout, match="completed no chunk for"):
-        connect(serve(parent).address, ClientLimits(stall_seconds=0.3)).fetch_chunks(
-            digest, wants, child.deliver
-        )
-    assert time.monotonic() - began < 5.0  # the limits that were not set are 10 s and more
-    assert all(child.holds(want) for want in wants[:2])
+    client = connect(serve(parent).address, ClientLimits(stall_seconds=0.3))
+    while True:
+        began = time.monotonic()
+        with pytest.raises(PeerTimeout, match=r"completed no chunk for 0\.3 s"):
+            client.fetch_chunks(digest, wants, child.deliver)
+        assert time.monotonic() - began < 30.0  # the limits that were not set are longer
+        if all(child.holds(want) for want in wants[:2]):
+            return  # else the machine kept us waiting for longer than that before they came
 
 
 @pytest.mark.parametrize("token", ["", "bad", "x" * 5000])
@@ -235,23 +237,24 @@ def test_what_deliver_raises_passes_through(
 def test_a_peer_that_dies_in_the_middle(
     parent: Node, child: Node, digest: str, serve: Serve, connect: Connect
 ) -> None:
-    wants = parent.fill(400)
+    wants = parent.fill(40)
     server = serve(parent)
-    closer = threading.Thread(target=server.close)
+    closer, once = threading.Thread(target=server.close), threading.Lock()
     got: list[Want] = []
 
     def deliver(want: Want, data: memoryview) -> None:
-        child.deliver(want, data)
+        if not child.holds(want):
+            child.deliver(want, data)
         got.append(want)
-        if len(got) == 10:
+        if want == wants[10] and once.acquire(blocking=False):
             closer.start()
-        time.sleep(0.001)
 
-    with pytest.raises(PeerUnreachable):
-        connect(server.address, ClientLimits(window_chunks=16)).fetch_chunks(digest, wants, deliver)
+    client = connect(server.address, ClientLimits(window_chunks=16))
+    with pytest.raises(PeerUnreachable):  # whenever that is: there is no end of what is wanted
+        client.fetch_chunks(digest, itertools.cycle(wants), deliver)
     closer.join()
     delivered = len(got)
-    assert 10 <= delivered < 400
+    assert delivered > 10
     assert all(child.holds(want) for want in got)
     time.sleep(0.05)
     assert len(got) == delivered
@@ -275,7 +278,7 @@ def test_cancel_returns_early(
     assert (
         client.fetch_chunks(digest, [*parent.fill(2), ABSENT], child.deliver, cancel=cancel) == []
     )
-    assert time.monotonic() - began < 5.0  # the limits that were not set are 10 s and more
+    assert time.monotonic() - began < 30.0  # the limits are longer
 
 
 def test_wanted_is_taken_as_the_window_opens(
@@ -329,31 +332,28 @@ def test_bandwidth_is_limited(
     server = serve(parent, ServerLimits(bandwidth_bytes_per_second=1_000_000))
     began = time.monotonic()
     connect(server.address).fetch_chunks(digest, wants, child.deliver)
-    assert 0.2 < time.monotonic() - began < 1.5
+    assert 0.2 < time.monotonic() - began < 30.0
     assert all(child.holds(want) for want in wants)
 
 
 def test_a_chain_pipelines(new_node: NewNode, serve: Serve, connect: Connect) -> None:
-    """Four nodes in a row: the last one has its first chunk long before the first one has its
-    last.
-    """
-    head, *others = [new_node() for _ in range(4)]
-    wants = head.fill(40, nbytes=100_000)
-    digest = next(iter(head.manifests))
-    servers = [serve(head, ServerLimits(bandwidth_bytes_per_second=8_000_000))]
-    for node in others:
+    """Four nodes in a row: the last one has each chunk before the first one has the next."""
+    head, *others = nodes = [new_node() for _ in range(4)]
+    digest, source = next(iter(head.manifests)), new_node()
+    contents = [bytes([number]) * 100_000 for number in range(20)]
+    wants = [source.add(content) for content in contents]
+    for node in nodes:
         node.pending.update(want.blake3 for want in wants)
-        servers.append(serve(node, ServerLimits(waiting_seconds=0.05)))
-    first_at: dict[int, float] = {}
-    last_at: dict[int, float] = {}
+    servers = [serve(node) for node in nodes]
+    order: list[tuple[int, Want]] = []
 
     def pull(number: int) -> None:
-        node = others[number]
-
         def deliver(want: Want, data: memoryview) -> None:
-            node.deliver(want, data)
-            last_at[number] = time.monotonic()
-            first_at.setdefault(number, last_at[number])
+            order.append((number, want))
+            others[number].deliver(want, data)
+            if others[number] is others[-1] and len(contents) > 1:
+                del contents[0]
+                head.add(contents[0])
 
         client = connect(servers[number].address, ClientLimits(streams=1))
         assert client.fetch_chunks(digest, wants, deliver) == []
@@ -361,9 +361,8 @@ def test_a_chain_pipelines(new_node: NewNode, serve: Serve, connect: Connect) ->
     threads = [threading.Thread(target=pull, args=(number,)) for number in range(3)]
     for thread in reversed(threads):  # children ask before their parents have anything
         thread.start()
+    head.add(contents[0])
     for thread in threads:
         thread.join()
+    assert order == [(number, want) for want in wants for number in range(3)]
     assert all(node.holds(want) for node in others for want in wants)
-    assert first_at[2] < last_at[0]
-    whole = max(last_at.values()) - min(first_at.values())
-    assert whole < 1.8 * (last_at[0] - first_at[0])

@@ -35,6 +35,7 @@ NONCE = bytes(range(32))
 HERE = "tcp://10.0.0.1:7600"
 SECRET = "the token that opens every version"
 ANOTHERS = ServerKey().public
+LONG_SECONDS = 50.0  # as in conftest.py
 
 
 @pytest.fixture
@@ -60,12 +61,12 @@ Pull = Callable[..., bytes]
 def pull(digest: str, tokens: list[str]) -> Pull:
     """The manifest from that address, where whoever answers must have that key."""
 
-    def once(address: str, key: str, seconds: float = 20.0) -> bytes:
+    def once(address: str, key: str, seconds: float = LONG_SECONDS) -> bytes:
         def token() -> str:
             tokens.append("good")
             return "good"
 
-        limits = ClientLimits(connect_seconds=seconds)
+        limits = ClientLimits(connect_seconds=seconds, silence_seconds=LONG_SECONDS)
         with transport_for(address).connect(address, token, limits, key) as client:
             return client.fetch_manifest(digest)
 
@@ -97,7 +98,7 @@ class Listener:
 
     def all_heard(self) -> bytes:
         """Once the puller has gone."""
-        self._thread.join(timeout=20)
+        self._thread.join(timeout=LONG_SECONDS)
         assert not self._thread.is_alive()
         return self.heard
 
@@ -196,7 +197,7 @@ def test_a_plain_listener_never_gets_the_token(
     listener: Listener, error: type[PeerError], pull: Pull, tokens: list[str]
 ) -> None:
     with pytest.raises(error):
-        pull(listener.address, ANOTHERS, seconds=0.4 if error is PeerTimeout else 20.0)
+        pull(listener.address, ANOTHERS, seconds=0.4 if error is PeerTimeout else LONG_SECONDS)
     heard = listener.all_heard()
     # all of it is the challenge
     header = frames.decode_header(heard[: HEADER.size], frames.FROM_STRANGER)
@@ -239,7 +240,7 @@ def test_each_process_has_a_key_of_its_own_and_shows_only_half_of_it() -> None:
 
 def conversation(server: PeerServer, *said: bytes) -> list[Header]:
     """What the server answers to all of it, frame by frame, until it is done."""
-    with closing(socket.create_connection(addresses.parse(server.address), timeout=10)) as sock:
+    with closing(socket.create_connection(addresses.parse(server.address), timeout=50)) as sock:
         for data in said:
             sock.sendall(data)
         sock.shutdown(socket.SHUT_WR)

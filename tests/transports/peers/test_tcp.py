@@ -5,6 +5,7 @@ that fall silent.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import socket
 import threading
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hotweights_common.strangers import REFUSAL_SECONDS, REFUSALS_AT_ONCE
 from hotweights_transports.peers import frames
 from hotweights_transports.peers.base import (
     AuthenticationUnavailable,
@@ -37,10 +39,13 @@ from hotweights_transports.peers.registry import resolution, transport_for
 from hotweights_transports.peers.stream import address as addresses
 from hotweights_transports.peers.stream.server import StreamServer
 
+pytestmark = pytest.mark.timeout(180)  # some make a hundred connections
+
 Node = Any  # conftest's; a conftest is no module to import from
 Serve = Callable[..., PeerServer]
 Connect = Callable[..., PeerClient]
-QUICK = ClientLimits(connect_seconds=0.5, silence_seconds=0.4, stall_seconds=0.8)
+LONG_SECONDS = 50.0  # as in conftest.py
+PATIENT = ClientLimits(connect_seconds=LONG_SECONDS, silence_seconds=LONG_SECONDS)
 
 
 @pytest.fixture
@@ -59,9 +64,7 @@ def digest(node: Node) -> str:
 
 
 def dial(server: PeerServer) -> socket.socket:
-    sock = socket.create_connection(addresses.parse(server.address), timeout=1.5)
-    sock.settimeout(1.5)
-    return sock
+    return socket.create_connection(addresses.parse(server.address), timeout=LONG_SECONDS)
 
 
 def read_all(sock: socket.socket) -> bytes:
@@ -84,12 +87,14 @@ def test_strangers_who_say_nothing_cost_no_thread(
     node: Node, serve: Serve, connect: Connect, digest: str
 ) -> None:
     server = serve(node)
+    before = set(threading.enumerate())
     with contextlib.ExitStack() as stack:
         for _ in range(32):
             stack.enter_context(closing(dial(server)))
         # it came after them, so they were looked at
         assert connect(server.address).fetch_manifest(digest)
-        assert sum(thread.name == "peer connection" for thread in threading.enumerate()) == 1
+        begun = set(threading.enumerate()) - before
+        assert sum(thread.name == "peer connection" for thread in begun) == 1
 
 
 def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
@@ -97,7 +102,6 @@ def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
 ) -> None:
     server = serve(node, ServerLimits(handshake_seconds=0.5, max_handshakes=3))
     socks = [dial(server) for _ in range(10)]
-    began = time.monotonic()
     hello = frames.hello("good" * 200)
     cut_off = 0
     try:
@@ -116,7 +120,7 @@ def test_a_stranger_who_drips_is_cut_off_and_takes_no_room(
         for sock in socks:
             sock.close()
     assert cut_off == 10
-    assert time.monotonic() - began < 1.5
+    assert number < len(hello) - 1, "it was let go on to the end"
     assert connect(server.address).fetch_manifest(next(iter(node.manifests)))
 
 
@@ -129,7 +133,7 @@ def test_silent_strangers_keep_no_puller_out(node: Node, serve: Serve, connect: 
             strangers[-1].send(b"H")  # or the kernel would keep them to itself
             if number < 32:
                 continue
-            assert connect(server.address, QUICK).fetch_manifest(next(iter(node.manifests)))
+            assert connect(server.address).fetch_manifest(next(iter(node.manifests)))
     finally:
         for sock in strangers:
             sock.close()
@@ -145,17 +149,21 @@ def test_tokens_of_one_address_are_reviewed_only_so_often(node: Node, digest: st
     with StreamServer("tcp://127.0.0.1:0", node, authenticate, ServerLimits()) as server:
 
         def pull() -> bytes:
-            with transport_for(server.address).connect(server.address, lambda: "good") as client:
+            transport = transport_for(server.address)
+            with transport.connect(server.address, lambda: "good", PATIENT) as client:
                 return client.fetch_manifest(digest)
 
         assert pull()
+        began, answers = time.monotonic(), b""
         for number in range(40):
             with closing(dial(server)) as sock, contextlib.suppress(OSError):
                 sock.sendall(frames.hello(f"random {number}"))
-                answer = read_all(sock)
-        assert b"Busy" in answer
+                answers += read_all(sock)
+        seconds = time.monotonic() - began
+        assert b"Busy" in answers
         assert pull(), "it was let in before, and comes from the same address"
-    assert len(reviewed) <= 14
+    strangers = len(reviewed) - 2
+    assert strangers <= REFUSALS_AT_ONCE + 1 + seconds / REFUSAL_SECONDS
 
 
 def test_one_node_does_not_take_the_places_of_all_pullers(node: Node, digest: str) -> None:
@@ -170,7 +178,8 @@ def test_one_node_does_not_take_the_places_of_all_pullers(node: Node, digest: st
     ):
 
         def pull(token: str) -> bytes:
-            client = transport_for(server.address).connect(server.address, lambda: token)
+            transport = transport_for(server.address)
+            client = transport.connect(server.address, lambda: token, PATIENT)
             return stack.enter_context(client).fetch_manifest(digest)
 
         assert [pull("node-a"), pull("node-a")] == [node.manifests[digest]] * 2
@@ -289,13 +298,13 @@ def test_garbage_ends_that_connection_only(
         sock.shutdown(socket.SHUT_WR)
         answer = read_all(sock)
     assert secret not in answer
-    with transport_for(fuzzed.address).connect(fuzzed.address, lambda: "good") as client:
+    with transport_for(fuzzed.address).connect(fuzzed.address, lambda: "good", PATIENT) as client:
         assert client.fetch_manifest(next(iter(node.manifests)))
 
 
 @pytest.fixture
 def fuzzed(node: Node, serve: Serve) -> PeerServer:
-    return serve(node, ServerLimits(handshake_seconds=1.0))
+    return serve(node)
 
 
 def test_a_puller_that_does_not_read_is_cut_off(node: Node, serve: Serve, digest: str) -> None:
@@ -303,7 +312,7 @@ def test_a_puller_that_does_not_read_is_cut_off(node: Node, serve: Serve, digest
     server = serve(node, ServerLimits(send_seconds=0.3))
     with closing(dial(server)) as sock:
         sock.sendall(frames.hello("good") + frames.chunks_request(digest, [big.blake3]))
-        deadline = time.monotonic() + 1.5
+        deadline = time.monotonic() + LONG_SECONDS
         while time.monotonic() < deadline and not (node.located and node.leases_out == 0):
             time.sleep(0.01)
         assert (bool(node.located), node.leases_out) == (True, 0)
@@ -339,7 +348,7 @@ def impostor() -> Iterator[Callable[[Script], str]]:
             except OSError:
                 return
             with closing(sock):
-                sock.settimeout(1.5)
+                sock.settimeout(LONG_SECONDS)
                 try:
                     sock.recv(65536)
                     script(sock)
@@ -358,9 +367,15 @@ def impostor() -> Iterator[Callable[[Script], str]]:
         thread.join()
 
 
+def wait_for_its_end(sock: socket.socket) -> None:
+    """Silent until the client has gone."""
+    read_all(sock)
+
+
 def test_no_welcome(impostor: Callable[[Script], str], connect: Connect, digest: str) -> None:
+    limits = ClientLimits(connect_seconds=0.5)
     with pytest.raises(PeerTimeout, match="no welcome"):
-        connect(impostor(lambda sock: time.sleep(0.8)), QUICK).fetch_manifest(digest)
+        connect(impostor(wait_for_its_end), limits).fetch_manifest(digest)
 
 
 def test_a_server_that_falls_silent(
@@ -374,7 +389,7 @@ def test_a_server_that_falls_silent(
             + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode()
             + b"some"
         )
-        time.sleep(0.9)
+        wait_for_its_end(sock)
 
     limits = ClientLimits(streams=1, silence_seconds=0.4)
     with pytest.raises(PeerTimeout, match="not a byte"):
@@ -390,7 +405,7 @@ def test_a_server_that_drips(
         sock.sendall(
             frames.welcome(1) + Header(Kind.CHUNK, want.nbytes, bytes.fromhex(want.blake3)).encode()
         )
-        for _ in range(40):
+        while True:  # until nobody is there any more
             sock.sendall(b"x")
             time.sleep(0.03)
 
@@ -447,16 +462,22 @@ def test_a_manifest_larger_than_expected_is_refused_before_its_first_byte(
                 sent.append(sock.send(bytes(1 << 20)))
 
     with pytest.raises(PeerProtocolError, match=r"536870912 bytes; at most 1000 are expected"):
-        connect(impostor(announce), QUICK).fetch_manifest(digest, 1000)
+        connect(impostor(announce)).fetch_manifest(digest, 1000)
     assert sum(sent) < 64 << 20
 
 
 def test_a_kept_connection_that_the_peer_closed_is_replaced(
-    node: Node, serve: Serve, connect: Connect, digest: str
+    node: Node, serve: Serve, connect: Connect, digest: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = connect(serve(node, ServerLimits(idle_seconds=0.1)).address)
+    server = serve(node)
+    assert isinstance(server, StreamServer)
+    client = connect(server.address)
     assert client.fetch_manifest(digest)
-    time.sleep(0.5)
+    with monkeypatch.context() as soon:  # only after the next one: no request has to come so soon
+        soon.setattr(server, "_limits", dataclasses.replace(server._limits, idle_seconds=0.1))
+        assert client.fetch_manifest(digest)
+        while server._threads:
+            time.sleep(0.01)
     assert client.fetch_manifest(digest)
 
 

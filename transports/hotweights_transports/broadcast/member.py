@@ -131,12 +131,14 @@ class GroupMember:
         self._channel.close()
 
     def _join(self, port: int, pull_port: int) -> Channel:
-        """Again and again, because rank 0 may begin later than we do."""
+        """Again and again, because rank 0 may begin later than we do, or have no processor yet for
+        who has come.
+        """
         deadline = time.monotonic() + self._patience.join_seconds
         while True:
             try:
                 return self._introduced(port, pull_port)
-            except (OSError, PeerUnreachable) as error:
+            except (OSError, PeerUnreachable, PeerTimeout) as error:
                 if time.monotonic() > deadline:
                     text = f"no head within {self._patience.join_seconds:g} s: {error}"
                     raise PeerUnreachable(

@@ -22,7 +22,11 @@ from hotweights_transports.peers.ucx.library import load
 
 logger = logging.getLogger(__name__)
 
-SETTLE_SECONDS: Final = 0.3  # for each step of `close`, so that it ends within a second or two
+SETTLE_SECONDS: Final = 0.3  # for each step of `close`, so that it ends within some seconds
+HOLD_SECONDS: Final = 3.0
+"""For the other side to let go of a message, or to hang up, both of which it may do late. An
+endpoint that is closed while it holds one leaks its worker, with nine descriptors (ucxx 0.52).
+"""
 HUNG_UP: Final = select.POLLRDHUP | select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 _abandoned: list[Channel] = []
@@ -119,7 +123,7 @@ class Channel:
         """
         if self._worker is None:
             return
-        self._settle()
+        self._settle(HOLD_SECONDS)
         if self._endpoint is not None:
             # periods are in nanoseconds
             self._endpoint.close_blocking(period=int(SETTLE_SECONDS * 1e9), max_attempts=1)
@@ -135,11 +139,11 @@ class Channel:
         self._request = self._memory = self._endpoint = None
         self._worker = self._context = None
 
-    def _settle(self) -> None:
+    def _settle(self, seconds: float = SETTLE_SECONDS) -> None:
         """Until UCX has done with the request, at most so long: it may own the request's memory, or
         the peer may.
         """
-        deadline = time.monotonic() + SETTLE_SECONDS
+        deadline = time.monotonic() + seconds
         while (
             self._request is not None
             and not self._request.completed
