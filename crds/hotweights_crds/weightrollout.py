@@ -225,9 +225,10 @@ class WeightRolloutSpec(Model):
         default_factory=Activation,
         description="What happens to a pod when its version changes.",
         json_schema_extra=cel(
-            "self.memory != 'InPause' || self.maxPauseSeconds > 0",
-            "activation.memory InPause goes with activation.maxPauseSeconds: write how long a pause "
-            "may be",
+            "self.maxPauseSeconds <= self.commitTimeoutSeconds && "
+            "(self.memory != 'InPause' || self.maxPauseSeconds > 0)",
+            "write an activation.maxPauseSeconds that is not above activation.commitTimeoutSeconds, "
+            "and above 0 with memory InPause",
         ),
     )
     failure_policy: FailurePolicy = Field(

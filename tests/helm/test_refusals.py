@@ -76,6 +76,14 @@ def changed(body: Body, path: str, value: object) -> Body:
         (changed(ROLLOUT, "strategy.type", "Canary"), 'supported values: "Rolling", "AllAtOnce"'),
         (changed(ROLLOUT, "activation.mode", "keep"), 'supported values: "Keep", "Wait", "Abort"'),
         (
+            changed(ROLLOUT, "activation.memory", "InPause"),
+            "write an activation.maxPauseSeconds that is not above activation.commitTimeoutSeconds",
+        ),
+        (
+            changed(ROLLOUT, "activation.maxPauseSeconds", 61),
+            "that is not above activation.commitTimeoutSeconds",
+        ),
+        (
             changed(ROLLOUT, "failurePolicy.action", "Rollback"),
             'supported values: "Pause", "Abort"',
         ),
