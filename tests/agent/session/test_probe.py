@@ -130,12 +130,13 @@ def test_a_version_with_golden_tokens_for_the_engine_is_taken() -> None:
 
 
 @pytest.mark.parametrize("kinds", [frozenset(), frozenset({OTHER_KIND})])
-@pytest.mark.parametrize("told", [{"version": 1, "prepare": 2}, {"version": 2}])
+@pytest.mark.parametrize(("serve", "prepare"), [(1, 2), (2, 0)])
 def test_without_them_it_is_given_up_before_a_rank_is_asked(
-    kinds: frozenset[str], told: dict[str, int]
+    kinds: frozenset[str], serve: int, prepare: int
 ) -> None:
     world = staged(kinds)
-    world.assign([pod(token=2, golden=digest(2), rollout="r", revision=7, **told)], ITEMS)
+    order = pod("a", serve, 2, prepare, golden=digest(2), rollout="r", revision=7)
+    world.assign([order], ITEMS)
     world.settle(30)
     found = engine_of(world)
     assert prepares(world, 2) == 0
