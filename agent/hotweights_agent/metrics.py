@@ -7,13 +7,14 @@ one.
 from __future__ import annotations
 
 import logging
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from hotweights_agent.session.messages import FrameReceived, Message, StageDone, StageFailed
 from hotweights_agent.session.phases import Phase
 from hotweights_common.reasons import COUNTED_BY_AGENTS, Reason
-from hotweights_crds.nodeweights import NodeWeightsStatus
+from hotweights_crds.nodeweights import NodeWeightsStatus, ProbeStrength
 from hotweights_transports.handoff import frames
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 PAUSE_BUCKETS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 # seconds; up to the default bound of staging
 STAGE_BUCKETS = (0.5, 1.0, 2.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0)
+
+PROBES: tuple[ProbeStrength, ...] = get_args(ProbeStrength)
 
 
 class Metrics:
@@ -71,6 +74,12 @@ class Metrics:
             registry=r,
         )
         self.engines = Gauge("hotweights_agent_engines", "Engines by phase.", ["phase"], registry=r)
+        self.proved = Gauge(
+            "hotweights_agent_proved_engines",
+            "Engines that confirmed a version, by what proved it.",
+            ["probe"],
+            registry=r,
+        )
         self.capacity = Gauge(
             "hotweights_agent_capacity_bytes", "Memory for versions.", ["kind"], registry=r
         )
@@ -112,6 +121,10 @@ class Metrics:
         for phase in Phase:
             self.engines.labels(phase.value).set(
                 sum(1 for engine in status.engines if engine.phase == phase.value)
+            )
+        for probe in PROBES:
+            self.proved.labels(probe or "Unknown").set(
+                sum(1 for engine in status.engines if engine.digest and engine.probe == probe)
             )
         self.capacity.labels("memory").set(status.capacity.memory_bytes)
         self.capacity.labels("free").set(status.capacity.free_bytes)

@@ -81,6 +81,7 @@ class Reason(StrEnum):
     CONFIG_DIFFERS = "ConfigDiffers"
     ENGINE_UNSUPPORTED = "EngineUnsupported"
     PROBE_MISMATCH = "ProbeMismatch"
+    NO_GOLDEN_TOKENS = "NoGoldenTokens"
     ENGINE_DIRTY = "EngineDirty"
     STALE_TOKEN = "StaleToken"
     PROTOCOL_UNSUPPORTED = "ProtocolUnsupported"
@@ -95,6 +96,7 @@ class Reason(StrEnum):
     NOT_SCHEDULED = "NotScheduled"
     NODE_NOT_READY = "NodeNotReady"
     AGENT_MISSING = "AgentMissing"
+    AGENT_TOO_OLD = "AgentTooOld"
     WRITE_REFUSED = "WriteRefused"
     CLOCK_SET_BACK = "ClockSetBack"
     TOO_MANY_PODS = "TooManyPods"
@@ -206,6 +208,7 @@ POD_IS_AWAY = frozenset(
         Reason.NOT_SCHEDULED,
         Reason.NODE_NOT_READY,
         Reason.AGENT_MISSING,
+        Reason.AGENT_TOO_OLD,
         Reason.ENGINE_NOT_CONNECTED,
         Reason.WRITE_REFUSED,
         Reason.CLOCK_SET_BACK,

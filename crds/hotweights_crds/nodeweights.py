@@ -36,6 +36,7 @@ PEER_KEY = r"^(ed25519:[A-Za-z0-9+/]{43}=)?$"
 NodeName = Annotated[str, Field(max_length=253)]
 
 StagePhase = Literal["Waiting", "Fetching", "Staged", "Failed"]
+ProbeStrength = Literal["", "Golden", "Ran", "None"]
 EnginePhase = Literal[
     "Disconnected",
     "Booting",
@@ -186,6 +187,12 @@ class PodAssignment(Model):
     prepare: str = Field(
         default="", description="A version to prepare now and to commit later.", max_length=71
     )
+    golden: str = Field(
+        default="",
+        description="A version that the pod takes only if it has golden tokens for this kind of "
+        "engine; empty: there is none such.",
+        max_length=71,
+    )
     mode: Literal["Keep", "Wait", "Abort"] = Field(
         default="Keep", description="What happens to running requests."
     )
@@ -321,6 +328,18 @@ class EngineStatus(Model):
     token: int = Field(default=0, description="The assignment's token that this answers.")
     confirmed_at: str = Field(
         default="", description="When it confirmed (RFC 3339, this node's clock).", max_length=32
+    )
+    probe: ProbeStrength = Field(
+        default="",
+        description="What proved that it serves it. Golden: it answered the tokens of a cold load. "
+        "Ran: there were none for this kind of engine, it answered without NaN. None: nothing was "
+        "asked. Empty: nothing is confirmed, or its plugin does not say.",
+    )
+    kind: str = Field(
+        default="",
+        description="What golden tokens must have been recorded with to be compared here; empty: "
+        "not known, or its agent does not say.",
+        max_length=128,
     )
     pause_seconds: float = Field(default=0.0, description="How long its last commit paused it.")
     failed: GivenUp | None = Field(

@@ -77,6 +77,7 @@ WEIGHT_ROLLOUT = Kind(
         ("Previous", "string", ".status.previous.version", 1),
         ("Strategy", "string", ".spec.strategy.type", 1),
         ("Failed", "integer", ".status.pods.failed", 1),
+        ("Golden", "integer", ".status.pods.golden", 1),
         ("Rollback", "string", ".status.rollback", 1),
         ("Message", "string", ".status.message", 1),
     ),

@@ -182,6 +182,12 @@ class Activation(Model):
         ge=0,
         le=600,
     )
+    probe: Literal["Any", "Golden"] = Field(
+        default="Any",
+        description="What a version needs before a pod takes it for the first time. Golden: golden "
+        "tokens for the pod's kind of engine (hotweights publish --record-probes); a pod without "
+        "them fails before anything is prepared. What was complete before is not asked again.",
+    )
 
 
 class FailurePolicy(Model):
@@ -272,6 +278,16 @@ class Counts(Model):
     )
     updated: int = Field(default=0, description="Of them, serving the rollout's version.")
     ready: int = Field(default=0, description="Of the updated ones, Ready.")
+    golden: int = Field(
+        default=0,
+        description="Of the updated ones, proved by golden tokens: they answered as a cold load of "
+        "the version does.",
+    )
+    ran: int = Field(
+        default=0,
+        description="Of the updated ones, proved by a probe without NaN: the version has no golden "
+        "tokens for their kind of engine.",
+    )
     available: int = Field(
         default=0, description="Selected pods that are Ready, whatever version they serve."
     )

@@ -83,6 +83,16 @@ def publish(
             metavar="S", min=0.1, help="With --record-probes: how long vLLM may take for them."
         ),
     ] = PROBE_SECONDS,
+    probe_tolerance: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GAP",
+            min=0.0,
+            help="With --record-probes: a prompt's tokens end before the first that leads the second "
+            "best by less than this in logits, for other machines may answer otherwise there "
+            "(default: 0.001 in float32, 0.02 in float16, 0.15 in bfloat16).",
+        ),
+    ] = None,
     require: Annotated[
         list[str] | None,
         typer.Option(
@@ -126,7 +136,9 @@ def publish(
             param_hint="--output",
         )
     began = time.perf_counter()
-    recorder = Recorder(checkpoint, probe_dtype, probe_timeout) if record_probes else None
+    recorder = (
+        Recorder(checkpoint, probe_dtype, probe_timeout, probe_tolerance) if record_probes else None
+    )
     folder = reads.call(str(place), "looking for it", lambda: open_folder(checkpoint))
 
     def read(source: Source, limits: Limits) -> tuple[Manifest, list[str], list[str]]:

@@ -25,6 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import hotweights as package
 import hotweights_transports
+from hotweights.adapters.vllm.golden import NEAR_TIE
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
 from hotweights_planner.manifest import Probe
@@ -47,6 +48,10 @@ class Recorder:
     """vLLM's ``--dtype``."""
     seconds: float
     """How long it may take, from its start to its answers."""
+    tolerance: float | None = None
+    """How far the second best logit must lie behind for a token to be recorded; None: as `golden`
+    has it for the dtype.
+    """
 
     def record(
         self, found: Checkpoint, reads: SourceReads, stop: threading.Event
@@ -65,10 +70,13 @@ class Recorder:
         python = os.environ.get(VLLM_PYTHON, sys.executable)
         command = [python, "-m", "hotweights.adapters.vllm.golden", str(folder)]
         typer.echo("recording probes: a cold load by vLLM", err=True)
+        command += ["--dtype", self.dtype]
+        if self.tolerance is not None:
+            command += ["--tolerance", f"{self.tolerance:g}"]
         try:
             # a group of its own: vLLM has processes too, and all of them end with it
             process = subprocess.Popen(
-                [*command, "--dtype", self.dtype],
+                command,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": _our_path()},
@@ -82,9 +90,13 @@ class Recorder:
             raise HotweightsError(text, Reason.PROBES_FAILED) from error
         with process, _ended(process):
             out, log = self._answered(process, stop)
+        lines = log.decode(errors="replace").splitlines()
+        for line in lines:
+            if line.startswith(NEAR_TIE):
+                typer.echo(line, err=True)
         if process.returncode:
             # the last line has the exception; before it are pages of vLLM's log
-            last = log.decode(errors="replace").strip().rpartition("\n")[2]
+            last = next((line for line in reversed(lines) if line.strip()), "")
             text = f"vLLM recorded no probes: {last or f'exit code {process.returncode}'}"
             raise HotweightsError(
                 f"{text}; set ${VLLM_PYTHON} to the Python of an environment with vLLM",

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from hotweights_agent.session import effects as fx
 from hotweights_agent.session.session import Session
 from hotweights_agent.session.timeouts import COMMIT_RETRIES, PREPARE_RETRIES, EngineTimeouts
-from hotweights_common.reasons import TRANSIENT_FOR_ENGINES
+from hotweights_common.reasons import TRANSIENT_FOR_ENGINES, Reason
 from hotweights_crds.nodeweights import NodeWeightsStatus, PodAssignment
 from hotweights_transports.handoff import frames
 
@@ -122,6 +122,10 @@ class Books:
         for engine in session.engines:
             failed = engine.failed
             if failed is None:
+                continue
+            # nobody was asked; whether it is true, the world says
+            if failed.reason == Reason.NO_GOLDEN_TOKENS:
+                assert failed.goal.golden, f"{failed}, which nobody demanded"
                 continue
             step = failed.op.capitalize()
             ends = [

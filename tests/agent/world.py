@@ -57,6 +57,9 @@ def pod(
     return PodAssignment.model_validate(fields | changes)
 
 
+KIND = "vllm 0.32.0 cpu float32"
+
+
 @dataclass
 class EngineModel:
     """The truth about one engine: what it serves, and what its processes have at hand."""
@@ -78,6 +81,9 @@ class EngineModel:
     # what the next commits end with: a reason, or "dirty"
     fails: list[str] = field(default_factory=list)
     commits: list[str] = field(default_factory=list)
+    kind: str = KIND
+    probe: str = "Golden"  # what it says of its next commit
+    proved: str = ""  # what it said of the one that it serves
 
 
 class World:
@@ -94,6 +100,8 @@ class World:
         self.disk: dict[str, SavedAssignment] = {}
         self.highest: dict[str, int] = {}  # token that the agent has heard, by pod
         self.staged: set[str] = set()
+        # digest → the kinds of engine that the version has golden tokens for
+        self.golden_kinds: dict[str, frozenset[str]] = {}
         self.fetching: dict[str, StageItem] = {}
         self.wanted_marks: dict[str, fx.PodStatus] = {}
         self.pod_status: dict[str, fx.PodStatus] = {}  # at the API server
@@ -239,7 +247,8 @@ class World:
         else:
             self.staged.add(name)
             self.books.images[name] += 1
-            self.tell(msg.StageDone(name, f"v{name[-1]}", 100, 100, 1.0))
+            kinds = self.golden_kinds.get(name, frozenset())
+            self.tell(msg.StageDone(name, f"v{name[-1]}", 100, 100, 1.0, golden_kinds=kinds))
 
     def pass_time(self, seconds: float) -> None:
         """Time passes and the clock ticks."""
@@ -255,6 +264,7 @@ class World:
         self.kill(uid)
         engine.life += 1
         engine.state, engine.active, engine.token, engine.world_size = "Booting", "", 0, world_size
+        engine.proved = ""
         engine.maps = {rank: {} for rank in range(world_size)}
         self.connect(uid)
         return engine
@@ -282,6 +292,8 @@ class World:
             digest=str(engine.active) or None,
             commit_token=engine.token,
             held=list(engine.maps[rank]) if role == "rank" else [],
+            engine=engine.kind,
+            probe=engine.proved if role == "server" else "",
         )
         self.tell(msg.Connected(conn, msg.Pod(engine.uid, "ns", engine.uid), hello))
 
@@ -366,8 +378,9 @@ class World:
             if fault:
                 return failed(fault)
             engine.commits.append(frame.digest)
+            engine.proved = engine.probe
         engine.state, engine.active = "Serving", frame.digest
-        return frames.Committed(frame.id, frame.digest, frame.commit_token, 0.05, {}, "Golden")
+        return frames.Committed(frame.id, frame.digest, frame.commit_token, 0.05, {}, engine.proved)
 
     # -- what must always hold ------------------------------------------------------------------
 
@@ -379,6 +392,13 @@ class World:
         for engine in self.session.engines:
             if engine.confirmed:
                 assert engine.confirmed == self.engines[engine.pod.uid].active, "a false commit"
+            failed, truth = engine.failed, self.engines.get(engine.pod.uid)
+            if failed is not None and truth is not None and failed.reason == "NoGoldenTokens":
+                kinds = self.golden_kinds.get(failed.goal.digest, frozenset())
+                assert truth.kind not in kinds, "it has golden tokens for this kind"
+            if engine.probe:
+                assert engine.probe == self.engines[engine.pod.uid].proved, "a false proof"
+                assert engine.confirmed, "a proof of nothing"
         for uid, pod_status in self.pod_status.items() if self.api_up else ():
             truth = self.engines.get(uid)
             if truth is None or truth.state != "Serving":

@@ -161,6 +161,7 @@ def test_errors_are_json_for_machines(run: Run, folder: Path) -> None:
 FAKE = """#!/bin/sh
 test "$1 $2" = "-m hotweights.adapters.vllm.golden" || exit 9
 echo noise of vLLM >&2
+echo "near tie: prompt 1 has 1 tokens of 2, asked with $6 $7" >&2
 echo '[{"engine": "vllm '"$4 $5"'", "promptTokenIds": [1, 2], "tokenIds": [3]}]'
 """
 
@@ -194,6 +195,8 @@ def test_probes_are_recorded_by_the_python_that_has_vllm(
         "--record-probes",
         "--probe-dtype",
         "float32",
+        "--probe-tolerance",
+        "0.25",
     )
     monkeypatch.setenv("HOTWEIGHTS_VLLM_PYTHON", str(python))
     done = run(*arguments)
@@ -202,6 +205,9 @@ def test_probes_are_recorded_by_the_python_that_has_vllm(
         probes = parse((folder / FILE_NAME).read_bytes()).probes
         assert probes is not None
         assert (probes[0].engine, probes[0].token_ids) == ("vllm --dtype float32", (3,))
+        # what was cut is said, and nothing else of what vLLM logs
+        assert "near tie: prompt 1 has 1 tokens of 2, asked with --tolerance 0.25" in done.stderr
+        assert "noise" not in done.stderr
     else:
         assert done.returncode == 1
         assert reason in done.stderr

@@ -9,6 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hotweights_agent.session.retry import RetryState
+from hotweights_crds.nodeweights import ProbeStrength
+
+_STRENGTHS: dict[str, ProbeStrength] = {"Golden": "Golden", "Ran": "Ran", "None": "None"}
+
+
+def probe_strength(word: str) -> ProbeStrength:
+    """An engine's word for what proved a version; one that is not known here proves nothing."""
+    return _STRENGTHS.get(word, "")
 
 
 class ProtocolViolation(Exception):
@@ -30,6 +38,7 @@ class Goal:
     revision: int = 0  # of that rollout
     memory: str = "Auto"  # where the version may wait for its commit (`frames.Prepare`)
     max_pause_seconds: int = 0
+    golden: bool = False  # only with golden tokens for this kind of engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +92,10 @@ class Server:
     unsupported: str = ""  # as a rank's
     reason: str = ""  # why it is dirty; empty while it is not
     message: str = ""
+    kind: str = ""  # what golden tokens of it depend on besides the weights, by its own word
+    # what proved `digest`, by its own word for that very one; empty: it has not said, or there is
+    # none
+    probe: ProbeStrength = ""
 
 
 @dataclass(slots=True)

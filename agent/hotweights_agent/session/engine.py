@@ -26,11 +26,13 @@ from hotweights_agent.session.connections import (
     Rank,
     Server,
     StepFailure,
+    probe_strength,
 )
 from hotweights_agent.session.messages import Now, Pod
 from hotweights_agent.session.phases import Happening, Phase, after
 from hotweights_common.reasons import Reason
 from hotweights_common.sanitize import clip, finite, is_digest, reason_or
+from hotweights_crds.nodeweights import ProbeStrength
 from hotweights_transports.handoff import frames
 from hotweights_transports.handoff.frames import Hello
 
@@ -113,6 +115,13 @@ class Engine:
         return leader.digest if leader is not None and settled and self.complete else ""
 
     @property
+    def probe(self) -> ProbeStrength:
+        """What proved `confirmed`, by the engine's own word for that version; empty: nothing is
+        confirmed, or a plugin older than this word has not said.
+        """
+        return self.leader.probe if self.leader is not None and self.confirmed else ""
+
+    @property
     def unsupported(self) -> str:
         """Why it can never be switched, by the word of any of its processes."""
         said = [process.unsupported for process in self.servers.values()]
@@ -193,6 +202,8 @@ class Engine:
             hello.state != "Booting",
             now.utc if digest else "",
             unsupported=clip(hello.unsupported, 400),
+            kind=clip(hello.engine, 128),  # as long as a manifest's may be
+            probe=probe_strength(hello.probe) if digest else "",
         )
         # one that boots is certain to serve nothing, whoever else has not come back yet
         self.seen = self.seen or self.complete or hello.state == "Booting"
@@ -205,7 +216,7 @@ class Engine:
         confirmed is asked again.
         """
         for server in self.servers.values():
-            server.digest, server.confirmed_at = "", ""
+            server.digest, server.confirmed_at, server.probe = "", "", ""
 
     def gone(self, conn: int) -> None:
         """A process of it has gone; what it had confirmed or prepared went with it."""
@@ -352,13 +363,14 @@ class Engine:
         server.pending, server.token = None, max(server.token, frame.commit_token)
         if isinstance(frame, frames.Committed):
             server.state, server.digest, server.confirmed_at = "Serving", frame.digest, now.utc
-            server.opened = True
+            server.opened, server.probe = True, probe_strength(frame.probe)
             server.reason = server.message = ""
             self.pause_seconds, self.label_gone_since = finite(frame.pause_seconds), None
             return None
         reason, message = reason_or(frame.reason, Reason.COMMIT_FAILED), clip(frame.message, 512)
         if dirty:
             server.state, server.digest, server.confirmed_at = "Dirty", "", ""
+            server.probe = ""
             server.reason, server.message = reason, message
         if (
             reason == Reason.NOT_PREPARED
@@ -387,6 +399,7 @@ class Engine:
         new = digest if frame.state == "Serving" else ""
         if new != server.digest:  # the same digest keeps the time at which it was confirmed
             server.digest, server.confirmed_at = new, now.utc if new else ""
+            server.probe = probe_strength(frame.probe) if new else ""
 
     def _follow(self, state: str) -> None:
         """Only phases that the leader's state makes follow it; the others follow what is asked."""

@@ -89,6 +89,8 @@ class StageDone:
     seconds: float
     how: str = ""
     """By which way it came, where that is worth a sentence."""
+    golden_kinds: frozenset[str] = frozenset()
+    """The kinds of engine that its manifest has golden tokens for."""
 
 
 @dataclass(frozen=True, slots=True)

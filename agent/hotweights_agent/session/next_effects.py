@@ -14,6 +14,9 @@ memory go.
 
 What was given up stays so for that very order: the assignment's token, rollout and revision, and
 the version's image. Meanwhile the engine makes ready what comes next.
+
+A version that may only be taken with golden tokens, and has none for this kind of engine, is given
+up before a rank is asked: the manifest and the engine's hello say all that it takes to know.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from hotweights_agent.session.connections import (
     PendingRequest,
     Rank,
     Server,
+    StepFailure,
 )
 from hotweights_agent.session.effects import Effect, Send, SendPrepare
 from hotweights_agent.session.engine import Engine
@@ -35,8 +39,11 @@ from hotweights_agent.session.retry import RetryState
 from hotweights_agent.session.timeouts import (
     EngineTimeouts,
     expire,
+    record_failure,
 )
 from hotweights_agent.session.versions import NodeVersions
+from hotweights_common.reasons import Reason
+from hotweights_common.sanitize import clip
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_transports.handoff import frames
 
@@ -129,6 +136,7 @@ def goal_for(wanted: PodAssignment, digest: str, versions: NodeVersions) -> Goal
         wanted.revision,
         wanted.memory,
         wanted.max_pause_seconds,
+        golden=bool(digest) and digest == wanted.golden,
     )
 
 
@@ -217,11 +225,41 @@ def _prepare(engine: Engine, goal: Goal, at: EngineContext) -> list[Effect]:
     may_start = (
         retry_state(engine, "prepare", goal).may_start(at.now) and given_up(engine, goal) is None
     )
+    if goal.golden and not _can_be_proved(engine, goal, at):
+        return _let_go(engine, goal.digest, at)
     return [
         effect
         for rank in engine.ranks.values()
         for effect in _prepare_rank(rank, goal, may_start, at)
     ]
+
+
+def _can_be_proved(engine: Engine, goal: Goal, at: EngineContext) -> bool:
+    """Whether the version has golden tokens for this kind of engine; if not, it is given up."""
+    kind = engine.leader.kind if engine.leader is not None else ""
+    kinds = at.versions.golden_kinds(goal.digest)
+    if kind in kinds:
+        return True
+    text = (
+        f"the version has no golden tokens for {kind or 'an engine that does not say its kind'}, "
+        "and activation.probe is Golden: publish it with `hotweights publish --record-probes` on "
+        "such an engine, or set activation.probe to Any"
+    )
+    if kinds:
+        text += f"; it has them for {', '.join(sorted(kinds))}"
+    failure = StepFailure(
+        "prepare", goal, Reason.NO_GOLDEN_TOKENS, clip(text, 512), booting=engine.booting
+    )
+    record_failure(engine, failure, at.now)
+    return False
+
+
+def _let_go(engine: Engine, digest: str, at: EngineContext) -> list[Effect]:
+    """What was prepared before anybody demanded more of it holds memory for nothing."""
+    ranks = [rank for rank in engine.ranks.values() if digest in rank.prepared]
+    for rank in ranks:
+        rank.prepared.discard(digest)
+    return [Send(rank.conn, frames.Release(at.next_id(), digest)) for rank in ranks]
 
 
 def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: EngineContext) -> list[Effect]:

@@ -47,6 +47,8 @@ def engine_status(
         # the higher one, so that an operator that lost its numbers finds the next one here
         token=max(wanted.token if wanted else 0, leader.token if leader else 0),
         confirmed_at=leader.confirmed_at if leader and engine.confirmed else "",
+        probe=engine.probe,
+        kind=leader.kind if leader else "",
         pause_seconds=round(engine.pause_seconds, 6),
         failed=_given_up(engine.failed) if engine.failed else None,
         # 64 and 512: the schema's bounds; a longer text would have the whole status refused

@@ -41,6 +41,7 @@ class NodeVersion:
     seconds: float = 0.0  # of the try that brought it
     how: str = ""
     tried: StageItem | None = None  # that the last fetch began with; what it says is of no other
+    golden_kinds: frozenset[str] = frozenset()  # of engines that it has golden tokens for
     image: int = 0  # grows with every staging of the digest: a rejected image is not offered twice
 
     @property
@@ -91,6 +92,10 @@ class NodeVersions:
         """
         return self._held[digest].image if self.staged(digest) else 0
 
+    def golden_kinds(self, digest: str) -> frozenset[str]:
+        """The kinds of engine that a staged version has golden tokens for."""
+        return self._held[digest].golden_kinds if self.staged(digest) else frozenset()
+
     def get(self, digest: str) -> NodeVersion | None:
         """What is known of a version; None when it is in no stage list."""
         return self._held.get(digest)
@@ -111,7 +116,7 @@ class NodeVersions:
             return [ReleaseVersion(message.digest)]
         self._images += 1
         held.phase, held.image, held.retries = "Staged", self._images, RetryState()
-        held.version = message.version
+        held.version, held.golden_kinds = message.version, message.golden_kinds
         held.bytes_done = held.bytes_total = message.bytes_total
         held.bytes_fetched, held.seconds, held.how = (
             message.bytes_fetched,

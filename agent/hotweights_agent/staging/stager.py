@@ -238,7 +238,13 @@ class Stager:
         self._fetched(brought.scheme, brought.nbytes)
         fetched = brought.nbytes + result.done_nbytes
         return StageDone(
-            item.digest, manifest.version, total, fetched, time.monotonic() - began, brought.how
+            item.digest,
+            manifest.version,
+            total,
+            fetched,
+            time.monotonic() - began,
+            brought.how,
+            golden_kinds=frozenset(probe.engine for probe in manifest.probes or ()),
         )
 
     def _broadcast(

@@ -57,8 +57,11 @@ class Switch:
         # for a success
         False
     )
+    probed: str = "None"
+    """What proved ``digest``: ``Golden``, ``Ran`` or ``None``. It goes with it: a commit that broke
+    changes neither.
+    """
     _before: str = "Booting"  # the state that a repair returns to
-    _probed: str = "None"
     _running: tuple[str, int, asyncio.Future[frames.Frame]] | None = None
     # what each version answered when it was right
     _known: dict[str | None, probe.ProbePrompts] = field(default_factory=dict)
@@ -205,7 +208,7 @@ class Switch:
             )
         # only now: until the engine was open again an exception meant dirty, and the old digest
         self.digest = frame.digest
-        self._probed = "Golden" if questions.tokens is not None else "Ran"
+        self.probed = "Golden" if questions.tokens is not None else "Ran"
         self._known[frame.digest] = probe.ProbePrompts(questions.prompts, questions.lengths, tokens)
         pause_seconds = time.monotonic() - began
         await self._quietly("settle")  # after the resume: giving memory back takes time
@@ -327,13 +330,14 @@ class Switch:
 
     def _tell(self, reason: str, message: str) -> None:
         # cut, here and in `_failed`: an exception's text has no limit, and a frame has one
-        self.tell(frames.State(self.state, self.digest, self.token, reason, message[:2000]))
+        message = message[:2000]
+        self.tell(frames.State(self.state, self.digest, self.token, reason, message, self.probed))
 
     def _committed(
         self, frame: frames.Commit, pause_seconds: float, timings: dict[str, float]
     ) -> frames.Committed:
         return frames.Committed(
-            frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self._probed
+            frame.id, frame.digest, frame.commit_token, pause_seconds, timings, self.probed
         )
 
 

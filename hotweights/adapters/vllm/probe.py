@@ -29,6 +29,10 @@ DEFAULT_LENGTH = (
     2
 )
 SECONDS = 30.0
+RECORD_SECONDS = 1800.0
+"""The same where gaps are asked for: a kernel is compiled for them first, and nobody waits for it in
+a pause.
+"""
 _PREFIX = "hotweights-probe-"
 _numbers = itertools.count()
 # which of them exist depends on vLLM's version
@@ -53,34 +57,41 @@ def engine_kind(vllm_config: Any) -> str:
 
 
 def run(
-    core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int]
+    core: Any, prompts: Sequence[Sequence[int]], lengths: Sequence[int], *, gaps: bool = False
 ) -> list[dict[str, Any]]:
     """Greedy tokens for every prompt, all in one batch: a step of the model costs the pause about
     as much for one as for all. Prompts are token ids, ``lengths`` the tokens to answer to each;
-    gives ``{"tokens", "nan"}`` for each, in their order. In EngineCore's busy loop, as one of its
-    utility calls. Raises `ProbeError`.
+    gives ``{"tokens", "nan", "gaps"}`` for each, in their order. With ``gaps``, never inside a
+    pause, it says for each token how far the second best logit lay behind it; else that is empty.
+    In EngineCore's busy loop, as one of its utility calls. Raises `ProbeError`.
 
     It steps as ``EngineCore`` of vLLM 0.32 does itself (``v1/engine/core.py``: ``step_fn``, then
     ``post_step``).
     """
-    deadline = time.monotonic() + SECONDS
+    seconds = RECORD_SECONDS if gaps else SECONDS
+    deadline = time.monotonic() + seconds
     with _alone(core.scheduler):
         answers = {
-            _ask(core, prompt, length): Answer(length)
+            _ask(core, prompt, length, gaps=gaps): Answer(length)
             for prompt, length in zip(prompts, lengths, strict=True)
         }
         while any(len(answer.tokens) < answer.length for answer in answers.values()):
             if time.monotonic() > deadline:
-                raise ProbeError(f"no answer within {SECONDS:.0f} s")
+                raise ProbeError(f"no answer within {seconds:.0f} s")
             for output in _step(core):
                 if answer := answers.get(output.request_id):
                     answer.tokens += output.new_token_ids
                     answer.nan = answer.nan or output.num_nans_in_logits > 0
+                    answer.gaps += _gaps(output.new_logprobs)
         # let the workers forget the last of them
         while core.scheduler.has_requests() and time.monotonic() < deadline:
             _step(core)
         return [
-            {"tokens": answer.tokens[: answer.length], "nan": answer.nan}
+            {
+                "tokens": answer.tokens[: answer.length],
+                "nan": answer.nan,
+                "gaps": answer.gaps[: answer.length],
+            }
             for answer in answers.values()
         ]
 
@@ -92,17 +103,24 @@ class Answer:
     length: int
     tokens: list[int] = field(default_factory=list)
     nan: bool = False
+    gaps: list[float] = field(default_factory=list)  # of each token, where they were asked for
 
 
-def _ask(core: Any, prompt: Sequence[int], length: int) -> str:
+def _ask(core: Any, prompt: Sequence[int], length: int, *, gaps: bool) -> str:
     """Queue one prompt; its request's name."""
     from vllm.sampling_params import SamplingParams
     from vllm.v1.request import Request
 
     name = f"{_PREFIX}{next(_numbers)}"
-    # No logprobs, though they would show a NaN: the first request for them compiles a kernel, half
-    # a minute inside a pause.
-    sampling = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, detokenize=False)
+    # No logprobs in a pause, though they would show a NaN: the first request for them compiles a
+    # kernel, half a minute inside it.
+    sampling = SamplingParams(
+        temperature=0.0,
+        max_tokens=length,
+        ignore_eos=True,
+        detokenize=False,
+        logprobs=2 if gaps else None,  # the token's own, and of the one behind it
+    )
     # What a probe asked before may lie in the prefix cache, computed with the same weights: it
     # would answer without having run the prompt.
     sampling.skip_reading_prefix_cache = True
@@ -118,6 +136,16 @@ def _ask(core: Any, prompt: Sequence[int], length: int) -> str:
         )
     )
     return name
+
+
+def _gaps(logprobs: Any) -> list[float]:
+    """How far the second best logit lay behind the best, token by token. A difference of logprobs
+    is one of logits: what divides them is the same. vLLM 0.32 puts the sampled token before the
+    best ones (``v1/outputs.py``: ``LogprobsLists``).
+    """
+    if logprobs is None:
+        return []
+    return [float(row[1] - row[2]) for row in logprobs.logprobs]
 
 
 def _step(core: Any) -> list[Any]:
@@ -180,8 +208,9 @@ def _drop_probes(scheduler: Any) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ProbePrompts:
-    """Prompts, and the tokens that the right weights answer (None: whatever comes, if only it comes
-    without NaN).
+    """Prompts, and the tokens that the right weights answer first (None: whatever comes, if only it
+    comes without NaN). ``lengths`` may be longer than that: what comes after is not compared,
+    because it hangs on a near tie (`golden`).
     """
 
     prompts: list[list[int]]
@@ -195,27 +224,40 @@ class ProbePrompts:
 
     @classmethod
     def from_table(cls, probes: list[dict[str, Any]]) -> ProbePrompts:
-        """A version's golden probes for this kind of engine, or the default prompts. Raises
-        KeyError, TypeError or ValueError for a table that is none.
+        """A version's golden probes for this kind of engine, or the default prompts where there is
+        nothing to compare. Raises KeyError, TypeError or ValueError for a table that is none.
         """
-        if not probes:
+        read = [
+            (
+                [int(token) for token in item["promptTokenIds"]],
+                [int(token) for token in item["tokenIds"]],
+            )
+            for item in probes
+        ]
+        asked = [(prompt, tokens) for prompt, tokens in read if tokens]
+        if not asked:
             return cls.default()
-        tokens = [[int(token) for token in item["tokenIds"]] for item in probes]
         return cls(
-            [[int(token) for token in item["promptTokenIds"]] for item in probes],
-            [*map(len, tokens)],
-            tokens,
+            [prompt for prompt, _ in asked],
+            # one that was cut before its second token runs the kernels of decoding all the same
+            [max(len(tokens), DEFAULT_LENGTH) for _, tokens in asked],
+            [tokens for _, tokens in asked],
         )
 
 
 def right_tokens(answers: list[dict[str, Any]], questions: ProbePrompts) -> list[list[int]]:
-    """The probe's tokens, if they are the right ones. Raises `CommitError` (ProbeMismatch)."""
+    """The tokens by which the probe was judged, if they are the right ones: what a later probe of
+    the same weights must answer too. Raises `CommitError` (ProbeMismatch).
+    """
     tokens = [list(answer["tokens"]) for answer in answers]
     if any(answer["nan"] for answer in answers):
         raise CommitError("ProbeMismatch", "the probe ran into NaN")
-    for number, expected in enumerate(questions.tokens or ()):
-        if tokens[number] != expected:
+    if questions.tokens is None:
+        return tokens
+    for number, expected in enumerate(questions.tokens):
+        answered = tokens[number][: len(expected)]
+        if answered != expected:
             # 16 tokens show where they part, and leave the message readable
-            message = f"probe {number} answered {tokens[number][:16]}, expected {expected[:16]}"
+            message = f"probe {number} answered {answered[:16]}, expected {expected[:16]}"
             raise CommitError("ProbeMismatch", message)
-    return tokens
+    return [list(expected) for expected in questions.tokens]

@@ -148,6 +148,7 @@ class Server:
             digest=self.switch.digest,
             commit_token=self.switch.token,
             unsupported=self._unsupported,
+            probe=self.switch.probed,
         )
 
     def _handle(
@@ -195,7 +196,8 @@ class Server:
         return await self.switch.commit(frame)
 
     def _state(self) -> frames.State:
-        return frames.State(self.switch.state, self.switch.digest, self.switch.token)
+        switch = self.switch
+        return frames.State(switch.state, switch.digest, switch.token, probe=switch.probed)
 
     def _tell(self, state: frames.State) -> None:
         connection = self._link.connection

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from hotweights_crds.nodeweights import PodAssignment
-from hotweights_crds.weightrollout import WeightRolloutSpec
-from hotweights_operator.decide import disruption_budget
+from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
+from hotweights_operator.decide import disruption_budget, revision
 from hotweights_operator.decide.blocked import Rule
 from hotweights_operator.model import failures
 from hotweights_operator.model.node_totals import NodeTotals
@@ -367,28 +367,37 @@ def _can_change(target: Target, digest: str) -> bool:
     )
 
 
+def needs_golden(spec: WeightRolloutSpec, base: WeightRolloutStatus) -> bool:
+    """Whether pods may take the target only with golden tokens for their kind of engine. Not what
+    was complete before: neither the way back nor a new pod must hang on what somebody recorded.
+    """
+    return spec.activation.probe == "Golden" and not revision.goes_back(base)
+
+
 def assignment(
     target: Target,
     digest: str,
     prepare: str,
     rollout: Rollout,
     version: str,
-    revision: int,
+    base: WeightRolloutStatus,
     ended_preparing: int,
 ) -> PodAssignment:
     """As it goes into the node's spec; `fencing` gives it its token and the restarts from which it
     counts. Bounds of time are seconds, as the rollout's spec has them.
     """
     spec = rollout.spec
+    golden = base.target.digest if needs_golden(spec, base) else ""
     return PodAssignment(
         uid=target.pod.uid,
         rollout=rollout.uid,
-        revision=revision,
+        revision=base.revision,
         name=target.pod.name,
         namespace=target.pod.namespace,
         digest=digest,
         version=version,
         prepare=prepare,
+        golden=golden if golden in (digest, prepare) else "",
         mode=spec.activation.mode,
         drain_timeout_seconds=spec.activation.drain_timeout_seconds,
         commit_timeout_seconds=spec.activation.commit_timeout_seconds,

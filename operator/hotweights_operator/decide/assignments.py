@@ -150,7 +150,7 @@ def _pods(
         name = _version_name(rollout, base, state, digest, observed) if digest else ""
         # on the way back an end speaks against what the pod serves, not against what it prepares
         ended = 0 if is_back else failures.ends_preparing(target, rollout.uid, base.revision)
-        plain = activation.assignment(target, digest, prepare, rollout, name, base.revision, ended)
+        plain = activation.assignment(target, digest, prepare, rollout, name, base, ended)
         given = fencing.next_token(
             state,
             target.pod.restarts,

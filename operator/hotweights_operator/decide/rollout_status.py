@@ -178,6 +178,8 @@ def _counts(context: PassContext, now: datetime) -> dict[str, object]:
             ready=sum(
                 totals.ready(context.query, moment) for totals in all_totals if totals.updated
             ),
+            golden=sum(totals.golden for totals in all_totals),
+            ran=sum(totals.ran for totals in all_totals),
             available=sum(len(totals.available) for totals in all_totals),
             failed=len(context.failures.failed),
         ),

@@ -53,6 +53,7 @@ def decide(
         is_back=revision.goes_back(base),
         previous=base.previous.digest,
         min_ready_seconds=rollout.spec.min_ready_seconds,
+        needs_golden=activation.needs_golden(rollout.spec, base),
     )
     # interned, here and below: totals and plans are remembered by the identity of what was asked
     query = observed.intern("question", rollout.uid, query)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from hotweights_common.reasons import POD_IS_AWAY, Reason
 from hotweights_crds.nodeweights import MAX_PODS
 from hotweights_crds.weightrollout import Failure
-from hotweights_operator.model.objects import Refusal
+from hotweights_operator.model.objects import STILL_SERVING_PHASES, Refusal
 from hotweights_operator.model.targets import Target
 
 CRASHES = 3
@@ -174,6 +174,24 @@ def of_circumstance(target: Target, refused: Refusal | None, *, has_room: bool) 
             "passes that start soon",
         )
     return None
+
+
+def of_older_agent(target: Target) -> Failure | None:
+    """What keeps a pod back from a version that may only be taken with golden tokens, though nothing
+    speaks against it: its agent is of a release that would not ask for them. None: it is not.
+    """
+    engine = target.engine
+    # whoever answers requests has said its kind in its hello, and such an agent does not pass it on
+    if engine is None or engine.phase not in STILL_SERVING_PHASES or engine.kind:
+        return None
+    version = target.state.status.agent_version if target.state else ""
+    return _failure(
+        target,
+        Reason.AGENT_TOO_OLD,
+        f"the agent of node {target.pod.node} ({version or 'of an unknown release'}) does not ask "
+        "for golden tokens, and activation.probe is Golden: update the agents' DaemonSet, or set "
+        "activation.probe to Any",
+    )
 
 
 def _failure(target: Target, reason: str, message: str, uid: str | None = None) -> Failure:

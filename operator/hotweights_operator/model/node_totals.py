@@ -7,10 +7,11 @@ gets what counting all pods would give.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
+from hotweights_crds.nodeweights import ProbeStrength
 from hotweights_crds.weightrollout import Failure
 from hotweights_operator.model import failures
 from hotweights_operator.model.objects import NodeState, Refusal
@@ -29,6 +30,7 @@ class TotalsQuery:
     is_back: bool  # to what was complete before
     previous: str  # the digest that one could go back to
     min_ready_seconds: float
+    needs_golden: bool = False  # pods may take the target only with golden tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +44,8 @@ class NodeTotals:
     unreachable: frozenset[str]  # UIDs of pods to which nothing can be told now
     prepared: int  # pods that have the target at hand, or serve it
     updated: int  # pods that serve it
+    golden: int  # of those, proved by golden tokens
+    ran: int  # of those, proved by a probe without NaN
     # of service with what they are told, though perhaps not for long enough
     available: tuple[Target, ...]
     unavailable: tuple[Target, ...]
@@ -76,6 +80,7 @@ def build(
     digest = query.digest
     failed: dict[str, Failure] = {}
     missing: dict[str, Failure] = {}
+    deaf: set[str] = set()  # to the demand for golden tokens
     without_room = failures.without_room(rollout_uid, targets)
     for target in targets:
         # whatever spoke against it before, it serves
@@ -89,6 +94,9 @@ def build(
             target, refusal, has_room=target.pod.uid not in without_room
         ):
             missing[target.pod.uid] = failure
+        elif query.needs_golden and (failure := failures.of_older_agent(target)):
+            missing[target.pod.uid] = failure
+            deaf.add(target.pod.uid)
     available = tuple(t for t in targets if t.available)
     # the same for all pods of a node
     follows = bool(targets) and targets[0].follows
@@ -100,9 +108,11 @@ def build(
         missing=missing,
         unreachable=frozenset(t.pod.uid for t in targets)
         if refusal and not refusal.is_due
-        else frozenset(without_room),
+        else frozenset(without_room) | deaf,
         prepared=sum(1 for t in targets if t.serves(digest) or t.prepared(digest)),
         updated=sum(1 for t in targets if t.serves(digest)),
+        golden=_proved(targets, digest, "Golden"),
+        ran=_proved(targets, digest, "Ran"),
         available=available,
         unavailable=tuple(t for t in targets if not t.available),
         settles_at=max(
@@ -112,6 +122,13 @@ def build(
         holds_previous=follows and state is not None and state.holds(query.previous),
         bytes_done=staged.bytes_done if staged else 0,
         bytes_total=staged.bytes_total if staged else 0,
+    )
+
+
+def _proved(targets: Sequence[Target], digest: str, probe: ProbeStrength) -> int:
+    """How many serve it and were proved by just this, by their engines' word for it."""
+    return sum(
+        1 for t in targets if t.serves(digest) and t.engine is not None and t.engine.probe == probe
     )
 
 

@@ -30,6 +30,8 @@ FAULTS = (
     "probe gives wrong tokens at boot",
     "source is corrupt",
     "stale token is refused",
+    "version has no golden tokens where they are demanded",
+    "version has no golden tokens where they are not demanded",
     "write is refused as invalid",
 )
 """What goes wrong in the world, counted where it takes effect and not where it is arranged."""

@@ -113,7 +113,9 @@ def _is_lost(sim: Simulation, app: App, pod: Pod) -> bool:
     known = {sim.digest(app, name.partition("/")[2]) for name in sim.api.objects["version"]}
     # its WeightVersion is gone, and perhaps every node that held it
     forgotten = bool(digest) and digest not in known
-    return gave_up or forgotten or (flaw is not None and flaw.hits(pod.uid, digest))
+    # golden tokens are not demanded of what is stable, so nobody is lost for the want of them
+    bad = flaw is not None and flaw.kind != "unrecorded" and flaw.hits(pod.uid, digest)
+    return gave_up or forgotten or bad
 
 
 def come_to_a_good_end(sim: Simulation) -> None:

@@ -58,6 +58,9 @@ def zero_false_commits(
         raise Violated(
             "zero false commits", f"{decision.status.pods.updated} pods reported, {proved} proved"
         )
+    pods = decision.status.pods
+    if pods.golden + pods.ran > pods.updated:
+        raise Violated("zero false proofs", f"{pods.golden} + {pods.ran} of {pods.updated}")
 
 
 def holds_still(rollout: Rollout, view: Observed, decision: RolloutDecision) -> None:

@@ -64,6 +64,7 @@ def spec(draw: random.Random, app: App) -> WeightRolloutSpec:
             "target": {"selector": {"matchLabels": {"app": app.name}}},
             "strategy": strategy,
             "staging": {"originReaders": draw.randint(1, 2)},
+            "activation": {"probe": draw.choice(["Any", "Golden"])},
             "failurePolicy": {
                 "maxFailed": draw.choice([0, 0, 1, 2]),
                 "action": draw.choice(["Pause", "Pause", "Abort"]),
@@ -77,6 +78,7 @@ def spec(draw: random.Random, app: App) -> WeightRolloutSpec:
 _KINDS: dict[FlawKind, float] = {
     "refused": 2,
     "refused at boot": 2,
+    "unrecorded": 2,
     "mismatched": 2,
     "dirty": 1,
     "crashing": 2.5,

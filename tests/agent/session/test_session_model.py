@@ -24,6 +24,8 @@ FAULTS = (
         "commit DrainTimeout",
         "commit ProbeMismatch",
         "rejects",
+        "demand",
+        "proves Ran",
     ),
     *(
         "fetch SourceNotFound",
@@ -48,6 +50,7 @@ class Node(RuleBasedStateMachine):
         self.tokens = dict.fromkeys(UIDS, 0)
         self.digests = dict.fromkeys(UIDS, 0)
         self.prepares = dict.fromkeys(UIDS, 0)
+        self.golden = 0  # the version that may only be taken with golden tokens, which it has not
         self.revisions = dict.fromkeys(UIDS, 0)
         self.restarts = dict.fromkeys(UIDS, 0)
         self.listed = {1}
@@ -64,6 +67,7 @@ class Node(RuleBasedStateMachine):
                 restarts=self.restarts[uid],
                 digest=digest(self.digests[uid]),
                 prepare=digest(self.prepares[uid]),
+                golden=digest(self.golden),
                 version=f"v{self.digests[uid]}",
             )
             for uid in UIDS
@@ -144,6 +148,11 @@ class Node(RuleBasedStateMachine):
                 engine.fails = [reason]
             case ["rejects"]:
                 engine.rejects ^= {digest(VERSIONS[which % 3])}
+            case ["demand"]:  # of versions without golden tokens, or no more
+                self.golden = 0 if self.golden else VERSIONS[which % 3]
+                self.write()
+            case ["proves", probe]:
+                engine.probe = probe
             case ["fetch", reason] if world.fetching:
                 world.finish_stage(
                     min(world.fetching), reason, transient=reason != "ChecksumMismatch"
@@ -192,6 +201,7 @@ class Node(RuleBasedStateMachine):
         """When the faults end, every engine that can comes to serve what it is assigned."""
         world = self.world
         world.api_up = True
+        self.golden = 0
         for uid in UIDS:
             self.tokens[uid] += 1  # the operator's answer to whatever had been given up
             self.listed |= {self.digests[uid], self.prepares[uid]} - {0}

@@ -122,6 +122,24 @@ async def test_without_golden_tokens_an_answer_has_to_come_without_nan() -> None
     assert (await engine.commit()).reason == "ProbeMismatch"
 
 
+async def test_what_proved_a_version_goes_with_it() -> None:
+    engine = Engine()
+    assert engine.switch.probed == "None"
+    await engine.commit("old")
+    assert engine.switch.probed == "Golden"
+    engine.engine_client.probes = []
+    engine.engine_client.fail = {"install": RuntimeError("torn")}
+    await engine.commit("new", token=2)  # it would have been proved by less
+    engine.engine_client.fail = {}
+    await engine.switch.repair()
+    assert [(state.state, state.digest, state.probe) for state in engine.told] == [
+        ("Dirty", "old", "Golden"),
+        ("Serving", "old", "Golden"),
+    ]
+    assert (await engine.commit("new", token=3)).probe == "Ran"
+    assert (await engine.commit("new", token=4)).probe == "Ran"
+
+
 async def test_what_is_refused_is_refused_before_the_pause() -> None:
     engine = Engine(check=RankError("NotPrepared", "rank 0: no"))
     answer = await engine.commit()

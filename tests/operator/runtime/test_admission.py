@@ -63,6 +63,7 @@ INVALID: dict[str, tuple[Body, str]] = {
     ),
     "unknown strategy": (rollout(strategy={"type": "Canary"}), "AllAtOnce"),
     "unknown mode": (rollout(activation={"mode": "keep"}), "Keep"),
+    "unknown probe": (rollout(activation={"probe": "Ran"}), "Golden"),
     "no origin readers": (rollout(staging={"originReaders": 0}), "greater than or equal to 1"),
     "unknown action": (rollout(failurePolicy={"action": "Rollback"}), "Abort"),
     "deadline of zero": (rollout(progressDeadlineSeconds=0), "greater than or equal to 1"),

@@ -62,6 +62,7 @@ class Hello(Frame):
     commit_token: int = 0
     unsupported: str = ""  # why this engine can never be switched; empty: it can
     held: list[str] = field(default_factory=list)  # of a rank: versions that it maps already
+    probe: str = ""  # of a server: what proved ``digest``, as in `Committed`; empty: not said
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,7 @@ class State(Frame):
     commit_token: int = 0
     reason: str = ""
     message: str = ""
+    probe: str = ""  # what proved ``digest``, as in `Committed`; empty: not said
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,8 @@ class Steering:
             or memory.gave_up(digest, goal)
         ):
             return
+        if digest == wanted.golden and self._lacks_golden_tokens(uid, engine, memory, goal, digest):
+            return
         if engine.prepared != digest:
             self._prepare(uid, engine, digest, memory, goal)
         if digest == wanted.digest and engine.prepared == digest:
@@ -130,6 +132,26 @@ class Steering:
             effort = memory.effort("Commit", digest, goal)
             if effort.again_at is None or self._kubelets.now >= effort.again_at:
                 self._commit(uid, engine, wanted)
+
+    def _lacks_golden_tokens(
+        self, uid: str, engine: Engine, memory: Memory, goal: Goal, digest: str
+    ) -> bool:
+        """Whether the version is given up before the engine is asked, as the agent knows enough."""
+        if self.faults.flaw("unrecorded", uid, digest) is None:
+            return False
+        self._counts["version has no golden tokens where they are demanded"] += 1
+        if engine.prepared == digest:  # from before it was demanded
+            engine.prepared = ""
+        memory.effort("Prepare", digest, goal)
+        memory.fails(
+            "Prepare",
+            digest,
+            "NoGoldenTokens",
+            self._kubelets.now,
+            booting=engine.boots,
+            lasting=True,
+        )
+        return True
 
     def _prepare(self, uid: str, engine: Engine, digest: str, memory: Memory, goal: Goal) -> None:
         memory.effort("Prepare", digest, goal)
@@ -185,6 +207,10 @@ class Steering:
             return
         pod: Pod = self._kubelets.api.get("pod", uid)
         engine.phase, engine.digest, engine.boots, engine.prepared = "Serving", digest, False, ""
+        engine.probe = "Golden"
+        if self.faults.flaw("unrecorded", uid, digest) is not None:
+            engine.probe = "Ran"
+            self._counts["version has no golden tokens where they are not demanded"] += 1
         engine.confirmed_at = self._kubelets.clock(pod.node)
         self.confirmations.add((uid, digest, engine.life))
         memory = self._heard(uid, engine)

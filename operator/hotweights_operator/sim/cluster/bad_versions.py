@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 FlawKind = Literal[
-    "refused", "refused at boot", "mismatched", "dirty", "crashing", "killing", "corrupt"
+    "refused",
+    "refused at boot",
+    "unrecorded",  # no golden tokens for this pod's kind of engine
+    "mismatched",
+    "dirty",
+    "crashing",
+    "killing",
+    "corrupt",
 ]
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal
 
-from hotweights_crds.nodeweights import GivenUp
+from hotweights_crds.nodeweights import GivenUp, ProbeStrength
 
 Op = Literal["Prepare", "Commit"]
 
@@ -28,6 +28,7 @@ class Engine:
     boots_until: datetime
     phase: Literal["Starting", "Booting", "Serving", "Committing", "Dirty"] = "Starting"
     digest: str = ""  # what it serves
+    probe: ProbeStrength = ""  # what proved that
     prepared: str = ""
     token: int = 0
     confirmed_at: datetime | None = None  # by the node's clock

@@ -40,6 +40,8 @@ def engine_status(
         prepared=engine.prepared,
         token=max(engine.token, wanted.token),
         confirmed_at=engine.confirmed_at.isoformat() if engine.confirmed_at and confirmed else "",
+        probe=engine.probe if confirmed else "",
+        kind="simulated",
         pause_seconds=0.0,
         failed=memory.failed,
         reason=reason,
