@@ -325,6 +325,13 @@ class EngineStatus(Model):
     prepared: str = Field(
         default="", description="The digest that every rank has prepared.", max_length=71
     )
+    way: str = Field(
+        default="",
+        description="How that waits for its commit: Beside (a finished copy on the device), Host (in "
+        "the host's memory), InPause (it is loaded in the pause), Reload (vLLM's own reload); empty: "
+        "nobody says.",
+        max_length=16,
+    )
     token: int = Field(default=0, description="The assignment's token that this answers.")
     confirmed_at: str = Field(
         default="", description="When it confirmed (RFC 3339, this node's clock).", max_length=32

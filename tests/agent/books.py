@@ -25,7 +25,8 @@ class Ask(NamedTuple):
     step: str
     digest: str
     token: int
-    revision: tuple[str, int]  # and of which rollout
+    # and of which rollout, and where the version may wait for how long a pause
+    revision: tuple[str, int, str, int]
     image: int  # of a prepare: which staging of the digest
 
 
@@ -68,7 +69,7 @@ class Books:
             step,
             digest,
             wanted.token,
-            (wanted.rollout, wanted.revision),
+            (wanted.rollout, wanted.revision, wanted.memory, wanted.max_pause_seconds),
             image,
         )
         for other, ends in self.ended.items():

@@ -346,7 +346,7 @@ class World:
                     return frames.Rejected(frame.id, frame.digest, "ShapeMismatch", "no")
                 engine.prepared[rank].add(frame.digest)
                 engine.maps[rank][frame.digest] = self.boots
-                return frames.Prepared(frame.id, frame.digest, 0.1, 100)
+                return frames.Prepared(frame.id, frame.digest, 0.1, 100, "Beside")
             case frames.Release() if rank is not None:
                 engine.prepared[rank].discard(frame.digest)
                 assert frame.digest != engine.active, "what serves is the way back of a switch"

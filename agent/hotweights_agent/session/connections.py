@@ -72,6 +72,7 @@ class Rank:
     world_size: int
     held: set[str] = field(default_factory=set)  # mapped before this connection, as it says itself
     prepared: set[str] = field(default_factory=set)
+    way: tuple[str, str] = ("", "")  # the digest prepared last, and how it waits (`Prepared.way`)
     rejected: dict[str, Goal] = field(default_factory=dict)  # digest → what was refused
     pending: PendingRequest | None = None
     called_off: int = 0  # the id of a prepare that nobody wants any more

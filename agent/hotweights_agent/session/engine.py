@@ -53,6 +53,9 @@ _FOUND = {
 }
 """What a leader's own word for its state means."""
 
+# from the shortest pause to the longest
+_WAYS = {way: place for place, way in enumerate(("Beside", "Host", "InPause", "Reload"))}
+
 
 class Engine:
     """What is known of one pod's engine."""
@@ -142,6 +145,16 @@ class Engine:
         serves = self.leader.digest if self.leader is not None else ""
         # where there are several, always the same one, so that the status stands still
         return min(at_hand - {serves}, default="")
+
+    @property
+    def way(self) -> str:
+        """How the prepared version waits for its commit; of several ranks the one with the longest
+        pause. Empty: none has, or it was prepared before this agent looked.
+        """
+        ways = {
+            way for digest, way in (r.way for r in self.ranks.values()) if digest == self.prepared
+        }
+        return max(ways & _WAYS.keys(), key=lambda way: _WAYS[way], default="")
 
     def happens(self, what: Happening) -> None:
         """Change the phase. Raises `IllegalMove` when that cannot happen in the present one."""
@@ -322,6 +335,7 @@ class Engine:
             return None
         if isinstance(frame, frames.Prepared):
             rank.prepared.add(frame.digest)
+            rank.way = (frame.digest, frame.way)
             rank.held.discard(frame.digest)  # the rank let go of the older mapping
             if self.prepared_everywhere(frame.digest):
                 self._succeeded("prepare", frame.digest)

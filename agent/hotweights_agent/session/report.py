@@ -44,6 +44,7 @@ def engine_status(
         digest=engine.confirmed,
         version=names.get(engine.confirmed, ""),
         prepared=engine.prepared,
+        way=engine.way if engine.prepared else "",
         # the higher one, so that an operator that lost its numbers finds the next one here
         token=max(wanted.token if wanted else 0, leader.token if leader else 0),
         confirmed_at=leader.confirmed_at if leader and engine.confirmed else "",

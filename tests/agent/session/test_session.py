@@ -71,11 +71,30 @@ def test_a_booting_engine_waits_while_nobody_has_said_what_it_serves(world: Worl
     assert world.pod_status["a"].reason == "NotAssigned"
 
 
+def test_ranks_are_told_where_a_version_may_wait_and_asked_anew_when_that_changes(
+    serving: World,
+) -> None:
+    serving.engines["a"].rejects.add(digest(2))
+    wanted = pod(version=1, token=2, prepare=2)
+    serving.assign([wanted], [item(1), item(2)])
+    serving.settle(4)
+    asked = [e for e in serving.log if isinstance(e, fx.SendPrepare) and e.digest == digest(2)]
+    assert (asked[-1].memory, asked[-1].max_pause_seconds) == ("Auto", 0.0)
+    serving.engines["a"].rejects.clear()
+    more = wanted.model_copy(update={"memory": "InPause", "max_pause_seconds": 9})
+    serving.assign([more], [item(1), item(2)])
+    serving.settle(4)
+    asked = [e for e in serving.log if isinstance(e, fx.SendPrepare) and e.digest == digest(2)]
+    assert (asked[-1].memory, asked[-1].max_pause_seconds) == ("InPause", 9.0)
+    assert engine_of(serving).prepared == digest(2)
+
+
 def test_what_is_prepared_is_committed_only_when_it_is_assigned(serving: World) -> None:
     serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
     serving.settle(4)
     found = engine_of(serving)
     assert (found.phase, found.prepared, found.digest) == ("Prepared", digest(2), digest(1))
+    assert found.way == "Beside"
     assert serving.pod_status["a"].gate
     serving.assign([pod(version=2, token=3)], [item(1), item(2)])
     serving.settle(4)
