@@ -135,7 +135,7 @@ class Books:
                 if (ask.uid, ask.life, ask.step)
                 == (engine.pod.uid, self.lives[engine.pod.uid], step)
                 and (ask.digest, ask.token) == (failed.goal.digest, failed.goal.token)
-                and ask.revision == (failed.goal.rollout, failed.goal.revision)
+                and ask.revision[:2] == (failed.goal.rollout, failed.goal.revision)
                 for end in ends
             ]
             assert failed.reason in [reason for reason, _ in ends], f"{failed} never happened"

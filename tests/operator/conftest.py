@@ -448,7 +448,7 @@ class Scene:
 
     async def grant(self) -> str:
         """What the chart lets the operator do, for all namespaces; the objects, to take the rights
-        away again.
+        away again. The account is not among them: without it the token is nobody's.
         """
         helm = str(binaries.ensure(["helm"])["helm"])
         words = [
@@ -462,13 +462,14 @@ class Scene:
         rendered = await asyncio.to_thread(
             lambda: subprocess.check_output(words, text=True, timeout=60)
         )
-        rights = ("ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
-        objects = yaml.dump_all(
-            [b for b in yaml.safe_load_all(rendered) if b and b["kind"] in rights]
-        )
+        kinds = ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding")
+        bodies = [body for body in yaml.safe_load_all(rendered) if body]
+        account = [body for body in bodies if body["kind"] == "ServiceAccount"]
+        rights = [body for body in bodies if body["kind"] in kinds]
+        objects = yaml.dump_all(account + rights)
         await asyncio.to_thread(lambda: self.kubectl("apply", "-f", "-", text=objects))
         await self.has_rights(True)
-        return objects
+        return yaml.dump_all(rights)
 
     async def has_rights(self, granted: bool) -> None:
         """Wait until the API server acts on it."""

@@ -13,7 +13,6 @@ import urllib.request
 from typing import Any
 
 import pytest
-import yaml
 
 from localcluster.controlplane import ControlPlane
 from tests.operator.conftest import eventually
@@ -95,10 +94,7 @@ async def test_it_goes_on_when_it_has_its_rights_again(
     scene: Any, control_plane: ControlPlane
 ) -> None:
     await scene.set_up(1)
-    granted = [
-        body for body in yaml.safe_load_all(await scene.grant()) if body["kind"] != "ServiceAccount"
-    ]
-    rights = yaml.dump_all(granted)
+    rights = await scene.grant()
     scene.start_operator(control_plane.kubeconfig_for(scene.system, "hotweights-operator"))
     await serving(scene)
     await asyncio.to_thread(lambda: scene.kubectl("delete", "-f", "-", text=rights))
