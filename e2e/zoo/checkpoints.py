@@ -15,6 +15,15 @@ MAKE_SECONDS = 1200.0  # of another run that writes the same; most of it imports
 LAYER = re.compile(r"^(.*?\.)(\d+)\.")  # the outermost list that a tensor is in
 
 
+def versions(architecture: Architecture) -> dict[str, Path]:
+    """All three, by the names that `row.STEPS` has for them."""
+    return {
+        "v0": version(architecture, 0),
+        "v1": version(architecture, 1),
+        "delta": delta(architecture),
+    }
+
+
 def version(architecture: Architecture, seed: int) -> Path:
     """Raises `build.BuildError` with what the model's constructor said."""
     folder = _place(architecture, str(seed))

@@ -8,12 +8,9 @@ that the rest is tried.
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from e2e.engine import images
 from e2e.engine.agent import Gone
@@ -22,73 +19,31 @@ from e2e.engine.images import Image
 from e2e.engine.launch import Ended
 from e2e.zoo import checkpoints
 from e2e.zoo.architectures import Architecture
-from e2e.zoo.cold import ColdLoadFailed, ColdLoads, Probes, told_apart
+from e2e.zoo.cold import Probes, golden, told_apart
+from e2e.zoo.forks import Forks, Unanswered
+from e2e.zoo.row import EQUAL, FAILED, REFUSED, STEPS, Row, Switch
+from e2e.zoo.tensors import A_PART
 from hotweights_transports.handoff import frames
 from localcluster import ClusterError
 from localvllm.build import BuildError
 
-STEPS = (
-    ("v1", "Beside"),
-    ("v0", "InPause"),
-    ("delta", "Beside"),
-    ("v0", "InPause"),
-    ("v1", "Beside"),
-)
 PROBE_TOKENS = 8  # each is a step of the model inside the pause
 SECONDS = 1800.0  # for what takes seconds on a machine that does nothing else
-A_PART = re.compile(r"differs from what serves in (\d+) of (\d+) parts")
-PLATFORM = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "INFO"}
-
-EQUAL, REFUSED, FAILED = "equal", "refused", "failed"
 
 
 class Broken(Exception):
     """A switch went wrong, or a refusal did not leave what was served."""
 
 
-@dataclass
-class Switch:
-    """What came of one version by one way."""
-
-    version: str
-    wished: str
-    way: str = ""
-    result: str = ""
-    pause_seconds: float | None = None
-    message: str = ""
-
-
-@dataclass
-class Row:
-    architecture: str
-    kind: str
-    switches: list[Switch] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
-    """Of each switch that was a part of a version: how many of how many."""
-    seconds: float = 0.0
-    refused: str = ""
-    """The sentence with which the engine is refused as a whole."""
-    not_run: str = ""
-    """Why vLLM itself does not run it here."""
-    failed: str = ""
-
-    @property
-    def ok(self) -> bool:
-        return not self.failed
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def play(architecture: Architecture, cold: ColdLoads, folder: Path) -> Row:
-    """``folder`` gets the engine's log. What goes wrong is in the row."""
+def play(architecture: Architecture, cold: Forks, folder: Path) -> Row:
+    """``cold`` runs `inside.cold`, ``folder`` gets the engine's log. What goes wrong is in the row."""
     row, began = Row(architecture.name, architecture.kind), time.monotonic()
     try:
         if architecture.refused:
             _refuse(architecture, folder, row)
         else:
             _switch(architecture, cold, folder, row)
-    except (BuildError, ColdLoadFailed) as error:
+    except (BuildError, Unanswered) as error:
         row.not_run = str(error)
     except (Broken, Ended, Gone, ClusterError, OSError) as error:
         row.failed = f"{type(error).__name__}: {error}"
@@ -109,15 +64,11 @@ def _refuse(architecture: Architecture, folder: Path, row: Row) -> None:
         engine.stop()
 
 
-def _switch(architecture: Architecture, cold: ColdLoads, folder: Path, row: Row) -> None:
-    models = {
-        "v0": checkpoints.version(architecture, 0),
-        "v1": checkpoints.version(architecture, 1),
-        "delta": checkpoints.delta(architecture),
-    }
-    golden = {name: cold.golden(model) for name, model in models.items()}
-    prompts = told_apart([*golden.values()])
-    truth = {name: _asked(probes, prompts) for name, probes in golden.items()}
+def _switch(architecture: Architecture, cold: Forks, folder: Path, row: Row) -> None:
+    models = checkpoints.versions(architecture)
+    recorded = {name: golden(cold, model) for name, model in models.items()}
+    prompts = told_apart([*recorded.values()])
+    truth = {name: _asked(probes, prompts) for name, probes in recorded.items()}
     engine = _start(architecture, models["v0"], folder)
     try:
         engine.vllm.ready(SECONDS)
@@ -140,12 +91,12 @@ def _switch(architecture: Architecture, cold: ColdLoads, folder: Path, row: Row)
             image.close()
     finally:
         engine.stop()
-        log = engine.vllm.log.read_text(errors="replace")
-        row.parts = [f"{few} of {all}" for few, all in A_PART.findall(log)]
+        found = A_PART.search(engine.vllm.log.read_text(errors="replace"))
+        row.part = found[1] if found else ""
 
 
 def _start(architecture: Architecture, model: Path, folder: Path) -> Engine:
-    return Engine(model, folder, arguments=architecture.arguments, **PLATFORM)
+    return Engine(model, folder, arguments=architecture.arguments)
 
 
 def _image(model: Path, name: str, truth: Probes) -> Image:
@@ -192,11 +143,3 @@ def _answers(engine: Engine, truth: Probes) -> Iterator[tuple[list[int], list[in
     for probe in truth:
         expected: list[int] = probe["tokenIds"]
         yield expected, engine.vllm.complete(probe["promptTokenIds"], len(expected), SECONDS)
-
-
-def by_way(switches: list[Switch]) -> Mapping[str, list[Switch]]:
-    """What was tried of each way; where a rank took another way than was wished, of that."""
-    found: dict[str, list[Switch]] = {}
-    for switch in switches:
-        found.setdefault(switch.way or switch.wished, []).append(switch)
-    return found
