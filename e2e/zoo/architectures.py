@@ -234,6 +234,25 @@ ZOO = (
         "hybrid: attention and state spaces in each layer",
     ),
     Architecture(
+        "llava",
+        "LlavaConfig",
+        {
+            "text_config": GROUPED | {"model_type": "llama"},
+            "vision_config": {
+                "model_type": "clip_vision_model",
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+            },
+            "image_token_index": 255,
+        },
+        "sees: a tower and a projector before the language model",
+        arguments=("--limit-mm-per-prompt", '{"image": 0}'),
+    ),
+    Architecture(
         "bert",
         "BertConfig",
         PLAIN,

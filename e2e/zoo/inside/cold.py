@@ -12,7 +12,7 @@ import vllm.v1.engine.core
 import vllm.v1.worker.cpu_worker  # noqa: F401 - for the forks
 from vllm import LLM  # noqa: F401 - for the forks
 
-from e2e.zoo.inside.serve import serve
+from e2e.zoo.inside.serve import inspect_models_here, serve
 from hotweights.adapters.vllm import golden
 
 
@@ -21,4 +21,5 @@ def answer(asked: dict[str, Any]) -> dict[str, Any]:
     return {"probes": golden.record(model, "float32", asked["prompts"], asked["tokens"])}
 
 
+inspect_models_here()
 serve(answer)

@@ -23,6 +23,18 @@ def serve(answer: Answer) -> None:
         answers.write(json.dumps(_in_a_fork(answer, json.loads(line))) + "\n")
 
 
+def inspect_models_here() -> None:
+    """Have this process and its forks look themselves what a model's class can do. vLLM 0.32 asks a
+    new process (``model_executor/models/registry.py``), which imports all of vLLM first.
+    """
+    from vllm.model_executor.models import registry
+
+    def inspect(registered: Any) -> Any:
+        return registry._ModelInfo.from_model_cls(registered.load_model_cls())
+
+    registry._LazyRegisteredModel.inspect_model_cls = inspect
+
+
 def _in_a_fork(answer: Answer, asked: dict[str, Any]) -> dict[str, Any]:
     read, write = os.pipe()
     child = os.fork()

@@ -17,12 +17,13 @@ from typing import Any
 os.environ["VLLM_PLUGINS"] = ""
 
 import torch
+from vllm._custom_ops import CPUDNNLGEMMHandler, onednn_mm
 from vllm.config import set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model_loader
 
-from e2e.zoo.inside.serve import serve
+from e2e.zoo.inside.serve import inspect_models_here, serve
 from hotweights.adapters.vllm.rank import leftovers
 from hotweights.adapters.vllm.rank.skeleton import INTERNAL
 from hotweights.adapters.vllm.rank.versions import Rejection, Versions
@@ -33,13 +34,14 @@ NAMED = 5  # tensors that differ; the others are counted
 
 
 def answer(asked: dict[str, Any]) -> dict[str, Any]:
-    configs = {name: _config(folder) for name, folder in asked["models"].items()}
-    with tempfile.NamedTemporaryFile(prefix="zoo-") as file, set_current_vllm_config(configs["v0"]):
-        init_distributed_environment(1, 0, f"file://{file.name}.group", 0, "gloo")
+    config = _config(asked["models"]["v0"])
+    with tempfile.TemporaryDirectory(prefix="zoo-") as folder, set_current_vllm_config(config):
+        init_distributed_environment(1, 0, f"file://{folder}/group", 0, "gloo")
         initialize_model_parallel(1, 1)
-    cold = {name: _load(config) for name, config in configs.items()}
-    live = _load(configs["v0"])
-    versions = Versions(live, configs["v0"], torch.device("cpu"), 1.0)
+    live = _load(config)
+    # each with a configuration of its own: a model's layers are listed in it
+    cold = {name: _load(_config(folder)) for name, folder in asked["models"].items()}
+    versions = Versions(live, config, torch.device("cpu"), 1.0)
     switches: list[dict[str, Any]] = []
     told = {"switches": switches, "apart": len(differing(cold["v0"], cold["v1"]))}
     serves = "v0"
@@ -120,6 +122,9 @@ def _inside(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
         at, item = left.pop()
         if isinstance(item, torch.Tensor):
             yield at, item.detach()
+        elif isinstance(item, CPUDNNLGEMMHandler):
+            # its weights lie behind a pointer: what it makes of the identity are they
+            yield at, onednn_mm(item, torch.eye(item.k), None)
         # modules are looked at themselves, and classes are nobody's
         elif id(item) not in seen and not isinstance(item, torch.nn.Module | type | ModuleType):
             seen.add(id(item))
@@ -131,4 +136,5 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:NAMED]) + more
 
 
+inspect_models_here()
 serve(answer)
