@@ -182,7 +182,7 @@ ZOO = (
     Architecture(
         "deepseek-v3",
         "DeepseekV3Config",
-        PLAIN | LATENT | {"q_lora_rank": 128},
+        PLAIN | LATENT | {"q_lora_rank": 128, "topk_method": "noaux_tc"},
         "latent attention twice, experts with a bias of their router",
     ),
     Architecture(

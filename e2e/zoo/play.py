@@ -22,7 +22,7 @@ from e2e.zoo.architectures import Architecture
 from e2e.zoo.cold import Probes, golden, told_apart
 from e2e.zoo.forks import Forks, Unanswered
 from e2e.zoo.row import EQUAL, FAILED, REFUSED, STEPS, Row, Switch
-from e2e.zoo.tensors import A_PART
+from e2e.zoo.tensors import smallest_part
 from hotweights_transports.handoff import frames
 from localcluster import ClusterError
 from localvllm.build import BuildError
@@ -91,8 +91,7 @@ def _switch(architecture: Architecture, cold: Forks, folder: Path, row: Row) -> 
             image.close()
     finally:
         engine.stop()
-        found = A_PART.search(engine.vllm.log.read_text(errors="replace"))
-        row.part = found[1] if found else ""
+        row.part = smallest_part(engine.vllm.log.read_text(errors="replace"))
 
 
 def _start(architecture: Architecture, model: Path, folder: Path) -> Engine:

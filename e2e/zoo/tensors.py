@@ -19,7 +19,7 @@ from e2e.zoo.row import STEPS, Row, Switch
 from localcluster import ClusterError
 from localvllm.build import BuildError
 
-A_PART = re.compile(r"differs from what serves in (\d+ of \d+) parts")
+A_PART = re.compile(r"differs from what serves in (\d+) of (\d+) parts")
 
 
 def compare(architecture: Architecture, forks: Forks) -> Row:
@@ -33,8 +33,7 @@ def compare(architecture: Architecture, forks: Forks) -> Row:
     except (ClusterError, OSError) as error:
         row.failed = f"{type(error).__name__}: {error}"
     if forks.log.exists():
-        found = A_PART.search(forks.log.read_text(errors="replace")[logged:])
-        row.part = found[1] if found else ""
+        row.part = smallest_part(forks.log.read_bytes()[logged:].decode(errors="replace"))
     row.seconds = round(time.monotonic() - began, 1)
     return row
 
@@ -55,6 +54,14 @@ def _compare(architecture: Architecture, forks: Forks, row: Row) -> None:
     if not answer["apart"]:
         raise Unanswered("both versions hold the same: whatever was copied, it would pass")
     row.switches = [Switch(**switch) for switch in answer["switches"]]
+
+
+def smallest_part(log: str) -> str:
+    """What a rank's log says of the version of which it did the least; empty: it did all of each.
+    Two versions may share a part of the model too, which their constructor made equal.
+    """
+    found = [(int(few), int(every)) for few, every in A_PART.findall(log)]
+    return "{} of {}".format(*min(found)) if found else ""
 
 
 def _path(fd: int) -> str:

@@ -12,6 +12,7 @@ from e2e.zoo.checkpoints import last_layer
 from e2e.zoo.cold import Probes, told_apart
 from e2e.zoo.forks import Unanswered
 from e2e.zoo.row import EQUAL, FAILED, NOT_RUN, REFUSED, Row, Switch, remarks, table
+from e2e.zoo.tensors import smallest_part
 from localvllm import models
 
 
@@ -116,6 +117,12 @@ def test_the_table_has_the_worst_of_each_way_and_its_longest_pause() -> None:
         "1 of 3",
         "equal",
     ]
+
+
+def test_the_part_is_that_of_the_version_that_changed_least() -> None:
+    line = "sha256:0123 differs from what serves in {} of 12 parts of the model\n"
+    assert smallest_part(line.format(9) + line.format(10) + "INFO\n") == "9 of 12"
+    assert smallest_part("INFO\n") == ""
 
 
 def test_what_was_refused_is_said_in_its_own_words_and_once() -> None:
