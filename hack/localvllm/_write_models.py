@@ -61,15 +61,37 @@ def build(arch: str, layers: int, hidden: int) -> Any:
     ))  # fmt: skip
 
 
+def build_from(config_class: str, settings: dict[str, Any]) -> Any:
+    """Of any class of a configuration that `transformers` has; one that answers text, if it can."""
+    config = getattr(transformers, config_class)(**settings)
+    for auto in (
+        transformers.AutoModelForCausalLM,
+        transformers.AutoModelForImageTextToText,
+        transformers.AutoModel,
+    ):
+        if type(config) in auto._model_mapping:
+            return auto.from_config(config)
+    raise ValueError(f"{config_class}: transformers {transformers.__version__} has no model for it")
+
+
 def write(
-    dir: str, arch: str, seed: int, shards: int, dtype: str, layers: int, hidden: int
+    dir: str,
+    arch: str,
+    seed: int,
+    shards: int,
+    dtype: str,
+    layers: int,
+    hidden: int,
+    config_class: str,
+    settings: dict[str, Any],
+    scale: float,
 ) -> None:
     torch.manual_seed(seed)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        model = build(arch, layers, hidden)
+        model = build_from(config_class, settings) if config_class else build(arch, layers, hidden)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(5)
+            parameter.mul_(scale)
             if parameter.ndim == 1:  # norms and biases start out equal in every seed
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     model = model.to(getattr(torch, dtype))
@@ -82,5 +104,11 @@ def write(
     partial.rename(dir)
 
 
+failed = 0
 for entry in json.loads(sys.argv[1]):
-    write(**entry)
+    try:
+        write(**entry)
+    except Exception as error:  # noqa: BLE001 - any model's constructor may raise anything; the others are written
+        failed += 1
+        print(f"{entry['dir']}: {type(error).__name__}: {error}", file=sys.stderr)
+sys.exit(1 if failed else 0)

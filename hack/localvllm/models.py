@@ -11,9 +11,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import subprocess
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from localvllm import build
 
@@ -33,6 +34,13 @@ class Model:
     dtype: str = "float32"
     layers: int = 2
     hidden: int = 256
+    config_class: str = ""
+    """Of `transformers`: another architecture than those above, of the name that ``arch`` gives."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """All that this class is called with."""
+    scale: float = 5.0
+    """What weights are multiplied with: more than makes the answers of two versions differ, and
+    some architectures run into NaN."""
 
 
 def make_model(
@@ -53,7 +61,8 @@ def make_models(models: Sequence[Model]) -> None:
     """Write the checkpoints whose folder does not exist yet."""
     missing = [model for model in models if not (model.dir / "config.json").exists()]
     for model in missing:
-        if model.arch not in ARCHITECTURES or model.dtype not in DTYPES:
+        known = model.config_class or model.arch in ARCHITECTURES
+        if not known or model.dtype not in DTYPES:
             raise ValueError(
                 f"{model.arch}/{model.dtype}: choose from {ARCHITECTURES} and {DTYPES}"
             )

@@ -16,6 +16,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.models.utils import AutoWeightsLoader
 
+from hotweights.adapters.vllm.rank import shadow as shadows
 from hotweights.adapters.vllm.rank import skeleton, ways
 from hotweights.adapters.vllm.rank.fit import delta
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec
@@ -254,6 +255,33 @@ def test_what_captured_graphs_may_hold_is_not_exchanged(
         load(shadow, checkpoint(1))
         shadow.install()
         assert live.factor == float(checkpoint(1)["weight"].sum())
+
+
+class Vocabulary(nn.Embedding):  # type: ignore[misc]
+    """As vLLM's ``VocabParallelEmbedding``, which needs a process group."""
+
+
+class Head(Vocabulary):
+    """As its ``ParallelLMHead``."""
+
+
+class Speaking(Odd):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = Vocabulary(4, 2)
+        self.head = Head(4, 2)
+
+
+def test_embeddings_are_known_by_their_kind_and_as_tied_by_their_memory(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shadows, "VocabParallelEmbedding", Vocabulary)
+    monkeypatch.setattr(shadows, "ParallelLMHead", Head)
+    live, shadow = make(Speaking)
+    assert shadow.embeddings() == {"embed.weight"}
+    assert shadow.tied() == frozenset()
+    live.head.weight = live.embed.weight  # after loading: the skeleton has them apart
+    assert shadow.tied() == {"embed.weight"}
 
 
 class Layer(nn.Module):  # type: ignore[misc]

@@ -50,11 +50,12 @@ def has_own_tensors(value: Any, known: set[int]) -> bool:
             seen.add(id(item))
             if len(seen) > _MAX_OBJECTS:
                 return True  # who knows what else is in there
-            left += _parts(item)
+            left += parts(item)
     return False
 
 
-def _parts(item: Any) -> list[Any]:
+def parts(item: Any) -> list[Any]:
+    """What an object refers to: items, attributes, or the values that a function closes over."""
     if isinstance(item, dict):
         return list(item.values())
     if isinstance(item, list | tuple | set | frozenset):

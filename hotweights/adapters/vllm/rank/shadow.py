@@ -37,6 +37,10 @@ import torch
 from vllm.config import set_current_vllm_config
 from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.utils import device_loading_context
 
 from hotweights.adapters.vllm.rank import leftovers, skeleton, tracing
@@ -155,6 +159,34 @@ class Shadow:
                 if tensor is not None and not self._constants.knows(tensor):
                     names.setdefault(skeleton.storage_of(tensor), _full(prefix, key))
         return frozenset(names.values())
+
+    def embeddings(self) -> frozenset[str]:
+        """The parameters that hold the vocabulary's embeddings, whatever they are called."""
+        return frozenset(_full(prefix, "weight") for prefix in self._vocabularies(is_head=False))
+
+    def tied(self) -> frozenset[str]:
+        """Those of them that the running model uses as its head too."""
+        heads = {
+            skeleton.storage_of(self._live[prefix].weight)
+            for prefix in self._vocabularies(is_head=True)
+        }
+        return frozenset(
+            _full(prefix, "weight")
+            for prefix in self._vocabularies(is_head=False)
+            if skeleton.storage_of(self._live[prefix].weight) in heads
+        )
+
+    def _vocabularies(self, is_head: bool) -> Iterator[str]:
+        """Layers with a row for each token, by name; heads or embeddings. Quantized ones have no
+        such weight.
+        """
+        for prefix, module in self._modules:
+            if (
+                isinstance(module, VocabParallelEmbedding)
+                and isinstance(module, ParallelLMHead) is is_head
+                and isinstance(getattr(self._live[prefix], "weight", None), torch.Tensor)
+            ):
+                yield prefix
 
     def _targets(self) -> Iterator[tuple[str, torch.Tensor]]:
         for prefix, module in self._chosen:

@@ -7,7 +7,9 @@ that needs values) fewer questions are asked, and the first of them still is: do
 every tensor.
 
 One thing is settled here because no loader can: tied embeddings. A cold load decides from the
-checkpoint whether ``lm_head`` is a tensor of its own; a running model has already decided.
+checkpoint whether ``lm_head`` is a tensor of its own (vLLM 0.32: ``maybe_untie_word_embeddings`` in
+``config/model.py``, and after loading ``model_loader/weight_tying.py``); a running model has already
+decided. Embeddings are known by the kind of their layer, as there: no name is common to all models.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Compatibility:
     """
 
     def __init__(self, vllm_config: Any, shadow: Any) -> None:
-        """``shadow`` is a `Shadow` that stays a skeleton: only `Shadow.trace` is called. None: the
+        """``shadow`` is a `Shadow` that stays a skeleton: nothing is loaded into it. None: the
         loaders cannot be asked.
         """
         self._config = vllm_config
@@ -45,6 +47,8 @@ class Compatibility:
         self._boot = dry_load.read_checkpoint(folder, str(vllm_config.load_config.load_format))
         self._boot_trace = self._ask(self._boot) if self._boot else None
         self._expected = self._expect()
+        self._tied = frozenset() if shadow is None else shadow.tied()
+        self._head, self._embedding = self._find_head() or ("", "")
         self._traces: dict[str | None, Trace | None] = {None: self._boot_trace}
         self._groups = {} if shadow is None else shadow.groups()
 
@@ -87,8 +91,8 @@ class Compatibility:
         changed = None if served is None else image.changed_from(served)
         if trace is None or changed is None or not self._groups:
             return None
-        if self._embedding_for_head(_specs(image)) in changed:
-            changed |= {HEAD}  # it is loaded from the same bytes
+        if self._lacks_head(_specs(image)) and self._embedding in changed:
+            changed |= {self._head}  # it is loaded from the same bytes
         return delta.between(
             changed, self._names(image), trace, self._groups, self._unexplained(trace)
         )
@@ -122,12 +126,12 @@ class Compatibility:
         """Names and tensors (whole, read-only, on the CPU) in load order, the head that a cold load
         would tie among them. ``only``: those of these names.
         """
-        embedding = self._embedding_for_head(_specs(image))
+        lacks_head = self._lacks_head(_specs(image))
         for name, tensor in image.tensors():
             if only is None or name in only:
                 yield name, tensor
-            if name == embedding and (only is None or HEAD in only):
-                yield HEAD, tensor
+            if lacks_head and name == self._embedding and (only is None or self._head in only):
+                yield self._head, tensor
 
     def _ask(self, specs: dict[str, Spec]) -> Trace | None:
         if self._shadow is None:
@@ -156,39 +160,51 @@ class Compatibility:
         )
 
     def _with_head(self, specs: dict[str, Spec]) -> dict[str, Spec]:
-        embedding = self._embedding_for_head(specs)
-        return specs if embedding is None else {**specs, HEAD: specs[embedding]}
+        return {**specs, self._head: specs[self._embedding]} if self._lacks_head(specs) else specs
 
-    def _embedding_for_head(self, specs: dict[str, Spec]) -> str | None:
-        """The tensor that a cold load of a checkpoint without a head would tie it to, where this
-        engine booted with one.
+    def _lacks_head(self, specs: dict[str, Spec]) -> bool:
+        """Whether a cold load of it would tie a head that this engine booted with."""
+        has_head = any(name.endswith(HEAD) for name in specs)
+        return bool(self._head) and not has_head and self._embedding in specs
+
+    def _find_head(self) -> tuple[str, str] | None:
+        """The tensor of the head, and that of the embeddings which a cold load would take for it:
+        where this engine booted with a head, and its configuration says that they are tied.
         """
-        tied = getattr(self._config.model_config.hf_text_config, "tie_word_embeddings", False)
-        if (
-            not tied
-            or HEAD in specs
-            or self._boot_trace is None
-            or not self._boot_trace.copied.get(HEAD)
-        ):
+        config = self._config.model_config
+        # vLLM 0.32 puts it so when the checkpoint has a head; earlier ones leave the configuration
+        says_tied = getattr(config, "word_embeddings_untied_by_checkpoint", False) or getattr(
+            config.hf_text_config, "tie_word_embeddings", False
+        )
+        if not says_tied or self._shadow is None or self._boot_trace is None:
             return None
-        return next((name for name in specs if name.endswith("embed_tokens.weight")), None)
+        copied = self._boot_trace.copied
+        heads = [name for name in copied if name.endswith(HEAD) and copied[name]]
+        embeddings = [
+            name
+            for name in copied
+            if name not in heads and self._shadow.embeddings() & copied[name].keys()
+        ]
+        # with several of them vLLM ties none
+        return (heads[0], embeddings[0]) if len(heads) == len(embeddings) == 1 else None
 
     def _check_tied(self, image: Image, trace: Trace) -> DoesNotFit | None:
-        """A head that the loaders ignore must equal the embeddings that this model uses in its
-        place.
+        """Where the running model uses its embeddings as its head too, a head in a version must
+        equal them, whether the loaders ignore it (built as tied) or take it (tied after loading).
         """
-        if trace.copied.get(HEAD) or all(entry.name != HEAD for entry in image.table.entries):
-            return None  # it is loaded, or there is none: nothing to compare
-        for name, parameters in trace.copied.items():
-            if not any(parameter.endswith(_EMBEDDINGS) for parameter in parameters):
-                continue
-            if image.same_bytes(name, HEAD):
-                return None
-            message = (
-                f"{HEAD} differs from {name}, but the running model has them tied: restart it "
-                "with this version"
-            )
-            return DoesNotFit("UnknownTensor", message)
+        heads = [entry.name for entry in image.table.entries if entry.name.endswith(HEAD)]
+        embeddings = [
+            name
+            for name, parameters in trace.copied.items()
+            if name not in heads and self._tied & parameters.keys()
+        ]
+        for head in heads if embeddings else ():
+            if not any(image.same_bytes(name, head) for name in embeddings):
+                message = (
+                    f"{head} differs from {embeddings[0]}, but the running model has them tied: "
+                    "restart it with this version"
+                )
+                return DoesNotFit("UnknownTensor", message)
         return None
 
 
