@@ -391,7 +391,7 @@ def test_a_part_of_a_version_leaves_what_all_of_it_leaves(
         version.keys(),
         trace,
         shadow.groups(),
-        shadow.unexplained() - trace.sources.keys(),
+        shadow.fillable() - trace.sources.keys(),
     )
     assert part is not None
     shadow.load(
@@ -430,7 +430,7 @@ def test_part_by_part_it_becomes_what_it_becomes_at_once(
     cold, whole = make_layered()
     version = layered(2) if changed is None else layered(0, changed)
     trace = shadow.trace(specs(version))
-    unexplained = shadow.unexplained() - trace.sources.keys()
+    unexplained = shadow.fillable() - trace.sources.keys()
     within = None
     if changed is not None:
         within = delta.between(
@@ -473,3 +473,79 @@ def test_a_pause_that_would_be_too_long_is_refused_before_it(
     with pytest.raises(NoRoom, match=r"may take 0\.05 s \(activation\.maxPauseSeconds\)"):
         ways.InPause(shadow, parts, load, 0.05, lambda: None, lambda: 0.0)
     assert same(served(live), served(Layered.of(0))) == []
+
+
+class Scheme:
+    """An object of the constructor, as vLLM's quantized linear layers have one."""
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_weights_packed_into_an_object_that_was_there_are_not_lost_in_silence(
+    make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, new: bool
+) -> None:
+    """As int8 on CPUs: the kernel of the layer's scheme keeps the packed weights."""
+
+    def finish(layer: Any) -> None:
+        layer.scheme.kernel = {"packed": layer.weight.data.clone() if new else layer.weight.data}
+
+    built = Odd.__init__
+
+    def with_scheme(self: Odd) -> None:
+        built(self)
+        self.scheme = Scheme()
+
+    monkeypatch.setattr(Odd, "__init__", with_scheme)
+    _, shadow = make(finish=finish)
+    if new:
+        with pytest.raises(Unsupported, match="leaves tensors inside of scheme"):
+            load(shadow, checkpoint(1))
+    else:
+        load(shadow, checkpoint(1))
+
+
+class LeavesMore(Odd):
+    """What its loader leaves beside parameters."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> Any:
+        tensors = dict(weights)
+        weight = tensors["weight"]
+        self.first = 0.0 if weight.is_meta else float(weight[0, 0])
+        return super().load_weights(tensors.items())
+
+
+def test_what_a_loader_leaves_beside_parameters_is_carried_over(make: Callable[..., Any]) -> None:
+    live, shadow = make(LeavesMore)
+    load(shadow, checkpoint(1))
+    shadow.install()
+    assert live.first == float(checkpoint(1)["weight"][0, 0])
+
+
+class Replaces(Layered):
+    """Puts a parameter of its own in the place of the model's."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        tensors = dict(weights)
+        super().load_weights(tensors.items())
+        self.layers[1].bias = nn.Parameter(tensors["1.bias"])
+
+
+class ByValue(Layered):
+    """Reads a number before it knows what to do."""
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        tensors = dict(weights)
+        if tensors["ignored"].item() >= 0:
+            super().load_weights(tensors.items())
+
+
+@pytest.mark.parametrize("kind", [Replaces, ByValue])
+def test_what_was_not_seen_makes_no_part(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    monkeypatch.setattr(skeleton, "initialize_model", lambda config, model_config: kind())
+    config = VllmConfig()
+    config.model_config = SimpleNamespace(dtype=torch.float32)
+    shadow = Shadow(kind.of(0), config, CPU)
+    trace = shadow.trace(specs(layered(0)))
+    assert trace.opaque or trace.read
+    names, groups = layered(0).keys(), shadow.groups()
+    assert delta.between(frozenset({"1.bias"}), names, trace, groups, frozenset()) is None
+    assert delta.parts(names, trace, groups, frozenset(), None) == ()

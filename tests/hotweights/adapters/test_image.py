@@ -127,6 +127,8 @@ def test_what_changed_is_told_by_names_of_contents() -> None:
     assert second.changed_from(first) == frozenset({"b", "new"})
     assert second.changed_from(second) == frozenset()
     assert first.changed_from(second) is None, "nobody knows what a tensor that went had filled"
+    turned = opened_of(one("b", b"bbbbbbbb"), one("a", b"aaaaaaaa"))
+    assert turned.changed_from(first) is None, "the one may be written over the other"
 
 
 def test_an_older_agent_names_no_contents_so_everything_may_have_changed() -> None:

@@ -187,9 +187,12 @@ class Image:
 
     def changed_from(self, other: Image) -> frozenset[str] | None:
         """The tensors that have other bytes than they have in the other version, or that it has
-        not. None: it has some that this one has not, and nobody can say what that changes.
+        not. None: it has some that this one has not, or another order, in which a loader may write
+        one over the other; nobody can say what that changes.
         """
         theirs = {e.name: (e.content, e.dtype, e.shape) for e in other.table.entries}
+        if [e.name for e in self.table.entries if e.name in theirs] != list(theirs):
+            return None
         changed = [
             entry.name
             for entry in self.table.entries

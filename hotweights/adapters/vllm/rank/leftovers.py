@@ -7,6 +7,7 @@ parameters (a fused MoE's kernel). This module only looks; `shadow` decides.
 from __future__ import annotations
 
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ PLAIN = (
     types.FunctionType,
 )
 _MAX_OBJECTS = 10_000  # that are looked through for tensors, in one attribute
+_MAX_OBJECTS_OF_A_MODEL = 1_000_000
 
 
 def is_captured(vllm_config: Any, device: torch.device) -> bool:
@@ -73,3 +75,18 @@ def _is_set(cell: types.CellType) -> bool:
         return cell.cell_contents is not None
     except ValueError:  # a name that was never given a value
         return False
+
+
+def storages_in(values: Iterable[Any]) -> set[int]:
+    """The memory of all tensors that objects lead to, but not of modules that they refer to."""
+    left = list(values)
+    seen: set[int] = set()
+    found: set[int] = set()
+    while left and len(seen) < _MAX_OBJECTS_OF_A_MODEL:
+        item = left.pop()
+        if isinstance(item, torch.Tensor):
+            found.add(storage_of(item))
+        elif id(item) not in seen and not isinstance(item, torch.nn.Module | type):
+            seen.add(id(item))
+            left += parts(item)
+    return found

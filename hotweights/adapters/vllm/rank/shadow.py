@@ -108,10 +108,16 @@ class Shadow:
         """
         if self.ready:
             raise RuntimeError("this shadow holds a version; ask another one")
+        before = self._storages()
         try:
-            return tracing.trace(self._model, self._targets(), specs)
+            found = tracing.trace(self._model, self._targets(), specs)
+            found.opaque = self._storages() != before
         finally:
             self.clear()
+        return found
+
+    def _storages(self) -> list[tuple[str, int]]:
+        return [(name, skeleton.storage_of(tensor)) for name, tensor in self._targets()]
 
     def groups(self) -> dict[str, str]:
         """Of every parameter and buffer, the group of modules that is loaded and finished by itself
@@ -149,14 +155,15 @@ class Shadow:
                         joined[mine] = other
         return {prefix: group(inside[prefix]) for prefix, _ in self._modules}
 
-    def unexplained(self) -> frozenset[str]:
-        """Parameters that the constructor left as they were; of those that share memory the first,
-        as in a trace.
+    def fillable(self) -> frozenset[str]:
+        """What a checkpoint can fill: parameters, and buffers that are saved with them. Of those
+        that share memory the first, as in a trace.
         """
         names: dict[int, str] = {}
         for prefix, module in self._modules:
-            for key, tensor in module._parameters.items():
-                if tensor is not None and not self._constants.knows(tensor):
+            transient = module._non_persistent_buffers_set
+            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None and key not in transient:
                     names.setdefault(skeleton.storage_of(tensor), _full(prefix, key))
         return frozenset(names.values())
 
@@ -227,12 +234,16 @@ class Shadow:
             # running one was before anything is loaded here
             with set_current_vllm_config(self._config), giving_way():
                 self._materialize(filled, 0.0 if proven else math.nan)
+                # what loading and post-processing leave beside them is carried over too
+                before = {name: _attributes(module) for name, module in self._chosen}
+                inside = leftovers.storages_in(
+                    value for attributes in before.values() for value in attributes.values()
+                )
                 self._model.load_weights(_between(tensors, pause))
                 self._check_written()
-                # after loading, before post-processing: only what the latter leaves is carried over
-                before = {name: _attributes(module) for name, module in self._chosen}
                 self._post_process(pause)
             self._plan(before, filled)
+            self._check_kept(before, inside)
             self._leave_equal(pause)
         except BaseException:
             self.clear()
@@ -309,14 +320,23 @@ class Shadow:
                         continue
                     if id(meta) not in made:
                         real = made[id(meta)] = skeleton.like(meta, self._device)
-                        current = None if live is None else live.get(key)
                         full = _full(name, key)
+                        count = None if filled is None else counts.get(full, 0)
+                        # what a constructor computed, a meta device does not know: buffers, and
+                        # parameters that no checkpoint fills
+                        current = None if live is None else live.get(key)
+                        if live is None and count == 0 and rest == 0.0:
+                            current = self._computed(name, key, meta)
                         if current is not None and current.shape == meta.shape:
-                            # what a constructor computed, a meta device does not know
                             real.copy_(current)
-                        elif (count := counts.get(full, 0)) < meta.numel():
-                            self._begin(full, meta, real, rest, None if filled is None else count)
+                        else:
+                            self._begin(full, meta, real, rest, count)
                     table[key] = made[id(meta)]
+
+    def _computed(self, name: str, key: str, meta: torch.Tensor) -> torch.Tensor | None:
+        parameter = self._live[name]._parameters.get(key)
+        known = self._constants.knows(meta) or parameter is None or parameter.dtype != meta.dtype
+        return None if known else parameter
 
     def _begin(
         self,
@@ -335,7 +355,7 @@ class Shadow:
             real.fill_(rest)
             self._to_check.append((name, real))
             return
-        if math.isnan(rest) and count is not None:
+        if math.isnan(rest) and count is not None and count < meta.numel():
             raise Incomplete(
                 f"{meta.numel() - count} of {meta.numel()} elements of {name} are in no tensor"
             )
@@ -403,17 +423,37 @@ class Shadow:
                 if buffer is not None and old is not None and loaded and id(old) not in seen:
                     seen.add(id(old))
                     self._move(_full(name, key), old.data, buffer.data)
-        known = {
+        known = self._known()
+        for name, module in self._chosen:
+            self._plan_values(name, module, before[name], known)
+
+    def _check_kept(self, before: Mapping[str, dict[str, Any]], inside: set[int]) -> None:
+        """An object that was there before is the running model's own there; if it was given tensors
+        of its own meanwhile (weights packed for a kernel), those would be lost.
+        """
+        kept = {
+            _full(name, key): value
+            for name, module in self._chosen
+            for key, value in _attributes(module).items()
+            if before[name].get(key) is value
+        }
+        new = leftovers.storages_in(kept.values()) - inside - self._known()
+        for name, value in kept.items() if new else ():
+            if leftovers.storages_in([value]) & new:
+                raise Unsupported(f"post-processing leaves tensors inside of {name}")
+
+    def _known(self) -> set[int]:
+        return {
             skeleton.storage_of(tensor)
             for _, module in self._chosen
             for tensor in (*module._parameters.values(), *module._buffers.values())
             if tensor is not None
         }
-        for name, module in self._chosen:
-            self._plan_values(name, module, before[name], known)
 
     def _leave_equal(self, pause: Callable[[], None]) -> None:
         """What the running model has already, bit for bit, needs no copy in the pause."""
+        if getattr(self._config.model_config, "enable_sleep_mode", False):
+            return  # asleep, it has no memory to be read
         different = []
         for move in self._moves:
             if not _same_bits(move[1], move[2]):
@@ -441,7 +481,8 @@ class Shadow:
             elif isinstance(value, types.FunctionType):
                 changes = leftovers.has_own_tensors(value, known)
             elif isinstance(value, leftovers.PLAIN):
-                changes = bool(value != old)
+                # by what they look like: 0.0 equals -0.0, and 1 equals True
+                changes = type(value) is not type(old) or repr(value) != repr(old)
             elif (
                 old is None
                 or type(old) is not type(value)
@@ -460,6 +501,8 @@ class Shadow:
                 f"{name} is {new.dtype} {list(new.shape)} in the version, and {old.dtype} "
                 f"{list(old.shape)} in the running model"
             )
+        if torch._debug_has_internal_overlap(old) == 1:  # expanded: nothing can be copied into it
+            raise Unsupported(f"{name} is one value that is shown many times")
         self._moves.append((name, old, new))
 
 

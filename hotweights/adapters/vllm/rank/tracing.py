@@ -44,7 +44,8 @@ def trace(
         # 400 characters: it becomes part of one message to the agent, and reprs can be long
         found.error = f"{type(error).__name__}: {error}"[:400]
         # what meta tensors raise, or what follows from a value that was made up
-        if isinstance(error, NotImplementedError) or writes.asked_for_values:
+        of_meta = isinstance(error, TypeError) and "meta" in str(error)
+        if isinstance(error, NotImplementedError) or of_meta or writes.asked_for_values:
             found.unable = True
         else:
             found.failed = writes.current
@@ -106,7 +107,9 @@ class _Writes(TorchDispatchMode):  # type: ignore[misc]
                 # Some loaders transform in place after copying: more than everything is everything.
                 copied[name] = min(copied.get(name, 0) + more, numel)
         result = func(*args, **(kwargs or {}))
-        self._follow(tree_leaves((args, kwargs)), tree_leaves(result))
+        given, made = tree_leaves((args, kwargs)), tree_leaves(result)
+        # some write into what they are given and answer nothing (``_foreach_copy_``)
+        self._follow(given, made + given if func._schema.is_mutable else made)
         return result
 
     def _follow(self, given: list[Any], made: list[Any]) -> None:

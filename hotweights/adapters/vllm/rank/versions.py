@@ -70,6 +70,7 @@ class Versions:
         self._unfinishable: set[str] = set()  # versions that only vLLM's own reload can load
         self._pinned: str | None = None
         self._call_off = threading.Event()
+        self._may_sleep = bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
         self._stream = (
             None if device.type == "cpu" else torch.get_device_module(device).Stream(device)
         )
@@ -131,7 +132,7 @@ class Versions:
                     "Busy", f"{self._pinned} is being committed; prepare again afterwards"
                 )
             # the same bytes, perhaps in younger memory: the older is let go of
-            if digest != self.digest and not self._is_ready(digest):
+            if digest != self.digest and not (self._is_ready(digest) and self._suits(wish)):
                 self._get_ready(image, wish, released)
             self._hold(image)
             way = self._way.name if self._way is not None and self._is_ready(digest) else ""
@@ -173,7 +174,9 @@ class Versions:
         shadow = self._shadow
         if shadow is None or image.digest in self._unfinishable:
             return ways.Reload(partial(self._reload, image))
-        part = self._compatibility.delta(image, self._images.get(self.digest or ""))
+        # who may sleep may be given other weights by vLLM's own commands when it wakes
+        served = None if self._may_sleep else self._images.get(self.digest or "")
+        part = self._compatibility.delta(image, served)
         if part is not None:
             logger.info(
                 "%s differs from what serves in %d of %d parts of the model",
@@ -216,13 +219,16 @@ class Versions:
         throttle: Throttle,
     ) -> ways.Way:
         """Raises as `Shadow.load`, and `NoRoom`."""
+        load = partial(self._load, shadow, image)
+        if part is not None and not part.groups:
+            load(part, pause=breathe)  # the model has it already
+            return ways.Beside(shadow)
         parts = self._compatibility.parts(image, part)
         needs = ways.Needs(
             shadow.nbytes(None if part is None else part.groups),
             max((shadow.nbytes(one.groups) for one in parts), default=0),
         )
         way = ways.choose(wish, needs, room.measure(self._device), bool(parts))
-        load = partial(self._load, shadow, image)
         if way == "Host":
             return ways.Host(shadow, parts, partial(load, pause=breathe))
         if way == "InPause":
@@ -288,7 +294,7 @@ class Versions:
     def settle(self) -> None:
         """After a commit: the memory of what was got ready goes back."""
         with self._lock:
-            if self._ready in (None, self.digest):
+            if self._pinned is None and self._ready in (None, self.digest):
                 self._drop()
         self.tidy()
 
@@ -413,6 +419,15 @@ class Versions:
         return self._ready == digest and (
             self._ready_on == self.digest or isinstance(self._way, ways.Reload)
         )
+
+    def _suits(self, wish: ways.Wish) -> bool:
+        """Whether the way in which a version is ready is one that is allowed now."""
+        way = self._way
+        if way is None or way.name == "Reload":
+            return True  # it is chosen for want of another
+        if way.name == "InPause" and (way.pause_seconds or 0.0) > wish.max_pause_seconds:
+            return False
+        return wish.way in (ways.AUTO, way.name)
 
     def _drop(self) -> None:
         self._ready = self._ready_on = None

@@ -81,7 +81,9 @@ class Compatibility:
         not known. ``digest`` None is what the engine booted from.
         """
         trace = self._traces.get(digest)
-        return None if trace is None or trace.failed is not None else trace.by_parameter()
+        if trace is None or trace.failed is not None or trace.opaque:
+            return None
+        return trace.by_parameter()
 
     def delta(self, image: Image, served: Image | None) -> Delta | None:
         """What of a checked version is to be done where ``served`` is what the model holds; None:
@@ -112,7 +114,7 @@ class Compatibility:
         return self._with_head(_specs(image)).keys()
 
     def _unexplained(self, trace: Trace) -> frozenset[str]:
-        filled: frozenset[str] = self._shadow.unexplained() if self._shadow else frozenset()
+        filled: frozenset[str] = self._shadow.fillable() if self._shadow else frozenset()
         return filled - trace.sources.keys()
 
     def keep_only(self, digests: Collection[str]) -> None:

@@ -34,11 +34,11 @@ def between(
     unexplained: Collection[str],
 ) -> Delta | None:
     """What to do where the tensors ``changed`` of all ``names`` differ from those that serve.
-    ``groups``: of each parameter and buffer, its group. ``unexplained``: parameters that neither
-    the constructor nor, as far as was seen, any tensor fills. None: load the whole version.
+    ``groups``: of each parameter and buffer, its group. ``unexplained``: parameters and buffers
+    that no tensor fills, as far as was seen. None: load the whole version.
     """
-    if trace.failed is not None or not changed <= frozenset(names) or trace.read & changed:
-        return None  # what a loader does with a tensor's value, nobody sees
+    if not _is_known(trace) or not changed <= frozenset(names):
+        return None
     used = frozenset[str]().union(*trace.sources.values())
     # Tensors of other ranks, and what loaders pass over. Where something fills parameters that
     # nobody saw, it may be one of these.
@@ -60,7 +60,7 @@ def parts(
     """What can be loaded and finished one after the other, of a whole version or ``within`` a part
     of it. Empty: nothing is known of it, or there is nothing to do.
     """
-    if trace.failed is not None:
+    if not _is_known(trace):
         return ()
     found: list[Delta] = []
     left = dict.fromkeys(groups.values() if within is None else within.groups)
@@ -74,6 +74,13 @@ def parts(
         left = dict.fromkeys(name for name in left if name not in part.groups)
         found.append(_with_unseen(part, names, trace, unexplained))
     return tuple(found)
+
+
+def _is_known(trace: Trace) -> bool:
+    """Whether all that the loaders did was seen. What one does with a tensor's value, such as
+    taking another tensor, is not.
+    """
+    return trace.failed is None and not trace.opaque and not trace.read
 
 
 def _closed(tensors: frozenset[str], trace: Trace, groups: Mapping[str, str]) -> Delta:
@@ -98,4 +105,4 @@ def _with_unseen(
         return part
     used = frozenset[str]().union(*trace.sources.values())
     unused = frozenset(names) - used if unexplained else frozenset()
-    return Delta(part.groups, part.tensors | unused | trace.read)
+    return Delta(part.groups, part.tensors | unused)

@@ -51,6 +51,10 @@ class Trace:
     """Of each parameter or buffer that was written: the tensors that what was written came from."""
     read: set[str] = field(default_factory=set)
     """Tensors whose values a loader looked at."""
+    opaque: bool = False
+    """It put other tensors or other memory in the place of the model's: nobody saw what came of
+    it.
+    """
     failed: str | None = None  # the tensor at which a loader raised
     error: str = ""
     unable: bool = False  # a loader needs data and cannot be asked this way: nothing is known
