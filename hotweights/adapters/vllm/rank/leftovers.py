@@ -7,7 +7,7 @@ parameters (a fused MoE's kernel). This module only looks; `shadow` decides.
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -39,21 +39,39 @@ def is_captured(vllm_config: Any, device: torch.device) -> bool:
     return device.type != "cpu" and not eager
 
 
+def may_sleep(vllm_config: Any) -> bool:
+    """Whether the model's memory may be taken away meanwhile (``--enable-sleep-mode``)."""
+    return bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
+
+
 def has_own_tensors(value: Any, known: set[int]) -> bool:
     """Whether an object, or a function's closure, has a tensor that is none of ``known`` memory."""
-    left, seen = [value], set()
+    return any(
+        tensor is None or storage_of(tensor) not in known  # who knows what else is in there
+        for tensor in _tensors([value], _MAX_OBJECTS)
+    )
+
+
+def storages_in(values: Iterable[Any]) -> set[int]:
+    """The memory of all tensors that objects lead to, but not of modules that they refer to."""
+    found = _tensors(values, _MAX_OBJECTS_OF_A_MODEL)
+    return {storage_of(tensor) for tensor in found if tensor is not None}
+
+
+def _tensors(values: Iterable[Any], most: int) -> Iterator[torch.Tensor | None]:
+    """Those that objects lead to; None where more than ``most`` objects are in the way."""
+    left, seen = list(values), set()
     while left:
         item = left.pop()
         if isinstance(item, torch.Tensor):
-            if storage_of(item) not in known:
-                return True
+            yield item
         # modules are looked at themselves, and classes are nobody's
         elif id(item) not in seen and not isinstance(item, torch.nn.Module | type):
             seen.add(id(item))
-            if len(seen) > _MAX_OBJECTS:
-                return True  # who knows what else is in there
+            if len(seen) > most:
+                yield None
+                return
             left += parts(item)
-    return False
 
 
 def parts(item: Any) -> list[Any]:
@@ -75,18 +93,3 @@ def _is_set(cell: types.CellType) -> bool:
         return cell.cell_contents is not None
     except ValueError:  # a name that was never given a value
         return False
-
-
-def storages_in(values: Iterable[Any]) -> set[int]:
-    """The memory of all tensors that objects lead to, but not of modules that they refer to."""
-    left = list(values)
-    seen: set[int] = set()
-    found: set[int] = set()
-    while left and len(seen) < _MAX_OBJECTS_OF_A_MODEL:
-        item = left.pop()
-        if isinstance(item, torch.Tensor):
-            found.add(storage_of(item))
-        elif id(item) not in seen and not isinstance(item, torch.nn.Module | type):
-            seen.add(id(item))
-            left += parts(item)
-    return found

@@ -63,7 +63,7 @@ class Incomplete(Exception):
 class Shadow:
     """The skeleton, and the version in it. One thread at a time; only `install` touches the running
     model. Built on the worker's main thread; `trace`, `load` and `clear` run on the thread that
-    prepares, `install` and a whole repair on the main thread: `Engine` keeps them apart, by its
+    prepares, `install` and a whole repair on the main thread: `Versions` keeps them apart, by its
     lock and its pin.
 
     Raises `Unsupported`, or whatever the model's constructor raises.
@@ -123,11 +123,10 @@ class Shadow:
         """Of every parameter and buffer, the group of modules that is loaded and finished by itself
         (`load`): what is in one layer, or shares memory. Empty: this model has no such parts.
         """
+        if not self._groups:
+            return {}
         return {
-            _full(prefix, key): self._groups[prefix]
-            for prefix, module in self._modules
-            for key, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None and self._groups
+            _full(prefix, key): self._groups[prefix] for prefix, key, _ in _tensors(self._modules)
         }
 
     def _find_groups(self) -> dict[str, str]:
@@ -146,13 +145,11 @@ class Shadow:
 
         # tied modules, in whatever groups they are
         of_storage: dict[int, str] = {}
-        for prefix, module in self._modules:
-            for tensor in (*module._parameters.values(), *module._buffers.values()):
-                if tensor is not None:
-                    mine = group(inside[prefix])
-                    other = group(of_storage.setdefault(skeleton.storage_of(tensor), mine))
-                    if mine != other:
-                        joined[mine] = other
+        for prefix, _, tensor in _tensors(self._modules):
+            mine = group(inside[prefix])
+            other = group(of_storage.setdefault(skeleton.storage_of(tensor), mine))
+            if mine != other:
+                joined[mine] = other
         return {prefix: group(inside[prefix]) for prefix, _ in self._modules}
 
     def fillable(self) -> frozenset[str]:
@@ -160,11 +157,10 @@ class Shadow:
         that share memory the first, as in a trace.
         """
         names: dict[int, str] = {}
-        for prefix, module in self._modules:
-            transient = module._non_persistent_buffers_set
-            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and key not in transient:
-                    names.setdefault(skeleton.storage_of(tensor), _full(prefix, key))
+        modules = dict(self._modules)
+        for prefix, key, tensor in _tensors(self._modules):
+            if key not in modules[prefix]._non_persistent_buffers_set:
+                names.setdefault(skeleton.storage_of(tensor), _full(prefix, key))
         return frozenset(names.values())
 
     def embeddings(self) -> frozenset[str]:
@@ -196,10 +192,8 @@ class Shadow:
                 yield prefix
 
     def _targets(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for prefix, module in self._chosen:
-            for key, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None:
-                    yield _full(prefix, key), tensor
+        for prefix, key, tensor in _tensors(self._chosen):
+            yield _full(prefix, key), tensor
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def load(
@@ -257,9 +251,8 @@ class Shadow:
         """
         tensors = {
             id(tensor): tensor.nbytes
-            for prefix, module in self._modules
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None and (groups is None or self._groups[prefix] in groups)
+            for prefix, _, tensor in _tensors(self._modules)
+            if groups is None or self._groups[prefix] in groups
         }
         return sum(tensors.values())
 
@@ -443,16 +436,11 @@ class Shadow:
                 raise Unsupported(f"post-processing leaves tensors inside of {name}")
 
     def _known(self) -> set[int]:
-        return {
-            skeleton.storage_of(tensor)
-            for _, module in self._chosen
-            for tensor in (*module._parameters.values(), *module._buffers.values())
-            if tensor is not None
-        }
+        return {skeleton.storage_of(tensor) for _, _, tensor in _tensors(self._chosen)}
 
     def _leave_equal(self, pause: Callable[[], None]) -> None:
         """What the running model has already, bit for bit, needs no copy in the pause."""
-        if getattr(self._config.model_config, "enable_sleep_mode", False):
+        if leftovers.may_sleep(self._config):
             return  # asleep, it has no memory to be read
         different = []
         for move in self._moves:
@@ -467,7 +455,7 @@ class Shadow:
         live = self._live[name]
         for key, value in _attributes(module).items():
             if key in before and before[key] is value:
-                continue  # the constructor's or the loaders': the running model has its own
+                continue  # the constructor's: the running model has its own (`_check_kept`)
             old, full = live.__dict__.get(key), _full(name, key)
             if isinstance(value, torch.Tensor):
                 if (
@@ -504,6 +492,16 @@ class Shadow:
         if torch._debug_has_internal_overlap(old) == 1:  # expanded: nothing can be copied into it
             raise Unsupported(f"{name} is one value that is shown many times")
         self._moves.append((name, old, new))
+
+
+def _tensors(
+    modules: Iterable[tuple[str, torch.nn.Module]],
+) -> Iterator[tuple[str, str, torch.Tensor]]:
+    """Parameters and buffers: their module's name, their key in it, the tensor."""
+    for prefix, module in modules:
+        for key, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                yield prefix, key, tensor
 
 
 def _between(tensors: Tensors, pause: Callable[[], None]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from hotweights.adapters.vllm.rank import reload, room, ways
+from hotweights.adapters.vllm.rank import leftovers, reload, room, ways
 from hotweights.adapters.vllm.rank.fit.compatibility import Compatibility
 from hotweights.adapters.vllm.rank.fit.delta import Delta
 from hotweights.adapters.vllm.rank.image import Image, ImageError
@@ -70,7 +70,7 @@ class Versions:
         self._unfinishable: set[str] = set()  # versions that only vLLM's own reload can load
         self._pinned: str | None = None
         self._call_off = threading.Event()
-        self._may_sleep = bool(getattr(vllm_config.model_config, "enable_sleep_mode", False))
+        self._may_sleep = leftovers.may_sleep(vllm_config)
         self._stream = (
             None if device.type == "cpu" else torch.get_device_module(device).Stream(device)
         )

@@ -40,14 +40,14 @@ def between(
     if not _is_known(trace) or not changed <= frozenset(names):
         return None
     used = frozenset[str]().union(*trace.sources.values())
-    # Tensors of other ranks, and what loaders pass over. Where something fills parameters that
-    # nobody saw, it may be one of these.
     if unexplained and changed - used:
         return None
     reached = _closed(changed & used, trace, groups)
     if reached.groups == set(groups.values()):
         return None
-    return _with_unseen(reached, names, trace, unexplained)
+    if not reached.groups:
+        return reached
+    return Delta(reached.groups, reached.tensors | _unseen(names, trace, unexplained))
 
 
 def parts(
@@ -63,6 +63,7 @@ def parts(
     if not _is_known(trace):
         return ()
     found: list[Delta] = []
+    unseen = _unseen(names, trace, unexplained)
     left = dict.fromkeys(groups.values() if within is None else within.groups)
     while left:
         group = next(iter(left))
@@ -70,9 +71,9 @@ def parts(
             *(trace.sources.get(name, ()) for name in groups if groups[name] == group)
         )
         part = _closed(sources, trace, groups)
-        part = Delta(part.groups | {group}, part.tensors)
+        part = Delta(part.groups | {group}, part.tensors | unseen)
         left = dict.fromkeys(name for name in left if name not in part.groups)
-        found.append(_with_unseen(part, names, trace, unexplained))
+        found.append(part)
     return tuple(found)
 
 
@@ -97,12 +98,11 @@ def _closed(tensors: frozenset[str], trace: Trace, groups: Mapping[str, str]) ->
                 found |= sources
 
 
-def _with_unseen(
-    part: Delta, names: Collection[str], trace: Trace, unexplained: Collection[str]
-) -> Delta:
-    """And what the loaders may need for it although no write of theirs showed it."""
-    if not part.groups:
-        return part
-    used = frozenset[str]().union(*trace.sources.values())
-    unused = frozenset(names) - used if unexplained else frozenset()
-    return Delta(part.groups, part.tensors | unused)
+def _unseen(names: Collection[str], trace: Trace, unexplained: Collection[str]) -> frozenset[str]:
+    """Tensors that are loaded with every part, although no write of the loaders' showed it: those
+    of other ranks, and what loaders pass over. Where something fills parameters that nobody saw, it
+    may be one of these.
+    """
+    if not unexplained:
+        return frozenset()
+    return frozenset(names) - frozenset[str]().union(*trace.sources.values())
