@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from vllm.model_executor.models.utils import AutoWeightsLoader
 from hotweights.adapters.vllm.rank import shadow as shadows
 from hotweights.adapters.vllm.rank import skeleton, ways
 from hotweights.adapters.vllm.rank.fit import delta
-from hotweights.adapters.vllm.rank.fit.dry_load import Spec
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
 from hotweights.adapters.vllm.rank.room import NoRoom
 from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
 
@@ -378,6 +379,14 @@ def test_what_is_written_is_traced_to_all_that_it_is_made_of(
     assert sources["embed.weight"] == {"embed"}
 
 
+def load_part(
+    shadow: Shadow, version: Tensors, trace: Trace, part: delta.Delta, pause: Callable[[], None]
+) -> None:
+    """From nothing but the tensors that it needs."""
+    tensors = [(name, version[name]) for name in version if name in part.tensors]
+    shadow.load(tensors, trace.by_parameter(), pause, groups=part.groups)
+
+
 @pytest.mark.parametrize("changed", ["1.first", "1.bias", "embed", "ignored"])
 def test_a_part_of_a_version_leaves_what_all_of_it_leaves(
     make_layered: Callable[[], tuple[Layered, Shadow]], changed: str
@@ -386,20 +395,10 @@ def test_a_part_of_a_version_leaves_what_all_of_it_leaves(
     cold, whole = make_layered()
     version = layered(0, changed)
     trace = shadow.trace(specs(version))
-    part = delta.between(
-        frozenset({changed}),
-        version.keys(),
-        trace,
-        shadow.groups(),
-        shadow.fillable() - trace.sources.keys(),
-    )
+    unseen = shadow.fillable() - trace.sources.keys()
+    part = delta.between(frozenset({changed}), version.keys(), trace, shadow.groups(), unseen)
     assert part is not None
-    shadow.load(
-        [(name, tensor) for name, tensor in version.items() if name in part.tensors],
-        trace.by_parameter(),
-        lambda: None,
-        groups=part.groups,
-    )
+    load_part(shadow, version, trace, part, lambda: None)
     moved = {name for name, _, _ in shadow.moves}
     of = {"1.first": {"layers.1.fused"}, "1.bias": {"layers.1.bias"}, "embed": {"embed.weight"}}
     assert moved == of.get(changed, set())
@@ -439,10 +438,7 @@ def test_part_by_part_it_becomes_what_it_becomes_at_once(
     parts = delta.parts(version.keys(), trace, shadow.groups(), unexplained, within)
     assert len(parts) == (4 if changed is None else 1)
 
-    def load(part: delta.Delta, pause: Callable[[], None]) -> None:
-        tensors = [(name, version[name]) for name in version if name in part.tensors]
-        shadow.load(tensors, trace.by_parameter(), pause, groups=part.groups)
-
+    load = partial(load_part, shadow, version, trace)
     ready: ways.Way
     if way == "Host":
         ready = ways.Host(shadow, parts, lambda part: load(part, lambda: None))
@@ -467,8 +463,7 @@ def test_a_pause_that_would_be_too_long_is_refused_before_it(
 
     def load(part: delta.Delta, pause: Callable[[], None]) -> None:
         time.sleep(0.02)
-        tensors = [(name, version[name]) for name in version if name in part.tensors]
-        shadow.load(tensors, trace.by_parameter(), pause, groups=part.groups)
+        load_part(shadow, version, trace, part, pause)
 
     with pytest.raises(NoRoom, match=r"may take 0\.05 s \(activation\.maxPauseSeconds\)"):
         ways.InPause(shadow, parts, load, 0.05, lambda: None, lambda: 0.0)
