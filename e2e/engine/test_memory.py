@@ -64,10 +64,8 @@ class Container:
 def container() -> Iterator[Container]:
     made = Container(f"hotweights-memory-{os.getpid()}")
     yield made
-    for root in cgroups.hierarchies():
-        for pid in (root / made.name / "cgroup.procs").read_text().split():
-            (root / "cgroup.procs").write_text(pid)
-        (root / made.name).rmdir()
+    cgroups.kill(made.name)
+    cgroups.remove(made.name)
 
 
 @pytest.fixture(scope="module")
