@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,6 +89,30 @@ def test_the_mapping_outlives_the_image_as_long_as_a_view_does() -> None:
     view = (lambda image: image.view(image.table.entries[0]))(Image.open(built.fds, built.digest))
     built.close()
     assert bytes(view) == b"abcd"
+
+
+def test_what_nobody_reads_takes_no_page_tables() -> None:
+    """The kernel enters 64 KiB or so around a page that is read, not the image."""
+    nbytes = 8 << 20
+    image = opened_of(images.Tensor("w", "U8", [nbytes], bytes(nbytes)))
+    assert _mapped_nbytes(image) == 0
+    assert image.view(image.table.entries[0])[nbytes // 2] == 0
+    assert 0 < _mapped_nbytes(image) <= nbytes // 2
+    image.populate()  # in kernels before 5.14 without effect
+    assert _mapped_nbytes(image) == nbytes or _mapped_nbytes(image) <= nbytes // 2
+
+
+def _mapped_nbytes(image: Image) -> int:
+    """Bytes of its first tensor that this process has in its page tables (proc_pid_smaps(5))."""
+    view = image.view(image.table.entries[0])
+    begin = np.frombuffer(view, np.uint8).ctypes.data
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = begin <= int(bounds[1], 16) < int(bounds[2], 16) <= begin + len(view)
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) << 10
+    return found
 
 
 def test_empty_tensors_and_scalars_have_their_place() -> None:

@@ -120,9 +120,7 @@ class Region:
         )
 
     def populate(self) -> None:
-        """Fault the pages in now, while serving goes on, and not in the pause (madvise(2),
-        ``MADV_POPULATE_READ``). Kernels before 5.14 cannot: then it is lazy.
-        """
+        """Fault all pages in (madvise(2), ``MADV_POPULATE_READ``); kernels before 5.14 cannot."""
         for start in range(0, self.nbytes, _POPULATE_BYTES):
             length = min(_POPULATE_BYTES, self.nbytes - start)
             if _libc.madvise(
@@ -145,6 +143,7 @@ class Image:
         self.table = table
         self.digest = table.digest
         self.nbytes = sum(entry.nbytes for entry in table.entries)
+        self._region = region
         self._buffer = _buffer(region)
 
     @classmethod
@@ -169,8 +168,16 @@ class Image:
         if region is not None:
             for address, slab, offset, nbytes in runs:
                 region.place(address, slabs[slab], offset, nbytes)
-            region.populate()
         return cls(table, region)
+
+    def populate(self) -> None:
+        """Have the kernel enter all of its pages into this process' page tables, of 2 MiB for a GiB
+        of weights, so that a pause that reads them need not wait for that. Whoever reads outside
+        the pause does without: it is no faster then, and a rank reads only its own slices, and of a
+        version that changes little only what changed.
+        """
+        if self._region is not None:
+            self._region.populate()
 
     def view(self, entry: TensorEntry) -> memoryview:
         """A tensor's bytes, mapped and not copied."""

@@ -173,7 +173,7 @@ class Versions:
     ) -> ways.Way:
         shadow = self._shadow
         if shadow is None or image.digest in self._unfinishable:
-            return ways.Reload(partial(self._reload, image))
+            return self._to_reload(image)
         # who may sleep may be given other weights by vLLM's own commands when it wakes
         served = None if self._may_sleep else self._images.get(self.digest or "")
         part = self._compatibility.delta(image, served)
@@ -207,7 +207,7 @@ class Versions:
                     error,
                 )
                 self._unfinishable.add(image.digest)
-                return ways.Reload(partial(self._reload, image))
+                return self._to_reload(image)
 
     def _try(
         self,
@@ -409,6 +409,10 @@ class Versions:
         if image is None:
             return iter(reload.boot_tensors(self._model, self._config))
         return self._compatibility.tensors(image)
+
+    def _to_reload(self, image: Image) -> ways.Reload:
+        image.populate()  # nothing has read it, and the pause will
+        return ways.Reload(partial(self._reload, image))
 
     def _reload(self, image: Image) -> int:
         reload.reload(self._model, self._config, self._compatibility.tensors(image))
