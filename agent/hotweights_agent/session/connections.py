@@ -7,6 +7,7 @@ Plain facts without a will: `engine` keeps them true, `next_effects` acts on the
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from hotweights_agent.session.retry import RetryState
 from hotweights_crds.nodeweights import ProbeStrength
@@ -27,6 +28,16 @@ class ProtocolViolation(Exception):
         self.reason = reason
 
 
+class Wish(NamedTuple):
+    """How a version may wait for its commit (`frames.Prepare`)."""
+
+    memory: str = "Auto"
+    max_pause_seconds: int = 0
+
+
+_BESIDE_IF_IT_FITS = Wish()
+
+
 @dataclass(frozen=True, slots=True)
 class Goal:
     """What is being tried; when any of it changes, that is another try."""
@@ -36,8 +47,7 @@ class Goal:
     image: int = 0  # of a prepare: which staging of the digest is offered
     rollout: str = ""  # its UID
     revision: int = 0  # of that rollout
-    memory: str = "Auto"  # where the version may wait for its commit (`frames.Prepare`)
-    max_pause_seconds: int = 0
+    wish: Wish = _BESIDE_IF_IT_FITS
     golden: bool = False  # only with golden tokens for this kind of engine
 
 
@@ -71,7 +81,7 @@ class Rank:
     rank: int
     world_size: int
     held: set[str] = field(default_factory=set)  # mapped before this connection, as it says itself
-    prepared: set[str] = field(default_factory=set)
+    prepared: dict[str, Wish] = field(default_factory=dict)  # by digest, as it was asked for
     way: tuple[str, str] = ("", "")  # the digest prepared last, and how it waits (`Prepared.way`)
     rejected: dict[str, Goal] = field(default_factory=dict)  # digest → what was refused
     pending: PendingRequest | None = None

@@ -139,7 +139,9 @@ class Engine:
     def prepared(self) -> str:
         """A version that every rank has prepared and that is not the one served."""
         at_hand = (
-            set.intersection(*(r.prepared for r in self.ranks.values())) if self.complete else set()
+            set[str].intersection(*(set(r.prepared) for r in self.ranks.values()))
+            if self.complete
+            else set[str]()
         )
         # in the middle of a switch too, when nothing is confirmed
         serves = self.leader.digest if self.leader is not None else ""
@@ -334,7 +336,7 @@ class Engine:
         if rank.called_off == asked.id:  # the order to release it is behind the question
             return None
         if isinstance(frame, frames.Prepared):
-            rank.prepared.add(frame.digest)
+            rank.prepared[frame.digest] = asked.goal.wish
             rank.way = (frame.digest, frame.way)
             rank.held.discard(frame.digest)  # the rank let go of the older mapping
             if self.prepared_everywhere(frame.digest):
@@ -390,7 +392,7 @@ class Engine:
             reason == Reason.NOT_PREPARED
         ):  # the ranks lost it: it is prepared anew before the next try
             for rank in self.ranks.values():
-                rank.prepared.discard(frame.digest)
+                rank.prepared.pop(frame.digest, None)
         return StepFailure("commit", asked.goal, reason, message, dirty, booting)
 
     def _state_told(self, server: Server, frame: frames.State, now: Now) -> None:

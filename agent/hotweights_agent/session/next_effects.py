@@ -31,6 +31,7 @@ from hotweights_agent.session.connections import (
     Rank,
     Server,
     StepFailure,
+    Wish,
 )
 from hotweights_agent.session.effects import Effect, Send, SendPrepare
 from hotweights_agent.session.engine import Engine
@@ -134,8 +135,7 @@ def goal_for(wanted: PodAssignment, digest: str, versions: NodeVersions) -> Goal
         versions.image(digest),
         wanted.rollout,
         wanted.revision,
-        wanted.memory,
-        wanted.max_pause_seconds,
+        Wish(wanted.memory, wanted.max_pause_seconds),
         golden=bool(digest) and digest == wanted.golden,
     )
 
@@ -196,7 +196,7 @@ def _forget_old(engine: Engine, kept: set[str], at: EngineContext) -> list[Effec
     """
     effects: list[Effect] = []
     for rank in engine.ranks.values():
-        gone = sorted((rank.prepared | rank.held) - kept) if rank.pending is None else []
+        gone = sorted((rank.prepared.keys() | rank.held) - kept) if rank.pending is None else []
         if (
             rank.pending is not None
             and rank.pending.goal.digest not in kept
@@ -204,8 +204,9 @@ def _forget_old(engine: Engine, kept: set[str], at: EngineContext) -> list[Effec
         ):
             rank.called_off = rank.pending.id  # it need not finish; it answers all the same
             gone = [rank.pending.goal.digest]
-        rank.prepared.difference_update(gone)
         rank.held.difference_update(gone)
+        for digest in gone:
+            rank.prepared.pop(digest, None)
         effects += [Send(rank.conn, frames.Release(at.next_id(), digest)) for digest in gone]
     return effects
 
@@ -258,7 +259,7 @@ def _let_go(engine: Engine, digest: str, at: EngineContext) -> list[Effect]:
     """What was prepared before anybody demanded more of it holds memory for nothing."""
     ranks = [rank for rank in engine.ranks.values() if digest in rank.prepared]
     for rank in ranks:
-        rank.prepared.discard(digest)
+        del rank.prepared[digest]
     return [Send(rank.conn, frames.Release(at.next_id(), digest)) for rank in ranks]
 
 
@@ -266,6 +267,9 @@ def _prepare_rank(rank: Rank, goal: Goal, may_start: bool, at: EngineContext) ->
     if may_start or rank.rejected.get(goal.digest) != goal:
         # another assignment, another image, or a passing reason: its wait is over
         rank.rejected.pop(goal.digest, None)
+    if rank.prepared.get(goal.digest, goal.wish) != goal.wish:
+        # another way is wished for: the rank says at once if the one that it has will do
+        del rank.prepared[goal.digest]
     if not may_start or rank.pending is not None or goal.digest in rank.prepared:
         return []
     rank.pending = PendingRequest(at.next_id(), "prepare", goal, at.now + at.bounds.prepare_seconds)
@@ -292,7 +296,9 @@ def _map_anew(engine: Engine, wanted: PodAssignment, at: EngineContext) -> list[
 
 def _send_prepare(conn: int, asked: PendingRequest) -> SendPrepare:
     goal = asked.goal
-    return SendPrepare(conn, asked.id, goal.digest, goal.memory, float(goal.max_pause_seconds))
+    return SendPrepare(
+        conn, asked.id, goal.digest, goal.wish.memory, float(goal.wish.max_pause_seconds)
+    )
 
 
 def _settle(engine: Engine, goal: Goal) -> None:

@@ -89,6 +89,21 @@ def test_ranks_are_told_where_a_version_may_wait_and_asked_anew_when_that_change
     assert engine_of(serving).prepared == digest(2)
 
 
+def test_what_is_prepared_is_asked_for_anew_when_it_shall_wait_elsewhere(serving: World) -> None:
+    wanted = pod(version=1, token=2, prepare=2)
+    serving.assign([wanted], [item(1), item(2)])
+    serving.settle(4)
+    asked = [e for e in serving.log if isinstance(e, fx.SendPrepare) and e.digest == digest(2)]
+    assert engine_of(serving).prepared == digest(2)
+    more = wanted.model_copy(update={"memory": "Host"})
+    serving.assign([more], [item(1), item(2)])
+    assert engine_of(serving).prepared == "", "nobody knows whether it can"
+    serving.settle(4)
+    anew = [e for e in serving.log if isinstance(e, fx.SendPrepare) and e.digest == digest(2)]
+    assert [e.memory for e in anew[len(asked) :]] == ["Host"] * len(asked), "once for each rank"
+    assert engine_of(serving).prepared == digest(2)
+
+
 def test_what_is_prepared_is_committed_only_when_it_is_assigned(serving: World) -> None:
     serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
     serving.settle(4)

@@ -50,6 +50,7 @@ class Node(RuleBasedStateMachine):
         self.tokens = dict.fromkeys(UIDS, 0)
         self.digests = dict.fromkeys(UIDS, 0)
         self.prepares = dict.fromkeys(UIDS, 0)
+        self.max_pause_seconds = 0
         self.golden = 0  # the version that may only be taken with golden tokens, which it has not
         self.revisions = dict.fromkeys(UIDS, 0)
         self.restarts = dict.fromkeys(UIDS, 0)
@@ -68,6 +69,7 @@ class Node(RuleBasedStateMachine):
                 digest=digest(self.digests[uid]),
                 prepare=digest(self.prepares[uid]),
                 golden=digest(self.golden),
+                max_pause_seconds=self.max_pause_seconds,
                 version=f"v{self.digests[uid]}",
             )
             for uid in UIDS
@@ -79,9 +81,19 @@ class Node(RuleBasedStateMachine):
         version=st.sampled_from((1, 2, 3, 0)),
         prepare=st.sampled_from((0, 2, 3)),
         revised=st.booleans(),
+        max_pause_seconds=st.sampled_from((0, 9)),
         rounds=ROUNDS,
     )
-    def assign(self, uid: str, version: int, prepare: int, revised: bool, rounds: int) -> None:
+    def assign(
+        self,
+        uid: str,
+        version: int,
+        prepare: int,
+        revised: bool,
+        max_pause_seconds: int,
+        rounds: int,
+    ) -> None:
+        self.max_pause_seconds = max_pause_seconds
         self.listed |= {version, prepare} - {0}
         self.tokens[uid] += 1
         self.revisions[uid] += revised
