@@ -73,6 +73,7 @@ class EngineModel:
     server: int | None = None  # connection
     ranks: dict[int, int] = field(default_factory=dict)  # rank → connection
     prepared: dict[int, set[str]] = field(default_factory=dict)
+    caveat: str = ""
     # rank → digest → the life of the agent whose memory of it the rank maps
     maps: dict[int, dict[str, int]] = field(default_factory=dict)
     # frames of the agent, not read yet
@@ -294,6 +295,7 @@ class World:
             held=list(engine.maps[rank]) if role == "rank" else [],
             engine=engine.kind,
             probe=engine.proved if role == "server" else "",
+            caveat=engine.caveat if role == "server" else "",
         )
         self.tell(msg.Connected(conn, msg.Pod(engine.uid, "ns", engine.uid), hello))
 

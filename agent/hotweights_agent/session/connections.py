@@ -101,6 +101,7 @@ class Server:
     confirmed_at: str = ""  # RFC 3339, by the node's clock; empty iff `digest` is
     pending: PendingRequest | None = None
     unsupported: str = ""  # as a rank's
+    caveat: str = ""  # what a new version leaves as it was, by its own word
     reason: str = ""  # why it is dirty; empty while it is not
     message: str = ""
     kind: str = ""  # what golden tokens of it depend on besides the weights, by its own word

@@ -217,6 +217,7 @@ class Engine:
             hello.state != "Booting",
             now.utc if digest else "",
             unsupported=clip(hello.unsupported, 400),
+            caveat=clip(hello.caveat, 400),
             kind=clip(hello.engine, 128),  # as long as a manifest's may be
             probe=probe_strength(hello.probe) if digest else "",
         )

@@ -54,8 +54,13 @@ def engine_status(
         failed=_given_up(engine.failed) if engine.failed else None,
         # 64 and 512: the schema's bounds; a longer text would have the whole status refused
         reason=clip(reason, 64),
-        message=clip(message, 512),
+        message=clip(message or _caveat(engine), 512),
     )
+
+
+def _caveat(engine: Engine) -> str:
+    """What it still has from before, of one that serves a version that it was given."""
+    return engine.leader.caveat if engine.leader is not None and engine.confirmed else ""
 
 
 def _given_up(failure: StepFailure) -> GivenUp:
@@ -100,6 +105,8 @@ def pod_status(
             if confirmed
             else "serves what it booted, as assigned"
         )
+        if confirmed and _caveat(engine):
+            text += f"; {_caveat(engine)}"
         return PodStatus(True, "Assigned", text, version, short(confirmed))
     reason, message = explain(engine, wanted, versions, stale_token)
     return PodStatus(False, reason or engine.phase.value, message, version, short(confirmed))

@@ -19,7 +19,7 @@ from typing import Any
 from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, errors, plugin, settings
 from hotweights.adapters.vllm.commit import Switch
 from hotweights.adapters.vllm.engine_client import EngineClient
-from hotweights.adapters.vllm.suitability import unsuitable
+from hotweights.adapters.vllm.suitability import caveat, unsuitable
 from hotweights_transports.handoff import frames
 
 logger = logging.getLogger("vllm.hotweights.server")
@@ -148,6 +148,7 @@ class Server:
             digest=self.switch.digest,
             commit_token=self.switch.token,
             unsupported=self._unsupported,
+            caveat=caveat(self._engine_client.vllm_config),
             probe=self.switch.probed,
         )
 

@@ -1,5 +1,5 @@
-"""Which engines of a vLLM that we know cannot be updated while they run, and why: said in the hello,
-at once, instead of waiting for what never comes.
+"""Which engines of a vLLM that we know cannot be updated while they run, or not in every part, and
+why: said in the hello, at once, instead of waiting for what never comes.
 """
 
 from __future__ import annotations
@@ -45,6 +45,23 @@ def unsuitable(vllm_config: Any, api_servers: int = 1) -> str:
             "or opt the pod out"
         )
     return ""
+
+
+# vLLM's SpeculativeMethod (config/speculative.py, 0.32): these guess without weights of their own
+_WITHOUT_WEIGHTS = frozenset({"ngram", "ngram_gpu", "suffix", "extract_hidden_states"})
+
+
+def caveat(vllm_config: Any) -> str:
+    """What a new version leaves as it was, in one sentence with the remedy; empty: nothing."""
+    speculation = getattr(vllm_config, "speculative_config", None)
+    method = str(getattr(speculation, "method", "") or "")
+    if speculation is None or method in _WITHOUT_WEIGHTS:
+        return ""
+    return (
+        f"its draft model ({method or 'of an unknown method'}) keeps the weights that it booted "
+        "with: answers are the version's, but fewer of its guesses may be accepted; restart the "
+        "pod to load a draft model that fits"
+    )
 
 
 def _cannot_forget(vllm_config: Any) -> str:

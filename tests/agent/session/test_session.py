@@ -27,7 +27,7 @@ from hotweights_crds.nodeweights import (
     ResolveItem,
 )
 from hotweights_transports.handoff import frames
-from tests.agent.world import World, digest, engine_of, item, pod
+from tests.agent.world import EngineModel, World, digest, engine_of, item, pod
 
 
 @pytest.fixture
@@ -102,6 +102,22 @@ def test_what_is_prepared_is_asked_for_anew_when_it_shall_wait_elsewhere(serving
     anew = [e for e in serving.log if isinstance(e, fx.SendPrepare) and e.digest == digest(2)]
     assert [e.memory for e in anew[len(asked) :]] == ["Host"] * len(asked), "once for each rank"
     assert engine_of(serving).prepared == digest(2)
+
+
+def test_what_a_version_leaves_as_it_was_is_said_of_engines_that_serve_one(world: World) -> None:
+    caveat = "its draft model keeps the weights that it booted with"
+    world.engines["a"] = EngineModel("a", 1, caveat=caveat)
+    world.assign([pod()], [])
+    world.boot("a")
+    world.settle(4)
+    assert "draft model" not in engine_of(world).message + world.pod_status["a"].message
+    world.assign([pod(version=1, token=2)], [item(1)])
+    world.settle(4)
+    found = engine_of(world)
+    assert (found.digest, found.reason) == (digest(1), "")
+    assert found.message == caveat
+    assert world.pod_status["a"].gate
+    assert world.pod_status["a"].message == f"serves v1 as assigned; {found.message}"
 
 
 def test_what_is_prepared_is_committed_only_when_it_is_assigned(serving: World) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hotweights.adapters.vllm.plugin import BACKEND
-from hotweights.adapters.vllm.suitability import unsuitable
+from hotweights.adapters.vllm.suitability import caveat, unsuitable
 
 
 class Base:
@@ -85,3 +85,16 @@ def test_what_cannot_be_updated_is_told_why(changed: dict[str, Any], words: str)
 
 def test_one_api_server_is_needed() -> None:
     assert "--api-server-count 1" in unsuitable(config(), api_servers=2)
+
+
+@pytest.mark.parametrize("method", ["eagle3", "draft_model", "mtp", "medusa"])
+def test_a_draft_model_is_said_to_stay_as_it_is(method: str) -> None:
+    said = caveat(config(speculative_config=SimpleNamespace(method=method)))
+    assert f"draft model ({method}) keeps the weights" in said
+    assert "restart the pod" in said
+
+
+@pytest.mark.parametrize("method", ["ngram", "suffix"])
+def test_who_guesses_without_weights_keeps_none(method: str) -> None:
+    assert caveat(config(speculative_config=SimpleNamespace(method=method))) == ""
+    assert caveat(config()) == ""

@@ -63,6 +63,7 @@ class Hello(Frame):
     unsupported: str = ""  # why this engine can never be switched; empty: it can
     held: list[str] = field(default_factory=list)  # of a rank: versions that it maps already
     probe: str = ""  # of a server: what proved ``digest``, as in `Committed`; empty: not said
+    caveat: str = ""  # of a server: what a new version leaves as it was; empty: nothing
 
 
 @dataclass(frozen=True, slots=True)
