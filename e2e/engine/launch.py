@@ -125,11 +125,15 @@ class VLLM:
         return self.log.read_text(errors="replace")[-characters:]
 
     def complete(
-        self, prompt: Sequence[int], tokens: int = TOKENS, timeout: float = 60.0
+        self,
+        prompt: Sequence[int],
+        tokens: int = TOKENS,
+        timeout: float = 60.0,
+        model: str = MODEL_NAME,
     ) -> list[int]:
-        """Greedy token ids."""
+        """Greedy token ids, of the model or an adapter."""
         body = {
-            "model": MODEL_NAME,
+            "model": model,
             "prompt": list(prompt),
             "max_tokens": tokens,
             "temperature": 0,
