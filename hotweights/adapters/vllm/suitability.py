@@ -22,6 +22,11 @@ def unsuitable(vllm_config: Any, api_servers: int = 1) -> str:
             "Hotweights does not update engines with data parallelism, in one pod or across pods: "
             "run independent replicas (--data-parallel-size 1)"
         )
+    if getattr(parallel, "enable_eplb", False):
+        return (
+            "Hotweights does not update engines that move experts between ranks: start them "
+            "without --enable-eplb"
+        )
     if getattr(parallel, "nnodes", 1) > 1 or parallel.distributed_executor_backend == "ray":
         return (
             "Hotweights does not update engines that are spread over several nodes: an agent hands "

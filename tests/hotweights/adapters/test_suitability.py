@@ -66,6 +66,7 @@ def test_an_ordinary_engine_is_taken() -> None:
     ("changed", "words"),
     [
         ({"parallel_config__data_parallel_size": 2}, "--data-parallel-size 1"),
+        ({"parallel_config__enable_eplb": True}, "without --enable-eplb"),
         ({"parallel_config__nnodes": 2}, "spread over several nodes"),
         ({"parallel_config__distributed_executor_backend": "ray"}, "spread over several nodes"),
         ({"model_config__runner_type": "pooling"}, "a switch of a pooling model"),
