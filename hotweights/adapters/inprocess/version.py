@@ -7,7 +7,7 @@ fits, so that there is one set of rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 
@@ -44,9 +44,18 @@ class Version:
         """Bytes of all tensors; one that has two names counts twice."""
         return sum(tensor.nbytes for tensor in self._tensors.values())
 
-    def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Name and tensor, in load order."""
-        yield from self._tensors.items()
+    def tensors(self, only: Collection[str] | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and tensor, in load order. ``only``: those of these names."""
+        for name, tensor in self._tensors.items():
+            if only is None or name in only:
+                yield name, tensor
+
+    def shared(self) -> frozenset[str]:
+        """The tensors that loaders may not write into: all of them are somebody else's."""
+        return frozenset(self._tensors)
+
+    def restore(self) -> None:
+        """Nothing was written into them: loaders are given copies (`shared`)."""
 
     def same_bytes(self, first: str, second: str) -> bool:
         """Whether two tensors are there and equal."""

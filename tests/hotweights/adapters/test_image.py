@@ -115,6 +115,29 @@ def _mapped_nbytes(image: Image) -> int:
     return found
 
 
+def test_what_is_written_into_a_tensor_stays_here_and_can_be_forgotten() -> None:
+    """Memory that cannot be written would end the serving process."""
+    built = images.build([images.Tensor("a", "U8", [4], b"abcd")])
+    one, other = (Image.open(built.fds, built.digest) for _ in range(2))
+    built.close()
+    entry = one.table.entries[0]
+    one.view(entry)[:2] = b"XY"
+    assert bytes(one.view(entry)) == b"XYcd"
+    assert bytes(other.view(entry)) == b"abcd"
+    one._lent = True  # as `tensors` notes it, which needs torch
+    one.restore()
+    assert bytes(one.view(entry)) == b"abcd"
+
+
+def test_tensors_that_lie_in_one_place_are_known() -> None:
+    def at(name: str, offset: int) -> dict[str, Any]:
+        return tensor(name=name, extents=[[0, offset, 4096]])
+
+    none = {"shape": [0], "nbytes": 0, "extents": []}
+    entries = at("a", 0), at("b", 4096), at("c", 0), *(tensor(name=n, **none) for n in "de")
+    assert Image(parse_table(table(*entries), [8192]), None).shared() == {"a", "c"}
+
+
 def test_empty_tensors_and_scalars_have_their_place() -> None:
     built = images.build(
         [images.Tensor("empty", "F32", [0, 7], b""), images.Tensor("scalar", "F32", [], b"1234")]

@@ -1,11 +1,13 @@
-"""A version in memory: the table and slabs that an agent hands over, mapped read-only into this
-process.
+"""A version in memory: the table and slabs that an agent hands over, mapped into this process.
 
 A tensor may lie in several extents; they are mapped side by side with ``MAP_FIXED``, so that the
 model's loaders see one contiguous tensor and nothing is copied. Whoever sends this is a process of
 its own with its own bugs, and a wrong offset here is a SIGBUS or somebody else's weights: so seals,
 bounds, alignment and sizes are all checked before the first page is mapped. The mapping goes away
 with its last view: a tensor that is still referenced somewhere never points at nothing.
+
+It is mapped privately (mmap(2), ``MAP_PRIVATE``): a loader that writes into the tensor it is given
+gets pages of its own, where memory that cannot be written would end the serving process.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import json
 import math
 import mmap
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from hotweights.adapters.vllm.rank.fit.dry_load import Spec
 
 PAGE = 4096  # bytes; the kernel maps files in these
 # the table is read whole, into this process' memory: a bound for what another process may ask
@@ -31,6 +36,7 @@ _F_GET_SEALS = 1034
 _SEALED = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_GROW, F_SEAL_WRITE
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_MADV_DONTNEED = 4
 _MADV_POPULATE_READ = 22
 # 64 MiB: one call prefaults this much, so that the address space's lock is never held for long
 _POPULATE_BYTES = 64 << 20
@@ -115,9 +121,10 @@ class Region:
         """Put pages of a slab at ``address``, counted from the region's beginning. All in bytes and
         multiples of `PAGE`, and checked before: ``MAP_FIXED`` replaces whatever lies there.
         """
-        _mmap(
-            self.address + address, nbytes, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, fd, offset
-        )
+        # without a reserve: hardly ever is a page written, and none counts against the limits before
+        flags = mmap.MAP_PRIVATE | _MAP_FIXED | _MAP_NORESERVE
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        _mmap(self.address + address, nbytes, protection, flags, fd, offset)
 
     def populate(self) -> None:
         """Fault all pages in (madvise(2), ``MADV_POPULATE_READ``); kernels before 5.14 cannot."""
@@ -127,6 +134,12 @@ class Region:
                 ctypes.c_void_p(self.address + start), ctypes.c_size_t(length), _MADV_POPULATE_READ
             ):
                 return  # what the first call refused, no other would do
+
+    def restore(self) -> None:
+        """Forget what was written into it: from here on it reads as the slabs do (madvise(2),
+        ``MADV_DONTNEED`` of a private mapping).
+        """
+        _libc.madvise(ctypes.c_void_p(self.address), ctypes.c_size_t(self.nbytes), _MADV_DONTNEED)
 
     def __del__(self) -> None:
         if self.address:
@@ -143,8 +156,12 @@ class Image:
         self.table = table
         self.digest = table.digest
         self.nbytes = sum(entry.nbytes for entry in table.entries)
+        # made once: a version may have a hundred thousand tensors, and is loaded in many parts
+        self.specs = {entry.name: Spec(entry.dtype, entry.shape) for entry in table.entries}
+        self._place = {entry.name: place for place, entry in enumerate(table.entries)}
         self._region = region
         self._buffer = _buffer(region)
+        self._lent = False  # to loaders, who may have written into it
 
     @classmethod
     def open(
@@ -187,10 +204,9 @@ class Image:
 
     def same_specs(self, other: Image) -> bool:
         """Whether it has the same tensors, dtypes, shapes and side files, wherever they lie."""
-        mine, theirs = self.table, other.table
-        return mine.files == theirs.files and [
-            (e.name, e.dtype, e.shape) for e in mine.entries
-        ] == [(e.name, e.dtype, e.shape) for e in theirs.entries]
+        return self.table.files == other.table.files and list(self.specs.items()) == list(
+            other.specs.items()
+        )
 
     def changed_from(self, other: Image) -> frozenset[str] | None:
         """The tensors that have other bytes than they have in the other version, or that it has
@@ -210,22 +226,38 @@ class Image:
 
     def same_bytes(self, first: str, second: str) -> bool:
         """Whether two tensors are here and have equal bytes; the same extents need no reading."""
-        found = {entry.name: entry for entry in self.table.entries if entry.name in (first, second)}
-        if len(found) < 2:
+        if first not in self._place or second not in self._place:
             return False
-        one, other = found[first], found[second]
+        one, other = (self.table.entries[self._place[name]] for name in (first, second))
         if one.nbytes != other.nbytes or one.extents == other.extents:
             return one.nbytes == other.nbytes
         return _memcmp(self._buffer, one.address, other.address, one.nbytes)
 
-    def tensors(self) -> Iterator[tuple[str, Any]]:
-        """Name and tensor, in load order: whole, on the CPU, with the table's dtype and shape. The
-        tensors are views of read-only memory: writing to one is a SIGSEGV. Raises `ImageError` for
-        a dtype that this torch does not have.
+    def shared(self) -> frozenset[str]:
+        """The tensors that lie in the same memory as another one."""
+        counts = Counter(entry.address for entry in self.table.entries if entry.nbytes)
+        return frozenset(e.name for e in self.table.entries if counts[e.address] > 1 and e.nbytes)
+
+    def restore(self) -> None:
+        """Forget what was written into tensors, in any load of before."""
+        if self._region is not None and self._lent:
+            self._region.restore()
+        self._lent = False
+
+    def tensors(self, only: Collection[str] | None = None) -> Iterator[tuple[str, Any]]:
+        """Name and tensor, in load order: whole, on the CPU, with the table's dtype and shape.
+        ``only``: those of these names. The tensors are views: what is written into one stays in
+        this process, and there until `restore`. Raises `ImageError` for a dtype that this torch
+        does not have.
         """
         import torch  # only engines have it; the agent's tests of this module do not
 
-        for entry in self.table.entries:
+        self._lent = True
+        entries = self.table.entries
+        if only is not None:
+            places = sorted(self._place[name] for name in only if name in self._place)
+            entries = tuple(entries[place] for place in places)
+        for entry in entries:
             dtype = getattr(torch, TORCH_NAMES[entry.dtype], None)
             if dtype is None:
                 raise ImageError(

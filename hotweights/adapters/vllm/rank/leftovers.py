@@ -16,18 +16,8 @@ from hotweights.adapters.vllm.rank.skeleton import storage_of
 
 # values of attributes that cannot lead back to the shadow's modules; functions are there because
 # vLLM's CPU layers keep packed weights in closures
-PLAIN = (
-    bool,
-    int,
-    float,
-    str,
-    bytes,
-    type(None),
-    torch.dtype,
-    torch.device,
-    torch.Size,
-    types.FunctionType,
-)
+SIMPLE = (bool, int, float, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+PLAIN = (*SIMPLE, types.FunctionType)
 _MAX_OBJECTS = 10_000  # that are looked through for tensors, in one attribute
 _MAX_OBJECTS_OF_A_MODEL = 1_000_000
 

@@ -27,6 +27,7 @@ from vllm.model_executor.model_loader.reload import (
     initialize_layerwise_reload,
     layerwise,
 )
+from vllm.utils.torch_utils import set_default_torch_dtype
 
 from hotweights.adapters.vllm.rank.shadow import Tensors
 
@@ -60,7 +61,9 @@ def reload(model: torch.nn.Module, vllm_config: Any, tensors: Tensors) -> None:
     dirty. Raises whatever the model's loaders raise.
     """
     purge(model)
-    with set_current_vllm_config(vllm_config):
+    # the model is paused: what is global to the process may be set
+    dtype = vllm_config.model_config.dtype
+    with set_current_vllm_config(vllm_config), set_default_torch_dtype(dtype):
         _forget_kernels(model)  # before the layers are finished again
         initialize_layerwise_reload(model)
         model.load_weights(iter(tensors))

@@ -44,7 +44,9 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from vllm.model_executor.model_loader.utils import device_loading_context
 
 from hotweights.adapters.vllm.rank import leftovers, skeleton, tracing
+from hotweights.adapters.vllm.rank.default_dtype import default_dtype
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
+from hotweights.adapters.vllm.rank.pristine import Pristine
 from hotweights.adapters.vllm.rank.throttle import giving_way
 
 Tensors = Iterable[tuple[str, torch.Tensor]]
@@ -84,7 +86,7 @@ class Shadow:
                 raise Unsupported(f"the running model has no module {name!r} (is it wrapped?)")
         if any(map(skeleton.quantizes_online, self._model.parameters())):
             raise Unsupported("its weights are quantized while they are loaded, layer by layer")
-        self._pristine = [skeleton.Pristine(module) for _, module in self._modules]
+        self._pristine = Pristine([module for _, module in self._modules], live)
         self._groups = self._find_groups()
         self._chosen = self._modules  # of the version that is in it
         self._moves: list[tuple[str, torch.Tensor, torch.Tensor]] = []
@@ -108,13 +110,29 @@ class Shadow:
         """
         if self.ready:
             raise RuntimeError("this shadow holds a version; ask another one")
-        before = self._storages()
         try:
-            found = tracing.trace(self._model, self._targets(), specs)
+            self._without_data()
+            before = self._storages()
+            with default_dtype(self._config.model_config.dtype):
+                found = tracing.trace(self._model, self._targets(), specs)
             found.opaque = self._storages() != before
+            found.left = self._pristine.left_values()
         finally:
             self.clear()
         return found
+
+    def _without_data(self) -> None:
+        """Tensors that the constructor put on a device itself have a shape alone here, as others
+        have.
+        """
+        made: dict[int, torch.Tensor] = {}  # by identity, as in `_materialize`
+        for _, module in self._modules:
+            for table in (module._parameters, module._buffers):
+                for key, tensor in table.items():
+                    if tensor is not None and not tensor.is_meta:
+                        if id(tensor) not in made:
+                            made[id(tensor)] = skeleton.like(tensor, torch.device("meta"))
+                        table[key] = made[id(tensor)]
 
     def _storages(self) -> list[tuple[str, int]]:
         return [(name, skeleton.storage_of(tensor)) for name, tensor in self._targets()]
@@ -226,7 +244,11 @@ class Shadow:
         try:
             # global to the process, and asked for where models are built and finished, which the
             # running one was before anything is loaded here
-            with set_current_vllm_config(self._config), giving_way():
+            with (
+                set_current_vllm_config(self._config),
+                default_dtype(self._config.model_config.dtype),
+                giving_way(),
+            ):
                 self._materialize(filled, 0.0 if proven else math.nan)
                 # what loading and post-processing leave beside them is carried over too
                 before = {name: _attributes(module) for name, module in self._chosen}
@@ -295,8 +317,7 @@ class Shadow:
         self.ready = False
         self._moves, self._values, self._to_check = [], [], []
         self._chosen = self._modules
-        for pristine in self._pristine:
-            pristine.restore()
+        self._pristine.restore()
 
     def _materialize(self, filled: Mapping[str, int] | None, rest: float) -> None:
         """Real tensors for meta ones. ``rest`` is what an element is that nobody writes."""
@@ -309,10 +330,12 @@ class Shadow:
                 (module._buffers, self._live[name]._buffers),
             ):
                 for key, meta in table.items():
-                    if meta is None or not meta.is_meta:
+                    if meta is None:
                         continue
                     if id(meta) not in made:
-                        real = made[id(meta)] = skeleton.like(meta, self._device)
+                        # where the constructor chose a device itself, it chooses that one again
+                        device = self._device if meta.is_meta else meta.device
+                        real = made[id(meta)] = skeleton.like(meta, device)
                         full = _full(name, key)
                         count = None if filled is None else counts.get(full, 0)
                         # what a constructor computed, a meta device does not know: buffers, and
@@ -328,8 +351,10 @@ class Shadow:
 
     def _computed(self, name: str, key: str, meta: torch.Tensor) -> torch.Tensor | None:
         parameter = self._live[name]._parameters.get(key)
-        known = self._constants.knows(meta) or parameter is None or parameter.dtype != meta.dtype
-        return None if known else parameter
+        known = self._constants.knows(meta) or not meta.is_meta
+        if known or parameter is None or parameter.dtype != meta.dtype:
+            return None
+        return parameter
 
     def _begin(
         self,
@@ -342,6 +367,9 @@ class Shadow:
         """As the constructor made it, else as ``rest`` says. ``count``: elements that the version
         writes; None: not known.
         """
+        if not meta.is_meta:
+            real.copy_(meta)
+            return
         if self._constants.fill(meta, real):
             return
         if math.isnan(rest) and real.is_floating_point():

@@ -3,7 +3,7 @@
 A meta tensor has a shape and no data, so two things are lost that a cold load has. What a
 constructor writes into a tensor (a scale of 1.0, a sentinel of -1.0) is kept here where it is one
 number: `Constants` watches the constructor. And what a load leaves behind is put back by
-`Pristine`, so that one skeleton serves every version.
+`pristine.Pristine`, so that one skeleton serves every version.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.model_loader.utils import initialize_model
 from vllm.utils.torch_utils import set_default_torch_dtype
 
@@ -120,48 +119,6 @@ class _Literals(TorchFunctionMode):  # type: ignore[misc]
                 args[0], dtype=result.dtype, device="cpu"
             )
         return result
-
-
-class Pristine:
-    """A skeleton module as its constructor left it: its tables, its attributes, the attributes of
-    its tensors (loaders leave marks there) and those of its quantization method.
-    """
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self._module = module
-        self._parameters = dict(module._parameters)
-        self._buffers = dict(module._buffers)
-        self._dict = {key: value for key, value in module.__dict__.items() if key not in INTERNAL}
-        self._loaders = [
-            (tensor, dict(tensor.__dict__))
-            for tensor in (*self._parameters.values(), *self._buffers.values())
-            if tensor is not None
-        ]
-        method = getattr(module, "quant_method", None)
-        self._method = (
-            (method, dict(method.__dict__)) if isinstance(method, QuantizeMethodBase) else None
-        )
-
-    def restore(self) -> None:
-        module = self._module
-        for table, pristine in (
-            (module._parameters, self._parameters),
-            (module._buffers, self._buffers),
-        ):
-            table.clear()
-            table.update(pristine)
-        for key in [
-            key for key in module.__dict__ if key not in self._dict and key not in INTERNAL
-        ]:
-            del module.__dict__[key]
-        module.__dict__.update(self._dict)
-        for tensor, attributes in self._loaders:
-            tensor.__dict__.clear()
-            tensor.__dict__.update(attributes)
-        if self._method is not None:
-            method, attributes = self._method
-            method.__dict__.clear()
-            method.__dict__.update(attributes)
 
 
 def blocks(model: torch.nn.Module) -> dict[str, str]:

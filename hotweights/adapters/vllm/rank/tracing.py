@@ -49,7 +49,7 @@ def trace(
             found.unable = True
         else:
             found.failed = writes.current
-    found.sources = writes.sources()
+    found.sources, found.steps = writes.sources(), writes.steps()
     return found
 
 
@@ -71,6 +71,8 @@ class _Writes(TorchDispatchMode):  # type: ignore[misc]
         # by storage: the tensors that what is in it comes from
         self._origins: dict[int, set[str]] = {}
         self._alive: list[torch.Tensor] = []  # else a storage's number would be given out again
+        self._given: dict[int, str] = {}  # by storage: the tensors of the checkpoint
+        self._steps: dict[int, int] = {}  # by storage, for those that have origins
 
     def announce(
         self, tensors: Iterable[tuple[str, torch.Tensor]]
@@ -79,12 +81,22 @@ class _Writes(TorchDispatchMode):  # type: ignore[misc]
         for name, tensor in tensors:
             self.current = name
             self._origins_of(tensor).add(name)
+            self._given[storage_of(tensor)] = name
+            self._steps[storage_of(tensor)] = hash(name)
             yield name, tensor
 
     def sources(self) -> dict[str, frozenset[str]]:
         """Where what was written into each target comes from."""
         return {
             name: frozenset(self._origins[storage])
+            for storage, (name, _) in self._names.items()
+            if storage in self._origins
+        }
+
+    def steps(self) -> dict[str, int]:
+        """What names all that was done to each target."""
+        return {
+            name: self._steps.get(storage, 0)
             for storage, (name, _) in self._names.items()
             if storage in self._origins
         }
@@ -109,17 +121,37 @@ class _Writes(TorchDispatchMode):  # type: ignore[misc]
         result = func(*args, **(kwargs or {}))
         given, made = tree_leaves((args, kwargs)), tree_leaves(result)
         # some write into what they are given and answer nothing (``_foreach_copy_``)
-        self._follow(given, made + given if func._schema.is_mutable else made)
+        written = _written(func, args, kwargs or {}) if func._schema.is_mutable else []
+        self._found.changed.update(
+            self._given[storage] for storage in map(storage_of, written) if storage in self._given
+        )
+        self._follow(func, given, made, written)
         return result
 
-    def _follow(self, given: list[Any], made: list[Any]) -> None:
+    def _follow(
+        self, func: Any, given: list[Any], made: list[Any], written: list[torch.Tensor]
+    ) -> None:
         storages = {storage_of(leaf) for leaf in given if isinstance(leaf, torch.Tensor)}
         known = storages & self._origins.keys()
-        for leaf in made if known else ():
-            if isinstance(leaf, torch.Tensor):
-                # a view has its storage's origins already
-                for storage in known - {storage_of(leaf)}:
-                    self._origins_of(leaf).update(self._origins[storage])
+        if not known:
+            return
+        step = hash((str(func), *map(self._describe, given)))
+        for leaf in (*made, *written):
+            if not isinstance(leaf, torch.Tensor):
+                continue
+            # a view has its storage's origins already
+            for storage in known - {storage_of(leaf)}:
+                self._origins_of(leaf).update(self._origins[storage])
+        changed = {storage_of(tensor) for tensor in written}
+        new = {storage_of(leaf) for leaf in made if isinstance(leaf, torch.Tensor)} - storages
+        self._steps.update(dict.fromkeys(changed | new, step))
+
+    def _describe(self, leaf: Any) -> Any:
+        """An argument, by what was done to it if it is a tensor."""
+        if isinstance(leaf, torch.Tensor):
+            place = (leaf.storage_offset(), *leaf.shape, *leaf.stride())
+            return (self._steps.get(storage_of(leaf), 0), str(leaf.dtype), place)
+        return repr(leaf)
 
     def _origins_of(self, tensor: torch.Tensor) -> set[str]:
         storage = storage_of(tensor)
@@ -127,6 +159,16 @@ class _Writes(TorchDispatchMode):  # type: ignore[misc]
             self._alive.append(tensor)
             self._origins[storage] = set()
         return self._origins[storage]
+
+
+def _written(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The arguments that an operation writes into, by its schema."""
+    found = []
+    for place, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[place] if place < len(args) else kwargs.get(argument.name)
+            found += [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+    return found
 
 
 def _on_meta(specs: Mapping[str, Spec]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -15,6 +15,7 @@ decided. Embeddings are known by the kind of their layer, as there: no name is c
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,8 @@ _EMBEDDINGS = ("embed_tokens.weight", "wte.weight")  # as Llama's and GPT-2's ki
 
 
 class Compatibility:
-    """What this rank takes. Built on the worker's main thread; `check`, `touched` and `tensors` run
-    on the thread that prepares, and `tensors` on the main thread in a repair.
+    """What this rank takes. Built on the worker's main thread; all else runs on the thread that
+    prepares, and but for `check` and `delta` on the main thread in a repair, too.
     """
 
     def __init__(self, vllm_config: Any, shadow: Any) -> None:
@@ -45,12 +46,14 @@ class Compatibility:
         folder = boot_folder(config)
         self._side_files = SideFiles(folder, own_tokenizer=config.tokenizer == config.model)
         self._boot = dry_load.read_checkpoint(folder, str(vllm_config.load_config.load_format))
+        self._asking = threading.Lock()  # there is one skeleton
         self._boot_trace = self._ask(self._boot) if self._boot else None
         self._expected = self._expect()
         self._tied = frozenset() if shadow is None else shadow.tied()
         self._head, self._embedding = self._find_head() or ("", "")
         self._traces: dict[str | None, Trace | None] = {None: self._boot_trace}
         self._groups = {} if shadow is None else shadow.groups()
+        self._alone: dict[str, dict[Delta, bool]] = {}  # by version
 
     @property
     def proven(self) -> bool:
@@ -61,7 +64,7 @@ class Compatibility:
         """Why it does not fit; None when it does. Cheap questions come first: shapes and kinds of
         numbers by the headers, then the loaders.
         """
-        specs = _specs(image)
+        specs = image.specs
         misfit = self._side_files.check(
             image.table.files, image.table.texts
         ) or dry_load.check_specs(specs, self._boot, self._boot_trace)
@@ -93,7 +96,7 @@ class Compatibility:
         changed = None if served is None else image.changed_from(served)
         if trace is None or changed is None or not self._groups:
             return None
-        if self._lacks_head(_specs(image)) and self._embedding in changed:
+        if self._lacks_head(image.specs) and self._embedding in changed:
             changed |= {self._head}  # it is loaded from the same bytes
         return delta.between(
             changed, self._names(image), trace, self._groups, self._unexplained(trace)
@@ -110,8 +113,24 @@ class Compatibility:
             self._names(image), trace, self._groups, self._unexplained(trace), within
         )
 
+    def stands_alone(self, image: Image, part: Delta) -> bool:
+        """Whether the loaders do the same with a part's tensors alone as among all of them, by
+        asking them; once for each part.
+        """
+        trace = self._traces.get(image.digest)
+        answers = self._alone.setdefault(image.digest, {})
+        if part not in answers:
+            specs = self._with_head(image.specs)
+            alone = self._ask({name: spec for name, spec in specs.items() if name in part.tensors})
+            answers[part] = (
+                trace is not None
+                and alone is not None
+                and delta.stands_alone(part, trace, alone, self._groups)
+            )
+        return answers[part]
+
     def _names(self, image: Image) -> Collection[str]:
-        return self._with_head(_specs(image)).keys()
+        return self._with_head(image.specs).keys()
 
     def _unexplained(self, trace: Trace) -> frozenset[str]:
         filled: frozenset[str] = self._shadow.fillable() if self._shadow else frozenset()
@@ -121,24 +140,38 @@ class Compatibility:
         """Forget what was found out about others."""
         for digest in self._traces.keys() - digests - {None}:
             del self._traces[digest]
+        for digest in self._alone.keys() - digests:
+            del self._alone[digest]
 
     def tensors(
         self, image: Image, only: Collection[str] | None = None
     ) -> Iterator[tuple[str, Any]]:
-        """Names and tensors (whole, read-only, on the CPU) in load order, the head that a cold load
-        would tie among them. ``only``: those of these names.
+        """Names and tensors (whole, on the CPU) in load order, the head that a cold load would tie
+        among them. ``only``: those of these names. As in a cold load, each is the loaders' own:
+        what they write into one they find in no other, and in no later load.
         """
-        lacks_head = self._lacks_head(_specs(image))
-        for name, tensor in image.tensors():
+        trace = self._traces.get(image.digest)
+        if trace is not None and trace.complete:
+            copied: Collection[str] = trace.changed
+        else:
+            # nobody knows what they write into; a copy of everything might find no room
+            image.restore()
+            copied = image.shared() | {self._embedding}  # which may be the head as well
+        lacks_head = self._lacks_head(image.specs)
+        wanted = only
+        if only is not None and self._head in only:
+            wanted = {*only, self._embedding}
+        for name, tensor in image.tensors(wanted):
             if only is None or name in only:
-                yield name, tensor
+                yield name, tensor.clone() if name in copied else tensor
             if lacks_head and name == self._embedding and (only is None or self._head in only):
-                yield self._head, tensor
+                yield self._head, tensor.clone() if self._head in copied else tensor
 
     def _ask(self, specs: dict[str, Spec]) -> Trace | None:
         if self._shadow is None:
             return None
-        trace: Trace = self._shadow.trace(specs)
+        with self._asking:
+            trace: Trace = self._shadow.trace(specs)
         if trace.unable:
             logger.info(
                 "A loader needs data to say what fits (%s): names and shapes are compared instead",
@@ -222,7 +255,3 @@ def boot_folder(model_config: Any) -> Path:
     # asks the disk alone
     found = try_to_load_from_cache(model, "config.json", revision=model_config.revision)
     return Path(found).parent if isinstance(found, str) else Path(model)
-
-
-def _specs(image: Image) -> dict[str, Spec]:
-    return {entry.name: Spec(entry.dtype, entry.shape) for entry in image.table.entries}

@@ -42,12 +42,14 @@ def between(
     used = frozenset[str]().union(*trace.sources.values())
     if unexplained and changed - used:
         return None
-    reached = _closed(changed & used, trace, groups)
-    if reached.groups == set(groups.values()):
+    reached = [part for part in _connected(trace, groups) if part.tensors & changed]
+    done = frozenset[str]().union(*(part.groups for part in reached))
+    if done == set(groups.values()):
         return None
-    if not reached.groups:
-        return reached
-    return Delta(reached.groups, reached.tensors | _unseen(names, trace, unexplained))
+    if not done:
+        return Delta(done, frozenset())
+    tensors = frozenset[str]().union(*(part.tensors for part in reached))
+    return Delta(done, tensors | _unseen(names, trace, unexplained))
 
 
 def parts(
@@ -62,40 +64,55 @@ def parts(
     """
     if not _is_known(trace):
         return ()
-    found: list[Delta] = []
     unseen = _unseen(names, trace, unexplained)
-    left = dict.fromkeys(groups.values() if within is None else within.groups)
-    while left:
-        group = next(iter(left))
-        sources = frozenset[str]().union(
-            *(trace.sources.get(name, ()) for name in groups if groups[name] == group)
-        )
-        part = _closed(sources, trace, groups)
-        part = Delta(part.groups | {group}, part.tensors | unseen)
-        left = dict.fromkeys(name for name in left if name not in part.groups)
-        found.append(part)
-    return tuple(found)
+    return tuple(
+        Delta(part.groups, part.tensors | unseen)
+        for part in _connected(trace, groups)
+        if within is None or part.groups & within.groups
+    )
+
+
+def stands_alone(part: Delta, whole: Trace, alone: Trace, groups: Mapping[str, str]) -> bool:
+    """Whether the loaders did to a part's parameters and buffers the very same with its tensors
+    ``alone`` as among the whole version's. They do not where one asks whether a tensor is there.
+    """
+    return _is_known(alone) and all(
+        whole.steps.get(name) == alone.steps.get(name)
+        for name, group in groups.items()
+        if group in part.groups
+    )
 
 
 def _is_known(trace: Trace) -> bool:
-    """Whether all that the loaders did was seen. What one does with a tensor's value, such as
-    taking another tensor, is not.
+    """Whether all that the loaders did was seen, and none of it belongs to no part."""
+    return trace.complete and not trace.left
+
+
+def _connected(trace: Trace, groups: Mapping[str, str]) -> list[Delta]:
+    """The groups with the tensors that they are loaded from; those that have a tensor in common are
+    one. In the order of ``groups``.
     """
-    return trace.failed is None and not trace.opaque and not trace.read
+    joined: dict[str, str] = {}
 
+    def first(group: str) -> str:
+        while group in joined:
+            group = joined[group]
+        return group
 
-def _closed(tensors: frozenset[str], trace: Trace, groups: Mapping[str, str]) -> Delta:
-    """The groups that tensors reach, with all that those are loaded from, and so on."""
-    reached: set[str] = set()
-    found = set(tensors)
-    while True:
-        more = {groups[name] for name, sources in trace.sources.items() if sources & found}
-        if more <= reached:
-            return Delta(frozenset(reached), frozenset(found))
-        reached |= more
-        for name, sources in trace.sources.items():
-            if groups[name] in reached:
-                found |= sources
+    owner: dict[str, str] = {}  # of each tensor: a group that it reaches
+    for name, sources in trace.sources.items():
+        for tensor in sources:
+            mine = first(groups[name])
+            other = first(owner.setdefault(tensor, mine))
+            if mine != other:
+                joined[mine] = other
+    members: dict[str, set[str]] = {}
+    for group in groups.values():
+        members.setdefault(first(group), set()).add(group)
+    tensors: dict[str, set[str]] = {group: set() for group in members}
+    for tensor, group in owner.items():
+        tensors[first(group)].add(tensor)
+    return [Delta(frozenset(found), frozenset(tensors[at])) for at, found in members.items()]
 
 
 def _unseen(names: Collection[str], trace: Trace, unexplained: Collection[str]) -> frozenset[str]:

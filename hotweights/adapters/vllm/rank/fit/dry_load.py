@@ -49,15 +49,27 @@ class Trace:
     copied: dict[str, dict[str, int]] = field(default_factory=dict)
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
     """Of each parameter or buffer that was written: the tensors that what was written came from."""
+    steps: dict[str, int] = field(default_factory=dict)
+    """Of each of those a number that names all that was done to it, operation by operation."""
     read: set[str] = field(default_factory=set)
     """Tensors whose values a loader looked at."""
+    changed: set[str] = field(default_factory=set)
+    """Tensors of the checkpoint that a loader wrote into itself."""
     opaque: bool = False
     """It put other tensors or other memory in the place of the model's: nobody saw what came of
     it.
     """
+    left: bool = False  # it left plain values in modules
     failed: str | None = None  # the tensor at which a loader raised
     error: str = ""
     unable: bool = False  # a loader needs data and cannot be asked this way: nothing is known
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that the loaders did to tensors was seen. What one does with a tensor's
+        value, such as taking another tensor, is not.
+        """
+        return self.failed is None and not self.unable and not self.opaque and not self.read
 
     def by_parameter(self) -> dict[str, int]:
         """Elements that each parameter or buffer got, of all tensors together."""
