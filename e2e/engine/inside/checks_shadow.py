@@ -21,7 +21,7 @@ from hotweights.adapters.vllm.rank import shadow as shadows
 from hotweights.adapters.vllm.rank import skeleton, ways
 from hotweights.adapters.vllm.rank.fit import delta
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
-from hotweights.adapters.vllm.rank.room import NoRoom
+from hotweights.adapters.vllm.rank.room import NoRoom, Room
 from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
 
 Tensors = dict[str, torch.Tensor]
@@ -420,6 +420,29 @@ def test_what_the_model_has_already_is_not_copied(
     assert shadow.load(version.items(), None, lambda: None) == version["embed"].nbytes
 
 
+def plenty() -> Room:
+    return Room(1 << 40, None, "here", "more")
+
+
+def test_a_pause_without_room_is_refused_before_it_begins(
+    make_layered: Callable[[], tuple[Layered, Shadow]],
+) -> None:
+    live, shadow = make_layered()
+    version = layered(2)
+    trace = shadow.trace(specs(version))
+    parts = delta.parts(version.keys(), trace, shadow.groups(), frozenset(), None)
+    load = partial(load_part, shadow, version, trace)
+    free = [1 << 40]
+    ready = ways.InPause(
+        shadow, parts, load, 60.0, lambda: None, lambda: 0.0, lambda: Room(free[0], None, "", "")
+    )
+    ready.check()
+    free[0] = 1 << 20
+    with pytest.raises(NoRoom, match=r"loading in the pause needs 0\.25 GiB"):
+        ready.check()
+    assert same(served(live), served(Layered.of(0))) == []
+
+
 @pytest.mark.parametrize("way", ["Host", "InPause"])
 @pytest.mark.parametrize("changed", [None, "1.first"])
 def test_part_by_part_it_becomes_what_it_becomes_at_once(
@@ -443,7 +466,7 @@ def test_part_by_part_it_becomes_what_it_becomes_at_once(
     if way == "Host":
         ready = ways.Host(shadow, parts, lambda part: load(part, lambda: None))
     else:
-        ready = ways.InPause(shadow, parts, load, 60.0, lambda: None, lambda: 0.0)
+        ready = ways.InPause(shadow, parts, load, 60.0, lambda: None, lambda: 0.0, plenty)
     assert same(served(live), served(Layered.of(0))) == [], "nothing is touched before the pause"
     assert all(tensor.is_meta for tensor in shadow._model.parameters()), "and nothing is held"
     nbytes = ready.install()
@@ -466,7 +489,7 @@ def test_a_pause_that_would_be_too_long_is_refused_before_it(
         load_part(shadow, version, trace, part, pause)
 
     with pytest.raises(NoRoom, match=r"may take 0\.05 s \(activation\.maxPauseSeconds\)"):
-        ways.InPause(shadow, parts, load, 0.05, lambda: None, lambda: 0.0)
+        ways.InPause(shadow, parts, load, 0.05, lambda: None, lambda: 0.0, plenty)
     assert same(served(live), served(Layered.of(0))) == []
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import pkgutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, probe, settings
-from hotweights.adapters.vllm.rank import ways
+from hotweights.adapters.vllm.rank import leftovers, sleep_mode, ways
 from hotweights.adapters.vllm.rank.command_queue import CommandQueue
 from hotweights.adapters.vllm.rank.image import Image
 from hotweights.adapters.vllm.rank.versions import SHORT, Rejection, Versions
@@ -71,6 +72,9 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         self._unsupported = unsuitable(vllm_config)
         self._rank = get_world_group().rank_in_group
         self._versions = Versions(model, vllm_config, device, self._settings.prepare_share)
+        if leftovers.may_sleep(vllm_config):
+            worker_class = pkgutil.resolve_name(vllm_config.parallel_config.worker_cls)
+            self._unsupported = self._unsupported or sleep_mode.watch(worker_class, _versions_of)
         self._orders = CommandQueue(self._prepare, self._release)
         if self._settings.socket:
             self._orders.later(_take_one_core)  # the first of all, because it is for that thread
@@ -104,6 +108,7 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
         began = time.monotonic()
         digest = frame.digest
         wish = ways.Wish(frame.memory, frame.max_pause_seconds)
+        reason = ""
         try:
             if self._unsupported:
                 raise Rejection("EngineUnsupported", self._unsupported)
@@ -111,7 +116,8 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
                 digest, fds, wish, lambda: self._orders.released == digest
             )
         except Rejection as error:
-            logger.warning("Rejected %s: %s: %s", digest[:SHORT], error.reason, error)
+            reason = error.reason
+            logger.warning("Rejected %s: %s: %s", digest[:SHORT], reason, error)
             connection.send(
                 frames.Rejected(
                     # cut: a loader's error may show a whole tensor, and a frame has a limit
@@ -133,6 +139,10 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             connection.send(
                 frames.Prepared(id=frame.id, digest=digest, seconds=seconds, nbytes=nbytes, way=way)
             )
+        # what was loaded in vain; only now, because an exception holds what its functions held. Who
+        # is busy commits or repairs: that is a pause, and ends with tidying
+        if reason not in ("", "Busy", "EngineUnsupported"):
+            self._versions.tidy()
 
     def _release(self, connection: agent_connection.Connection, frame: frames.Release) -> None:
         self._versions.release(frame.digest)
@@ -237,6 +247,11 @@ _MASTER = (
     "the weights of this engine are managed by Hotweights: change the WeightRollout, "
     "or set another --weight-transfer-config and opt the pod out"
 )
+
+
+def _versions_of(worker: Any) -> Versions | None:
+    engine = getattr(worker, "weight_transfer_engine", None)
+    return engine._versions if isinstance(engine, Engine) else None
 
 
 def _take_one_core() -> None:

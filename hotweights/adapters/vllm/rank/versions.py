@@ -25,6 +25,7 @@ from hotweights.adapters.vllm.rank.fit.delta import Delta
 from hotweights.adapters.vllm.rank.image import Image, ImageError
 from hotweights.adapters.vllm.rank.room import NoRoom
 from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
+from hotweights.adapters.vllm.rank.sleep_mode import ASLEEP
 from hotweights.adapters.vllm.rank.throttle import Throttle
 
 logger = logging.getLogger("vllm.hotweights.versions")
@@ -35,6 +36,10 @@ class Abandoned(Exception):
     """Getting ready was called off: the version was released, or the engine needs the shadow for a
     repair.
     """
+
+
+class Indivisible(Exception):
+    """A version cannot be loaded part by part; the message says why."""
 
 
 class Rejection(Exception):
@@ -62,15 +67,18 @@ class Versions:
         self._share = share
         self._lock = threading.RLock()
         self._images: dict[str, Image] = {}  # in the order of their arrival
+        self._arriving: Image | None = None  # that is being got ready, and not held yet
         self.digest: str | None = None  # what the model holds; None: what it booted
         self._previous: str | None = None
         self._ready: str | None = None  # what can be installed, by `_way`
         self._ready_on: str | None = None  # what the model has to hold for that to be enough
         self._way: ways.Way | None = None
         self._unfinishable: set[str] = set()  # versions that only vLLM's own reload can load
+        self._indivisible: set[str] = set()  # versions that are not loaded part by part
         self._pinned: str | None = None
         self._call_off = threading.Event()
         self._may_sleep = leftovers.may_sleep(vllm_config)
+        self._asleep = False  # the model's memory is not there
         self._stream = (
             None if device.type == "cpu" else torch.get_device_module(device).Stream(device)
         )
@@ -113,6 +121,8 @@ class Versions:
         """Map a version, ask whether it fits, and get it ready. Gives the image's bytes and the
         way. ``released``: whether nobody wants it any more. Raises `Rejection`.
         """
+        if self._asleep and digest != self.digest:  # at once, and again below
+            raise Rejection("Busy", ASLEEP)
         try:
             image = Image.open(fds, digest, room.check_mappings)
             held = self._images.get(digest)
@@ -133,7 +143,11 @@ class Versions:
                 )
             # the same bytes, perhaps in younger memory: the older is let go of
             if digest != self.digest and not (self._is_ready(digest) and self._suits(wish)):
+                if self._asleep:
+                    raise Rejection("Busy", ASLEEP)
                 self._get_ready(image, wish, released)
+            elif isinstance(self._way, ways.Reload) and self._ready == digest:
+                image.populate()  # as `_to_reload`
             self._hold(image)
             way = self._way.name if self._way is not None and self._is_ready(digest) else ""
         self.tidy()  # without the lock: a commit's check that finds it taken says no
@@ -149,6 +163,7 @@ class Versions:
 
         # before anything changes: a check must not find the old one, and its memory counts as free
         self._drop()
+        self._arriving = image
         try:
             with self._stream_of_its_own():
                 way = self._way_for(image, wish, breathe, throttle)
@@ -162,6 +177,8 @@ class Versions:
         # any model's loader may raise anything; what is served is untouched
         except Exception as error:
             raise Rejection("LoadFailed", f"{type(error).__name__}: {error}") from error
+        finally:
+            self._arriving = None
         self._way, self._ready, self._ready_on = way, image.digest, self.digest
 
     def _way_for(
@@ -199,6 +216,10 @@ class Versions:
                     )
                     part = None
                     continue
+                if isinstance(error, Indivisible):
+                    logger.warning("Cannot load %s in parts: %s", image.digest[:SHORT], error)
+                    self._indivisible.add(image.digest)
+                    continue
                 if not isinstance(error, Unsupported):
                     raise
                 logger.warning(
@@ -219,16 +240,20 @@ class Versions:
         throttle: Throttle,
     ) -> ways.Way:
         """Raises as `Shadow.load`, and `NoRoom`."""
-        load = partial(self._load, shadow, image)
+        load = partial(self._load, shadow, image.digest)
         if part is not None and not part.groups:
             load(part, pause=breathe)  # the model has it already
             return ways.Beside(shadow)
-        parts = self._compatibility.parts(image, part)
+        parts = () if image.digest in self._indivisible else self._compatibility.parts(image, part)
         needs = ways.Needs(
             shadow.nbytes(None if part is None else part.groups),
             max((shadow.nbytes(one.groups) for one in parts), default=0),
         )
         way = ways.choose(wish, needs, room.measure(self._device), bool(parts))
+        # asked before any is loaded: `InPause` measures how long loading takes
+        for one in parts if way in ("Host", "InPause") else filter(None, (part,)):
+            breathe()
+            self._check_alone(image, one)
         if way == "Host":
             return ways.Host(shadow, parts, partial(load, pause=breathe))
         if way == "InPause":
@@ -239,13 +264,24 @@ class Versions:
                 wish.max_pause_seconds,
                 breathe,
                 lambda: throttle.rested_seconds,
+                lambda: room.measure(self._device),
             )
         load(part, pause=breathe)
         return ways.Beside(shadow)
 
+    def _image(self, digest: str) -> Image:
+        """A version's younger image: a way that kept one would keep the memory of an agent that has
+        gone. Raises KeyError.
+        """
+        arriving = self._arriving
+        if arriving is not None and arriving.digest == digest:
+            return arriving
+        return self._images[digest]
+
     def _load(
-        self, shadow: Shadow, image: Image, part: Delta | None, pause: Callable[[], None]
+        self, shadow: Shadow, digest: str, part: Delta | None, pause: Callable[[], None]
     ) -> None:
+        image = self._image(digest)
         shadow.load(
             self._compatibility.tensors(image, None if part is None else part.tensors),
             self._compatibility.filled(image.digest),
@@ -253,6 +289,10 @@ class Versions:
             proven=self._compatibility.proven,
             groups=None if part is None else part.groups,
         )
+
+    def _check_alone(self, image: Image, part: Delta) -> None:
+        if not self._compatibility.stands_alone(image, part):
+            raise Indivisible("its loaders do something else where tensors are missing")
 
     @contextlib.contextmanager
     def _stream_of_its_own(self) -> Iterator[None]:
@@ -290,6 +330,7 @@ class Versions:
             del self._images[digest]
         self._compatibility.keep_only(self._images)
         self._unfinishable &= self._images.keys()
+        self._indivisible &= self._images.keys()
 
     def settle(self) -> None:
         """After a commit: the memory of what was got ready goes back."""
@@ -301,6 +342,25 @@ class Versions:
     def call_off(self) -> None:
         """Whoever gets a version ready stops at its next breath; until `repair` has ended."""
         self._call_off.set()
+
+    def fall_asleep(self) -> None:
+        """vLLM takes the model's memory away: what was got ready beside it is let go of, and until
+        `wake` nothing is. On the worker's main thread; waits for who gets ready to stop. Raises
+        RuntimeError inside a commit, which no sleep may break.
+        """
+        if self._pinned is not None:
+            raise RuntimeError(f"{self._pinned} is being committed: sleep again afterwards")
+        self._asleep = True
+        self._call_off.set()
+        try:
+            with self._lock:
+                self._drop()
+        finally:
+            self._call_off.clear()
+
+    def wake(self) -> None:
+        """The model's memory is there again."""
+        self._asleep = False
 
     @staticmethod
     def tidy() -> None:
@@ -317,13 +377,20 @@ class Versions:
         """Is it here, and ready? From a yes on, nothing replaces it until `install` or `unpin`.
         Raises `Rejection`.
         """
+        if self._asleep:
+            raise Rejection("Busy", ASLEEP)
         # not waiting: this thread steps the model, and getting ready takes seconds
         if not self._lock.acquire(blocking=False):
             raise Rejection("NotPrepared", "another version is being prepared")
         try:
             image = self._images.get(digest)
-            if image is None or not self._is_ready(digest):
+            if image is None or self._way is None or not self._is_ready(digest):
                 raise Rejection("NotPrepared", f"{digest} is not prepared on this rank")
+            try:
+                self._way.check()
+            except NoRoom as error:
+                self._drop()  # prepared again, it may find room in another way
+                raise Rejection("NotPrepared", str(error)) from error
             self._pinned = digest
             return image
         finally:
@@ -336,11 +403,17 @@ class Versions:
     def install(self, digest: str) -> int:
         """Inside the pause: the model has this version from here on. Gives bytes copied. While the
         pin holds, nobody keeps the lock for longer than it takes to answer "Busy". Raises
-        `Rejection` if it was not checked; after anything else the model is dirty.
+        `Rejection` if it was not checked, or has no room any more; after anything else the model
+        is dirty.
         """
         with self._lock:
             if self._pinned != digest or self._way is None:
                 raise Rejection("NotPrepared", f"{digest} was not checked")
+            try:
+                self._way.check()
+            except NoRoom as error:
+                self._pinned = None
+                raise Rejection("InsufficientMemory", str(error)) from error
             try:
                 nbytes = self._way.install()
                 self._synchronize()  # a copy that fails must fail here, not in the next step
@@ -353,6 +426,8 @@ class Versions:
         """Bring a version back whole, into a model in any state; None: what it booted. Paused
         anyway, so without resting. Raises `Rejection` if it is not held.
         """
+        if self._asleep:
+            raise Rejection("Busy", ASLEEP)
         self._call_off.set()  # else the lock would be waited for as long as a version is prepared
         try:
             with self._lock:
@@ -378,8 +453,11 @@ class Versions:
         if shadow is not None:
             try:
                 self._install_whole(shadow, image)
-            except (Unsupported, NoRoom) as error:
-                logger.warning("Repairing inside the pause: %s", error)
+            # any loader may raise anything, and memory may run out: the reload needs less of it
+            except Exception as error:  # noqa: BLE001
+                logger.warning(
+                    "Repairing by vLLM's own reload: %s: %s", type(error).__name__, error
+                )
             else:
                 return
             finally:
@@ -395,7 +473,9 @@ class Versions:
             and image is not None
         ):
             for part in parts:
-                self._load(shadow, image, part, _go_on)
+                self._check_alone(image, part)
+            for part in parts:
+                self._load(shadow, image.digest, part, _go_on)
                 shadow.install()
                 shadow.clear()
             return
@@ -412,9 +492,10 @@ class Versions:
 
     def _to_reload(self, image: Image) -> ways.Reload:
         image.populate()  # nothing has read it, and the pause will
-        return ways.Reload(partial(self._reload, image))
+        return ways.Reload(partial(self._reload, image.digest))
 
-    def _reload(self, image: Image) -> int:
+    def _reload(self, digest: str) -> int:
+        image = self._image(digest)
         reload.reload(self._model, self._config, self._compatibility.tensors(image))
         return image.nbytes
 

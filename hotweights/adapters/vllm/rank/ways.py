@@ -26,6 +26,7 @@ from typing import Any, Protocol
 
 import torch
 
+from hotweights.adapters.vllm.rank import page_locked
 from hotweights.adapters.vllm.rank.fit.delta import Delta
 from hotweights.adapters.vllm.rank.room import RESERVE_NBYTES, NoRoom, Room, gib
 from hotweights.adapters.vllm.rank.shadow import Shadow
@@ -98,6 +99,12 @@ class Way(Protocol):
     pause_seconds: float | None
     """How long its part of the pause was when it was tried; None: not known."""
 
+    def check(self) -> None:
+        """Before anything is touched: raise `NoRoom` if there is not the room any more that
+        `install` takes.
+        """
+        ...
+
     def install(self) -> int:
         """Put it into the running model, which is paused. Gives bytes copied; on a GPU they are
         under way until the caller synchronizes. On an exception the model is dirty.
@@ -117,6 +124,9 @@ class Beside:
 
     def __init__(self, shadow: Shadow) -> None:
         self._shadow = shadow
+
+    def check(self) -> None:
+        """It takes none."""
 
     def install(self) -> int:
         nbytes: int = self._shadow.install()
@@ -139,12 +149,16 @@ class Host:
         try:
             for part in parts:
                 load(part)
-                for _, old, new in shadow.moves:
-                    self._moves.append((old, _page_locked(new)))
+                olds = [old for _, old, _ in shadow.moves]
+                news = page_locked.copies([new for _, _, new in shadow.moves])
+                self._moves += zip(olds, news, strict=True)
                 self._values += shadow.values
                 shadow.clear()
         finally:
             shadow.clear()
+
+    def check(self) -> None:
+        """It takes none."""
 
     @torch.no_grad()  # type: ignore[untyped-decorator]
     def install(self) -> int:
@@ -174,12 +188,14 @@ class InPause:
         max_pause_seconds: float,
         breathe: Callable[[], None],
         rested: Callable[[], float],
+        measure: Callable[[], Room],
     ) -> None:
-        """``rested`` gives seconds that ``breathe`` has rested until now, which nothing does in the
+        """``measure`` says what is free, and ``rested`` gives seconds that ``breathe`` has rested until now, which nothing does in the
         pause. Raises what ``load`` raises, and `NoRoom` where the pause would be too long.
         """
-        self._shadow, self._load = shadow, load
+        self._shadow, self._load, self._measure = shadow, load, measure
         self._parts: list[Delta] = []
+        self._part_nbytes = max((shadow.nbytes(part.groups) for part in parts), default=0)
         began, before = time.monotonic(), rested()
         try:
             for part in parts:
@@ -196,6 +212,14 @@ class InPause:
                 f"{self.pause_seconds:.2f} s when it was tried and may take {max_pause_seconds:g} s "
                 "(activation.maxPauseSeconds): allow so much, or give more memory; what is served "
                 "stays"
+            )
+
+    def check(self) -> None:
+        there, needed = self._measure(), Room.with_overhead(self._part_nbytes)
+        if self._parts and needed > there.device_nbytes:
+            raise NoRoom(
+                f"loading in the pause needs {gib(needed)}, and by now only "
+                f"{gib(max(there.device_nbytes, 0))} are free {there.where}: {there.remedy}"
             )
 
     def install(self) -> int:
@@ -222,6 +246,9 @@ class Reload:
     def __init__(self, reload: Callable[[], int]) -> None:
         self._reload = reload
 
+    def check(self) -> None:
+        """vLLM takes what it takes."""
+
     def install(self) -> int:
         return self._reload()
 
@@ -237,12 +264,3 @@ LoadPausing = Callable[[Delta, Callable[[], None]], object]
 
 def _go_on() -> None:
     """No rest: the model is paused."""
-
-
-def _page_locked(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of it on the host, from where a GPU fetches it at the link's rate."""
-    pinned = tensor.is_cuda
-    copy = torch.empty_strided(
-        tuple(tensor.shape), tensor.stride(), dtype=tensor.dtype, device="cpu", pin_memory=pinned
-    )
-    return copy.copy_(tensor)
