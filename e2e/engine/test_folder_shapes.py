@@ -15,7 +15,7 @@ import pytest
 import localvllm
 from e2e.engine import inside
 from hotweights.adapters.vllm.rank.fit import dry_load
-from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
+from hotweights.adapters.vllm.rank.table import TORCH_NAMES, torch_shape
 from hotweights_storage.checkpoint import read_checkpoint
 from hotweights_storage.sources.file import open_folder
 from tests.storage.folder_shapes import SHAPES, Shape

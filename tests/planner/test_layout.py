@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotweights.adapters.vllm.rank.image import _runs, parse_table
+from hotweights.adapters.vllm.rank.image import _runs
+from hotweights.adapters.vllm.rank.table import parse_table
 from hotweights_planner.buckets import buckets, layer_of
 from hotweights_planner.delta import delta
 from hotweights_planner.errors import BadManifest

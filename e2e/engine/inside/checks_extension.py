@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from hotweights.adapters.inprocess import torch_model
 from hotweights.adapters.inprocess.torch_model import same_bytes
-from hotweights.adapters.vllm.rank.image import TORCH_NAMES
+from hotweights.adapters.vllm.rank.table import TORCH_NAMES
 from hotweights.adapters.vllm_extension import HotweightsWorkerExtension, NotApplied, Torn
 from hotweights_planner import plan as plans
 from hotweights_planner.manifest import CHUNK_NBYTES, Manifest

@@ -16,11 +16,11 @@ from torch import nn
 from e2e.engine.inside import odd_models
 from e2e.engine.inside.odd_models import CPU, Plain, Weights, of
 from hotweights.adapters.vllm.rank import page_locked
-from hotweights.adapters.vllm.rank.default_dtype import default_dtype
 from hotweights.adapters.vllm.rank.fit.compatibility import Compatibility
 from hotweights.adapters.vllm.rank.fit.delta import Delta
 from hotweights.adapters.vllm.rank.image import Image
-from hotweights.adapters.vllm.rank.shadow import Shadow
+from hotweights.adapters.vllm.rank.shadow.default_dtype import default_dtype
+from hotweights.adapters.vllm.rank.shadow.model import Shadow
 
 Make = Callable[..., tuple[Any, Shadow, Compatibility]]
 
@@ -28,16 +28,14 @@ Make = Callable[..., tuple[Any, Shadow, Compatibility]]
 class Doubles(Plain):
     """Writes into the tensors that it is given."""
 
-    @staticmethod
-    def read(tensor: torch.Tensor) -> torch.Tensor:
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.mul_(2)
 
 
 class DoublesByValue(Plain):
     """So does this one, after it has looked into them, which nobody can follow."""
 
-    @staticmethod
-    def read(tensor: torch.Tensor) -> torch.Tensor:
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.mul_(2) if tensor.sum().item() > 0 else tensor
 
 

@@ -13,8 +13,9 @@ import torch
 
 from hotweights.adapters.vllm.rank import room, ways
 from hotweights.adapters.vllm.rank.fit.compatibility import boot_folder
-from hotweights.adapters.vllm.rank.image import PAGE, Image
+from hotweights.adapters.vllm.rank.image import Image
 from hotweights.adapters.vllm.rank.room import NoRoom, Room
+from hotweights.adapters.vllm.rank.table import PAGE
 from hotweights_common import memory
 
 CPU = torch.device("cpu")

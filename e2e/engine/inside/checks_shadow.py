@@ -17,12 +17,14 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.models.utils import AutoWeightsLoader
 
-from hotweights.adapters.vllm.rank import shadow as shadows
-from hotweights.adapters.vllm.rank import skeleton, ways
+from hotweights.adapters.vllm.rank import ways
 from hotweights.adapters.vllm.rank.fit import delta
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
 from hotweights.adapters.vllm.rank.room import NoRoom, Room
-from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
+from hotweights.adapters.vllm.rank.shadow import anatomy, skeleton
+from hotweights.adapters.vllm.rank.shadow.changes import Unsupported
+from hotweights.adapters.vllm.rank.shadow.materials import Incomplete
+from hotweights.adapters.vllm.rank.shadow.model import Shadow
 
 Tensors = dict[str, torch.Tensor]
 CPU = torch.device("cpu")
@@ -276,8 +278,8 @@ class Speaking(Odd):
 def test_embeddings_are_known_by_their_kind_and_as_tied_by_their_memory(
     make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shadows, "VocabParallelEmbedding", Vocabulary)
-    monkeypatch.setattr(shadows, "ParallelLMHead", Head)
+    monkeypatch.setattr(anatomy, "VocabParallelEmbedding", Vocabulary)
+    monkeypatch.setattr(anatomy, "ParallelLMHead", Head)
     live, shadow = make(Speaking)
     assert shadow.embeddings() == {"embed.weight"}
     assert shadow.tied() == frozenset()

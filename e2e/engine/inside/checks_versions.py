@@ -142,7 +142,8 @@ class Worker:
     """As vLLM's."""
 
     def __init__(self, sleeper: Any) -> None:
-        self.sleeper, self.did = sleeper, []
+        self.sleeper = sleeper
+        self.did: list[Any] = []
 
     def sleep(self, level: int = 1) -> None:
         self.did.append(("sleep", level))
@@ -189,7 +190,7 @@ def test_an_agent_that_came_back_replaces_the_memory_of_the_one_before(
     _, versions = start()
     if way == "Reload":
         built = odd_models.image_of(of(5.0, 6.0))
-        versions._unfinishable.add(built.digest)
+        versions._preparer._unfinishable.add(built.digest)
         built.close()
     digest = take(versions, of(5.0, 6.0), IN_PAUSE)
     assert versions.describe()["way"] == way
@@ -213,7 +214,7 @@ def test_a_repair_that_fails_beside_the_model_is_done_by_a_reload(
     def put_back(model: Any, config: Any, tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
         model.load_weights(tensors)
 
-    monkeypatch.setattr(versions._shadow, "load", fail)
+    monkeypatch.setattr(versions._preparer.shadow, "load", fail)
     monkeypatch.setattr(reload, "reload", put_back)
     versions.repair(digest)
     assert serves(live) == [5.0, 6.0]
@@ -242,10 +243,10 @@ def test_memory_goes_back_after_what_was_loaded_in_vain(reason: str, times: int)
         raise Rejection(reason, "no")
 
     versions = SimpleNamespace(take=refuse, tidy=lambda: did.append("tidy"))
-    rank = SimpleNamespace(
+    rank: Any = SimpleNamespace(
         _unsupported="", _versions=versions, _orders=SimpleNamespace(released="")
     )
-    connection = SimpleNamespace(send=lambda frame: did.append(frame.reason))
+    connection: Any = SimpleNamespace(send=lambda frame: did.append(frame.reason))
     frame = frames.Prepare(id=1, digest="sha256:" + "0" * 64, slabs=0)
     Engine._prepare(rank, connection, frame, [])
     assert did == [reason, *["tidy"] * times]

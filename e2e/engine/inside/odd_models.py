@@ -19,7 +19,7 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
 from e2e.engine import images
-from hotweights.adapters.vllm.rank import skeleton
+from hotweights.adapters.vllm.rank.shadow import skeleton
 
 CPU = torch.device("cpu")
 Weights = Iterable[tuple[str, torch.Tensor]]
@@ -60,8 +60,7 @@ class Plain(nn.Module):  # type: ignore[misc]
             if name != "ignored":
                 self.layers[int(name)].weight.data.copy_(self.read(tensor))
 
-    @staticmethod
-    def read(tensor: torch.Tensor) -> torch.Tensor:
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
 

@@ -39,16 +39,16 @@ def register() -> None:
 
 
 def _forbid_shadows() -> None:
-    from hotweights.adapters.vllm.rank import shadow, skeleton
+    from hotweights.adapters.vllm.rank.shadow import changes, skeleton
 
     def refuse(vllm_config: Any) -> Any:
-        raise shadow.Unsupported("sabotage: no second model")
+        raise changes.Unsupported("sabotage: no second model")
 
     skeleton.build = refuse
 
 
 def _arm() -> None:
-    from hotweights.adapters.vllm.rank.shadow import Shadow
+    from hotweights.adapters.vllm.rank.shadow.model import Shadow
 
     if not hasattr(Shadow, "honest_install"):
         Shadow.honest_install = Shadow.install  # type: ignore[attr-defined]

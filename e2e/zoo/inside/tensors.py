@@ -24,8 +24,8 @@ from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor.model_loader import get_model_loader
 
 from e2e.zoo.inside.serve import inspect_models_here, serve
-from hotweights.adapters.vllm.rank import leftovers
-from hotweights.adapters.vllm.rank.skeleton import INTERNAL
+from hotweights.adapters.vllm.rank.shadow import leftovers
+from hotweights.adapters.vllm.rank.shadow.skeleton import INTERNAL
 from hotweights.adapters.vllm.rank.versions import Rejection, Versions
 from hotweights.adapters.vllm.rank.ways import Wish
 

@@ -19,7 +19,7 @@ from blake3 import blake3
 from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.torch_model import torch_dtype
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec
-from hotweights.adapters.vllm.rank.image import ITEM_BYTES, torch_shape
+from hotweights.adapters.vllm.rank.table import ITEM_BYTES, torch_shape
 from hotweights_common.reasons import Reason
 from hotweights_planner.manifest import Manifest
 

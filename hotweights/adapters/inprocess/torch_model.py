@@ -17,7 +17,7 @@ import torch
 
 from hotweights.adapters.inprocess.errors import NotApplied, Torn
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec
-from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
+from hotweights.adapters.vllm.rank.table import TORCH_NAMES, torch_shape
 from hotweights_common.reasons import Reason
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import torch
 
 from hotweights.adapters.inprocess.torch_model import same_bytes
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec
-from hotweights.adapters.vllm.rank.image import Table, TensorEntry
+from hotweights.adapters.vllm.rank.table import Table, TensorEntry
 
 
 class Version:

@@ -18,7 +18,8 @@ from hotweights.adapters.inprocess import torch_model
 from hotweights.adapters.inprocess.errors import NotApplied
 from hotweights.adapters.inprocess.version import Version
 from hotweights.adapters.vllm.rank.fit.compatibility import Compatibility
-from hotweights.adapters.vllm.rank.shadow import Shadow, Unsupported
+from hotweights.adapters.vllm.rank.shadow.changes import Unsupported
+from hotweights.adapters.vllm.rank.shadow.model import Shadow
 from hotweights_common.reasons import Reason
 
 

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from e2e.engine import images
-from hotweights.adapters.vllm.rank import image as images_of_ranks
-from hotweights.adapters.vllm.rank.image import (
+from hotweights.adapters.vllm.rank import table as tables
+from hotweights.adapters.vllm.rank.image import Image
+from hotweights.adapters.vllm.rank.table import (
     ITEM_BYTES,
     PAGE,
     TORCH_NAMES,
-    Image,
     ImageError,
     parse_table,
     torch_shape,
@@ -71,7 +71,7 @@ def test_a_tensor_in_many_extents_is_contiguous() -> None:
 
 def test_what_is_published_can_be_mapped() -> None:
     assert set(BITS_OF_DTYPE) == set(ITEM_BYTES) == set(TORCH_NAMES)
-    assert images_of_ranks.MAX_DIMENSIONS == MAX_DIMENSIONS
+    assert tables.MAX_DIMENSIONS == MAX_DIMENSIONS
     for dtype in BITS_OF_DTYPE:
         nbytes = tensor_nbytes(dtype, (2, 4))
         text = table(tensor(dtype=dtype, shape=[2, 4], nbytes=nbytes, extents=[[0, 0, nbytes]]))

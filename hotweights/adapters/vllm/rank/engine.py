@@ -34,10 +34,12 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from hotweights.adapters.vllm import PLUGIN_VERSION, agent_connection, probe, settings
-from hotweights.adapters.vllm.rank import leftovers, sleep_mode, ways
+from hotweights.adapters.vllm.rank import sleep_mode, ways
 from hotweights.adapters.vllm.rank.command_queue import CommandQueue
 from hotweights.adapters.vllm.rank.image import Image
-from hotweights.adapters.vllm.rank.versions import SHORT, Rejection, Versions
+from hotweights.adapters.vllm.rank.preparer import SHORT
+from hotweights.adapters.vllm.rank.shadow import leftovers
+from hotweights.adapters.vllm.rank.versions import Rejection, Versions
 from hotweights.adapters.vllm.suitability import unsuitable
 from hotweights_transports.handoff import frames
 

@@ -29,7 +29,7 @@ from vllm.model_executor.model_loader.reload import (
 )
 from vllm.utils.torch_utils import set_default_torch_dtype
 
-from hotweights.adapters.vllm.rank.shadow import Tensors
+from hotweights.adapters.vllm.rank.shadow.model import Tensors
 
 
 class ReloadError(Exception):

@@ -11,35 +11,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import logging
 import threading
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from hotweights.adapters.vllm.rank import leftovers, reload, room, ways
-from hotweights.adapters.vllm.rank.fit.compatibility import Compatibility
-from hotweights.adapters.vllm.rank.fit.delta import Delta
-from hotweights.adapters.vllm.rank.image import Image, ImageError
+from hotweights.adapters.vllm.rank import reload, room, ways
+from hotweights.adapters.vllm.rank.image import Image
+from hotweights.adapters.vllm.rank.preparer import Abandoned, Preparer
 from hotweights.adapters.vllm.rank.room import NoRoom
-from hotweights.adapters.vllm.rank.shadow import Incomplete, Shadow, Unsupported
+from hotweights.adapters.vllm.rank.shadow import leftovers
+from hotweights.adapters.vllm.rank.shadow.materials import Incomplete
 from hotweights.adapters.vllm.rank.sleep_mode import ASLEEP
-from hotweights.adapters.vllm.rank.throttle import Throttle
-
-logger = logging.getLogger("vllm.hotweights.versions")
-SHORT = 19  # characters of a digest: "sha256:" and twelve digits are enough to find it
-
-
-class Abandoned(Exception):
-    """Getting ready was called off: the version was released, or the engine needs the shadow for a
-    repair.
-    """
-
-
-class Indivisible(Exception):
-    """A version cannot be loaded part by part; the message says why."""
+from hotweights.adapters.vllm.rank.table import ImageError
 
 
 class Rejection(Exception):
@@ -62,9 +47,7 @@ class Versions:
         (`Throttle`).
         """
         self._model = model
-        self._config = vllm_config
         self._device = device
-        self._share = share
         self._lock = threading.RLock()
         self._images: dict[str, Image] = {}  # in the order of their arrival
         self._arriving: Image | None = None  # that is being got ready, and not held yet
@@ -73,30 +56,11 @@ class Versions:
         self._ready: str | None = None  # what can be installed, by `_way`
         self._ready_on: str | None = None  # what the model has to hold for that to be enough
         self._way: ways.Way | None = None
-        self._unfinishable: set[str] = set()  # versions that only vLLM's own reload can load
-        self._indivisible: set[str] = set()  # versions that are not loaded part by part
         self._pinned: str | None = None
         self._call_off = threading.Event()
         self._may_sleep = leftovers.may_sleep(vllm_config)
         self._asleep = False  # the model's memory is not there
-        self._stream = (
-            None if device.type == "cpu" else torch.get_device_module(device).Stream(device)
-        )
-        self._shadow = self._build_shadow()
-        # A skeleton of its own: asking what fits must not disturb a version that is ready to be
-        # committed.
-        self._compatibility = Compatibility(
-            vllm_config, self._build_shadow() if self._shadow is not None else None
-        )
-
-    def _build_shadow(self) -> Shadow | None:
-        try:
-            return Shadow(self._model, self._config, self._device)
-        except Exception as error:  # noqa: BLE001 - any model's constructor may raise anything; then the plain way remains
-            logger.warning(
-                "No second model beside this one (%s): versions are loaded inside the pause", error
-            )
-            return None
+        self._preparer = Preparer(model, vllm_config, device, share, self._image)
 
     @property
     def held(self) -> list[str]:
@@ -110,7 +74,7 @@ class Versions:
             "ready": self._ready,
             "way": self._way.name if self._way is not None else None,
             "held": self.held,
-            "shadow": self._shadow is not None,
+            "shadow": self._preparer.shadow is not None,
         }
 
     # --- while the model serves, on the thread that prepares -------------------------------------
@@ -129,7 +93,7 @@ class Versions:
             # the loaders were asked already: what serves is handed over anew after each restart of
             # the agent, and shall cost it a mapping and no more
             known = held is not None and image.same_specs(held)
-            misfit = None if known else self._compatibility.check(image)
+            misfit = None if known else self._preparer.compatibility.check(image)
         except ImageError as error:
             raise Rejection("MapFailed", str(error)) from error
         except NoRoom as error:
@@ -147,26 +111,22 @@ class Versions:
                     raise Rejection("Busy", ASLEEP)
                 self._get_ready(image, wish, released)
             elif isinstance(self._way, ways.Reload) and self._ready == digest:
-                image.populate()  # as `_to_reload`
+                image.populate()  # as for the one before it: nothing but the pause reads it
             self._hold(image)
             way = self._way.name if self._way is not None and self._is_ready(digest) else ""
         self.tidy()  # without the lock: a commit's check that finds it taken says no
         return image.nbytes, way
 
     def _get_ready(self, image: Image, wish: ways.Wish, released: Callable[[], bool]) -> None:
-        throttle = Throttle(self._share)
-
-        def breathe() -> None:
-            if self._call_off.is_set() or released():
-                raise Abandoned(image.digest)
-            throttle()
-
+        # who may sleep may be given other weights by vLLM's own commands when it wakes
+        served = None if self._may_sleep else self._images.get(self.digest or "")
         # before anything changes: a check must not find the old one, and its memory counts as free
         self._drop()
         self._arriving = image
         try:
-            with self._stream_of_its_own():
-                way = self._way_for(image, wish, breathe, throttle)
+            way = self._preparer.prepare(
+                image, served, wish, lambda: self._call_off.is_set() or released()
+            )
         # "Busy" is what an agent asks again after
         except Abandoned as error:
             raise Rejection("Busy", "called off; prepare it again if it is still wanted") from error
@@ -180,133 +140,6 @@ class Versions:
         finally:
             self._arriving = None
         self._way, self._ready, self._ready_on = way, image.digest, self.digest
-
-    def _way_for(
-        self,
-        image: Image,
-        wish: ways.Wish,
-        breathe: Callable[[], None],
-        throttle: Throttle,
-    ) -> ways.Way:
-        shadow = self._shadow
-        if shadow is None or image.digest in self._unfinishable:
-            return self._to_reload(image)
-        # who may sleep may be given other weights by vLLM's own commands when it wakes
-        served = None if self._may_sleep else self._images.get(self.digest or "")
-        part = self._compatibility.delta(image, served)
-        if part is not None:
-            logger.info(
-                "%s differs from what serves in %d of %d parts of the model",
-                image.digest[:SHORT],
-                len(part.groups),
-                len(set(shadow.groups().values())),
-            )
-        while True:
-            try:
-                return self._try(shadow, image, part, wish, breathe, throttle)
-            except (Abandoned, NoRoom, torch.OutOfMemoryError):
-                raise
-            # any model's loader may refuse a part of a checkpoint, which it never gets otherwise
-            except Exception as error:
-                if part is not None:
-                    logger.warning(
-                        "Cannot load a part of %s by itself (%s): all of it is loaded",
-                        image.digest[:SHORT],
-                        error,
-                    )
-                    part = None
-                    continue
-                if isinstance(error, Indivisible):
-                    logger.warning("Cannot load %s in parts: %s", image.digest[:SHORT], error)
-                    self._indivisible.add(image.digest)
-                    continue
-                if not isinstance(error, Unsupported):
-                    raise
-                logger.warning(
-                    "Cannot finish %s beside the model (%s): it is loaded inside the pause",
-                    image.digest[:SHORT],
-                    error,
-                )
-                self._unfinishable.add(image.digest)
-                return self._to_reload(image)
-
-    def _try(
-        self,
-        shadow: Shadow,
-        image: Image,
-        part: Delta | None,
-        wish: ways.Wish,
-        breathe: Callable[[], None],
-        throttle: Throttle,
-    ) -> ways.Way:
-        """Raises as `Shadow.load`, and `NoRoom`."""
-        load = partial(self._load, shadow, image.digest)
-        if part is not None and not part.groups:
-            load(part, pause=breathe)  # the model has it already
-            return ways.Beside(shadow)
-        parts = () if image.digest in self._indivisible else self._compatibility.parts(image, part)
-        needs = ways.Needs(
-            shadow.nbytes(None if part is None else part.groups),
-            max((shadow.nbytes(one.groups) for one in parts), default=0),
-        )
-        way = ways.choose(wish, needs, room.measure(self._device), bool(parts))
-        # asked before any is loaded: `InPause` measures how long loading takes
-        for one in parts if way in ("Host", "InPause") else filter(None, (part,)):
-            breathe()
-            self._check_alone(image, one)
-        if way == "Host":
-            return ways.Host(shadow, parts, partial(load, pause=breathe))
-        if way == "InPause":
-            return ways.InPause(
-                shadow,
-                parts,
-                load,
-                wish.max_pause_seconds,
-                breathe,
-                lambda: throttle.rested_seconds,
-                lambda: room.measure(self._device),
-            )
-        load(part, pause=breathe)
-        return ways.Beside(shadow)
-
-    def _image(self, digest: str) -> Image:
-        """A version's younger image: a way that kept one would keep the memory of an agent that has
-        gone. Raises KeyError.
-        """
-        arriving = self._arriving
-        if arriving is not None and arriving.digest == digest:
-            return arriving
-        return self._images[digest]
-
-    def _load(
-        self, shadow: Shadow, digest: str, part: Delta | None, pause: Callable[[], None]
-    ) -> None:
-        image = self._image(digest)
-        shadow.load(
-            self._compatibility.tensors(image, None if part is None else part.tensors),
-            self._compatibility.filled(image.digest),
-            pause,
-            proven=self._compatibility.proven,
-            groups=None if part is None else part.groups,
-        )
-
-    def _check_alone(self, image: Image, part: Delta) -> None:
-        if not self._compatibility.stands_alone(image, part):
-            raise Indivisible("its loaders do something else where tensors are missing")
-
-    @contextlib.contextmanager
-    def _stream_of_its_own(self) -> Iterator[None]:
-        """On a GPU, what this thread does waits for no step of the model and holds none up; when
-        this ends, it is done, and the worker's main thread may copy it by a stream of its own.
-        """
-        if self._stream is None:
-            yield
-            return
-        backend = torch.get_device_module(self._device)
-        backend.set_device(self._device)  # each thread begins with device 0
-        with backend.stream(self._stream):
-            yield
-            self._stream.synchronize()
 
     def release(self, digest: str) -> None:
         """Nobody wants it any more. One that is pinned is about to be copied, and what serves is
@@ -328,9 +161,16 @@ class Versions:
         needed = {self.digest, self._previous, self._ready, image.digest}
         for digest in [digest for digest in self._images if digest not in needed]:
             del self._images[digest]
-        self._compatibility.keep_only(self._images)
-        self._unfinishable &= self._images.keys()
-        self._indivisible &= self._images.keys()
+        self._preparer.keep_only(self._images)
+
+    def _image(self, digest: str) -> Image:
+        """A version's younger image: a way that kept one would keep the memory of an agent that has
+        gone. Raises KeyError.
+        """
+        arriving = self._arriving
+        if arriving is not None and arriving.digest == digest:
+            return arriving
+        return self._images[digest]
 
     def settle(self) -> None:
         """After a commit: the memory of what was got ready goes back."""
@@ -438,66 +278,12 @@ class Versions:
                 image = None if digest is None else self._images.get(digest)
                 if digest is not None and image is None:
                     raise Rejection("EngineDirty", f"{digest} is not held any more")
-                self._load_whole(image)
+                self._preparer.repair(image)
                 self._synchronize()
                 self.digest, self._previous = digest, None
         finally:
             self._call_off.clear()
         self.tidy()
-
-    def _load_whole(self, image: Image | None) -> None:
-        """Beside the model if there is room and that works, part by part if it has parts, else in
-        place.
-        """
-        shadow = self._shadow
-        if shadow is not None:
-            try:
-                self._install_whole(shadow, image)
-            # any loader may raise anything, and memory may run out: the reload needs less of it
-            except Exception as error:  # noqa: BLE001
-                logger.warning(
-                    "Repairing by vLLM's own reload: %s: %s", type(error).__name__, error
-                )
-            else:
-                return
-            finally:
-                shadow.clear()
-        reload.reload(self._model, self._config, self._whole(image))
-
-    def _install_whole(self, shadow: Shadow, image: Image | None) -> None:
-        there = room.measure(self._device)
-        parts = () if image is None else self._compatibility.parts(image, None)
-        if (
-            parts
-            and there.with_overhead(shadow.nbytes()) > there.device_nbytes
-            and image is not None
-        ):
-            for part in parts:
-                self._check_alone(image, part)
-            for part in parts:
-                self._load(shadow, image.digest, part, _go_on)
-                shadow.install()
-                shadow.clear()
-            return
-        there.check(shadow.nbytes())
-        filled = self._compatibility.filled(None if image is None else image.digest)
-        shadow.load(self._whole(image), filled, _go_on)
-        shadow.install()
-
-    def _whole(self, image: Image | None) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors of a held version; None: those that the engine booted from."""
-        if image is None:
-            return iter(reload.boot_tensors(self._model, self._config))
-        return self._compatibility.tensors(image)
-
-    def _to_reload(self, image: Image) -> ways.Reload:
-        image.populate()  # nothing has read it, and the pause will
-        return ways.Reload(partial(self._reload, image.digest))
-
-    def _reload(self, digest: str) -> int:
-        image = self._image(digest)
-        reload.reload(self._model, self._config, self._compatibility.tensors(image))
-        return image.nbytes
 
     def _is_ready(self, digest: str) -> bool:
         """A part of a version is enough only where the rest of it serves."""
@@ -519,13 +305,8 @@ class Versions:
         if self._way is not None:
             self._way.drop()
             self._way = None
-        if self._shadow is not None:
-            self._shadow.clear()
+        self._preparer.clear()
 
     def _synchronize(self) -> None:
         if self._device.type != "cpu":
             torch.accelerator.synchronize()
-
-
-def _go_on() -> None:
-    """No rest: the model is paused."""

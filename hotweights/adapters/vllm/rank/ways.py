@@ -29,7 +29,7 @@ import torch
 from hotweights.adapters.vllm.rank import page_locked
 from hotweights.adapters.vllm.rank.fit.delta import Delta
 from hotweights.adapters.vllm.rank.room import RESERVE_NBYTES, NoRoom, Room, gib
-from hotweights.adapters.vllm.rank.shadow import Shadow
+from hotweights.adapters.vllm.rank.shadow.model import Shadow
 
 AUTO = "Auto"
 

@@ -11,7 +11,7 @@ import pytest
 
 from hotweights.adapters.vllm.rank.fit import dry_load
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
-from hotweights.adapters.vllm.rank.image import ITEM_BYTES
+from hotweights.adapters.vllm.rank.table import ITEM_BYTES
 
 BOOT = {
     "embed": Spec("F32", (8, 4)),

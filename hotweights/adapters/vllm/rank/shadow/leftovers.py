@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from hotweights.adapters.vllm.rank.skeleton import storage_of
+from hotweights.adapters.vllm.rank.shadow.skeleton import storage_of
 
 # values of attributes that cannot lead back to the shadow's modules; functions are there because
 # vLLM's CPU layers keep packed weights in closures

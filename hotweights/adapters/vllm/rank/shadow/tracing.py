@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
-from hotweights.adapters.vllm.rank.image import TORCH_NAMES, torch_shape
-from hotweights.adapters.vllm.rank.skeleton import storage_of
+from hotweights.adapters.vllm.rank.shadow.skeleton import storage_of
+from hotweights.adapters.vllm.rank.table import TORCH_NAMES, torch_shape
 
 _COPY = torch.ops.aten.copy_.default
 _VALUE = torch.ops.aten._local_scalar_dense.default  # what ``item()`` and ``bool()`` ask

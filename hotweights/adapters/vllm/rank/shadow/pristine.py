@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
-from hotweights.adapters.vllm.rank import leftovers
-from hotweights.adapters.vllm.rank.skeleton import INTERNAL
+from hotweights.adapters.vllm.rank.shadow import leftovers
+from hotweights.adapters.vllm.rank.shadow.skeleton import INTERNAL
 
 # not looked into: modules are looked at themselves, and the others are nobody's
 _CLOSED = (torch.nn.Module, torch.Tensor, type, types.ModuleType, enum.Enum)
