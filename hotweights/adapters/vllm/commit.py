@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm.hotweights.commit")
 REPAIR_ATTEMPTS = 2  # within ``repair_seconds`` together
 RESUME_SECONDS = 10.0  # of the commit's deadline nothing may be left, and the weights are right
+# for what is as good when it is done later: who waits for it keeps an agent waiting
+TIDY_SECONDS = 2.0
 PAUSE_MODES = ("Keep", "Wait", "Abort")  # vLLM's ``PauseMode``, as custom resources spell it
 
 
@@ -160,18 +162,21 @@ class Switch:
         """Check, pause, copy and probe, open; in this order (see the module)."""
         timings: dict[str, float] = {}
         try:
-            questions = await self._check(frame.digest)
+            questions = await self._check(frame)
         except CommitError as error:
-            await self._quietly("unpin")  # the ranks that said yes
+            await self._quietly("unpin")  # the ranks that said yes, or whose yes was lost
             return _failed(frame, error.reason, str(error))
         began = time.monotonic()
         try:
             await self._pause(frame, timings)
         except CommitError as error:
             try:
-                await self.engine_client.resume()
+                await asyncio.wait_for(self.engine_client.resume(), TIDY_SECONDS)
             except EngineDead:
                 raise
+            except TimeoutError:
+                # it does one thing after the other: the resume comes after the pause, if either does
+                logger.warning("The engine does not answer; it resumes when it has paused")
             except Exception as failure:
                 # paused, and nobody knows for how long: a repair ends the pause, or the process
                 logger.exception("The engine does not resume")
@@ -217,15 +222,21 @@ class Switch:
         )
         return self._committed(frame, pause_seconds, timings)
 
-    async def _check(self, digest: str) -> probe.ProbePrompts:
+    async def _check(self, frame: frames.Commit) -> probe.ProbePrompts:
         """Every rank has it; from here until the copy no rank lets go of it. Gives what to probe.
-        Raises `CommitError`.
+        Raises `CommitError`; some ranks may have said yes by then.
         """
-        if await self.engine_client.asleep():
-            raise CommitError(
-                "Busy", "the engine sleeps, with its weights out of memory: wake it (POST /wake_up)"
-            )
-        answers = await self.engine_client.ranks("check", digest)
+        limit = frame.deadline_seconds
+        try:
+            answers = await asyncio.wait_for(self._ask_ranks(frame.digest), limit)
+        except TimeoutError:
+            message = f"the ranks did not answer within {limit} s; nothing was changed"
+            raise CommitError("CommitFailed", message) from None
+        except (CommitError, EngineDead):
+            raise
+        # a call that fails on its way back, for instance: nothing was copied yet
+        except Exception as error:
+            raise CommitError("CommitFailed", f"could not ask the ranks: {error}") from error
         if len(answers) != self.engine_client.world_size:
             raise CommitError(
                 "NotPrepared", f"{len(answers)} ranks answered of {self.engine_client.world_size}"
@@ -237,6 +248,13 @@ class Switch:
             raise CommitError(
                 "CommitFailed", f"the version's probes are malformed: {error!r}"
             ) from error
+
+    async def _ask_ranks(self, digest: str) -> list[dict[str, Any]]:
+        if await self.engine_client.asleep():
+            raise CommitError(
+                "Busy", "the engine sleeps, with its weights out of memory: wake it (POST /wake_up)"
+            )
+        return await self.engine_client.ranks("check", digest)
 
     async def _pause(self, frame: frames.Commit, timings: dict[str, float]) -> None:
         """Raises `CommitError`; the caller resumes, because the pause may have begun."""
@@ -311,20 +329,27 @@ class Switch:
         """One attempt. The old weights first, then what was computed with the wrong ones, then the
         proof; only after it the name, and requests last.
         """
+        # again: a resume that was given up may have come to pass, and no request may see the copy
+        await self.engine_client.pause("Keep")
         await self.engine_client.ranks("repair", self.digest)
         await self.engine_client.forget_caches()
         await self._ask(self._known.get(self.digest) or probe.ProbePrompts.default())
         await self._quietly("settle")
         await self.engine_client.label(self.digest or "booted")
-        self.dirty, self.torn, self.state = False, False, self._before
         await self.engine_client.resume()
+        # last: an engine that did not resume is repaired once more, and no commit gets between
+        self.dirty, self.torn, self.state = False, False, self._before
 
     async def _quietly(self, command: str, argument: Any = None) -> None:
-        """Tidying up: what it could not do, the next prepare does."""
+        """Tidying up: what it could not do, the next prepare does. What takes longer than
+        `TIDY_SECONDS` is done after this has returned.
+        """
         try:
-            await self.engine_client.ranks(command, argument)
+            await asyncio.wait_for(self.engine_client.ranks(command, argument), TIDY_SECONDS)
         except EngineDead:
             raise
+        except TimeoutError:
+            logger.warning("The ranks take their time to %s", command)
         except Exception as error:  # noqa: BLE001 - it must not turn a commit that happened into one that did not
             logger.warning("A rank could not %s: %s", command, error)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hotweights.adapters.vllm import errors
+from hotweights.adapters.vllm import commit, errors
 from hotweights.adapters.vllm.commit import Switch
 from hotweights.adapters.vllm.errors import EngineDead, RankError
 from hotweights_transports.handoff import frames
@@ -20,7 +20,9 @@ GOLDEN = [{"engine": "x", "promptTokenIds": [1, 2], "tokenIds": [3, 4]}]
 
 
 class Replica:
-    """Writes down what is asked of it; ``fail`` maps a step to what happens there."""
+    """Writes down what is asked of it; ``fail`` maps a step to what happens there: an exception, so
+    many seconds, or a list of such.
+    """
 
     def __init__(self, **fail: Any) -> None:
         self.world_size = 1
@@ -36,6 +38,8 @@ class Replica:
     async def _step(self, name: str) -> None:
         self.steps.append(name)
         failure = self.fail.get(name)
+        if isinstance(failure, list):  # one each time, and then none
+            failure = failure.pop(0) if failure else None
         if isinstance(failure, float):
             await asyncio.sleep(failure)
         elif failure is not None:
@@ -243,7 +247,15 @@ async def test_a_repair_is_probed_before_it_resumes(ended: list[str]) -> None:
     await engine.commit("new", token=2)
     engine.engine_client.steps.clear()
     await engine.switch.repair()
-    assert engine.engine_client.steps == ["repair", "forget", "probe", "settle", "label", "resume"]
+    assert engine.engine_client.steps == [
+        "pause Keep",
+        "repair",
+        "forget",
+        "probe",
+        "settle",
+        "label",
+        "resume",
+    ]
     assert (engine.switch.digest, engine.switch.dirty, ended) == ("old", False, [])
     assert (engine.told[-1].state, engine.told[-1].digest, engine.told[-1].reason) == (
         "Serving",
@@ -252,7 +264,26 @@ async def test_a_repair_is_probed_before_it_resumes(ended: list[str]) -> None:
     )
 
 
-@pytest.mark.parametrize("broken", ["repair", "forget", "probe"])
+async def test_an_engine_that_is_repaired_and_does_not_resume_stays_dirty(
+    ended: list[str],
+) -> None:
+    """Else a commit would get between the two attempts, or the boot barrier open a paused engine."""
+    engine = Engine(install=[RuntimeError("torn")], resume=[0.2, RuntimeError("no")])
+    await engine.commit()
+    repair = asyncio.create_task(engine.switch.repair())
+    await until(lambda: "resume" in engine.engine_client.steps, 30.0)
+    assert (await engine.commit(token=2)).reason == "EngineDirty"
+    await repair
+    assert (engine.switch.dirty, engine.switch.state, ended) == (False, "Serving", [])
+    engine.engine_client.fail["install"].append(RuntimeError("torn"))
+    await engine.commit(token=3)
+    engine.engine_client.steps.clear()
+    await engine.switch.repair()
+    assert engine.engine_client.steps.count("repair") == 2, "it is repaired once more"
+    assert (engine.switch.dirty, ended) == (False, [])
+
+
+@pytest.mark.parametrize("broken", ["repair", "forget", "probe", "resume"])
 async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken: str) -> None:
     engine = Engine(install=RuntimeError("torn"))
     await engine.commit()
@@ -260,7 +291,7 @@ async def test_what_cannot_be_repaired_ends_the_process(ended: list[str], broken
     await engine.switch.repair()
     assert len(ended) == 1
     assert engine.switch.dirty
-    assert not engine.engine_client.resumed
+    assert broken == "resume" or not engine.engine_client.resumed
 
 
 async def test_a_sleeping_engine_is_asked_again_later() -> None:
@@ -282,6 +313,40 @@ async def test_an_engine_that_does_not_resume_after_a_pause_that_failed_is_dirty
     assert "does not resume: no" in answer.message
     assert engine.switch.dirty
     assert [state.state for state in engine.told] == ["Dirty"]
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (RuntimeError("lost"), "could not ask the ranks: lost"),
+        (60.0, "did not answer within 0.02 s"),
+    ],
+    ids=["lost", "late"],
+)
+async def test_a_yes_of_a_rank_that_was_not_heard_is_taken_back(
+    check: Exception | float, message: str
+) -> None:
+    """The rank has pinned the version by then, and would be busy for every other."""
+    engine = Engine(check=check)
+    answer = await engine.commit(deadline_seconds=0.02)
+    assert (answer.reason, answer.dirty) == ("CommitFailed", False)
+    assert message in answer.message
+    assert engine.engine_client.steps == ["check", "unpin"]
+
+
+async def test_an_engine_that_does_not_answer_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it was asked it does once it can, one after the other: it paused, and resumes."""
+    monkeypatch.setattr(commit, "TIDY_SECONDS", 0.02)
+    engine = Engine(**{"pause Keep": 60.0, "resume": 60.0, "unpin": 60.0})
+    answer = await engine.commit(deadline_seconds=0.02)
+    assert (answer.reason, answer.dirty) == ("CommitFailed", False)
+    assert "did not pause within 0.02 s; nothing was changed" in answer.message
+    assert engine.engine_client.steps == ["check", "pause Keep", "resume", "unpin"]
+    assert engine.told == []
+    engine.engine_client.fail = {"settle": 60.0}
+    assert isinstance(await engine.commit(token=2), frames.Committed)
 
 
 @pytest.mark.parametrize("fail", [{}, {"probe": RuntimeError("no")}])
