@@ -88,13 +88,20 @@ class Agent:
 
     def prepare(self, image: Image, seconds: float = 120.0, **wish: Any) -> list[frames.Frame]:
         """Prepare on every rank; their answers, by rank."""
+        sent = self.start_prepare(image, len(image.fds) - 1, **wish)
+        return [self._answer(rank, frame.id, seconds) for rank, frame in sent]
+
+    def start_prepare(
+        self, image: Image, slabs: int, **wish: Any
+    ) -> list[tuple[int, frames.Prepare]]:
+        """Hand over a version, and announce so many slabs of it."""
         sent = [
-            (rank, frames.Prepare(self._next(), image.digest, len(image.fds) - 1, **wish))
+            (rank, frames.Prepare(self._next(), image.digest, slabs, **wish))
             for rank in sorted(self.ranks())
         ]
         for rank, frame in sent:
             sockets.send(self.peers[rank].sock, frame, tuple(image.fds))
-        return [self._answer(rank, frame.id, seconds) for rank, frame in sent]
+        return sent
 
     def release(self, digest: str) -> list[frames.Frame]:
         return [

@@ -168,6 +168,26 @@ class Engine:
     def states(self) -> list[frames.State]:
         return self.agent.peers["server"].states
 
+    def breaks(self, step: str, deed: str) -> None:
+        """What becomes of a step when it is taken next (`hotweights_sabotage_steps`)."""
+        paths.write_atomically(self._order_of(step), deed)
+
+    def broke(self, step: str) -> bool:
+        """Whether the step was taken since; one that breaks always never says so."""
+        return not self._order_of(step).exists()
+
+    def lets_go(self, step: str) -> None:
+        """Of a step that is held."""
+        self._order_of(f"{step}.held").unlink()
+
+    def behaves(self) -> None:
+        """Nothing breaks any more."""
+        for order in self.order.parent.glob(f"{self.order.name}*"):
+            order.unlink(missing_ok=True)
+
+    def _order_of(self, step: str) -> Path:
+        return self.order.with_name(f"{self.order.name}.{step}")
+
     def takes_its_order(self, seconds: float = 60.0) -> None:
         """Until the sabotage has read what it is to do: the copy is under way."""
         self.agent.until(lambda: not self.order.exists(), seconds)

@@ -145,6 +145,10 @@ class VLLM:
     def greedy(self) -> list[list[int]]:
         return [self.complete(prompt) for prompt in PROMPTS]
 
+    def get(self, path: str, timeout: float = 60.0) -> Any:
+        with urllib.request.urlopen(self.url + path, timeout=timeout) as answer:
+            return json.loads(answer.read())
+
     def post(self, path: str, body: Mapping[str, Any], timeout: float = 60.0) -> Any:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)

@@ -5,7 +5,7 @@
 ``half`` (copy half, then raise), ``always`` (the same, every time), ``slow`` (sleep for seconds
 first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file
 nothing happens. ``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that versions are
-loaded inside the pause.
+loaded inside the pause. Other steps than the copy: `hotweights_sabotage_steps`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import hotweights_sabotage_steps as steps  # type: ignore[import-not-found]
+
 
 def register() -> None:
     from vllm.v1.worker.worker_base import WorkerBase
@@ -25,13 +27,13 @@ def register() -> None:
     plugin.register()  # theirs first, whatever the order of entry points is
     if os.environ.get("HOTWEIGHTS_SABOTAGE_PLAIN"):
         _forbid_shadows()
+    steps.break_engine_core()
     original = getattr(WorkerBase, plugin.WORKER_METHOD)
     if hasattr(original, "sabotaged"):
         return
 
     def wrapped(worker: Any, command: str, argument: Any = None) -> Any:
-        if command == "install":
-            _arm()
+        _arm()  # before a version comes: the boot asks for what it serves
         return original(worker, command, argument)
 
     wrapped.sabotaged = True  # type: ignore[attr-defined]
@@ -53,6 +55,7 @@ def _arm() -> None:
     if not hasattr(Shadow, "honest_install"):
         Shadow.honest_install = Shadow.install  # type: ignore[attr-defined]
         Shadow.install = _install  # type: ignore[method-assign]
+        steps.break_rank()
 
 
 def _install(shadow: Any) -> Any:
