@@ -6,14 +6,10 @@ The rows share an engine as long as one lives. Each begins with whatever it serv
 
 from __future__ import annotations
 
-import http.client
 import resource
-import threading
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,80 +17,14 @@ import pytest
 
 from e2e.engine import images
 from e2e.engine.agent import Gone
-from e2e.engine.conftest import (
-    Engine,
-    assert_serves,
-    checkpoint,
-    golden,
-    told_apart,
-    version,
-)
+from e2e.engine.conftest import Engine, checkpoint, golden, told_apart, version
+from e2e.engine.failures.pod import Pod
 from e2e.engine.failures.table import FAILURES, PREPARE, REPAIR, Failure, Outcome
 from e2e.engine.images import Image
 from hotweights_transports.handoff import frames
 
 LIVING = [failure for failure in FAILURES if not failure.outcome.is_fatal]
 FATAL = [failure for failure in FAILURES if failure.outcome.is_fatal]
-IN_THE_PAUSE = ("install", "probe")  # held there, a commit has to get as far before its deadline
-
-
-@dataclass
-class Pod:
-    """An engine that serves one version and is told to take the other, and what it said meanwhile."""
-
-    engine: Engine
-    models: list[Path]
-    versions: list[Image]
-    serves: int = 0
-    said: list[frames.State] = field(default_factory=list)
-
-    @property
-    def old(self) -> Image:
-        return self.versions[self.serves]
-
-    @property
-    def new(self) -> Image:
-        return self.versions[1 - self.serves]
-
-    def take_the_new(self) -> None:
-        """As if nothing had happened before."""
-        assert self.engine.agent.swap(self.new).probe == "Golden"
-        self.serves = 1 - self.serves
-        self.assert_right()
-
-    def assert_right(self) -> None:
-        """Tokens, vLLM's own label and the plugin's word are of one version."""
-        self.engine.behaves()
-        assert_serves(self.engine, self.models[self.serves])
-        assert self.engine.vllm.get("/weight_info") == {"weight_version": self.old.digest}
-        assert self.engine.vllm.get("/is_paused") == {"is_paused": False}
-
-    @contextmanager
-    def used(self) -> Iterator[list[list[int]]]:
-        """Somebody's request is under way; the tokens that it got."""
-        answers: list[list[int]] = []
-        probe = golden(self.models[self.serves])[0]
-
-        def use() -> None:
-            with suppress(OSError, http.client.HTTPException):  # the engine has ended
-                answers.append(
-                    self.engine.vllm.complete(
-                        probe["promptTokenIds"], len(probe["tokenIds"]), 300.0
-                    )
-                )
-
-        user = threading.Thread(target=use)
-        user.start()
-        yield answers
-        user.join(300)
-        assert not user.is_alive(), "nobody answered it"
-
-    def reconnect(self) -> frames.Hello:
-        """The agent comes back; what the server says of itself then."""
-        heard = len(self.engine.agent.hellos)
-        self.engine.agent.up()
-        self.engine.connected()
-        return next(hello for hello in self.engine.agent.hellos[heard:] if hello.role == "server")
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +57,7 @@ def pod(
         engine = start(models[0], HOTWEIGHTS_PREPARE_SHARE="1", VLLM_SERVER_DEV_MODE="1").ready()
         engine.agent.swap(versions[0])
         pods.append(Pod(engine, models, versions))
+    pods[-1].begin()
     return pods[-1]
 
 
@@ -267,11 +198,15 @@ def _play_commit(pod: Pod, failure: Failure) -> frames.Frame:
     _break(pod, failure)
     if not failure.held:
         return pod.engine.agent.commit(pod.new.digest)
+    # these have a limit of their own
     deadline_seconds = 60.0 if failure.held in ("resume", "settle") else 1.0
     answer = pod.engine.agent.commit(pod.new.digest, deadline_seconds=deadline_seconds)
-    # before the copy the deadline may pass on a busy machine: nothing has happened then
-    while failure.held in IN_THE_PAUSE and not pod.engine.broke(failure.held):
-        _refused(answer, "CommitFailed", dirty=False)
+    # on a busy machine the deadline may pass before that step: nothing has happened then
+    while (
+        isinstance(answer, frames.CommitFailed)
+        and not answer.dirty
+        and not pod.engine.broke(failure.held)
+    ):
         deadline_seconds *= 2
         answer = pod.engine.agent.commit(pod.new.digest, deadline_seconds=deadline_seconds)
     pod.engine.agent.until(lambda: pod.engine.broke(failure.held), 120.0)
