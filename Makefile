@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills zoo gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -55,6 +55,9 @@ agent-kills: $(READY) ## Agents killed twenty times under load, with no more mem
 zoo: $(READY) ## Tiny models of thirty architectures switched hot, and compared with cold loads (an hour; ARGS="--only NAME …")
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/python -m e2e.zoo --json build/zoo.json $(ARGS)
+
+releases: $(READY) ## A short list of tests with each vLLM release, and their table in docs/vllm.md (an hour; ARGS="--only 0.26.0 …")
+	$(BIN)/python -m e2e.releases $(ARGS)
 
 gpu: ## All that needs an NVIDIA GPU, in under 8 minutes; on a machine without a network too, from a bundle
 	$(PYTHON) hack/gpu/run.py $(if $(wildcard $(BUNDLE)/*.tar.xz),--bundle $(BUNDLE)) $(ARGS)

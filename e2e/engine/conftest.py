@@ -28,6 +28,8 @@ from localvllm import build, models
 
 SABOTAGE = Path(__file__).with_name("sabotage")
 MAKE_SECONDS = 600.0
+KIND = f"vllm {build.release()} cpu float32"
+"""What engines here say that they are."""
 LAST_LAYER = re.compile(r"\.(layers|h)\.1\.")  # tiny models have two
 
 
@@ -66,7 +68,8 @@ def delta(arch: str) -> Path:
 
 def golden(model: Path) -> list[dict[str, Any]]:
     """The version's probes, from a cold load (recorded once)."""
-    record = model.with_name(f"{model.name}.golden.json")
+    of = "" if build.release() == build.VLLM_VERSION else f".{build.release()}"
+    record = model.with_name(f"{model.name}{of}.golden.json")
     with paths.locked(
         model.with_name(f"{model.name}.lock"), f"the golden tokens of {model.name}", MAKE_SECONDS
     ):

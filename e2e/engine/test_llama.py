@@ -20,6 +20,7 @@ from blake3 import blake3
 
 from e2e.engine import images
 from e2e.engine.conftest import (
+    KIND,
     Engine,
     assert_serves,
     checkpoint,
@@ -69,7 +70,7 @@ def test_the_port_opens_after_keep(engine: Engine, models: list[Path]) -> None:
     server = next(hello for hello in engine.agent.hellos if hello.role == "server")
     rank = next(hello for hello in engine.agent.hellos if hello.role == "rank")
     assert (server.state, server.digest, server.commit_token) == ("Booting", None, 0)
-    assert (server.engine, server.token) == ("vllm 0.32.0 cpu float32", "not-a-real-token")
+    assert (server.engine, server.token) == (KIND, "not-a-real-token")
     assert (rank.rank, rank.world_size, rank.instance) == (0, 1, server.instance)
     assert engine.agent.boots == [frames.Kept(id=1, commit_token=1)]
     engine.agent.until(lambda: engine.states() and engine.states()[-1].state == "Serving")
@@ -92,7 +93,7 @@ def test_a_probe_may_be_longer_than_a_block_of_the_cache(
 ) -> None:
     """A block is 16 tokens on a GPU and 128 on a CPU; the cache wants a hash of each full one."""
     prompt = [number % 250 for number in range(150)]
-    asked = {"engine": "vllm 0.32.0 cpu float32", "promptTokenIds": prompt}
+    asked = {"engine": KIND, "promptTokenIds": prompt}
     expected = engine.vllm.complete(prompt, 4)
     long = version(models[1], "long", probes=[{**asked, "tokenIds": expected}])
     for _ in range(2):  # the second time, the prompt's blocks lie in the cache

@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from gpu import thin
-from localvllm import build
+from localvllm import build, releases
 
 # of vLLM's closure, what such a machine has not and what is imported on the way to an answer
 VLLM_NEEDS = """
@@ -79,7 +79,7 @@ def pack(destination: Path) -> int:
 def requirements() -> list[str]:
     """Pins: vLLM's needs as its CPU build has them here, the tests' as this environment has."""
     pinned = dict(
-        line.split("==") for line in build.REQUIREMENTS.read_text().split() if "==" in line
+        line.split("==") for line in releases.requirements(releases.NEWEST).split() if "==" in line
     )
     needs = [f"{name}=={pinned[name]}" for name in VLLM_NEEDS.split()]
     tests = [f"{name}=={importlib.metadata.version(name)}" for name in TESTS_NEED.split()]

@@ -1,4 +1,5 @@
-"""Builds the virtual environment with vLLM's CPU build, once per set of pinned requirements.
+"""Builds the virtual environment with vLLM's CPU build, once per set of pinned requirements: of the
+newest release, or of the one that HOTWEIGHTS_VLLM names (`releases`).
 
 It is built under a temporary name beside its place, moved there with one rename, and guarded by a
 file lock: an interrupted build leaves nothing that a later run could mistake for a finished one,
@@ -19,9 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-VLLM_VERSION = "0.32.0"
+from localvllm import releases
+
+VLLM_VERSION = releases.NEWEST
 UV_VERSION = "0.13.9"
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 
 
 class BuildError(RuntimeError):
@@ -33,10 +35,23 @@ def cache() -> Path:
     return Path(os.environ.get("HOTWEIGHTS_CACHE") or Path.home() / ".cache" / "hotweights")
 
 
+def release() -> str:
+    """The release to build and to run. Raises `BuildError` for one that is not known."""
+    named = os.environ.get("HOTWEIGHTS_VLLM") or releases.NEWEST
+    if named not in releases.PINS:
+        raise BuildError(f"HOTWEIGHTS_VLLM is {named!r}: choose from {', '.join(releases.PINS)}")
+    return named
+
+
+def recipe() -> str:
+    """What is installed, as a requirements file. Raises `BuildError` as `release` does."""
+    return releases.requirements(release())
+
+
 def key() -> str:
     """Names a build by what goes into it: another pin or another interpreter is another folder."""
-    recipe = REQUIREMENTS.read_bytes() + f"{sys.version_info[:2]} {os.uname().machine}".encode()
-    return hashlib.sha256(recipe).hexdigest()[:12]
+    inputs = recipe() + f"{sys.version_info[:2]} {os.uname().machine}"
+    return hashlib.sha256(inputs.encode()).hexdigest()[:12]
 
 
 def location() -> Path:
@@ -71,7 +86,7 @@ def ensure() -> Path:
 def _build(place: Path) -> None:
     partial = place.with_name(f"{place.name}.building-{os.getpid()}")
     started = time.monotonic()
-    _say(f"building vLLM {VLLM_VERSION} for CPUs in {place} (once; about 6 GB)")
+    _say(f"building vLLM {release()} for CPUs in {place} (once; about 6 GB)")
     try:
         uv = _uv(partial)
         _run(
@@ -81,18 +96,14 @@ def _build(place: Path) -> None:
         interpreter = partial / "bin" / "python"
         # No dependencies: the file lists them all, and vLLM's own metadata would bring back what
         # must be absent.
-        # Compiled now: three processes per start would otherwise each compile torch, transformers
-        # and vLLM.
-        install = [
-            "pip",
-            "install",
-            "--python",
-            str(interpreter),
-            "--no-deps",
-            "--compile-bytecode",
-        ]
-        install += ["--requirement", str(REQUIREMENTS)]
-        _run([*uv, *install], "install the pinned packages")
+        install = ["pip", "install", "--python", str(interpreter), "--no-deps"]
+        if release() == VLLM_VERSION:
+            # Compiled now: three processes per start would otherwise each compile torch,
+            # transformers and vLLM. An older release is started a few times, and needs a tenth.
+            install.append("--compile-bytecode")
+        requirements = partial / "requirements.txt"
+        requirements.write_text(recipe())
+        _run([*uv, *install, "--requirement", str(requirements)], "install the pinned packages")
         _say("checking that it imports")
         _run([str(interpreter), "-c", "import torch, vllm"], "import vLLM")
         partial.rename(place)

@@ -5,7 +5,8 @@
 ``half`` (copy half, then raise), ``always`` (the same, every time), ``slow`` (sleep for seconds
 first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file
 nothing happens. ``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that versions are
-loaded inside the pause. Other steps than the copy: `hotweights_sabotage_steps`.
+loaded inside the pause; ``HOTWEIGHTS_SABOTAGE_RELEASE`` is what vLLM calls its version. Other steps
+than the copy: `hotweights_sabotage_steps`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,14 @@ import hotweights_sabotage_steps as steps  # type: ignore[import-not-found]
 
 
 def register() -> None:
+    import vllm
     from vllm.v1.worker.worker_base import WorkerBase
 
     from hotweights.adapters.vllm import plugin
 
+    if release := os.environ.get("HOTWEIGHTS_SABOTAGE_RELEASE"):
+        vllm.__version__ = release
+        return  # ours refuses it by itself
     plugin.register()  # theirs first, whatever the order of entry points is
     if os.environ.get("HOTWEIGHTS_SABOTAGE_PLAIN"):
         _forbid_shadows()

@@ -16,7 +16,7 @@ from typing import Any
 from vllm.v1.engine.core_client import InprocClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from hotweights.adapters.vllm import plugin, probe
+from hotweights.adapters.vllm import plugin, probe, releases
 from hotweights.adapters.vllm.engine_client import EngineClient
 from hotweights.adapters.vllm.errors import EngineDead
 
@@ -62,7 +62,8 @@ class SyncEngineClient(EngineClient):
         await self._ask(self._core.reset_encoder_cache)
 
     async def label(self, version: str) -> None:
-        await self._ask(self._core.set_weight_version, version)
+        if releases.api().has_weight_version:
+            await self._ask(self._core.set_weight_version, version)
 
     async def _core_does(self, method: str, *args: Any) -> Any:
         return await self._ask(self._utility, method, *args)

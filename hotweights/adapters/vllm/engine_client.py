@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from vllm.v1.engine.exceptions import EngineDeadError
 
-from hotweights.adapters.vllm import plugin, probe
+from hotweights.adapters.vllm import plugin, probe, releases
 from hotweights.adapters.vllm.errors import EngineDead, RankError
 
 T = TypeVar("T")
@@ -82,8 +82,9 @@ class EngineClient:
         await _alive(self._client.reset_encoder_cache())
 
     async def label(self, version: str) -> None:
-        """What vLLM itself reports as its weights' version."""
-        await _alive(self._client.update_weight_version(version))
+        """What vLLM itself reports as its weights' version, where it has one to report."""
+        if releases.api().has_weight_version:
+            await _alive(self._client.update_weight_version(version))
 
     async def switch(
         self, digest: str, prompts: Sequence[Sequence[int]], lengths: Sequence[int]

@@ -15,10 +15,9 @@ import logging
 import time
 from typing import Any
 
-from hotweights.adapters.vllm import ENDPOINT_PLUGIN, settings
+from hotweights.adapters.vllm import ENDPOINT_PLUGIN, releases, settings
 
 BACKEND = "hotweights"
-OLDEST_VLLM = "0.29.0"  # said in messages; what decides is `unsupported`, which looks at methods
 # methods that `activate` adds to vLLM's classes, called by these names
 WORKER_METHOD = "hotweights_rank"
 SWITCH_METHOD = "hotweights_switch"
@@ -62,17 +61,23 @@ def activate() -> None:
 
 
 def unsupported() -> str:
-    """Why this vLLM cannot be updated in place; empty when it can."""
+    """Why this vLLM cannot be updated in place, with the remedy; empty when it can. First by its
+    release, then by what it has: a build that was changed may lack what its release has.
+    """
     try:
         import vllm
+    except ImportError as error:
+        return f"Hotweights finds no vLLM to update ({error}): install one"
+    version = getattr(vllm, "__version__", "?")
+    problem = releases.refusal(version)
+    if problem:
+        return problem
+    try:
         from vllm.distributed.weight_transfer.base import WeightTransferEngine
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.worker.worker_base import WorkerBase
     except ImportError as error:
-        return (
-            f"Hotweights needs vLLM {OLDEST_VLLM} or newer ({error}); weights cannot be updated "
-            "in this engine"
-        )
+        return _changed(version, str(error))
     missing = [
         f"{cls.__name__}.{name}"
         for cls, names in (
@@ -80,18 +85,20 @@ def unsupported() -> str:
                 WeightTransferEngine,
                 ("start_weight_update", "finish_weight_update", "update_weights"),
             ),
-            (EngineCore, ("pause_scheduler", "resume_scheduler", "set_weight_version", "step")),
+            (EngineCore, ("pause_scheduler", "resume_scheduler", "step")),
             (WorkerBase, ("load_model",)),
         )
         for name in names
         if not hasattr(cls, name)
     ]
-    if missing:
-        version = getattr(vllm, "__version__", "?")
-        return (
-            f"Hotweights needs vLLM {OLDEST_VLLM} or newer; {version} has no {', '.join(missing)}"
-        )
-    return ""
+    return _changed(version, f"it has no {', '.join(missing)}") if missing else ""
+
+
+def _changed(version: str, what: str) -> str:
+    return (
+        f"this vLLM {version} is not as its release ({what}), so its weights cannot be updated: "
+        "run an unchanged one"
+    )
 
 
 def _have_the_endpoint_plugin_loaded() -> None:
@@ -185,5 +192,6 @@ def _open(core: Any, version: str) -> None:
     """What is confirmed gets its name, and is served. The name first, so that no answer goes out
     under the old one.
     """
-    core.set_weight_version(version)
+    if releases.api().has_weight_version:
+        core.set_weight_version(version)
     core.resume_scheduler()

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from hotweights.adapters.vllm import releases
 from hotweights.adapters.vllm.errors import CommitError
 
 DEFAULT_PROMPTS = ((1, 2, 3, 5, 8, 13, 21, 34, 55, 89), tuple(range(40, 72)), (97, 3, 61, 14))
@@ -35,8 +36,6 @@ a pause.
 """
 _PREFIX = "hotweights-probe-"
 _numbers = itertools.count()
-# which of them exist depends on vLLM's version
-_QUEUES = ("waiting", "kv_holding_waiting", "skipped_waiting")
 
 
 class ProbeError(RuntimeError):
@@ -180,7 +179,7 @@ def _alone(scheduler: Any) -> Iterator[None]:
     from vllm.v1.core.sched.interface import PauseState
     from vllm.v1.core.sched.request_queue import create_request_queue
 
-    queues = {name: getattr(scheduler, name) for name in _QUEUES if hasattr(scheduler, name)}
+    queues = {name: getattr(scheduler, name) for name in releases.api().scheduler_queues}
     running, state = scheduler.running, scheduler.pause_state
     try:
         scheduler.running = []

@@ -41,19 +41,23 @@ class Plugin:
         read = settings.read()
         if not read.socket or engine_client is None:  # no agent here, or a server without an engine
             return
-        problem = plugin.unsupported()
-        if not problem:
-            clients = getattr(engine_client, "_client_count", 1)
-            problem = unsuitable(engine_client.vllm_config, clients)
+        unknown = plugin.unsupported()
+        clients = getattr(engine_client, "_client_count", 1)
+        problem = unknown or unsuitable(engine_client.vllm_config, clients)
         if problem and read.hold:
             raise RuntimeError(
                 f"{problem} (HOTWEIGHTS_BOOT_POLICY=Hold serves nothing that nobody assigned)"
             )
         if problem:
             logger.error("%s; serving what was booted, without Hotweights", problem)
-        if plugin.unsupported():
-            return  # nothing of this vLLM is known well enough to say more
-        server = Server(EngineClient(engine_client), read, unsupported=problem)
+        try:
+            client = EngineClient(engine_client)
+        except AttributeError as error:
+            if not unknown:
+                raise
+            logger.error("The agent cannot be told: this vLLM has no such thing (%s)", error)
+            return
+        server = Server(client, read, unsupported=problem)
         state.hotweights = server  # lives as long as the application does
         if problem:
             server.say_so()

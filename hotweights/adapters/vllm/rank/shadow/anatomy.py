@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
 )
 
+from hotweights.adapters.vllm import releases
 from hotweights.adapters.vllm.rank.shadow import skeleton
 
 Modules = Sequence[tuple[str, torch.nn.Module]]
@@ -41,7 +41,8 @@ def groups_of(model: torch.nn.Module, modules: Modules) -> dict[str, str]:
     shares memory. Empty: this model has no such parts.
     """
     inside = skeleton.blocks(model)
-    attention = [name for name, m in modules if is_deferred_attention_layer(m)]
+    is_deferred = releases.api().is_deferred_attention_layer
+    attention = [name for name, module in modules if is_deferred(module)]
     if hasattr(model, "process_weights_after_loading") or any(
         inside[name] == name for name in attention
     ):

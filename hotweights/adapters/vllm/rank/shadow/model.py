@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 from vllm.config import set_current_vllm_config
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
 from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.model_loader.utils import device_loading_context
 
+from hotweights.adapters.vllm import releases
 from hotweights.adapters.vllm.rank.fit.dry_load import Spec, Trace
 from hotweights.adapters.vllm.rank.shadow import anatomy, leftovers, skeleton, tracing
 from hotweights.adapters.vllm.rank.shadow.anatomy import full_name, tensors_of
@@ -281,8 +281,9 @@ class Shadow:
                 if hasattr(module, "update_param_tp_status"):
                     module.update_param_tp_status()
                 pause()
+        is_deferred = releases.api().is_deferred_attention_layer
         for _, module in self._chosen:
-            if is_deferred_attention_layer(module):
+            if is_deferred(module):
                 with device_loading_context(module, self._device):
                     module.process_weights_after_loading(self._config.model_config.dtype)
                 pause()
