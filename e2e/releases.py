@@ -41,6 +41,7 @@ PAUSED_IN = "test_hot_equals_cold_there_and_back"
 """The test whose pauses are the table's: a tiny model, so they are what a switch costs by itself."""
 SECONDS = 3600.0
 NOT_RUN = "not run"
+NOTHING = "\N{EN DASH}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ class Row:
     release: str
     tried: str
     passed: str = NOT_RUN
-    pause: str = "–"
-    date: str = "–"
+    pause: str = NOTHING
+    date: str = NOTHING
 
     @property
     def is_right(self) -> bool:
@@ -104,7 +105,7 @@ def summary(build: str, report: str, date: datetime.date) -> Row:
         for one in case.iter("property")
         if (said := re.match(r"paused ([\d.]+) ms", one.get("value", "")))
     ]
-    pause = f"{statistics.median(pauses):.0f} ({max(pauses):.0f})" if pauses else "–"
+    pause = f"{statistics.median(pauses):.0f} ({max(pauses):.0f})" if pauses else NOTHING
     torch = releases.pin("torch", build)
     return Row(
         ".".join(build.split(".")[:2]),

@@ -79,7 +79,7 @@ SUPPORTED: Mapping[str, Api] = {
     "0.32": Api(),
     "0.33": Api(),
 }
-OLDEST, NEWEST = next(iter(SUPPORTED)), next(reversed(SUPPORTED))
+OLDEST, *_, NEWEST = SUPPORTED
 
 
 def release(version: str) -> str:

@@ -1,8 +1,8 @@
 """What a model consists of: its tensors by full name, the groups of modules that are finished by
 themselves, its vocabularies. Looked up in the modules of a skeleton; nothing here changes anything.
 
-Of vLLM 0.32 it knows ``layers/attention/__init__.py`` (``is_deferred_attention_layer``) and the
-classes of ``layers/vocab_parallel_embedding.py``.
+Of vLLM it knows the classes of ``layers/vocab_parallel_embedding.py``; which layers are attention is
+asked of `releases`.
 """
 
 from __future__ import annotations

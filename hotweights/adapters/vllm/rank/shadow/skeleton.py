@@ -36,8 +36,7 @@ def build(vllm_config: Any) -> tuple[torch.nn.Module, Constants]:
     config = copy.copy(vllm_config)
     config.compilation_config = copy.copy(vllm_config.compilation_config)
     config.compilation_config.static_forward_context = {}
-    if hasattr(config.compilation_config, "static_all_moe_layers"):  # not in every vLLM
-        config.compilation_config.static_all_moe_layers = []
+    config.compilation_config.static_all_moe_layers = []
     constants = Constants()
     with (
         set_default_torch_dtype(vllm_config.model_config.dtype),
