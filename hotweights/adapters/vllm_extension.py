@@ -117,7 +117,7 @@ class HotweightsWorkerExtension:
 
     def bind_module(self, module: torch.nn.Module, vllm_config: Any = None) -> None:
         """The model to update. One of vLLM's needs its ``vllm_config`` (a worker has it as
-        ``self.vllm_config``).
+        ``self.vllm_config``). Raises `NotApplied` for a model, or a vLLM, that cannot be updated so.
         """
         from hotweights.adapters.inprocess.torch_model import TorchModel
 
@@ -127,6 +127,11 @@ class HotweightsWorkerExtension:
             if config is None:
                 self._model = TorchModel(module)
             else:
+                from hotweights.adapters.vllm import plugin
+
+                problem = plugin.unsupported()
+                if problem:  # before that module, whose imports this vLLM may not have
+                    raise NotApplied(Reason.UNSUPPORTED, problem)
                 from hotweights.adapters.inprocess.vllm_model import VllmModel
 
                 self._model = VllmModel(module, config)

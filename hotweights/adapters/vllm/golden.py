@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from hotweights.adapters.vllm import probe
+from hotweights.adapters.vllm import probe, releases
 
 TOLERANCES = {"float32": 0.001, "float16": 0.02, "bfloat16": 0.15}
 """How far the second best logit must lie behind for a token to be recorded, by what is computed in.
@@ -42,7 +42,7 @@ def record(
 ) -> list[dict[str, Any]]:
     """Start vLLM on the checkpoint, in this process, and ask it. ``tokens`` is how many to record
     for each prompt, at most; ``tolerance`` None: that of `TOLERANCES`. Raises SystemExit where the
-    answers prove nothing.
+    answers prove nothing, and for a vLLM that is not supported.
     """
     # EngineCore here, where `probe.run` reaches it
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -50,11 +50,13 @@ def record(
     os.environ.setdefault("VLLM_PLUGINS", "")
     # GB; by default vLLM takes nearly all memory of the machine
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    from vllm import LLM
+    import vllm
 
+    if problem := releases.refusal(vllm.__version__):
+        raise SystemExit(problem)
     # no longer than needed: the memory for requests grows with it
     length = max(map(len, prompts)) + tokens + 1
-    llm = LLM(
+    llm = vllm.LLM(
         str(model), dtype=dtype, enforce_eager=True, max_model_len=length, disable_log_stats=True
     )
     engine = llm.llm_engine
