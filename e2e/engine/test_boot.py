@@ -9,7 +9,10 @@ import pytest
 
 from e2e.engine.agent import Gone
 from e2e.engine.conftest import Engine, assert_serves, checkpoint, told_apart, version
+from hotweights.adapters.vllm.releases import refusal
 from hotweights_transports.handoff import frames
+
+UNKNOWN = "0.99.0"
 
 
 def test_hold_waits_for_the_right_version(start: Callable[..., Engine]) -> None:
@@ -68,3 +71,21 @@ def test_serve_opens_after_the_time_out_and_takes_a_version_later(
     assert isinstance(answer, frames.CommitFailed)
     assert answer.dirty
     assert engine.vllm.process.wait(120) == 1
+
+
+def test_an_unknown_release_is_refused_in_the_hello_and_serves_on(
+    start: Callable[..., Engine],
+) -> None:
+    model = checkpoint("llama", 0, shards=3)
+    engine = start(model, HOTWEIGHTS_SABOTAGE_RELEASE=UNKNOWN)
+    engine.vllm.ready()
+    engine.agent.until(lambda: engine.agent.hellos, alive=engine.vllm.alive)
+    assert [(hello.role, hello.unsupported) for hello in engine.agent.hellos] == [
+        ("server", refusal(UNKNOWN))
+    ]
+    assert_serves(engine, model)
+    answer = engine.agent.commit("sha256:any")
+    assert isinstance(answer, frames.CommitFailed)
+    assert (answer.reason, answer.message) == ("EngineUnsupported", refusal(UNKNOWN))
+    assert_serves(engine, model)
+    engine.stop()

@@ -6,7 +6,6 @@ outside of vLLM.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
@@ -16,17 +15,16 @@ from typing import Any
 
 import pytest
 
-import localvllm
 from e2e.engine.conftest import SABOTAGE, checkpoint, golden, told_apart
 from e2e.engine.images import Tensor
 from e2e.engine.seed_world import (
-    INSIDE,
     ROOT,
     Coordinator,
     Program,
     environment,
     plan_of,
     rewritten,
+    run_inside,
 )
 
 EXAMPLES = ROOT / "examples"
@@ -209,41 +207,3 @@ def test_the_smoke_demo_says_what_it_compared(tmp_path: Path, coordinator: Coord
     for arguments in ([], ["--use-coord", "--endpoint", coordinator.endpoint]):
         output = run_inside(tmp_path, EXAMPLES / "vllm_smoke_demo.py", *arguments)
         assert output.splitlines()[-1] == "Applied weights match expected: True"
-
-
-@pytest.mark.parametrize("checks", sorted(path.name for path in INSIDE.glob("checks_*.py")))
-def test_modules_of_torch(checks: str, tmp_path: Path) -> None:
-    """Under vLLM's Python, which has torch, with the pytest of this environment."""
-    here = Path(pytest.__file__).parents[1]
-    start = (
-        f"import sys; sys.path.append({str(here)!r}); import pytest; "
-        "sys.exit(pytest.main(sys.argv[1:]))"
-    )
-    run_inside(
-        tmp_path,
-        "-c",
-        start,
-        "-p",
-        "no:cacheprovider",
-        f"--rootdir={ROOT}",
-        f"-c{ROOT / 'pyproject.toml'}",
-        "-W",
-        "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning",  # on import of vLLM
-        str(INSIDE / checks),
-    )
-
-
-def run_inside(folder: Path, *arguments: str | Path) -> str:
-    """What a program under vLLM's Python prints; its end is without an error."""
-    command = [str(localvllm.python()), *map(str, arguments)]
-    done = subprocess.run(
-        command,
-        env=environment(),
-        cwd=folder,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, json.dumps(done.stdout)[-3000:] + done.stderr[-6000:]
-    return done.stdout

