@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import inspect
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine.core import EngineCore
 
+from hotweights.adapters.vllm import plugin, releases
 from hotweights.adapters.vllm.rank import room, ways
+from hotweights.adapters.vllm.rank.engine import Engine
 from hotweights.adapters.vllm.rank.fit.compatibility import boot_folder
 from hotweights.adapters.vllm.rank.image import Image
 from hotweights.adapters.vllm.rank.room import NoRoom, Room
@@ -20,6 +25,19 @@ from hotweights_common import memory
 
 CPU = torch.device("cpu")
 GIB = 1 << 30
+
+
+def test_this_release_is_as_its_adapter_says() -> None:
+    assert plugin.unsupported() == ""
+    queues = inspect.getsource(Scheduler.__init__)
+    assert all(f"self.{name} = " in queues for name in releases.api().scheduler_queues)
+    assert hasattr(EngineCore, "set_weight_version") == releases.api().has_weight_version
+    assert not releases.api().is_deferred_attention_layer(torch.nn.Linear(1, 1))
+
+
+def test_an_engine_has_all_that_its_base_demands() -> None:
+    assert not Engine.__abstractmethods__
+    assert vars(Engine).keys() >= plugin.IMPLEMENTED
 
 
 @pytest.mark.parametrize(("free", "fits"), [(2 * GIB, True), (GIB, False), (-5, False)])

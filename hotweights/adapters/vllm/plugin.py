@@ -22,6 +22,19 @@ BACKEND = "hotweights"
 WORKER_METHOD = "hotweights_rank"
 SWITCH_METHOD = "hotweights_switch"
 OPEN_METHOD = "hotweights_open"
+IMPLEMENTED = frozenset(
+    {
+        "init_transfer_engine",
+        "start_weight_update",
+        "receive_weights",
+        "finish_weight_update",
+        "shutdown",
+        "trainer_send_weights",
+    }
+)
+"""What `rank.engine.Engine` has of what vLLM's base class demands: with one more it could not be
+made, and the engine would not start.
+"""
 logger = logging.getLogger("vllm.hotweights.plugin")
 
 
@@ -91,7 +104,12 @@ def unsupported() -> str:
         for name in names
         if not hasattr(cls, name)
     ]
-    return _changed(version, f"it has no {', '.join(missing)}") if missing else ""
+    if missing:
+        return _changed(version, f"it has no {', '.join(missing)}")
+    demanded = WeightTransferEngine.__abstractmethods__ - IMPLEMENTED
+    if demanded:
+        return _changed(version, f"it demands {', '.join(sorted(demanded))} of weight transfer")
+    return ""
 
 
 def _changed(version: str, what: str) -> str:

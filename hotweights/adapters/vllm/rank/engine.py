@@ -240,6 +240,11 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
     def finish_weight_update(self) -> None:
         raise RuntimeError(_MASTER)
 
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """Asked of a trainer's process, and up to vLLM 0.27 abstract here."""
+        raise RuntimeError(_MASTER)
+
     def shutdown(self) -> None:
         """The worker ends: a version that is being prepared would hold it up."""
         self._versions.call_off()
