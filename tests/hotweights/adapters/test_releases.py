@@ -62,13 +62,11 @@ def test_the_table_lists_what_is_supported() -> None:
     assert f"vLLM {OLDEST} to {NEWEST}" in install
 
 
-def test_every_generation_was_run_and_nothing_in_the_table_is_wrong() -> None:
+def test_the_modules_ran_with_every_generation_and_nothing_in_the_table_is_wrong() -> None:
     table = rows(PAGE.read_text())
     assert all(row.is_right for row in table)
     run = {row.release for row in table if row.modules != NOT_RUN}
     assert {type(SUPPORTED[one]) for one in run} == {type(one) for one in SUPPORTED.values()}
-    with_engines = {row.release for row in table if row.engines != NOT_RUN}
-    assert {OLDEST, ".".join(builds.NEWEST.split(".")[:2])} <= with_engines
 
 
 def test_there_is_a_build_of_every_release_but_those_without_one() -> None:
