@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -51,6 +51,10 @@ agent-kills: $(READY) ## Agents killed twenty times under load, with no more mem
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/python -m e2e.agent_kills --json build/agent-kills.json $(ARGS)
+
+soak: $(READY) ## Two hundred swaps in one vLLM under load: nobody notices, and nothing grows (half an hour; ARGS="--swaps N")
+	@$(BIN)/python -m localvllm ensure > /dev/null
+	$(BIN)/python -m e2e.soak --json build/soak.json $(ARGS)
 
 zoo: $(READY) ## Tiny models of thirty architectures switched hot, and compared with cold loads (an hour; ARGS="--only NAME …")
 	@$(BIN)/python -m localvllm ensure > /dev/null

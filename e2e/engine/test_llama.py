@@ -31,6 +31,8 @@ from e2e.engine.conftest import (
 )
 from e2e.engine.images import Image
 from e2e.harness.traffic import Traffic
+from e2e.soak.footprint import least
+from e2e.soak.play import play
 from hotweights_transports.handoff import frames
 
 
@@ -51,7 +53,8 @@ def versions(models: list[Path]) -> Iterator[list[Image]]:
 
 @pytest.fixture(scope="module")
 def engine(start: Callable[..., Engine], models: list[Path]) -> Engine:
-    return start(models[0]).ready()
+    # the routes for development have the engine's own word of what it serves, which `play` asks for
+    return start(models[0], VLLM_SERVER_DEV_MODE="1").ready()
 
 
 @pytest.fixture
@@ -387,16 +390,15 @@ def test_a_commit_ends_by_itself_when_the_agent_goes(
 def test_memory_is_flat_over_twenty_swaps(
     engine: Engine, versions: list[Image], models: list[Path], request: pytest.FixtureRequest
 ) -> None:
+    """`make soak` is the same with two hundred."""
+    probed = [(image, golden(model)) for image, model in zip(versions, models, strict=True)]
+    account = play(engine, probed, 20)
+    for process in account.rows[0].footprints:
+        before, after = map(least, account.windows(process))
+        report(request, f"{process}: {before} after ten swaps, {after} after twenty")
+    assert account.problems() == []
+    assert min(account.judged.values()) >= 10, "each swap waits for an answer that is judged"
     (worker,) = engine.vllm.workers()
-    measured = []
-    for turn in range(20):
-        engine.agent.swap(versions[turn % 2])
-        time.sleep(0.1)
-        measured.append(_resident(worker))
-    report(
-        request, f"{measured[5] / 1e6:.1f} MB after 6 swaps, {measured[-1] / 1e6:.1f} MB after 20"
-    )
-    assert measured[-1] - measured[5] < 8e6  # less than two of these models
     maps = Path(f"/proc/{worker}/maps").read_text().count("memfd:hotweights-test")
     assert maps < 1000
     assert_serves(engine, models[1])
@@ -416,7 +418,3 @@ def _mapped(pid: int) -> set[int]:
 
 def _inodes(image: Image) -> set[int]:
     return {os.fstat(slab).st_ino for slab in image.fds[1:]}
-
-
-def _resident(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
