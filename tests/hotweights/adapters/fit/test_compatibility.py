@@ -34,8 +34,10 @@ class Loaders:
 
     def __init__(self, embedding: str, *, built_tied: bool, runs_tied: bool) -> None:
         self._embedding, self._built_tied, self._runs_tied = embedding, built_tied, runs_tied
+        self.asked: list[list[str]] = []
 
     def trace(self, specs: Mapping[str, Spec]) -> Trace:
+        self.asked.append(list(specs))
         taken = [n for n in specs if not (self._built_tied and n.endswith("lm_head.weight"))]
         return Trace(
             copied={name: {name: 4} for name in taken},
@@ -124,3 +126,19 @@ def test_a_model_with_a_head_of_its_own_takes_another_and_needs_one(tmp_path: Pa
     assert compatibility.check(version(**{embedding: 2, LAYER: 2, head: 3})) is None
     misfit: Any = compatibility.check(version(**{embedding: 2, LAYER: 2}))
     assert misfit.reason == "MissingTensor"
+
+
+def test_loaders_are_asked_once_for_versions_of_the_same_tensors(tmp_path: Path) -> None:
+    embedding, head = NAMES[0]
+    loaders = Loaders(embedding, built_tied=False, runs_tied=False)
+    compatibility = ask(tmp_path, loaders, {embedding: 1, LAYER: 1, head: 9})
+    loaders.asked.clear()  # of what it booted from
+    first, second = (version(**{embedding: n, LAYER: n, head: n}) for n in (2, 3))
+    for image in (first, second):
+        assert compatibility.check(image) is None
+        assert compatibility.filled(image.digest) == {embedding: 4, LAYER: 4, head: 4}
+    assert loaders.asked == [[embedding, LAYER, head]]
+    # in another order one tensor may be written over another
+    turned = version(**{LAYER: 2, embedding: 2, head: 2})
+    assert compatibility.check(turned) is None
+    assert loaders.asked[1:] == [[LAYER, embedding, head]]
