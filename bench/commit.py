@@ -1,35 +1,38 @@
-"""How long preparing and committing a version takes, by how much of it changed, beside the floor
-and vLLM's own way.
+"""How long preparing and committing a version takes, by how much of it changed and by the way in
+which it waits, beside the floor, vLLM's own way and a restart.
 
-    python bench/commit.py [--gb 8] [--changed 0.001,0.01,0.1,1] [--rounds 3] [--json FILE]
+    python bench/commit.py [--gb 8] [--changed 0.001,0.01,0.1,1] [--ways Beside,Host,InPause]
+        [--rounds 3] [--no-restart] [--json FILE]
 
 One real vLLM serves v0 under traffic, on a GPU with CUDA graphs or, where there is none, on the
 CPU. It is given versions that differ from v0 in a share of their weights, and v0 again after each,
 by the agent's own handoff; then it reloads whole folders by vLLM's own endpoints (``/pause``,
-``reload_weights``, ``/resume``). The floor of a pause is a copy of as many changed bytes within the
-device; that of preparing is a copy of them onto it from page-locked memory. All in one run. Rows:
-``what, way, changed, seconds, floor_seconds, ratio, bytes``, of which ``changed`` is the share of
-the weights' bytes and ``bytes`` what differs.
+``reload_weights``, ``/resume``), and is ended and started anew until it answers. A way that the
+rank refuses, as ``Host`` on a CPU, is a row with its words and without seconds.
+
+The floor of a pause is a copy of as many changed bytes within the device; that of preparing is a
+copy of them onto it from page-locked memory. All in one run. Rows: ``what, way, changed, seconds,
+floor_seconds, ratio, bytes``, of which ``changed`` is the share of the weights' bytes and ``bytes``
+what differs. A ``pause`` is also taken apart: ``stop`` (the scheduler), ``copy`` (and loading, where
+it is InPause), ``probe``, ``resume``; of these only the copy has a floor.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
-import localvllm
+from bench.commit_figures import Rows, claims, floors, kinds, processor, show
 from bench.pause import theirs
 from e2e.engine import images
 from e2e.engine.conftest import Engine
@@ -40,30 +43,11 @@ from hotweights_transports.handoff import frames
 from localvllm import build, models
 
 HIDDEN = {"cuda": 4096, "cpu": 1024}  # on a CPU, so that a GB has layers enough for small shares
-FLOORS = """
-import json, sys, time, torch
-device, nbytes = sys.argv[1], int(sys.argv[2])
-def seconds(work):
-    times = []
-    for _ in range(6):
-        if device == "cpu":
-            begin = time.perf_counter(); work(); times.append(time.perf_counter() - begin)
-            continue
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record(); work(); end.record(); end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
-    return sorted(times[1:])[2]
-torch.set_num_threads(1)
-part = min(nbytes, 1 << 30)
-one = torch.ones(part, dtype=torch.uint8, device=device); two = torch.ones_like(one)
-host = torch.ones(part, dtype=torch.uint8)
-host = host.pin_memory() if device == "cuda" else host
-print(json.dumps({
-    "device_copy": seconds(lambda: two.copy_(one)) / part,
-    "pinned_copy": seconds(lambda: one.copy_(host, non_blocking=True)) / part,
-    "card": torch.cuda.get_device_name() if device == "cuda" else "",
-}))
-"""
+WAYS = ("Beside", "Host", "InPause")
+LOADING_SECONDS = 100.0  # that a pause may take in which a version is loaded
+STEPS = {"pause": "stop", "copy": "copy", "probe": "probe", "resume": "resume"}
+"""What a commit's answer calls the parts of a pause, and what the rows do."""
+PROMPT = tuple(range(30, 70))
 
 
 def checkpoints(gb: float, device: str) -> list[models.Model]:
@@ -103,97 +87,135 @@ def changes(old: Image, new: Image, shares: list[float]) -> Iterator[tuple[int, 
         yield nbytes, images.combine(old, new, names, f"changed-{share:g}")
 
 
-class Rows:
-    """What was measured; printed as it comes."""
+@dataclass(slots=True)
+class Bench:
+    """One engine, and what is measured of it."""
 
-    def __init__(self, floors: dict[str, Any], nbytes: int) -> None:
-        self.floors, self.nbytes = floors, nbytes
-        self.rows: list[dict[str, Any]] = []
+    engine: Engine
+    rows: Rows
+    device: str
+    answers: dict[str, list[list[int]]] = field(default_factory=dict)
+    """Of each version that was served: its greedy tokens."""
+    failures: list[str] = field(default_factory=list)
 
-    def add(self, what: str, way: str, seconds: float, floor: str, changed: int) -> None:
-        """``changed``: bytes that differ; ``floor``: which copy of them."""
-        least = self.floors[floor] * changed
-        share = changed / self.nbytes
-        self.rows.append(
-            {"what": what, "way": way, "changed": share, "seconds": seconds}
-            | {"floor_seconds": least, "ratio": seconds / least, "bytes": changed}
+    def swap(self, version: Image, changed: int, way: str = "") -> bool:
+        """Prepare and commit it under traffic; False where the rank refuses that way. Raises
+        SystemExit where a commit fails or changes nothing.
+        """
+        agent, vllm = self.engine.agent, self.engine.vllm
+        wish: dict[str, Any] = {"memory": way or "Auto"}
+        if way == "InPause":
+            wish["max_pause_seconds"] = LOADING_SECONDS
+        before = vllm.greedy()
+        with self._traffic() as traffic:
+            time.sleep(1.5)
+            began = time.monotonic()
+            (prepared,) = agent.prepare(images.handed(version), 600.0, **wish)
+            done = time.monotonic()
+            if not isinstance(prepared, frames.Prepared):
+                note = getattr(prepared, "message", str(prepared))
+                self.rows.add("prepare", way, None, changed, "pinned_copy", note)
+                return False
+            self.rows.add("prepare", prepared.way, done - began, changed, "pinned_copy")
+            answer = agent.commit(version.manifest.digest, deadline_seconds=LOADING_SECONDS)
+            committed = time.monotonic()
+            time.sleep(1.5)
+        print(
+            f"worst gap between two tokens: {traffic.worst_gap(0, began):.4f} s before, "
+            f"{traffic.worst_gap(began, done):.4f} while preparing, "
+            f"{traffic.worst_gap(done, committed + 0.1):.4f} around the commit, "
+            f"{traffic.worst_gap(committed + 0.1):.4f} after it; {traffic.requests} "
+            f"requests, failed {traffic.failures}; memory {_memory(self.device)}",
+            flush=True,
         )
-        print(self.rows[-1], flush=True)
+        if not isinstance(answer, frames.Committed):
+            raise SystemExit(f"the commit failed: {answer}")
+        self.rows.add("pause", prepared.way, answer.pause_seconds, changed, "device_copy")
+        for step, seconds in answer.timings.items():
+            floor = "device_copy" if step == "copy" else ""
+            self.rows.add(STEPS.get(step, step), prepared.way, seconds, changed, floor)
+        self.answers[version.manifest.digest] = vllm.greedy()
+        if self.answers[version.manifest.digest] == before:
+            raise SystemExit("it still serves what it did")
+        return True
+
+    def reload(self, folder: Path, digest: str) -> None:
+        """vLLM's own way to what ours brought before, under the same traffic."""
+        with self._traffic():
+            time.sleep(1.5)
+            seconds = theirs(self.engine.vllm.url, folder)
+        same = self.engine.vllm.greedy() == self.answers[digest]
+        note = "" if same else "other answers than after our commit of the same version"
+        self.rows.add("pause", "reload_weights", seconds, self.rows.nbytes, "device_copy", note)
+
+    @contextmanager
+    def _traffic(self) -> Iterator[Traffic]:
+        with Traffic([self.engine.vllm.address], plain=1, streams=2, max_tokens=100) as traffic:
+            yield traffic
+        self.failures += traffic.failures
 
 
-def swap(engine: Engine, rows: Rows, version: Image, changed: int, device: str) -> frames.Committed:
-    """Prepare and commit it under traffic."""
-    before = engine.vllm.greedy()
-    with Traffic([engine.vllm.address], plain=1, streams=2, max_tokens=100) as traffic:
-        time.sleep(1.5)
-        began = time.monotonic()
-        (prepared,) = engine.agent.prepare(images.handed(version))
-        if not isinstance(prepared, frames.Prepared):
-            raise SystemExit(f"it was refused: {prepared}")
-        done = time.monotonic()
-        rows.add("prepare", "Beside", done - began, "pinned_copy", changed)
-        answer = engine.agent.commit(version.manifest.digest)
-        committed = time.monotonic()
-        time.sleep(1.5)
-    print(
-        f"worst gap between two tokens: {traffic.worst_gap(0, began):.4f} s before, "
-        f"{traffic.worst_gap(began, done):.4f} while preparing, "
-        f"{traffic.worst_gap(done, committed + 0.1):.4f} around the commit, "
-        f"{traffic.worst_gap(committed + 0.1):.4f} after it; {traffic.requests} "
-        f"requests, failed {traffic.failures}; memory {_memory(device)}",
-        flush=True,
-    )
-    if not isinstance(answer, frames.Committed):
-        raise SystemExit(f"the commit failed: {answer}")
-    print(answer, flush=True)
-    rows.add("pause", "Beside", answer.pause_seconds, "device_copy", changed)
-    if engine.vllm.greedy() == before:
-        raise SystemExit("it still serves what it did")
-    return answer
-
-
-def measure(gb: float, shares: list[float], rounds: int, device: str) -> dict[str, Any]:
+def measure(
+    gb: float, shares: list[float], ways: list[str], rounds: int, device: str, *, restart: bool
+) -> dict[str, Any]:
     """All rows, and what was measured on."""
     made = checkpoints(gb, device)
     began = time.monotonic()
     old, new = (images.stage(model.dir, model.dir.name) for model in made)
     staged = (time.monotonic() - began) / 2
     nbytes = old.manifest.nbytes
-    command = [str(localvllm.python()), "-c", FLOORS, device, str(nbytes)]
-    # the last line: importing torch may say something before it
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    rows = Rows(json.loads(said.splitlines()[-1]), nbytes)
+    rows = Rows(floors(device, nbytes), nbytes)
     print(rows.floors, nbytes, flush=True)
-    rows.add("publish and stage", "file", staged, "pinned_copy", nbytes)
+    rows.add("publish and stage", "file", staged, nbytes, "pinned_copy")
+    with tempfile.TemporaryDirectory() as scratch:
+
+        def start(name: str) -> Engine:
+            return _engine(made[0].dir, Path(scratch) / name, device)
+
+        engine = start("engine")
+        bench = Bench(engine, rows, device)
+        try:
+            rows.add("start", "vllm", engine.vllm.ready(600), nbytes, "pinned_copy")
+            engine.connected()
+            print("memory", _memory(device), flush=True)
+            # what an engine booted from has no name; from here on every version is a change of one
+            for version in (new, old):
+                bench.swap(version, nbytes)
+            for way in ways:
+                for changed, version in changes(old, new, shares):
+                    for _ in range(rounds):
+                        if bench.swap(version, changed, way):
+                            bench.swap(old, changed, way)
+            for number, version in ((1, new), (0, old)):
+                bench.reload(made[number].dir, version.manifest.digest)
+            if restart:
+                began = time.monotonic()
+                engine.stop()
+                engine = start("again")
+                engine.vllm.ready(600)
+                engine.vllm.complete(PROMPT, 1)
+                rows.add("restart", "vllm", time.monotonic() - began, nbytes, "pinned_copy")
+        except BaseException:
+            print(engine.vllm.tail(), flush=True)
+            raise
+        finally:
+            engine.stop()
+    return {
+        "device": rows.floors["card"] or processor(),
+        "floors": rows.floors,
+        "rows": rows.rows,
+        "failures": bench.failures,
+    }
+
+
+def _engine(model: Path, folder: Path, device: str) -> Engine:
     arguments = ["--dtype", "bfloat16", "--max-num-seqs", "8"]
     environment = {"VLLM_SERVER_DEV_MODE": "1"}
     if device == "cuda":
         arguments += ["--gpu-memory-utilization", "0.4"]
         arguments += ["--compilation-config", json.dumps(FULL_GRAPHS)]
         environment |= GPU
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / "engine"
-        engine = Engine(made[0].dir, folder, "keep", arguments, 1, **environment)
-        try:
-            rows.add("restart", "vllm", engine.vllm.ready(600), "pinned_copy", nbytes)
-            engine.connected()
-            print("memory", _memory(device), flush=True)
-            # what an engine booted from has no name; from here on every version is a change of one
-            for version in (new, old):
-                swap(engine, rows, version, nbytes, device)
-            for changed, version in changes(old, new, shares):
-                for _ in range(rounds):
-                    swap(engine, rows, version, changed, device)
-                    swap(engine, rows, old, changed, device)
-            for number in (1, 0):
-                seconds = theirs(engine.vllm.url, made[number].dir)
-                rows.add("pause", "reload_weights", seconds, "device_copy", nbytes)
-        except BaseException:
-            print(engine.vllm.tail(), flush=True)
-            raise
-        finally:
-            engine.stop()
-    return {"device": rows.floors["card"] or _cpu(), "floors": rows.floors, "rows": rows.rows}
+    return Engine(model, folder, "keep", arguments, 1, **environment)
 
 
 def _memory(device: str) -> str:
@@ -212,51 +234,37 @@ def _device() -> str:
     return "cuda"
 
 
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def show(found: dict[str, Any]) -> None:
-    """The medians, one line for each kind of row."""
-    table = Table("what", "way", "changed", "seconds", "floor", "ratio", title=found["device"])
-    kinds = dict.fromkeys((row["what"], row["way"], row["changed"]) for row in found["rows"])
-    for what, way, changed in kinds:
-        of_kind = [
-            row
-            for row in found["rows"]
-            if (row["what"], row["way"], row["changed"]) == (what, way, changed)
-        ]
-        seconds = statistics.median(row["seconds"] for row in of_kind)
-        floor = of_kind[0]["floor_seconds"]
-        table.add_row(
-            what, way, f"{changed:.2%}", f"{seconds:.4f}", f"{floor:.4f}", f"{seconds / floor:.2f}"
-        )
-    Console().print(table)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--gb", type=float, default=8.0)
     parser.add_argument("--changed", default="0.001,0.01,0.1,1", metavar="SHARES")
+    parser.add_argument("--ways", default=",".join(WAYS), metavar="WAYS")
     parser.add_argument("--rounds", type=int, default=3, help="there and back again, of each share")
+    parser.add_argument("--restart", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--only-models", action="store_true", help="write the models and end")
     parser.add_argument("--json", type=Path, metavar="FILE")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else vLLM would outlive this
     shares = [float(share) for share in arguments.changed.split(",")]
+    ways = arguments.ways.split(",")
+    if unknown := set(ways) - set(WAYS):
+        parser.error(f"--ways: {', '.join(sorted(unknown))} is none of {', '.join(WAYS)}")
     device = _device()
     if arguments.only_models:
         checkpoints(arguments.gb, device)
         return 0
-    found = measure(arguments.gb, shares, arguments.rounds, device)
+    found = measure(arguments.gb, shares, ways, arguments.rounds, device, restart=arguments.restart)
+    measured = kinds(found["rows"])
+    expected = claims(measured)
+    found["claims"] = [{**asdict(claim), "held": claim.held} for claim in expected]
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")
-    show(found)
-    return 0
+    show(found["device"], measured, expected)
+    for failure in found["failures"]:
+        print(f"a request failed: {failure}")
+    return 1 if found["failures"] else 0
 
 
 if __name__ == "__main__":
