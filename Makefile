@@ -52,7 +52,7 @@ agent-kills: $(READY) ## Agents killed twenty times under load, with no more mem
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/python -m e2e.agent_kills --json build/agent-kills.json $(ARGS)
 
-soak: $(READY) ## Two hundred swaps in one vLLM under load: nobody notices, and nothing grows (half an hour; ARGS="--swaps N")
+soak: $(READY) ## Two hundred swaps in one vLLM under load: nobody notices, and nothing grows (ten minutes; ARGS="--swaps N")
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/python -m e2e.soak --json build/soak.json $(ARGS)
 

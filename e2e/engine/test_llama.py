@@ -32,7 +32,7 @@ from e2e.engine.conftest import (
 from e2e.engine.images import Image
 from e2e.harness.traffic import Traffic
 from e2e.soak.footprint import least
-from e2e.soak.play import play
+from e2e.soak.play import CACHE, play
 from hotweights_transports.handoff import frames
 
 
@@ -53,8 +53,8 @@ def versions(models: list[Path]) -> Iterator[list[Image]]:
 
 @pytest.fixture(scope="module")
 def engine(start: Callable[..., Engine], models: list[Path]) -> Engine:
-    # the routes for development have the engine's own word of what it serves, which `play` asks for
-    return start(models[0], VLLM_SERVER_DEV_MODE="1").ready()
+    # what `play` asks of it
+    return start(models[0], arguments=CACHE, VLLM_SERVER_DEV_MODE="1").ready()
 
 
 @pytest.fixture

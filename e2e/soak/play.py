@@ -13,7 +13,6 @@ import json
 import threading
 import time
 import urllib.request
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,10 @@ from e2e.soak.footprint import Footprint, growth, processes
 
 SETTLED = 10  # swaps, after which everything is to be flat
 WINDOW = 10  # swaps at most whose least is taken, after those and at the end
+CACHE = ("--num-gpu-blocks-override", "32")
+"""Arguments of the engine: its cache of keys and values is memory that is there once it was used, a
+GiB of it otherwise. So much is used by the tenth swap.
+"""
 ANSWER_SECONDS = 300.0  # a machine that others use too, and a swap meanwhile
 
 Probes = Sequence[Mapping[str, Any]]
@@ -52,7 +55,7 @@ class Account:
     rows: list[Row] = field(default_factory=list)
     requests: int = 0  # that ended, the judge's too
     failures: list[str] = field(default_factory=list)
-    judged: Counter[str] = field(default_factory=Counter)  # answers, by digest
+    judged: dict[str, int] = field(default_factory=dict)  # answers, by digest
     false: list[str] = field(default_factory=list)
 
     def windows(self, process: str) -> tuple[list[Footprint], list[Footprint]]:
@@ -151,7 +154,7 @@ class Judge:
         with self._changed:
             if (self._turn, again) != (turn, digest):
                 return
-            self._account.judged[digest] += 1
+            self._account.judged[digest] = self._account.judged.get(digest, 0) + 1
             self._judged_in_turn += 1
             if answer != expected:
                 self._account.false.append(f"{digest} is named, and the answer is {answer}")
@@ -172,8 +175,8 @@ def play(
     account: Account | None = None,
 ) -> Account:
     """So many swaps, to each version by turns, from the first on. The engine was started with
-    ``VLLM_SERVER_DEV_MODE=1``, for its own word of what it serves, and serves another version than
-    the first. ``account`` is filled meanwhile, for
+    `CACHE` and, for its own word of what it serves, ``VLLM_SERVER_DEV_MODE=1``; it serves another
+    version than the first. ``account`` is filled meanwhile, for
     whoever is interrupted.
     """
     account = Account() if account is None else account

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import socket
 
@@ -29,6 +30,12 @@ def _account(*descriptors: int) -> Account:
 
 def test_nothing_is_wrong_with_swaps_that_nobody_noticed() -> None:
     assert _account(*[60] * 20).problems() == []
+
+
+def test_it_is_written_as_json() -> None:
+    written = json.loads(json.dumps(_account(*[60] * 20).to_json()))
+    assert (written["judged"], written["problems"]) == ({"sha256:a": 20}, [])
+    assert written["rows"][0]["footprints"]["server"] == dataclasses.asdict(HELD)
 
 
 def test_each_fault_is_named() -> None:
