@@ -35,10 +35,10 @@ from e2e.harness.environment import (
     publish,
 )
 from e2e.harness.fleet import is_ready, restarts
-from e2e.harness.gates import watch_gates
 from e2e.harness.kubectl import CommandFailed, eventually
 from e2e.harness.reach import reach
 from e2e.harness.sabotage import kill_container
+from e2e.harness.shown import READY, watch_shown
 from e2e.harness.story import say, step, table
 from e2e.harness.traffic import Traffic
 from e2e.own_cluster import run_on_own_cluster
@@ -179,7 +179,7 @@ def play(environment: Environment, kills: int, weights_nbytes: int, limit_nbytes
     pods = environment.in_samples.pods(SELECTOR)
     rows: list[Row] = []
     with (
-        watch_gates(environment.in_samples, SELECTOR, "Ready") as ready,
+        watch_shown(environment.in_samples, SELECTOR, READY) as ready,
         reach(environment, pods, 8000) as addresses,
     ):
         for number in range(1, kills + 1):
@@ -188,7 +188,7 @@ def play(environment: Environment, kills: int, weights_nbytes: int, limit_nbytes
                 row = _kill(environment, number, agents[number % len(agents)], traffic)
             rows.append(row)
     oom_kills = cgroups.oom_kills(group) - ended_before
-    return Result(rows, weights_nbytes, limit_nbytes, oom_kills, sorted(ready.closed))
+    return Result(rows, weights_nbytes, limit_nbytes, oom_kills, sorted(ready.lacked))
 
 
 def _kill(environment: Environment, number: int, agent: dict[str, Any], traffic: Traffic) -> Row:

@@ -11,10 +11,10 @@ import pytest
 from e2e.cluster.conftest import PROMPT, TOKENS, answers
 from e2e.harness import samples
 from e2e.harness.environment import RELEASE, SAMPLES, SYSTEM, Environment, install
-from e2e.harness.gates import watch_gates
 from e2e.harness.kubectl import eventually, run
 from e2e.harness.reach import reach
 from e2e.harness.sabotage import kill_container
+from e2e.harness.shown import DIGEST, READY, watch_shown
 from e2e.harness.traffic import complete_ids
 
 LABEL = "app=tiny-llama"
@@ -96,11 +96,12 @@ def test_two_pods_on_one_node_follow_one_after_the_other(
     samples.until_ready(environment, timeout_seconds=START_SECONDS)
     nodes = [p["spec"]["nodeName"] for p in kubectl.pods(LABEL)]
     assert max(nodes.count(node) for node in nodes) == 2
-    with watch_gates(kubectl, LABEL) as gates:
+    with watch_shown(kubectl, LABEL, DIGEST) as labels, watch_shown(kubectl, LABEL, READY) as ready:
         kubectl.apply(SAMPLES / "weightrollout-v0.yaml")
         samples.until_ready(environment)
-        eventually("every change was heard", lambda: len(gates.closed) == 3)
-    assert gates.most_closed == 1, "with maxUnavailable 1 no two pods change at once"
+        eventually("every change was heard", lambda: len(labels.lacked) == 3)
+    assert labels.most_lacking == 1, "with maxUnavailable 1 no two pods change at once"
+    assert ready.lacked == set(), "a pause of a moment takes nobody out of a Service"
     assert answers(environment) == [cold["v0"]] * 3
 
 

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import ValidationError
 
+from hotweights_crds.base import digest_label
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import VersionRef, WeightRolloutSpec
-from hotweights_operator.model.objects import Rollout
+from hotweights_operator.model.objects import NodeState, Pod, Rollout
 from hotweights_operator.sim import coverage as counts
 from hotweights_operator.sim import story
 from hotweights_operator.sim.coverage import Counts
@@ -227,7 +228,7 @@ def _until_ready(plan: Simulation) -> None:
 def _line(plan: Simulation, rollout: Rollout) -> str:
     status = rollout.status
     changing = sorted(
-        f"pod-{pod.name.rpartition('-')[2]}" for pod in plan.fleet.pods() if not pod.ready
+        f"pod-{pod.name.rpartition('-')[2]}" for pod in plan.fleet.pods() if _changes(plan, pod)
     )
     pods = status.pods
     counts = (
@@ -237,6 +238,14 @@ def _line(plan: Simulation, rollout: Rollout) -> str:
     return f"{status.phase:<10} {counts}" + (
         f", changing: {', '.join(changing)}" if changing else ""
     )
+
+
+def _changes(plan: Simulation, pod: Pod) -> bool:
+    """Whether it is of no service, or does not show yet what it was told."""
+    state: NodeState | None = plan.api.get("state", pod.node)
+    order = state.assigned(pod.uid) if state is not None else None
+    told = digest_label(order.digest) if order is not None and order.digest else pod.digest_label
+    return not pod.ready or pod.digest_label != told
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ class EngineModel:
     ranks: dict[int, int] = field(default_factory=dict)  # rank → connection
     prepared: dict[int, set[str]] = field(default_factory=dict)
     caveat: str = ""
+    way: str = "Beside"  # in which it waits for its next commit
     # rank → digest → the life of the agent whose memory of it the rank maps
     maps: dict[int, dict[str, int]] = field(default_factory=dict)
     # frames of the agent, not read yet
@@ -106,6 +107,8 @@ class World:
         self.fetching: dict[str, StageItem] = {}
         self.wanted_marks: dict[str, fx.PodStatus] = {}
         self.pod_status: dict[str, fx.PodStatus] = {}  # at the API server
+        # (pod, life) of those that were shown to serve what they were assigned
+        self.in_service: set[tuple[str, int]] = set()
         self.status: NodeWeightsStatus | None = None
         self.log: list[fx.Effect] = []
         self.reconnect_seconds = reconnect_seconds
@@ -348,7 +351,7 @@ class World:
                     return frames.Rejected(frame.id, frame.digest, "ShapeMismatch", "no")
                 engine.prepared[rank].add(frame.digest)
                 engine.maps[rank][frame.digest] = self.boots
-                return frames.Prepared(frame.id, frame.digest, 0.1, 100, "Beside")
+                return frames.Prepared(frame.id, frame.digest, 0.1, 100, engine.way)
             case frames.Release() if rank is not None:
                 engine.prepared[rank].discard(frame.digest)
                 assert frame.digest != engine.active, "what serves is the way back of a switch"
@@ -410,9 +413,13 @@ class World:
             )
             wanted = self.session.assignment(uid)
             if pod_status.gate and wanted is not None and self.wanted_marks.get(uid) == pod_status:
-                assert wanted.digest in ("", truth.active), (
-                    "the gate is True on another version than the assigned one"
-                )
+                if wanted.digest in ("", truth.active):
+                    self.in_service.add((uid, truth.life))
+                else:
+                    assert wanted.mode == "Keep", "the pause may be long, and requests still come"
+                    assert truth.active or (uid, truth.life) in self.in_service, (
+                        "the gate opened before it served what it was assigned"
+                    )
 
     def settle(self, rounds: int = 60) -> None:
         """Faults are over: everybody answers and time passes."""

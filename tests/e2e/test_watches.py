@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from e2e.harness.gates import Gates, watch_gates
 from e2e.harness.kubectl import CommandFailed, Kubectl, eventually
+from e2e.harness.shown import READY, Shown, watch_shown
 from e2e.harness.tape import Tape, record
 
 POD = json.dumps(
@@ -26,8 +26,8 @@ def says(folder: Path, script: str) -> Kubectl:
 
 
 @contextmanager
-def gates(folder: Path, then: str) -> Iterator[Gates]:
-    with watch_gates(says(folder, f"echo 'llm-0 False'; {then}"), "app=llm") as found:
+def shown(folder: Path, then: str) -> Iterator[Shown]:
+    with watch_shown(says(folder, f"echo 'llm-0 False'; {then}"), "app=llm", READY) as found:
         yield found
 
 
@@ -38,9 +38,9 @@ def tape(folder: Path, then: str) -> Iterator[Tape]:
 
 
 def test_what_was_said_is_kept(tmp_path: Path) -> None:
-    with gates(tmp_path, "exec sleep 60") as found:
+    with shown(tmp_path, "exec sleep 60") as found:
         pass
-    assert (found.closed, found.most_closed) == ({"llm-0"}, 1)
+    assert (found.lacked, found.most_lacking) == ({"llm-0"}, 1)
     with tape(tmp_path, "exec sleep 60") as heard:
         pass
     assert [said.name for said in heard.said] == ["llm-0"]
@@ -58,8 +58,8 @@ def end(folder: Path) -> None:
     eventually("it has ended", lambda: process.read_text().split()[2] == "Z", 30, 0.02)
 
 
-def test_gates_whose_watch_has_ended_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CommandFailed, match="ended with 3"), gates(tmp_path, waits(tmp_path)):
+def test_pods_whose_watch_has_ended_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CommandFailed, match="ended with 3"), shown(tmp_path, waits(tmp_path)):
         end(tmp_path)
 
 

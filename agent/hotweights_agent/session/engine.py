@@ -71,6 +71,7 @@ class Engine:
         self.seen = False  # it was complete, or began to boot, in the agent's present life
         # since when a commit waits for the pod's label to go
         self.label_gone_since: float | None = None
+        self.in_service = False  # its pod's gate was last told to be open
         # what happened last, in words of ours alone
         self.story: deque[str] = deque(maxlen=STORY_EVENTS)
 
@@ -265,7 +266,7 @@ class Engine:
         """The one that confirmed is gone: the next one's own word counts, else the engine boots
         again.
         """
-        self.pause_seconds, self.label_gone_since = 0.0, None
+        self.pause_seconds, self.label_gone_since, self.in_service = 0.0, None, False
         # by this way first: it is open from every phase, also from the middle of a commit
         self.happens(Happening.LEFT)
         heir = self.leader

@@ -1,8 +1,9 @@
 """What is said about an engine: its entry in the node's status, and what its pod shows.
 
-Pure: facts in, texts out. Reasons are for programs, messages say what happened and what to do. The
-gate is True exactly when the engine serves, by its own word, what this pod is assigned; labels name
-only what it confirmed.
+Pure: facts in, texts out. Reasons are for programs, messages say what happened and what to do.
+Labels name only what the engine confirmed. The gate says whether requests may come: it opens when
+the engine serves, by its own word, what this pod is assigned, and stays open while that changes, as
+long as the port answers (`_stays_in_service`).
 """
 
 from __future__ import annotations
@@ -10,7 +11,13 @@ from __future__ import annotations
 from hotweights_agent.session.connections import Goal, StepFailure
 from hotweights_agent.session.effects import PodStatus
 from hotweights_agent.session.engine import Engine
-from hotweights_agent.session.next_effects import given_up, goal_for, goal_of, satisfied
+from hotweights_agent.session.next_effects import (
+    UNMARK_SECONDS,
+    given_up,
+    goal_for,
+    goal_of,
+    satisfied,
+)
 from hotweights_agent.session.phases import Phase
 from hotweights_agent.session.versions import NodeVersions
 from hotweights_common.reasons import Reason
@@ -24,6 +31,9 @@ NOT_CONNECTED: Said = (
     "the plugin in this pod has not connected to the node's agent: it may be starting; else see "
     "whether the pod was created with the label hotweights.dev/inject and what its log says",
 )
+SHORT_PAUSES = frozenset({"Beside", "Host"})  # ways in which nothing is loaded in the pause
+# from when the label is taken off: waiting for that, a copy, a probe; then a pause is no moment
+LONGEST_SWITCH_SECONDS = UNMARK_SECONDS + 2.0
 NO_MORE = "not tried again until the assignment, the engine or the version changes"
 
 
@@ -95,8 +105,11 @@ def pod_status(
     versions: NodeVersions,
     names: dict[str, str],
     stale_token: int,
+    now_seconds: float,
 ) -> PodStatus:
-    """What its pod is to show. No label while a commit waits for the label to go."""
+    """What its pod is to show. No label while a commit waits for the label to go. ``now_seconds``
+    of `Now`.
+    """
     confirmed = "" if engine.label_gone_since is not None else engine.confirmed
     version = names.get(confirmed, "")
     if wanted is not None and satisfied(engine, wanted) and not stale_token:
@@ -109,7 +122,31 @@ def pod_status(
             text += f"; {_caveat(engine)}"
         return PodStatus(True, "Assigned", text, version, short(confirmed))
     reason, message = explain(engine, wanted, versions, stale_token)
-    return PodStatus(False, reason or engine.phase.value, message, version, short(confirmed))
+    return PodStatus(
+        wanted is not None and _stays_in_service(engine, wanted, now_seconds),
+        reason or engine.phase.value,
+        message,
+        version,
+        short(confirmed),
+    )
+
+
+def _stays_in_service(engine: Engine, wanted: PodAssignment, now_seconds: float) -> bool:
+    """Whether requests may come to one that serves something else than it is assigned: it served
+    what it was assigned before, serves that still, and will pause for a moment only. A pod that
+    leaves its Service for a pause of 0.1 s is away for a second, and with one replica nobody is
+    left.
+    """
+    leader = engine.leader
+    if wanted.mode != "Keep" or leader is None or leader.state != "Serving" or not engine.complete:
+        return False
+    # what it confirmed in this life it was assigned: an agent that has just begun knows no more
+    if not (engine.in_service or engine.confirmed):
+        return False
+    if engine.label_gone_since is None:
+        return True
+    is_short = engine.way in SHORT_PAUSES and engine.prepared == wanted.digest
+    return is_short and now_seconds < engine.label_gone_since + LONGEST_SWITCH_SECONDS
 
 
 def explain(

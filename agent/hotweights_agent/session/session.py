@@ -330,18 +330,18 @@ class Session:
         started_at = now.seconds if self._started_at is None else self._started_at
         grace = now.seconds < started_at + self._reconnect_seconds
         # each pod as soon as its engine is back; the object, which is told as a whole, when all are
-        effects = self._mark_pods([(e, wanted) for e, wanted in listed if e.seen or not grace])
+        effects = self._mark_pods([(e, wanted) for e, wanted in listed if e.seen or not grace], now)
         # what was never read cannot be answered; during the grace the old status says more
         if not self._assignments.heard or (grace and not all(engine.seen for engine, _ in listed)):
             return effects
         return effects + self._report(listed)
 
-    def _mark_pods(self, listed: Sequence[Listed]) -> list[Effect]:
+    def _mark_pods(self, listed: Sequence[Listed], now: Now) -> list[Effect]:
         effects: list[Effect] = []
         names = self._assignments.version_names()
         for engine, wanted in listed:
             effects += _safely(
-                partial(self._mark_pod, engine, wanted, names), partial(_defect, "marking")
+                partial(self._mark_pod, engine, wanted, names, now), partial(_defect, "marking")
             )
         for uid in [uid for uid in self._shown if uid not in self._engines]:
             del self._shown[uid]
@@ -349,11 +349,17 @@ class Session:
         return effects
 
     def _mark_pod(
-        self, engine: Engine, wanted: PodAssignment | None, names: dict[str, str]
+        self, engine: Engine, wanted: PodAssignment | None, names: dict[str, str], now: Now
     ) -> list[Effect]:
         new = pod_status(
-            engine, wanted, self.versions, names, self._assignments.stale.get(engine.pod.uid, 0)
+            engine,
+            wanted,
+            self.versions,
+            names,
+            self._assignments.stale.get(engine.pod.uid, 0),
+            now.seconds,
         )
+        engine.in_service = new.gate
         if self._shown.get(engine.pod.uid) == new:  # the writer brings it about by level
             return []
         self._shown[engine.pod.uid] = new

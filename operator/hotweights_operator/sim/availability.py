@@ -173,7 +173,7 @@ class AvailabilityJudge:
         container, bake = self._world.fleet.kubelets.containers[pod.uid], self._bake(pod, order)
         if not bake or container.gate_at is None:
             return True
-        since = max(container.gate_at, container.ready_at or container.gate_at)
+        since = max(filter(None, (container.gate_at, container.label_at, container.ready_at)))
         return self._world.now >= since + bake
 
     def _bake(self, pod: Pod, order: Order) -> timedelta:
@@ -187,7 +187,8 @@ class AvailabilityJudge:
         """Whether an operator may take it for that: it sees it Ready, the gate and the label, and
         the kubelet had its time.
         """
-        gate_at = self._world.fleet.kubelets.containers[pod.uid].gate_at
+        container = self._world.fleet.kubelets.containers[pod.uid]
+        gate_at = container.gate_at
         seen: Pod | None = self._world.operator.cache.get("pod", pod.uid)
         if gate_at is None or seen is None or not seen.ready or not _marked(seen, order):
             return False
@@ -196,7 +197,8 @@ class AvailabilityJudge:
             # nothing
             return True
         bake, now = self._bake(pod, order), self._world.now
-        waited = now >= gate_at + max(bake, timedelta(seconds=KUBELET_SECONDS))
+        shown_at = max(gate_at, container.label_at or gate_at)
+        waited = now >= shown_at + max(bake, timedelta(seconds=KUBELET_SECONDS))
         return waited and (not bake or seen.ready_since is None or now >= seen.ready_since + bake)
 
     # -- after every step -----------------------------------------------------------------------

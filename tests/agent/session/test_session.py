@@ -120,6 +120,47 @@ def test_what_a_version_leaves_as_it_was_is_said_of_engines_that_serve_one(world
     assert world.pod_status["a"].message == f"serves v1 as assigned; {found.message}"
 
 
+@pytest.mark.parametrize(
+    ("mode", "way", "stays"),
+    [
+        ("Keep", "Beside", True),
+        ("Keep", "Host", True),
+        ("Keep", "InPause", False),
+        ("Keep", "Reload", False),
+        ("Keep", "", False),
+        ("Wait", "Beside", False),
+        ("Abort", "Beside", False),
+    ],
+)
+def test_a_pod_stays_in_its_service_through_a_pause_that_is_short(
+    serving: World, mode: str, way: str, stays: bool
+) -> None:
+    serving.engines["a"].way = way
+    serving.assign([pod(version=1, token=2, prepare=2, mode=mode)], [item(1), item(2)])
+    serving.settle(4)
+    assert serving.pod_status["a"].gate
+    began = len(serving.log)
+    serving.assign([pod(version=2, token=3, mode=mode)], [item(1), item(2)])
+    serving.settle(4)
+    assert engine_of(serving).digest == digest(2)
+    marks = [e.pod_status for e in serving.log[began:] if isinstance(e, fx.WritePodStatus)]
+    assert all(mark.gate for mark in marks) == stays
+    assert "" in [mark.digest_label for mark in marks], "the label goes before the switch"
+    assert (marks[-1].gate, marks[-1].digest_label) == (True, digest(2)[7:23])
+
+
+def test_a_pod_that_does_not_serve_what_it_booted_by_order_stays_out(world: World) -> None:
+    world.assign([pod(version=1)], [item(1)])
+    engine = world.boot("a")
+    engine.state = "Serving"  # nobody said so: its boot policy did
+    world.connect("a")
+    world.tell(msg.FrameReceived(engine.server or 0, frames.State("Serving", None, 0)))
+    world.write_marks()
+    assert not world.pod_status["a"].gate
+    world.settle(4)
+    assert world.pod_status["a"].gate
+
+
 def test_what_is_prepared_is_committed_only_when_it_is_assigned(serving: World) -> None:
     serving.assign([pod(version=1, token=2, prepare=2)], [item(1), item(2)])
     serving.settle(4)
@@ -199,7 +240,9 @@ def test_commits_that_may_pass_are_tried_again_but_not_for_ever(serving: World) 
     found = engine_of(serving)
     assert (found.phase, found.reason, found.digest) == ("Failed", "DrainTimeout", digest(2))
     assert len(serving.engines["a"].fails) == 6
-    assert not serving.pod_status["a"].gate
+    shown = serving.pod_status["a"]
+    assert (shown.gate, shown.digest_label) == (True, digest(2)[7:23]), "it serves what it served"
+    assert shown.reason == "DrainTimeout"
 
 
 def test_a_dirty_engine_is_told_nothing_and_counts_for_nothing(serving: World) -> None:
@@ -221,9 +264,13 @@ def test_no_answer_to_a_commit_ends_the_connection_and_the_next_hello_tells(serv
     serving.finish_stage(digest(2))
     serving.read("a")
     serving.write_marks()
+    shown = serving.pod_status["a"]
+    assert (shown.gate, shown.digest_label) == (True, ""), "requests wait for a moment"
     serving.pass_time(30)
     assert engine_of(serving).phase == "Committing"
     assert engine_of(serving).digest == ""
+    serving.write_marks()
+    assert not serving.pod_status["a"].gate, "that is no moment any more"
     serving.pass_time(60)
     assert [e.reason for e in serving.log if isinstance(e, fx.Close)] == ["CommitTimeout"]
     serving.settle(10)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -51,6 +53,7 @@ class Node(RuleBasedStateMachine):
         self.digests = dict.fromkeys(UIDS, 0)
         self.prepares = dict.fromkeys(UIDS, 0)
         self.max_pause_seconds = 0
+        self.mode: Literal["Keep", "Wait"] = "Keep"
         self.golden = 0  # the version that may only be taken with golden tokens, which it has not
         self.revisions = dict.fromkeys(UIDS, 0)
         self.restarts = dict.fromkeys(UIDS, 0)
@@ -70,6 +73,7 @@ class Node(RuleBasedStateMachine):
                 prepare=digest(self.prepares[uid]),
                 golden=digest(self.golden),
                 max_pause_seconds=self.max_pause_seconds,
+                mode=self.mode,
                 version=f"v{self.digests[uid]}",
             )
             for uid in UIDS
@@ -82,6 +86,7 @@ class Node(RuleBasedStateMachine):
         prepare=st.sampled_from((0, 2, 3)),
         revised=st.booleans(),
         max_pause_seconds=st.sampled_from((0, 9)),
+        mode=st.sampled_from(("Keep", "Wait")),
         rounds=ROUNDS,
     )
     def assign(
@@ -91,8 +96,10 @@ class Node(RuleBasedStateMachine):
         prepare: int,
         revised: bool,
         max_pause_seconds: int,
+        mode: Literal["Keep", "Wait"],
         rounds: int,
     ) -> None:
+        self.mode = mode
         self.max_pause_seconds = max_pause_seconds
         self.listed |= {version, prepare} - {0}
         self.tokens[uid] += 1
@@ -124,7 +131,7 @@ class Node(RuleBasedStateMachine):
         numbers = self.revisions if what == "revision" else self.restarts
         numbers[uid] += 1
         self.write()
-        if shown is not None and shown.gate:
+        if shown is not None and shown.reason == "Assigned":
             assert self.world.wanted_marks[uid] == shown
             assert not [
                 e
@@ -217,6 +224,9 @@ class Node(RuleBasedStateMachine):
         for uid in UIDS:
             self.tokens[uid] += 1  # the operator's answer to whatever had been given up
             self.listed |= {self.digests[uid], self.prepares[uid]} - {0}
+        # an operator stages what its pods serve, also where nobody chose it
+        served = {engine.active for engine in world.engines.values()}
+        self.listed |= {number for number in VERSIONS if digest(number) in served}
         for engine in world.engines.values():
             engine.rejects, engine.fails = set(), []
             if engine.state == "Dirty":

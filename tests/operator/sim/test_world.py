@@ -149,7 +149,7 @@ def test_an_engine_that_gave_up_what_it_is_told_prepares_what_comes_next() -> No
     world.tell(V1)
     world.go(30)
     assert gave_up(world) == (V1, "Commit", 1, 2, False)
-    assert not world.pod.ready
+    assert world.pod.ready, "it serves what it served"
     world.tell(V0)
     world.go(15)
     assert world.serving() == V0

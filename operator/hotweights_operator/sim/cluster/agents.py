@@ -189,14 +189,15 @@ class Steering:
         memory.succeeded(digest)
 
     def _commit(self, uid: str, engine: Engine, wanted: PodAssignment) -> None:
-        """The label goes before the switch begins; short commits are over before anybody has
-        looked.
+        """The label goes before the switch begins, and the gate where it is no short one; short
+        commits are over before anybody has looked.
         """
-        self._kubelets.mark(uid, False, "", DIGEST_LABEL)
         engine.committing, engine.token = wanted.digest, wanted.token
         if not engine.boots:
             engine.phase = "Committing"
         seconds = self._draw.choice((0.0, 0.0, 0.5, 2.5))
+        is_short = seconds < 1.0 and self._stays_in_service(uid, engine, wanted)
+        self._kubelets.mark(uid, is_short, "", DIGEST_LABEL)
         engine.busy_until = self._kubelets.now + timedelta(seconds=seconds)
         if not seconds:
             self._finish_commit(uid, engine)
@@ -271,11 +272,22 @@ class Steering:
             self._counts[f"commit fails {how}"] += 1
 
     def mark(self, uid: str, engine: Engine, wanted: PodAssignment) -> None:
-        """The gate is True exactly when the engine serves what its pod is assigned."""
+        """The gate is True when the engine serves what its pod is assigned, and stays so while that
+        changes.
+        """
         settled = engine.phase == "Serving" and wanted.token >= engine.token
         serves = settled and wanted.digest in ("", engine.digest)
+        gate = serves or self._stays_in_service(uid, engine, wanted)
         label = digest_label(engine.digest) if engine.phase == "Serving" else ""
-        self._kubelets.mark(uid, serves, label, DIGEST_LABEL)
+        self._kubelets.mark(uid, gate, label, DIGEST_LABEL)
+
+    def _stays_in_service(self, uid: str, engine: Engine, wanted: PodAssignment) -> bool:
+        """By Keep: what it served it goes on to serve, and pauses for a moment only."""
+        if wanted.mode != "Keep" or engine.phase not in ("Serving", "Committing"):
+            return False
+        pod: Pod | None = self._kubelets.api.get("pod", uid)
+        confirmed = engine.phase == "Serving" and engine.confirmed_at is not None
+        return pod is not None and (pod.gate or confirmed)
 
 
 def _death(engine: Engine) -> str:

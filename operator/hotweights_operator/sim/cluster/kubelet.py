@@ -35,6 +35,7 @@ class Container:
     again_at: datetime | None = None  # when it is started again; None: it runs
     gone_at: datetime | None = None  # when a terminating pod is gone
     gate_at: datetime | None = None  # since when the gate is True, in truth
+    label_at: datetime | None = None  # and the digest's label as it is
     ready_at: datetime | None = None  # since when it is Ready, in truth
     seen_gate: bool = False
     # what it will hear of the gate, and when
@@ -129,9 +130,10 @@ class Kubelets:
         labels = {name: value for name, value in pod.labels.items() if name != key}
         if label:
             labels[key] = label
-        since = pod.gate_since
+        since, container = pod.gate_since, self.containers[uid]
+        if pod.digest_label != label:
+            container.label_at = self.now
         if pod.gate != gate:
-            container = self.containers[uid]
             since = self.shown(pod.node)
             container.gate_at = self.now if gate else None
             earliest = container.news[-1][0] if container.news else self.now
