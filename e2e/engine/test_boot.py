@@ -77,7 +77,7 @@ def test_an_unknown_release_is_refused_in_the_hello_and_serves_on(
     start: Callable[..., Engine],
 ) -> None:
     model = checkpoint("llama", 0, shards=3)
-    engine = start(model, HOTWEIGHTS_SABOTAGE_RELEASE=UNKNOWN)
+    engine = start(model, HOTWEIGHTS_SABOTAGE_RELEASE=UNKNOWN, HOTWEIGHTS_BOOT_POLICY="Serve")
     engine.vllm.ready()
     engine.agent.until(lambda: engine.agent.hellos, alive=engine.vllm.alive)
     assert [(hello.role, hello.unsupported) for hello in engine.agent.hellos] == [

@@ -68,7 +68,7 @@ def _install(shadow: Any) -> Any:
     if order == "slow":
         time.sleep(4.0)
     if order in ("half", "always", "kill"):
-        for _, old, new in shadow._moves[: len(shadow._moves) // 2]:
+        for _, old, new in shadow.moves[: len(shadow.moves) // 2]:
             old.copy_(new)
         if order == "kill":
             os.kill(os.getpid(), signal.SIGKILL)

@@ -49,7 +49,8 @@ def break_engine_core() -> None:
 
 def break_rank() -> None:
     """In a worker's process, once it has its model: these modules cannot be imported before."""
-    from hotweights.adapters.vllm.rank import engine, image, room, shadow
+    from hotweights.adapters.vllm.rank import engine, image, room
+    from hotweights.adapters.vllm.rank.shadow import model
 
     if hasattr(room.measure, "sabotaged"):
         return
@@ -58,7 +59,7 @@ def break_rank() -> None:
     )
     image._mmap = _breakable(image._mmap, lambda *_: "map")
     room.measure = _breakable(room.measure, lambda *_: "room", _short)
-    between = shadow._between
+    between = model._between
 
     def breakable(*args: Any) -> Iterator[Any]:
         for number, item in enumerate(between(*args)):
@@ -66,7 +67,7 @@ def break_rank() -> None:
                 _do("load", _order("load"))
             yield item
 
-    shadow._between = breakable  # type: ignore[assignment]
+    model._between = breakable  # type: ignore[assignment]
 
 
 def _breakable(
@@ -112,7 +113,7 @@ def _do(step: str, deed: str) -> None:
         while held.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
     if deed == "memory" and step == "map":
-        from hotweights.adapters.vllm.rank.image import ImageError
+        from hotweights.adapters.vllm.rank.table import ImageError
 
         raise ImageError(f"could not map: {os.strerror(12)}")  # ENOMEM, as `_mmap` says it
     if deed == "memory" and step == "load":
