@@ -9,7 +9,8 @@ import dataclasses
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from e2e.engine.conftest import SABOTAGE, checkpoint, golden, told_apart
 from e2e.engine.images import Tensor
+from e2e.engine.launch import VLLM
 from e2e.engine.seed_world import (
     ROOT,
     Coordinator,
@@ -78,10 +80,28 @@ def new() -> Path:
 
 def serves(program: Program, model: Path) -> bool:
     """What a cold load of that checkpoint answers."""
+    return answers(program.ask, model)
+
+
+def answers(ask: Callable[[Sequence[int], int], list[int]], model: Path) -> bool:
     return all(
-        program.ask(probe["promptTokenIds"], len(probe["tokenIds"])) == probe["tokenIds"]
+        ask(probe["promptTokenIds"], len(probe["tokenIds"])) == probe["tokenIds"]
         for probe in golden(model)
     )
+
+
+@contextmanager
+def worker_of_the_host(coordinator: Coordinator, folder: Path) -> Iterator[None]:
+    """A `hotweights worker` whose engines connect in ``folder``."""
+    command = [sys.executable, "-m", "hotweights.cli", "worker", "--endpoint", coordinator.endpoint]
+    command += ["--root", "/", "--socket-folder", str(folder)]
+    worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HOTWEIGHTS_METRICS_PORT": "0"})
+    try:
+        coordinator.until((folder / "engine.token").is_file, 180.0)
+        yield
+    finally:
+        worker.terminate()
+        worker.wait(60)
 
 
 def roll_out(coordinator: Coordinator, folder: Path, version: str) -> None:
@@ -179,20 +199,30 @@ def test_the_hosts_worker_can_stage_for_the_process(
     coordinator: Coordinator, program: Callable[..., Program], tmp_path: Path
 ) -> None:
     folder = tmp_path / "w"
-    command = [sys.executable, "-m", "hotweights.cli", "worker", "--endpoint", coordinator.endpoint]
-    command += ["--root", "/", "--socket-folder", str(folder)]
-    worker = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "HOTWEIGHTS_METRICS_PORT": "0"})
-    try:
-        coordinator.until((folder / "engine.token").is_file, 180.0)
+    with worker_of_the_host(coordinator, folder):
         engine = program(
             "llm", HOTWEIGHTS_USE_IPC_AGENT="1", HOTWEIGHTS_SOCKET=str(folder / "agent.sock")
         )
         assert serves(engine, old())
         roll_out(coordinator, new(), "v1")
         assert serves(engine, new())
-    finally:
-        worker.terminate()
-        worker.wait(60)
+
+
+def test_a_vllm_server_follows_the_hosts_worker(coordinator: Coordinator, tmp_path: Path) -> None:
+    folder = tmp_path / "w"
+    token = {"HOTWEIGHTS_TOKEN_FILE": str(folder / "engine.token")}
+    with worker_of_the_host(coordinator, folder):
+        engine = VLLM(old(), tmp_path / "vllm", folder / "agent.sock", environment=token)
+        try:
+            engine.ready()  # nothing is current yet: it is told to keep what it booted
+            assert answers(engine.complete, old())
+            roll_out(coordinator, new(), "v1")
+            assert answers(engine.complete, new())
+        except BaseException:
+            print(engine.tail())
+            raise
+        finally:
+            engine.stop()
 
 
 def test_the_extension_runs_inside_a_vllm_worker(tmp_path: Path) -> None:
