@@ -31,6 +31,7 @@ from hotweights_storage.image import Image
 
 logger = logging.getLogger(__name__)
 
+REMEDY = "pip install -e '.[gds]' in the checkout"
 PIECE_NBYTES = 16 << 20  # of each of the two host buffers
 PROBE_NBYTES = 64 << 10
 
@@ -208,7 +209,7 @@ def _no_gpu() -> str:
         if int(cupy.arange(3).sum()) != 3:
             return "it does not add 0, 1 and 2 to 3"
     except ImportError as error:
-        return f"{error}; pip install 'hotweights[gds]'"
+        return f"{error}; {REMEDY}"
     # CUDARuntimeError and its kin: no driver, no device, too old a driver
     except RuntimeError as error:
         return str(error)
@@ -238,7 +239,7 @@ def _no_direct_read(sample: Path) -> str:
         import kvikio
         import kvikio.defaults
     except ImportError as error:
-        return f"{error} (pip install 'hotweights[gds]')"
+        return f"{error} ({REMEDY})"
     nbytes = min(PROBE_NBYTES, sample.stat().st_size)
     try:
         if kvikio.defaults.is_compat_mode_preferred():

@@ -44,7 +44,9 @@ _NOBODYS = Lease(mine=False, fence=0, leader="", until=0.0)
 
 def available() -> str:
     """Why Redis cannot be used; empty: it can."""
-    missing = "the Python package redis is not installed; pip install 'hotweights[coordinator]'"
+    missing = (
+        "the Python package redis is not installed; pip install -e '.[coordinator]' in the checkout"
+    )
     return "" if find_spec("redis") else missing
 
 

@@ -145,7 +145,7 @@ def test_it_says_why_it_does_not_work(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert not availability().works
-    with pytest.raises(MpiUnavailable, match=r"install hotweights\[mpi\]"):
+    with pytest.raises(MpiUnavailable, match=r"pip install -e '\.\[mpi\]'"):
         find()
     (tmp_path / "mpiexec").write_text("#!/bin/sh\n")
     os.chmod(tmp_path / "mpiexec", 0o755)  # noqa: PTH101

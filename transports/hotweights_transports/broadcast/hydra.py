@@ -90,7 +90,7 @@ def find() -> Hydra:
     proxy = str(Path(mpiexec).parent / "hydra_pmi_proxy")
     if not mpiexec or not os.access(mpiexec, os.X_OK):
         raise MpiUnavailable(
-            "there is no MPICH: install hotweights[mpi], or put a system's mpiexec.hydra on PATH"
+            "there is no MPICH: pip install -e '.[mpi]' in the checkout, or put a system's mpiexec.hydra on PATH"
         )
     if not os.access(proxy, os.X_OK):
         raise MpiUnavailable(
@@ -106,7 +106,9 @@ def availability() -> Availability:
             False, "ranks share memory with their node by memfd, which only Linux has"
         )
     if importlib.util.find_spec("mpi4py") is None:
-        return Availability(False, "mpi4py is not installed: install hotweights[mpi]")
+        return Availability(
+            False, "mpi4py is not installed: pip install -e '.[mpi]' in the checkout"
+        )
     try:
         found = find()
     except MpiUnavailable as error:

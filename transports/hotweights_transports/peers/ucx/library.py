@@ -80,7 +80,7 @@ def load() -> Library:
         from ucxx._lib import arr, libucxx
     except (ImportError, OSError) as error:  # OSError: a library beneath it that does not load
         raise Unavailable(
-            f"ucxx cannot be imported ({error}): pip install 'hotweights[ucx]'"
+            f"ucxx cannot be imported ({error}): pip install -e '.[ucx]' in the checkout"
         ) from error
     version = ".".join(str(number) for number in ucxx.get_ucx_version())
     return Library(
