@@ -395,6 +395,7 @@ def test_the_notes_say_what_is_missing(helm: Helm) -> None:
             id="a port that probes rely on",
         ),
         pytest.param({"agent": {"capabilities": ["SYS_ADMIN"]}}, "capabilities", id="may do more"),
+        pytest.param({"image": {"registry": ""}}, "registry", id="Docker Hub's image"),
         pytest.param({"inject": {"bootPolicy": "hold"}}, "bootPolicy", id="boot policy"),
         pytest.param(
             {"agent": {"resources": {"limits": {"memory": None}}}}, "memory", id="no memory limit"
