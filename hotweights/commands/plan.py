@@ -64,7 +64,10 @@ def plan(
     alpha: Annotated[
         float,
         typer.Option(
-            metavar="A", min=0.001, max=1.0, help="With --auto: this part of the smallest device's."
+            metavar="A",
+            min=0.001,
+            max=1.0,
+            help="With --auto: this part of the smallest device's, 1 GiB at most.",
         ),
     ] = 0.25,
     group_map: Annotated[
@@ -127,7 +130,9 @@ def plan(
         print(json.dumps(_summary(made, output, previous, report)))
         return
     chosen = (
-        f" ({alpha:g} of what {free.device} has free: {sizes.decimal(free.nbytes)})" if free else ""
+        f" ({alpha:g} of what {free.device} has free: {sizes.decimal(free.nbytes)}; 1 GiB at most)"
+        if free
+        else ""
     )
     print(f"Planned {made.model_id} {made.version} {_from(made, previous)}: {_counts(made)}")
     print(
