@@ -55,7 +55,7 @@ class Participant:
         self._world = world
         self._stop: Stop | None = None
         self._session = WorkerSession(
-            client, worker_id, host=host, instance=instance, heard=self._heard
+            client, worker_id, host=host, instance=instance, heard=self._heard, leaves=True
         )
         self._token = 0
 

@@ -11,7 +11,7 @@ import pytest
 from hotweights_coordinator.client.participation import Participation
 from hotweights_coordinator.client.worker_session import WorkerSession
 from hotweights_coordinator.wire.messages import METHODS, CallRefused, CoordinatorUnreachable
-from tests.coordinator.running import running
+from tests.coordinator.running import begun, running
 
 
 def test_it_registers_first_and_again_when_it_was_forgotten() -> None:
@@ -45,3 +45,16 @@ def test_a_session_is_heard_again_after_it_was_dropped() -> None:
             threading.Event().wait(0.05)
         assert len(heard) >= 3
         assert heard[-1]["state"] == heard[0]["state"]
+
+
+def test_a_session_that_leaves_holds_up_nobody() -> None:
+    with running() as coordinator, coordinator.client() as client:
+        with WorkerSession(client, "stays"), WorkerSession(client, "w", leaves=True):
+            assert client.call("status").result["workers"] == ["stays", "w"]
+        assert client.call("status").result["workers"] == ["stays"]
+        token = begun(client)
+        assert client.call("precommit", worker_id="stays", token=token).result["state"] == (
+            "precommitted"
+        )
+        again = client.call("leave", worker_id="w").result  # its answer may have got lost
+        assert again == {"state": "precommitted", "token": token}

@@ -49,13 +49,17 @@ class WorkerSession:
         host: str = "",
         instance: str = "",
         heard: Callable[[dict[str, Any]], None] | None = None,
+        leaves: bool = False,
     ) -> None:
-        """``heard`` gets every answer's assignment, on the heartbeat's thread."""
+        """``heard`` gets every answer's assignment, on the heartbeat's thread. One that ``leaves``
+        says so in the end: the next attempt does not wait for it until it counts as silent.
+        """
         self._client = client
         self._participation = Participation(
             worker_id, host or socket.gethostname(), instance or uuid.uuid4().hex
         )
         self._heard = heard
+        self._leaves = leaves
         self._changed = threading.Condition()
         self._assignment: dict[str, Any] = {}
         self.error: CoordinatorError | None = None
@@ -82,6 +86,10 @@ class WorkerSession:
         self._stop.set()
         # It may be in the middle of a call that nobody answers.
         self._thread.join(HEARTBEAT_SECONDS + self._client.timeout_seconds)
+        # a heartbeat after it would register anew
+        if self._leaves and not self._thread.is_alive():
+            with contextlib.suppress(CoordinatorError):  # then it falls silent
+                self._client.call("leave", worker_id=self.worker_id)
 
     @property
     def assignment(self) -> dict[str, Any]:

@@ -58,6 +58,9 @@ def handle(
             return _heartbeat(durable, membership, request, now)
         case m.Register():
             return _register(durable, membership, request, now)
+        case m.Leave():
+            after = state.drop(durable, [request.worker_id], now, "has left")
+            return _changed(durable, after, {"state": after.phase, "token": after.token})
         case m.Precommit():
             after = state.precommit(durable, request.worker_id, request.token, now)
             membership.heard(request.worker_id, None, now)

@@ -156,17 +156,20 @@ def register(durable: CoordinatorState, worker: Worker, now: float) -> Coordinat
     return _noted(after, now, "register", f"worker {worker.worker_id} registered", worker.worker_id)
 
 
-def drop(durable: CoordinatorState, silent: Collection[str], now: float) -> CoordinatorState:
-    """Workers that are no longer heard serve nothing and hold up nobody."""
-    gone = [worker_id for worker_id in silent if worker_id in durable.workers]
+def drop(
+    durable: CoordinatorState,
+    workers: Collection[str],
+    now: float,
+    why: str = "fell silent and is dropped",
+) -> CoordinatorState:
+    """Workers that are no longer heard, or have left, serve nothing and hold up nobody."""
+    gone = [worker_id for worker_id in workers if worker_id in durable.workers]
     if not gone:
         return durable
     left = {name: worker for name, worker in durable.workers.items() if name not in gone}
     after = replace(durable, workers=left)
     for worker_id in gone:
-        after = _noted(
-            after, now, "register", f"worker {worker_id} fell silent and is dropped", worker_id
-        )
+        after = _noted(after, now, "register", f"worker {worker_id} {why}", worker_id)
     return _settled(_without_precommits(after, gone, now), now)
 
 

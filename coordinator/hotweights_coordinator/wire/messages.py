@@ -109,6 +109,11 @@ class Heartbeat(Request):
     failure: Failure | None = None
 
 
+class Leave(Request):
+    method = "leave"
+    worker_id: WorkerId
+
+
 class SubmitPlan(Request):
     method = "submit_plan"
     binary = True
@@ -183,7 +188,18 @@ class GetCurrentManifest(Request):
 METHODS: Final[Mapping[str, type[Request]]] = {
     kind.method: kind
     for kind in (
-        *(Register, Heartbeat, SubmitPlan, GetPlan, Begin, Precommit, Commit, Abort, AppliedCall),
+        *(
+            Register,
+            Heartbeat,
+            Leave,
+            SubmitPlan,
+            GetPlan,
+            Begin,
+            Precommit,
+            Commit,
+            Abort,
+            AppliedCall,
+        ),
         *(WhoHas, ListWorkers, Status, SetCurrentManifest, GetCurrentManifest),
     )
 }

@@ -281,6 +281,7 @@ def test_with_a_coordinator_it_takes_part_and_commits(run: Run, home: Path) -> N
         )
         status = client.call("status").result
         assert (status["state"], status["current"]["version"]) == ("committed", "v0")
+        assert status["workers"] == [], "it has left: the next attempt does not wait for it"
         assert shown["committed"] == "by the coordinator"
         assert not (home / "current").exists()
 
@@ -308,6 +309,7 @@ def test_a_failure_aborts_the_update_that_it_began(folder: Path, run: Run) -> No
         assert done.returncode == 1
         status = client.call("status").result
         assert (status["state"], "SourceNotFound" in status["reason"]) == ("aborted", True)
+        assert status["workers"] == []
 
 
 @pytest.mark.usefixtures("folder")
