@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Annotated
 
 import typer
 
@@ -24,7 +25,9 @@ from hotweights.commands import (
     verify_plan,
     worker,
 )
+from hotweights.commands.options import Interrupted
 from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_storage import linux
 
 app = typer.Typer(
@@ -46,11 +49,27 @@ app.command("replicate")(replicate.replicate)
 app.command("worker")(worker.worker)
 app.command("bench")(bench.bench)
 
-INTERRUPTED = ("Interrupted", "interrupted; nothing was written", 130)
+INTERRUPTED_CODE = 130
+INTERRUPTED = (Reason.INTERRUPTED, "interrupted; nothing was written", INTERRUPTED_CODE)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from hotweights_agent.__main__ import version
+
+        print(f"hotweights {version()}")
+        raise typer.Exit
 
 
 @app.callback()
-def hotweights() -> None:
+def hotweights(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_show_version, help="Say which release this is."
+        ),
+    ] = False,
+) -> None:
     """Put new weights into running vLLM pods: publish a checkpoint as a version, check one, follow
     a rollout.
     """
@@ -61,7 +80,9 @@ def main() -> None:
     # a version that is replicated is a file for each GiB, and a coordinator has one for each client
     linux.raise_descriptor_limit()
     try:
-        app()
+        _run()
+    except Interrupted as error:
+        _fail(error.reason, str(error), INTERRUPTED_CODE)
     except HotweightsError as error:
         _fail(error.reason, str(error), 1)
     except OSError as error:
@@ -69,14 +90,30 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail(*INTERRUPTED)
     except SystemExit as left:
-        if left.code == INTERRUPTED[-1]:  # typer takes Ctrl-C for itself, and says nothing
+        if left.code == INTERRUPTED_CODE:  # typer takes Ctrl-C for itself, and says nothing
             _fail(*INTERRUPTED)
         raise
 
 
-def _fail(reason: str, message: str, code: int) -> None:
+def _run() -> None:
+    """Whatever was typed. For people typer draws wrong usage itself, with the usage beside it."""
+    if not _is_for_machines():
+        app()
+        return
+    try:
+        code = typer.main.get_command(app).main(standalone_mode=False)
+    except typer.TyperException as error:
+        _fail(Reason.WRONG_USAGE, error.format_message(), error.exit_code)
+    sys.exit(code)
+
+
+def _is_for_machines() -> bool:
     # not typer's: what failed may have failed before any option was read
-    if "--json" in sys.argv:
+    return "--json" in sys.argv
+
+
+def _fail(reason: str, message: str, code: int) -> None:
+    if _is_for_machines():
         print(json.dumps({"error": {"reason": reason, "message": message}}))
     else:
         print(f"error: {message}", file=sys.stderr)

@@ -147,6 +147,7 @@ class Reason(StrEnum):
     WORKER_NOT_STARTED = "WorkerNotStarted"
     BAD_ANSWER = "BadAnswer"
     INTERRUPTED = "Interrupted"
+    WRONG_USAGE = "WrongUsage"
     PROBES_FAILED = "ProbesFailed"
     NO_DEVICE = "NoDevice"
     NOT_APPLIED = "NotApplied"

@@ -10,13 +10,22 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from hotweights.commands import coord_serve, status_text
-from hotweights.commands.options import Curve, Endpoint, Json, TokenFile
+from hotweights.commands.options import (
+    Curve,
+    Endpoint,
+    Json,
+    TokenFile,
+    interrupted_as,
+    waiting,
+)
 from hotweights.files import read_bounded
 from hotweights.published import read_published
 from hotweights_common import sizes
@@ -25,6 +34,7 @@ from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
+SEE = "see `hotweights coord-status`"
 POLL_SECONDS = 0.2  # between two questions, and how soon Ctrl-C or --for ends a wait for events
 
 Timeout = Annotated[
@@ -77,7 +87,10 @@ def submit_plan(
     content = read_bounded(
         plan, MAX_BINARY_NBYTES, "write it with `hotweights plan`, or name another file"
     )
-    with _client(endpoint, token_file, curve, timeout) as client:
+    with (
+        interrupted_as(lambda: f"whether the plan was submitted is not known; {SEE}"),
+        _client(endpoint, token_file, curve, timeout) as client,
+    ):
         result = client.call("submit_plan", binary=content).result
     _show(
         result,
@@ -121,15 +134,23 @@ def begin(
 
     Example: hotweights begin --version v1 --commit-when-ready --wait
     """
-    with _client(endpoint, token_file, curve, timeout) as client:
-        args = {
-            "version": version,
-            "deadline_seconds": deadline,
-            "commit_when_ready": commit_when_ready,
-        }
-        result = client.call("begin", **args, **({"digest": digest} if digest else {})).result
+    args = {
+        "version": version,
+        "deadline_seconds": deadline,
+        "commit_when_ready": commit_when_ready,
+    }
+    left = f"whether {version} was begun is not known; {SEE}"
+    with interrupted_as(lambda: left):
+        with _client(endpoint, token_file, curve, timeout) as client:
+            result = client.call("begin", **args, **({"digest": digest} if digest else {})).result
+        left = (
+            f"the update to {version} goes on (token {result['token']}); {SEE}, or end it with "
+            "`hotweights abort`"
+        )
         if wait:
-            result |= _waited(client, result["token"], commit_when_ready, wait_timeout)
+            what = f"workers to prepare {version}; `hotweights coord-status` shows for whom"
+            with _client(endpoint, token_file, curve, timeout, what) as client:
+                result |= _waited(client, result["token"], commit_when_ready, wait_timeout)
     _show(result, as_json, f"{version} is {result['state']} (token {result['token']})")
 
 
@@ -145,7 +166,10 @@ def precommit(
     as_json: Json = False,
 ) -> None:
     """Say for a worker that it could commit at once. Workers do it by themselves."""
-    with _client(endpoint, token_file, curve, timeout) as client:
+    with (
+        interrupted_as(lambda: f"whether {worker_id} has precommitted is not known; {SEE}"),
+        _client(endpoint, token_file, curve, timeout) as client,
+    ):
         token = _open_attempt(client) if attempt is None else attempt
         result = client.call("precommit", worker_id=worker_id, token=token).result
     _show(result, as_json, f"{worker_id} has precommitted token {token}: {result['state']}")
@@ -169,12 +193,17 @@ def commit(
     as_json: Json = False,
 ) -> None:
     """Make the version that all workers have prepared the one that is served."""
-    with _client(endpoint, token_file, curve, timeout) as client:
-        result = client.call(
-            "commit", version=version, **({} if attempt is None else {"token": attempt})
-        ).result
+    left = f"whether {version} was committed is not known; {SEE}"
+    with interrupted_as(lambda: left):
+        with _client(endpoint, token_file, curve, timeout) as client:
+            result = client.call(
+                "commit", version=version, **({} if attempt is None else {"token": attempt})
+            ).result
+        left = f"{version} is committed (token {result['token']}), and workers go on to it; {SEE}"
         if wait:
-            result |= _waited(client, result["token"], True, wait_timeout)
+            what = f"workers to apply {version}; `hotweights coord-status` shows for whom"
+            with _client(endpoint, token_file, curve, timeout, what) as client:
+                result |= _waited(client, result["token"], True, wait_timeout)
     _show(result, as_json, f"{version} is {result['state']} (token {result['token']})")
 
 
@@ -190,7 +219,10 @@ def abort(
     as_json: Json = False,
 ) -> None:
     """Give the open update up; what is served stays."""
-    with _client(endpoint, token_file, curve, timeout) as client:
+    with (
+        interrupted_as(lambda: f"whether it was aborted is not known; {SEE}"),
+        _client(endpoint, token_file, curve, timeout) as client,
+    ):
         token = _open_attempt(client) if attempt is None else attempt
         result = client.call("abort", reason=reason, token=token).result
     _show(result, as_json, f"{result['version']} is aborted (token {result['token']})")
@@ -208,9 +240,16 @@ def set_current(
 ) -> None:
     """Tell the coordinator which manifest `plan` starts from; a commit does it too."""
     content = read_published(manifest).manifest.canonical
-    with _client(endpoint, token_file, curve, timeout) as client:
+    with (
+        interrupted_as(lambda: f"whether it was set is not known; {SEE}"),
+        _client(endpoint, token_file, curve, timeout) as client,
+    ):
         result = client.call("set_current_manifest", binary=content).result
-    _show(result, as_json, f"{result['version']} counts as current ({result['digest']})")
+    text = (
+        f"plans start from {result['version']} ({result['digest']}); what workers serve stays as "
+        "it is"
+    )
+    _show(result, as_json, text)
 
 
 def status(
@@ -274,7 +313,10 @@ def subscribe(
 
     where = pub_endpoint or address.events_endpoint(address.split(endpoint)[0])
     # heard before the latest are asked for: what happens in between is shown, twice at worst
-    with Subscriber(where, topics or (), curve, auth.read_token(token_file)) as events:
+    with (
+        suppress(KeyboardInterrupt),  # how it is meant to end
+        Subscriber(where, topics or (), curve, auth.read_token(token_file)) as events,
+    ):
         if print_last:
             with _client(endpoint, token_file, curve, timeout) as client:
                 for event in client.call("status").result["last_events"]:
@@ -309,11 +351,19 @@ def _open_attempt(client: Any) -> int:
     return token
 
 
-def _client(endpoint: str, token_file: Path | None, curve: Path | None, timeout: float) -> Any:
+@contextmanager
+def _client(
+    endpoint: str, token_file: Path | None, curve: Path | None, timeout: float, what: str = ""
+) -> Iterator[Any]:
+    """Calls to the coordinator; where they take long it is said ``what`` is waited for."""
     from hotweights_coordinator.client.client import Client
     from hotweights_coordinator.wire import auth
 
-    return Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=timeout)
+    with (
+        Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=timeout) as client,
+        waiting(what or f"the coordinator at {endpoint}"),
+    ):
+        yield client
 
 
 def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""What several commands share: options, progress on standard error, and sizes for people."""
+"""What several commands share: options, how they are interrupted, and progress on standard error."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +20,8 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from hotweights_common.errors import HotweightsError
+from hotweights_common.reasons import Reason
 from hotweights_storage.resolve import Progress as Report
 from hotweights_storage.source_reads import REMEDY, SourceReads
 
@@ -58,6 +62,39 @@ TokenFile = Annotated[
 Curve = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Folder with CURVE keys, see coord-keys.")
 ]
+
+
+SILENT_SECONDS = 2.0  # then whoever sits there is told what is waited for
+
+
+class Interrupted(HotweightsError):
+    """Ctrl-C, where something was done already: the text says what, and how to undo it."""
+
+    reason = Reason.INTERRUPTED
+
+
+@contextmanager
+def interrupted_as(text: Callable[[], str]) -> Iterator[None]:
+    """Ctrl-C within leaves what ``text`` says at that moment. Raises `Interrupted`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted; {text()}") from None
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Where this takes long, say so on standard error while a terminal is there to see it."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    timer = threading.Timer(SILENT_SECONDS, typer.echo, [f"waiting for {what}"], {"err": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def source_reads(stall_seconds: float) -> SourceReads:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotweights.commands.options import Curve, Json, Stall, TokenFile, progress, source_reads
+from hotweights.commands.options import (
+    Curve,
+    Json,
+    Stall,
+    TokenFile,
+    interrupted_as,
+    progress,
+    source_reads,
+)
 from hotweights.commands.worker import Device, Roots
 from hotweights.home import home as default_home
 from hotweights.replicate.world import World
@@ -141,13 +149,19 @@ def replicate(
     replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window, reads=reads)
     store = VersionStore(home or default_home())
     stop, metrics = run.Stop(), Metrics()
-    with ExitStack() as stack:
+    left = "nothing was written"
+    with interrupted_as(lambda: left), ExitStack() as stack:
         port = stack.enter_context(metrics.served(metrics_port))
         participant = (
             _participant(stack, found, world, coord_endpoint, token_file, curve)
             if commit and coord_endpoint
             else None
         )
+        if participant is not None:
+            left = (
+                f"the coordinator was told that this worker leaves the update to {found.version}; "
+                "see `hotweights coord-status`"
+            )
         stack.enter_context(participant.taking_part(stop) if participant else nullcontext())
         metrics.planned.set(found.manifest.nbytes)
         with _counted(metrics), progress("staging", found.manifest.nbytes) as report:
@@ -168,6 +182,7 @@ def replicate(
             if commit
             else None
         )
+        left = f"{found.version} was brought here, and only the metrics end early"
         _show(found, world, done, where, verify, placed, port, as_json)
         time.sleep(metrics_hold)  # Prometheus comes only every so often
 

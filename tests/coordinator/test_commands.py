@@ -11,12 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from hotweights import cli
+from hotweights.commands import coordinator as commands
+from hotweights.commands import options
 from hotweights_storage import linux
 from tests.coordinator.running import Coordinator, manifest, plan, running
 
@@ -255,23 +259,99 @@ def test_serves_until_it_is_told_to_stop(number: signal.Signals) -> None:
     assert (process.returncode, out, "Traceback" in err) == (0, "", False)
 
 
+@contextmanager
+def typed(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """A command as a process, for signals."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hotweights.cli", *words, "--timeout", "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.timeout(180)
-def test_ctrl_c_ends_what_waits() -> None:
-    command = [sys.executable, "-m", "hotweights.cli", "coord-sub", "--print-last"]
-    with running() as coordinator:
-        process = subprocess.Popen(
-            [*command, "--timeout", "50", "--endpoint", coordinator.endpoint],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ,
-        )
-        try:
-            assert process.stdout is not None
-            assert "test leads" in process.stdout.readline()
+def test_ctrl_c_is_how_listening_ends() -> None:
+    with (
+        running() as coordinator,
+        typed("coord-sub", "--print-last", "--endpoint", coordinator.endpoint) as process,
+    ):
+        assert process.stdout is not None
+        assert "test leads" in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=PROCESS_SECONDS)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+@pytest.mark.timeout(180)
+def test_ctrl_c_says_what_goes_on_without_the_command() -> None:
+    with running() as coordinator, coordinator.client() as client:
+        client.call("register", worker_id="slow")
+        client.call("submit_plan", binary=plan().canonical)
+        with typed(
+            "begin", "--version", "v1", "--wait", "--endpoint", coordinator.endpoint
+        ) as process:
+            until = time.monotonic() + PROCESS_SECONDS
+            while not (status := client.call("status").result)["version"]:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+            # begun or not, as far as the command has heard: either is said
             process.send_signal(signal.SIGINT)
             _, err = process.communicate(timeout=PROCESS_SECONDS)
-        finally:
-            process.kill()
-            process.wait()
-    assert (process.returncode, "Traceback" in err) == (130, False)
+        assert client.call("status").result["state"] == "begun"
+    assert process.returncode == 130
+    assert err.startswith("error: interrupted; ")
+    assert "hotweights coord-status" in err
+    assert f"token {status['token']}" in err or "is not known" in err
+
+
+def test_what_was_interrupted_after_it_began_names_its_token(
+    shell: Shell, coordinator: Coordinator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with coordinator.client() as client:
+        client.call("submit_plan", binary=plan().canonical)
+
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "_waited", pressed)
+    code, out, err = shell("begin", "--version", "v1", "--wait")
+    assert (code, out) == (130, "")
+    assert "the update to v1 goes on (token " in err
+    assert "hotweights abort" in err
+
+
+def test_wrong_usage_is_told_to_machines_too(shell: Shell) -> None:
+    code, out, err = shell("status", "--nonsense", "--json")
+    said = json.loads(out)["error"]
+    assert (code, said["reason"], err) == (2, "WrongUsage", "")
+    assert "--nonsense" in said["message"]
+    assert "--version" in json.loads(shell("begin", "--json")[1])["error"]["message"]
+    assert shell("status", "--help", "--json")[0] == 0
+
+
+def test_says_which_release_it_is(shell: Shell) -> None:
+    code, out, _ = shell("--version")
+    assert (code, out.split()[0]) == (0, "hotweights")
+
+
+def test_who_sits_at_a_terminal_is_told_what_is_waited_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "SILENT_SECONDS", 0.01)
+    with options.waiting("nobody"):
+        time.sleep(0.1)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    said, until = "", time.monotonic() + PROCESS_SECONDS
+    with options.waiting("Godot"):
+        while not said and time.monotonic() < until:
+            time.sleep(0.01)
+            said = capsys.readouterr().err
+    assert said == "waiting for Godot\n"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from hotweights.commands import replicate as replication
 from hotweights.replicate import version_store as depots
 from hotweights.replicate.version_store import VersionStore
 from hotweights_planner.manifest import FILE_NAME
@@ -220,6 +221,26 @@ def test_ctrl_c_in_the_middle_leaves_what_was_there(folder: Path, home: Path, ru
         (home / "current").resolve().name
     ]
     assert json.loads((home / "current_manifest.json").read_text())["version"] == "v0"
+
+
+@pytest.mark.usefixtures("folder")
+def test_ctrl_c_in_an_update_says_what_the_coordinator_was_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pressed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replication, "_finish", pressed)
+    with running() as coordinator, coordinator.client() as client:
+        done = run(
+            *("replicate", "--plan", "plan0.json", "--commit", "--metrics-port", 0),
+            *("--coord-endpoint", coordinator.endpoint),
+        )
+        status = client.call("status").result
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1)
+    assert "the coordinator was told that this worker leaves the update to v0" in done.stderr
+    assert (status["state"], status["workers"]) == ("aborted", [])
+    assert "Interrupted" in status["reason"]
 
 
 @pytest.mark.usefixtures("folder")
