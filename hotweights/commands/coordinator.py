@@ -151,7 +151,7 @@ def begin(
             what = f"workers to prepare {version}; `hotweights coord-status` shows for whom"
             with _client(endpoint, token_file, curve, timeout, what) as client:
                 result |= _waited(client, result["token"], commit_when_ready, wait_timeout)
-    _show(result, as_json, f"{version} is {result['state']} (token {result['token']})")
+    _show(result, as_json, _attempt_text(version, result))
 
 
 def precommit(
@@ -204,7 +204,7 @@ def commit(
             what = f"workers to apply {version}; `hotweights coord-status` shows for whom"
             with _client(endpoint, token_file, curve, timeout, what) as client:
                 result |= _waited(client, result["token"], True, wait_timeout)
-    _show(result, as_json, f"{version} is {result['state']} (token {result['token']})")
+    _show(result, as_json, _attempt_text(version, result))
 
 
 def abort(
@@ -276,7 +276,8 @@ def status_page(
     with _client(endpoint, token_file, curve, timeout) as client:
         result = client.call("status").result
         workers = client.call("list_workers").result["workers"]
-    _show(result, as_json, "\n".join(status_text.page(result, workers)))
+    text = "\n".join(status_text.page(result, workers))
+    _show(result | {"worker_details": workers}, as_json, text)
 
 
 def subscribe(
@@ -384,10 +385,12 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
             else now["state"] != "begun"
         )
         if done:
+            workers = client.call("list_workers").result["workers"]
             return {
                 "state": now["state"],
                 "applied": now["applied"],
                 "precommitted": now["precommitted"],
+                "engines": status_text.engines_of(workers),  # in words: not known is an answer
             }
         if time.monotonic() > until:
             # five are enough to see who; there may be thousands
@@ -401,6 +404,11 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
                 Reason.TIMEOUT,
             )
         time.sleep(POLL_SECONDS)
+
+
+def _attempt_text(version: str, result: dict[str, Any]) -> str:
+    engines = f", {result['engines']}" if "engines" in result else ""
+    return f"{version} is {result['state']} (token {result['token']}){engines}"
 
 
 def _show(result: dict[str, Any], as_json: bool, text: str) -> None:

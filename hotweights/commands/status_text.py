@@ -42,6 +42,9 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
         if submitted
         else "plan         none",
     ]
+    start = result["plans_from"]
+    if start and start["digest"] != (current["digest"] if current else ""):
+        lines.append(f"plans from   {start['version']} {start['digest']}, set by hand")
     if result["reason"]:
         lines.append(f"reason       {result['reason']}")
     if result["deadline_seconds"] is not None:
@@ -49,12 +52,13 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
     if result["waiting_for"]:
         lines.append(f"waiting for  {named(result['waiting_for'])}")
     counts = f"{len(result['precommitted'])} precommitted, {len(result['applied'])} applied"
-    lines.append(f"workers      {len(workers)}, {counts}")
+    lines.append(f"workers      {len(workers)}, {counts}, {engines_of(workers)}")
     applied = set(result["applied"])
     for worker in workers[:MOST_WORKERS_SHOWN]:
         name = worker["worker_id"]
         marks = ["precommitted"] if worker["precommitted"] else []
         marks += ["applied"] if name in applied else []
+        marks += [engines_of([worker])] if worker["engines"] is not None else []
         marks += [f"failed: {worker['failure']['reason']}"] if worker["failure"] else []
         said = f"heard {_age(worker['silence_seconds'])} ago"
         lines.append(f"  {name:<24} {worker['host']:<20} {said:<16} {', '.join(marks)}".rstrip())
@@ -66,6 +70,16 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
         for event in result["last_events"]
     ]
     return lines
+
+
+def engines_of(workers: list[dict[str, Any]]) -> str:
+    """How many engines are connected by the workers' own word; without any a version is committed
+    in memory alone.
+    """
+    said = [worker["engines"] for worker in workers if worker["engines"] is not None]
+    if not said:
+        return "engines not known"  # a follower has not heard it, and a replication has none
+    return "1 engine" if sum(said) == 1 else f"{sum(said) or 'no'} engines"
 
 
 def event_line(event: dict[str, Any]) -> str:

@@ -185,7 +185,9 @@ class CoordinatorSync:
         applied = (
             {"digest": current.digest, "token": current.token} if current and now.applied else None
         )
-        method, arguments = self._participation.next_call(now.have, applied, self._failure(now))
+        method, arguments = self._participation.next_call(
+            now.have, applied, self._failure(now), now.engines
+        )
         try:
             reply = await self._client.call(method, **arguments)
         except CallRefused as error:

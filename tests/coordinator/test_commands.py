@@ -97,11 +97,17 @@ def test_an_update_by_hand(shell: Shell, coordinator: Coordinator, tmp_path: Pat
         client.call(
             "heartbeat", worker_id="w1", applied={"digest": done["digest"], "token": done["token"]}
         )
-        assert shell("commit", "--version", "v1", "--wait")[0] == 0
+        assert "engines not known" in shell("commit", "--version", "v1", "--wait")[1]
+        client.call("heartbeat", worker_id="w1", engines=0)
+        assert "no engines" in shell("commit", "--version", "v1", "--wait")[1]
+        client.call("heartbeat", worker_id="w1", engines=2)
     page = shell("coord-status")[1]
     for expected in ("committed v1", "w1", "applied", "last events", "begin", "commit", "ago"):
         assert expected in page
-    assert json.loads(shell("coord-status", "--json")[1])["state"] == "committed"
+    assert page.count("2 engines") == 2, "of all workers, and of this one"
+    shown = json.loads(shell("coord-status", "--json")[1])
+    assert shown["state"] == "committed"
+    assert [worker["engines"] for worker in shown["worker_details"]] == [2]
     assert "AlreadyCommitted" in shell("abort", "--json")[1]
     assert "final" in shell.refused("abort")
 
@@ -127,6 +133,9 @@ def test_sets_the_current_manifest(shell: Shell, coordinator: Coordinator, tmp_p
     assert "v1" in shell("coord-set-current", "--manifest", path)[1]
     with coordinator.client() as client:
         assert client.call("get_current_manifest").binary == manifest().canonical
+    page = shell("coord-status")[1]
+    assert "current      none" in page
+    assert f"plans from   v1 {manifest().digest}, set by hand" in page
     path.write_bytes(b"{}")
     assert "manifest" in shell.refused("coord-set-current", "--manifest", path)
 

@@ -33,10 +33,11 @@ class Participation:
         have: Sequence[str] | None = None,
         applied: Mapping[str, Any] | None = None,
         failure: Mapping[str, Any] | None = None,
+        engines: int | None = None,
     ) -> tuple[str, dict[str, Any]]:
         """The method to call now, and its arguments: digests that this worker holds (None: it does
-        not say), what serves here, and why it cannot take part. A registration carries neither of
-        the last two; the heartbeat after it does.
+        not say), what serves here, why it cannot take part, and how many engines are connected. A
+        registration carries none of the last three; the heartbeat after it does.
         """
         if self.registered:
             return "heartbeat", {
@@ -44,6 +45,7 @@ class Participation:
                 "have": None if have is None else list(have),
                 "applied": applied,
                 "failure": failure,
+                "engines": engines,
             }
         return "register", {
             "worker_id": self.worker_id,

@@ -158,6 +158,8 @@ def _heartbeat(
         membership.failures[worker_id] = failure
     else:
         membership.failures.pop(worker_id, None)
+    if request.engines is not None:
+        membership.engines[worker_id] = request.engines
     events = _note_applied(durable, membership, worker_id, request.applied, now)
     after = durable
     if failure is not None:
@@ -278,6 +280,7 @@ def _workers(durable: CoordinatorState, membership: Membership, now: float) -> l
                 "precommitted": name in precommits,
                 "applied": applied.model_dump() if applied else None,
                 "failure": failure.model_dump() if failure else None,
+                "engines": membership.engines.get(name),
                 "silence_seconds": round(membership.silence_seconds(name, now), 3),
             }
         )
@@ -306,6 +309,7 @@ def _status(
         if attempt and attempt.is_open
         else None,
         "current": asdict(current) if current else None,
+        "plans_from": asdict(durable.manifest) if durable.manifest else None,
         "workers": sorted(durable.workers),
         "precommitted": sorted(attempt.precommits) if attempt else [],
         "applied": applied,

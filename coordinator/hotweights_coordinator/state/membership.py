@@ -32,6 +32,8 @@ class Membership:
     """How many workers read the source at the same time where nobody has the version yet."""
     applied: dict[str, Applied] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
+    engines: dict[str, int] = field(default_factory=dict)
+    """How many are connected to a worker, where it says so."""
     events: deque[Event] = field(default_factory=lambda: deque(maxlen=EVENTS_PER_TOPIC))
     _seen: dict[str, float] = field(default_factory=dict)
     _have: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -54,7 +56,7 @@ class Membership:
 
     def started_anew(self, worker_id: str) -> None:
         """Another process under this name: what the former one said is void."""
-        for said in (self.applied, self.failures, self._have):
+        for said in (self.applied, self.failures, self.engines, self._have):
             said.pop(worker_id, None)
         self._routes_stale = True
 
