@@ -8,6 +8,9 @@ from hotweights_crds.base import DIGEST_PATTERN, LABEL_VALUE_PATTERN, Model
 from hotweights_crds.conditions import Condition
 from hotweights_crds.structural import cel, list_map
 
+SOURCE_PREFIXES = ("file:///", "pvc://")
+"""What a source's URI begins with, one of them."""
+
 
 class Source(Model):
     """Where a checkpoint is read from."""
@@ -18,7 +21,7 @@ class Source(Model):
         min_length=1,
         max_length=1024,
         json_schema_extra=cel(
-            "self.startsWith('file:///') || self.startsWith('pvc://')",
+            " || ".join(f"self.startsWith('{prefix}')" for prefix in SOURCE_PREFIXES),
             "write file:///absolute/path or pvc://claim/path",
         ),
     )

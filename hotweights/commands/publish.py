@@ -24,6 +24,7 @@ from hotweights.commands.record_probes import PROBE_SECONDS, VLLM_PYTHON, Record
 from hotweights.files import write_whole
 from hotweights_common import sizes
 from hotweights_crds.base import API_VERSION, LABEL_VALUE_PATTERN
+from hotweights_crds.weightversion import SOURCE_PREFIXES
 from hotweights_planner.compaction import MAX_MAPPINGS
 from hotweights_planner.errors import BadCheckpoint
 from hotweights_planner.layout import lay_out
@@ -38,6 +39,7 @@ from hotweights_storage.sources.base import Source
 from hotweights_storage.sources.file import open_folder
 from hotweights_storage.weight_values import NotFinite, all_zero
 
+NAMESPACE_PATTERN = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
 MOST_SHOWN = 20  # tensors with strange values: where one layer is NaN, most are
 
 
@@ -124,6 +126,8 @@ def publish(
     place = reads.call(str(checkpoint), "looking for it", checkpoint.resolve)
     model = model or place.name
     _check_names(model, version)
+    if emit:
+        _check_for_cluster(source_uri, namespace)
     target = output or checkpoint / FILE_NAME
     beside = reads.call(
         str(target), "looking for its folder", lambda: _is_beside(target, place, output is not None)
@@ -244,6 +248,21 @@ def _check_names(model: str, version: str) -> None:
                 "or digit"
             )
             raise typer.BadParameter(f"{value!r} is no label value; give {rule}", param_hint=option)
+
+
+def _check_for_cluster(uri: str, namespace: str) -> None:
+    """What the WeightVersion's own schema would refuse, said before anything is hashed."""
+    if uri and not uri.startswith(SOURCE_PREFIXES):
+        raise typer.BadParameter(
+            f"{uri!r} is nothing that nodes can read; write file:///absolute/path or "
+            "pvc://claim/path",
+            param_hint="--source-uri",
+        )
+    if namespace and not re.fullmatch(NAMESPACE_PATTERN, namespace):
+        rule = "at most 63 small letters, digits or '-', beginning and ending with no '-'"
+        raise typer.BadParameter(
+            f"{namespace!r} is no namespace; give {rule}", param_hint="--namespace"
+        )
 
 
 def _is_beside(target: Path, place: Path, named: bool) -> bool:

@@ -82,6 +82,23 @@ def test_the_model_is_named_after_the_folder(folder: Path) -> None:
     assert not (folder / FILE_NAME).exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "text"),
+    [
+        ("--source-uri", "foo", "file:///absolute/path or pvc://claim/path"),
+        ("--source-uri", "s3://bucket/x", "file:///absolute/path or pvc://claim/path"),
+        ("--namespace", "Bad NS", "is no namespace"),
+    ],
+)
+def test_what_the_cluster_would_refuse_is_not_emitted(
+    run: Run, folder: Path, option: str, value: str, text: str
+) -> None:
+    done = run("publish", "--checkpoint", folder, "--version", "v1", "--emit", option, value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert text in done.stderr
+    assert not (folder / FILE_NAME).exists()
+
+
 def test_a_damaged_folder_fails_with_file_tensor_and_chunk(run: Run, folder: Path) -> None:
     assert run("publish", "--checkpoint", folder, "--version", "v1").returncode == 0
     assert run("manifest", "verify", folder).returncode == 0
