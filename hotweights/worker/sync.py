@@ -122,6 +122,7 @@ class CoordinatorSync:
         """Until cancelled. Raises `CoordinatorError` when none takes this worker in, at the
         start.
         """
+        self._heard_at = time.monotonic()  # what came before was this host's own start
         while True:
             self._wake.clear()  # before the question: what happens during it asks for another
             try:
@@ -161,6 +162,14 @@ class CoordinatorSync:
         )
         return (now.heartbeat_seconds if now and settled else None) or self._timing.beat_seconds
 
+    @property
+    def _answer_seconds(self) -> float:
+        """For one answer; at the start no more than is left of looking for a coordinator."""
+        if self.synced:
+            return self._timing.call_seconds
+        left = self._timing.first_seconds - (time.monotonic() - self._heard_at)
+        return min(self._timing.call_seconds, max(left, self._timing.hurry_seconds))
+
     async def _beat(self) -> None:
         answer = Assignment.parse(await self._ask())
         self._heard_at, self.synced = time.monotonic(), True
@@ -189,7 +198,9 @@ class CoordinatorSync:
             now.have, applied, self._failure(now), now.engines
         )
         try:
-            reply = await self._client.call(method, **arguments)
+            reply = await self._client.call(
+                method, timeout_seconds=self._answer_seconds, **arguments
+            )
         except CallRefused as error:
             if self._participation.is_forgotten(error):
                 self._wake.set()  # register at once, and not a heartbeat later
@@ -295,8 +306,11 @@ class CoordinatorSync:
                 not isinstance(error, CoordinatorUnreachable)
                 and error.reason not in TRANSIENT_FOR_WORKERS
             )
-            if final or silent_seconds >= self._timing.first_seconds:
+            if final:
                 raise error
+            if silent_seconds >= self._timing.first_seconds:
+                unanswered = isinstance(error, CoordinatorUnreachable)
+                raise self._client.unreachable(silent_seconds) if unanswered else error
         # an unknown worker registers again by itself: nobody has to read of it
         if error.reason != Reason.UNKNOWN_WORKER and now - self._complained_at >= COMPLAIN_SECONDS:
             self._complained_at = now

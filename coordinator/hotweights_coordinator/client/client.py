@@ -137,7 +137,7 @@ class _EndpointFailover:
         if last is not None:
             return last
         where = ", ".join(self.endpoints)
-        what = f"no coordinator answers at {where} (waited {seconds:g} s)"
+        what = f"no coordinator answers at {where} (waited {seconds:.3g} s)"
         return CoordinatorUnreachable(
             f"{what}: start one with `hotweights coord-serve`, or name another with "
             f"--endpoint or ${ENDPOINT_VARIABLE}"
@@ -359,6 +359,10 @@ class AsyncClient:
 
     def _drop(self, endpoint: str) -> None:
         self._sockets.pop(endpoint).close()
+
+    def unreachable(self, seconds: float) -> Exception:
+        """What to raise for several calls that nobody answered within ``seconds``."""
+        return self._course.given_up(seconds, None)
 
     async def close(self) -> None:
         """Let go of every connection; nothing waits."""

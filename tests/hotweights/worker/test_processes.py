@@ -115,3 +115,4 @@ def test_without_a_coordinator_it_is_one_line_and_exit_code_1(folder: Path) -> N
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "coord-serve" in done.stderr
+    assert float(done.stderr.split("(waited ")[1].split()[0]) >= 0.1
