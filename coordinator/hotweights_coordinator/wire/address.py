@@ -32,9 +32,13 @@ class Endpoint(NamedTuple):
 def parse(text: str) -> Endpoint:
     """Raises `CallRefused` with what an endpoint looks like."""
     found = _ENDPOINT.fullmatch(text.strip())
-    if found is None or int(found[2]) > 65535:
+    if found is None:
         raise CallRefused(
             Reason.BAD_ENDPOINT, f"{text!r} is no endpoint; write it like {DEFAULT_ENDPOINT}"
+        )
+    if int(found[2]) > 65535:
+        raise CallRefused(
+            Reason.BAD_ENDPOINT, f"{text!r}: there is no port {found[2]}; give one up to 65535"
         )
     return Endpoint(found[1], int(found[2]))
 

@@ -39,7 +39,9 @@ def read_token(token_file: Path | None) -> str:
         token = text.decode().strip()
     except OSError as error:
         raise CallRefused(
-            Reason.BAD_TOKEN, f"cannot read the token file {token_file}: {error.strerror}"
+            Reason.BAD_TOKEN,
+            f"cannot read the token file {token_file}: {error.strerror}; name a file with one "
+            f"secret word with --token-file, or set ${TOKEN_VARIABLE}",
         ) from error
     except UnicodeDecodeError as error:
         raise CallRefused(Reason.BAD_TOKEN, f"the token file {token_file} is no text") from error
@@ -54,14 +56,21 @@ def read_token(token_file: Path | None) -> str:
 def not_taken(token: str, curve: Path | None) -> CallRefused:
     """Why a coordinator ends the handshake of a client that has these."""
     if curve is not None:
-        what = f"the coordinator takes no key of {curve}"
+        text = (
+            f"the coordinator takes no key of {curve}; name the folder of its keys with --curve, or "
+            "leave --curve away where it has none"
+        )
     elif token:
-        what = "the token is not the coordinator's, or it has none"
+        text = (
+            f"the token is not the coordinator's, or it asks for none; set ${TOKEN_VARIABLE} or name "
+            "a --token-file with its token, or leave both away where it asks for none"
+        )
     else:
-        what = "the coordinator wants a token (or keys: --curve)"
-    return CallRefused(
-        Reason.UNAUTHENTICATED, f"{what}; set ${TOKEN_VARIABLE} or name a --token-file"
-    )
+        text = (
+            f"the coordinator wants a token (or keys: --curve); set ${TOKEN_VARIABLE} or name a "
+            "--token-file"
+        )
+    return CallRefused(Reason.UNAUTHENTICATED, text)
 
 
 def check_token(expected: str, given: str) -> None:
