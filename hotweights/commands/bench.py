@@ -17,6 +17,7 @@ from hotweights.commands.replicate import (
     Ucx,
     Window,
     folder_of,
+    warn_if_alone,
 )
 from hotweights.commands.worker import Device, Roots
 from hotweights.replicate.world import World
@@ -50,6 +51,7 @@ def bench(
     from hotweights_storage import device as devices
 
     world = World.read(os.environ, mpiexec=mpi)
+    warn_if_alone(world, ucx=ucx, mpi=mpi)
     found = run.read_plan(plan)
     allowed = sources(root or ())
     replicator = run.replicator_for(world, ucx=ucx, mpi=mpi, window=window)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import logging
 import os
 import signal
 import socket
@@ -13,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hotweights.commands.options import Curve, Json, TokenFile
+from hotweights.commands.options import Curve, Json, TokenFile, log_to_stderr
 from hotweights_common.errors import HotweightsError
 from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
@@ -85,10 +84,7 @@ def serve(
     from hotweights_coordinator.server.settings import ServeSettings
     from hotweights_coordinator.wire import auth
 
-    logging.basicConfig(
-        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    log_to_stderr("info", "%(asctime)s %(levelname)s %(message)s")
     settings = ServeSettings(
         endpoint=endpoint,
         events_endpoint=pub_endpoint,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -64,6 +66,8 @@ Curve = Annotated[
 ]
 
 
+LOG_VARIABLE = "HOTWEIGHTS_LOG_LEVEL"
+LOG_LEVELS = ("debug", "info", "warning", "error")
 SILENT_SECONDS = 2.0  # then whoever sits there is told what is waited for
 
 
@@ -95,6 +99,20 @@ def waiting(what: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+class BadLogLevel(HotweightsError):
+    """The environment names a level that there is not."""
+
+    reason = Reason.WRONG_USAGE
+
+
+def log_to_stderr(default: str, layout: str) -> None:
+    """Log what $HOTWEIGHTS_LOG_LEVEL says, else from level ``default`` on. Raises `BadLogLevel`."""
+    level = os.environ.get(LOG_VARIABLE) or default
+    if level.lower() not in LOG_LEVELS:
+        raise BadLogLevel(f"${LOG_VARIABLE} is {level!r}; it may be {', '.join(LOG_LEVELS)}")
+    logging.basicConfig(level=level.upper(), format=layout)
 
 
 def source_reads(stall_seconds: float) -> SourceReads:

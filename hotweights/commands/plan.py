@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import typer
 
-from hotweights.commands.options import Curve, Json, TokenFile
+from hotweights.commands.options import Curve, Json, TokenFile, waiting
 from hotweights.commands.ranks import MAX_GROUPS_NBYTES, read_groups
 from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
@@ -81,6 +81,8 @@ def plan(
     coord_endpoint: Annotated[
         str,
         typer.Option(
+            "--coord-endpoint",
+            "--endpoint",
             metavar="URI[,URI]",
             envvar="HOTWEIGHTS_COORD",
             help="Whose current manifest is the previous one.",
@@ -196,9 +198,12 @@ def _coordinators_manifest(
     from hotweights_coordinator.wire import auth
     from hotweights_coordinator.wire.messages import CallRefused
 
-    with Client(
-        endpoint, auth.read_token(token_file), curve, timeout_seconds=COORDINATOR_SECONDS
-    ) as client:
+    with (
+        Client(
+            endpoint, auth.read_token(token_file), curve, timeout_seconds=COORDINATOR_SECONDS
+        ) as client,
+        waiting(f"the coordinator at {endpoint}"),
+    ):
         try:
             return client.call("get_current_manifest").binary
         except CallRefused as error:

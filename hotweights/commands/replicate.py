@@ -23,6 +23,7 @@ from hotweights.commands.options import (
     Stall,
     TokenFile,
     interrupted_as,
+    log_to_stderr,
     progress,
     source_reads,
 )
@@ -83,6 +84,8 @@ def replicate(
     coord_endpoint: Annotated[
         str,
         typer.Option(
+            "--coord-endpoint",
+            "--endpoint",
             metavar="URI[,URI]",
             envvar="HOTWEIGHTS_COORD",
             help="With --commit: the coordinator that decides.",
@@ -138,11 +141,9 @@ def replicate(
     from hotweights.replicate.version_store import VersionStore
     from hotweights.worker.allowed_sources import sources
 
-    logging.basicConfig(
-        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "WARNING").upper(),
-        format="%(levelname)s %(message)s",
-    )
+    log_to_stderr("warning", "%(levelname)s %(message)s")
     world = World.read(os.environ, mpiexec=mpi)
+    warn_if_alone(world, ucx=ucx, mpi=mpi)
     found = run.read_plan(plan)
     reads = source_reads(stall_seconds)
     allowed = reads.call(found.source, "looking for --root", lambda: sources(root or ()))
@@ -185,6 +186,16 @@ def replicate(
         left = f"{found.version} was brought here, and only the metrics end early"
         _show(found, world, done, where, verify, placed, port, as_json)
         time.sleep(metrics_hold)  # Prometheus comes only every so often
+
+
+def warn_if_alone(world: World, *, ucx: bool, mpi: bool) -> None:
+    """One rank has nobody to talk to, by whatever transport."""
+    if world.size == 1 and (ucx or mpi):
+        typer.echo(
+            f"warning: {'--mpi' if mpi else '--ucx'} has no effect with one rank; set WORLD_SIZE, "
+            "RANK and MASTER_ADDR for each of several",
+            err=True,
+        )
 
 
 @contextmanager

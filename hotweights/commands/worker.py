@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import signal
 from enum import StrEnum
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hotweights.commands.coordinator import EVENTS_VARIABLE
-from hotweights.commands.options import Curve, Endpoint, Json, TokenFile
+from hotweights.commands.options import Curve, Endpoint, Json, TokenFile, log_to_stderr
 from hotweights.home import ROOTS_VARIABLE, home
 from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
 
@@ -153,10 +152,7 @@ def worker(
     from hotweights_agent.settings import StagingSettings
     from hotweights_coordinator.wire import auth
 
-    logging.basicConfig(
-        level=os.environ.get("HOTWEIGHTS_LOG_LEVEL", "INFO").upper(),
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    log_to_stderr("info", "%(asctime)s %(levelname)s %(message)s")
     if no_verify:
         log.warning("--no-verify has no effect: every chunk is verified before anybody sees it")
     if not no_mpi:
@@ -212,8 +208,8 @@ def _show(running: Running, as_json: bool) -> None:
     if as_json:
         shown = {
             "worker_id": running.worker_id,
-            "socket": str(running.socket),
-            "token_file": str(running.token_file),
+            "socket": str(running.socket.absolute()),  # for processes of other folders
+            "token_file": str(running.token_file.absolute()),
             "endpoints": list(running.endpoints),
             "metrics_port": running.metrics_port,
         }
@@ -224,6 +220,7 @@ def _show(running: Running, as_json: bool) -> None:
         f"port {running.metrics_port}"
     )
     print(
-        f"engines: HOTWEIGHTS_SOCKET={running.socket} HOTWEIGHTS_TOKEN_FILE={running.token_file}",
+        f"engines: HOTWEIGHTS_SOCKET={running.socket.absolute()} "
+        f"HOTWEIGHTS_TOKEN_FILE={running.token_file.absolute()}",
         flush=True,
     )

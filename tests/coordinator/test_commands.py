@@ -364,3 +364,23 @@ def test_who_sits_at_a_terminal_is_told_what_is_waited_for(
             time.sleep(0.01)
             said = capsys.readouterr().err
     assert said == "waiting for Godot\n"
+
+
+def test_a_level_of_the_log_is_one_of_four(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("HOTWEIGHTS_LOG_LEVEL", "loud")
+    for words in (("coord-serve",), ("worker",), ("replicate", "--plan", tmp_path / "none")):
+        assert "may be debug, info, warning, error" in shell.refused(*words)
+
+
+@pytest.mark.usefixtures("coordinator")
+def test_a_token_that_nobody_asks_for_is_told_so(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOTWEIGHTS_COORD_TOKEN", "unasked")
+    assert "leave both away where it asks for none" in shell.refused("status")
+
+
+def test_a_port_that_there_is_not_is_named(shell: Shell) -> None:
+    assert "no port 99999" in shell.refused("status", "--endpoint", "tcp://127.0.0.1:99999")

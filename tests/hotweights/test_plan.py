@@ -359,6 +359,12 @@ def test_a_bucket_is_a_part_of_what_the_smallest_device_has_free(
         assert parse((here / "transfer.plan.json").read_bytes()).bucket_nbytes == bucket_mb << 20
 
 
+@pytest.mark.usefixtures("here")
+def test_a_coordinator_is_named_as_by_the_other_commands(run: Run) -> None:
+    done = run("plan", "--next", "m_next.json", "--endpoint", "nonsense")
+    assert (done.returncode, "'nonsense' is no endpoint" in done.stderr) == (1, True)
+
+
 def test_a_suggestion_stays_within_bounds() -> None:
     assert suggested_bucket_nbytes(0.25, Free(0, "x")) == 1 << 20
     assert suggested_bucket_nbytes(0.25, Free(1 << 50, "x")) == 1 << 30

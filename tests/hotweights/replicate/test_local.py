@@ -333,6 +333,16 @@ def test_a_failure_aborts_the_update_that_it_began(folder: Path, run: Run) -> No
         assert status["workers"] == []
 
 
+@pytest.mark.usefixtures("folder", "home")
+def test_a_transport_among_ranks_without_ranks_is_told(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    done = run("replicate", "--plan", "plan0.json", "--ucx", "--metrics-port", 0)
+    assert done.returncode == 0
+    assert "warning: --ucx has no effect with one rank; set WORLD_SIZE" in done.stderr
+
+
 @pytest.mark.usefixtures("folder")
 def test_bench_measures_several_rounds(run: Run) -> None:
     done = run("bench", "--plan", "plan0.json", "--repeat", 2, "--pinned", "--cold")
