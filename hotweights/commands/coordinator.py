@@ -9,6 +9,7 @@ is `coord_serve`, what a status looks like `status_text`.
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,6 +33,7 @@ from hotweights_common import sizes
 from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire.address import DEFAULT_ENDPOINT
+from hotweights_crds.base import DIGEST_PATTERN
 
 EVENTS_VARIABLE = "HOTWEIGHTS_COORD_PUB"
 SEE = "see `hotweights coord-status`"
@@ -122,7 +124,7 @@ def begin(
         ),
     ] = False,
     wait_timeout: Annotated[
-        float, typer.Option("--wait-timeout", metavar="S", help="How long to wait.")
+        float, typer.Option("--wait-timeout", metavar="S", min=0.0, help="How long to wait.")
     ] = 600.0,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
@@ -134,6 +136,12 @@ def begin(
 
     Example: hotweights begin --version v1 --commit-when-ready --wait
     """
+    if digest and not re.fullmatch(DIGEST_PATTERN, digest):
+        raise typer.BadParameter(
+            f"{digest!r} is no digest; give sha256: and 64 hexadecimal digits, as `hotweights "
+            "publish` prints them",
+            param_hint="--digest",
+        )
     args = {
         "version": version,
         "deadline_seconds": deadline,
@@ -184,7 +192,7 @@ def commit(
         bool, typer.Option("--wait", help="Until every worker has applied it.")
     ] = False,
     wait_timeout: Annotated[
-        float, typer.Option("--wait-timeout", metavar="S", help="How long to wait.")
+        float, typer.Option("--wait-timeout", metavar="S", min=0.0, help="How long to wait.")
     ] = 600.0,
     endpoint: Endpoint = DEFAULT_ENDPOINT,
     token_file: TokenFile = None,
@@ -331,6 +339,7 @@ def subscribe(
 
 def keys(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to write the keys to.")],
+    as_json: Json = False,
 ) -> None:
     """Write CURVE keys for a coordinator and its clients.
 
@@ -340,10 +349,11 @@ def keys(
     from hotweights_coordinator.wire import auth
 
     auth.write_keys(folder)
-    print(
+    text = (
         f"Wrote keys to {folder}: coord-serve --curve {folder}; give clients server.key and "
         "client.key_secret"
     )
+    _show({"folder": str(folder)}, as_json, text)
 
 
 def _open_attempt(client: Any) -> int:

@@ -30,6 +30,9 @@ from hotweights_storage.source_reads import REMEDY, SourceReads
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object for machines; errors too.")
 ]
+JsonAnyway = Annotated[
+    bool, typer.Option("--json", help="It prints JSON in any case; with this, errors too.")
+]
 CheckpointFolder = Annotated[
     Path,
     typer.Option(

@@ -15,10 +15,12 @@ from typing import Annotated, Any
 
 import typer
 
+from hotweights.commands.options import JsonAnyway
 from hotweights_common.errors import HotweightsError
 from hotweights_crds.base import API_VERSION
 
 Body = dict[str, Any]
+ADVICE = "give it what `kubectl get weightversions,weightrollouts -o json` prints"
 KEEP = 10  # as many as a Deployment keeps of its ReplicaSets (revisionHistoryLimit)
 
 
@@ -33,6 +35,7 @@ def prune_versions(
             min=0, metavar="N", help="Of each model: how many unused ones stay, the newest."
         ),
     ] = KEEP,
+    as_json: JsonAnyway = False,
 ) -> None:
     """Read WeightVersions and WeightRollouts, and print the versions that no rollout uses, but for
     the newest of each model.
@@ -40,6 +43,9 @@ def prune_versions(
     Example: kubectl get weightversions,weightrollouts -A -o json | hotweights prune-versions --keep
     10 | kubectl delete -f -
     """
+    del as_json
+    if sys.stdin.isatty():
+        raise BadInput(f"nothing comes over standard input; {ADVICE}")
     found = unused(_objects(sys.stdin.read()), keep)
     items = [
         {
@@ -140,12 +146,11 @@ def _digest(version: Body) -> str:
 
 def _objects(text: str) -> list[Body]:
     """The items of what ``kubectl get -o json`` printed. Raises `BadInput`."""
-    advice = "give it what `kubectl get weightversions,weightrollouts -o json` prints"
     try:
         items = json.loads(text)["items"]
         whole = all(item["kind"] and item["metadata"]["name"] and item["spec"] for item in items)
     except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"standard input is no list of objects; {advice}") from error
+        raise BadInput(f"standard input is no list of objects; {ADVICE}") from error
     if not whole:
-        raise BadInput(f"an object in it has no name or no spec; {advice}")
+        raise BadInput(f"an object in it has no name or no spec; {ADVICE}")
     return list(items)

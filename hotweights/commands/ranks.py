@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from hotweights.commands.options import Json
+from hotweights.commands.options import Json, JsonAnyway
 from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
 from hotweights_common import sizes
@@ -39,8 +39,10 @@ def tp_groups(
     output: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write them there (default: print them).")
     ] = None,
+    as_json: JsonAnyway = False,
 ) -> None:
     """Divide ranks into tensor-parallel groups of neighbours, as JSON."""
+    del as_json
     text = json.dumps(contiguous_groups(world_size, tp))
     if output is None:
         print(text)

@@ -120,7 +120,9 @@ def replicate(
     ] = 0.0,
     wait_timeout: Annotated[
         float,
-        typer.Option("--wait-timeout", metavar="S", help="How long other workers are waited for."),
+        typer.Option(
+            "--wait-timeout", metavar="S", min=0.0, help="How long other workers are waited for."
+        ),
     ] = 600.0,
     stall_seconds: Stall = STALL_SECONDS,
     token_file: TokenFile = None,

@@ -162,6 +162,9 @@ def worker(
         )
     if device is Device.CUDA:
         log.info("versions are staged in host memory; %s", _transport(pinned))
+    for folder in root or ():
+        if not folder.is_dir():
+            log.warning("--root %s is no folder: no plan below it can be read here", folder)
     defaults = WorkerSettings(endpoint)
     settings = WorkerSettings(
         endpoints=endpoint,

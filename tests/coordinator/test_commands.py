@@ -384,3 +384,14 @@ def test_a_token_that_nobody_asks_for_is_told_so(
 
 def test_a_port_that_there_is_not_is_named(shell: Shell) -> None:
     assert "no port 99999" in shell.refused("status", "--endpoint", "tcp://127.0.0.1:99999")
+
+
+def test_what_cannot_be_meant_is_wrong_usage(shell: Shell) -> None:
+    for words, text in (
+        (("begin", "--version", "v1", "--digest", "sha256:00"), "64 hexadecimal digits"),
+        (("begin", "--version", "v1", "--wait-timeout", "-5"), "--wait-timeout"),
+        (("commit", "--version", "v1", "--wait-timeout", "-5"), "--wait-timeout"),
+    ):
+        code, out, _ = shell(*words, "--json")
+        assert (code, json.loads(out)["error"]["reason"]) == (2, "WrongUsage")
+        assert text in json.loads(out)["error"]["message"]

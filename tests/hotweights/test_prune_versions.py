@@ -113,6 +113,17 @@ def test_it_stands_between_get_and_delete(run: Run, monkeypatch: pytest.MonkeyPa
     assert "1 WeightVersions" in done.stderr
 
 
+def test_at_a_terminal_it_waits_for_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    typed = io.StringIO()
+    monkeypatch.setattr(typed, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdin", typed)
+    done = run("prune-versions", "--json")
+    assert done.returncode == 1
+    assert (
+        "kubectl get weightversions,weightrollouts" in json.loads(done.stdout)["error"]["message"]
+    )
+
+
 def test_a_rollout_of_another_shape_is_refused() -> None:
     with pytest.raises(BadInput, match="WeightRollout r has another shape"):
         unused([version(0), rollout("m-v000", target="m-v000")], keep=0)
