@@ -49,7 +49,12 @@ def read_checkpoint(
     weights. ``ignore`` are patterns (fnmatch) of names that do not count, ``lenient`` as
     `weight_files.check_tensors` says. Raises `BadCheckpoint`, and what the source does.
     """
-    found = _without_ignored(source.entries(), ignore, source.uri)
+    entries = source.entries()
+    found = _without_ignored(entries, ignore, source.uri)
+    if not any(map(weight_files.is_weights, found)) and any(map(weight_files.is_weights, entries)):
+        raise BadCheckpoint(
+            source.uri, "--ignore leaves no .safetensors file of it", "let the patterns fit fewer"
+        )
     weight_files.check_some(found.keys(), source.uri)
     index = weight_files.counting_index(found.keys(), source.uri)
     where = f"{source.uri}/{index}" if index else source.uri

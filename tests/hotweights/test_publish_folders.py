@@ -154,3 +154,9 @@ def test_options_that_agents_do_not_know_need_the_manifest_in_the_folder(
     done = run(*wanted, "--ignore", "*.txt")
     assert done.returncode == 2
     assert "the manifest has to lie in the folder" in " ".join(done.stderr.replace("│", "").split())
+
+
+def test_patterns_that_leave_no_weights_are_named(run: Run, folder: Path) -> None:
+    done = run("publish", "--checkpoint", folder, "--version", "v1", "--ignore", "*.safetensors")
+    assert done.returncode == 1
+    assert "--ignore leaves no .safetensors file of it" in done.stderr
