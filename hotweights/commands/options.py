@@ -80,6 +80,11 @@ class Interrupted(HotweightsError):
     reason = Reason.INTERRUPTED
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 bucket``, ``2 buckets``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 @contextmanager
 def interrupted_as(text: Callable[[], str]) -> Iterator[None]:
     """Ctrl-C within leaves what ``text`` says at that moment. Raises `Interrupted`."""

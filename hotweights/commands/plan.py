@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import typer
 
-from hotweights.commands.options import Curve, Json, TokenFile, waiting
+from hotweights.commands.options import Curve, Json, TokenFile, counted, waiting
 from hotweights.commands.ranks import MAX_GROUPS_NBYTES, read_groups
 from hotweights.device_memory import free_memory, suggested_bucket_nbytes
 from hotweights.files import read_bounded, write_whole
@@ -138,7 +138,7 @@ def plan(
     )
     print(f"Planned {made.model_id} {made.version} {_from(made, previous)}: {_counts(made)}")
     print(
-        f"plan   {output} ({len(made.buckets)} buckets of at most {made.bucket_nbytes >> 20} "
+        f"plan   {output} ({counted(len(made.buckets), 'bucket')} of at most {made.bucket_nbytes >> 20} "
         f"MiB{chosen})"
     )
     print(f"digest {made.digest}")
@@ -272,7 +272,7 @@ def _from(made: Plan, previous: Previous) -> str:
 def _counts(made: Plan) -> str:
     chunks = sum(len(chunks) for chunks in made.chunks_in_order())
     moved = f"{chunks} of {made.manifest.chunk_count} chunks, {sizes.decimal(made.total_nbytes)}"
-    gone = f", {len(made.removed)} tensors gone" if made.removed else ""
+    gone = f", {counted(len(made.removed), 'tensor')} gone" if made.removed else ""
     return f"{moved} to move, {sizes.decimal(made.unchanged_nbytes)} unchanged{gone}"
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hotweights.commands.options import JsonAnyway
+from hotweights.commands.options import JsonAnyway, counted
 from hotweights_common.errors import HotweightsError
 from hotweights_crds.base import API_VERSION
 
@@ -56,7 +56,7 @@ def prune_versions(
         for namespace, name in found
     ]
     print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    typer.echo(f"{len(items)} WeightVersions are used by no rollout and may go", err=True)
+    typer.echo(f"{counted(len(items), 'WeightVersion')} may go: no rollout uses them", err=True)
 
 
 def unused(objects: list[Body], keep: int) -> list[tuple[str, str]]:

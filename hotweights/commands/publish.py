@@ -19,7 +19,14 @@ from urllib.parse import quote
 import typer
 import yaml
 
-from hotweights.commands.options import CheckpointFolder, Json, Stall, progress, source_reads
+from hotweights.commands.options import (
+    CheckpointFolder,
+    Json,
+    Stall,
+    counted,
+    progress,
+    source_reads,
+)
 from hotweights.commands.record_probes import PROBE_SECONDS, VLLM_PYTHON, Recorder
 from hotweights.files import write_whole
 from hotweights_common import sizes
@@ -191,8 +198,8 @@ def publish(
         f"({sizes.decimal(manifest.nbytes / seconds)}/s)"
     )
     counts = (
-        f"{len(manifest.tensors)} tensors, {manifest.chunk_count} chunks, {len(manifest.files)} "
-        "side files"
+        f"{counted(len(manifest.tensors), 'tensor')}, {counted(manifest.chunk_count, 'chunk')}, "
+        f"{counted(len(manifest.files), 'side file')}"
     )
     typer.echo(f"Published {model} {version}: {counts}, {rate}", err=True)
     typer.echo(f"manifest {target}\ndigest   {manifest.digest}", err=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from hotweights.commands.options import counted
 from hotweights_coordinator.state.state import named
 
 MOST_WORKERS_SHOWN = 20  # a page; --json has them all
@@ -13,7 +14,7 @@ MOST_WORKERS_SHOWN = 20  # a page; --json has them all
 def summary(result: dict[str, Any]) -> str:
     """One line out of the answer to ``status``."""
     what = f"{result['version']} is {result['state']}" if result["version"] else "idle"
-    parts = [f"{what} (token {result['token']})", f"{len(result['workers'])} workers"]
+    parts = [f"{what} (token {result['token']})", counted(len(result["workers"]), "worker")]
     if result["waiting_for"]:
         parts.append(f"waiting for {named(result['waiting_for'])}")
     if result["reason"]:
@@ -79,7 +80,7 @@ def engines_of(workers: list[dict[str, Any]]) -> str:
     said = [worker["engines"] for worker in workers if worker["engines"] is not None]
     if not said:
         return "engines not known"  # a follower has not heard it, and a replication has none
-    return "1 engine" if sum(said) == 1 else f"{sum(said) or 'no'} engines"
+    return counted(sum(said), "engine") if sum(said) else "no engines"
 
 
 def event_line(event: dict[str, Any]) -> str:

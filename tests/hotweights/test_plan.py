@@ -90,7 +90,7 @@ def test_what_changed_is_planned(run: Run, here: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == (
         "Planned demo v1 from v0 (m_prev.json): 1 of 3 chunks, 3 B to move, 4.2 MB unchanged, "
-        "1 tensors gone"
+        "1 tensor gone"
     )
     assert done.stderr.splitlines() == [
         "warning: 1 tensors of v0 are gone: gone",

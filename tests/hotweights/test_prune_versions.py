@@ -110,7 +110,7 @@ def test_it_stands_between_get_and_delete(run: Run, monkeypatch: pytest.MonkeyPa
     assert done.returncode == 0, done.stderr
     (item,) = json.loads(done.stdout)["items"]
     assert item["metadata"] == {"name": "m-v000", "namespace": "ns"}
-    assert "1 WeightVersions" in done.stderr
+    assert "1 WeightVersion may go" in done.stderr
 
 
 def test_at_a_terminal_it_waits_for_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

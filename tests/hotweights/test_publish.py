@@ -58,7 +58,7 @@ def test_the_emitted_version_pins_the_manifest(run: Run, folder: Path) -> None:
             "manifest": {"digest": manifest.digest},
         },
     }
-    assert "1 tensors, 1 chunks, 1 side files" in done.stderr
+    assert "1 tensor, 1 chunk, 1 side file," in done.stderr
 
 
 def test_the_model_is_named_after_the_folder(folder: Path) -> None:

@@ -1,7 +1,12 @@
 """Nothing that others rely on changes unseen."""
 
-import pytest
+from collections.abc import Iterator
+from typing import Any
 
+import pytest
+import typer
+
+from hotweights.cli import app
 from tests.surface import surface
 
 
@@ -13,3 +18,21 @@ def test_what_is_promised_outside_is_what_is_written_down() -> None:
     gone = [line for line in written if line not in found]
     remedy = "if it is meant, run `python -m tests.surface.surface`, and say so in CHANGELOG.md"
     assert (new, gone) == ([], []), remedy
+
+
+def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The commands that do something, by what is typed."""
+    children = getattr(command, "commands", {})
+    if not children:
+        yield path, command
+    for name, child in children.items():
+        yield from leaves(child, f"{path} {name}")
+
+
+def test_every_command_takes_json() -> None:
+    lacking = [
+        path
+        for path, command in leaves(typer.main.get_command(app), "hotweights")
+        if not any("--json" in parameter.opts for parameter in command.params)
+    ]
+    assert lacking == []
