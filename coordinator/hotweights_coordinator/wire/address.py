@@ -38,7 +38,8 @@ def parse(text: str) -> Endpoint:
         )
     if int(found[2]) > 65535:
         raise CallRefused(
-            Reason.BAD_ENDPOINT, f"{text!r}: there is no port {found[2]}; give one up to 65535"
+            Reason.BAD_ENDPOINT,
+            f"{text!r}: there is no port {found[2]}; give one up to 65535, like {DEFAULT_ENDPOINT}",
         )
     return Endpoint(found[1], int(found[2]))
 
