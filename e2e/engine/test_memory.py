@@ -1,4 +1,4 @@
-"""An engine in a container that has little memory left: a version gets in by another way, or is
+"""Engines in containers that have little memory left: a version gets in by another way, or is
 refused; the kernel ends nobody, and everybody is answered.
 """
 
@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from localvllm import build, models
 
 RESERVE_NBYTES = 256 << 20  # as `hotweights.adapters.vllm.rank.room` keeps for serving
 REQUESTS = 200
+PODS = 3
 
 
 class Container:
@@ -60,12 +63,13 @@ class Container:
         return file
 
 
-@pytest.fixture(scope="module")
-def container() -> Iterator[Container]:
-    made = Container(f"hotweights-memory-{os.getpid()}")
+@pytest.fixture
+def containers() -> Iterator[list[Container]]:
+    made = [Container(f"hotweights-memory-{os.getpid()}-{pod}") for pod in range(PODS)]
     yield made
-    cgroups.kill(made.name)
-    cgroups.remove(made.name)
+    for container in made:
+        cgroups.kill(container.name)
+        cgroups.remove(container.name)
 
 
 @pytest.fixture(scope="module")
@@ -79,44 +83,61 @@ def large() -> list[Path]:
 
 def test_with_little_memory_it_is_loaded_in_the_pause_or_refused(
     start: Callable[..., Engine],
-    container: Container,
+    containers: list[Container],
     large: list[Path],
     request: pytest.FixtureRequest,
 ) -> None:
-    old, new = (images.build(images.read(path), version=path.name) for path in large)
+    """Of several pods at once, as on one node."""
+    versions = [images.build(images.read(path), version=path.name) for path in large]
     nbytes = sum(file.stat().st_size for file in large[0].glob("*.safetensors"))
-    engine = start(large[0]).ready()
-    first = engine.vllm.greedy()
-    container.take_in(engine)
-    with Traffic([engine.vllm.address], plain=2, streams=1, max_tokens=4) as traffic:
-        container.leave(nbytes // 10)
-        for wish in ({}, {"max_pause_seconds": 60.0}):
-            (refused,) = engine.agent.prepare(new, **wish)
-            assert isinstance(refused, frames.Rejected)
-            assert refused.reason == "InsufficientMemory"
-            assert "within this container's memory limit" in refused.message
-            assert ("maxPauseSeconds" in refused.message) == (not wish)
-        # less than a copy takes, and more than a layer; anew each time, as serving takes some too
-        some = RESERVE_NBYTES + nbytes * 3 // 4
-        container.leave(some)
-        (refused,) = engine.agent.prepare(new)
-        assert isinstance(refused, frames.Rejected), refused
-        container.leave(some)
-        (prepared,) = engine.agent.prepare(new, max_pause_seconds=60.0)
-        assert isinstance(prepared, frames.Prepared), prepared
-        assert prepared.way == "InPause"
-        answer = engine.agent.commit(new.digest)
-        assert isinstance(answer, frames.Committed), answer
-        second = engine.vllm.greedy()
-        assert second != first
-        container.leave(some)
-        assert engine.agent.swap(old, "InPause").probe == "Ran"
-        assert engine.vllm.greedy() == first
+    engines = [start(large[0]) for _ in containers]
+    addresses = [engine.ready().vllm.address for engine in engines]
+    for engine, container in zip(engines, containers, strict=True):
+        container.take_in(engine)
+    with (
+        Traffic(addresses, plain=2, streams=1, max_tokens=4) as traffic,
+        ThreadPoolExecutor(PODS) as pods,
+    ):
+        switch = partial(_switch_there_and_back, versions, nbytes)
+        pauses = list(pods.map(switch, engines, containers))
         deadline = time.monotonic() + 300
-        while traffic.requests < REQUESTS and time.monotonic() < deadline:
+        while min(traffic.answered.values()) < REQUESTS // PODS and time.monotonic() < deadline:
             time.sleep(0.1)
-    report(request, f"paused {answer.pause_seconds * 1e3:.0f} ms for {nbytes / 1e6:.0f} MB")
+    told = ", ".join(f"{seconds * 1e3:.0f}" for seconds in pauses)
+    report(request, f"paused {told} ms for {nbytes / 1e6:.0f} MB")
     assert not traffic.failures, traffic.failures[:5]
-    assert traffic.requests >= REQUESTS
-    assert cgroups.oom_kills(container.name) == 0
-    engine.stop()
+    assert min(traffic.answered.values()) >= REQUESTS // PODS
+    assert [cgroups.oom_kills(container.name) for container in containers] == [0] * PODS
+    for engine in engines:
+        engine.stop()
+
+
+def _switch_there_and_back(
+    versions: list[images.Image], nbytes: int, engine: Engine, container: Container
+) -> float:
+    """Of versions with so many bytes of weights. Gives the seconds of the first pause."""
+    old, new = versions
+    first = engine.vllm.greedy()
+    container.leave(nbytes // 10)
+    for wish in ({}, {"max_pause_seconds": 60.0}):
+        (refused,) = engine.agent.prepare(new, **wish)
+        assert isinstance(refused, frames.Rejected)
+        assert refused.reason == "InsufficientMemory"
+        assert "within this container's memory limit" in refused.message
+        assert ("maxPauseSeconds" in refused.message) == (not wish)
+    # less than a copy takes, and more than a layer; anew each time, as serving takes some too
+    some = RESERVE_NBYTES + nbytes * 3 // 4
+    container.leave(some)
+    (refused,) = engine.agent.prepare(new)
+    assert isinstance(refused, frames.Rejected), refused
+    container.leave(some)
+    (prepared,) = engine.agent.prepare(new, max_pause_seconds=60.0)
+    assert isinstance(prepared, frames.Prepared), prepared
+    assert prepared.way == "InPause"
+    answer = engine.agent.commit(new.digest)
+    assert isinstance(answer, frames.Committed), answer
+    assert engine.vllm.greedy() != first
+    container.leave(some)
+    assert engine.agent.swap(old, "InPause").probe == "Ran"
+    assert engine.vllm.greedy() == first
+    return answer.pause_seconds
