@@ -2,11 +2,11 @@
 ``PYTHONPATH``: production code has no hook for it.
 
 ``HOTWEIGHTS_SABOTAGE`` names a file; while it exists its text says what the next copy does:
-``half`` (copy half, then raise), ``always`` (the same, every time), ``slow`` (sleep for seconds
-first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone. Without the file
-nothing happens. ``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that versions are
-loaded inside the pause; ``HOTWEIGHTS_SABOTAGE_RELEASE`` is what vLLM calls its version. Other steps
-than the copy: `hotweights_sabotage_steps`.
+``half`` (copy half, then raise), ``always`` (the same, every time, and no reload either), ``slow``
+(sleep for seconds first), ``kill`` (SIGKILL this worker halfway). ``half@1`` is for rank 1 alone.
+Without the file nothing happens. ``HOTWEIGHTS_SABOTAGE_PLAIN`` takes the second model away, so that
+versions are loaded inside the pause; ``HOTWEIGHTS_SABOTAGE_RELEASE`` is what vLLM calls its version.
+Other steps than the copy: `hotweights_sabotage_steps`.
 """
 
 from __future__ import annotations
@@ -55,9 +55,18 @@ def _forbid_shadows() -> None:
 
 
 def _arm() -> None:
+    from hotweights.adapters.vllm.rank import reload
     from hotweights.adapters.vllm.rank.shadow.model import Shadow
 
     if not hasattr(Shadow, "honest_install"):
+        honest_reload = reload.reload
+
+        def _reload(*args: Any) -> None:
+            if _order_file().exists():
+                raise RuntimeError("sabotage: always")  # the repair's last resort as well
+            honest_reload(*args)
+
+        reload.reload = _reload
         Shadow.honest_install = Shadow.install  # type: ignore[attr-defined]
         Shadow.install = _install  # type: ignore[method-assign]
         steps.break_rank()
@@ -77,7 +86,7 @@ def _install(shadow: Any) -> Any:
 
 
 def _order() -> str:
-    path = Path(os.environ["HOTWEIGHTS_SABOTAGE"])
+    path = _order_file()
     try:
         order, _, rank = path.read_text().strip().partition("@")
     except OSError:
@@ -87,6 +96,10 @@ def _order() -> str:
     if order != "always":
         path.unlink()
     return order
+
+
+def _order_file() -> Path:
+    return Path(os.environ["HOTWEIGHTS_SABOTAGE"])
 
 
 def _rank() -> int:
