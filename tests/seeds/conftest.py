@@ -217,13 +217,27 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
+def _until_free(port: int) -> None:
+    """A process whose main thread is a zombie holds its ports until its other threads are gone."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                if time.monotonic() > until:
+                    raise
+            else:
+                return
+        time.sleep(0.05)
+
+
 @pytest.fixture
 def house(installed: Path) -> Iterator[House]:
     """A shell for one test; the ports that the documents name must be free."""
     for port in (5555, 5556, 9097, 9099, 9100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))  # else something else than what is tested would answer
+        _until_free(port)  # else something else than what is tested would answer
     (installed / "home").mkdir(exist_ok=True)
     one = House(installed, _environment(installed))
     yield one
