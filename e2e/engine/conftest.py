@@ -222,6 +222,23 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., En
         engine.stop()
 
 
+@pytest.fixture(scope="module", name="models")
+def llamas() -> list[Path]:
+    """Two checkpoints of one model that answer differently, in other files."""
+    made = [checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)]
+    told_apart(*made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def versions(models: list[Path]) -> Iterator[list[Image]]:
+    """Their images, closed with the module."""
+    made = [version(model, f"v{number}") for number, model in enumerate(models)]
+    yield made
+    for image in made:
+        image.close()
+
+
 def probes(model: Path) -> list[dict[str, Any]]:
     """What travels with a version: few tokens, because each of them is a step of the model inside
     the pause.

@@ -11,7 +11,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,6 @@ from e2e.engine.conftest import (
     checkpoint,
     golden,
     report,
-    told_apart,
     version,
 )
 from e2e.engine.images import Image
@@ -34,21 +33,6 @@ from e2e.harness.traffic import Traffic
 from e2e.soak.footprint import least
 from e2e.soak.play import CACHE, play
 from hotweights_transports.handoff import frames
-
-
-@pytest.fixture(scope="module")
-def models() -> list[Path]:
-    made = [checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)]
-    told_apart(*made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def versions(models: list[Path]) -> Iterator[list[Image]]:
-    made = [version(model, f"v{number}") for number, model in enumerate(models)]
-    yield made
-    for image in made:
-        image.close()
 
 
 @pytest.fixture(scope="module")

@@ -107,7 +107,8 @@ class Heartbeat(Request):
     have: Have | None = None
     applied: Applied | None = None
     failure: Failure | None = None
-    # connected to this worker; None: it does not say. Without any it precommits and applies by memory alone
+    # connected to this worker; None: it does not say. Without any it precommits and applies by
+    # memory alone
     engines: Annotated[int, Field(ge=0, le=MAX_NUMBER)] | None = None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import resource
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from e2e.engine import images
 from e2e.engine.agent import Gone
-from e2e.engine.conftest import Engine, checkpoint, golden, told_apart, version
+from e2e.engine.conftest import Engine, golden
 from e2e.engine.failures.pod import Pod
 from e2e.engine.failures.table import FAILURES, PREPARE, REPAIR, Failure, Outcome
 from e2e.engine.images import Image
@@ -25,21 +25,6 @@ from hotweights_transports.handoff import frames
 
 LIVING = [failure for failure in FAILURES if not failure.outcome.is_fatal]
 FATAL = [failure for failure in FAILURES if failure.outcome.is_fatal]
-
-
-@pytest.fixture(scope="module")
-def models() -> list[Path]:
-    made = [checkpoint("llama", 0, shards=3), checkpoint("llama", 1, shards=2)]
-    told_apart(*made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def versions(models: list[Path]) -> Iterator[list[Image]]:
-    made = [version(model, f"v{number}") for number, model in enumerate(models)]
-    yield made
-    for image in made:
-        image.close()
 
 
 @pytest.fixture(scope="module")

@@ -261,13 +261,13 @@ class Preparer:
             for part in parts:
                 self._check_alone(image, part)
             for part in parts:
-                self._load(shadow, image.digest, part, _go_on)
+                self._load(shadow, image.digest, part, ways.go_on)
                 shadow.install()
                 shadow.clear()
             return
         there.check(shadow.nbytes())
         filled = self.compatibility.filled(None if image is None else image.digest)
-        shadow.load(self._whole(image), filled, _go_on)
+        shadow.load(self._whole(image), filled, ways.go_on)
         shadow.install()
 
     def _whole(self, image: Image | None) -> Iterator[tuple[str, torch.Tensor]]:
@@ -284,7 +284,3 @@ class Preparer:
         image = self._image_of(digest)
         reload.reload(self._model, self._config, self.compatibility.tensors(image))
         return image.nbytes
-
-
-def _go_on() -> None:
-    """No rest: the model is paused."""

@@ -190,8 +190,9 @@ class InPause:
         rested: Callable[[], float],
         measure: Callable[[], Room],
     ) -> None:
-        """``measure`` says what is free, and ``rested`` gives seconds that ``breathe`` has rested until now, which nothing does in the
-        pause. Raises what ``load`` raises, and `NoRoom` where the pause would be too long.
+        """``measure`` says what is free, and ``rested`` gives seconds that ``breathe`` has rested
+        until now, which nothing does in the pause. Raises what ``load`` raises, and `NoRoom` where
+        the pause would be too long.
         """
         self._shadow, self._load, self._measure = shadow, load, measure
         self._parts: list[Delta] = []
@@ -226,7 +227,7 @@ class InPause:
         nbytes = 0
         try:
             for part in self._parts:
-                self._load(part, _go_on)
+                self._load(part, go_on)
                 nbytes += self._shadow.install()
                 self._shadow.clear()
         finally:
@@ -262,5 +263,5 @@ LoadPausing = Callable[[Delta, Callable[[], None]], object]
 """The same; calls what it is given between small steps."""
 
 
-def _go_on() -> None:
+def go_on() -> None:
     """No rest: the model is paused."""
