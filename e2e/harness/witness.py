@@ -238,8 +238,11 @@ def _of_fleet(
         if "deletionTimestamp" in metadata:
             continue
         label = metadata.get("labels", {}).get(LABEL, "")
-        digest = engines.get(metadata["uid"], {}).get("digest", "")
-        for shown, wanted in ((label, target["version"]), (digest, target["digest"])):
+        compared = [(label, target["version"])]
+        # of a node that wrote after the rollout did, the tape's beginning has only what came later
+        if pod.get("spec", {}).get("nodeName") in nodes:
+            compared.append((engines.get(metadata["uid"], {}).get("digest", ""), target["digest"]))
+        for shown, wanted in compared:
             if not shown and not became:
                 continue  # who says nothing may change by then
             found.served[target["version"]] += 1

@@ -23,6 +23,7 @@ SECONDS = 30
 def pod(*, ready: bool = True, version: str = "v0", life: str = "one") -> Body:
     return {
         "metadata": {"name": "llm-0", "uid": "u", "labels": {witness.LABEL: version}},
+        "spec": {"nodeName": "node-0"},
         "status": {
             "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
             "containerStatuses": [{"containerID": life}],
@@ -254,3 +255,20 @@ def test_an_engine_that_confirms_another_version_makes_ready_a_lie() -> None:
     story.rollout("v1", ready=True)
     (lie,) = judge(story).lies  # type: ignore[arg-type]
     assert lie == "Ready with v1, and llm-0 says d-v0"
+
+
+def test_a_node_that_wrote_after_the_rollout_has_not_been_silent_before() -> None:
+    """A tape begins with the latest word of each: the node's may be later than the rollout's."""
+    story = Story()
+    story.add("pod", "llm-0", pod(version="v1"))
+    story.rollout("v1", ready=True)
+    story.serves("v1", "d-v1")
+    found = judge(story)  # type: ignore[arg-type]
+    assert (found.lies, found.served) == ([], {"v1": 1})
+
+
+def test_an_engine_that_confirms_nothing_makes_ready_a_lie() -> None:
+    story = Story()
+    story.serves("v1", "")
+    story.rollout("v1", ready=True)
+    assert judge(story).lies == ["Ready with v1, and llm-0 says nothing"]  # type: ignore[arg-type]
