@@ -38,10 +38,6 @@ def first_answer(environment: Environment, pod: str) -> list[int]:
     return found
 
 
-def scale(environment: Environment, replicas: int) -> None:
-    environment.in_samples("scale", "deployment/tiny-llama", f"--replicas={replicas}")
-
-
 def new_pod(environment: Environment, known: set[str]) -> str:
     """The name of the pod that was not there before."""
     found: str = eventually(
@@ -62,8 +58,7 @@ def new_pod(environment: Environment, known: set[str]) -> str:
 def two_pods_after(environment: Environment) -> object:
     """Scale back to two when the test is over."""
     yield
-    scale(environment, 2)
-    eventually("two pods", lambda: len(environment.in_samples.pods(LABEL)) == 2)
+    samples.scale(environment, 2)
 
 
 @pytest.mark.usefixtures("two_pods_after")
@@ -73,7 +68,7 @@ def test_a_pod_that_scales_up_after_the_rollout_serves_its_version_at_once(
     environment.in_samples.apply(SAMPLES / "weightrollout.yaml")
     samples.until_ready(environment)
     known = {pod["metadata"]["name"] for pod in environment.in_samples.pods(LABEL)}
-    scale(environment, 3)
+    samples.scale(environment, 3)
     pod = new_pod(environment, known)
     assert first_answer(environment, pod) == cold["v1"]
     environment.in_samples(
@@ -89,7 +84,7 @@ def test_two_pods_on_one_node_follow_one_after_the_other(
     """And a pod that appears in the middle of it serves the version that the rollout leads to."""
     kubectl = environment.in_samples
     known = {pod["metadata"]["name"] for pod in kubectl.pods(LABEL)}
-    scale(environment, 3)
+    samples.scale(environment, 3)
     pod = new_pod(environment, known)
     kubectl.apply(SAMPLES / "weightrollout.yaml")
     assert first_answer(environment, pod) == cold["v1"]
@@ -152,13 +147,10 @@ def test_uninstalled_pods_go_on_serving(
             "the objects outlive the installation"
         )
         known = {pod["metadata"]["name"] for pod in kubectl.pods(LABEL)}
-        scale(environment, 3)
+        samples.scale(environment, 3)
         assert first_answer(environment, new_pod(environment, known)) == cold["v0"]
-        scale(environment, 2)
-        eventually(
-            "the new pod gone",
-            lambda: {p["metadata"]["name"] for p in kubectl.pods(LABEL)} == known,
-        )
+        samples.scale(environment, 2)
+        assert {p["metadata"]["name"] for p in kubectl.pods(LABEL)} == known
     finally:
         install(environment)
         samples.until_ready(environment)

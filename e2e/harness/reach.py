@@ -1,5 +1,5 @@
-"""How this machine reaches a pod's port: directly where pods have addresses here, through kubectl
-elsewhere.
+"""How this machine reaches a pod's port, or a Service: directly where they have addresses here,
+through kubectl elsewhere.
 """
 
 from __future__ import annotations
@@ -32,12 +32,37 @@ def reach(
 
 
 @contextmanager
+def reach_service(environment: Environment, name: str, port: int) -> Iterator[str]:
+    """Where a Service of the samples' namespace answers, valid inside the context. Each connection
+    goes to whichever pod is in the Service at that moment, and fails when none is: through
+    kube-proxy here, through the API server's proxy elsewhere (a forwarded port stays with one pod).
+    """
+    kubectl = environment.in_samples
+    if environment.cluster is not None:
+        yield f"{kubectl.get('service', name)['spec']['clusterIP']}:{port}"
+        return
+    command = [
+        str(kubectl.binary), "--kubeconfig", str(kubectl.kubeconfig), "proxy", "--port=0",
+    ]  # fmt: skip
+    with _listening(command) as address:
+        path = f"api/v1/namespaces/{kubectl.namespace}/services/{name}:{port}/proxy"
+        yield f"{address}/{path}"
+
+
+@contextmanager
 def _forwarded(environment: Environment, pod: dict[str, Any], port: int) -> Iterator[str]:
     kubectl = environment.kubectl
     command = [
         str(kubectl.binary), "--kubeconfig", str(kubectl.kubeconfig), "--namespace", pod["metadata"]["namespace"],
         "port-forward", f"pod/{pod['metadata']['name']}", f":{port}",
     ]  # fmt: skip
+    with _listening(command) as address:
+        yield address
+
+
+@contextmanager
+def _listening(command: Sequence[str]) -> Iterator[str]:
+    """``host:port`` of a kubectl that listens while the context lasts."""
     # a pipe that nobody reads would be full after some thousand connections
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT)

@@ -97,6 +97,17 @@ def injects(environment: Environment) -> bool:
     return any(resource["name"] == "mutatingadmissionpolicies" for resource in group["resources"])
 
 
+def scale(environment: Environment, replicas: int) -> None:
+    """Ask for so many pods, and wait until there are no more."""
+    kubectl = environment.in_samples
+    kubectl("scale", "deployment/tiny-llama", f"--replicas={replicas}")
+    eventually(
+        f"no more than {replicas} pods",
+        lambda: len(kubectl.pods("app=tiny-llama")) <= replicas,
+        START_SECONDS,
+    )
+
+
 def engine_status(environment: Environment) -> dict[str, dict[str, Any]]:
     """What the agents say of every engine, by pod UID."""
     items = environment.kubectl.get("nodeweights", "--namespace", SYSTEM)["items"]
