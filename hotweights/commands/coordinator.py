@@ -326,6 +326,7 @@ def subscribe(
         suppress(KeyboardInterrupt),  # how it is meant to end
         Subscriber(where, topics or (), curve, auth.read_token(token_file)) as events,
     ):
+        events.wait_until_connected(timeout)
         if print_last:
             with _client(endpoint, token_file, curve, timeout) as client:
                 for event in client.call("status").result["last_events"]:
