@@ -113,6 +113,9 @@ class _EndpointFailover:
         """
         self._gone.discard(self.at)
         if answer.error is None:
+            # a follower knows less: what is asked next, the leader is asked
+            if answer.result.get("leads") is False and answer.result.get("leader"):
+                self.at = str(address.parse(answer.result["leader"]))
             return Reply(answer.result, answer.binary)
         if answer.error.reason not in _RETRIED:
             raise answer.error
