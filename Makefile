@@ -75,13 +75,15 @@ check: $(READY) ## Format, lint, types, import contracts, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m hotweights_crds --check
+	$(BIN)/python -m generate --check
 
 format: $(READY) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-generate: $(READY) ## Write the generated files: the CRDs and the chart's copies of them
+generate: $(READY) ## Write the generated files: the CRDs, the chart's copies of them and of dashboards, and Argo CD's ConfigMap
 	$(BIN)/python -m hotweights_crds
+	$(BIN)/python -m generate
 
 cluster-up: $(READY) ## Start a real Kubernetes cluster with two nodes on this machine
 	$(BIN)/python -m localcluster up --nodes 2

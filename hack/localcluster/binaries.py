@@ -80,10 +80,21 @@ BINARIES: dict[str, Binary] = {
     "ctr": _containerd("ctr"),
     "pause": Binary("pause", "."),
     "helm": Binary("helm", "helm.sh/helm/v4/cmd/helm", "helm.sh/helm/v4"),
+    # one program, which is each of its parts by the name that it is called by
+    "argocd": Binary(
+        "argocd", "github.com/argoproj/argo-cd/v3/cmd", "github.com/argoproj/argo-cd/v3"
+    ),
+    "prometheus-operator": Binary(
+        "prometheus-operator",
+        "github.com/prometheus-operator/prometheus-operator/cmd/operator",
+        "github.com/prometheus-operator/prometheus-operator",
+    ),
 }
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODE = ("kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr")
+CLUSTER = (*CONTROL_PLANE, *NODE, "pause", "helm")
+"""What a cluster and its tests need; the others are built for those who name them."""
 
 
 def ensure(names: Iterable[str]) -> dict[str, Path]:
