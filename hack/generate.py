@@ -61,7 +61,7 @@ def _indented(path: Path, spaces: int) -> str:
 def files() -> dict[Path, str]:
     """Each file and what belongs in it."""
     dashboards = {
-        CHART / "dashboards" / path.name: path.read_text()
+        CHART / "monitoring" / "dashboards" / path.name: path.read_text()
         for path in sorted((ROOT / "dashboards").glob("*.json"))
     }
     return {ARGOCD / "argocd-cm.yaml": config_map(), **dashboards}
@@ -70,9 +70,7 @@ def files() -> dict[Path, str]:
 def main(arguments: Sequence[str]) -> int:
     """1 with ``--check`` when a file is not what it should be."""
     wanted = files()
-    stale = [
-        path for path, text in wanted.items() if not path.exists() or path.read_text() != text
-    ]
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text() != text]
     if "--check" in arguments:
         for path in stale:
             print(f"{path.relative_to(ROOT)} is out of date: run `make generate`", file=sys.stderr)

@@ -10,6 +10,7 @@ renamed to its place.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -108,6 +109,19 @@ def ensure(names: Iterable[str]) -> dict[str, Path]:
     for batch in batches.values():
         _build_missing({name: programs[name] for name in batch})
     return programs
+
+
+def source_of(name: str) -> Path:
+    """The folder of the binary's module, as its release has it: with the objects that it wants."""
+    binary = BINARIES[name]
+    wanted = f"{binary.versioned_by}@{version_of(binary)}"
+    told = run(
+        ["go", "mod", "download", "-json", wanted],
+        cwd=paths.HACK / "modules" / binary.module,
+        timeout_seconds=_BUILD_TIMEOUT_SECONDS,
+        hint="Is the Go module proxy reachable (`go env GOPROXY`)?",
+    )
+    return Path(json.loads(told)["Dir"])
 
 
 def version_of(binary: Binary, modules: Path = paths.HACK / "modules") -> str:

@@ -43,8 +43,8 @@ def _from_lua(value: Any, before: Any) -> Any:
     if not keys:
         return [] if isinstance(before, list) else {}
     if keys == list(range(1, len(keys) + 1)):
-        known = before if isinstance(before, list) else []
-        known = [*known, *[None] * (len(keys) - len(known))]
-        return [_from_lua(value[key], known[key - 1]) for key in keys]
-    known = before if isinstance(before, Mapping) else {}
-    return {key: _from_lua(value[key], known.get(key)) for key in keys}
+        items = before if isinstance(before, list) else []
+        items = [*items, *[None] * (len(keys) - len(items))]
+        return [_from_lua(value[key], items[key - 1]) for key in keys]
+    fields = before if isinstance(before, Mapping) else {}
+    return {key: _from_lua(value[key], fields.get(key)) for key in keys}

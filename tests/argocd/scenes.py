@@ -230,7 +230,7 @@ def _health_case(name: str, body: Body) -> Body:
     """What Argo CD is to show: one word of its own, and the operator's sentence."""
     expected = HEALTH[body["kind"]][name]
     status = body["status"]
-    ready = next((c for c in status.get("conditions", ()) if c["type"] == "Ready"), {})
+    ready: Body = next((c for c in status.get("conditions", ()) if c["type"] == "Ready"), {})
     message = WORDS.get((body["kind"], name)) or status.get("message") or ready["message"]
     return {
         "healthStatus": {"status": expected, "message": message},

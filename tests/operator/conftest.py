@@ -24,7 +24,7 @@ import yaml
 
 from hotweights_crds.base import digest_label
 from hotweights_crds.conditions import find
-from hotweights_crds.nodeweights import NodeWeightsSpec
+from hotweights_crds.nodeweights import NodeWeightsSpec, ResolveItem
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_kube import (
     NODE_WEIGHTS,
@@ -190,16 +190,7 @@ class FakeNode:
                 for d in sorted(staged)
             ],
             "engines": [self._report(uid) for uid in sorted(self.engines)],
-            "resolved": [
-                {
-                    "uid": item.uid,
-                    "digest": self.contents[item.uri],
-                    "nbytes": 10,
-                    "tensors": 1,
-                    "chunks": 1,
-                }
-                for item in spec.resolve
-            ],
+            "resolved": [self._resolved(item) for item in spec.resolve],
         }
         if body.get("status") != status:
             await self.scene.api.merge_patch(
@@ -209,6 +200,18 @@ class FakeNode:
                 namespace=self.scene.system,
                 subresource="status",
             )
+
+    def _resolved(self, item: ResolveItem) -> Body:
+        if item.uri in self.contents:
+            found: Body = {
+                "digest": self.contents[item.uri],
+                "nbytes": 10,
+                "tensors": 1,
+                "chunks": 1,
+            }
+        else:
+            found = {"reason": "SourceNotFound", "message": f"{item.uri} does not exist"}
+        return {"uid": item.uid, **found}
 
     async def _steer(self, order: Any, staged: set[str]) -> None:
         engine = self.engines.setdefault(order.uid, Engine())
