@@ -8,7 +8,7 @@ READY := $(VENV)/.ready
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back e2e-gitops e2e-monitoring chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -43,6 +43,16 @@ chaos: $(READY) ## Twenty rounds of a change and a fault each on a real cluster,
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/python -m e2e.chaos --rounds 20 --json build/chaos.json $(ARGS)
+
+e2e-gitops: $(READY) ## A real Argo CD beside a real API server: what it shows of rollouts, and that it undoes nothing (the first time a quarter of an hour)
+	@$(BIN)/python -m localcluster preflight --tests
+	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) argocd > /dev/null
+	$(BIN)/pytest e2e/gitops
+
+e2e-monitoring: $(READY) ## The real Prometheus operator and a real Prometheus: what the chart's monitors and alerts become
+	@$(BIN)/python -m localcluster preflight --tests
+	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) prometheus-operator > /dev/null
+	$(BIN)/pytest e2e/monitoring
 
 BUNDLE ?= build/gpu
 

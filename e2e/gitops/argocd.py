@@ -5,6 +5,7 @@ processes of this machine, beside a control plane. They are the real ones; only 
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ NAMESPACE = "argocd"
 APPLICATIONS = "applications.argoproj.io"
 PATIENCE_SECONDS = 300.0
 _READY_WITHIN_SECONDS = 180.0
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.5
+_REFRESH_TURNS = 10
 _PARTS = ("argocd-redis", "argocd-repo-server", "argocd-application-controller", "argocd-server")
 Body = dict[str, Any]
 
@@ -76,7 +78,8 @@ class ArgoCD:
         definitions = sorted((source / "manifests" / "crds").glob("*-crd.yaml"))
         config = sorted((source / "manifests" / "base" / "config").glob("argocd-*.yaml"))
         self._kubectl("create", "namespace", NAMESPACE)
-        self._kubectl("apply", "--server-side", *(f"--filename={path}" for path in definitions))
+        for path in definitions:  # created: they are too large for an annotation, and slow to merge
+            self._kubectl("create", f"--filename={path}")
         self._kubectl("wait", "--for=condition=Established", f"crd/{APPLICATIONS}", "--timeout=90s")
         self._kubectl(
             "apply", f"--namespace={NAMESPACE}", *(f"--filename={path}" for path in config)
@@ -231,10 +234,13 @@ class ArgoCD:
 
     def until(self, name: str, status: str, *, revision: str = "", message: str = "") -> Body:
         """Wait until the Application has synced this commit, is of this health, and its rollout too,
-        for this reason; the Application's status then.
+        for this reason; the Application's status then. It is asked to look again meanwhile: by itself
+        it takes a new word, and a new sentence only together with one.
         """
         end = time.monotonic() + PATIENCE_SECONDS
-        while True:
+        for turn in itertools.count(1):
+            if turn % _REFRESH_TURNS == 0:
+                self.refresh(name)
             found, health = self.application(name), self.health(name)
             synced = found.get("sync", {})
             if (
@@ -249,3 +255,4 @@ class ArgoCD:
                 last = {name: log.read_text()[-800:] for name, log in parts.items() if log.exists()}
                 raise TimeoutError(f"{name} is not {status} ({message}): {found}\n{health}\n{last}")
             time.sleep(_POLL_SECONDS)
+        raise AssertionError("counting has no end")

@@ -38,12 +38,13 @@ ROOT = Path(__file__).parents[2]
 CUSTOMIZATIONS = ROOT / "config" / "argocd" / "resource_customizations" / "hotweights.dev"
 HEADER = "# Written by `python -m tests.argocd.scenes`: what the operator decides. Do not edit.\n"
 COMMAND = "hotweights.dev/command"
-HANDWRITTEN = {"WeightRollout": ("rolled-back", "waits-for-promotion")}
+HANDWRITTEN = {"WeightRollout": ("paused-by-command", "rolled-back", "waits-for-promotion")}
 """Of states that this release's operator does not come to."""
 HEALTH = {
     "WeightRollout": {
         **dict.fromkeys(("complete", "complete-and-paused"), "Healthy"),
-        **dict.fromkeys(("paused", "waits-for-promotion"), "Suspended"),
+        "paused": "Suspended",
+        **dict.fromkeys(("paused-by-command", "waits-for-promotion"), "Suspended"),
         **dict.fromkeys(("aborted", "rolled-back", "too-many-failures"), "Degraded"),
         **dict.fromkeys(("no-progress", "target-conflict", "version-broken"), "Degraded"),
         **dict.fromkeys(("new", "not-seen-yet", "being-deleted", "no-pods"), "Progressing"),

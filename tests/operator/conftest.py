@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -273,7 +273,7 @@ class Scene:
         self.tasks: list[asyncio.Task[None]] = []
         self.shown: dict[str, tuple[bool, str]] = {}
         self.switches_left = math.inf  # so many engines switch, the next ones wait
-        self.health_port = free_ports()[0]
+        self.health_port = free_ports()[0]  # of metrics too
         self.troubles: list[str] = []
         self._prefix = f"n{number}"
 
@@ -299,7 +299,15 @@ class Scene:
             await node.create()
             self.tasks.append(asyncio.create_task(node.run()))
 
-    async def pod(self, name: str, node: str, labels: dict[str, str], namespace: str = "") -> Body:
+    async def pod(
+        self,
+        name: str,
+        node: str,
+        labels: dict[str, str],
+        namespace: str = "",
+        *,
+        ports: Sequence[Body] = (),
+    ) -> Body:
         """A pod that runs."""
         namespace = namespace or self.namespace
         body: Body = {
@@ -310,7 +318,7 @@ class Scene:
                 "nodeName": node,
                 "automountServiceAccountToken": False,
                 "tolerations": [{"operator": "Exists"}],
-                "containers": [{"name": "main", "image": "none"}],
+                "containers": [{"name": "main", "image": "none", "ports": list(ports)}],
             },
         }
         await eventually(lambda: self._created(body), "the pod is taken")
