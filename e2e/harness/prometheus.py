@@ -29,6 +29,11 @@ class Prometheus:
         """The instant vector that an expression gives now."""
         return list(self._get("query", query=expression)["result"])
 
+    def range(self, expression: str, start: float, end: float, step_seconds: int) -> list[Any]:
+        """The series that an expression gives over a time."""
+        times = {"start": str(start), "end": str(end), "step": str(step_seconds)}
+        return list(self._get("query_range", query=expression, **times)["result"])
+
     def rules(self) -> list[Any]:
         """All rules that it has loaded, with their health and state."""
         groups = self._get("rules")["groups"]

@@ -76,19 +76,28 @@ class Kubectl:
         return self("apply", "-f", "-", text=json.dumps(body))
 
 
+WITHOUT_KUBELETS = ("--controllers=-node-lifecycle-controller",)
+"""No kubelet reports here: after some silence, as after an outage of the API server, the controller
+would take the nodes for dead and have their pods not Ready, and nobody would ever say otherwise.
+"""
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    # No kubelet reports here: after some silence, as after an outage of the API server, it would
-    # take the nodes for dead and have their pods not Ready, and nobody would ever say otherwise.
-    without = ["--controllers=-node-lifecycle-controller"]
-    with ControlPlane(controller_manager_arguments=without) as plane:
+    with ControlPlane(controller_manager_arguments=WITHOUT_KUBELETS) as plane:
         yield plane
 
 
 @pytest.fixture(scope="session")
 def kubectl(control_plane: ControlPlane) -> Kubectl:
-    """With our CRDs installed, and served: discovery learns of them after they are Established."""
+    """With our CRDs installed, and served."""
     admin = Kubectl(control_plane.kubeconfig)
+    install(admin)
+    return admin
+
+
+def install(admin: Kubectl) -> None:
+    """Our CRDs; discovery learns of them after they are Established."""
     admin("apply", *(f"-f{path}" for path in sorted((ROOT / "crds").glob("*.yaml"))))
     admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=90s")
     end = time.monotonic() + 60
@@ -100,7 +109,7 @@ def kubectl(control_plane: ControlPlane) -> Kubectl:
             if time.monotonic() > end:
                 raise
         else:
-            return admin
+            return
 
 
 @pytest_asyncio.fixture
