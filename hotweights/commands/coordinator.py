@@ -269,7 +269,7 @@ def status(
 ) -> None:
     """Say in one line what holds."""
     with _client(endpoint, token_file, curve, timeout) as client:
-        result = client.call("status").result
+        result = _status(client, endpoint)
     _show(result, as_json, status_text.summary(result))
 
 
@@ -282,7 +282,7 @@ def status_page(
 ) -> None:
     """Show what holds, who takes part, what is waited for, and what happened last."""
     with _client(endpoint, token_file, curve, timeout) as client:
-        result = client.call("status").result
+        result = _status(client, endpoint)
         workers = client.call("list_workers").result["workers"]
     text = "\n".join(status_text.page(result, workers))
     _show(result | {"worker_details": workers}, as_json, text)
@@ -326,6 +326,7 @@ def subscribe(
         suppress(KeyboardInterrupt),  # how it is meant to end
         Subscriber(where, topics or (), curve, auth.read_token(token_file)) as events,
     ):
+        events.wait_until_connected(timeout)
         if print_last:
             with _client(endpoint, token_file, curve, timeout) as client:
                 for event in client.call("status").result["last_events"]:
@@ -377,6 +378,14 @@ def _client(
         yield client
 
 
+def _status(client: Any, endpoint: str) -> dict[str, Any]:
+    """What the leader says, where several are named and it answers; else whoever was asked."""
+    result: dict[str, Any] = client.call("status").result
+    if not result["leads"] and result["leader"] and "," in endpoint:
+        result = client.call("status").result  # the client has followed to the leader
+    return result
+
+
 def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dict[str, Any]:
     """Ask until it has come about. Raises `CommandFailed` where it will not, or not in time."""
     until = time.monotonic() + seconds
@@ -390,7 +399,7 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
             )
             raise CommandFailed(what, Reason.ABORTED)
         done = (
-            now["state"] == "committed" and not now["waiting_for"]
+            now["state"] == "committed" and now["waiting_for"] == []
             if until_applied
             else now["state"] != "begun"
         )
@@ -404,7 +413,11 @@ def _waited(client: Any, token: int, until_applied: bool, seconds: float) -> dic
             }
         if time.monotonic() > until:
             # five are enough to see who; there may be thousands
-            waiting = ", ".join(now["waiting_for"][:5]) or "a first worker"
+            waiting = (
+                "what only its leader knows"
+                if now["waiting_for"] is None
+                else ", ".join(now["waiting_for"][:5]) or "a first worker"
+            )
             text = (
                 f"{now['version']} is still {now['state']} after {seconds:g} s, waiting for "
                 f"{waiting}"

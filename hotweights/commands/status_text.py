@@ -52,16 +52,18 @@ def page(result: dict[str, Any], workers: list[dict[str, Any]]) -> list[str]:
         lines.append(f"deadline     in {_age(result['deadline_seconds'])}")
     if result["waiting_for"]:
         lines.append(f"waiting for  {named(result['waiting_for'])}")
-    counts = f"{len(result['precommitted'])} precommitted, {len(result['applied'])} applied"
+    applied = set(result["applied"] or ())
+    has_applied = "applied not known" if result["applied"] is None else f"{len(applied)} applied"
+    counts = f"{len(result['precommitted'])} precommitted, {has_applied}"
     lines.append(f"workers      {len(workers)}, {counts}, {engines_of(workers)}")
-    applied = set(result["applied"])
     for worker in workers[:MOST_WORKERS_SHOWN]:
         name = worker["worker_id"]
         marks = ["precommitted"] if worker["precommitted"] else []
         marks += ["applied"] if name in applied else []
         marks += [engines_of([worker])] if worker["engines"] is not None else []
         marks += [f"failed: {worker['failure']['reason']}"] if worker["failure"] else []
-        said = f"heard {_age(worker['silence_seconds'])} ago"
+        silence = worker["silence_seconds"]  # None: the leader hears it
+        said = "" if silence is None else f"heard {_age(silence)} ago"
         lines.append(f"  {name:<24} {worker['host']:<20} {said:<16} {', '.join(marks)}".rstrip())
     if len(workers) > MOST_WORKERS_SHOWN:
         lines.append(f"  and {len(workers) - MOST_WORKERS_SHOWN} more; --json lists all")

@@ -95,7 +95,8 @@ class Participant:
             if state == "precommitted" and self._world.rank == 0:
                 self._client.call("commit", version=self._plan.version, token=self._token)
             elif time.monotonic() > until:
-                waiting = self._client.call("status").result["waiting_for"]
+                # a follower may not know
+                waiting = self._client.call("status").result["waiting_for"] or []
                 # Five are enough to see who; there may be thousands.
                 names = ", ".join(waiting[:5]) or "its commit"
                 raise CoordinatorError(

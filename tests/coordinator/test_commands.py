@@ -165,6 +165,30 @@ def test_without_a_coordinator_it_is_one_line(shell: Shell, words: tuple[str, ..
     assert (code, json.loads(out)["error"]["reason"]) == (1, "CoordinatorUnreachable")
 
 
+def test_events_of_nobody_are_one_line(shell: Shell) -> None:
+    said = shell.refused(
+        "coord-sub", "--pub-endpoint", "tcp://127.0.0.1:1", "--timeout", "0.1", "--for", "9"
+    )
+    assert "tcp://127.0.0.1:1" in said
+    assert "hotweights coord-serve" in said
+
+
+def test_events_need_the_token(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("another")
+    with running(token="secret") as coordinator:
+        said = shell.refused(
+            "coord-sub", "--pub-endpoint", coordinator.events_endpoint, "--timeout", "0.5",
+            "--token-file", tmp_path / "token",
+        )  # fmt: skip
+    assert "--token-file" in said
+
+
+@pytest.mark.parametrize("words", [("status",), ("coord-sub", "--for", "9")])
+def test_a_name_without_an_address_is_said_to_be_that(shell: Shell, words: tuple[str, ...]) -> None:
+    said = shell.refused(*words, "--endpoint", "tcp://no-such-host.invalid:1", "--timeout", "0.1")
+    assert "no-such-host.invalid has no address" in said
+
+
 def test_what_cannot_be_asked_is_one_line(
     shell: Shell, coordinator: Coordinator, tmp_path: Path
 ) -> None:

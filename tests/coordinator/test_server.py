@@ -583,31 +583,3 @@ def test_a_lease_that_went_and_came_back_during_a_write_is_read_for_before_anybo
             backend.go_on.set()
             assert first.result().result["state"] == "begun", "it was written"
             assert other.call("status").result["state"] == "aborted"
-
-
-class Follower(MemoryBackend):
-    """Somebody else leads."""
-
-    leader = "tcp://127.0.0.1:1"
-
-    async def lead(self, instance_id: str, endpoint: str) -> Lease:
-        return Lease(mine=False, fence=3, leader=self.leader, until=0.0)
-
-
-def test_followers_tell_what_holds_and_who_leads() -> None:
-    shared = MemoryBackend()
-    with running(shared) as leader, leader.client() as client:
-        begun(client)
-        follower_backend = Follower()
-        follower_backend.leader = leader.endpoint
-        follower_backend.__dict__.update(_blobs=shared._blobs, _state=shared._state)
-        with running(follower_backend) as follower, follower.client() as other:
-            status = other.call("status").result
-            assert (status["state"], status["leads"], status["leader"]) == (
-                "begun",
-                False,
-                leader.endpoint,
-            )
-            assert other.call("get_plan").binary == plan().canonical
-            other.call("register", worker_id="a")  # goes on to the leader by itself
-            assert client.call("status").result["workers"] == ["a"]

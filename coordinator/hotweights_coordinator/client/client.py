@@ -17,10 +17,12 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from socket import getaddrinfo
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 from hotweights_common.reasons import Reason
 from hotweights_coordinator.wire import address, auth, handshake
@@ -111,6 +113,9 @@ class _EndpointFailover:
         """
         self._gone.discard(self.at)
         if answer.error is None:
+            # a follower knows less: what is asked next, the leader is asked
+            if answer.result.get("leads") is False and answer.result.get("leader"):
+                self.at = str(address.parse(answer.result["leader"]))
             return Reply(answer.result, answer.binary)
         if answer.error.reason not in _RETRIED:
             raise answer.error
@@ -136,6 +141,8 @@ class _EndpointFailover:
     def given_up(self, seconds: float, last: CallRefused | None) -> Exception:
         if last is not None:
             return last
+        if why := unresolvable(self.endpoints):
+            return CoordinatorUnreachable(why)
         where = ", ".join(self.endpoints)
         what = f"no coordinator answers at {where} (waited {seconds:.3g} s)"
         return CoordinatorUnreachable(
@@ -160,6 +167,19 @@ def _dealer(context: Any, endpoint: str, keys: auth.ClientKeys | None) -> Any:
         keys.apply(socket)
     socket.connect(endpoint)
     return socket
+
+
+def unresolvable(endpoints: Sequence[str]) -> str:
+    """What is wrong where a name of these has no address; empty: all have one. For an error's text:
+    ZeroMQ itself tries again for ever and says nothing.
+    """
+    for endpoint in endpoints:
+        host = address.parse(endpoint).bare_host
+        try:
+            getaddrinfo(host, None)
+        except OSError as error:
+            return f"{endpoint}: {host} has no address ({error.strerror}): is the name right?"
+    return ""
 
 
 def _ms_until(moment: float) -> float:
@@ -452,7 +472,31 @@ class Subscriber:
             keys.apply(self._socket)
         for topic in topics or ("",):
             self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
+        # before it connects: what has happened by then is told to nobody
+        self._connections = self._socket.get_monitor_socket(
+            zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
+        )
+        self._endpoint = endpoint
         self._socket.connect(endpoint)
+
+    def wait_until_connected(self, timeout_seconds: float) -> None:
+        """Return when a coordinator lets us in, which no event says: there may be none for hours.
+        Raises `CoordinatorUnreachable`.
+        """
+        until, answers = time.monotonic() + timeout_seconds, False
+        while self._connections.poll(int(_ms_until(until))):
+            if recv_monitor_message(self._connections)["event"] != zmq.EVENT_CONNECTED:
+                return
+            answers = True
+        waited = f"(waited {timeout_seconds:.3g} s)"
+        raise CoordinatorUnreachable(
+            f"{self._endpoint} answers and does not let us in {waited}: give the coordinator's "
+            "token or keys (--token-file, --curve)"
+            if answers
+            else unresolvable([self._endpoint])
+            or f"nobody publishes events at {self._endpoint} {waited}: start a coordinator with "
+            "`hotweights coord-serve`, or name where another publishes with --pub-endpoint"
+        )
 
     def next(self, timeout_seconds: float) -> tuple[str, dict[str, Any]] | None:
         """The next event; None: there was none in that time."""
@@ -463,6 +507,8 @@ class Subscriber:
         return topic.decode(), json.loads(body)
 
     def close(self) -> None:
+        self._socket.disable_monitor()
+        self._connections.close()  # or the context would wait for it
         self._socket.close()
         self._context.term()
 

@@ -98,7 +98,7 @@ def handle(
             donors = membership.donors(request.digest, durable.workers)
             return CallResult(durable, {"workers": [_peer(worker) for worker in donors]})
         case m.ListWorkers():
-            return CallResult(durable, {"workers": _workers(durable, membership, now)})
+            return CallResult(durable, {"workers": _workers(durable, membership, about, now)})
         case m.Status():
             return CallResult(durable, _status(durable, membership, about, now))
         case _:
@@ -267,7 +267,10 @@ def _peer(worker: Worker) -> dict[str, Any]:
     return {"worker_id": worker.worker_id, "endpoints": worker.endpoints, "zone": worker.zone}
 
 
-def _workers(durable: CoordinatorState, membership: Membership, now: float) -> list[dict[str, Any]]:
+def _workers(
+    durable: CoordinatorState, membership: Membership, about: ServerInfo, now: float
+) -> list[dict[str, Any]]:
+    """What is written of each worker, and what it said; None where only a leader heard it."""
     precommits = durable.attempt.precommits if durable.attempt else frozenset()
     result = []
     for name, worker in sorted(durable.workers.items()):
@@ -276,12 +279,14 @@ def _workers(durable: CoordinatorState, membership: Membership, now: float) -> l
             _peer(worker)
             | {
                 "host": worker.host,
-                "have": membership.have_of(name),
+                "have": membership.have_of(name) if about.leads else None,
                 "precommitted": name in precommits,
                 "applied": applied.model_dump() if applied else None,
                 "failure": failure.model_dump() if failure else None,
                 "engines": membership.engines.get(name),
-                "silence_seconds": round(membership.silence_seconds(name, now), 3),
+                "silence_seconds": round(membership.silence_seconds(name, now), 3)
+                if about.leads
+                else None,
             }
         )
     return result
@@ -292,10 +297,11 @@ def _status(
 ) -> dict[str, Any]:
     attempt, current = durable.attempt, durable.current
     plan = attempt.plan if attempt else None
-    applied = membership.have_applied(durable)
-    waiting = durable.waiting_for
+    # what was applied is said to the leader alone, and written nowhere: a follower does not know
+    applied = membership.have_applied(durable) if about.leads else None
+    waiting: list[str] | None = durable.waiting_for
     if durable.phase == "committed":
-        waiting = sorted(durable.workers.keys() - set(applied))
+        waiting = None if applied is None else sorted(durable.workers.keys() - set(applied))
     events = sorted([*durable.events, *membership.events], key=lambda event: event.at)
     return {
         "state": durable.phase,
