@@ -10,7 +10,7 @@ CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help tour demo test mutants e2e e2e-way-back chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help tour demo test mutants e2e e2e-way-back e2e-gitops e2e-monitoring chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
@@ -51,6 +51,16 @@ chaos: $(READY) ## Twenty rounds of a change and a fault each on a real cluster,
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/python -m e2e.chaos --rounds 20 --json build/chaos.json $(ARGS)
 
+e2e-gitops: $(READY) ## A real Argo CD beside a real API server: what it shows of rollouts, and that it undoes nothing (the first time a quarter of an hour)
+	@$(BIN)/python -m localcluster preflight --tests
+	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) argocd > /dev/null
+	$(BIN)/pytest e2e/gitops
+
+e2e-monitoring: $(READY) ## The real Prometheus operator and a real Prometheus: what the chart's monitors and alerts become
+	@$(BIN)/python -m localcluster preflight --tests
+	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) prometheus-operator > /dev/null
+	$(BIN)/pytest e2e/monitoring
+
 BUNDLE ?= build/gpu
 
 agent-kills: $(READY) ## Agents killed twenty times under load, with no more memory than they ask for (a quarter of an hour)
@@ -82,13 +92,15 @@ check: $(READY) ## Format, lint, types, import contracts, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m hotweights_crds --check
+	$(BIN)/python -m generate --check
 
 format: $(READY) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-generate: $(READY) ## Write the generated files: the CRDs and the chart's copies of them
+generate: $(READY) ## Write the generated files: the CRDs, the chart's copies of them and of dashboards, and Argo CD's ConfigMap
 	$(BIN)/python -m hotweights_crds
+	$(BIN)/python -m generate
 
 cluster-up: $(READY) ## Start a real Kubernetes cluster with two nodes on this machine
 	$(BIN)/python -m localcluster up --nodes 2

@@ -82,6 +82,7 @@ async def _run(
         )
 
     performer.wrote = reconciler.changed
+    api.answered = meter.answered
     runners = await metrics.serve(
         meter,
         loop_health,
@@ -93,6 +94,7 @@ async def _run(
     tasks: set[asyncio.Task[Any]] = {
         asyncio.create_task(stop.wait(), name="stop"),
         asyncio.create_task(_serve(settings, api, informers, reconciler, listen), name="serve"),
+        asyncio.create_task(meter.watch_lag(), name="lag"),
     }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from typing import Any
@@ -289,6 +290,44 @@ def test_switches_render(helm: Helm) -> None:
         "hotweights-agent",
         "hotweights-operator",
     }
+
+
+def test_monitoring_is_switched_on_part_by_part(helm: Helm) -> None:
+    kinds = ("PodMonitor", "ServiceMonitor", "PrometheusRule", "Service")
+    assert not [body for body in helm.template() if body["kind"] in kinds]
+    mine = {"enabled": True, "labels": {"release": "mine"}}
+    objects = helm.template(
+        {
+            "podMonitor": mine,
+            "serviceMonitor": mine,
+            "prometheusRule": {**mine, "runbooks": "https://example.com/runbooks.md"},
+            "grafanaDashboard": {"enabled": True},
+        }
+    )
+    (pods,), (services,) = of_kind(objects, "PodMonitor"), of_kind(objects, "ServiceMonitor")
+    for monitor in (pods, services):
+        assert monitor["metadata"]["labels"]["release"] == "mine"
+    # else a rollout's namespace would be taken for that of the operator's pod
+    assert [e["honorLabels"] for e in pods["spec"]["podMetricsEndpoints"]] == [True]
+    assert [e["honorLabels"] for e in services["spec"]["endpoints"]] == [True]
+    (service,) = of_kind(objects, "Service")
+    selected = services["spec"]["selector"]["matchLabels"]
+    assert selected.items() <= service["metadata"]["labels"].items()
+    for component in ("operator", "agent"):
+        spec = pod_spec(objects, component)
+        ports = {p["name"] for c in spec["containers"] for p in c.get("ports", ())}
+        assert service["spec"]["ports"][0]["targetPort"] in ports
+    (rule,) = of_kind(objects, "PrometheusRule")
+    text = (CHART / "monitoring" / "alerts.yaml").read_text()
+    text = text.replace("docs/runbooks.md#", "https://example.com/runbooks.md#")
+    assert rule["spec"] == yaml.safe_load(text)
+    (dashboards,) = [
+        body
+        for body in of_kind(objects, "ConfigMap")
+        if body["metadata"]["labels"].get("grafana_dashboard") == "1"
+    ]
+    written = json.loads((ROOT / "dashboards" / "hotweights.json").read_text())
+    assert json.loads(dashboards["data"]["hotweights.json"]) == written
 
 
 @pytest.mark.parametrize(
