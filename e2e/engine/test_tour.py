@@ -47,7 +47,9 @@ def test_the_tour_shows_what_it_promises_and_keeps_or_leaves_nothing(tmp_path: P
     assert "1 engine" in shown.stdout
     (ask,) = re.findall(r"^  (curl http://\S+/v1/completions .*)$", done.stdout, re.M)
     assert f":{first + 4}/" in ask
-    assert "runs already (coordinator, worker, vllm): end it with" in tour("--folder", folder).stderr
+    assert (
+        "runs already (coordinator, worker, vllm): end it with" in tour("--folder", folder).stderr
+    )
     assert processes.recorded(folder)
     assert tour("--end", "--folder", folder).stdout == "ended: coordinator, worker, vllm\n"
     assert processes.recorded(folder) == []
