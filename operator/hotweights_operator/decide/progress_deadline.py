@@ -62,10 +62,5 @@ def has_moved(context: PassContext, status: WeightRolloutStatus, *, is_complete:
         context.blocked.rule.waits_for_version,
         not is_true(old.conditions, "VersionResolved"),
     )
-    return (
-        was_held
-        or was_complete
-        or waits != waited
-        or status.high_water != old.high_water
-        or status.canary.step != old.canary.step
-    )
+    moved = status.high_water != old.high_water or status.canary.step != old.canary.step
+    return was_held or was_complete or waits != waited or moved
