@@ -24,6 +24,7 @@ from localvllm import releases
 
 VLLM_VERSION = releases.NEWEST
 UV_VERSION = "0.13.9"
+PYTHON_VARIABLE = "HOTWEIGHTS_VLLM_PYTHON"
 
 
 class BuildError(RuntimeError):
@@ -62,7 +63,7 @@ def python() -> Path:
     """The interpreter that has vLLM: the one that HOTWEIGHTS_VLLM_PYTHON names (a GPU machine's,
     or that of another release), else this build's own (after `ensure`).
     """
-    given = os.environ.get("HOTWEIGHTS_VLLM_PYTHON")
+    given = os.environ.get(PYTHON_VARIABLE)
     return Path(given) if given else ensure() / "bin" / "python"
 
 
