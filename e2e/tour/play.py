@@ -74,11 +74,17 @@ class Tour:
             self._run("plugin", "python -m hotweights.adapters.vllm.bundle plugin")
         with self._step("a coordinator, and the worker of this host"):
             self._start_control()
-        with self._step("vLLM on v0, and a second one on v1 that says what a cold start answers"):
-            self._start_vllm()
-            cold, prompts = self._cold()
+        say("==> vLLM on v0; it starts in the background")
+        self._start_vllm()
+        with self._step("both published as versions, while it starts"):
             self._publish()
-            self._until_healthy()
+        with self._step(
+            "a second vLLM, started cold on v1: what it answers the first one will have to answer",
+            lambda: self.processes.now("cold"),
+        ):
+            cold, prompts = self._cold()
+        with self._step("the first vLLM opens its port", lambda: self.processes.now("vllm")):
+            self._until("vLLM", self._is_healthy)
         before = self._ask(prompts)
         say(f"    v0 answers {_shown(before)}")
         say(f"    v1 has to  {_shown(cold)}")
@@ -168,15 +174,12 @@ class Tour:
                 f"--output {version}.json",
             )
 
-    def _until_healthy(self) -> None:
-        def healthy() -> bool:
-            try:
-                with urllib.request.urlopen(f"http://{self.address}/health", timeout=5) as answer:
-                    return bool(answer.status == 200)
-            except (OSError, HTTPException):
-                return False
-
-        self._until("vLLM", healthy)
+    def _is_healthy(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"http://{self.address}/health", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except (OSError, HTTPException):
+            return False
 
     def _switch(self, version: str, serves: str, prompts: Answers, traffic: Traffic) -> Switch:
         """To a version, from what it ``serves``; empty: what it booted with."""

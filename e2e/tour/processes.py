@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -23,6 +24,7 @@ RECORD = "processes.json"
 TERM_SECONDS = 20.0
 """How long a group may take to end by itself: vLLM waits for its requests."""
 POLL_SECONDS = 0.1
+SHORT = 70  # characters
 
 
 class Failed(Exception):
@@ -116,6 +118,15 @@ class Processes:
     def last_words(self, name: str) -> str:
         """The line of its log that says most: the last with an error in it, else the last."""
         return telling_line(self.log(name).read_text(errors="replace"))
+
+    def now(self, name: str) -> str:
+        """What it does by its own last words, in one short line."""
+        lines = self.log(name).read_text(errors="replace").splitlines()
+        # vLLM's begin with process, level, moment and place
+        said = (
+            re.sub(r"^(\(.*?\) )?[A-Z]+ [\d: -]+\[.*?\] *", "", line) for line in reversed(lines)
+        )
+        return next((line[:SHORT] for line in said if line.isprintable() and line.strip()), name)
 
     def members(self, name: str) -> list[int]:
         """The living processes of one that runs."""

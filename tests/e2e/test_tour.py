@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from e2e.harness import docs
 from e2e.tour import install, processes
 from e2e.tour.__main__ import what_next
 from e2e.tour.account import Clients, Evidence, Switch, metric
@@ -129,6 +131,14 @@ def test_the_account_is_told_as_a_table() -> None:
         "processes  2 of vLLM's 2 processes are the same as before",
         "memory     the worker holds 10.5 MB of versions, shared with the engine",
     ]
+
+
+def test_the_readme_shows_what_it_prints() -> None:
+    """Line by line, but for figures."""
+    (block,) = (block for block in docs.blocks("README.md") if block.text.startswith("$ make tour"))
+    shown = re.sub(r"[\d.]+", "N", " ".join(block.text.split()))
+    told = re.sub(r"[\d.]+", "N", " ".join(SHOWN.told().split()))
+    assert told in shown
 
 
 @pytest.mark.parametrize(
