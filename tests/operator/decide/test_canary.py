@@ -42,7 +42,9 @@ from tests.operator.worlds import (
     world,
 )
 
-ONE, PAUSE, HALF = {"setReplicas": 1}, {"pause": {}}, {"setReplicas": "50%"}
+ONE: dict[str, Any] = {"setReplicas": 1}
+PAUSE: dict[str, Any] = {"pause": {}}
+HALF: dict[str, Any] = {"setReplicas": "50%"}
 IDLE = "idle"
 
 
