@@ -36,7 +36,7 @@ e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real c
 	@$(BIN)/python -m localcluster preflight
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
-	$(BIN)/pytest -n 2 e2e/engine tests/seeds/test_vllm_integration.py
+	$(BIN)/pytest -n 2 e2e/engine e2e/tour tests/seeds/test_vllm_integration.py
 	$(BIN)/pytest e2e/cluster
 
 e2e-way-back: $(READY) ## The way back from every bad version under every failure policy, on a real cluster (about an hour)

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 CUSTOMIZATIONS = ROOT / "config" / "argocd" / "resource_customizations" / "hotweights.dev"
 HEADER = "# Written by `python -m tests.argocd.scenes`: what the operator decides. Do not edit.\n"
 COMMAND = "hotweights.dev/command"
-HANDWRITTEN = {"WeightRollout": ("paused-by-command", "rolled-back", "waits-for-promotion")}
+HANDWRITTEN = {"WeightRollout": ("paused-by-command", "waits-for-promotion")}
 """Of states that this release's operator does not come to."""
 HEALTH = {
     "WeightRollout": {
@@ -82,6 +82,8 @@ def rollouts() -> dict[str, Body]:
     refused = world([pod(0), pod(1)], [state("n0", bad, {"p0": OLD, "p1": OLD})])
     aborts: Fields = {"failurePolicy": {"action": "Abort"}}
     begun = after(rollout(AT_NEW), ready)
+    goes_back: Fields = {"failurePolicy": {"action": "Rollback"}}
+    left = after(rollout(AT_NEW, **goes_back), refused)
     other = replace(rollout(AT_NEW), uid="older", name="older", created_at="2025")
     contested = world(
         [pod(0)], [state("n0", [engine(0)], {"p0": OLD})], rollouts=[other, rollout(AT_NEW)]
@@ -100,6 +102,7 @@ def rollouts() -> dict[str, Body]:
         "complete-and-paused": _decided(rollout(DONE, **_PAUSED), there),
         "too-many-failures": _decided(rollout(AT_NEW), refused),
         "aborted": _decided(rollout(AT_NEW, **aborts), refused),
+        "rolled-back": _decided(after(left, refused), refused),
         "no-progress": _decided(begun, ready, NOW + timedelta(hours=1)),
         "target-conflict": _decided(rollout(AT_NEW), contested),
     }

@@ -1,5 +1,5 @@
 """What `make tour` says of a machine that lacks something, of a step that fails and of evidence that
-is not there, and that it leaves no process behind. The tour itself is in e2e/engine/test_tour.py.
+is not there, and that it leaves no process behind. The tour itself is in e2e/tour/test_tour.py.
 """
 
 from __future__ import annotations
