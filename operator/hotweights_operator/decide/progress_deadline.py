@@ -66,12 +66,7 @@ def has_moved(context: PassContext, status: WeightRolloutStatus, *, is_complete:
         context.blocked.rule.waits_for_version,
         not is_true(old.conditions, "VersionResolved"),
     )
-    return (
-        was_held
-        or was_complete
-        or waits != waited
-        or status.high_water != old.high_water
-        or status.canary.step != old.canary.step
-        # one that cannot be measured any more has its whole time until it is mended
-        or status.analysis.phase != old.analysis.phase
-    )
+    moved = status.high_water != old.high_water or status.canary.step != old.canary.step
+    # one that cannot be measured any more has its whole time until it is mended
+    moved = moved or status.analysis.phase != old.analysis.phase
+    return was_held or was_complete or waits != waited or moved

@@ -153,7 +153,7 @@ def _admitted(
     """UIDs of the pods that may take the target at a canary's step; None: all may."""
     if canary.current(rollout.spec, base.canary) is None or not base.target.digest:
         return None
-    return canary.admitted(all_totals, base.target.digest, found.failed, base.canary.allowed, now)
+    return canary.admitted(rollout.uid, base, all_totals, found.failed, now)
 
 
 def _failures(
@@ -210,17 +210,12 @@ def _plan_node(
         else None
     )
     known = observed.remembered.setdefault(totals.node, {})
-    made: tuple[tuple[object, ...], NodePlan] | None = known.get(("plan", rollout.uid))
-    # totals and goals are the same only if they are the very same
-    if (
-        made is None
-        or made[0][0] is not totals
-        or made[0][1] is not goal
-        or made[0][2:] != (failed, may)
-    ):
-        made = ((totals, goal, failed, may), activation.plan_node(totals, goal, failed, may))
-        known["plan", rollout.uid] = made
-    return made[1]
+    pods = (failed, may)
+    then: tuple[NodeTotals, RolloutGoal, object, NodePlan] | None = known.get(("plan", rollout.uid))
+    if then is None or then[0] is not totals or then[1] is not goal or then[2] != pods:
+        then = (totals, goal, pods, activation.plan_node(totals, goal, failed, may))
+        known["plan", rollout.uid] = then
+    return then[3]
 
 
 def _hold(

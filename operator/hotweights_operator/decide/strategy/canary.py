@@ -27,6 +27,8 @@ from hotweights_crds.weightrollout import (
     WeightRolloutStatus,
 )
 from hotweights_operator.decide import revision
+from hotweights_operator.decide.strategy import disruption_budget
+from hotweights_operator.model import failures
 from hotweights_operator.model.node_totals import NodeTotals
 from hotweights_operator.model.targets import Target
 
@@ -240,16 +242,17 @@ def tell(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> str:
 
 
 def admitted(
+    rollout_uid: str,
+    base: WeightRolloutStatus,
     all_totals: Sequence[NodeTotals],
-    target: str,
     failed: Collection[str],
-    allowed: int,
     now: datetime,
 ) -> frozenset[str]:
-    """UIDs of the pods that may be told the target, and prepare it. Those that are told it, or serve
-    it, come first, whatever became of them; then who was asked to prepare it; then who boots, to
-    whom it costs nothing; then the others, spread over zones.
+    """UIDs of the pods that may be told the target, and prepare it: as many as the step allows. Those
+    that are told it, or serve it, come first, whatever became of them; then who was asked to prepare
+    it; then who boots, to whom it costs nothing; then the others, spread over zones.
     """
+    target, allowed = base.target.digest, base.canary.allowed
     holding: list[str] = []
     others: list[tuple[int, int, str]] = []
     rank = {t.pod.uid: place for place, t in enumerate(spread(all_totals))}
@@ -259,15 +262,28 @@ def admitted(
             if target_.told == target or target_.serves(target):
                 holding.append(uid)
             elif uid not in failed and uid not in totals.unreachable:
-                turn = _turn(target_, target, now)
+                was_asked = _was_asked(target_, rollout_uid, base)
+                turn = _turn(target_, target, now, was_asked=was_asked)
                 if turn is not None:
                     others.append((turn, rank[uid], uid))
     places = max(0, allowed - len(holding))
     return frozenset([*holding, *(uid for _, _, uid in sorted(others)[:places])])
 
 
-def _turn(target: Target, digest: str, now: datetime) -> int | None:
+def _was_asked(target: Target, rollout_uid: str, base: WeightRolloutStatus) -> bool:
+    """Whether it was asked to prepare the target, and did so or ended of it perhaps."""
+    order = target.assigned
+    asked = order is not None and order.prepare == base.target.digest
+    ended = failures.ends_preparing(target, rollout_uid, base.revision) > 0
+    return asked or ended or target.prepared(base.target.digest)
+
+
+def _turn(target: Target, digest: str, now: datetime, *, was_asked: bool) -> int | None:
     """When it is a pod's turn, the lower the sooner; None: an order does not reach it now."""
+    # It keeps its place while its container starts again: else a version that kills engines would
+    # kill one after the other, each for the first time, though the step allows one.
+    if was_asked and target.follows and disruption_budget.waited_for_seconds(target, now):
+        return 0
     if not target.connected:
         return None
     if target.booting:
@@ -275,9 +291,6 @@ def _turn(target: Target, digest: str, now: datetime) -> int | None:
             return None
         # last of all one that ends again and again: the target may be what mends it
         return 4 if target.crashes else 1
-    asked = target.assigned is not None and target.assigned.prepare == digest
-    if asked or target.prepared(digest):
-        return 0
     # what ended a moment ago is left alone for a while (`activation._ask`)
     return 3 if target.calm_seconds(now) else 2
 
