@@ -5,6 +5,7 @@ else the default.
 from __future__ import annotations
 
 import argparse
+import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -130,6 +131,11 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
     refused = read.refuse_network
     if refused is None and (told := env("HOTWEIGHTS_REFUSED_NETWORKS")) is not None:
         refused = [network for network in told.split(",") if network]
+    for network in refused or ():
+        try:
+            ipaddress.ip_network(network)
+        except ValueError as error:
+            parser.error(f"{network} is no network: {error}")
     return Settings(
         namespace=read.namespace,
         # once each, in their order: the option adds to what the environment names

@@ -61,8 +61,11 @@ class Scene:
         return self.cache.observed().readings
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        while not holds():
+        for _ in range(100):  # turns of the event loop: nothing here waits for a time
+            if holds():
+                return
             await asyncio.sleep(0)
+        raise AssertionError("it does not come to be")
 
 
 @pytest_asyncio.fixture

@@ -111,6 +111,15 @@ def test_a_success_ends_the_step_and_all_change() -> None:
     assert status_of(third).analysis.message == "errors: 0.01 (Successful)"
 
 
+def test_verdicts_are_told_once() -> None:
+    second, known, seen = after_one(0.01)
+    assert "AnalysisSuccessful" in {event.reason for event in second.events}
+    third = decide(next_pass(known, second), seen, NOW)
+    assert "AnalysisSuccessful" not in {event.reason for event in third.events}
+    failed, _, _ = after_one(0.07)
+    assert [event.reason for event in failed.events].count("AnalysisFailed") == 1
+
+
 def test_the_next_is_asked_for_when_its_time_has_come() -> None:
     metric = {**ERRORS, "count": 2, "intervalSeconds": 20}
     second, known, seen = after_one(0.01, at_analysis({"metrics": [metric]}))

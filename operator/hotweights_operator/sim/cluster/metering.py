@@ -1,7 +1,7 @@
 """What measurements give in a simulation: good and bad values, none, and errors, after a while.
 
-A metric's URL says what it gives, so that a story's version is good or bad by what its rollout
-measures. It dies with the operator's process, as its tasks do.
+A metric's URL says what it gives. What was given is remembered for the judges; what an operator's
+process has begun or read dies with it.
 """
 
 from __future__ import annotations
@@ -9,25 +9,35 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from hotweights_operator.model.measurements import Measure, MeasurementId, Reading
 from hotweights_operator.runtime.triggers import Key
 
-WORLDS: dict[str, tuple[float, float, float, float]] = {
+GAUGES: dict[str, tuple[float, float, float, float]] = {
     # shares of: a good value (0), a bad one (1), no value, an error
-    "http://good": (0.85, 0.0, 0.08, 0.07),
+    "http://good": (0.9, 0.0, 0.05, 0.05),
     "http://bad": (0.3, 0.6, 0.05, 0.05),
-    "http://middling": (0.6, 0.0, 0.4, 0.0),
-    "http://away": (0.0, 0.0, 0.1, 0.9),
+    "http://away": (0.1, 0.0, 0.1, 0.8),
+    "http://empty": (0.2, 0.0, 0.8, 0.0),
 }
+
+
+@dataclass(slots=True)
+class Instruments:
+    """What is there to be measured, whoever asks."""
+
+    well: bool = False  # the faults have stopped: every value is a good one
+    # by measurement: it may be made again by the next process, and give something else
+    gave: dict[MeasurementId, set[str]] = field(default_factory=dict)
 
 
 class Metering:
     """One operator process's measurements."""
 
-    def __init__(self, draw: random.Random, counts: Counter[str]) -> None:
-        self._draw, self._counts = draw, counts
+    def __init__(self, draw: random.Random, instruments: Instruments, counts: Counter[str]) -> None:
+        self._draw, self._instruments, self._counts = draw, instruments, counts
         self._begun: dict[MeasurementId, tuple[Key, Measure, datetime]] = {}
         self._wanted: dict[Key, set[MeasurementId]] = {}
 
@@ -61,15 +71,17 @@ class Metering:
         return found
 
     def _reading(self, measure: Measure, now: datetime) -> Reading:
-        url = measure.metric.http.url if measure.metric.http is not None else "http://good"
-        what = self._draw.choices(("good", "bad", "nothing", "error"), WORLDS[url])[0]
-        self._counts[f"measured: {what}"] += 1
+        shares = GAUGES[measure.metric.http.url if measure.metric.http else "http://good"]
+        kinds = ("a good value", "a bad value", "no value", "an error")
+        what = kinds[0] if self._instruments.well else self._draw.choices(kinds, shares)[0]
+        self._counts[f"measurement gives {what}"] += 1
+        self._instruments.gave.setdefault(measure.id, set()).add(what)
         match what:
-            case "good":
+            case "a good value":
                 return Reading(now, 0.0)
-            case "bad":
+            case "a bad value":
                 return Reading(now, 1.0)
-            case "nothing":
+            case "no value":
                 return Reading(now, float("nan"))
             case _:
                 return Reading(now, error="nobody answers")

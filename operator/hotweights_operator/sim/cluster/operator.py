@@ -62,7 +62,7 @@ class Operator:
 
     def __post_init__(self) -> None:
         self.now = self.fleet.now
-        self.metering = Metering(self.draw, self.api.counts)
+        self.metering = Metering(self.draw, self.fleet.instruments, self.api.counts)
         self.cache = Cache(clock=lambda: self.now)
         self.loop = Loop(self.cache, self, self, self._wake, started_at=self.now)
 
