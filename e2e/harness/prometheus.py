@@ -23,7 +23,7 @@ PATIENCE_SECONDS = 180.0
 
 class Prometheus:
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
 
     def query(self, expression: str) -> list[Any]:
         """The instant vector that an expression gives now."""
@@ -64,7 +64,7 @@ class Prometheus:
 
     def _get(self, path: str, **parameters: str) -> Any:
         with urllib.request.urlopen(
-            f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60
+            f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60
         ) as answer:
             return json.load(answer)["data"]
 

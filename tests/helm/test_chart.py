@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hotweights_operator.settings import REFUSED_NETWORKS
 from tests.helm.conftest import CHART, ROOT, SOURCE, Body, Helm, Refused
 
 pytestmark = pytest.mark.timeout(180, func_only=True)  # helm may have to be built first
@@ -122,6 +123,7 @@ def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
         nodes="list watch",
         weightversions="get list watch",
         weightrollouts="get list watch",
+        weightanalysistemplates="list watch",
     )
     writes = verbs(
         weightversions_status="patch", weightrollouts_status="patch", events="create patch"
@@ -129,6 +131,22 @@ def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
     assert rights(helm.template(), "operator") == read | writes | verbs(
         nodeweights="get list watch create patch"
     )
+
+
+def test_jobs_are_created_only_where_that_is_asked_for(helm: Helm) -> None:
+    with_jobs = helm.template({"analysis": {"jobs": {"enabled": True}}})
+    more = rights(with_jobs, "operator") - rights(helm.template(), "operator")
+    assert more == verbs(jobs="create get")
+
+
+def test_the_operator_is_told_where_no_measurement_may_go(helm: Helm) -> None:
+    def told(objects: list[Body]) -> str:
+        env = pod_spec(objects, "operator")["containers"][0]["env"]
+        return next(e["value"] for e in env if e["name"] == "HOTWEIGHTS_REFUSED_NETWORKS")
+
+    assert tuple(told(helm.template()).split(",")) == REFUSED_NETWORKS
+    own = {"analysis": {"refusedNetworks": ["10.0.0.0/8", "fd00::/8"]}}
+    assert told(helm.template(own)) == "10.0.0.0/8,fd00::/8"
 
 
 @pytest.mark.parametrize("component", ["operator", "agent"])

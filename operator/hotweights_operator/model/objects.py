@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 
+from hotweights_crds.analysis import WeightAnalysisTemplateSpec
 from hotweights_crds.conditions import is_true
 from hotweights_crds.nodeweights import (
     EngineStatus,
@@ -214,6 +215,16 @@ class Version:
     def usable(self) -> bool:
         """Whether its digest is known, so that rollouts can use it."""
         return bool(self.status.digest) and is_true(self.status.conditions, "Ready")
+
+
+@dataclass(frozen=True, slots=True)
+class AnalysisTemplate:
+    """A WeightAnalysisTemplate as it stands."""
+
+    uid: str
+    name: str
+    namespace: str
+    spec: WeightAnalysisTemplateSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from hotweights_kube import errors
 from hotweights_operator.decide import nodes, revision, rollout_status, rollouts, versions
 from hotweights_operator.decide.revision import Outcome
 from hotweights_operator.model.actions import Action, Event
+from hotweights_operator.model.measurements import Measure
 from hotweights_operator.model.objects import NO_EPOCH, Epoch, Refusal, Rollout, Version
 from hotweights_operator.runtime.cache import Cache
 from hotweights_operator.runtime.outbox import Outbox, Write
@@ -59,6 +60,12 @@ class Port(Protocol):
 
     async def act(self, action: Action) -> None:
         """Do one action: one write to one node's object, fenced by the resourceVersion it names."""
+        ...
+
+    def measure(self, key: Key, measures: Sequence[Measure]) -> None:
+        """Have these measured, and of this rollout nothing else; what comes of it is observed. It
+        waits for nobody.
+        """
         ...
 
     async def tell(self, events: Sequence[Event]) -> None:
@@ -147,6 +154,7 @@ class Loop:
         rollout: Rollout | None = self.cache.get("rollout", key[1])
         if rollout is None:
             self._forget(key)
+            self.port.measure(key, ())
             return None
         self._look_at_refusals(key, rollout.uid, now)
         decision = rollouts.decide(rollout, self.cache.observed(), now, self.started_at)
@@ -155,6 +163,8 @@ class Loop:
         status = decision.status
         if status is not None and status != rollout.status:
             waits.append(await self._write_status(key, rollout, status, now))
+        # after the status: what it has taken in needs no more to be kept
+        self.port.measure(key, decision.measures)
         self._let_out(key, decision.actions, now, rollout.epoch)
         # last: an event of a status that was refused would tell of what is not so
         await self.port.tell(decision.events)

@@ -44,6 +44,19 @@ OPERATOR = (
 """What goes wrong between the operator and the API server; counted by `cluster.operator`."""
 
 PATHS = (
+    "analysis Error",
+    "analysis Failed",
+    "analysis Inconclusive",
+    "analysis Running",
+    "analysis Successful",
+    "analysis Waiting",
+    "analysis is promoted away",
+    "canary waits for Analysis",
+    "led back by Analysis",
+    "measurement gives a bad value",
+    "measurement gives a good value",
+    "measurement gives an error",
+    "measurement gives no value",
     "canary is told to change",
     "canary step ends",
     "canary waits for Pods",

@@ -31,6 +31,9 @@ def heal(sim: Simulation) -> None:
     """The faults stop; what is wrong with versions stays so."""
     sim.tell("-- the faults stop")
     sim.fleet.faults.heal()
+    sim.fleet.instruments.well = True
+    for namespace in sorted({app.namespace for app in sim.apps}):
+        sim.put_template(namespace)
     sim.operator.ends_after = -1
     sim.operator.conflicts = 0.0
     sim.api.refusing.clear()
@@ -186,7 +189,7 @@ def _last_edit(sim: Simulation, app: App) -> None:
 
 def _goes_on(sim: Simulation) -> bool:
     """Somebody is there who promotes what waits for it, resumes what a command has paused, and tries
-    again what the deadline led back. False, so that it may stand before a question.
+    again what the deadline or an analysis led back or holds. False, so that it may stand before a question.
     """
     for app in sim.apps:
         rollout = sim.rollout_of(app)
@@ -197,7 +200,11 @@ def _goes_on(sim: Simulation) -> bool:
             verb = "resume"
         elif status.canary.waits_for == "Promotion":
             verb = "promote"
-        elif status.phase == "RolledBack" and rollout.spec.version_ref.name == app.ends_with:
+        elif rollout.spec.version_ref.name == app.ends_with and (
+            status.phase == "RolledBack"
+            # measured before the last edit, which names where a command has led already
+            or (is_true(status.conditions, "Stalled") and status.canary.waits_for == "Analysis")
+        ):
             verb = "retry"
         text = f"{verb} {status.revision} {status.canary.step}"
         if verb and rollout.command != text:

@@ -15,6 +15,7 @@ from hotweights_crds.nodeweights import UNASSIGNED, PodAssignment, RolloutAssign
 from hotweights_crds.weightrollout import FailurePolicy, HistoryEntry, WeightRolloutStatus
 from hotweights_operator.model.actions import AskResolve, Assign
 from hotweights_operator.model.objects import NodeState, Pod, Rollout
+from hotweights_operator.sim.analyses import AnalysisJudge
 from hotweights_operator.sim.availability import SEEN_STEPS, AvailabilityJudge
 from hotweights_operator.sim.cluster.world import JudgeContext, World
 from hotweights_operator.sim.deadlines import DeadlineJudge
@@ -55,6 +56,7 @@ class Judge:
         self.service = AvailabilityJudge(self.bench)
         self.patience = DeadlineJudge(self.bench)
         self.intents = IntentJudge(self.bench)
+        self.analyses = AnalysisJudge(self.bench)
         self._ledgers: dict[str, RolloutRecord] = {}  # by rollout UID
         self._prepared: dict[str, set[str]] = {}  # pod UID → what it ever prepared
         # node → for how many steps the operator has taken its agent to be there
@@ -106,6 +108,7 @@ class Judge:
                 if self.patience.is_beyond(rollout) and pod.digest != (old.digest if old else ""):
                     self._keeps_the_policy(rollout, pod)
                 self.intents.assigned(rollout, old, pod)
+                self.analyses.assigned(rollout, old, pod)
                 self.service.told(rollout, old, pod)
                 if pod.prepare and (old is None or old.prepare != pod.prepare):
                     self._asked(rollout, pod)
@@ -282,6 +285,7 @@ class Judge:
         self._note_given_up(after, ledger)
         self.patience.told(before, after)
         self.intents.told(before, after)
+        self.analyses.told(before, after)
         self._count_paths(before, after, ledger)
         if is_over(status):
             self._complete(after)

@@ -173,6 +173,16 @@ def canary_is_edited(sim: Simulation) -> bool:
     return _change(sim, app, strategy=strategy)
 
 
+def template_comes_or_goes(sim: Simulation) -> bool:
+    """A template is deleted, edited or made again; analyses may need it."""
+    namespace = sim.draw.choice(sim.apps).namespace
+    if sim.draw.random() < 0.5:
+        sim.api.delete("template", f"{namespace}/{plan.TEMPLATE}")
+    else:
+        sim.put_template(namespace)
+    return True
+
+
 def rollout_is_deleted(sim: Simulation) -> bool:
     """Pods keep what they serve; it may be made again."""
     app = sim.draw.choice(sim.apps)
@@ -228,6 +238,7 @@ HAPPENINGS: dict[Happening, float] = {
     faults.scale: 1.5,
     somebody_promotes: 1.5,
     source_cannot_be_read: 0.4,
+    template_comes_or_goes: 0.6,
     version_changes: 4,
     version_is_deleted: 0.4,
     version_is_made_anew: 0.5,

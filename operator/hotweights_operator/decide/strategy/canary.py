@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from hotweights_common import timestamps
+from hotweights_crds.analysis import AnalysisPhase
 from hotweights_crds.weightrollout import (
     CanaryStatus,
     CanaryStep,
@@ -43,6 +44,7 @@ class Standing:
     ready: int  # pods that serve it and have been of service for long enough
     started_at: datetime  # of the step, never later than now
     now: datetime
+    analysis: AnalysisPhase  # of the step; empty: it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,10 @@ def _has_passed(step: CanaryStep, standing: Standing) -> bool:
     return seconds is not None and standing.now >= standing.started_at + timedelta(seconds=seconds)
 
 
+def _has_succeeded(step: CanaryStep, standing: Standing) -> bool:
+    return standing.analysis == "Successful"
+
+
 def _paused_for(step: CanaryStep) -> WaitsFor:
     return "Time" if step.pause and step.pause.duration_seconds is not None else "Promotion"
 
@@ -73,6 +79,7 @@ def _paused_for(step: CanaryStep) -> WaitsFor:
 KINDS: dict[str, StepKind] = {
     "set_replicas": StepKind(lambda _: "Pods", _has_its_pods, pauses=False, promotable=False),
     "pause": StepKind(_paused_for, _has_passed, pauses=True, promotable=True),
+    "analysis": StepKind(lambda _: "Analysis", _has_succeeded, pauses=False, promotable=True),
 }
 
 
@@ -166,6 +173,7 @@ def advanced(
         ready=pods.ready,
         started_at=_started_at(canary, now),
         now=now,
+        analysis=analysis_phase(spec, status),
     )
     if not kind_of(step).is_over(step, standing):
         return status
@@ -175,7 +183,17 @@ def advanced(
 def pauses(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> bool:
     """Whether it waits for somebody, or for a time, and not for pods."""
     step = current(spec, status.canary)
-    return step is not None and kind_of(step).pauses
+    waits = analysis_phase(spec, status) == "Inconclusive"
+    return step is not None and (kind_of(step).pauses or waits)
+
+
+def analysis_phase(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> AnalysisPhase:
+    """How the analysis of the step stands (`analysis.step`); empty: it has none, or none yet."""
+    step, found = current(spec, status.canary), status.analysis
+    place = (status.revision, status.canary.step, status.canary.step_started_at)
+    if step is None or step.analysis is None:
+        return ""
+    return found.phase if (found.revision, found.step, found.started_at) == place else ""
 
 
 def ends_in_seconds(
@@ -206,7 +224,12 @@ def tell(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> str:
             return f"{where}: {canary.allowed} of {status.pods.desired} pods may change"
         case "Time" if step.pause is not None:
             return f"{where}: waits {step.pause.duration_seconds} s since {canary.step_started_at}"
+        case "Analysis":
+            known = analysis_phase(spec, status)
+            return f"{where}: analysis{f': {status.analysis.message}' if known else ''}"
         case "Promotion":
+            if analysis_phase(spec, status) == "Inconclusive":
+                where = f"{where}: the analysis is inconclusive: {status.analysis.message}"
             return (
                 f"{where}: waits for a promotion (annotate it with hotweights.dev/command="
                 f'"promote {status.revision}")'
