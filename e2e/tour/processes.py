@@ -177,8 +177,8 @@ def end(groups: Iterable[Group]) -> None:
 
 
 def telling_line(log: str) -> str:
-    """The last line with an error in it, else the last one."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    """The last line with an error in it, else the last one; what make adds to it says nothing."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and line[:4] != "make"]
     errors = [line for line in lines if "error" in line.lower()]
     return ["", *lines, *errors][-1]
 
