@@ -103,7 +103,8 @@ def _panel(server: Prometheus, panel: dict[str, Any], start: float, seconds: int
             if 0 <= at < seconds:
                 values[at] = float(value)
         name = " ".join(v for k, v in series["metric"].items() if k not in ("namespace", "name"))
-        curves.append(Curve(name, values))
+        if any(values):  # what never was is not drawn
+            curves.append(Curve(name, values))
     curves.sort(key=lambda curve: sum(curve.values), reverse=True)
     return Panel(panel["title"], curves[:MOST_CURVES])
 

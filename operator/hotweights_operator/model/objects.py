@@ -29,6 +29,7 @@ INJECT_LABEL = "hotweights.dev/inject"
 DIGEST_LABEL = "hotweights.dev/digest"
 GATE = "hotweights.dev/weights"
 RETRY_ANNOTATION = "hotweights.dev/retry"
+COMMAND_ANNOTATION = "hotweights.dev/command"
 
 SETTLED_PHASES = frozenset({"Serving", "Preparing", "Prepared"})
 """Phases in which an engine answers requests with the digest that it reports."""
@@ -184,6 +185,13 @@ class NodeState:
         return found
 
 
+Epoch = tuple[str, int, str]
+"""UID, generation and command of the object that was decided about: another intent has others."""
+
+NO_EPOCH: Epoch = ("", 0, "")
+"""Of what was decided about no such object: a node."""
+
+
 @dataclass(frozen=True, slots=True)
 class Version:
     """A WeightVersion as it stands, its conditions included."""
@@ -196,6 +204,11 @@ class Version:
     spec: WeightVersionSpec
     status: WeightVersionStatus = field(default_factory=WeightVersionStatus)
     terminating: bool = False
+
+    @property
+    def epoch(self) -> Epoch:
+        """Of what is decided about it."""
+        return (self.uid, self.generation, "")
 
     @property
     def usable(self) -> bool:
@@ -216,7 +229,15 @@ class Rollout:
     spec: WeightRolloutSpec
     status: WeightRolloutStatus = field(default_factory=WeightRolloutStatus)
     retry: str = ""  # the annotation hotweights.dev/retry: another value asks for another try
+    command: str = ""  # the annotation hotweights.dev/command: each text is acted on once
     terminating: bool = False
+
+    @property
+    def epoch(self) -> Epoch:
+        """By which a write knows that what it was decided for is still wanted: a command is seen by
+        writes that wait, as an edit of the spec is.
+        """
+        return (self.uid, self.generation, self.command)
 
     @property
     def age_key(self) -> tuple[str, str]:

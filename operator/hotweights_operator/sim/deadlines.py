@@ -46,7 +46,9 @@ class DeadlineJudge:
         """
         old, new, course = before.status, after.status, self._course(after)
         begins = ("Ready", "Paused", "VersionResolved", "TargetsFound")
-        key = (new.revision, after.generation, *(is_true(new.conditions, kind) for kind in begins))
+        step = (new.canary.step, new.canary.steps)
+        held = (is_true(new.conditions, kind) for kind in begins)
+        key = (new.revision, after.generation, step, *held)
         reached = (
             new.nodes.staged,
             new.nbytes.done,

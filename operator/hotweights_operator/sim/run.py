@@ -110,9 +110,14 @@ class Simulation:
         self.api.put("version", f"{namespace}/{name}", version)
 
     def put_rollout(
-        self, app: App, spec: WeightRolloutSpec, name: str = "", retry: str = ""
+        self,
+        app: App,
+        spec: WeightRolloutSpec,
+        name: str = "",
+        retry: str = "",
+        command: str = "",
     ) -> None:
-        """Create a rollout or change its spec."""
+        """Create a rollout or change its spec, or an annotation of it."""
         key = f"{app.namespace}/{name or app.name}"
         known: Rollout | None = self.api.get("rollout", key)
         if known is None:
@@ -125,11 +130,18 @@ class Simulation:
         self.tell(
             f"-- {key}: "
             f"{spec.version_ref.name}{', paused' if spec.paused else ''}{', retry' if retry else ''}"
+            f"{f', command {command!r}' if command else ''}"
         )
         self.api.put(
             "rollout",
             key,
-            replace(known, spec=spec, generation=generation, retry=retry or known.retry),
+            replace(
+                known,
+                spec=spec,
+                generation=generation,
+                retry=retry or known.retry,
+                command=command or known.command,
+            ),
         )
 
     def rollouts(self) -> list[Rollout]:

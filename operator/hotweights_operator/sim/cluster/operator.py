@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from hotweights_crds.conditions import is_true
 from hotweights_crds.nodeweights import UNASSIGNED
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionStatus
@@ -132,7 +131,7 @@ class Operator:
         if status.phase != rollout.status.phase or status.revision != rollout.status.revision:
             self.tell_story(f"{name}: {status.phase}: {status.message}")
         self._write("rollout", name, replace(rollout, status=status), int(rollout.resource_version))
-        if is_true(status.conditions, "Ready"):
+        if invariants.is_over(status):
             self.last_complete[rollout.uid] = status.target.digest
 
     async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
