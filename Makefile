@@ -16,7 +16,7 @@ CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kube
 help: ## Show the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-# Before anything is installed: the tour installs what it needs, side by side, by this file's rule and another.
+# It runs before anything is installed, and installs .venv and vLLM side by side.
 tour: ## A real vLLM on this host from v0 to v1 and back under traffic, without root, Go or Kubernetes (3 minutes; ARGS=--keep)
 	@$(CHECK_PYTHON)
 	@PYTHONPATH=hack $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m e2e.tour $(ARGS)

@@ -6,7 +6,8 @@ came of it is held against what was promised. All that was started is ended, wha
 ``--keep`` leaves it for looking around.
 
 It is started with any Python, before anything is installed: so here and in what it imports there is
-nothing but the standard library.
+nothing but the standard library. It is no command of the wheel, whose users have a vLLM of their
+own: what it installs, and the traffic, are the tests'.
 """
 
 from __future__ import annotations

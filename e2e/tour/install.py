@@ -35,7 +35,7 @@ def missing() -> dict[str, str]:
     if not _has_hotweights():
         found[HOTWEIGHTS] = f"make --no-print-directory -C {root} PYTHON={python} .venv/.ready"
     if not has_vllm():
-        found[VLLM] = f"PYTHONPATH={hack} {python} -m localvllm ensure"
+        found[VLLM] = f"PYTHONPATH={hack} {python} -m localvllm ensure --uncompiled"
     return found
 
 

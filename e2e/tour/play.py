@@ -42,6 +42,7 @@ WHAT_IS_INSTALLED = {
 VARIABLES: Mapping[str, str] = {
     "VLLM_CPU_KVCACHE_SPACE": "1",  # GB; by default vLLM takes nearly all memory
     "VLLM_CPU_CI_ENV": "1",
+    "OMP_NUM_THREADS": "1",  # threads of two vLLMs would wait for each other's on few cores
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",
 }

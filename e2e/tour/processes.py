@@ -120,13 +120,10 @@ class Processes:
         return telling_line(self.log(name).read_text(errors="replace"))
 
     def now(self, name: str) -> str:
-        """What it does by its own last words, in one short line."""
-        lines = self.log(name).read_text(errors="replace").splitlines()
-        # vLLM's begin with process, level, moment and place
-        said = (
-            re.sub(r"^(\(.*?\) )?[A-Z]+ [\d: -]+\[.*?\] *", "", line) for line in reversed(lines)
-        )
-        return next((line[:SHORT] for line in said if line.isprintable() and line.strip()), name)
+        """What a vLLM does by its own last words, in one short line."""
+        text = self.log(name).read_text(errors="replace")
+        said = re.findall(r"^(?:\(.*?\) )?INFO [\d: -]+\[.*?\] (\w.*)$", text, re.MULTILINE)
+        return str(said[-1])[:SHORT] if said else "importing"
 
     def members(self, name: str) -> list[int]:
         """The living processes of one that runs."""
@@ -177,8 +174,8 @@ def end(groups: Iterable[Group]) -> None:
 
 
 def telling_line(log: str) -> str:
-    """The last line with an error in it, else the last one."""
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    """The last line with an error in it, else the last one; what make adds to it says nothing."""
+    lines = [line.strip() for line in log.splitlines() if line.strip() and line[:4] != "make"]
     errors = [line for line in lines if "error" in line.lower()]
     return ["", *lines, *errors][-1]
 

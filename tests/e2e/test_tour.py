@@ -237,7 +237,8 @@ def test_a_number_that_is_anothers_by_now_is_left_alone() -> None:
 
 
 def test_a_command_that_fails_is_told_by_the_line_that_says_most(started: Processes) -> None:
-    started.start("broken", "echo 'error: no such model'; echo bye; exit 3")
+    lines = ("error: no such model", "bye", "make[1]: *** [Makefile:3: x] Error 3")
+    started.start("broken", "; ".join(f"echo '{line}'" for line in lines) + "; exit 3")
     with pytest.raises(Failed, match=r"^broken failed: error: no such model \(all of it: /"):
         started.wait("broken", 30)
 
