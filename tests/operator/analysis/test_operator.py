@@ -4,6 +4,7 @@ forget what it had measured when it is killed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,9 +33,13 @@ class Exporter:
                 self.send_response(200)
                 self.send_header("Content-Type", "text/plain; version=0.0.4")
                 self.end_headers()
-                for version, share in exporter.errors.items():
-                    line = f'error_share{{hotweights_dev_version="{version}"}} {share}\n'
-                    self.wfile.write(line.encode())
+                page = "".join(
+                    f'error_share{{hotweights_dev_version="{version}"}} {share}\n'
+                    for version, share in exporter.errors.items()
+                )
+                # a Prometheus that is stopped waits for no answer
+                with contextlib.suppress(ConnectionError):
+                    self.wfile.write(page.encode())
 
             def log_message(self, format: str, *arguments: object) -> None:
                 """Nobody reads it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -37,7 +38,9 @@ class Exporter(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Type", "text/plain; version=0.0.4")
         self.end_headers()
-        self.wfile.write(PAGE)
+        # a Prometheus that is stopped waits for no answer
+        with contextlib.suppress(ConnectionError):
+            self.wfile.write(PAGE)
 
     def log_message(self, format: str, *arguments: object) -> None:
         """Nobody reads it."""
