@@ -142,7 +142,7 @@ def test_jobs_are_created_only_where_that_is_asked_for(helm: Helm) -> None:
 def test_the_operator_is_told_where_no_measurement_may_go(helm: Helm) -> None:
     def told(objects: list[Body]) -> str:
         env = pod_spec(objects, "operator")["containers"][0]["env"]
-        return next(e["value"] for e in env if e["name"] == "HOTWEIGHTS_REFUSED_NETWORKS")
+        return str(next(e["value"] for e in env if e["name"] == "HOTWEIGHTS_REFUSED_NETWORKS"))
 
     assert tuple(told(helm.template()).split(",")) == REFUSED_NETWORKS
     own = {"analysis": {"refusedNetworks": ["10.0.0.0/8", "fd00::/8"]}}

@@ -239,7 +239,7 @@ def test_any_course_is_bounded_and_right(
     status, taken = BEGUN, list[str]()
     for value in values:
         before = status
-        status = judge.judge(status, [one], lambda *_, value=value: reading(value), NOW)  # type: ignore[misc]
+        status = judge.judge(status, [one], lambda *_, value=value: reading(value), NOW)
         if before.phase in judge.DECIDED:
             assert status == before
             break
