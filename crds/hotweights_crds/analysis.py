@@ -245,14 +245,6 @@ class WeightAnalysisTemplateSpec(Model):
     metrics: list[Metric] = _metrics("All of them have to be Successful.")
 
 
-class WeightAnalysisTemplateStatus(Model):
-    """Nothing is observed of a template: it is read when a step needs it."""
-
-    observed_generation: int = Field(
-        default=0, description="The generation that this status speaks of."
-    )
-
-
 class AnalysisStep(Model):
     """What a step of a canary measures: a template's metrics, or its own."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hotweights_crds.analysis import WeightAnalysisTemplateSpec, WeightAnalysisTemplateStatus
+from hotweights_crds.analysis import WeightAnalysisTemplateSpec
 from hotweights_crds.base import GROUP, VERSION
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_crds.structural import structural
@@ -28,7 +28,7 @@ class Kind:
     short_names: tuple[str, ...]
     description: str
     spec: type[BaseModel]
-    status: type[BaseModel]
+    status: type[BaseModel] | None  # None: nothing is observed of it, and kstatus takes it for done
     columns: tuple[Column, ...]
     rules: tuple[dict[str, str], ...] = ()  # on the whole object
 
@@ -107,7 +107,7 @@ WEIGHT_ANALYSIS_TEMPLATE = Kind(
     short_names=("wat",),
     description="What steps of a WeightRollout's canary measure, and what of it is good.",
     spec=WeightAnalysisTemplateSpec,
-    status=WeightAnalysisTemplateStatus,
+    status=None,
     columns=(("Age", "date", ".metadata.creationTimestamp", 0),),
 )
 
@@ -126,12 +126,7 @@ def definition(kind: Kind) -> dict[str, Any]:
                 "message": "a WeightVersion is immutable: create another one and point the rollout at it",
             }
         ]
-    status = {
-        "description": "What is observed.",
-        **structural(kind.status),
-        # until somebody has looked at the object: kstatus then takes it for in progress
-        "default": {"observedGeneration": -1},
-    }
+    observed = {"status": _status(kind.status)} if kind.status is not None else {}
     schema = {
         "type": "object",
         "description": kind.description,
@@ -141,7 +136,7 @@ def definition(kind: Kind) -> dict[str, Any]:
             "kind": {"type": "string", "description": f"{kind.kind}."},
             "metadata": {"type": "object"},
             "spec": {**spec, "description": "What is wanted."},
-            "status": {**status, "description": "What is observed."},
+            **observed,
         },
     }
     return {
@@ -165,7 +160,7 @@ def definition(kind: Kind) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "schema": {"openAPIV3Schema": schema},
-                    "subresources": {"status": {}},
+                    **({"subresources": {"status": {}}} if observed else {}),
                     "additionalPrinterColumns": [
                         {
                             "name": name,
@@ -178,4 +173,13 @@ def definition(kind: Kind) -> dict[str, Any]:
                 }
             ],
         },
+    }
+
+
+def _status(model: type[BaseModel]) -> dict[str, Any]:
+    return {
+        **structural(model),
+        "description": "What is observed.",
+        # until somebody has looked at the object: kstatus then takes it for in progress
+        "default": {"observedGeneration": -1},
     }

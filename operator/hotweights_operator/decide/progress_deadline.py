@@ -31,10 +31,8 @@ def runs(context: PassContext, status: WeightRolloutStatus) -> bool:
     pause, nor while it is measured, for as long as that takes.
     """
     spec = context.rollout.spec
-    is_measured = canary.analysis_phase(spec, status) == "Running"
-    return (
-        context.blocked.rule.deadline_runs and not canary.pauses(spec, status) and not is_measured
-    )
+    waits = canary.pauses(spec, status) or canary.analysis_phase(spec, status) == "Running"
+    return context.blocked.rule.deadline_runs and not waits
 
 
 def deadline(context: PassContext, status: WeightRolloutStatus, now: datetime) -> datetime:
