@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
+from e2e.monitoring.discovery import resolved
 from localcluster import binaries
 from localcluster.controlplane import ControlPlane
-from localcluster.credentials import ADMIN
 from tests.operator.conftest import Kubectl, Refused
 from tests.ports import free_ports
 
@@ -49,46 +49,30 @@ class PrometheusOperator:
             environment={"KUBECONFIG": str(self._plane.kubeconfig)},
         )
         self._kubectl("create", "namespace", NAMESPACE)
-        self._kubectl("apply", "-f", "-", text=yaml.safe_dump_all(self._prometheus()))
-
-    def _prometheus(self) -> list[Body]:
-        token = {"token": self._plane.credentials.token(ADMIN)}
         every: Body = {}
         spec = {
             "version": "v2.42.0",
             "replicas": 1,
+            "scrapeInterval": "2s",
+            "evaluationInterval": "2s",
             "podMonitorSelector": every,
             "podMonitorNamespaceSelector": every,
             "serviceMonitorSelector": every,
             "serviceMonitorNamespaceSelector": every,
             "ruleSelector": every,
             "ruleNamespaceSelector": every,
-            # where the Prometheus of this test looks for pods: it runs outside
-            "apiserverConfig": {
-                "host": self._plane.url,
-                "authorization": {"credentials": {"name": "apiserver", "key": "token"}},
-                "tlsConfig": {"caFile": str(self._plane.credentials.authority)},
-            },
         }
-        metadata = {"name": NAME, "namespace": NAMESPACE}
-        return [
-            {
-                "apiVersion": "v1",
-                "kind": "Secret",
-                "metadata": {"name": "apiserver", "namespace": NAMESPACE},
-                "stringData": token,
-            },
-            {
-                "apiVersion": "monitoring.coreos.com/v1",
-                "kind": "Prometheus",
-                "metadata": metadata,
-                "spec": spec,
-            },
-        ]
+        body = {
+            "apiVersion": "monitoring.coreos.com/v1",
+            "kind": "Prometheus",
+            "metadata": {"name": NAME, "namespace": NAMESPACE},
+            "spec": spec,
+        }
+        self._kubectl.apply(body)
 
     def configuration(self, folder: Path, holds: Callable[[str], bool]) -> Path:
         """The configuration that it makes as soon as that holds of it, with its rule files, in a
-        folder of this machine.
+        folder of this machine, and with the targets that there are now.
         """
         found: list[str] = []
 
@@ -107,7 +91,8 @@ class PrometheusOperator:
         for name, text in self._rules().items():
             (rules / name).write_text(text)
         path = folder / "prometheus.yaml"
-        path.write_text(found[0].replace(_MOUNTED, str(rules)))
+        made_of = yaml.safe_load(found[0].replace(_MOUNTED, str(rules)))
+        path.write_text(yaml.safe_dump(resolved(self._kubectl, made_of)))
         return path
 
     def _configured(self) -> str:

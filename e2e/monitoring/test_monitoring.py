@@ -5,6 +5,7 @@ of them, a real Prometheus runs it and scrapes the real operator.
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -29,6 +30,7 @@ DASHBOARD = ROOT / "dashboards" / "hotweights.json"
 def rendered(namespace: str) -> list[Body]:
     """The chart's objects for monitoring."""
     words = [f"--set={switch}.enabled=true" for switch in SWITCHES]
+    words += [f"--set={monitor}.interval=2s" for monitor in ("podMonitor", "serviceMonitor")]
     chart = str(ROOT / "helm" / "hotweights")
     command = [str(binaries.ensure(["helm"])["helm"]), "template", "hotweights", chart]
     text = subprocess.run(
@@ -50,10 +52,18 @@ async def operator_pod(scene: Scene) -> None:
     }
     ports = [{"name": "metrics", "containerPort": scene.health_port}]
     await scene.pod("operator", next(iter(scene.nodes)), labels, scene.system, ports=ports)
-    address = {"podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}
+    own = own_address()
+    address = {"podIP": own, "podIPs": [{"ip": own}]}
     await scene.api.merge_patch(
         PODS, "operator", {"status": address}, namespace=scene.system, subresource="status"
     )
+
+
+def own_address() -> str:
+    """One of this machine's that is not the loopback's, which no Endpoints may have."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
+        sending.connect(("192.0.2.1", 9))  # nothing is sent
+        return str(sending.getsockname()[0])
 
 
 def until(holds: Callable[[], Any], what: str) -> Any:
@@ -79,6 +89,9 @@ async def test_prometheus_scrapes_and_alerts_by_what_the_chart_says(
     await scene.reaches("Ready")
     await operator_pod(scene)
     scene.kubectl("apply", "-f", "-", text=yaml.safe_dump_all(rendered(scene.system)))
+    found = "--for=jsonpath={.subsets[0].addresses[0].ip}"
+    words = ("wait", found, "endpoints/hotweights-metrics", "-n", scene.system, "--timeout=120s")
+    await asyncio.to_thread(scene.kubectl, *words)
 
     jobs = (
         f"podMonitor/{scene.system}/hotweights/0",
@@ -105,7 +118,7 @@ def judged(scene: Scene, config: Path) -> None:
     )
     assert checked.returncode == 0, checked.stdout + checked.stderr
     with configured(config) as server:
-        server.until_scraped(1)
+        server.until_scraped(2)  # by the one monitor and by the other
         mine = f'{{namespace="{scene.namespace}",name="llm"}}'
         assert until(lambda: server.query(f"hotweights_rollout_info{mine}"), "it is scraped")
         assert not server.query('{exported_namespace=~".+"}'), "a label was renamed"
