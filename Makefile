@@ -17,7 +17,7 @@ help: ## Show the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # It runs before anything is installed, and installs .venv and vLLM side by side.
-tour: ## A real vLLM on this host from v0 to v1 and back under traffic, without root, Go or Kubernetes (3 minutes; ARGS=--keep)
+tour: ## A real vLLM on this host from v0 to v1 and back under traffic, without root, Go or Kubernetes (minutes; ARGS=--keep)
 	@$(CHECK_PYTHON)
 	@PYTHONPATH=hack $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m e2e.tour $(ARGS)
 
