@@ -53,7 +53,7 @@ FORBIDDEN = (
     ("The bottom floor", "hotweights_common.sizes", "prometheus_client"),
     ("The planner is pure", "hotweights_planner.layout", "random"),
     ("The planner is pure", "hotweights_crds.conditions", "time"),
-    ("Decisions are pure", "hotweights_operator.decide.disruption_budget", "time"),
+    ("Decisions are pure", "hotweights_operator.decide.strategy.disruption_budget", "time"),
     ("Decisions are pure", "hotweights_operator.model.selectors", "logging"),
     ("A node's session", "hotweights_agent.session.phases", "socket"),
     ("What moves bytes", "hotweights_storage.linux", "hotweights_crds"),

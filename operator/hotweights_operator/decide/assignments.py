@@ -22,8 +22,9 @@ from hotweights_crds.nodeweights import (
     RolloutAssignment,
 )
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator.decide import activation, held_versions, revision
-from hotweights_operator.decide.activation import ActivationPlan
+from hotweights_operator.decide import held_versions, revision
+from hotweights_operator.decide.strategy import activation
+from hotweights_operator.decide.strategy.activation import ActivationPlan
 from hotweights_operator.model import failures, fencing
 from hotweights_operator.model.actions import Assign, Event, ObjectRef
 from hotweights_operator.model.objects import NodeState, Rollout

@@ -27,7 +27,7 @@ from hotweights_crds.weightrollout import (
 )
 from hotweights_operator.model.objects import Rollout, Version
 
-Outcome = Literal["Complete", "Superseded", "Aborted"]
+Outcome = Literal["Complete", "Superseded", "Aborted", "RolledBack"]
 
 
 def describe(version: Version) -> VersionStatus:

@@ -26,12 +26,12 @@ from hotweights_crds.weightrollout import (
 )
 from hotweights_operator.decide import (
     conditions,
-    disruption_budget,
     progress_deadline,
     revision,
     transports,
 )
 from hotweights_operator.decide.context import PassContext
+from hotweights_operator.decide.strategy import disruption_budget
 from hotweights_operator.model.node_totals import NodeTotals
 
 # later than any pod settles, so that minReadySeconds is not asked for

@@ -17,16 +17,16 @@ from datetime import datetime
 from hotweights_crds.conditions import find
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator.decide import (
-    activation,
     assignments,
     events,
     progress_deadline,
     revision,
     rollout_status,
 )
-from hotweights_operator.decide.activation import NodePlan, RolloutGoal
 from hotweights_operator.decide.blocked import Blocked
 from hotweights_operator.decide.context import PassContext
+from hotweights_operator.decide.strategy import activation
+from hotweights_operator.decide.strategy.activation import NodePlan, RolloutGoal
 from hotweights_operator.decide.versions import is_failure
 from hotweights_operator.model import failures
 from hotweights_operator.model.actions import RolloutDecision

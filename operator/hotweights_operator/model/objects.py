@@ -29,6 +29,7 @@ INJECT_LABEL = "hotweights.dev/inject"
 DIGEST_LABEL = "hotweights.dev/digest"
 GATE = "hotweights.dev/weights"
 RETRY_ANNOTATION = "hotweights.dev/retry"
+COMMAND_ANNOTATION = "hotweights.dev/command"
 
 SETTLED_PHASES = frozenset({"Serving", "Preparing", "Prepared"})
 """Phases in which an engine answers requests with the digest that it reports."""
@@ -216,6 +217,7 @@ class Rollout:
     spec: WeightRolloutSpec
     status: WeightRolloutStatus = field(default_factory=WeightRolloutStatus)
     retry: str = ""  # the annotation hotweights.dev/retry: another value asks for another try
+    command: str = ""  # the annotation hotweights.dev/command: each text is acted on once
     terminating: bool = False
 
     @property

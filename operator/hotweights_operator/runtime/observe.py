@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from hotweights_common import timestamps
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
-from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
+from hotweights_crds.weightrollout import MAX_COMMAND, WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_kube.resources import Body, name_of
 from hotweights_operator.model.objects import (
+    COMMAND_ANNOTATION,
     GATE,
     RETRY_ANNOTATION,
     Node,
@@ -44,7 +45,8 @@ def rollout(body: Body) -> Rollout:
         status = WeightRolloutStatus.from_dict(body.get("status") or {})
     except ValidationError as error:
         raise _malformed("WeightRollout", body, error) from error
-    # the annotation is cut to what `status.retried` takes: it is compared with it
+    annotations = metadata.get("annotations") or {}
+    # both are cut to what the status takes of them: they are compared with it
     return Rollout(
         uid=metadata["uid"],
         name=metadata["name"],
@@ -54,7 +56,8 @@ def rollout(body: Body) -> Rollout:
         created_at=metadata.get("creationTimestamp", ""),
         spec=spec,
         status=status,
-        retry=str((metadata.get("annotations") or {}).get(RETRY_ANNOTATION, ""))[:128],
+        retry=str(annotations.get(RETRY_ANNOTATION, ""))[:128],
+        command=str(annotations.get(COMMAND_ANNOTATION, "")).strip()[:MAX_COMMAND],
         terminating="deletionTimestamp" in metadata,
     )
 

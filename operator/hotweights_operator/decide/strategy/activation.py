@@ -22,8 +22,9 @@ from datetime import datetime
 
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
-from hotweights_operator.decide import disruption_budget, revision
+from hotweights_operator.decide import revision
 from hotweights_operator.decide.blocked import Rule
+from hotweights_operator.decide.strategy import disruption_budget
 from hotweights_operator.model import failures
 from hotweights_operator.model.node_totals import NodeTotals
 from hotweights_operator.model.objects import SETTLED_PHASES, STILL_SERVING_PHASES, Rollout
