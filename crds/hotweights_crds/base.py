@@ -30,9 +30,9 @@ def digest_label(digest: str) -> str:
 
 def camel(name: str) -> str:
     """``manifest_digest`` → ``manifestDigest``; the acronyms of Kubernetes stay whole (``pod_uid``
-    → ``podUID``).
+    → ``podUID``), and a keyword of Python loses the underscore behind it (``from_`` → ``from``).
     """
-    text = to_camel(name)
+    text = to_camel(name.rstrip("_"))
     for plain, whole in (("Uri", "URI"), ("Uid", "UID"), ("Id", "ID")):
         if text.endswith(plain):
             text = text.removesuffix(plain) + whole

@@ -79,9 +79,8 @@ class RolledBack(Model):
     retry. Empty: there is none.
     """
 
-    from_name: str = Field(
+    from_: str = Field(
         default="",
-        alias="from",
         description="What spec.versionRef named when it began.",
         max_length=253,
     )

@@ -38,9 +38,8 @@ def revised(status: WeightRolloutStatus, name: str, now: datetime) -> WeightRoll
     spec = WeightRolloutSpec.from_dict(
         {"versionRef": {"name": name}, "target": {"selector": {"matchLabels": {"app": "llm"}}}}
     )
-    return revision.revised(
-        Rollout("u", "r", "models", 1, "1", "", spec, status), version(name), now
-    )
+    known = Rollout("u", "r", "models", 1, "1", "", spec, status)
+    return revision.revised(known, revision.describe(version(name)), now)
 
 
 def begun() -> WeightRolloutStatus:
@@ -49,9 +48,9 @@ def begun() -> WeightRolloutStatus:
 
 
 def test_a_revision_ends_once() -> None:
-    done = revision.completed(begun(), LATER)
+    done = revision.completed(begun(), LATER, 1)
     assert revision.ended(begun(), done, LATER) == [("Complete", 40.0)]
-    again = revision.completed(done, LATER)
+    again = revision.completed(done, LATER, 1)
     assert revision.ended(done, again, LATER) == []
     assert revision.ended(done, revised(done, "v2", LATER), LATER) == []
 

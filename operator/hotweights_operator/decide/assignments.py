@@ -208,7 +208,7 @@ def _version_name(
     """
     own = (
         v.version
-        for v in (base.target, base.stable, base.previous, *base.held)
+        for v in (base.target, base.stable, base.previous, *base.held, *base.earlier)
         if v.digest == digest
     )
     version = observed.version_index.of_digest(rollout.namespace, digest)

@@ -19,6 +19,7 @@ BlockedKind = Literal[
     "Resolving",
     "Aborted",
     "TooManyFailures",
+    "RollingBack",
     "Paused",
 ]
 
@@ -60,6 +61,8 @@ RULES: dict[BlockedKind, Rule] = {
     ),
     "Aborted": Rule("None", gives_up=True, may_be_complete=False),
     "TooManyFailures": Rule("None", gives_up=True),
+    # for one pass: the next one begins the revision that leads back
+    "RollingBack": Rule("None", gives_up=True, may_be_complete=False),
     "Paused": Rule("Prepared"),
 }
 
