@@ -35,8 +35,9 @@ def get(
     kubeconfig: options.Kubeconfig = None,
     as_json: options.Json = False,
 ) -> None:
-    """Draw rollouts as trees: their canary's steps, nodes and pods, with what is staged and updated,
-    and why each waits. A pipe gets plain text. With -w and -o json each line is one state.
+    """Draw rollouts as trees: steps, nodes and pods, what each does and why it waits.
+
+    A pipe gets plain text; with -w and -o json each line is one state.
 
     Example: kubectl hotweights get tiny-llama -w
     """

@@ -7,7 +7,7 @@ not be read is left out, and the view says so.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -107,9 +107,7 @@ async def followed(api: Api, wanted: dict[str, Source]) -> AsyncIterator[Store]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _follow(
-    api: Api, source: Source, known: dict[str, Body], changed: asyncio.Event
-) -> None:
+async def _follow(api: Api, source: Source, known: dict[str, Body], changed: asyncio.Event) -> None:
     async with aclosing(
         watch(api, source.resource, source.selection, on_trouble=_passes)
     ) as changes:
@@ -126,7 +124,7 @@ async def _follow(
 
 async def moments(
     api: Api, rollout: str, namespace: str | None, seconds: float
-) -> AsyncIterator[Body | None]:
+) -> AsyncGenerator[Body | None, None]:
     """One rollout as it is, and again after each change; None once it is deleted, and then no more.
     Ends after so many seconds. Raises `Failed` where there is none of this name at first.
     """

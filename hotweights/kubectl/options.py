@@ -19,6 +19,7 @@ from hotweights_common.errors import HotweightsError
 from hotweights_common.reasons import Reason
 from hotweights_kube.client import Api
 from hotweights_kube.errors import KubeError, NotFound
+from hotweights_operator.runtime.observe import Malformed
 
 REQUEST_SECONDS = 15.0
 
@@ -58,9 +59,7 @@ Namespace = Annotated[
     str,
     typer.Option("--namespace", "-n", metavar="NAME", help="Default: that of the context."),
 ]
-AllNamespaces = Annotated[
-    bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")
-]
+AllNamespaces = Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of all namespaces.")]
 Context = Annotated[
     str, typer.Option("--context", metavar="NAME", help="Of the kubeconfig (default: its current).")
 ]
@@ -95,6 +94,8 @@ class Place:
                 yield api, None if self.everywhere else self.namespace or api.namespace
         except NotFound as error:
             raise not_found(str(error)) from error
+        except Malformed as error:
+            raise Failed(str(error), Exit.NOT_ASKED, "Malformed") from error
         except KubeError as error:
             # true of what runs for ever, not of us
             text = str(error).removesuffix(". It is tried again")

@@ -35,8 +35,9 @@ def status(
     kubeconfig: options.Kubeconfig = None,
     as_json: options.Json = False,
 ) -> None:
-    """Wait until the rollout has come to an end, with a line for each change (on standard error with
-    --json). Exit codes: 0 complete; 1 degraded, aborted or rolled back; 2 wrong usage, or there is
+    """Wait until the rollout has come to an end, with a line for each change.
+
+    With --json the lines go to standard error, and the end to standard output. Exit codes: 0 complete; 1 degraded, aborted or rolled back; 2 wrong usage, or there is
     no such rollout; 3 not within --timeout; 4 the cluster could not be asked; 130 Ctrl-C. A pause is
     no end: it is waited for.
 

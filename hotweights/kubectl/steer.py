@@ -93,8 +93,10 @@ def rollback(
     kubeconfig: options.Kubeconfig = None,
     as_json: options.Json = False,
 ) -> None:
-    """Lead all pods back, at once and without canary steps; spec.versionRef stays as it is. It ends
-    with another spec.versionRef, or with a retry.
+    """Lead all pods back, at once and without canary steps.
+
+    spec.versionRef stays as it is; the way back ends when it names another version, or with a
+    retry.
 
     Example: kubectl hotweights rollback tiny-llama --to v1
     """
@@ -200,9 +202,7 @@ async def _written(api: Api, namespace: str | None, order: Order) -> str:
     )
 
 
-async def _answer(
-    api: Api, namespace: str | None, order: Order, text: str
-) -> CommandStatus | None:
+async def _answer(api: Api, namespace: str | None, order: Order, text: str) -> CommandStatus | None:
     """What the operator answered; None: nothing in time. Raises `Failed` when another command came
     before the answer.
     """

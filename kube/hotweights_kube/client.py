@@ -354,6 +354,11 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def _pod_namespace() -> str:
+    """Empty where somebody projected the token without it."""
+    return _POD_NAMESPACE.read_text() if _POD_NAMESPACE.exists() else ""
+
+
 async def _load_configuration(kubeconfig: Path | None, context: str | None) -> tuple[Any, str]:
     """How to reach the API server, and the namespace that goes with that."""
     from kubernetes.aio import config
@@ -369,8 +374,7 @@ async def _load_configuration(kubeconfig: Path | None, context: str | None) -> t
             await asyncio.to_thread(
                 config.load_incluster_config, client_configuration=configuration
             )
-            if _POD_NAMESPACE.exists():  # where somebody projected the token alone, it is not
-                namespace = _POD_NAMESPACE.read_text()
+            namespace = await asyncio.to_thread(_pod_namespace)
         elif file or home.exists():
             loader = await config.load_kube_config(
                 file or str(home),

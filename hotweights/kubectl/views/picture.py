@@ -285,7 +285,11 @@ def _state(
         return "Changing", "", ""
     if target.prepared(digest):
         return "Prepared", "", ""
-    return ("Preparing" if engine.phase == "Preparing" else "Waiting"), engine.reason, engine.message
+    return (
+        ("Preparing" if engine.phase == "Preparing" else "Waiting"),
+        engine.reason,
+        engine.message,
+    )
 
 
 def _served(target: Target) -> str:

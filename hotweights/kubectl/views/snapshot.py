@@ -31,6 +31,16 @@ PARSERS: dict[str, Callable[[Body], Any]] = {
 }
 
 
+@dataclass(slots=True)
+class Clock:
+    """A time that somebody sets."""
+
+    now: datetime
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that a view is made of."""
@@ -48,6 +58,13 @@ class Snapshot:
         """The rollout of this name; None: it was not read."""
         return next((rollout for rollout in self.rollouts if rollout.name == name), None)
 
+    def version(self, name: str, namespace: str) -> Version | None:
+        """A WeightVersion by its name, else the only one with this version; None: there is none."""
+        own = [v for v in self.versions or () if v.namespace == namespace]
+        by_version = [v for v in own if v.spec.version == name]
+        named = next((v for v in own if v.name == name), None)
+        return named or (by_version[0] if len(by_version) == 1 else None)
+
     def unreadable(self) -> tuple[str, ...]:
         """The kinds that may not be read, in words."""
         words = {
@@ -59,12 +76,12 @@ class Snapshot:
         }
         return tuple(word for field, word in words.items() if getattr(self, field) is None)
 
-    def observed(self) -> Observed:
+    def observed(self, clock: Clock | None = None) -> Observed:
         """The same as the operator sees it. Of what may not be read the best is assumed: nodes are
-        Ready and their agents follow.
+        Ready and their agents follow. ``clock`` is that by which it goes on.
         """
-        clock = [self.now]
-        found = Observed(clock=lambda: clock[0])
+        clock = clock or Clock(self.now)
+        found = Observed(clock=clock)
         names = {pod.node for pod in self.pods or ()} | {state.name for state in self.states or ()}
         nodes, agents = self.nodes, self.agents
         if nodes is None:
@@ -83,9 +100,9 @@ class Snapshot:
                 found.put(kind, getattr(value, key), value)
         for pod in self.pods or ():
             # as one who has watched it since then: how long it has been so, its object says
-            clock[0] = min(self.now, pod.ready_since or self.now)
+            clock.now = min(self.now, pod.ready_since or self.now)
             found.put("pod", pod.uid, pod)
-        clock[0] = self.now
+        clock.now = self.now
         return found
 
 

@@ -12,7 +12,9 @@ def drawn(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [head, *rows]
     widths = [max(len(line[index]) for line in lines) for index in range(len(head))]
     return "".join(
-        (" " * GAP).join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        (" " * GAP)
+        .join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        .rstrip()
         + "\n"
         for line in lines
     )
@@ -30,3 +32,8 @@ def span(seconds: float) -> str:
 def short_span(seconds: float) -> str:
     """``59 ms``, ``1.5 s``: how long an engine answered nobody."""
     return f"{1000 * seconds:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def moment(seconds: float) -> str:
+    """As a span; below two minutes with a tenth, where pods change one after the other."""
+    return f"{seconds:.1f} s" if seconds < 120 else span(seconds)

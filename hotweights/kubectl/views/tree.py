@@ -143,7 +143,11 @@ def _below(picture: RolloutPicture, *, folds: bool) -> Iterator[Row]:
     if picture.rolled_back_from:
         yield Row((), Cell(f"rolled back from {picture.rolled_back_from}", "red"), hangs=False)
     if picture.unanswered:
-        yield Row((), Cell(f"the command {picture.unanswered!r} is not answered yet", "yellow"), hangs=False)
+        yield Row(
+            (),
+            Cell(f"the command {picture.unanswered!r} is not answered yet", "yellow"),
+            hangs=False,
+        )
     elif picture.last_command.get("outcome"):
         said = picture.last_command
         text = f"{said['verb'] or 'command'}: {said['outcome']}: {said['message']}"
@@ -163,7 +167,9 @@ def _below(picture: RolloutPicture, *, folds: bool) -> Iterator[Row]:
     yield from (_node(node) for node in shown)
     if folded:
         pods = sum(len(node.pods) for node in folded)
-        yield Row((), Cell(f"and {len(folded)} nodes more, all of their {pods} pods updated", "dim"))
+        yield Row(
+            (), Cell(f"and {len(folded)} nodes more, all of their {pods} pods updated", "dim")
+        )
 
 
 def _counts(picture: RolloutPicture) -> Row:

@@ -71,9 +71,7 @@ def rollout(spec: Body | None = None, status: Body | None = None, **metadata: An
 
 
 CANARY: Body = {
-    "strategy": {
-        "canary": {"steps": [{"setReplicas": 1}, {"pause": {}}, {"setReplicas": "50%"}]}
-    }
+    "strategy": {"canary": {"steps": [{"setReplicas": 1}, {"pause": {}}, {"setReplicas": "50%"}]}}
 }
 WAITS: Body = {
     "phase": "Paused",
@@ -301,9 +299,7 @@ def fleet(rollout_: Body | None = None) -> dict[str, list[Body] | None]:
                 [told("tiny-a", "v2"), told("tiny-b", "v1", "v2")],
                 [
                     engine("tiny-a", "v2"),
-                    engine(
-                        "tiny-b", "v1", phase="Prepared", prepared=digest("v2"), way="Beside"
-                    ),
+                    engine("tiny-b", "v1", phase="Prepared", prepared=digest("v2"), way="Beside"),
                 ],
             ),
             node_weights(
