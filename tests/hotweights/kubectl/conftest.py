@@ -79,7 +79,9 @@ def control_plane() -> Iterator[ControlPlane]:
 def kubectl(control_plane: ControlPlane) -> Kubectl:
     """With our definitions, and a namespace."""
     admin = Kubectl(control_plane.kubeconfig)
-    admin("apply", "--server-side", *(f"-f{path}" for path in sorted((ROOT / "crds").glob("*.yaml"))))
+    admin(
+        "apply", "--server-side", *(f"-f{path}" for path in sorted((ROOT / "crds").glob("*.yaml")))
+    )
     admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=90s")
     for name in (NAMESPACE, "hotweights-system"):
         admin("create", "namespace", name)
