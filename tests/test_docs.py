@@ -45,6 +45,8 @@ OF_KUBERNETES = {
     "namespace",
     "daemonset",
     "persistentvolumeclaim",
+    "configmap",
+    "customresourcedefinition",
 }
 WITH_RESOURCE = {
     "get",

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from hotweights_crds.analysis import AnalysisStatus
 from hotweights_crds.base import Model
 from hotweights_crds.conditions import Condition
 from hotweights_crds.rollout_strategy import MAX_WINDOW
@@ -203,6 +204,10 @@ class WeightRolloutStatus(Model):
     )
     canary: CanaryStatus = Field(
         default_factory=CanaryStatus, description="Where the revision is in its canary's steps."
+    )
+    analysis: AnalysisStatus = Field(
+        default_factory=AnalysisStatus,
+        description="What was measured of the canary, in this step or in the last one that measures.",
     )
     rolled_back: RolledBack = Field(
         default_factory=RolledBack,

@@ -11,6 +11,7 @@ from typing import Literal
 
 from pydantic import ConfigDict, Field
 
+from hotweights_crds.analysis import AnalysisStep
 from hotweights_crds.base import Model
 from hotweights_crds.structural import IntOrPercent, atomic, cel
 
@@ -44,7 +45,7 @@ class Pause(Model):
 
 
 # the only place that lists what a step may be; each is a field of `CanaryStep`
-STEP_KINDS = ("setReplicas", "pause")
+STEP_KINDS = ("setReplicas", "pause", "analysis")
 
 
 class CanaryStep(Model):
@@ -71,6 +72,11 @@ class CanaryStep(Model):
         default=None,
         description="Waits for durationSeconds, or with {} until somebody promotes. Pods that go "
         "are replaced meanwhile.",
+    )
+    analysis: AnalysisStep | None = Field(
+        default=None,
+        description="Measures, and ends when all metrics are Successful. A failure does what "
+        "failurePolicy.action says; what is inconclusive waits until somebody promotes.",
     )
 
 

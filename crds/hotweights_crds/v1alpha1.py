@@ -1,4 +1,4 @@
-"""The three custom resources of ``hotweights.dev/v1alpha1``, and their definitions as the API
+"""The custom resources of ``hotweights.dev/v1alpha1``, and their definitions as the API
 server takes them.
 """
 
@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from hotweights_crds.analysis import WeightAnalysisTemplateSpec, WeightAnalysisTemplateStatus
 from hotweights_crds.base import GROUP, VERSION
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_crds.structural import structural
@@ -100,7 +101,17 @@ NODE_WEIGHTS = Kind(
     ),
 )
 
-KINDS = (WEIGHT_VERSION, WEIGHT_ROLLOUT, NODE_WEIGHTS)
+WEIGHT_ANALYSIS_TEMPLATE = Kind(
+    kind="WeightAnalysisTemplate",
+    plural="weightanalysistemplates",
+    short_names=("wat",),
+    description="What steps of a WeightRollout's canary measure, and what of it is good.",
+    spec=WeightAnalysisTemplateSpec,
+    status=WeightAnalysisTemplateStatus,
+    columns=(("Age", "date", ".metadata.creationTimestamp", 0),),
+)
+
+KINDS = (WEIGHT_VERSION, WEIGHT_ROLLOUT, WEIGHT_ANALYSIS_TEMPLATE, NODE_WEIGHTS)
 
 
 def definition(kind: Kind) -> dict[str, Any]:

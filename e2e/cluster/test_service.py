@@ -54,8 +54,10 @@ def test_a_service_is_never_empty(
             eventually("enough was asked", partial(has_asked, traffic, before + ENOUGH))
             assert answers(environment) == [cold[version]] * replicas
     assert traffic.failures == []
-    assert ready.lacked == set()
-    assert len(ready.now) == replicas
+    # a pod that was scaled away may still be seen to end
+    served = {pod["metadata"]["name"] for pod in kubectl.pods(LABEL)}
+    assert served <= ready.now.keys()
+    assert served.isdisjoint(ready.lacked)
     print(
         f"{replicas} replicas, {strategy}: {traffic.requests} requests through the Service, "
         f"0 failed; the slowest took {traffic.slowest_seconds:.2f} s"

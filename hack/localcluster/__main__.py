@@ -101,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     built = verbs.add_parser(
-        "binaries", help="build binaries that are missing (default: all); print their paths"
+        "binaries",
+        help="build binaries that are missing (default: those of a cluster); print their paths",
     )
     built.add_argument("binary", nargs="*", metavar="NAME")
     built.set_defaults(run=_binaries)
@@ -167,7 +168,7 @@ def _binaries(arguments: argparse.Namespace) -> None:
         json.dumps(
             {
                 name: str(path)
-                for name, path in binaries.ensure(arguments.binary or binaries.BINARIES).items()
+                for name, path in binaries.ensure(arguments.binary or binaries.CLUSTER).items()
             },
             indent=2,
         )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -71,6 +71,7 @@ class Api:
     after any of them. For one event loop, any number of tasks.
     """
 
+<<<<<<< HEAD
     def __init__(
         self,
         configuration: Any,
@@ -79,6 +80,14 @@ class Api:
         user_agent: str,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
+=======
+    answered: Callable[[str, int], None]
+    """Called for each answer with its method (``WATCH`` for a watch) and HTTP status; 0: there was
+    none.
+    """
+
+    def __init__(self, configuration: Any, *, timeout_seconds: float, user_agent: str) -> None:
+>>>>>>> main
         from kubernetes.aio.client.rest import RESTClientObject
 
         self.namespace = namespace
@@ -87,6 +96,7 @@ class Api:
         self._rest = RESTClientObject(configuration)
         self._timeout_seconds = timeout_seconds
         self._user_agent = user_agent
+        self.answered = lambda method, status: None
 
     @classmethod
     async def connect(
@@ -271,7 +281,7 @@ class Api:
         )
         request = f"watch {path}"
         try:
-            response = await self._send("GET", path, parameters, None, JSON, timeout)
+            response = await self._send("WATCH", path, parameters, None, JSON, timeout)
             try:
                 if response.status >= HTTPStatus.BAD_REQUEST:
                     raise errors.from_response(
@@ -323,7 +333,7 @@ class Api:
 
     async def _send(
         self,
-        method: Method,
+        method: Method | Literal["WATCH"],
         path: str,
         query: Mapping[str, str] | None,
         body: Any,
@@ -335,9 +345,16 @@ class Api:
         for setting in (await self._configuration.auth_settings()).values():
             headers[setting["key"]] = setting["value"]
         url = self.url + path + (f"?{urlencode(query)}" if query else "")
-        return await self._rest.request(
-            method, url, headers=headers, body=body, _request_timeout=timeout
-        )
+        verb = "GET" if method == "WATCH" else method
+        status = 0
+        try:
+            response = await self._rest.request(
+                verb, url, headers=headers, body=body, _request_timeout=timeout
+            )
+            status = response.status
+        finally:
+            self.answered(method, status)
+        return response
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -73,6 +73,10 @@ SELF_ACCESS_REVIEWS = Resource(
 )
 WEIGHT_VERSIONS = Resource(API_VERSION, "WeightVersion", "weightversions")
 WEIGHT_ROLLOUTS = Resource(API_VERSION, "WeightRollout", "weightrollouts")
+WEIGHT_ANALYSIS_TEMPLATES = Resource(
+    API_VERSION, "WeightAnalysisTemplate", "weightanalysistemplates"
+)
+JOBS = Resource("batch/v1", "Job", "jobs")
 NODE_WEIGHTS = Resource(API_VERSION, "NodeWeights", "nodeweights")
 
 

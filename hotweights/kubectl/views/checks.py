@@ -78,7 +78,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 
 def definitions(facts: Facts) -> Iterator[Finding]:
-    """The three definitions, served, and of this release."""
+    """The definitions, served, and of this release."""
     if facts.definitions is None:
         yield _unread("CustomResourceDefinitions", "get customresourcedefinitions")
         return

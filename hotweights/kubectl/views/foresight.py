@@ -153,8 +153,7 @@ class _World:
         if not self._due and canary.waits_for in ("Promotion", "Analysis"):
             self._wait(canary.step, canary.waits_for, 0.0)
             # what an analysis finds nobody knows: here it finds nothing wrong
-            verb = "promote" if canary.waits_for == "Promotion" else "promote-full"
-            text = f"{verb} {status.revision} {next(self._numbers)}"
+            text = f"promote {status.revision} {next(self._numbers)}"
             self._rollout = replace(self._rollout, command=text)
             self._put()
             return True

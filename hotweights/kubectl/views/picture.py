@@ -178,7 +178,10 @@ def step_text(step: CanaryStep) -> str:
     if step.pause is not None:
         seconds = step.pause.duration_seconds
         return f"pause {seconds} s" if seconds is not None else "pause until promoted"
-    return next(iter(step.to_dict()), "a step of a newer release")
+    if step.analysis is not None:
+        template = step.analysis.template_ref
+        return f"analysis {template.name}" if template is not None else "analysis"
+    return "a step of a newer release"
 
 
 def _steps(rollout: Rollout, snapshot: Snapshot) -> tuple[StepPicture, ...]:

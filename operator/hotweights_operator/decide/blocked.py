@@ -19,6 +19,7 @@ BlockedKind = Literal[
     "Resolving",
     "Aborted",
     "TooManyFailures",
+    "AnalysisFailed",
     "RollingBack",
     "Paused",
 ]
@@ -61,6 +62,7 @@ RULES: dict[BlockedKind, Rule] = {
     ),
     "Aborted": Rule("None", gives_up=True, may_be_complete=False),
     "TooManyFailures": Rule("None", gives_up=True),
+    "AnalysisFailed": Rule("None", gives_up=True),
     # for one pass: the next one begins the revision that leads back
     "RollingBack": Rule("None", gives_up=True, may_be_complete=False),
     "Paused": Rule("Prepared"),
@@ -73,7 +75,8 @@ class Blocked:
 
     kind: BlockedKind
     message: str = ""  # empty where the status finds its own words
-    reason: str = ""  # the version's own, with VersionFailed and Resolving; else empty
+    # the version's own, with VersionFailed and Resolving; the analysis', where that is why; else empty
+    reason: str = ""
 
     @property
     def rule(self) -> Rule:

@@ -1,6 +1,6 @@
 """What a command does: to the status, and to nothing else.
 
-A command is answered once, in `status.lastCommand`, which is written together with what it changes;
+A command is answered once, in ``status.lastCommand``, which is written together with what it changes;
 so it is done whole or not at all, and a text that stands there is not looked at again. It speaks of
 one revision. What pauses, promotes or gives up that one ends with it.
 

@@ -65,6 +65,12 @@ def _news(about: ObjectRef, rollout: Rollout, status: WeightRolloutStatus) -> li
         found.append(Event(about, f"Command{command.outcome}", text, warning=refused))
     if rollback.is_on(status) and back != old.rolled_back:
         found.append(Event(about, "RollbackStarted", rollback.tell(status), warning=True))
+    # what speaks against the version is told with the phase that it leads to
+    verdict, is_new = status.analysis.phase, status.analysis.phase != old.analysis.phase
+    if is_new and verdict in ("Successful", "Inconclusive"):
+        text = f"Step {status.analysis.step + 1}: {status.analysis.message}"
+        unsure = verdict == "Inconclusive"
+        found.append(Event(about, f"Analysis{verdict}", text, warning=unsure))
     was = (old.revision, old.canary.step, old.canary.steps)
     now = (status.revision, status.canary.step, status.canary.steps)
     if step := canary.tell(rollout.spec, status) if now != was else "":

@@ -28,9 +28,13 @@ def deadline_in_seconds(
 
 def runs(context: PassContext, status: WeightRolloutStatus) -> bool:
     """Whether lack of progress counts: not while somebody holds the rollout, nor in a canary's
-    pause.
+    pause, nor while it is measured, for as long as that takes.
     """
-    return context.blocked.rule.deadline_runs and not canary.pauses(context.rollout.spec, status)
+    spec = context.rollout.spec
+    is_measured = canary.analysis_phase(spec, status) == "Running"
+    return (
+        context.blocked.rule.deadline_runs and not canary.pauses(spec, status) and not is_measured
+    )
 
 
 def deadline(context: PassContext, status: WeightRolloutStatus, now: datetime) -> datetime:
@@ -54,7 +58,7 @@ def has_moved(context: PassContext, status: WeightRolloutStatus, *, is_complete:
     # what was held, complete or without its version was not expected to move
     was_held = (
         is_true(old.conditions, "Paused")
-        and context.blocked.kind not in ("Paused", "TooManyFailures")
+        and context.blocked.kind not in ("Paused", "TooManyFailures", "AnalysisFailed")
         and not canary.pauses(context.rollout.spec, status)
     )
     was_complete = conditions.is_over(old.conditions) and not is_complete
@@ -62,10 +66,7 @@ def has_moved(context: PassContext, status: WeightRolloutStatus, *, is_complete:
         context.blocked.rule.waits_for_version,
         not is_true(old.conditions, "VersionResolved"),
     )
-    return (
-        was_held
-        or was_complete
-        or waits != waited
-        or status.high_water != old.high_water
-        or status.canary.step != old.canary.step
-    )
+    moved = status.high_water != old.high_water or status.canary.step != old.canary.step
+    # one that cannot be measured any more has its whole time until it is mended
+    moved = moved or status.analysis.phase != old.analysis.phase
+    return was_held or was_complete or waits != waited or moved

@@ -1,8 +1,8 @@
 """A way back that the spec does not know of: begun by a command, the failure policy, an analysis or
 the deadline.
 
-`status.rolledBack` remembers it, and is all that there is to it: while it holds, the rollout's
-version is `rolledBack.to`, and `revision` begins a revision that leads there, as if the spec named
+``status.rolledBack`` remembers it, and is all that there is to it: while it holds, the rollout's
+version is ``rolledBack.to``, and `revision` begins a revision that leads there, as if the spec named
 it. The spec stays as it is, since it belongs to Git, whose tools would set back whatever we wrote; so
 what is served is not what is wanted, and the rollout says so for as long (Stalled, RolledBack). It
 ends when the spec names another version than the one that was left, or with a retry of that one.

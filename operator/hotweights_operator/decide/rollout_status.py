@@ -153,7 +153,7 @@ def _led_back(
     """
     rollout = context.rollout
     if context.blocked.kind == "RollingBack":
-        by: rollback.By = "FailurePolicy"
+        by: rollback.By = "Analysis" if context.blocked.reason else "FailurePolicy"
     elif (
         outcome.reason == Reason.PROGRESS_DEADLINE_EXCEEDED
         and rollout.spec.failure_policy.action == "Rollback"
@@ -295,8 +295,9 @@ def _outcome(
             return Verdict(
                 "Aborted",
                 # nothing failed: somebody asked for it
-                _why(first) if status.most_failed else "Requested",
-                f"given up: {counts}, every pod keeps what it serves{_tell(first)}",
+                blocked.reason or (_why(first) if status.most_failed else "Requested"),
+                f"given up: {counts}, every pod keeps what it serves{_tell(first)}"
+                + (f"; {blocked.message}" if blocked.message else ""),
                 True,
             )
         case _ if is_complete and rollback.is_on(status):
@@ -312,6 +313,11 @@ def _outcome(
             return Verdict(
                 "Complete", "Complete", f"all {status.pods.desired} pods serve {version}"
             )
+        case "RollingBack" if blocked.reason:
+            return Verdict("Stalled", blocked.reason, f"{blocked.message}; {counts}", stalled=True)
+        case "AnalysisFailed":
+            message = f"{blocked.message}; {counts}; nothing further is activated: {_JUDGED}"
+            return Verdict("Stalled", blocked.reason, message, stalled=True)
         case "RollingBack":
             message = f"too many pods failed: {counts}{_tell(first)}"
             return Verdict("Stalled", _why(first), message, stalled=True)
@@ -359,9 +365,10 @@ def _working(
             )
         doing = Verdict("Activating", "Preparing", text + _tell(first))
     else:
+        is_measured = canary.analysis_phase(context.rollout.spec, status) == "Running"
         doing = Verdict(
             "Activating",
-            "Activating",
+            "Analyzing" if is_measured else "Activating",
             f"{counts}, {status.pods.ready} of them are Ready{_tell(first)}",
         )
     if step:
@@ -392,6 +399,12 @@ _RESUME = (
 )
 
 
+_JUDGED = (
+    "change the version, or annotate it with hotweights.dev/command to roll back, to promote all "
+    "the same, or to retry"
+)
+
+
 def _why(failure: Failure | None) -> str:
     return failure.reason if failure else "TooManyFailures"
 
@@ -403,8 +416,8 @@ def _tell(failure: Failure | None) -> str:
 
 
 def _paused_reason(context: PassContext, outcome: Verdict, *, is_complete: bool) -> str:
-    if context.blocked.kind == "TooManyFailures" and not is_complete:
-        return "TooManyFailures"
+    if context.blocked.kind in ("TooManyFailures", "AnalysisFailed") and not is_complete:
+        return context.blocked.kind
     if outcome.reason == "CanaryPause":
         return "CanaryPause"
     paused = context.rollout.spec.paused or (context.base.paused_by and not is_complete)

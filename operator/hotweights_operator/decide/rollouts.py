@@ -26,6 +26,7 @@ from hotweights_operator.decide import (
     rollback,
     rollout_status,
 )
+from hotweights_operator.decide.analysis import step as analysis
 from hotweights_operator.decide.blocked import Blocked
 from hotweights_operator.decide.context import PassContext
 from hotweights_operator.decide.strategy import activation, canary
@@ -66,6 +67,11 @@ def decide(
     desired = sum(len(totals.targets) for totals in all_totals)
     base = canary.placed(rollout.spec, base, desired, now)
     blocked = _hold(rollout, base, version, observed, bool(all_totals))
+    measured = analysis.Analysis(base)
+    if blocked.kind == "":
+        measured = analysis.looked_at(rollout, base, all_totals, found, observed, now)
+        base = measured.status
+        blocked = _spoken_against(rollout, base) or blocked
     admitted = _admitted(rollout, base, all_totals, found, now)
     goal = RolloutGoal(
         rollout=rollout.uid,
@@ -104,10 +110,12 @@ def decide(
         progress_deadline.deadline_in_seconds(context, status, now),
         rollout_status.settles_in_seconds(context, status, now),
         canary.ends_in_seconds(rollout.spec, status, now) if blocked.rule.activates else None,
+        analysis.due_in_seconds(measured) if blocked.rule.activates else None,
     )
     return RolloutDecision(
         actions=tuple(actions),
         status=status,
+        measures=analysis.measures(rollout, measured) if blocked.rule.activates else (),
         events=events.rollout_events(rollout, status, context),
         again_in_seconds=min((wait for wait in waits if wait is not None), default=None),
     )
@@ -145,7 +153,7 @@ def _admitted(
     """UIDs of the pods that may take the target at a canary's step; None: all may."""
     if canary.current(rollout.spec, base.canary) is None or not base.target.digest:
         return None
-    return canary.admitted(all_totals, base.target.digest, found.failed, base.canary.allowed, now)
+    return canary.admitted(rollout.uid, base, all_totals, found.failed, now)
 
 
 def _failures(
@@ -202,17 +210,12 @@ def _plan_node(
         else None
     )
     known = observed.remembered.setdefault(totals.node, {})
-    made: tuple[tuple[object, ...], NodePlan] | None = known.get(("plan", rollout.uid))
-    # totals and goals are the same only if they are the very same
-    if (
-        made is None
-        or made[0][0] is not totals
-        or made[0][1] is not goal
-        or made[0][2:] != (failed, may)
-    ):
-        made = ((totals, goal, failed, may), activation.plan_node(totals, goal, failed, may))
-        known["plan", rollout.uid] = made
-    return made[1]
+    pods = (failed, may)
+    then: tuple[NodeTotals, RolloutGoal, object, NodePlan] | None = known.get(("plan", rollout.uid))
+    if then is None or then[0] is not totals or then[1] is not goal or then[2] != pods:
+        then = (totals, goal, pods, activation.plan_node(totals, goal, failed, may))
+        known["plan", rollout.uid] = then
+    return then[3]
 
 
 def _hold(
@@ -249,18 +252,33 @@ def _hold(
         return Blocked("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
     # for as long as the revision lasts, though what failed may be seen no more
     if base.revision and base.aborted_revision == base.revision:
-        return Blocked("Aborted")
+        reason, message = analysis.against(rollout, base) or ("", "")
+        return Blocked("Aborted", message, reason)
     # not once it was complete: a pod that dies later speaks against nothing
     policy = rollout.spec.failure_policy
     if base.most_failed > policy.max_failed and not revision.is_completed(base):
         if policy.action == "Rollback" and rollback.behind(base) is not None:
             return Blocked("RollingBack")
         return Blocked("Aborted" if policy.action == "Abort" else "TooManyFailures")
+    if blocked := _spoken_against(rollout, base):
+        return blocked
     if rollout.spec.paused:
         return Blocked("Paused", "paused by spec.paused")
     if base.paused_by:
         return Blocked("Paused", "paused by a command, until a resume")
     return Blocked("" if has_targets else "NoTargets")
+
+
+def _spoken_against(rollout: Rollout, base: WeightRolloutStatus) -> Blocked | None:
+    """The hold of an analysis that failed, by the failure policy; None: none did."""
+    found = analysis.against(rollout, base)
+    if found is None:
+        return None
+    reason, message = found
+    action = rollout.spec.failure_policy.action
+    if action == "Rollback" and rollback.behind(base) is not None:
+        return Blocked("RollingBack", message, reason)
+    return Blocked("Aborted" if action == "Abort" else "AnalysisFailed", message, reason)
 
 
 def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:

@@ -26,6 +26,7 @@ from hotweights_kube.resources import (
     NODE_WEIGHTS,
     NODES,
     PODS,
+    WEIGHT_ANALYSIS_TEMPLATES,
     WEIGHT_ROLLOUTS,
     WEIGHT_VERSIONS,
     Body,
@@ -42,7 +43,7 @@ from hotweights_operator.settings import Settings
 log = logging.getLogger(__name__)
 
 INJECTED = f"{INJECT_LABEL}=true"
-OURS: tuple[Kind, ...] = ("rollout", "version", "state")
+OURS: tuple[Kind, ...] = ("rollout", "version", "template", "state")
 """Kinds with a schema of ours, which an object may not fit."""
 
 Place = tuple[Kind, str | None]
@@ -74,20 +75,27 @@ class WatchedKind:
     label_selector: str = ""
     by_kopf: bool = False
 
+    @property
+    def has_place(self) -> bool:
+        """Whether its names are told apart by their namespaces."""
+        return self.by_kopf or self.kind == "template"
+
     def key(self, body: Body) -> str:
         """Under which key the cache has it."""
         metadata = body["metadata"]
         if self.kind in ("pod", "agent"):
             return str(metadata["uid"])
         return (
-            f"{metadata['namespace']}/{metadata['name']}" if self.by_kopf else str(metadata["name"])
+            f"{metadata['namespace']}/{metadata['name']}"
+            if self.has_place
+            else str(metadata["name"])
         )
 
     def key_of(self, value: Any) -> str:
         """The same for what became of it."""
         if self.kind in ("pod", "agent"):
             return str(value.uid)
-        return f"{value.namespace}/{value.name}" if self.by_kopf else str(value.name)
+        return f"{value.namespace}/{value.name}" if self.has_place else str(value.name)
 
 
 def sources(settings: Settings) -> tuple[WatchedKind, ...]:
@@ -99,6 +107,7 @@ def sources(settings: Settings) -> tuple[WatchedKind, ...]:
     return (
         WatchedKind("rollout", WEIGHT_ROLLOUTS, observe.rollout, served, by_kopf=True),
         WatchedKind("version", WEIGHT_VERSIONS, observe.version, served, by_kopf=True),
+        WatchedKind("template", WEIGHT_ANALYSIS_TEMPLATES, observe.template, served),
         WatchedKind("pod", PODS, observe.pod, served, INJECTED),
         WatchedKind("node", NODES, observe.node, (None,)),
         WatchedKind("state", NODE_WEIGHTS, observe.node_state, here),
@@ -211,7 +220,7 @@ class Informers:
                 self.decider.changed(source.kind, key, known[key])
         for kind, key in [place for place in self._malformed if place[0] == source.kind]:
             if key not in present and (
-                namespace is None or key.startswith(f"{namespace}/") or not source.by_kopf
+                namespace is None or key.startswith(f"{namespace}/") or not source.has_place
             ):
                 self._fits(kind, key, version)
         self._unlisted.discard((source.kind, namespace))

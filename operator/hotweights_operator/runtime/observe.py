@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hotweights_common import timestamps
+from hotweights_crds.analysis import WeightAnalysisTemplateSpec
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_crds.weightrollout import MAX_COMMAND, WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
@@ -23,6 +24,7 @@ from hotweights_operator.model.objects import (
     GATE,
     RETRY_ANNOTATION,
     Agent,
+    AnalysisTemplate,
     Node,
     NodeState,
     Pod,
@@ -81,6 +83,16 @@ def version(body: Body) -> Version:
         status=status,
         terminating="deletionTimestamp" in metadata,
     )
+
+
+def template(body: Body) -> AnalysisTemplate:
+    """A WeightAnalysisTemplate. Raises `Malformed` when its spec does not fit."""
+    metadata = body["metadata"]
+    try:
+        spec = WeightAnalysisTemplateSpec.from_dict(body["spec"])
+    except ValidationError as error:
+        raise _malformed("WeightAnalysisTemplate", body, error) from error
+    return AnalysisTemplate(metadata["uid"], metadata["name"], metadata["namespace"], spec)
 
 
 def node_state(body: Body) -> NodeState:

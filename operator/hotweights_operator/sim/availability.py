@@ -100,10 +100,11 @@ class AvailabilityJudge:
         known: Rollout | None = self._world.operator.cache.get(
             "rollout", f"{rollout.namespace}/{rollout.name}"
         )
-        if known is not None and known.spec.paused:
+        held = known is not None and (known.spec.paused or known.status.paused_by)
+        if held:
             self._bench.fails(
                 "holds still",
-                f"{new.uid} was told to serve {new.digest} although spec.paused was seen",
+                f"{new.uid} was told to serve {new.digest} although the pause was seen",
             )
 
     # -- the budget -----------------------------------------------------------------------------

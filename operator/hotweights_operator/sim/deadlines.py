@@ -46,7 +46,9 @@ class DeadlineJudge:
         """
         old, new, course = before.status, after.status, self._course(after)
         begins = ("Ready", "Paused", "VersionResolved", "TargetsFound")
-        key = (new.revision, after.generation, *(is_true(new.conditions, kind) for kind in begins))
+        step = (new.canary.step, new.canary.steps, new.analysis.phase)
+        held = (is_true(new.conditions, kind) for kind in begins)
+        key = (new.revision, after.generation, step, *held)
         reached = (
             new.nodes.staged,
             new.nbytes.done,
@@ -91,6 +93,11 @@ class DeadlineJudge:
         """
         conditions = rollout.status.conditions
         held = any(is_true(conditions, kind) for kind in ("Ready", "Paused", "Stalled"))
+        # it ends by itself: by its counts, or by the errors that are allowed
+        status = rollout.status
+        held = held or (
+            status.canary.waits_for == "Analysis" and status.analysis.phase == "Running"
+        )
         if (
             held
             or course.at is None

@@ -28,6 +28,7 @@ from tests.operator.worlds import (
     asked_to_prepare,
     engine,
     gave_up,
+    looping,
     order,
     orders,
     pod,
@@ -41,7 +42,9 @@ from tests.operator.worlds import (
     world,
 )
 
-ONE, PAUSE, HALF = {"setReplicas": 1}, {"pause": {}}, {"setReplicas": "50%"}
+ONE: dict[str, Any] = {"setReplicas": 1}
+PAUSE: dict[str, Any] = {"pause": {}}
+HALF: dict[str, Any] = {"setReplicas": "50%"}
 IDLE = "idle"
 
 
@@ -222,6 +225,34 @@ def test_a_pod_that_was_chosen_stays_the_canary(kind: str) -> None:
     decision = decide(rollout(at(0, 2), **steps(ONE, PAUSE)), fleet(IDLE, IDLE, kind), NOW)
     asked = asked_to_prepare(decision) | told_to_change(decision)
     assert asked <= {"p2"}
+
+
+@pytest.mark.parametrize(("crashes", "asked"), [(1, set()), (3, {"p1"})])
+def test_a_canary_that_ends_while_it_prepares_keeps_its_place(
+    crashes: int, asked: set[str]
+) -> None:
+    """Else a version that kills engines kills one after the other, each for the first time."""
+    known = rollout(at(0, 1), **steps(ONE), failurePolicy={"maxFailed": 1})
+    given = {"p0": order("p0", OLD), "p1": order("p1", OLD, prepare="")}
+    away = engine(0, "", phase="Disconnected")
+    states = [state("n0", [away, engine(1)], given)]
+    seen = world([looping(0, crashes), pod(1)], states, clock=lambda: NOW)
+    # it counts as ended though what it was to prepare is withdrawn until it is calm
+    for told_now in (order("p0", OLD), order("p0", OLD, prepare="", ended_preparing=crashes)):
+        seen.put("state", "n0", state("n0", [away, engine(1)], {**given, "p0": told_now}))
+        assert asked_to_prepare(decide(known, seen, NOW + timedelta(seconds=99))) == asked
+    # nobody waits for it for ever
+    assert asked_to_prepare(decide(known, seen, NOW + timedelta(minutes=6))) == {"p1"}
+
+
+def test_a_canary_whose_agent_is_away_holds_nobody_back() -> None:
+    known = rollout(at(0, 1), **steps(ONE))
+    states = [
+        state("n0", [engine(0)], {"p0": order("p0", OLD)}),
+        state("n1", [engine(1)], {"p1": order("p1", OLD, prepare="")}),
+    ]
+    seen = world([pod(0), pod(1, "n1")], states, agents={"n0": False, "n1": True})
+    assert asked_to_prepare(decide(known, seen, NOW)) == {"p1"}
 
 
 def test_what_is_told_the_target_counts_though_nothing_is_heard_of_it() -> None:

@@ -19,6 +19,7 @@ from datetime import datetime, timedelta
 from typing import Literal
 
 from hotweights_common import timestamps
+from hotweights_crds.analysis import AnalysisPhase
 from hotweights_crds.weightrollout import (
     CanaryStatus,
     CanaryStep,
@@ -26,6 +27,8 @@ from hotweights_crds.weightrollout import (
     WeightRolloutStatus,
 )
 from hotweights_operator.decide import revision
+from hotweights_operator.decide.strategy import disruption_budget
+from hotweights_operator.model import failures
 from hotweights_operator.model.node_totals import NodeTotals
 from hotweights_operator.model.targets import Target
 
@@ -41,6 +44,7 @@ class Standing:
     ready: int  # pods that serve it and have been of service for long enough
     started_at: datetime  # of the step, never later than now
     now: datetime
+    analysis: AnalysisPhase  # of the step; empty: it has none
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,10 @@ def _has_passed(step: CanaryStep, standing: Standing) -> bool:
     return seconds is not None and standing.now >= standing.started_at + timedelta(seconds=seconds)
 
 
+def _has_succeeded(step: CanaryStep, standing: Standing) -> bool:
+    return standing.analysis == "Successful"
+
+
 def _paused_for(step: CanaryStep) -> WaitsFor:
     return "Time" if step.pause and step.pause.duration_seconds is not None else "Promotion"
 
@@ -71,6 +79,7 @@ def _paused_for(step: CanaryStep) -> WaitsFor:
 KINDS: dict[str, StepKind] = {
     "set_replicas": StepKind(lambda _: "Pods", _has_its_pods, pauses=False, promotable=False),
     "pause": StepKind(_paused_for, _has_passed, pauses=True, promotable=True),
+    "analysis": StepKind(lambda _: "Analysis", _has_succeeded, pauses=False, promotable=True),
 }
 
 
@@ -164,6 +173,7 @@ def advanced(
         ready=pods.ready,
         started_at=_started_at(canary, now),
         now=now,
+        analysis=analysis_phase(spec, status),
     )
     if not kind_of(step).is_over(step, standing):
         return status
@@ -173,7 +183,17 @@ def advanced(
 def pauses(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> bool:
     """Whether it waits for somebody, or for a time, and not for pods."""
     step = current(spec, status.canary)
-    return step is not None and kind_of(step).pauses
+    waits = analysis_phase(spec, status) == "Inconclusive"
+    return step is not None and (kind_of(step).pauses or waits)
+
+
+def analysis_phase(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> AnalysisPhase:
+    """How the analysis of the step stands (`analysis.step`); empty: it has none, or none yet."""
+    step, found = current(spec, status.canary), status.analysis
+    place = (status.revision, status.canary.step, status.canary.step_started_at)
+    if step is None or step.analysis is None:
+        return ""
+    return found.phase if (found.revision, found.step, found.started_at) == place else ""
 
 
 def ends_in_seconds(
@@ -204,7 +224,12 @@ def tell(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> str:
             return f"{where}: {canary.allowed} of {status.pods.desired} pods may change"
         case "Time" if step.pause is not None:
             return f"{where}: waits {step.pause.duration_seconds} s since {canary.step_started_at}"
+        case "Analysis":
+            known = analysis_phase(spec, status)
+            return f"{where}: analysis{f': {status.analysis.message}' if known else ''}"
         case "Promotion":
+            if analysis_phase(spec, status) == "Inconclusive":
+                where = f"{where}: the analysis is inconclusive: {status.analysis.message}"
             return (
                 f"{where}: waits for a promotion (annotate it with hotweights.dev/command="
                 f'"promote {status.revision}")'
@@ -217,16 +242,17 @@ def tell(spec: WeightRolloutSpec, status: WeightRolloutStatus) -> str:
 
 
 def admitted(
+    rollout_uid: str,
+    base: WeightRolloutStatus,
     all_totals: Sequence[NodeTotals],
-    target: str,
     failed: Collection[str],
-    allowed: int,
     now: datetime,
 ) -> frozenset[str]:
-    """UIDs of the pods that may be told the target, and prepare it. Those that are told it, or serve
-    it, come first, whatever became of them; then who was asked to prepare it; then who boots, to
-    whom it costs nothing; then the others, spread over zones.
+    """UIDs of the pods that may be told the target, and prepare it: as many as the step allows. Those
+    that are told it, or serve it, come first, whatever became of them; then who was asked to prepare
+    it; then who boots, to whom it costs nothing; then the others, spread over zones.
     """
+    target, allowed = base.target.digest, base.canary.allowed
     holding: list[str] = []
     others: list[tuple[int, int, str]] = []
     rank = {t.pod.uid: place for place, t in enumerate(spread(all_totals))}
@@ -236,15 +262,28 @@ def admitted(
             if target_.told == target or target_.serves(target):
                 holding.append(uid)
             elif uid not in failed and uid not in totals.unreachable:
-                turn = _turn(target_, target, now)
+                was_asked = _was_asked(target_, rollout_uid, base)
+                turn = _turn(target_, target, now, was_asked=was_asked)
                 if turn is not None:
                     others.append((turn, rank[uid], uid))
     places = max(0, allowed - len(holding))
     return frozenset([*holding, *(uid for _, _, uid in sorted(others)[:places])])
 
 
-def _turn(target: Target, digest: str, now: datetime) -> int | None:
+def _was_asked(target: Target, rollout_uid: str, base: WeightRolloutStatus) -> bool:
+    """Whether it was asked to prepare the target, and did so or ended of it perhaps."""
+    order = target.assigned
+    asked = order is not None and order.prepare == base.target.digest
+    ended = failures.ends_preparing(target, rollout_uid, base.revision) > 0
+    return asked or ended or target.prepared(base.target.digest)
+
+
+def _turn(target: Target, digest: str, now: datetime, *, was_asked: bool) -> int | None:
     """When it is a pod's turn, the lower the sooner; None: an order does not reach it now."""
+    # It keeps its place while its container starts again: else a version that kills engines would
+    # kill one after the other, each for the first time, though the step allows one.
+    if was_asked and target.follows and disruption_budget.waited_for_seconds(target, now):
+        return 0
     if not target.connected:
         return None
     if target.booting:
@@ -252,9 +291,6 @@ def _turn(target: Target, digest: str, now: datetime) -> int | None:
             return None
         # last of all one that ends again and again: the target may be what mends it
         return 4 if target.crashes else 1
-    asked = target.assigned is not None and target.assigned.prepare == digest
-    if asked or target.prepared(digest):
-        return 0
     # what ended a moment ago is left alone for a while (`activation._ask`)
     return 3 if target.calm_seconds(now) else 2
 
