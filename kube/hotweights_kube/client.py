@@ -71,7 +71,13 @@ class Api:
     after any of them. For one event loop, any number of tasks.
     """
 
-<<<<<<< HEAD
+    answered: Callable[[str, int], None]
+    """Called for each answer with its method (``WATCH`` for a watch) and HTTP status; 0: there was
+    none.
+    """
+    namespace: str
+    """Which one is meant where none is named, as kubectl takes it: the context's, or the pod's."""
+
     def __init__(
         self,
         configuration: Any,
@@ -80,18 +86,9 @@ class Api:
         user_agent: str,
         namespace: str = DEFAULT_NAMESPACE,
     ) -> None:
-=======
-    answered: Callable[[str, int], None]
-    """Called for each answer with its method (``WATCH`` for a watch) and HTTP status; 0: there was
-    none.
-    """
-
-    def __init__(self, configuration: Any, *, timeout_seconds: float, user_agent: str) -> None:
->>>>>>> main
         from kubernetes.aio.client.rest import RESTClientObject
 
         self.namespace = namespace
-        """Which one is meant where none is named, as kubectl takes it: the context's, or the pod's."""
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
         self._timeout_seconds = timeout_seconds

@@ -85,6 +85,7 @@ class StepPicture:
     state: StepState
     waits_for: str  # of the current one: Promotion, Time, Pods, Analysis
     seconds: float  # of the current one: since when it is
+    message: str  # of an analysis: how it stands
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,18 +180,18 @@ def step_text(step: CanaryStep) -> str:
         seconds = step.pause.duration_seconds
         return f"pause {seconds} s" if seconds is not None else "pause until promoted"
     if step.analysis is not None:
-        template = step.analysis.template_ref
-        return f"analysis {template.name}" if template is not None else "analysis"
+        return f"analysis {step.analysis.template_name or ''}".rstrip()
     return "a step of a newer release"
 
 
 def _steps(rollout: Rollout, snapshot: Snapshot) -> tuple[StepPicture, ...]:
-    canary, spec = rollout.status.canary, rollout.spec.strategy.canary
+    status, spec = rollout.status, rollout.spec.strategy.canary
+    canary = status.canary
     found = []
     for index, step in enumerate(spec.steps if spec else ()):
         state: StepState = "Coming"
         if index < canary.step:
-            state = "Skipped" if rollout.status.goes_back else "Done"
+            state = "Skipped" if status.goes_back else "Done"
         elif index == canary.step and canary.steps:
             state = "Current"
         is_current = state == "Current"
@@ -200,6 +201,7 @@ def _steps(rollout: Rollout, snapshot: Snapshot) -> tuple[StepPicture, ...]:
                 state=state,
                 waits_for=canary.waits_for if is_current else "",
                 seconds=_age_seconds(canary.step_started_at, snapshot) if is_current else 0.0,
+                message=status.analysis.message if is_current and step.analysis else "",
             )
         )
     return tuple(found)

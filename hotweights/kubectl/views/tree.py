@@ -196,6 +196,7 @@ def _step(step: StepPicture) -> Row:
         if step.waits_for
         else ""
     )
+    note += f": {step.message}" if step.message else ""
     return Row((Cell(mark, style), Cell(step.text)), Cell(note, "yellow"))
 
 
