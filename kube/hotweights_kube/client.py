@@ -35,6 +35,9 @@ APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
 
+DEFAULT_NAMESPACE = "default"
+_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
 
 @dataclass(frozen=True, slots=True)
 class Listing:
@@ -72,10 +75,20 @@ class Api:
     """Called for each answer with its method (``WATCH`` for a watch) and HTTP status; 0: there was
     none.
     """
+    namespace: str
+    """Which one is meant where none is named, as kubectl takes it: the context's, or the pod's."""
 
-    def __init__(self, configuration: Any, *, timeout_seconds: float, user_agent: str) -> None:
+    def __init__(
+        self,
+        configuration: Any,
+        *,
+        timeout_seconds: float,
+        user_agent: str,
+        namespace: str = DEFAULT_NAMESPACE,
+    ) -> None:
         from kubernetes.aio.client.rest import RESTClientObject
 
+        self.namespace = namespace
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
         self._timeout_seconds = timeout_seconds
@@ -91,13 +104,18 @@ class Api:
         timeout_seconds: float = 15.0,
         user_agent: str = "hotweights",
     ) -> Self:
-        """By the kubeconfig given, else ``KUBECONFIG``, else the pod's service account, else
-        ~/.kube/config.
+        """By the kubeconfig given, else ``KUBECONFIG``, else the pod's service account (unless a
+        context is named), else ~/.kube/config.
 
         Nothing is asked of the API server yet, so this works while it is away.
         """
-        configuration = await _load_configuration(kubeconfig, context)
-        return cls(configuration, timeout_seconds=timeout_seconds, user_agent=user_agent)
+        configuration, namespace = await _load_configuration(kubeconfig, context)
+        return cls(
+            configuration,
+            timeout_seconds=timeout_seconds,
+            user_agent=user_agent,
+            namespace=namespace,
+        )
 
     @property
     def url(self) -> str:
@@ -350,26 +368,35 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-async def _load_configuration(kubeconfig: Path | None, context: str | None) -> Any:
+def _pod_namespace() -> str:
+    """Empty where somebody projected the token without it."""
+    return _POD_NAMESPACE.read_text() if _POD_NAMESPACE.exists() else ""
+
+
+async def _load_configuration(kubeconfig: Path | None, context: str | None) -> tuple[Any, str]:
+    """How to reach the API server, and the namespace that goes with that."""
     from kubernetes.aio import config
     from kubernetes.aio.client import Configuration
 
     configuration = type.__call__(Configuration)  # as the client's own loaders make one
     configuration.connection_pool_maxsize = 64
     home = Path.home() / ".kube" / "config"
+    namespace = ""
     file = str(kubeconfig or os.environ.get("KUBECONFIG", ""))
     try:
-        if not file and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if not file and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
             await asyncio.to_thread(
                 config.load_incluster_config, client_configuration=configuration
             )
+            namespace = await asyncio.to_thread(_pod_namespace)
         elif file or home.exists():
-            await config.load_kube_config(
+            loader = await config.load_kube_config(
                 file or str(home),
                 context=context,
                 client_configuration=configuration,
                 persist_config=False,  # the kubeconfig is the user's; we write nothing into it
             )
+            namespace = str(loader.current_context["context"].get("namespace") or "")
         else:
             raise errors.NotConfigured(
                 "no way to an API server: set KUBECONFIG to a kubeconfig file, or run in a "
@@ -379,4 +406,4 @@ async def _load_configuration(kubeconfig: Path | None, context: str | None) -> A
         raise errors.NotConfigured(
             f"{file or 'the service account'} cannot be used: {error}"
         ) from error
-    return configuration
+    return configuration, namespace.strip() or DEFAULT_NAMESPACE

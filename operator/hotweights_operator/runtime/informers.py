@@ -36,7 +36,7 @@ from hotweights_kube.resources import version_of as version_in
 from hotweights_kube.watch import Watched, WatchTiming, watch
 from hotweights_operator.model.objects import INJECT_LABEL
 from hotweights_operator.runtime import observe
-from hotweights_operator.runtime.cache import Agent, Cache, Kind
+from hotweights_operator.runtime.cache import Cache, Kind
 from hotweights_operator.runtime.malformed import last_known
 from hotweights_operator.settings import Settings
 
@@ -111,16 +111,8 @@ def sources(settings: Settings) -> tuple[WatchedKind, ...]:
         WatchedKind("pod", PODS, observe.pod, served, INJECTED),
         WatchedKind("node", NODES, observe.node, (None,)),
         WatchedKind("state", NODE_WEIGHTS, observe.node_state, here),
-        WatchedKind("agent", PODS, _agent, here, settings.agent_selector),
+        WatchedKind("agent", PODS, observe.agent, here, settings.agent_selector),
     )
-
-
-def _agent(body: Body) -> Agent:
-    node = (body.get("spec") or {}).get("nodeName", "")
-    # one that is being deleted still answers for a while, but is nobody to count on
-    ready = observe.is_ready(body) and "deletionTimestamp" not in body["metadata"]
-    addresses = tuple(one["ip"] for one in (body.get("status") or {}).get("podIPs") or ())
-    return Agent(body["metadata"]["uid"], node, ready, addresses)
 
 
 @dataclass(slots=True)

@@ -23,6 +23,7 @@ from hotweights_operator.model.objects import (
     COMMAND_ANNOTATION,
     GATE,
     RETRY_ANNOTATION,
+    Agent,
     AnalysisTemplate,
     Node,
     NodeState,
@@ -119,6 +120,15 @@ def node(body: Body) -> Node:
         ready=is_ready(body),
         zone=(metadata.get("labels") or {}).get(ZONE_LABEL, ""),
     )
+
+
+def agent(body: Body) -> Agent:
+    """The pod of a node's agent."""
+    node = (body.get("spec") or {}).get("nodeName", "")
+    # one that is being deleted still answers for a while, but is nobody to count on
+    ready = is_ready(body) and "deletionTimestamp" not in body["metadata"]
+    addresses = tuple(one["ip"] for one in (body.get("status") or {}).get("podIPs") or ())
+    return Agent(body["metadata"]["uid"], node, ready, addresses)
 
 
 def pod(body: Body) -> Pod:
