@@ -64,6 +64,7 @@ FORBIDDEN = (
     ("Only hotweights_kube knows", "hotweights_agent.kube.sync", "kubernetes"),
     ("What runs inside vLLM", "hotweights.adapters.vllm.agent_connection", "hotweights_common"),
     ("What runs inside vLLM", "hotweights_transports.handoff.frames", "pydantic"),
+    ("What the plugin shows", "hotweights.kubectl.views.verdict", "socket"),
 )
 """A contract's name, a module, and what it may not import."""
 

@@ -1,6 +1,6 @@
 """Pictures of rollouts as trees of text: rollout → steps → nodes → pods, with bars.
 
-One layout for all readers: `rich.text.Text` lines, of which a file or a pipe gets the plain text.
+One layout for all readers: ``rich.text.Text`` lines, of which a file or a pipe gets the plain text.
 Rows of one kind line up. A fleet of many nodes is folded: what is done is counted and not drawn, so
 that what waits or failed stays in sight.
 """
