@@ -65,7 +65,7 @@ class Operator:
     def start(self) -> None:
         """Work, as soon as everything was listed."""
         self._feed.complete.set()
-        self._reconciler.everything()
+        self._reconciler.begin()
         workers = [self._reconciler.work for _ in range(SETTINGS.workers)]
         writers = [self._reconciler.write for _ in range(SETTINGS.writes)]
         self._tasks = [asyncio.create_task(run()) for run in (*workers, *writers)]

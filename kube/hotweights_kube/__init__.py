@@ -1,7 +1,7 @@
 """A thin asynchronous face of the Kubernetes API, shared by operator and agent.
 
 `client.Api` asks, `watch.watch` follows, `events.Recorder` tells, `token_review.review` checks who
-somebody is. All of them take and give plain dicts and raise only what `errors` lists.
+somebody is, `lease.Election` who leads. All of them take and give plain dicts and raise only what `errors` lists.
 """
 
 from hotweights_kube.client import Api, Listing, Selection
@@ -18,8 +18,10 @@ from hotweights_kube.errors import (
     Unavailable,
 )
 from hotweights_kube.events import Notice, Recorder, Reference
+from hotweights_kube.lease import Election, Timing
 from hotweights_kube.resources import (
     EVENTS,
+    LEASES,
     NODE_WEIGHTS,
     NODES,
     PODS,
@@ -33,6 +35,7 @@ from hotweights_kube.watch import Change, WatchTiming, watch
 
 __all__ = [
     "EVENTS",
+    "LEASES",
     "NODES",
     "NODE_WEIGHTS",
     "PODS",
@@ -43,6 +46,7 @@ __all__ = [
     "Body",
     "Change",
     "Conflict",
+    "Election",
     "Expired",
     "Forbidden",
     "Identity",
@@ -56,6 +60,7 @@ __all__ = [
     "Reference",
     "Resource",
     "Selection",
+    "Timing",
     "TokenRefused",
     "Unavailable",
     "WatchTiming",

@@ -42,6 +42,7 @@ PODS = Resource("v1", "Pod", "pods")
 NODES = Resource("v1", "Node", "nodes", namespaced=False)
 NAMESPACES = Resource("v1", "Namespace", "namespaces", namespaced=False)
 EVENTS = Resource("events.k8s.io/v1", "Event", "events")
+LEASES = Resource("coordination.k8s.io/v1", "Lease", "leases")
 TOKEN_REVIEWS = Resource(
     "authentication.k8s.io/v1", "TokenReview", "tokenreviews", namespaced=False
 )

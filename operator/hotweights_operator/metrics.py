@@ -1,7 +1,8 @@
 """Metrics and health over HTTP.
 
 What is a state is read from the cache when it is scraped, so metrics say what the status says and
-nothing is left over from objects that are gone. /healthz says whether a restart would help: it
+nothing is left over from objects that are gone. Of several operators the one that leads tells of
+rollouts and versions, so that nothing is counted twice. /healthz says whether a restart would help: it
 fails when the loop does not run (then nobody answers) or a decision has been waiting for too long.
 /readyz says whether the operator sees: it fails until everything was listed, and while nothing is
 heard of some kind. No Service leads to the operator, so nothing depends on that but ``helm --wait``
@@ -51,6 +52,7 @@ class LoopHealth:
     unlisted: Sequence[Kind] = ()  # not listed yet
     # objects that do not fit this release
     malformed: Mapping[Kind, int] = field(default_factory=dict)
+    leads: bool = True
 
     def stale(self, stale_seconds: float) -> dict[Kind, float]:
         """The kinds of which nothing was heard for so long."""
@@ -60,15 +62,15 @@ class LoopHealth:
 class Rollouts(Collector):
     """The rollouts' states, as their status has them."""
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, cache: Cache, loop_health: Callable[[], LoopHealth]) -> None:
+        self._cache, self._loop_health = cache, loop_health
 
     def collect(self) -> Iterable[Metric]:
         """One family for each figure, as the cache has it now. In the thread of the event loop,
         when somebody scrapes.
         """
         labels = ["namespace", "name"]
-        rollouts: list[Rollout] = self._cache.values("rollout")
+        rollouts: list[Rollout] = self._cache.values("rollout") if self._loop_health().leads else []
         info = GaugeMetricFamily(
             f"{_ROLLOUT}_info",
             "The version that a rollout wants (its pods may still serve another one), the one "
@@ -145,12 +147,12 @@ class Versions(Collector):
     each reason, not for each version.
     """
 
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
+    def __init__(self, cache: Cache, loop_health: Callable[[], LoopHealth]) -> None:
+        self._cache, self._loop_health = cache, loop_health
 
     def collect(self) -> Iterable[Metric]:
         """By the reason of the condition Resolved; nothing is said of a version before it has one."""
-        versions: list[Version] = self._cache.values("version")
+        versions: list[Version] = self._cache.values("version") if self._loop_health().leads else []
         reasons = Counts(
             (version.namespace, found.reason)
             for version in versions
@@ -247,10 +249,15 @@ class Metrics:
                 "How long the oldest of them waits.",
                 lambda: loop_health().queue_oldest_seconds,
             ),
+            (
+                "leader",
+                "1 where this process decides and writes, 0 where it stands by.",
+                lambda: loop_health().leads,
+            ),
         ):
             Gauge(f"{_PREFIX}_{name}", text, registry=self.registry).set_function(read)
-        self.registry.register(Rollouts(cache))
-        self.registry.register(Versions(cache))
+        self.registry.register(Rollouts(cache, loop_health))
+        self.registry.register(Versions(cache, loop_health))
         self.registry.register(Watches(loop_health))
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:

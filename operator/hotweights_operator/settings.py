@@ -6,8 +6,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from hotweights_kube.lease import Timing
 
 AGENT_SELECTOR = "app.kubernetes.io/name=hotweights,app.kubernetes.io/component=agent"
 
@@ -25,7 +28,7 @@ class Settings:
     agent_selector: str
     """Labels of the agents' pods, as a label selector is written: ``key=value,…``."""
     instance: str
-    """Name of this pod, for events."""
+    """Name of this pod, for events and for the lease: no other operator that runs has it."""
     metrics_port: int
     """Serves /metrics; 0: not at all."""
     health_port: int
@@ -36,6 +39,8 @@ class Settings:
     """The same rollout, version or node is decided at most this often; what happens in between is
     seen together.
     """
+    lease: Timing = field(default_factory=Timing)
+    """How long this process leads without renewing it."""
     workers: int = 4
     """Decisions under way at a time; they mostly wait for the API server."""
     writes: int = 32
@@ -110,7 +115,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         # once each, in their order: the option adds to what the environment names
         watched=tuple(dict.fromkeys(read.watch_namespace)),
         agent_selector=read.agent_selector,
-        instance=env("POD_NAME", "hotweights-operator"),
+        # two processes of one name would both lead
+        instance=env("POD_NAME") or f"hotweights-operator-{socket.gethostname()}-{os.getpid()}",
         metrics_port=read.metrics_port,
         health_port=read.health_port,
         log_level=read.log_level,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hotweights_operator.runtime.leadership import LEASE_NAME
 from tests.helm.conftest import CHART, ROOT, SOURCE, Body, Helm, Refused
 
 pytestmark = pytest.mark.timeout(180, func_only=True)  # helm may have to be built first
@@ -189,10 +190,40 @@ def test_the_scheduler_knows_of_the_memory_that_versions_take(helm: Helm, values
     assert agent["resources"]["requests"].get("memory", limit) == limit
 
 
-def test_one_operator_at_a_time(helm: Helm) -> None:
-    (deployment,) = of_kind(helm.template(), "Deployment")
+def test_one_operator_needs_nothing_else(helm: Helm) -> None:
+    objects = helm.template()
+    (deployment,) = of_kind(objects, "Deployment")
     assert deployment["spec"]["replicas"] == 1
     assert deployment["spec"]["strategy"] == {"type": "Recreate"}
+    assert "affinity" not in deployment["spec"]["template"]["spec"]
+    assert not of_kind(objects, "PodDisruptionBudget")
+
+
+def test_two_operators_are_kept_apart_and_go_one_at_a_time(helm: Helm) -> None:
+    objects = helm.template({"operator": {"replicas": 2}})
+    (deployment,) = of_kind(objects, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    (budget,) = of_kind(objects, "PodDisruptionBudget")
+    assert deployment["spec"]["replicas"] == 2
+    assert deployment["spec"]["strategy"]["rollingUpdate"] == {"maxUnavailable": 1, "maxSurge": 0}
+    assert budget["spec"]["maxUnavailable"] == 1
+    (apart,) = deployment["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"].values()
+    term = apart[0]["podAffinityTerm"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    for selector in (budget["spec"]["selector"], term["labelSelector"]):
+        assert selector["matchLabels"].items() <= labels.items()
+    own = {"nodeAffinity": {}}
+    objects = helm.template({"operator": {"replicas": 2, "affinity": own}})
+    assert pod_spec(objects, "operator")["affinity"] == own
+
+
+def test_the_operator_may_write_its_own_lease_and_no_other(helm: Helm) -> None:
+    roles = of_kind(helm.template(), "Role")
+    rules = [rule for role in roles for rule in role["rules"] if rule["resources"] == ["leases"]]
+    named = {verb for rule in rules if rule.get("resourceNames") for verb in rule["verbs"]}
+    assert named == {"get", "patch"}
+    assert {name for rule in rules for name in rule.get("resourceNames", ())} == {LEASE_NAME}
+    assert [rule["verbs"] for rule in rules if "resourceNames" not in rule] == [["create"]]
 
 
 def test_the_chart_carries_the_same_definitions_as_crds(helm: Helm) -> None:

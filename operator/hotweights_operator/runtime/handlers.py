@@ -93,7 +93,7 @@ def settings_for_kopf() -> kopf.OperatorSettings:
     """kopf, told to do as little as possible, and that for ever."""
     found = kopf.OperatorSettings()
     found.posting.enabled = False  # events are ours to write
-    found.peering.standalone = True  # one operator at a time is the Deployment's business
+    found.peering.standalone = True  # who leads is said by a Lease: peers of kopf would all freeze
     found.scanning.disabled = True  # needs no rights on namespaces and CRDs; what we watch is known
     found.watching.server_timeout = 300
     found.watching.inactivity_timeout = (

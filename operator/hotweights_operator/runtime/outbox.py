@@ -55,6 +55,11 @@ class Outbox:
             self._waiting[key, node] = write
             self._by_key.setdefault(key, set()).add(node)
 
+    def clear(self) -> None:
+        """Nobody wants anything any more; what is under way is."""
+        self._waiting.clear()
+        self._by_key.clear()
+
     def take(self) -> Write | None:
         """The one that has waited longest and whose node is not being written to; None: there is
         none. Say `landed` afterwards, whatever came of it.

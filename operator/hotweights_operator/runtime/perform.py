@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 # a manager of its own: its field keeps the spec from ever being empty, whoever goes
 NODE_MANAGER = "hotweights-nodes"
+STATUS_MANAGER = "hotweights-operator"
+FENCE_ANNOTATION = "hotweights.dev/operator"
+"""On NodeWeights: which operator took over from one that did not give up (`leadership.fence`)."""
 
 
 class Writer(Protocol):
@@ -95,6 +98,20 @@ class Performer:
         body = await self._patch_status(WEIGHT_VERSIONS, "version", version, status)
         self._keep("version", f"{version.namespace}/{version.name}", body, observe.version)
 
+    def nodes(self) -> list[str]:
+        """The names of all NodeWeights that are known."""
+        return [state.name for state in self.cache.values("state")]
+
+    async def mark(self, node: str, mark: str) -> None:
+        """Annotate a node's NodeWeights, whatever it says, and read it by that. Raises
+        `KubeError`.
+        """
+        patch = {"metadata": {"annotations": {FENCE_ANNOTATION: mark}}}
+        body = await self.api.merge_patch(
+            NODE_WEIGHTS, node, patch, namespace=self.namespace, manager=STATUS_MANAGER
+        )
+        self._keep("state", node, body, observe.node_state)
+
     async def tell(self, events: Iterable[Event]) -> None:
         """Say it; nothing depends on whether it is heard."""
         for event in events:
@@ -154,7 +171,7 @@ class Performer:
                 namespace=thing.namespace,
                 subresource="status",
                 resource_version=thing.resource_version,
-                manager="hotweights-operator",
+                manager=STATUS_MANAGER,
             )
         except (errors.Conflict, errors.NotFound):
             await self._refetch_thing(resource, kind, thing)

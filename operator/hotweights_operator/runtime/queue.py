@@ -82,6 +82,17 @@ class WorkQueue(Generic[K]):
                 asyncio.get_running_loop().call_at(due, self._on_due, key), due
             )
 
+    def clear(self) -> None:
+        """From now on nothing waits and nothing is worked on."""
+        for waiting in self._waiting.values():
+            waiting.handle.cancel()
+        self._ready.clear()
+        self._waiting.clear()
+        for kept in (self._since, self._next, self._failures):
+            kept.clear()
+        for keys in (self._working, self._again):
+            keys.clear()
+
     async def get(self) -> K:
         """The next key; say `done` or `failed` afterwards."""
         while not self._ready:

@@ -1,5 +1,8 @@
 """Around the loop: the queue that says which key is next, workers for decisions and for writes, and
 the clock. Nothing is decided here.
+
+What is heard wakes nobody until this process may decide (`begin`), and nothing is left of what it
+had in mind when it may no more (`end`): the next time it begins from what is in the cache.
 """
 
 from __future__ import annotations
@@ -48,18 +51,57 @@ class Reconciler:
     port: Port
     meter: ReconcileMetrics
     loop: Loop = field(init=False)
+    _decides: bool = False
+    _busy: int = 0  # workers that are in the middle of something
+    _at_rest: asyncio.Event = field(default_factory=asyncio.Event)
     _to_write: asyncio.Event = field(default_factory=asyncio.Event)
     _written_at: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
-        self.loop = Loop(
+        self.loop = self._new_loop()
+
+    def _new_loop(self) -> Loop:
+        return Loop(
             self.cache,
             self.port,
             self.meter,
-            self.queue.add,
+            self._wake,
             started_at=datetime.now(UTC),
             filled=self._fill,
         )
+
+    def begin(self) -> None:
+        """From now on this process decides: about everything at first."""
+        self.queue.clear()  # of what was cancelled in the middle, too
+        self.loop, self._decides = self._new_loop(), True
+        self.everything()
+
+    async def end(self, seconds: float) -> bool:
+        """Begin nothing any more, and wait so long at most for what was begun. Whether all of it
+        has ended; then `work` and `write` may be cancelled.
+        """
+        self._decides = False
+        self.loop.outbox.clear()
+        self.cache.observed().refusals.clear()
+        self._at_rest.clear()
+        try:
+            async with asyncio.timeout(seconds):
+                while self._busy:
+                    await self._at_rest.wait()
+        except TimeoutError:
+            return False
+        finally:
+            self.queue.clear()
+        return True
+
+    def _wake(self, key: Key, seconds: float) -> None:
+        if self._decides:
+            self.queue.add(key, seconds)
+
+    def _rests(self) -> None:
+        self._busy -= 1
+        if not self._busy:
+            self._at_rest.set()
 
     def _fill(self) -> None:
         # from now on a write that does not end is a stall; idle time before it was none
@@ -69,6 +111,8 @@ class Reconciler:
 
     def changed(self, kind: Kind, key: str, old: Any) -> None:
         """An object is new, different or gone in the cache: what depends on it is looked at."""
+        if not self._decides:
+            return
         for affected in triggers.affected(
             kind, old, self.cache.get(kind, key), self.cache.observed()
         ):
@@ -76,28 +120,37 @@ class Reconciler:
 
     def everything(self) -> None:
         """Every decision there is may come out differently: at the start, and now and then."""
-        for key in triggers.everything(self.cache.observed()):
+        for key in triggers.everything(self.cache.observed()) if self._decides else ():
             self.queue.add(key)
 
     async def work(self) -> None:
         """Take keys and decide about them, for ever."""
         while True:
             key = await self.queue.get()
+            if not self._decides:
+                continue
             # thread time: a pass that waits for the API server keeps nobody from the processor
             started, busy = time.monotonic(), time.thread_time()
-            result = await self._guarded(key, busy)
+            self._busy += 1
+            try:
+                result = await self._guarded(key, busy)
+            finally:
+                self._rests()
             self.meter.reconciled(key[0], result, time.monotonic() - started)
 
     async def write(self) -> None:
         """Write what was decided, one after the other, for ever."""
         while True:
+            self._busy += 1
             try:
-                wrote = await self.loop.write_one(datetime.now(UTC))
+                wrote = self._decides and await self.loop.write_one(datetime.now(UTC))
             # a worker that ended would leave its share of the writes undone
             except Exception:
                 log.exception("a defect of the operator; please report it")
                 self.meter.reconciled("write", "defect", 0.0)
                 wrote = True
+            finally:
+                self._rests()
             self._written_at = time.monotonic()
             if not wrote:
                 self._to_write.clear()

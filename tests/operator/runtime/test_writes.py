@@ -261,6 +261,7 @@ async def worked(*errors: Exception, again: bool = False) -> tuple[list[str], li
     port = Clumsy(cache, errors=list(errors))
     meter = Meter()
     reconciler = Reconciler(cache, WorkQueue[Key](0.0, backoff=Backoff(0.001, 30.0)), port, meter)
+    reconciler.begin()
     for kind in ("version", "node", "agent", "state", "pod"):
         for value in made.cache.values(kind):
             key = value.uid if kind in ("agent", "pod") else value.name
