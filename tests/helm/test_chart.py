@@ -128,7 +128,7 @@ def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
         weightversions_status="patch", weightrollouts_status="patch", events="create patch"
     )
     assert rights(helm.template(), "operator") == read | writes | verbs(
-        nodeweights="get list watch create patch"
+        nodeweights="get list watch create patch", leases="create get patch"
     )
 
 

@@ -283,6 +283,7 @@ class Scene:
         self.shown: dict[str, tuple[bool, str]] = {}
         self.switches_left = math.inf  # so many engines switch, the next ones wait
         self.health_port = free_ports()[0]  # of metrics too
+        self.others: list[subprocess.Popen[bytes]] = []  # operators beside the first
         self.troubles: list[str] = []
         self._prefix = f"n{number}"
 
@@ -453,18 +454,27 @@ class Scene:
         """As a process: for this test's namespace as the admin, or for all namespaces as somebody
         else.
         """
-        log = (self.folder / "operator.log").open("ab")
+        self.process = self._launch("operator", self.health_port, kubeconfig)
+
+    def start_another(self, name: str, health_port: int = 0) -> subprocess.Popen[bytes]:
+        """One more operator, as a replica is."""
+        self.others.append(self._launch(name, health_port, None))
+        return self.others[-1]
+
+    def _launch(
+        self, name: str, health_port: int, kubeconfig: Path | None
+    ) -> subprocess.Popen[bytes]:
         watched = [] if kubeconfig else [f"--watch-namespace={self.namespace}"]
-        self.process = subprocess.Popen(
-            [
-                sys.executable, "-m", "hotweights_operator", f"--namespace={self.system}",
-                *watched, "--metrics-port=0", f"--health-port={self.health_port}",
-            ],
-            env={**os.environ, "KUBECONFIG": str(kubeconfig or self.kubeconfig), "POD_NAME": "operator"},
-            stdout=log,
-            stderr=log,
-        )  # fmt: skip
-        log.close()
+        with (self.folder / f"{name}.log").open("ab") as log:
+            return subprocess.Popen(
+                [
+                    sys.executable, "-m", "hotweights_operator", f"--namespace={self.system}",
+                    *watched, "--metrics-port=0", f"--health-port={health_port}",
+                ],
+                env={**os.environ, "KUBECONFIG": str(kubeconfig or self.kubeconfig), "POD_NAME": name},
+                stdout=log,
+                stderr=log,
+            )  # fmt: skip
 
     async def grant(self) -> str:
         """What the chart lets the operator do, for all namespaces; the objects, to take the rights
@@ -511,14 +521,17 @@ class Scene:
             self.process.wait()
             self.process = None
 
-    def log(self) -> str:
+    def log(self, name: str = "operator") -> str:
         """The operator's last words."""
-        path = self.folder / "operator.log"
+        path = self.folder / f"{name}.log"
         return path.read_text()[-6000:] if path.exists() else ""
 
     async def close(self) -> None:
         """End what was started. Raises what ended a node before: nothing followed there any more."""
         self.kill_operator()
+        for process in self.others:
+            process.kill()
+            process.wait()
         for task in self.tasks:
             task.cancel()
         ends = await asyncio.gather(*self.tasks, return_exceptions=True)

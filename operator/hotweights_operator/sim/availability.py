@@ -56,7 +56,7 @@ class AvailabilityJudge:
             self._count_boot(rollout, new.digest)
         elif new.digest in self._bench.serves(uid):
             self._bench.count("set back to what it serves")
-        elif self._world.fleet.kubelets.in_service(uid) and not self._world.zombie:
+        elif self._world.fleet.kubelets.in_service(uid):
             self._bench.count("told to change")
             seen: Pod | None = self._world.operator.cache.get("pod", uid)
             if (

@@ -38,7 +38,9 @@ FAULTS = (
 
 OPERATOR = (
     "operator ends between two writes",
+    "operator takes over",
     "status is lost",
+    "write arrives late",
     "write is refused",
 )
 """What goes wrong between the operator and the API server; counted by `cluster.operator`."""

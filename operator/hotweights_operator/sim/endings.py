@@ -31,8 +31,9 @@ def heal(sim: Simulation) -> None:
     """The faults stop; what is wrong with versions stays so."""
     sim.tell("-- the faults stop")
     sim.fleet.faults.heal()
-    sim.operator.ends_after = -1
-    sim.operator.conflicts = 0.0
+    for operator in sim.operators:
+        operator.ends_after, operator.conflicts = -1, 0.0
+        operator.stands_until = operator.stands_until and sim.now
     sim.api.refusing.clear()
     changed = set(sim.fleet.kubelets.clocks)
     sim.fleet.kubelets.clocks.clear()

@@ -165,8 +165,11 @@ def object_is_deleted(sim: Simulation) -> bool:
 
 
 def operator_restarts(sim: Simulation) -> bool:
-    """With a new list of everything, and no memory."""
-    sim.restart_operator()
+    """It is ended in good order, and the other leads; it comes back with a new list of everything,
+    and no memory.
+    """
+    sim.operator.give_up(sim.now)
+    sim.replace_operator(sim.operator)
     return True
 
 
@@ -177,18 +180,15 @@ def operator_ends_soon(sim: Simulation) -> bool:
 
 
 def operator_stalls(sim: Simulation) -> bool:
-    """The process hangs with what it was about to write, another one goes on, and then the old one
-    wakes up.
+    """The process that leads stands still with what it has sent, for less or for longer than its
+    lease; then it goes on.
     """
-    old = sim.operator
-    sim.restart_operator()
-    for _ in range(3):  # the new one has time to write what the old one does not know of
-        sim.step()
-    sim.zombie = True
-    try:
-        old.work(sim.now, 4)
-    except Ended:
+    leader = sim.operator
+    if leader.stands_until is not None or not leader.leads:
         return False
-    finally:
-        sim.zombie = False
+    seconds = sim.draw.choice([3.0, 12.0, 18.0, 30.0])
+    try:
+        leader.stand_still(sim.now + timedelta(seconds=seconds))
+    except Ended:
+        sim.replace_operator(leader)
     return True

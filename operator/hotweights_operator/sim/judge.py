@@ -144,7 +144,7 @@ class Judge:
         that revision.
         """
         found = self._still_given_up(rollout)
-        if found is None or self.world.zombie:
+        if found is None:
             return
         if found.digest in (rollout.status.stable.digest, self._ledger(rollout).last_complete):
             return
@@ -170,11 +170,7 @@ class Judge:
     def _keeps_the_policy(self, rollout: Rollout, new: PodAssignment) -> None:
         """Nobody is told the target once more engines have given it up than the policy allows."""
         target = rollout.status.target.digest
-        if (
-            new.digest == target
-            and target not in self.bench.serves(new.uid)
-            and not self.world.zombie
-        ):
+        if new.digest == target and target not in self.bench.serves(new.uid):
             self.fails("the failure policy is kept", f"{new.uid} was told to serve {new.digest}")
 
     # -- preparing ------------------------------------------------------------------------------
@@ -192,7 +188,7 @@ class Judge:
         """
         digest, ledger = new.prepare, self._ledger(rollout)
         known: Pod | None = self.world.api.get("pod", new.uid)
-        if known is None or self.world.zombie or digest != rollout.status.target.digest:
+        if known is None or digest != rollout.status.target.digest:
             return
         self._note_prepared()
         if digest in self._prepared.get(new.uid, ()):
@@ -338,7 +334,7 @@ class Judge:
                 "Complete only when Ready",
                 f"{pods.updated} updated, {pods.ready} ready of {pods.desired}",
             )
-        for pod in self.bench.own(rollout) if not self.world.zombie else ():
+        for pod in self.bench.own(rollout):
             seen: Pod | None = self.world.operator.cache.get("pod", pod.uid)
             if (
                 seen is not None

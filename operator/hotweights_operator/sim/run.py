@@ -29,6 +29,7 @@ from hotweights_operator.sim.plan import App, Plot
 START = datetime(2026, 1, 1, tzinfo=UTC)
 STORY_STEPS = 45
 OPENING_STEPS = 40
+ELECTION_SECONDS = 2.0
 IDLE_STEPS = 6  # without any write: then nothing is left but to wait for a time
 
 
@@ -47,20 +48,23 @@ class Simulation:
     draw: random.Random = field(init=False)
     api: Api = field(default_factory=Api)
     fleet: Fleet = field(init=False)
-    operator: Operator = field(init=False)
+    operators: list[Operator] = field(default_factory=list)
+    operator: Operator = field(init=False)  # the one that leads, or did so last
     judge: Judge = field(init=False)
     now: datetime = START
     apps: list[App] = field(default_factory=list)
     plot: Plot = field(default_factory=Plot)
     tenants: dict[str, str] = field(default_factory=dict)  # digest → namespace
     serial: int = 0
-    zombie: bool = False  # an operator that was replaced writes on
+    _last_complete: dict[str, str] = field(default_factory=dict)
     idle_steps: int = 0
 
     def __post_init__(self) -> None:
         self.draw = random.Random(self.seed)
         self.fleet = Fleet(self.api, self.draw, self.now)
-        self.operator = self._operator()
+        # who plans a rollout needs one
+        self.operators = [self._operator() for _ in range(2 if self.with_faults else 1)]
+        self.operator = self.operators[0]
         self.judge = self.api.judge = Judge(self, self.ignored)
 
     # -- the cluster ----------------------------------------------------------------------------
@@ -81,7 +85,8 @@ class Simulation:
             for name in ("v0", "v1", "v2", "v3"):
                 self.add_version(namespace, name)
         self.replicate()
-        self.operator.start()
+        for operator in self.operators:
+            operator.start()
         if self.draw.random() < 0.7:
             for _ in range(12):
                 self.step()
@@ -164,17 +169,40 @@ class Simulation:
                     labels = {"app": app.name, INJECT_LABEL: "true"}
                     self.fleet.kubelets.start_pod(Pod(uid, uid, app.namespace, node, labels))
 
-    def restart_operator(self) -> None:
-        """A new process with a new list of everything, and no memory."""
-        known = self.operator.last_complete
-        self.operator = self._operator()
-        self.operator.last_complete = known  # the checker's, not the operator's
-        self.operator.start()
+    def replace_operator(self, old: Operator) -> None:
+        """A new process with a new list of everything, and no memory: the same pod's, or another's
+        with another name. What the old one has sent is on its way still.
+        """
+        new = self._operator(old.name if self.draw.random() < 0.5 else "")
+        new.on_their_way = old.on_their_way
+        old.end()
+        self.operators[self.operators.index(old)] = new
+        new.start()
+        if self.operator is old:
+            self.operator = new
 
-    def _operator(self) -> Operator:
+    def _operator(self, name: str = "") -> Operator:
+        self.serial += not name
         return Operator(
-            self.api, self.fleet, self.draw, self.tell, conflicts=0.03 if self.with_faults else 0.0
+            name or f"operator-{self.serial}",
+            self.api,
+            self.fleet,
+            self.draw,
+            self.tell,
+            conflicts=0.03 if self.with_faults else 0.0,
+            last_complete=self._last_complete,
         )
+
+    def _elect(self, since: datetime) -> None:
+        """Elections go on all the time, whoever stands still."""
+        moment = since
+        while moment < self.now:
+            moment = min(self.now, moment + timedelta(seconds=ELECTION_SECONDS))
+            for operator in self.operators:
+                if operator.stands_until is None:
+                    operator.elect(moment)
+                    if operator.leads:
+                        self.operator = operator
 
     # -- time -----------------------------------------------------------------------------------
 
@@ -208,22 +236,43 @@ class Simulation:
         """One moment: machines, then the operator, then the judges, who must see what both did.
         ``seconds`` is how much time passes; 0: drawn.
         """
-        before = self.api.version
+        before, since = self.api.version, self.now
         self.now += timedelta(seconds=seconds or self.draw.uniform(0.4, 2.0))
         self.fleet.now = self.now
         self.replicate()
         self.fleet.step()
-        self.operator.watch()
+        for operator in list(self.operators):
+            self._runs(operator)
+        self._elect(since)
+        leader = self.operator
         try:
-            self.operator.work(self.now, self.draw.randint(1, 5 + len(self.api.objects["node"])))
+            if leader.leads and leader.stands_until is None:
+                leader.work(self.now, self.draw.randint(1, 5 + len(self.api.objects["node"])))
         except Ended:
-            self.restart_operator()
+            self.replace_operator(leader)
         self.judge.step()
         idle = (
-            before == self.api.version and not self.operator.dirty and not self.operator.is_behind
+            before == self.api.version
+            and self.operator.leads
+            and not self.operator.dirty
+            and not self.operator.is_behind
         )
         idle = idle and not self.fleet.hesitates
         self.idle_steps = self.idle_steps + 1 if idle else 0
+
+    def _runs(self, operator: Operator) -> None:
+        """It hears what happens; or it stands still, and wakes up when it is time."""
+        operator.arrives(share=0.1)
+        try:
+            if operator.stands_until is not None and self.now >= operator.stands_until:
+                operator.wake(self.now)
+            elif operator.stands_until is None:
+                operator.hear()
+        except Ended:
+            self.replace_operator(operator)
+        # who stands by costs nobody anything, and may be far behind
+        if operator.stands_until is None and (operator.leads or self.draw.random() < 0.4):
+            operator.watch()
 
     def steps(self, most: int, done: Callable[[], bool], *, hastens: bool = False) -> bool:
         """Steps until something is so; time goes faster while nothing happens. Whether it came to

@@ -20,6 +20,7 @@ from hotweights_crds.nodeweights import (
     NodeWeightsSpec,
     NodeWeightsStatus,
 )
+from hotweights_kube.resources import Body
 from hotweights_operator.model.actions import Action, AskResolve, Assign, CreateNodeWeights
 from hotweights_operator.model.objects import NodeState, Rollout
 from hotweights_operator.runtime.cache import KINDS, Kind
@@ -70,6 +71,8 @@ class Api:
     log: dict[Kind, list[LogEntry]] = field(default_factory=lambda: {kind: [] for kind in KINDS})
     counts: Counts = field(default_factory=Counter)
     refusing: set[str] = field(default_factory=set)  # nodes of whose objects no spec is taken
+    lease: Body | None = None  # beside the objects: it says nothing of rollouts
+    _lease_version: int = 0
     judge: Judge | None = None
 
     def put(self, kind: Kind, key: str, value: Any) -> int:
@@ -107,6 +110,16 @@ class Api:
     def version_of(self, kind: Kind, key: str) -> int:
         """The resourceVersion of an object that is there."""
         return self.objects[kind][key][0]
+
+    def put_lease(self, asked: Body) -> Body:
+        """Write the Lease, fenced by its resourceVersion. Raises `Refused`."""
+        known = self.lease["metadata"]["resourceVersion"] if self.lease else None
+        if asked["metadata"].get("resourceVersion") != known:
+            raise Refused("the lease")
+        self._lease_version += 1
+        metadata = {**asked["metadata"], "resourceVersion": str(self._lease_version)}
+        self.lease = {**asked, "metadata": metadata}
+        return self.lease
 
     def perform(self, action: Action) -> str:
         """Do what `perform` would do against a real API server; the name of the NodeWeights. Raises

@@ -1,8 +1,10 @@
 """An operator process in memory: a stale view that watches bring up to date, and the very loop that
 runs in production.
 
-What differs is the port: writes go to the API server in memory, and any of them may be refused, or
-be the last before the process ends. Every decision and every write is checked.
+What differs is the port: writes go to the API server in memory, and any of them may be refused, be
+the last before the process ends, or still be on its way when the process stands still. Every
+decision and every write is checked. Of two such processes one leads, by the very election of
+production, each with a clock of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hotweights_crds.conditions import is_true
@@ -18,6 +20,7 @@ from hotweights_crds.nodeweights import UNASSIGNED
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_kube.errors import Conflict, Invalid, KubeError
+from hotweights_kube.lease import Election
 from hotweights_operator.decide import rollouts
 from hotweights_operator.decide.revision import Outcome
 from hotweights_operator.model.actions import Action, Assign, Event, RolloutDecision
@@ -25,14 +28,18 @@ from hotweights_operator.model.objects import NodeState, Rollout, Version
 from hotweights_operator.model.observed import Observed
 from hotweights_operator.runtime import triggers as keys_
 from hotweights_operator.runtime.cache import KINDS, Cache, Kind
+from hotweights_operator.runtime.leadership import LEASE_NAME, NotLeading
 from hotweights_operator.runtime.loop import Loop
 from hotweights_operator.runtime.triggers import Key
 from hotweights_operator.sim import invariants
 from hotweights_operator.sim.cluster import api as server
 from hotweights_operator.sim.cluster.api import Api, Refused
 from hotweights_operator.sim.cluster.fleet import Fleet
+from hotweights_operator.sim.cluster.on_its_way import Answer, OnItsWay, answered
 
 Tell = Callable[[str], None]
+MOST_ON_THEIR_WAY = 4
+"""Writes that may be on their way when a process comes to a standstill."""
 
 
 class Ended(Exception):
@@ -43,6 +50,7 @@ class Ended(Exception):
 class Operator:
     """One operator process. It is its loop's port and meter."""
 
+    name: str
     api: Api
     fleet: Fleet
     draw: random.Random
@@ -53,23 +61,126 @@ class Operator:
     cursors: dict[Kind, int] = field(default_factory=dict)
     dirty: set[Key] = field(default_factory=set)
     timers: dict[Key, datetime] = field(default_factory=dict)
-    # rollout UID → digest; the checker's own memory
+    # rollout UID → digest; the checkers' memory, which all processes share
     last_complete: dict[str, str] = field(default_factory=dict)
     ends_after: int = -1  # so many more writes; negative: it lives
+    stands_until: datetime | None = None  # it does nothing before
+    on_their_way: list[OnItsWay] = field(default_factory=list)
+    election: Election = field(init=False)
+    leads: bool = False  # as far as it has noticed
     now: datetime = field(init=False)
+    _born: datetime = field(init=False)
+    _hangs: Action | None = None
+    _is_stopping: bool = False
 
     def __post_init__(self) -> None:
-        self.now = self.fleet.now
+        self.now = self._born = self.fleet.now
         self.cache = Cache(clock=lambda: self.now)
-        self.loop = Loop(self.cache, self, self, self._wake, started_at=self.now)
+        self.election = Election(self.name)
+        self.loop = self._new_loop()
+
+    def _new_loop(self) -> Loop:
+        return Loop(self.cache, self, self, self._wake, started_at=self.now)
 
     def start(self) -> None:
-        """List everything into the cache; every key is to be decided."""
+        """List everything into the cache."""
         for kind in KINDS:
             for key, (version, value) in self.api.objects[kind].items():
                 self.cache.put(kind, key, version, value)
             self.cursors[kind] = len(self.api.log[kind])
-        self.dirty = keys_.everything(self.cache.observed())
+
+    # -- the lead -------------------------------------------------------------------------------
+
+    def elect(self, now: datetime) -> None:
+        """Take the lease, or renew it; begin or end to decide."""
+        self.now, election, clock = now, self.election, self._seconds(now)
+        if not election.lead_seconds(clock):
+            self.end()
+            election.observed(self.api.lease, clock)
+        if election.may_try(clock):
+            asked = election.ask(LEASE_NAME, "system", clock, now.astimezone(UTC))
+            try:
+                election.renewed(self.api.put_lease(asked))
+            except Refused:
+                election.observed(self.api.lease, clock)
+        if election.lead_seconds(clock) and not self.leads:
+            self._begin()
+
+    def _begin(self) -> None:
+        """As `Reconciler.begin`, after the nodes were marked."""
+        self.leads = True
+        self.tell_story(f"-- {self.name} leads")
+        if self.election.taken_from:
+            self.api.counts["operator takes over"] += 1
+            for node in sorted(self.cache.observed().states):
+                known: NodeState | None = self.api.get("state", node)
+                if known is not None:
+                    self.api.put("state", node, known)
+                    self._refetch(node)
+        self.loop = self._new_loop()
+        self.dirty, self.timers = keys_.everything(self.cache.observed()), {}
+
+    def end(self) -> None:
+        """As `Reconciler.end`, when there was no time to wait."""
+        self.leads = False
+        for sent in self.on_their_way:
+            sent.is_forgotten()
+        self.loop.outbox.clear()
+        self.cache.observed().refusals.clear()
+        self.dirty, self.timers = set(), {}
+
+    def give_up(self, now: datetime) -> None:
+        """Stop in good order: nothing is on its way, and the lease is free."""
+        clock = self._seconds(now)
+        if self.leads and self.election.lead_seconds(clock):
+            self.api.put_lease(
+                self.election.ask(LEASE_NAME, "system", clock, now.astimezone(UTC), release=True)
+            )
+        self.end()
+
+    def stand_still(self, until: datetime) -> None:
+        """Do nothing until then, with some writes on their way."""
+        self.stands_until, self._is_stopping = until, True
+        for _ in range(self.draw.randint(0, MOST_ON_THEIR_WAY)):
+            self._hangs, waits = None, self.loop.write_one(self.now)
+            try:
+                waits.send(None)
+            except StopIteration:
+                break
+            if self._hangs is not None:
+                self.on_their_way.append(OnItsWay(self._hangs, waits))
+        self._is_stopping = False
+
+    def arrives(self, *, share: float) -> None:
+        """Some of what is on its way gets to the API server."""
+        for sent in [sent for sent in self.on_their_way if not sent.has_arrived]:
+            if self.draw.random() < share:
+                self.api.counts["write arrives late"] += 1
+                sent.arrive(self._send)
+
+    def wake(self, now: datetime) -> None:
+        """It goes on where it stood, before it has looked at its clock for anything else than
+        writing.
+        """
+        self.stands_until, self.now = None, now
+        self.hear()
+        self.work(now, 4)
+
+    def hear(self) -> None:
+        """What became of the writes that were on their way for long."""
+        for sent in [sent for sent in self.on_their_way if sent.has_arrived]:
+            self.on_their_way.remove(sent)
+            sent.is_heard()
+
+    def _seconds(self, now: datetime) -> float:
+        """By its own clock."""
+        return (now - self._born).total_seconds()
+
+    def _may_write(self) -> None:
+        if not self.election.lead_seconds(self._seconds(self.now)):
+            raise NotLeading(self.name)
+
+    # -- what it hears, and does ----------------------------------------------------------------
 
     def watch(self, *, everything: bool = False) -> None:
         """Read on in each log: some of what happened, or all of it."""
@@ -88,6 +199,7 @@ class Operator:
         return (
             any(self.cursors[kind] < len(self.api.log[kind]) for kind in KINDS)
             or len(self.loop.outbox) > 0
+            or any(sent.waits is not None for sent in self.on_their_way)
         )
 
     def work(self, now: datetime, limit: int) -> None:
@@ -142,24 +254,37 @@ class Operator:
 
     async def act(self, action: Action) -> None:
         """One write to a node's object."""
-        before: NodeState | None = self.api.get("state", action.node)
+        self._may_write()
         self._count()
+        if self._is_stopping:
+            self._hangs = action
+            answer = await answered()
+        else:
+            answer = self._send(action)
+        if answer is not None:
+            if isinstance(answer, Conflict):
+                self._refetch(action.node)
+            raise answer
+        self._refetch(action.node)
+
+    def _send(self, action: Action) -> Answer:
+        """What the API server makes of it."""
+        before: NodeState | None = self.api.get("state", action.node)
         try:
             if self.draw.random() < self.conflicts:
                 self.api.counts["write is refused"] += 1
                 raise Refused(action.node)
             self.api.perform(action)
         except server.Invalid as error:
-            raise Invalid(str(error)) from error
+            return Invalid(str(error))
         except Refused as error:
-            self._refetch(action.node)
-            raise Conflict(str(error)) from error
+            return Conflict(str(error))
         after: NodeState = self.api.get("state", action.node)
         live = [pod.uid for pod in self.fleet.pods() if not pod.finished]
         invariants.tokens_grow(before, after, live)
         if isinstance(action, Assign) and before is not None:
             self._check_write(action, before)
-        self._note("state", action.node, self.api.version_of("state", action.node), after)
+        return None
 
     async def tell(self, events: Sequence[Event]) -> None:
         """Events are for people: nobody listens here."""
@@ -206,6 +331,7 @@ class Operator:
 
     def _write(self, kind: Kind, name: str, value: object, resource_version: int) -> None:
         """A status, fenced by what it was decided on."""
+        self._may_write()
         self._count()
         known = self.api.objects[kind].get(name)
         if known is None or known[0] != resource_version or self.draw.random() < self.conflicts:
@@ -232,7 +358,7 @@ class Operator:
             if value is None
             else self.cache.put(kind, key, version, value)
         )
-        if changed:
+        if changed and self.leads:
             self.dirty |= keys_.affected(
                 kind, old, self.cache.get(kind, key), self.cache.observed()
             )

@@ -23,9 +23,6 @@ class World(Protocol):
     fleet: Fleet
     operator: Operator
     now: datetime
-    # an operator writes that hung and was replaced: its writes are fenced one by one, but not
-    # counted together
-    zombie: bool
     tenants: dict[str, str]  # digest → namespace
 
 
