@@ -52,9 +52,18 @@ class Engine:
     token: int = 1
 
 
+@dataclass(frozen=True)
+class Step:
+    """What an agent did: by pod UID, the digests."""
+
+    preparing: dict[str, str]
+    committing: dict[str, str]
+    again: bool  # it will look once more, unasked
+
+
 @dataclass
 class Agent:
-    """One node's agent."""
+    """One node's agent. It decides and tells; who writes that down is its fleet's."""
 
     node: str
     engines: dict[str, Engine]  # pod UID → engine
@@ -62,6 +71,98 @@ class Agent:
     resolved: dict[str, str] = field(default_factory=dict)  # UID of the WeightVersion → digest
     generation: int = 0  # that it has heard of
     looks: bool = False  # it has heard of a change and will look
+
+    def closes(self, body: Body) -> list[Engine]:
+        """Its node's NodeWeights are these now: the engines whose gates close, because they are to
+        commit.
+        """
+        self.generation = body["metadata"]["generation"]
+        return [
+            self.engines[uid]
+            for uid, order in orders_of(body).items()
+            if self.engines[uid].prepared == order["digest"] != ""
+        ]
+
+    def step(self, body: Body) -> Step:
+        """Do the next thing that the NodeWeights ask for."""
+        spec, orders = body["spec"], orders_of(body)
+        self.generation = body["metadata"]["generation"]
+        self.resolved = {
+            item["uid"]: DIGESTS[item["version"]] for item in spec.get("resolve") or ()
+        }
+        staged = {
+            item["digest"]
+            for entry in spec.get("rollouts") or ()
+            for item in entry.get("stage") or ()
+        }
+        new, self.staged = staged - self.staged, staged
+        for uid, order in orders.items():
+            self.engines[uid].token = order["token"]
+        preparing = {} if new else self._to_prepare(orders)
+        for uid, digest in preparing.items():
+            self.engines[uid].prepared = digest
+        committing = {} if new or preparing else self._to_commit(orders)
+        for uid, digest in committing.items():
+            engine = self.engines[uid]
+            engine.digest, engine.prepared = digest, ""
+            engine.confirmed_at = stamp(datetime.now(UTC))
+        more = self._to_prepare(orders) or self._to_commit(orders)
+        return Step(preparing, committing, bool((new or preparing) and more))
+
+    def status(self) -> Body:
+        """All that it tells of its node."""
+        names = {digest: version for version, digest in DIGESTS.items()} | {"": ""}
+        full = {"phase": "Staged", "bytesDone": VERSION_NBYTES, "bytesTotal": VERSION_NBYTES}
+        return {
+            "observedGeneration": self.generation,
+            "bootID": "boot",
+            "agentVersion": "bench",
+            "endpoint": f"tcp://{self.node}:7400",
+            "staged": [
+                {"digest": digest, "version": names[digest], **full}
+                for digest in sorted(self.staged)
+            ],
+            "resolved": [
+                {"uid": u, "digest": d, "nbytes": VERSION_NBYTES}
+                for u, d in sorted(self.resolved.items())
+            ],
+            "engines": [
+                {
+                    "podUID": uid,
+                    "pod": f"{MODELS}/{engine.pod}",
+                    "phase": "Prepared" if engine.prepared else "Serving",
+                    "digest": engine.digest,
+                    "version": names[engine.digest],
+                    "prepared": engine.prepared,
+                    "token": engine.token,
+                    "confirmedAt": engine.confirmed_at,
+                }
+                for uid, engine in self.engines.items()
+            ],
+        }
+
+    def _to_prepare(self, orders: dict[str, Body]) -> dict[str, str]:
+        """Pod UID → what its engine can prepare now."""
+        goals = {
+            uid: order["digest"]
+            if order.get("digest", "") not in ("", self.engines[uid].digest)
+            else order.get("prepare", "")
+            for uid, order in orders.items()
+        }
+        return {
+            uid: goal
+            for uid, goal in goals.items()
+            if goal in self.staged
+            and goal not in (self.engines[uid].digest, self.engines[uid].prepared)
+        }
+
+    def _to_commit(self, orders: dict[str, Body]) -> dict[str, str]:
+        """Pod UID → what its engine has prepared and is told to serve."""
+        return {
+            u: o["digest"]
+            for u, o in orders.items()
+            if o.get("digest") and self.engines[u].prepared == o["digest"]
+        }
 
 
 class Fleet:
@@ -82,7 +183,7 @@ class Fleet:
         """Called within the write that changed one of these."""
         self._books: dict[tuple[str, str], str] = {}  # (what, pod UID) → digest
         self._draw = random.Random(seed)
-        self._born = _stamp(datetime.now(UTC) - timedelta(hours=1))
+        self._born = stamp(datetime.now(UTC) - timedelta(hours=1))
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tell: Callable[[str, Body], None] = lambda kind, body: None
         server.stored = self._stored
@@ -115,7 +216,7 @@ class Fleet:
 
     def _add_node(self, node: str, pods: int) -> None:
         ready = [{"type": "Ready", "status": "True", "lastTransitionTime": self._born}]
-        store, digest, now = self.server.store, DIGESTS["v0"], _stamp(datetime.now(UTC))
+        store, digest, now = self.server.store, DIGESTS["v0"], stamp(datetime.now(UTC))
         store(
             "Node",
             {"metadata": {"name": node, "uid": f"uid-{node}"}, "status": {"conditions": ready}},
@@ -208,7 +309,7 @@ class Fleet:
         """Keep the books, wake the agent, and tell those who watch."""
         kind = kind_of(body)
         if kind == "state":
-            for uid, order in _orders(body).items():
+            for uid, order in orders_of(body).items():
                 self._note("told", uid, order["digest"])
         if self._loop is None:
             return
@@ -242,10 +343,8 @@ class Fleet:
         """
         if body["metadata"]["generation"] == agent.generation:
             return  # its own word
-        agent.generation = body["metadata"]["generation"]
-        for uid, order in _orders(body).items():
-            if agent.engines[uid].prepared == order["digest"] != "":
-                self._later(WATCH_SECONDS, self._gate, agent.engines[uid], False)
+        for engine in agent.closes(body):
+            self._later(WATCH_SECONDS, self._gate, engine, False)
         self._look_soon(agent)
 
     def _look_soon(self, agent: Agent) -> None:
@@ -256,56 +355,15 @@ class Fleet:
     def _look(self, agent: Agent) -> None:
         """One step, and the report of it."""
         agent.looks = False
-        body = self.server.objects["NodeWeights"][agent.node]
-        spec, orders = body["spec"], _orders(body)
-        agent.resolved = {item["uid"]: DIGESTS[item["version"]] for item in spec.get("resolve", ())}
-        staged = {item["digest"] for entry in spec["rollouts"] for item in entry["stage"]}
-        new, agent.staged = staged - agent.staged, staged
-        for uid, order in orders.items():
-            agent.engines[uid].token = order["token"]
-        preparing = {} if new else self._to_prepare(agent, orders)
-        for uid, digest in preparing.items():
-            agent.engines[uid].prepared = digest
-            self._note("prepared", uid, digest)
-        committing = {} if new or preparing else self._to_commit(agent, orders)
-        for uid, digest in committing.items():
-            engine = agent.engines[uid]
-            engine.digest, engine.prepared, engine.confirmed_at = (
-                digest,
-                "",
-                _stamp(datetime.now(UTC)),
-            )
-            self._note("served", uid, digest)
+        step = agent.step(self.server.objects["NodeWeights"][agent.node])
+        for what, done in (("prepared", step.preparing), ("served", step.committing)):
+            for uid, digest in done.items():
+                self._note(what, uid, digest)
         self._report(agent)
-        for uid in committing:
+        for uid in step.committing:
             self._gate(agent.engines[uid], True)
-        if (new or preparing) and (
-            self._to_prepare(agent, orders) or self._to_commit(agent, orders)
-        ):
+        if step.again:
             self._look_soon(agent)
-
-    def _to_prepare(self, agent: Agent, orders: dict[str, Body]) -> dict[str, str]:
-        """Pod UID → what its engine can prepare now."""
-        goals = {
-            uid: order["digest"]
-            if order["digest"] not in ("", agent.engines[uid].digest)
-            else order.get("prepare", "")
-            for uid, order in orders.items()
-        }
-        return {
-            uid: goal
-            for uid, goal in goals.items()
-            if goal in agent.staged
-            and goal not in (agent.engines[uid].digest, agent.engines[uid].prepared)
-        }
-
-    def _to_commit(self, agent: Agent, orders: dict[str, Body]) -> dict[str, str]:
-        """Pod UID → what its engine has prepared and is told to serve."""
-        return {
-            u: o["digest"]
-            for u, o in orders.items()
-            if o["digest"] and agent.engines[u].prepared == o["digest"]
-        }
 
     def _gate(self, engine: Engine, is_open: bool) -> None:
         """As the agent writes it, with the labels; the kubelet follows."""
@@ -326,41 +384,11 @@ class Fleet:
 
     def _report(self, agent: Agent) -> None:
         """The whole status, as agents write it."""
-        names = {digest: version for version, digest in DIGESTS.items()}
-        full = {"phase": "Staged", "bytesDone": VERSION_NBYTES, "bytesTotal": VERSION_NBYTES}
-        body = self.server.objects["NodeWeights"][agent.node]
-        agent.generation = body["metadata"]["generation"]
-        status = {
-            "observedGeneration": agent.generation,
-            "bootID": "boot",
-            "agentVersion": "bench",
-            "endpoint": f"tcp://{agent.node}:7400",
-            "staged": [
-                {"digest": digest, "version": names[digest], **full}
-                for digest in sorted(agent.staged)
-            ],
-            "resolved": [
-                {"uid": u, "digest": d, "nbytes": VERSION_NBYTES}
-                for u, d in sorted(agent.resolved.items())
-            ],
-            "engines": [
-                {
-                    "podUID": uid,
-                    "pod": f"{MODELS}/{engine.pod}",
-                    "phase": "Prepared" if engine.prepared else "Serving",
-                    "digest": engine.digest,
-                    "version": names[engine.digest],
-                    "prepared": engine.prepared,
-                    "token": engine.token,
-                    "confirmedAt": engine.confirmed_at,
-                }
-                for uid, engine in agent.engines.items()
-            ],
-        }
-        self.server.patch_now("NodeWeights", agent.node, {"status": status})
+        agent.generation = self.server.objects["NodeWeights"][agent.node]["metadata"]["generation"]
+        self.server.patch_now("NodeWeights", agent.node, {"status": agent.status()})
 
 
-def _stamp(moment: datetime) -> str:
+def stamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
@@ -384,11 +412,11 @@ def _settled(agent: Agent) -> Body:
     return {"metadata": {"name": agent.node}, "spec": {"rollouts": [entry]}}
 
 
-def _orders(body: Body) -> dict[str, Body]:
+def orders_of(body: Body) -> dict[str, Body]:
     """Pod UID → the order that counts."""
     found: dict[str, Body] = {}
-    for entry in body["spec"].get("rollouts", ()):
-        for order in entry["pods"]:
+    for entry in body["spec"].get("rollouts") or ():
+        for order in entry.get("pods") or ():
             if order["uid"] not in found or order["token"] > found[order["uid"]]["token"]:
                 found[order["uid"]] = order
     return found
@@ -396,7 +424,7 @@ def _orders(body: Body) -> dict[str, Body]:
 
 def _with_condition(body: Body, type_: str, holds: bool) -> Body:
     """The pod with this condition as it is now."""
-    status, now = "True" if holds else "False", _stamp(datetime.now(UTC))
+    status, now = "True" if holds else "False", stamp(datetime.now(UTC))
     changed = {"type": type_, "status": status, "lastTransitionTime": now}
     conditions = [
         changed if found["type"] == type_ and found["status"] != status else found
