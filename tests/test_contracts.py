@@ -62,6 +62,7 @@ FORBIDDEN = (
     ("Staging knows no engine", "hotweights_agent.staging.progress", "hotweights_agent.engines"),
     ("Only the handlers know kopf", "hotweights_operator.runtime.loop", "kopf"),
     ("Only hotweights_kube knows", "hotweights_agent.kube.sync", "kubernetes"),
+    ("What the plugin shows", "hotweights.kubectl.views.table", "time"),
     ("What runs inside vLLM", "hotweights.adapters.vllm.agent_connection", "hotweights_common"),
     ("What runs inside vLLM", "hotweights_transports.handoff.frames", "pydantic"),
 )

@@ -19,6 +19,7 @@ from e2e.harness import docs
 from e2e.harness.docs import ROOT
 from hotweights.adapters.inprocess.metrics import BinderMetrics
 from hotweights.cli import app
+from hotweights.kubectl.app import app as plugin
 from hotweights.replicate import metrics as replication
 from hotweights_agent import metrics as agent
 from hotweights_common.reasons import Reason
@@ -145,7 +146,22 @@ def test_hotweights_knows_its_commands_and_flags(words: list[str]) -> None:
     assert {word.partition("=")[0] for word in rest if word.startswith("--")} <= known
 
 
-@pytest.mark.parametrize("words", commands("kubectl"))
+@pytest.mark.parametrize(
+    "words", [p for p in commands("kubectl") if p.values[0][0] == "hotweights"]
+)
+def test_the_plugin_knows_its_commands_and_flags(words: list[str]) -> None:
+    known: Any = typer.main.get_command(plugin)
+    _, *rest = words
+    if not rest:
+        return
+    command = known.commands[rest[0]]
+    flags = {flag for parameter in command.params for flag in parameter.opts} | {"--help"}
+    assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= flags
+
+
+@pytest.mark.parametrize(
+    "words", [p for p in commands("kubectl") if p.values[0][0] != "hotweights"]
+)
 def test_kubectl_knows_its_verbs_flags_and_resources(words: list[str]) -> None:
     verb = words[:2] if words[0] in ("rollout", "config") else words[:1]
     left = arguments(words[len(verb) :], options("kubectl", *verb))

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 from hotweights.adapters.inprocess.metrics import BinderMetrics
 from hotweights.adapters.vllm import bundle
 from hotweights.cli import app
+from hotweights.kubectl.app import app as plugin
 from hotweights.replicate.metrics import Metrics as ReplicateMetrics
 from hotweights_agent.metrics import Metrics as AgentMetrics
 from hotweights_agent.settings import (
@@ -50,6 +51,9 @@ def public() -> str:
     """The text."""
     parts = {
         "commands": commands(typer.main.get_command(app), "hotweights"),
+        "commands of kubectl hotweights": commands(
+            typer.main.get_command(plugin), "kubectl hotweights"
+        ),
         "options of the agent and the operator": modules(),
         "settings of the agent": settings(),
         "handoff frames": handoff(),

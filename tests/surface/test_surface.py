@@ -7,6 +7,7 @@ import pytest
 import typer
 
 from hotweights.cli import app
+from hotweights.kubectl.app import app as plugin
 from tests.surface import surface
 
 
@@ -32,7 +33,8 @@ def leaves(command: Any, path: str) -> Iterator[tuple[str, Any]]:
 def test_every_command_takes_json() -> None:
     lacking = [
         path
-        for path, command in leaves(typer.main.get_command(app), "hotweights")
+        for program, name in ((app, "hotweights"), (plugin, "kubectl hotweights"))
+        for path, command in leaves(typer.main.get_command(program), name)
         if not any("--json" in parameter.opts for parameter in command.params)
     ]
     assert lacking == []
