@@ -5,21 +5,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-  || { echo "Hotweights needs Python >= 3.11; name one: make PYTHON=python3.12 …" >&2; exit 1; }
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help tour demo test mutants e2e e2e-way-back e2e-gitops e2e-monitoring chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-
-# It runs before anything is installed, and installs .venv and vLLM side by side.
-tour: ## A real vLLM on this host from v0 to v1 and back under traffic, without root, Go or Kubernetes (minutes; ARGS=--keep)
-	@$(CHECK_PYTHON)
-	@PYTHONPATH=hack $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m e2e.tour $(ARGS)
 
 demo: $(READY) ## From kubectl apply to new weights in running vLLM pods, on a real cluster (or the one KUBECONFIG names)
 	$(BIN)/python -m e2e.demo
@@ -36,7 +29,7 @@ e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real c
 	@$(BIN)/python -m localcluster preflight
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
-	$(BIN)/pytest -n 2 e2e/engine e2e/tour tests/seeds/test_vllm_integration.py
+	$(BIN)/pytest -n 2 e2e/engine tests/seeds/test_vllm_integration.py
 	$(BIN)/pytest e2e/cluster
 
 e2e-way-back: $(READY) ## The way back from every bad version under every failure policy, on a real cluster (about an hour)
@@ -50,16 +43,6 @@ chaos: $(READY) ## Twenty rounds of a change and a fault each on a real cluster,
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
 	$(BIN)/python -m e2e.chaos --rounds 20 --json build/chaos.json $(ARGS)
-
-e2e-gitops: $(READY) ## A real Argo CD beside a real API server: what it shows of rollouts, and that it undoes nothing (the first time a quarter of an hour)
-	@$(BIN)/python -m localcluster preflight --tests
-	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) argocd > /dev/null
-	$(BIN)/pytest e2e/gitops
-
-e2e-monitoring: $(READY) ## The real Prometheus operator and a real Prometheus: what the chart's monitors and alerts become
-	@$(BIN)/python -m localcluster preflight --tests
-	@$(BIN)/python -m localcluster binaries $(CONTROL_PLANE) prometheus-operator > /dev/null
-	$(BIN)/pytest e2e/monitoring
 
 BUNDLE ?= build/gpu
 
@@ -92,15 +75,13 @@ check: $(READY) ## Format, lint, types, import contracts, generated files
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m hotweights_crds --check
-	$(BIN)/python -m generate --check
 
 format: $(READY) ## Format the code and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-generate: $(READY) ## Write the generated files: the CRDs, the chart's copies of them and of dashboards, and Argo CD's ConfigMap
+generate: $(READY) ## Write the generated files: the CRDs and the chart's copies of them
 	$(BIN)/python -m hotweights_crds
-	$(BIN)/python -m generate
 
 cluster-up: $(READY) ## Start a real Kubernetes cluster with two nodes on this machine
 	$(BIN)/python -m localcluster up --nodes 2
@@ -113,10 +94,10 @@ clean: cluster-down ## Remove the virtual environment and everything built in th
 
 # The environment is complete or absent: an interrupted run starts it again.
 $(READY): pyproject.toml
-	@$(CHECK_PYTHON)
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || if [ "$$(id -u)" = 0 ]; \
-	  then echo "installing the Debian package python3-venv"; apt-get update -q && apt-get install -y -q python3-venv; \
-	  else echo "error: $(PYTHON) cannot make virtual environments: have root install python3-venv, or name another: make PYTHON=…" >&2; exit 1; fi
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Hotweights needs Python >= 3.11; name one: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
+	  || { echo "installing the Debian package python3-venv"; apt-get update -q && apt-get install -y -q python3-venv; }
 	@echo "setting up $(VENV)"
 	@rm -f $(READY)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, PANEL, LEFT, RIGHT, TOP, GAP = 760, 150, 64, 20, 34, 46  # user units
-COLORS = ("#2f6fde", "#d9822b", "#8a8f98", "#2e8b57", "#9b59b6")
+COLORS = ("#2f6fde", "#d9822b", "#8a8f98")
 POINTS = 380  # two user units each: more are not seen
 
 

@@ -53,7 +53,7 @@ FORBIDDEN = (
     ("The bottom floor", "hotweights_common.sizes", "prometheus_client"),
     ("The planner is pure", "hotweights_planner.layout", "random"),
     ("The planner is pure", "hotweights_crds.conditions", "time"),
-    ("Decisions are pure", "hotweights_operator.decide.strategy.disruption_budget", "time"),
+    ("Decisions are pure", "hotweights_operator.decide.disruption_budget", "time"),
     ("Decisions are pure", "hotweights_operator.model.selectors", "logging"),
     ("A node's session", "hotweights_agent.session.phases", "socket"),
     ("What moves bytes", "hotweights_storage.linux", "hotweights_crds"),
@@ -64,7 +64,6 @@ FORBIDDEN = (
     ("Only hotweights_kube knows", "hotweights_agent.kube.sync", "kubernetes"),
     ("What runs inside vLLM", "hotweights.adapters.vllm.agent_connection", "hotweights_common"),
     ("What runs inside vLLM", "hotweights_transports.handoff.frames", "pydantic"),
-    ("What the plugin shows", "hotweights.kubectl.views.verdict", "socket"),
 )
 """A contract's name, a module, and what it may not import."""
 

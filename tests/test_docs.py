@@ -45,8 +45,6 @@ OF_KUBERNETES = {
     "namespace",
     "daemonset",
     "persistentvolumeclaim",
-    "configmap",
-    "customresourcedefinition",
 }
 WITH_RESOURCE = {
     "get",

@@ -95,12 +95,6 @@ class Metrics:
             registry=r,
         )
 
-        # what first appears with 1 has not increased, as Prometheus counts
-        for result in ("Committed", "Dirty"):
-            self.commits.labels(result)
-        for written in ("nodeweights", "pods"):
-            self.api_writes.labels(written, "refused")
-
     def note(self, message: Message) -> None:
         """Count what a message tells. The driver calls it for each, before the session hears it."""
         match message:

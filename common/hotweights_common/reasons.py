@@ -113,8 +113,6 @@ class Reason(StrEnum):
     VERSION_FAILED = "VersionFailed"
     TOO_MANY_FAILURES = "TooManyFailures"
     PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
-    ANALYSIS_FAILED = "AnalysisFailed"
-    ANALYSIS_ERROR = "AnalysisError"
 
     # The coordinator
     BAD_REQUEST = "BadRequest"

@@ -39,8 +39,6 @@ def chart_yaml(body: dict[str, Any]) -> str:
     """The same as a Helm template, behind ``crds.enabled`` and ``crds.keep``."""
     text = yaml.dump(body, Dumper=_PlainDumper, sort_keys=False, width=120)
     name = f"  name: {body['metadata']['name']}\n"
-    # what stands in descriptions is no template of Helm's
-    text = text.replace("{{", '{{ "{{" }}')
     # the first time only: that is the definition's own metadata
     annotated = text.replace(
         name, f'{name}  annotations:\n    hotweights.dev/generated: "true"\n{KEEP}', 1

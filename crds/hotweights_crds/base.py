@@ -30,9 +30,9 @@ def digest_label(digest: str) -> str:
 
 def camel(name: str) -> str:
     """``manifest_digest`` → ``manifestDigest``; the acronyms of Kubernetes stay whole (``pod_uid``
-    → ``podUID``), and a keyword of Python loses the underscore behind it (``from_`` → ``from``).
+    → ``podUID``).
     """
-    text = to_camel(name.rstrip("_"))
+    text = to_camel(name)
     for plain, whole in (("Uri", "URI"), ("Uid", "UID"), ("Id", "ID")):
         if text.endswith(plain):
             text = text.removesuffix(plain) + whole

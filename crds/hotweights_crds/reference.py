@@ -31,8 +31,6 @@ def _kind(kind: Kind) -> str:
     names = ", ".join(f"`{name}`" for name in (kind.plural, *kind.short_names))
     lines = [f"## {kind.kind}", "", f"{kind.description} `kubectl get` knows it as {names}.", ""]
     for part, who in (("spec", "what you write"), ("status", "what is observed; nobody writes it")):
-        if part not in body["properties"]:  # nothing is observed of it
-            continue
         schema = body["properties"][part]
         rules = _rules(schema)
         lines += [f"### {kind.kind}.{part}: {who}", ""]

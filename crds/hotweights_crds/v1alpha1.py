@@ -1,4 +1,4 @@
-"""The custom resources of ``hotweights.dev/v1alpha1``, and their definitions as the API
+"""The three custom resources of ``hotweights.dev/v1alpha1``, and their definitions as the API
 server takes them.
 """
 
@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from hotweights_crds.analysis import WeightAnalysisTemplateSpec
 from hotweights_crds.base import GROUP, VERSION
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
 from hotweights_crds.structural import structural
@@ -28,7 +27,7 @@ class Kind:
     short_names: tuple[str, ...]
     description: str
     spec: type[BaseModel]
-    status: type[BaseModel] | None  # None: nothing is observed of it, and kstatus takes it for done
+    status: type[BaseModel]
     columns: tuple[Column, ...]
     rules: tuple[dict[str, str], ...] = ()  # on the whole object
 
@@ -101,17 +100,7 @@ NODE_WEIGHTS = Kind(
     ),
 )
 
-WEIGHT_ANALYSIS_TEMPLATE = Kind(
-    kind="WeightAnalysisTemplate",
-    plural="weightanalysistemplates",
-    short_names=("wat",),
-    description="What steps of a WeightRollout's canary measure, and what of it is good.",
-    spec=WeightAnalysisTemplateSpec,
-    status=None,
-    columns=(("Age", "date", ".metadata.creationTimestamp", 0),),
-)
-
-KINDS = (WEIGHT_VERSION, WEIGHT_ROLLOUT, WEIGHT_ANALYSIS_TEMPLATE, NODE_WEIGHTS)
+KINDS = (WEIGHT_VERSION, WEIGHT_ROLLOUT, NODE_WEIGHTS)
 
 
 def definition(kind: Kind) -> dict[str, Any]:
@@ -126,7 +115,12 @@ def definition(kind: Kind) -> dict[str, Any]:
                 "message": "a WeightVersion is immutable: create another one and point the rollout at it",
             }
         ]
-    observed = {"status": _status(kind.status)} if kind.status is not None else {}
+    status = {
+        "description": "What is observed.",
+        **structural(kind.status),
+        # until somebody has looked at the object: kstatus then takes it for in progress
+        "default": {"observedGeneration": -1},
+    }
     schema = {
         "type": "object",
         "description": kind.description,
@@ -136,7 +130,7 @@ def definition(kind: Kind) -> dict[str, Any]:
             "kind": {"type": "string", "description": f"{kind.kind}."},
             "metadata": {"type": "object"},
             "spec": {**spec, "description": "What is wanted."},
-            **observed,
+            "status": {**status, "description": "What is observed."},
         },
     }
     return {
@@ -160,7 +154,7 @@ def definition(kind: Kind) -> dict[str, Any]:
                     "served": True,
                     "storage": True,
                     "schema": {"openAPIV3Schema": schema},
-                    **({"subresources": {"status": {}}} if observed else {}),
+                    "subresources": {"status": {}},
                     "additionalPrinterColumns": [
                         {
                             "name": name,
@@ -173,13 +167,4 @@ def definition(kind: Kind) -> dict[str, Any]:
                 }
             ],
         },
-    }
-
-
-def _status(model: type[BaseModel]) -> dict[str, Any]:
-    return {
-        **structural(model),
-        "description": "What is observed.",
-        # until somebody has looked at the object: kstatus then takes it for in progress
-        "default": {"observedGeneration": -1},
     }

@@ -12,78 +12,17 @@ from typing import Annotated, Literal
 from pydantic import ConfigDict, Field
 
 from hotweights_crds.base import Model
-from hotweights_crds.rollout_status import (
-    MAX_COMMAND,
-    MAX_FAILURES,
-    MAX_HELD,
-    MAX_HISTORY,
-    ByteCounts,
-    CanaryStatus,
-    CommandStatus,
-    Counts,
-    Failure,
-    HighWater,
-    HistoryEntry,
-    NodeCounts,
-    Phase,
-    RolledBack,
-    VersionStatus,
-    WeightRolloutStatus,
-)
-from hotweights_crds.rollout_strategy import (
-    MAX_STEPS,
-    MAX_WINDOW,
-    STEP_KINDS,
-    Canary,
-    CanaryStep,
-    FailurePolicy,
-    Pause,
-    RollbackWindow,
-    Rolling,
-    Strategy,
-)
-from hotweights_crds.structural import atomic, cel
+from hotweights_crds.conditions import Condition
+from hotweights_crds.structural import IntOrPercent, atomic, cel, list_map
 
-# the whole kind, for those who read or write one
-__all__ = [
-    "MAX_COMMAND",
-    "MAX_FAILURES",
-    "MAX_HELD",
-    "MAX_HISTORY",
-    "MAX_STEPS",
-    "MAX_WINDOW",
-    "STEP_KINDS",
-    "Activation",
-    "ByteCounts",
-    "Canary",
-    "CanaryStatus",
-    "CanaryStep",
-    "CommandStatus",
-    "Counts",
-    "Failure",
-    "FailurePolicy",
-    "HighWater",
-    "HistoryEntry",
-    "LabelSelector",
-    "NodeCounts",
-    "Operator",
-    "Pause",
-    "Phase",
-    "Requirement",
-    "RollbackWindow",
-    "RolledBack",
-    "Rolling",
-    "Staging",
-    "Strategy",
-    "Target",
-    "Transport",
-    "VersionRef",
-    "VersionStatus",
-    "WeightRolloutSpec",
-    "WeightRolloutStatus",
-]
+MAX_FAILURES = 20
+MAX_HISTORY = 10
+MAX_HELD = 4
 
 Transport = Literal["Auto", "TCP", "UCX", "MPI"]
+Phase = Literal[
+    "Pending", "Resolving", "Staging", "Activating", "Paused", "Complete", "Stalled", "Aborted"
+]
 Operator = Literal["In", "NotIn", "Exists", "DoesNotExist"]
 LabelValue = Annotated[str, Field(max_length=63)]
 
@@ -164,6 +103,31 @@ class Target(Model):
     )
 
 
+class Rolling(Model):
+    """Settings of the strategy Rolling."""
+
+    max_unavailable: IntOrPercent = Field(
+        default=1,
+        description="How many of the selected pods may be unavailable at once, as a number or a "
+        "percentage (rounded down, at least 1).",
+        json_schema_extra=cel(
+            "type(self) == int ? self > 0 : self.matches('^([1-9][0-9]?|100)%$')",
+            "write a number of at least 1 or a percentage from 1% to 100%",
+        ),
+    )
+
+
+class Strategy(Model):
+    """In which order pods change version."""
+
+    type: Literal["Rolling", "AllAtOnce"] = Field(
+        default="Rolling",
+        description="Rolling: within a budget of unavailable pods. AllAtOnce: as soon as every pod is "
+        "prepared.",
+    )
+    rolling: Rolling | None = Field(default=None, description="Only with type Rolling.")
+
+
 class Staging(Model):
     """How the bytes reach the nodes."""
 
@@ -226,6 +190,19 @@ class Activation(Model):
     )
 
 
+class FailurePolicy(Model):
+    """What happens when pods or nodes fail to follow."""
+
+    max_failed: int = Field(
+        default=0, description="How many pods may fail before the action is taken.", ge=0, le=100000
+    )
+    action: Literal["Pause", "Abort"] = Field(
+        default="Pause",
+        description="Pause: no further pod is activated until the version or the policy changes, or a "
+        "retry is asked for. Abort: the revision is given up; every pod keeps what it serves.",
+    )
+
+
 class WeightRolloutSpec(Model):
     """What the selected pods are to serve."""
 
@@ -263,14 +240,10 @@ class WeightRolloutSpec(Model):
     failure_policy: FailurePolicy = Field(
         default_factory=FailurePolicy, description="What happens when pods fail to follow."
     )
-    rollback_window: RollbackWindow = Field(
-        default_factory=RollbackWindow,
-        description="How far one can go back without the network.",
-    )
     progress_deadline_seconds: int = Field(
         default=600,
         description="Without progress for so long the rollout is Stalled; paused time does not "
-        "count, nor does a canary's pause.",
+        "count.",
         ge=1,
         le=86400,
     )
@@ -283,4 +256,183 @@ class WeightRolloutSpec(Model):
     )
     paused: bool = Field(
         default=False, description="True: nothing further is staged, prepared or activated."
+    )
+
+
+class VersionStatus(Model):
+    """A version as the rollout knows it."""
+
+    name: str = Field(default="", description="Name of the WeightVersion.", max_length=253)
+    version: str = Field(default="", description="Its version.", max_length=63)
+    digest: str = Field(default="", description="Its digest.", max_length=71)
+
+
+class Counts(Model):
+    """Pods by what they serve. Only what an engine confirmed after its last start counts as
+    updated.
+    """
+
+    desired: int = Field(default=0, description="Selected pods.")
+    prepared: int = Field(
+        default=0, description="Of them, holding the version ready to commit, or serving it."
+    )
+    updated: int = Field(default=0, description="Of them, serving the rollout's version.")
+    ready: int = Field(default=0, description="Of the updated ones, Ready.")
+    golden: int = Field(
+        default=0,
+        description="Of the updated ones, proved by golden tokens: they answered as a cold load of "
+        "the version does.",
+    )
+    ran: int = Field(
+        default=0,
+        description="Of the updated ones, proved by a probe without NaN: the version has no golden "
+        "tokens for their kind of engine.",
+    )
+    available: int = Field(
+        default=0, description="Selected pods that are Ready, whatever version they serve."
+    )
+    failed: int = Field(default=0, description="Pods that failed to follow.")
+
+
+class NodeCounts(Model):
+    """Nodes by what they hold."""
+
+    desired: int = Field(default=0, description="Nodes with selected pods.")
+    staged: int = Field(
+        default=0, description="Of them, holding the version completely and verified."
+    )
+    summary: str = Field(default="", description="staged/desired.", max_length=16)
+
+
+class ByteCounts(Model):
+    """Bytes over all nodes."""
+
+    total: int = Field(default=0, description="Bytes to stage.")
+    done: int = Field(default=0, description="Bytes staged and verified.")
+
+
+class HighWater(Model):
+    """The furthest that a revision has come: going back and forth below it is no progress."""
+
+    desired: int = Field(default=0, description="Pods that were selected.")
+    nodes: int = Field(default=0, description="Nodes that held the version.")
+    nbytes: int = Field(default=0, description="Bytes that were staged.")
+    prepared: int = Field(default=0, description="Pods that had prepared or served it.")
+    updated: int = Field(default=0, description="Pods that served it.")
+    ready: int = Field(default=0, description="Pods that served it and were Ready.")
+
+
+class Failure(Model):
+    """One pod or node that does not follow."""
+
+    pod: str = Field(default="", description="Name of the pod.", max_length=253)
+    pod_uid: str = Field(
+        default="",
+        description="Its UID: a new pod of the same name has failed nothing.",
+        max_length=63,
+    )
+    node: str = Field(default="", description="Name of the node.", max_length=253)
+    reason: str = Field(default="", description="One CamelCase word.", max_length=64)
+    message: str = Field(default="", description="What happened and what to do.", max_length=512)
+
+
+class HistoryEntry(Model):
+    """How an earlier revision ended."""
+
+    revision: int = Field(description="Its number.")
+    version: str = Field(default="", description="Its version.", max_length=63)
+    outcome: Literal["Complete", "Superseded", "Aborted"] = Field(description="How it ended.")
+    started_at: str = Field(default="", description="When it began (RFC 3339).", max_length=32)
+    finished_at: str = Field(default="", description="When it ended (RFC 3339).", max_length=32)
+
+
+class WeightRolloutStatus(Model):
+    """How far the rollout is; bounded whatever the size of the fleet."""
+
+    observed_generation: int = Field(
+        default=0, description="The generation that this status speaks of."
+    )
+    phase: Phase = Field(
+        default="Pending", description="A summary for people; programs read the conditions."
+    )
+    message: str = Field(
+        default="", description="One sentence: what it does or what it waits for.", max_length=1024
+    )
+    revision: int = Field(default=0, description="Grows with every change of version.")
+    revision_started_at: str = Field(
+        default="", description="When this revision began (RFC 3339).", max_length=32
+    )
+    last_progress_at: str = Field(
+        default="", description="When it last made progress (RFC 3339).", max_length=32
+    )
+    aborted_revision: int = Field(default=0, description="The last revision that was given up.")
+    prepared_revision: int = Field(
+        default=0,
+        description="The last revision that every pod which could had prepared: from then on each "
+        "pod waits for itself only.",
+    )
+    goes_back: bool = Field(
+        default=False,
+        description="This revision goes to a version that was complete last or before that: all "
+        "pods prepare it at once.",
+    )
+    most_failed: int = Field(
+        default=0, description="The most pods that had failed in this revision at one time."
+    )
+    retried: str = Field(
+        default="",
+        description="The value of the annotation hotweights.dev/retry that was answered last.",
+        max_length=128,
+    )
+    high_water: HighWater = Field(
+        default_factory=HighWater, description="The furthest that this revision has come."
+    )
+    target: VersionStatus = Field(
+        default_factory=VersionStatus, description="The version being rolled out, or served."
+    )
+    stable: VersionStatus = Field(
+        default_factory=VersionStatus,
+        description="What was complete last. It stays staged, and new pods and repairs get it "
+        "while the rollout holds.",
+    )
+    previous: VersionStatus = Field(
+        default_factory=VersionStatus,
+        description="What was complete before the target, and stays staged for the rollback; "
+        "empty: nothing was.",
+    )
+    held: list[VersionStatus] = Field(
+        default_factory=list,
+        description="What else stays staged on every node.",
+        max_length=MAX_HELD,
+        json_schema_extra=atomic(),
+    )
+    pods: Counts = Field(default_factory=Counts, description="Pods by what they serve.")
+    nodes: NodeCounts = Field(default_factory=NodeCounts, description="Nodes by what they hold.")
+    nbytes: ByteCounts = Field(default_factory=ByteCounts, description="Bytes over all nodes.")
+    progress: str = Field(default="", description="updated/desired.", max_length=16)
+    staged_percent: str = Field(default="", description="Share of the bytes staged.", max_length=8)
+    rollback: Literal["", "Local", "NotLocal"] = Field(
+        default="",
+        description="Whether every node still holds the previous version, so that going back needs no "
+        "network.",
+    )
+    failures: list[Failure] = Field(
+        default_factory=list,
+        description="The first failures.",
+        max_length=MAX_FAILURES,
+        json_schema_extra=atomic(),
+    )
+    failures_total: int = Field(default=0, description="Number of all failures.")
+    history: list[HistoryEntry] = Field(
+        default_factory=list,
+        description="Earlier revisions, the newest first.",
+        max_length=MAX_HISTORY,
+        json_schema_extra=atomic(),
+    )
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Ready, Progressing, Available, Staged, Paused, VersionResolved, TargetsFound, "
+        "Reconciling, Stalled.",
+        max_length=12,
+        json_schema_extra=list_map("type"),
     )

@@ -18,7 +18,6 @@ from typing import Any
 
 import localvllm
 from hotweights.adapters.vllm import bundle
-from localvllm.guard import Guard
 from tests.ports import free_ports
 
 MODEL_NAME = "m"
@@ -100,7 +99,6 @@ class VLLM:
             start_new_session=True,
             cwd=folder,
         )
-        self._guard = Guard(self.process.pid)
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -182,7 +180,6 @@ class VLLM:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self._guard.dismiss()
         self._stream.close()
 
 

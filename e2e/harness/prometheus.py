@@ -23,21 +23,11 @@ PATIENCE_SECONDS = 180.0
 
 class Prometheus:
     def __init__(self, url: str) -> None:
-        self.url = url
+        self._url = url
 
     def query(self, expression: str) -> list[Any]:
         """The instant vector that an expression gives now."""
         return list(self._get("query", query=expression)["result"])
-
-    def range(self, expression: str, start: float, end: float, step_seconds: int) -> list[Any]:
-        """The series that an expression gives over a time."""
-        times = {"start": str(start), "end": str(end), "step": str(step_seconds)}
-        return list(self._get("query_range", query=expression, **times)["result"])
-
-    def rules(self) -> list[Any]:
-        """All rules that it has loaded, with their health and state."""
-        groups = self._get("rules")["groups"]
-        return [rule for group in groups for rule in group["rules"]]
 
     def until_scraped(self, count: int) -> None:
         """Until so many targets are up, or it says which are not."""
@@ -64,7 +54,7 @@ class Prometheus:
 
     def _get(self, path: str, **parameters: str) -> Any:
         with urllib.request.urlopen(
-            f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60
+            f"{self._url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}", timeout=60
         ) as answer:
             return json.load(answer)["data"]
 
@@ -72,6 +62,9 @@ class Prometheus:
 @contextmanager
 def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
     """One that scrapes ``host:port`` targets every second."""
+    program = shutil.which("prometheus")
+    if program is None:
+        raise FileNotFoundError("prometheus is missing: install the Debian package prometheus")
     config = folder / "prometheus.yaml"
     job = {
         "job_name": "hotweights",
@@ -79,17 +72,6 @@ def prometheus(folder: Path, targets: Sequence[str]) -> Iterator[Prometheus]:
         "static_configs": [{"targets": list(targets)}],
     }
     config.write_text(yaml.safe_dump({"scrape_configs": [job]}))
-    with configured(config) as server:
-        yield server
-
-
-@contextmanager
-def configured(config: Path) -> Iterator[Prometheus]:
-    """One with this configuration; its data and its log lie beside that."""
-    folder = config.parent
-    program = shutil.which("prometheus")
-    if program is None:
-        raise FileNotFoundError("prometheus is missing: install the Debian package prometheus")
     address = f"127.0.0.1:{free_ports()[0]}"
     command = [
         program,

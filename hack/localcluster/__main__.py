@@ -101,8 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     built = verbs.add_parser(
-        "binaries",
-        help="build binaries that are missing (default: those of a cluster); print their paths",
+        "binaries", help="build binaries that are missing (default: all); print their paths"
     )
     built.add_argument("binary", nargs="*", metavar="NAME")
     built.set_defaults(run=_binaries)
@@ -168,7 +167,7 @@ def _binaries(arguments: argparse.Namespace) -> None:
         json.dumps(
             {
                 name: str(path)
-                for name, path in binaries.ensure(arguments.binary or binaries.CLUSTER).items()
+                for name, path in binaries.ensure(arguments.binary or binaries.BINARIES).items()
             },
             indent=2,
         )

@@ -10,7 +10,6 @@ renamed to its place.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -81,21 +80,10 @@ BINARIES: dict[str, Binary] = {
     "ctr": _containerd("ctr"),
     "pause": Binary("pause", "."),
     "helm": Binary("helm", "helm.sh/helm/v4/cmd/helm", "helm.sh/helm/v4"),
-    # one program, which is each of its parts by the name that it is called by
-    "argocd": Binary(
-        "argocd", "github.com/argoproj/argo-cd/v3/cmd", "github.com/argoproj/argo-cd/v3"
-    ),
-    "prometheus-operator": Binary(
-        "prometheus-operator",
-        "github.com/prometheus-operator/prometheus-operator/cmd/operator",
-        "github.com/prometheus-operator/prometheus-operator",
-    ),
 }
 
 CONTROL_PLANE = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubectl")
 NODE = ("kubelet", "kube-proxy", "containerd", "containerd-shim-runc-v2", "ctr")
-CLUSTER = (*CONTROL_PLANE, *NODE, "pause", "helm")
-"""What a cluster and its tests need; the others are built for those who name them."""
 
 
 def ensure(names: Iterable[str]) -> dict[str, Path]:
@@ -109,19 +97,6 @@ def ensure(names: Iterable[str]) -> dict[str, Path]:
     for batch in batches.values():
         _build_missing({name: programs[name] for name in batch})
     return programs
-
-
-def source_of(name: str) -> Path:
-    """The folder of the binary's module, as its release has it: with the objects that it wants."""
-    binary = BINARIES[name]
-    wanted = f"{binary.versioned_by}@{version_of(binary)}"
-    told = run(
-        ["go", "mod", "download", "-json", wanted],
-        cwd=paths.HACK / "modules" / binary.module,
-        timeout_seconds=_BUILD_TIMEOUT_SECONDS,
-        hint="Is the Go module proxy reachable (`go env GOPROXY`)?",
-    )
-    return Path(json.loads(told)["Dir"])
 
 
 def version_of(binary: Binary, modules: Path = paths.HACK / "modules") -> str:

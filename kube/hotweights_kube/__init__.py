@@ -20,11 +20,9 @@ from hotweights_kube.errors import (
 from hotweights_kube.events import Notice, Recorder, Reference
 from hotweights_kube.resources import (
     EVENTS,
-    JOBS,
     NODE_WEIGHTS,
     NODES,
     PODS,
-    WEIGHT_ANALYSIS_TEMPLATES,
     WEIGHT_ROLLOUTS,
     WEIGHT_VERSIONS,
     Body,
@@ -35,11 +33,9 @@ from hotweights_kube.watch import Change, WatchTiming, watch
 
 __all__ = [
     "EVENTS",
-    "JOBS",
     "NODES",
     "NODE_WEIGHTS",
     "PODS",
-    "WEIGHT_ANALYSIS_TEMPLATES",
     "WEIGHT_ROLLOUTS",
     "WEIGHT_VERSIONS",
     "AlreadyExists",

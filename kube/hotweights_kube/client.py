@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -34,9 +34,6 @@ JSON = "application/json"
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
 JSON_PATCH = "application/json-patch+json"
-
-DEFAULT_NAMESPACE = "default"
-_POD_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +68,13 @@ class Api:
     after any of them. For one event loop, any number of tasks.
     """
 
-    answered: Callable[[str, int], None]
-    """Called for each answer with its method (``WATCH`` for a watch) and HTTP status; 0: there was
-    none.
-    """
-    namespace: str
-    """Which one is meant where none is named, as kubectl takes it: the context's, or the pod's."""
-
-    def __init__(
-        self,
-        configuration: Any,
-        *,
-        timeout_seconds: float,
-        user_agent: str,
-        namespace: str = DEFAULT_NAMESPACE,
-    ) -> None:
+    def __init__(self, configuration: Any, *, timeout_seconds: float, user_agent: str) -> None:
         from kubernetes.aio.client.rest import RESTClientObject
 
-        self.namespace = namespace
         self._configuration = configuration
         self._rest = RESTClientObject(configuration)
         self._timeout_seconds = timeout_seconds
         self._user_agent = user_agent
-        self.answered = lambda method, status: None
 
     @classmethod
     async def connect(
@@ -104,18 +85,13 @@ class Api:
         timeout_seconds: float = 15.0,
         user_agent: str = "hotweights",
     ) -> Self:
-        """By the kubeconfig given, else ``KUBECONFIG``, else the pod's service account (unless a
-        context is named), else ~/.kube/config.
+        """By the kubeconfig given, else ``KUBECONFIG``, else the pod's service account, else
+        ~/.kube/config.
 
         Nothing is asked of the API server yet, so this works while it is away.
         """
-        configuration, namespace = await _load_configuration(kubeconfig, context)
-        return cls(
-            configuration,
-            timeout_seconds=timeout_seconds,
-            user_agent=user_agent,
-            namespace=namespace,
-        )
+        configuration = await _load_configuration(kubeconfig, context)
+        return cls(configuration, timeout_seconds=timeout_seconds, user_agent=user_agent)
 
     @property
     def url(self) -> str:
@@ -278,7 +254,7 @@ class Api:
         )
         request = f"watch {path}"
         try:
-            response = await self._send("WATCH", path, parameters, None, JSON, timeout)
+            response = await self._send("GET", path, parameters, None, JSON, timeout)
             try:
                 if response.status >= HTTPStatus.BAD_REQUEST:
                     raise errors.from_response(
@@ -330,7 +306,7 @@ class Api:
 
     async def _send(
         self,
-        method: Method | Literal["WATCH"],
+        method: Method,
         path: str,
         query: Mapping[str, str] | None,
         body: Any,
@@ -342,16 +318,9 @@ class Api:
         for setting in (await self._configuration.auth_settings()).values():
             headers[setting["key"]] = setting["value"]
         url = self.url + path + (f"?{urlencode(query)}" if query else "")
-        verb = "GET" if method == "WATCH" else method
-        status = 0
-        try:
-            response = await self._rest.request(
-                verb, url, headers=headers, body=body, _request_timeout=timeout
-            )
-            status = response.status
-        finally:
-            self.answered(method, status)
-        return response
+        return await self._rest.request(
+            method, url, headers=headers, body=body, _request_timeout=timeout
+        )
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
@@ -368,35 +337,26 @@ def _said(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-def _pod_namespace() -> str:
-    """Empty where somebody projected the token without it."""
-    return _POD_NAMESPACE.read_text() if _POD_NAMESPACE.exists() else ""
-
-
-async def _load_configuration(kubeconfig: Path | None, context: str | None) -> tuple[Any, str]:
-    """How to reach the API server, and the namespace that goes with that."""
+async def _load_configuration(kubeconfig: Path | None, context: str | None) -> Any:
     from kubernetes.aio import config
     from kubernetes.aio.client import Configuration
 
     configuration = type.__call__(Configuration)  # as the client's own loaders make one
     configuration.connection_pool_maxsize = 64
     home = Path.home() / ".kube" / "config"
-    namespace = ""
     file = str(kubeconfig or os.environ.get("KUBECONFIG", ""))
     try:
-        if not file and context is None and "KUBERNETES_SERVICE_HOST" in os.environ:
+        if not file and "KUBERNETES_SERVICE_HOST" in os.environ:
             await asyncio.to_thread(
                 config.load_incluster_config, client_configuration=configuration
             )
-            namespace = await asyncio.to_thread(_pod_namespace)
         elif file or home.exists():
-            loader = await config.load_kube_config(
+            await config.load_kube_config(
                 file or str(home),
                 context=context,
                 client_configuration=configuration,
                 persist_config=False,  # the kubeconfig is the user's; we write nothing into it
             )
-            namespace = str(loader.current_context["context"].get("namespace") or "")
         else:
             raise errors.NotConfigured(
                 "no way to an API server: set KUBECONFIG to a kubeconfig file, or run in a "
@@ -406,4 +366,4 @@ async def _load_configuration(kubeconfig: Path | None, context: str | None) -> t
         raise errors.NotConfigured(
             f"{file or 'the service account'} cannot be used: {error}"
         ) from error
-    return configuration, namespace.strip() or DEFAULT_NAMESPACE
+    return configuration

@@ -51,32 +51,8 @@ CUSTOM_RESOURCE_DEFINITIONS = Resource(
     "customresourcedefinitions",
     namespaced=False,
 )
-DEPLOYMENTS = Resource("apps/v1", "Deployment", "deployments")
-DAEMON_SETS = Resource("apps/v1", "DaemonSet", "daemonsets")
-MUTATING_POLICIES = Resource(
-    "admissionregistration.k8s.io/v1",
-    "MutatingAdmissionPolicy",
-    "mutatingadmissionpolicies",
-    namespaced=False,
-)
-VALIDATING_POLICIES = Resource(
-    "admissionregistration.k8s.io/v1",
-    "ValidatingAdmissionPolicy",
-    "validatingadmissionpolicies",
-    namespaced=False,
-)
-SELF_ACCESS_REVIEWS = Resource(
-    "authorization.k8s.io/v1",
-    "SelfSubjectAccessReview",
-    "selfsubjectaccessreviews",
-    namespaced=False,
-)
 WEIGHT_VERSIONS = Resource(API_VERSION, "WeightVersion", "weightversions")
 WEIGHT_ROLLOUTS = Resource(API_VERSION, "WeightRollout", "weightrollouts")
-WEIGHT_ANALYSIS_TEMPLATES = Resource(
-    API_VERSION, "WeightAnalysisTemplate", "weightanalysistemplates"
-)
-JOBS = Resource("batch/v1", "Job", "jobs")
 NODE_WEIGHTS = Resource(API_VERSION, "NodeWeights", "nodeweights")
 
 

@@ -18,10 +18,6 @@ from hotweights_operator import metrics
 from hotweights_operator.runtime import handlers
 from hotweights_operator.runtime.cache import Cache
 from hotweights_operator.runtime.informers import Informers
-from hotweights_operator.runtime.measure.addresses import networks
-from hotweights_operator.runtime.measure.client import JsonClient
-from hotweights_operator.runtime.measure.job import JobMeter
-from hotweights_operator.runtime.measure.measurer import Measurer, providers
 from hotweights_operator.runtime.perform import Performer
 from hotweights_operator.runtime.queue import WorkQueue
 from hotweights_operator.runtime.reconcile import Reconciler
@@ -72,9 +68,6 @@ async def _run(
     meter = metrics.Metrics(cache, lambda: loop_health())
     reconciler = Reconciler(cache, queue, performer, meter)
     informers = Informers(reconciler, settings)
-    client = JsonClient(networks(settings.refused_networks))
-    measurer = Measurer(cache, providers(client, JobMeter(api)), queue.add)
-    performer.measurer = measurer
 
     def loop_health() -> metrics.LoopHealth:
         ages = informers.ages()
@@ -89,7 +82,6 @@ async def _run(
         )
 
     performer.wrote = reconciler.changed
-    api.answered = meter.answered
     runners = await metrics.serve(
         meter,
         loop_health,
@@ -101,7 +93,6 @@ async def _run(
     tasks: set[asyncio.Task[Any]] = {
         asyncio.create_task(stop.wait(), name="stop"),
         asyncio.create_task(_serve(settings, api, informers, reconciler, listen), name="serve"),
-        asyncio.create_task(meter.watch_lag(), name="lag"),
     }
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -111,8 +102,6 @@ async def _run(
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await measurer.close()
-        await client.close()
         for runner in runners:
             await runner.cleanup()
 

@@ -10,7 +10,6 @@ and people.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter as Counts
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +22,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from hotweights_common import timestamps
 from hotweights_operator.decide.revision import Outcome
 from hotweights_operator.model.actions import Action
-from hotweights_operator.model.objects import Rollout, Version
+from hotweights_operator.model.objects import Rollout
 from hotweights_operator.runtime.cache import Cache, Kind
 
 _PREFIX = "hotweights_operator"
 _ROLLOUT = "hotweights_rollout"
 # from a decision without a write to one that waits for a slow API server
 _BUCKETS = (0.001, 0.005, 0.02, 0.1, 0.5, 2.0, 10.0)
-_LAG_EVERY_SECONDS = 1.0
 # status has whole seconds
 _ROLLOUT_BUCKETS = (2.0, 5.0, 10.0, 20.0, 60.0, 180.0, 600.0, 1800.0, 7200.0)
 
@@ -89,21 +86,6 @@ class Rollouts(Collector):
         nbytes = GaugeMetricFamily(
             f"{_ROLLOUT}_bytes", "Bytes staged over all nodes.", labels=[*labels, "state"]
         )
-        revision = GaugeMetricFamily(
-            f"{_ROLLOUT}_revision",
-            "Grows with each change of version and each retry.",
-            labels=labels,
-        )
-        began = GaugeMetricFamily(
-            f"{_ROLLOUT}_revision_started_timestamp_seconds",
-            "When the revision began.",
-            labels=labels,
-        )
-        moved = GaugeMetricFamily(
-            f"{_ROLLOUT}_last_progress_timestamp_seconds",
-            "When the revision came further last.",
-            labels=labels,
-        )
         for rollout in rollouts:
             where, status = [rollout.namespace, rollout.name], rollout.status
             info.add_metric(
@@ -119,14 +101,6 @@ class Rollouts(Collector):
             nodes.add_metric([*where, "staged"], status.nodes.staged)
             nbytes.add_metric([*where, "total"], status.nbytes.total)
             nbytes.add_metric([*where, "done"], status.nbytes.done)
-            revision.add_metric(where, status.revision)
-            for family, text in (
-                (began, status.revision_started_at),
-                (moved, status.last_progress_at),
-            ):
-                moment = timestamps.parse(text)
-                if moment is not None:  # before the first revision there is none
-                    family.add_metric(where, moment.timestamp())
         reasons = Counts(
             (r.namespace, r.name, f.reason) for r in rollouts for f in r.status.failures
         )
@@ -137,34 +111,7 @@ class Rollouts(Collector):
         )
         for (namespace, name, reason), count in reasons.items():
             failures.add_metric([namespace, name, reason], count)
-        return [info, condition, pods, nodes, nbytes, failures, revision, began, moved]
-
-
-class Versions(Collector):
-    """How many WeightVersions there are, and why those that cannot be used cannot: one series for
-    each reason, not for each version.
-    """
-
-    def __init__(self, cache: Cache) -> None:
-        self._cache = cache
-
-    def collect(self) -> Iterable[Metric]:
-        """By the reason of the condition Resolved; nothing is said of a version before it has one."""
-        versions: list[Version] = self._cache.values("version")
-        reasons = Counts(
-            (version.namespace, found.reason)
-            for version in versions
-            for found in version.status.conditions
-            if found.type == "Resolved"
-        )
-        family = GaugeMetricFamily(
-            "hotweights_versions",
-            "WeightVersions by what became of reading their source.",
-            labels=["namespace", "reason"],
-        )
-        for (namespace, reason), count in reasons.items():
-            family.add_metric([namespace, reason], count)
-        return [family]
+        return [info, condition, pods, nodes, nbytes, failures]
 
 
 class Watches(Collector):
@@ -206,9 +153,6 @@ class Metrics:
             ["kind", "result"],
             registry=self.registry,
         )
-        # what first appears with 1 has not increased, as Prometheus counts
-        for kind in ("rollout", "version", "node", "write"):
-            self._reconciled.labels(kind, "defect")
         self._seconds = Histogram(
             f"{_PREFIX}_reconcile_duration_seconds", "Time of a decision with its writes.", ["kind"],
             buckets=_BUCKETS, registry=self.registry,
@@ -221,16 +165,6 @@ class Metrics:
         self._actions = Counter(
             f"{_PREFIX}_actions", "Writes done, by kind.", ["action"], registry=self.registry
         )
-        self._requests = Counter(
-            f"{_PREFIX}_api_requests",
-            "Answers of the API server to the operator's own client, by method and HTTP status.",
-            ["method", "status"],
-            registry=self.registry,
-        )
-        self._lag = Histogram(
-            f"{_PREFIX}_event_loop_lag_seconds", "How late the event loop comes to what is due.",
-            buckets=_BUCKETS, registry=self.registry,
-        )  # fmt: skip
         build = Gauge(
             f"{_PREFIX}_build_info", "Version of the operator.", ["version"], registry=self.registry
         )
@@ -250,7 +184,6 @@ class Metrics:
         ):
             Gauge(f"{_PREFIX}_{name}", text, registry=self.registry).set_function(read)
         self.registry.register(Rollouts(cache))
-        self.registry.register(Versions(cache))
         self.registry.register(Watches(loop_health))
 
     def reconciled(self, kind: str, result: str, seconds: float) -> None:
@@ -266,20 +199,6 @@ class Metrics:
     def acted(self, action: Action) -> None:
         """An action was written; it is counted by its kind."""
         self._actions.labels(type(action).__name__).inc()
-
-    def answered(self, method: str, status: int) -> None:
-        """The API server answered a request; a status of 0: it did not."""
-        self._requests.labels(method, str(status) if status else "none").inc()
-
-    async def watch_lag(self) -> None:
-        """Measure, for ever, how late the event loop is: whatever computes for long holds up all
-        else, the answers to probes too.
-        """
-        loop = asyncio.get_running_loop()
-        while True:
-            due = loop.time() + _LAG_EVERY_SECONDS
-            await asyncio.sleep(_LAG_EVERY_SECONDS)
-            self._lag.observe(max(0.0, loop.time() - due))
 
     def text(self) -> bytes:
         """All figures in the text format that Prometheus reads."""

@@ -5,23 +5,10 @@ else the default.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-REFUSED_NETWORKS = (
-    "169.254.0.0/16",  # link-local: the metadata services of most clouds
-    "fe80::/10",
-    "100.100.100.200/32",  # those of some others
-    "192.0.0.192/32",
-    "fd00:ec2::/32",
-    "127.0.0.0/8",  # the operator itself
-    "::1/128",
-    "0.0.0.0/8",
-    "::/128",
-)
-"""What answers there to anybody who is near (IANA's special-purpose registries)."""
 AGENT_SELECTOR = "app.kubernetes.io/name=hotweights,app.kubernetes.io/component=agent"
 
 
@@ -45,8 +32,6 @@ class Settings:
     """Serves /healthz and /readyz; 0: not at all."""
     log_level: str
     """From which level on lines are written: debug, info, warning or error."""
-    refused_networks: tuple[str, ...] = REFUSED_NETWORKS
-    """Where no measurement of an analysis may go."""
     pace_seconds: float = 0.2
     """The same rollout, version or node is decided at most this often; what happens in between is
     seen together.
@@ -112,14 +97,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         default=int(env("HOTWEIGHTS_HEALTH_PORT", "8081")),
         help="0: none (%(default)s)",
     )
-    parser.add_argument(
-        "--refuse-network",
-        action="append",
-        default=None,
-        metavar="NETWORK",
-        help="where no measurement of an analysis may go, instead of "
-        f"{', '.join(REFUSED_NETWORKS)}; may be repeated (HOTWEIGHTS_REFUSED_NETWORKS)",
-    )
     levels = ("debug", "info", "warning", "error")
     parser.add_argument(
         "--log-level",
@@ -128,14 +105,6 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         help="%(choices)s (%(default)s)",
     )
     read = parser.parse_args(arguments)
-    refused = read.refuse_network
-    if refused is None and (told := env("HOTWEIGHTS_REFUSED_NETWORKS")) is not None:
-        refused = [network for network in told.split(",") if network]
-    for network in refused or ():
-        try:
-            ipaddress.ip_network(network)
-        except ValueError as error:
-            parser.error(f"{network} is no network: {error}")
     return Settings(
         namespace=read.namespace,
         # once each, in their order: the option adds to what the environment names
@@ -145,5 +114,4 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str] = os.environ)
         metrics_port=read.metrics_port,
         health_port=read.health_port,
         log_level=read.log_level,
-        refused_networks=REFUSED_NETWORKS if refused is None else tuple(refused),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 import yaml
 
-from hotweights_operator.settings import REFUSED_NETWORKS
 from tests.helm.conftest import CHART, ROOT, SOURCE, Body, Helm, Refused
 
 pytestmark = pytest.mark.timeout(180, func_only=True)  # helm may have to be built first
@@ -123,7 +121,6 @@ def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
         nodes="list watch",
         weightversions="get list watch",
         weightrollouts="get list watch",
-        weightanalysistemplates="list watch",
     )
     writes = verbs(
         weightversions_status="patch", weightrollouts_status="patch", events="create patch"
@@ -131,22 +128,6 @@ def test_the_operators_rights_are_these_and_no_others(helm: Helm) -> None:
     assert rights(helm.template(), "operator") == read | writes | verbs(
         nodeweights="get list watch create patch"
     )
-
-
-def test_jobs_are_created_only_where_that_is_asked_for(helm: Helm) -> None:
-    with_jobs = helm.template({"analysis": {"jobs": {"enabled": True}}})
-    more = rights(with_jobs, "operator") - rights(helm.template(), "operator")
-    assert more == verbs(jobs="create get")
-
-
-def test_the_operator_is_told_where_no_measurement_may_go(helm: Helm) -> None:
-    def told(objects: list[Body]) -> str:
-        env = pod_spec(objects, "operator")["containers"][0]["env"]
-        return str(next(e["value"] for e in env if e["name"] == "HOTWEIGHTS_REFUSED_NETWORKS"))
-
-    assert tuple(told(helm.template()).split(",")) == REFUSED_NETWORKS
-    own = {"analysis": {"refusedNetworks": ["10.0.0.0/8", "fd00::/8"]}}
-    assert told(helm.template(own)) == "10.0.0.0/8,fd00::/8"
 
 
 @pytest.mark.parametrize("component", ["operator", "agent"])
@@ -308,44 +289,6 @@ def test_switches_render(helm: Helm) -> None:
         "hotweights-agent",
         "hotweights-operator",
     }
-
-
-def test_monitoring_is_switched_on_part_by_part(helm: Helm) -> None:
-    kinds = ("PodMonitor", "ServiceMonitor", "PrometheusRule", "Service")
-    assert not [body for body in helm.template() if body["kind"] in kinds]
-    mine = {"enabled": True, "labels": {"release": "mine"}}
-    objects = helm.template(
-        {
-            "podMonitor": mine,
-            "serviceMonitor": mine,
-            "prometheusRule": {**mine, "runbooks": "https://example.com/runbooks.md"},
-            "grafanaDashboard": {"enabled": True},
-        }
-    )
-    (pods,), (services,) = of_kind(objects, "PodMonitor"), of_kind(objects, "ServiceMonitor")
-    for monitor in (pods, services):
-        assert monitor["metadata"]["labels"]["release"] == "mine"
-    # else a rollout's namespace would be taken for that of the operator's pod
-    assert [e["honorLabels"] for e in pods["spec"]["podMetricsEndpoints"]] == [True]
-    assert [e["honorLabels"] for e in services["spec"]["endpoints"]] == [True]
-    (service,) = of_kind(objects, "Service")
-    selected = services["spec"]["selector"]["matchLabels"]
-    assert selected.items() <= service["metadata"]["labels"].items()
-    for component in ("operator", "agent"):
-        spec = pod_spec(objects, component)
-        ports = {p["name"] for c in spec["containers"] for p in c.get("ports", ())}
-        assert service["spec"]["ports"][0]["targetPort"] in ports
-    (rule,) = of_kind(objects, "PrometheusRule")
-    text = (CHART / "monitoring" / "alerts.yaml").read_text()
-    text = text.replace("docs/runbooks.md#", "https://example.com/runbooks.md#")
-    assert rule["spec"] == yaml.safe_load(text)
-    (dashboards,) = [
-        body
-        for body in of_kind(objects, "ConfigMap")
-        if body["metadata"]["labels"].get("grafana_dashboard") == "1"
-    ]
-    written = json.loads((ROOT / "dashboards" / "hotweights.json").read_text())
-    assert json.loads(dashboards["data"]["hotweights.json"]) == written
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,8 @@ def changed(body: Body, path: str, value: object) -> Body:
             "that is not above activation.commitTimeoutSeconds",
         ),
         (
-            changed(ROLLOUT, "failurePolicy.action", "Ignore"),
-            'supported values: "Pause", "Abort", "Rollback"',
+            changed(ROLLOUT, "failurePolicy.action", "Rollback"),
+            'supported values: "Pause", "Abort"',
         ),
         (
             changed(ROLLOUT, "progressDeadlineSeconds", 0),

@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import yaml
 
 from hotweights_crds.base import digest_label
 from hotweights_crds.conditions import find
-from hotweights_crds.nodeweights import NodeWeightsSpec, ResolveItem
+from hotweights_crds.nodeweights import NodeWeightsSpec
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_kube import (
     NODE_WEIGHTS,
@@ -76,28 +76,19 @@ class Kubectl:
         return self("apply", "-f", "-", text=json.dumps(body))
 
 
-WITHOUT_KUBELETS = ("--controllers=-node-lifecycle-controller",)
-"""No kubelet reports here: after some silence, as after an outage of the API server, the controller
-would take the nodes for dead and have their pods not Ready, and nobody would ever say otherwise.
-"""
-
-
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
-    with ControlPlane(controller_manager_arguments=WITHOUT_KUBELETS) as plane:
+    # No kubelet reports here: after some silence, as after an outage of the API server, it would
+    # take the nodes for dead and have their pods not Ready, and nobody would ever say otherwise.
+    without = ["--controllers=-node-lifecycle-controller"]
+    with ControlPlane(controller_manager_arguments=without) as plane:
         yield plane
 
 
 @pytest.fixture(scope="session")
 def kubectl(control_plane: ControlPlane) -> Kubectl:
-    """With our CRDs installed, and served."""
+    """With our CRDs installed, and served: discovery learns of them after they are Established."""
     admin = Kubectl(control_plane.kubeconfig)
-    install(admin)
-    return admin
-
-
-def install(admin: Kubectl) -> None:
-    """Our CRDs; discovery learns of them after they are Established."""
     admin("apply", *(f"-f{path}" for path in sorted((ROOT / "crds").glob("*.yaml"))))
     admin("wait", "--for=condition=Established", "crd", "--all", "--timeout=90s")
     end = time.monotonic() + 60
@@ -109,7 +100,7 @@ def install(admin: Kubectl) -> None:
             if time.monotonic() > end:
                 raise
         else:
-            return
+            return admin
 
 
 @pytest_asyncio.fixture
@@ -199,7 +190,16 @@ class FakeNode:
                 for d in sorted(staged)
             ],
             "engines": [self._report(uid) for uid in sorted(self.engines)],
-            "resolved": [self._resolved(item) for item in spec.resolve],
+            "resolved": [
+                {
+                    "uid": item.uid,
+                    "digest": self.contents[item.uri],
+                    "nbytes": 10,
+                    "tensors": 1,
+                    "chunks": 1,
+                }
+                for item in spec.resolve
+            ],
         }
         if body.get("status") != status:
             await self.scene.api.merge_patch(
@@ -209,18 +209,6 @@ class FakeNode:
                 namespace=self.scene.system,
                 subresource="status",
             )
-
-    def _resolved(self, item: ResolveItem) -> Body:
-        if item.uri in self.contents:
-            found: Body = {
-                "digest": self.contents[item.uri],
-                "nbytes": 10,
-                "tensors": 1,
-                "chunks": 1,
-            }
-        else:
-            found = {"reason": "SourceNotFound", "message": f"{item.uri} does not exist"}
-        return {"uid": item.uid, **found}
 
     async def _steer(self, order: Any, staged: set[str]) -> None:
         engine = self.engines.setdefault(order.uid, Engine())
@@ -282,7 +270,7 @@ class Scene:
         self.tasks: list[asyncio.Task[None]] = []
         self.shown: dict[str, tuple[bool, str]] = {}
         self.switches_left = math.inf  # so many engines switch, the next ones wait
-        self.health_port = free_ports()[0]  # of metrics too
+        self.health_port = free_ports()[0]
         self.troubles: list[str] = []
         self._prefix = f"n{number}"
 
@@ -308,15 +296,7 @@ class Scene:
             await node.create()
             self.tasks.append(asyncio.create_task(node.run()))
 
-    async def pod(
-        self,
-        name: str,
-        node: str,
-        labels: dict[str, str],
-        namespace: str = "",
-        *,
-        ports: Sequence[Body] = (),
-    ) -> Body:
+    async def pod(self, name: str, node: str, labels: dict[str, str], namespace: str = "") -> Body:
         """A pod that runs."""
         namespace = namespace or self.namespace
         body: Body = {
@@ -327,7 +307,7 @@ class Scene:
                 "nodeName": node,
                 "automountServiceAccountToken": False,
                 "tolerations": [{"operator": "Exists"}],
-                "containers": [{"name": "main", "image": "none", "ports": list(ports)}],
+                "containers": [{"name": "main", "image": "none"}],
             },
         }
         await eventually(lambda: self._created(body), "the pod is taken")

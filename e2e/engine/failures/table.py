@@ -80,8 +80,7 @@ PREPARE = (
     Failure(
         "descriptors",
         "the rank may open no more files",
-        Outcome.REJECTED,
-        "MapFailed",
+        Outcome.UNANSWERED,
         by_agent="take the rank's files",
     ),
     Failure(

@@ -62,8 +62,6 @@ TESTS = (
         "prometheus",
         "scrapes metrics and answers the dashboard's queries; tests start their own",
     ),
-    Need("promtool", "prometheus", "tries the alerts"),
-    Need("git", "git", "holds what Argo CD follows; tests make their own"),
 )
 
 

@@ -22,9 +22,8 @@ from hotweights_crds.nodeweights import (
     RolloutAssignment,
 )
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator.decide import held_versions, revision
-from hotweights_operator.decide.strategy import activation
-from hotweights_operator.decide.strategy.activation import ActivationPlan
+from hotweights_operator.decide import activation, held_versions, revision
+from hotweights_operator.decide.activation import ActivationPlan
 from hotweights_operator.model import failures, fencing
 from hotweights_operator.model.actions import Assign, Event, ObjectRef
 from hotweights_operator.model.objects import NodeState, Rollout
@@ -208,7 +207,7 @@ def _version_name(
     """
     own = (
         v.version
-        for v in (base.target, base.stable, base.previous, *base.held, *base.earlier)
+        for v in (base.target, base.stable, base.previous, *base.held)
         if v.digest == digest
     )
     version = observed.version_index.of_digest(rollout.namespace, digest)

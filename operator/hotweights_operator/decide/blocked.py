@@ -19,8 +19,6 @@ BlockedKind = Literal[
     "Resolving",
     "Aborted",
     "TooManyFailures",
-    "AnalysisFailed",
-    "RollingBack",
     "Paused",
 ]
 
@@ -62,9 +60,6 @@ RULES: dict[BlockedKind, Rule] = {
     ),
     "Aborted": Rule("None", gives_up=True, may_be_complete=False),
     "TooManyFailures": Rule("None", gives_up=True),
-    "AnalysisFailed": Rule("None", gives_up=True),
-    # for one pass: the next one begins the revision that leads back
-    "RollingBack": Rule("None", gives_up=True, may_be_complete=False),
     "Paused": Rule("Prepared"),
 }
 
@@ -75,8 +70,7 @@ class Blocked:
 
     kind: BlockedKind
     message: str = ""  # empty where the status finds its own words
-    # the version's own, with VersionFailed and Resolving; the analysis', where that is why; else empty
-    reason: str = ""
+    reason: str = ""  # the version's own, with VersionFailed and Resolving; else empty
 
     @property
     def rule(self) -> Rule:

@@ -8,19 +8,12 @@ Ready=True is success (https://github.com/kubernetes-sigs/cli-utils/tree/master/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from hotweights_common import timestamps
 from hotweights_common.reasons import Reason
-from hotweights_crds.conditions import (
-    MAX_MESSAGE,
-    Condition,
-    ConditionStatus,
-    find,
-    is_true,
-)
+from hotweights_crds.conditions import MAX_MESSAGE, Condition, ConditionStatus
 from hotweights_crds.weightrollout import Phase
 from hotweights_operator.model.objects import Rollout
 
@@ -47,14 +40,6 @@ class ConditionInputs:
 
 
 Row = tuple[str, ConditionStatus, str, str]  # type, status, reason, message
-
-
-def is_over(conditions: Sequence[Condition]) -> bool:
-    """Whether nothing is left to be done: the spec's version is complete, or the one that the
-    rollout was led back to.
-    """
-    stalled = find(conditions, "Stalled")
-    return is_true(conditions, "Ready") or (stalled is not None and stalled.reason == "RolledBack")
 
 
 def build(rollout: Rollout, facts: ConditionInputs, now: datetime) -> list[Condition]:

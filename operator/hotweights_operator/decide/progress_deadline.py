@@ -9,9 +9,7 @@ from datetime import datetime, timedelta
 from hotweights_common import timestamps
 from hotweights_crds.conditions import is_true
 from hotweights_crds.weightrollout import WeightRolloutStatus
-from hotweights_operator.decide import conditions
 from hotweights_operator.decide.context import PassContext
-from hotweights_operator.decide.strategy import canary
 
 
 def deadline_in_seconds(
@@ -19,20 +17,11 @@ def deadline_in_seconds(
 ) -> float | None:
     """In how many seconds the progress deadline passes; None: it does not run, or has passed."""
     # nothing is waited for, or not by this rollout
-    if conditions.is_over(status.conditions) or not runs(context, status):
+    if is_true(status.conditions, "Ready") or not context.blocked.rule.deadline_runs:
         return None
     left = deadline(context, status, now) - now
     # a second later: times in the status are cut to seconds, and the next pass is to find it passed
     return left.total_seconds() + 1.0 if left > timedelta(0) else None
-
-
-def runs(context: PassContext, status: WeightRolloutStatus) -> bool:
-    """Whether lack of progress counts: not while somebody holds the rollout, nor in a canary's
-    pause, nor while it is measured, for as long as that takes.
-    """
-    spec = context.rollout.spec
-    waits = canary.pauses(spec, status) or canary.analysis_phase(spec, status) == "Running"
-    return context.blocked.rule.deadline_runs and not waits
 
 
 def deadline(context: PassContext, status: WeightRolloutStatus, now: datetime) -> datetime:
@@ -54,17 +43,13 @@ def has_moved(context: PassContext, status: WeightRolloutStatus, *, is_complete:
     if not old.last_progress_at or old.revision != status.revision:
         return True
     # what was held, complete or without its version was not expected to move
-    was_held = (
-        is_true(old.conditions, "Paused")
-        and context.blocked.kind not in ("Paused", "TooManyFailures", "AnalysisFailed")
-        and not canary.pauses(context.rollout.spec, status)
+    was_held = is_true(old.conditions, "Paused") and context.blocked.kind not in (
+        "Paused",
+        "TooManyFailures",
     )
-    was_complete = conditions.is_over(old.conditions) and not is_complete
+    was_complete = is_true(old.conditions, "Ready") and not is_complete
     waits, waited = (
         context.blocked.rule.waits_for_version,
         not is_true(old.conditions, "VersionResolved"),
     )
-    moved = status.high_water != old.high_water or status.canary.step != old.canary.step
-    # one that cannot be measured any more has its whole time until it is mended
-    moved = moved or status.analysis.phase != old.analysis.phase
-    return was_held or was_complete or waits != waited or moved
+    return was_held or was_complete or waits != waited or status.high_water != old.high_water

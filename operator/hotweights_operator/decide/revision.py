@@ -3,15 +3,12 @@ fleet.
 
 A revision begins when the version's digest changes, by a new versionRef, by an old one (that is a
 rollback), because a WeightVersion was made anew under its name, or when a retry of the same digest
-is asked for; or because the rollout is led back though the spec names the bad version still
-(`rollback`). It ends Complete, Superseded, Aborted or RolledBack, and the end goes into the
-history; a revision that was complete once stays so in the history, whatever happens to pods later.
+is asked for. It ends Complete, Superseded or Aborted, and the end goes into the history; a revision
+that was complete once stays so in the history, whatever happens to pods later.
 
 *Stable* is what was complete last, and only that: it stays staged, and new pods and repairs get it
-while the rollout holds. *Earlier* is what was complete before that. What else stays staged, so that
-one can go where one came from without the network, is *held*: of the earlier ones as many as the
-rollback window has, and what one came from on the way back. What was let go once is not fetched
-again for it.
+while the rollout holds. What else stays staged, so that one can go where one came from without the
+network, is *held*.
 """
 
 from __future__ import annotations
@@ -22,8 +19,6 @@ from typing import Literal
 from hotweights_common import timestamps
 from hotweights_crds.weightrollout import (
     MAX_HISTORY,
-    MAX_WINDOW,
-    CanaryStatus,
     Counts,
     HighWater,
     HistoryEntry,
@@ -32,7 +27,7 @@ from hotweights_crds.weightrollout import (
 )
 from hotweights_operator.model.objects import Rollout, Version
 
-Outcome = Literal["Complete", "Superseded", "Aborted", "RolledBack"]
+Outcome = Literal["Complete", "Superseded", "Aborted"]
 
 
 def describe(version: Version) -> VersionStatus:
@@ -77,32 +72,29 @@ def kept(status: WeightRolloutStatus) -> list[VersionStatus]:
     return list(found.values())
 
 
-def revised(
-    rollout: Rollout, target: VersionStatus, now: datetime, *, again: bool = False
-) -> WeightRolloutStatus:
+def revised(rollout: Rollout, version: Version, now: datetime) -> WeightRolloutStatus:
     """The status with this version as its target. Unchanged, but for names, when the digest is the
-    same and no retry is asked for (by the annotation, or ``again``), or when it asks to retry what
-    was complete. `rollouts` calls it in every pass with a version; a new revision is one more than
-    the last, from 1.
+    same and no retry is asked for, or when it asks to retry what was complete. `rollouts` calls it
+    in every pass with a usable version; a new revision is one more than the last, from 1.
     """
-    status, window = rollout.status, rollout.spec.rollback_window.versions
+    status, target = rollout.status, describe(version)
     retries, is_same = (
-        again or is_retried(rollout),
+        bool(rollout.retry) and rollout.retry != status.retried,
         status.target.digest == target.digest,
     )
     if status.revision and is_same and (not retries or is_completed(status)):
-        same = status.model_copy(
+        return status.model_copy(
             update={"target": target, "retried": rollout.retry or status.retried}
         )
-        return same.model_copy(update={"held": _held(status, same, window)})
     # what follows is read off the old status before anything of it is replaced
     moment = timestamps.show(now)
     was_stable = stable(status)
-    before = (was_stable.digest, status.previous.digest, *(v.digest for v in status.earlier))
+    before = (was_stable.digest, status.previous.digest)
+    aborted = bool(status.revision) and status.aborted_revision == status.revision
     history = status.history
     if status.revision and not is_completed(status):
-        history = _entered(status, _end(status), moment)
-    new = status.model_copy(
+        history = _entered(status, "Aborted" if aborted else "Superseded", moment)
+    return status.model_copy(
         update={
             "revision": status.revision + 1,
             "revision_started_at": moment,
@@ -111,30 +103,21 @@ def revised(
             "stable": was_stable,
             "previous": _previous(status, was_stable, target),
             "goes_back": target.digest in before or (goes_back(status) and is_same),
+            "held": _held(status, was_stable, target),
             "history": history,
             "most_failed": 0,
             "retried": rollout.retry or status.retried,
-            # who paused or promoted the one before has not seen this one
-            "paused_by": "",
-            "canary": CanaryStatus(),
             "high_water": HighWater(),
             "pods": Counts(),
             "failures": [],
             "failures_total": 0,
         }
     )
-    return new.model_copy(update={"held": _held(status, new, window)})
 
 
-def is_retried(rollout: Rollout) -> bool:
-    """Whether the annotation hotweights.dev/retry asks for another try."""
-    return bool(rollout.retry) and rollout.retry != rollout.status.retried
-
-
-def completed(status: WeightRolloutStatus, now: datetime, window: int) -> WeightRolloutStatus:
+def completed(status: WeightRolloutStatus, now: datetime) -> WeightRolloutStatus:
     """The status with the current revision's end in its history, once, and its target as what is
-    stable. Called in every pass that finds the rollout complete. ``window``: how many versions that
-    were complete before stay staged.
+    stable. Called in every pass that finds the rollout complete.
     """
     if is_completed(status) and status.stable.digest == status.target.digest:
         return status
@@ -146,19 +129,14 @@ def completed(status: WeightRolloutStatus, now: datetime, window: int) -> Weight
     was = stable(status)
     # a retry, or the first version of all, leaves nothing behind to go back to
     changed = was.digest not in ("", status.target.digest)
-    earlier = [
-        was,
-        *(v for v in status.earlier if v.digest not in (was.digest, status.target.digest)),
-    ]
-    new = status.model_copy(
+    return status.model_copy(
         update={
             "history": history,
             "stable": status.target,
             "previous": was if changed else status.previous,
-            "earlier": earlier[:MAX_WINDOW] if changed else status.earlier,
+            "held": [was] if changed else status.held,
         }
     )
-    return new.model_copy(update={"held": _held(status, new, window)})
 
 
 def ended(
@@ -187,31 +165,21 @@ def _previous(
     status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus
 ) -> VersionStatus:
     """What was complete before the target; empty when nothing else was."""
-    candidates = (was_stable, status.previous, *status.earlier)
-    return next((v for v in candidates if v.digest not in ("", target.digest)), VersionStatus())
+    if was_stable.digest != target.digest:
+        return was_stable
+    return status.previous if status.previous.digest != target.digest else VersionStatus()
 
 
-def _held(old: WeightRolloutStatus, new: WeightRolloutStatus, window: int) -> list[VersionStatus]:
+def _held(
+    status: WeightRolloutStatus, was_stable: VersionStatus, target: VersionStatus
+) -> list[VersionStatus]:
     """Beside the target and what is stable: when one goes back to what is stable, that from which
-    one comes; and of what was complete before, what the window has room for and is still there.
+    one comes.
     """
-    target, last = new.target.digest, stable(new).digest
-    there = {version.digest: version for version in kept(old)}
-    complete = {version.digest for version in new.earlier}
-    # what is stable is one of them while something else is rolled out
-    room = window - (last not in ("", target))
-    window_ = [v for v in new.earlier if v.digest in there and v.digest not in (target, last)]
-    came_from = [d for d in there if d not in (target, last, *complete)]
+    if was_stable.digest != target.digest:
+        return []
     # one: every version held costs each node its whole size
-    first = [there[d] for d in came_from[:1]] if last == target and window else []
-    return [*first, *window_[: max(0, room)]]
-
-
-def _end(status: WeightRolloutStatus) -> Outcome:
-    """How a revision ended that was not complete, when another one begins."""
-    if status.rolled_back.by:
-        return "RolledBack"
-    return "Aborted" if status.aborted_revision == status.revision else "Superseded"
+    return [v for v in (status.target, *status.held) if v.digest not in ("", target.digest)][:1]
 
 
 def _entered(status: WeightRolloutStatus, outcome: Outcome, moment: str) -> list[HistoryEntry]:

@@ -9,7 +9,7 @@ people; programs read the conditions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from hotweights_common import timestamps
@@ -26,13 +26,12 @@ from hotweights_crds.weightrollout import (
 )
 from hotweights_operator.decide import (
     conditions,
+    disruption_budget,
     progress_deadline,
     revision,
-    rollback,
     transports,
 )
 from hotweights_operator.decide.context import PassContext
-from hotweights_operator.decide.strategy import canary, disruption_budget
 from hotweights_operator.model.node_totals import NodeTotals
 
 # later than any pod settles, so that minReadySeconds is not asked for
@@ -95,25 +94,21 @@ def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
     base = context.base
     counted = base.model_copy(update=_counts(context, now))
     counted = counted.model_copy(update={"high_water": _high_water(base, counted)})
-    spec = context.rollout.spec
-    if context.blocked.kind == "":
-        counted = canary.advanced(spec, counted, len(context.failures.failed), now)
     is_complete = _is_complete(context, counted)
     if is_complete:
-        counted = revision.completed(counted, now, spec.rollback_window.versions)
+        counted = revision.completed(counted, now)
     if context.blocked.kind == "Aborted":
         counted = counted.model_copy(update={"aborted_revision": counted.revision})
     if progress_deadline.has_moved(context, counted, is_complete=is_complete):
         counted = counted.model_copy(update={"last_progress_at": timestamps.show(now)})
     outcome = _outcome(context, counted, now, is_complete=is_complete)
-    counted = _led_back(context, counted, outcome, now)
     facts = conditions.ConditionInputs(
         outcome_phase=outcome.phase,
         reason=outcome.reason,
         message=outcome.message,
-        is_complete=is_complete and not rollback.is_on(counted),
+        is_complete=is_complete,
         is_stalled=outcome.stalled,
-        paused_reason=_paused_reason(context, outcome, is_complete=is_complete),
+        paused_reason=_paused_reason(context, is_complete=is_complete),
         version_reason=(context.blocked.reason or context.blocked.kind)
         if context.blocked.rule.waits_for_version
         else "",
@@ -143,26 +138,6 @@ def build(context: PassContext, now: datetime) -> WeightRolloutStatus:
             "conditions": conditions.build(context.rollout, facts, now),
         }
     )
-
-
-def _led_back(
-    context: PassContext, status: WeightRolloutStatus, outcome: Verdict, now: datetime
-) -> WeightRolloutStatus:
-    """The status with a way back in it, where the failure policy begins one in this pass; the next
-    one acts upon it.
-    """
-    rollout = context.rollout
-    if context.blocked.kind == "RollingBack":
-        by: rollback.By = "Analysis" if context.blocked.reason else "FailurePolicy"
-    elif (
-        outcome.reason == Reason.PROGRESS_DEADLINE_EXCEEDED
-        and rollout.spec.failure_policy.action == "Rollback"
-        and context.blocked.kind == ""
-    ):
-        by = "Deadline"
-    else:
-        return status
-    return rollback.automatic(rollout, status, by, outcome.reason, outcome.message, now)
 
 
 def _transport(context: PassContext) -> str:
@@ -255,7 +230,6 @@ def _is_complete(context: PassContext, status: WeightRolloutStatus) -> bool:
     pods = status.pods
     return (
         context.blocked.rule.may_be_complete
-        and canary.current(context.rollout.spec, status.canary) is None
         and pods.desired > 0
         and pods.updated == pods.desired
         and pods.ready == pods.desired
@@ -294,44 +268,19 @@ def _outcome(
         case "Aborted":
             return Verdict(
                 "Aborted",
-                # nothing failed: somebody asked for it
-                blocked.reason or (_why(first) if status.most_failed else "Requested"),
-                f"given up: {counts}, every pod keeps what it serves{_tell(first)}"
-                + (f"; {blocked.message}" if blocked.message else ""),
+                _why(first),
+                f"given up: {counts}, every pod keeps what it serves{_tell(first)}",
                 True,
-            )
-        case _ if is_complete and rollback.is_on(status):
-            left = status.rolled_back.from_
-            return Verdict(
-                "RolledBack",
-                "RolledBack",
-                f"all {status.pods.desired} pods serve {version}, and spec.versionRef names {left}: "
-                f"name another version, or command a retry of {left}; {rollback.tell(status)}",
-                stalled=True,
             )
         case _ if is_complete:
             return Verdict(
                 "Complete", "Complete", f"all {status.pods.desired} pods serve {version}"
             )
-        case "RollingBack" if blocked.reason:
-            return Verdict("Stalled", blocked.reason, f"{blocked.message}; {counts}", stalled=True)
-        case "AnalysisFailed":
-            message = f"{blocked.message}; {counts}; nothing further is activated: {_JUDGED}"
-            return Verdict("Stalled", blocked.reason, message, stalled=True)
-        case "RollingBack":
-            message = f"too many pods failed: {counts}{_tell(first)}"
-            return Verdict("Stalled", _why(first), message, stalled=True)
         case "TooManyFailures":
             message = f"{counts}; nothing further is activated: {_RESUME}{_tell(first)}"
             return Verdict("Stalled", _why(first), message, stalled=True)
         case "Paused":
-            return Verdict("Paused", "Paused", f"{blocked.message}; {counts}")
-        case _ if blocked.kind == "" and canary.pauses(context.rollout.spec, status):
-            step = canary.tell(context.rollout.spec, status)
-            return Verdict("Paused", "CanaryPause", f"{step}; {counts}")
-        case _ if rollback.is_on(status):
-            doing = _working(context, status, now, counts)
-            return replace(doing, message=f"{doing.message}; {rollback.tell(status)}")
+            return Verdict("Paused", "Paused", f"paused by spec.paused; {counts}")
         case _:
             return _working(context, status, now, counts)
 
@@ -340,9 +289,6 @@ def _working(
     context: PassContext, status: WeightRolloutStatus, now: datetime, counts: str
 ) -> Verdict:
     first = next(iter(status.failures), None)
-    step = canary.tell(context.rollout.spec, status)
-    # at a canary's step only those prepare that may change
-    wanted = min(status.canary.allowed, status.pods.desired) if step else status.pods.desired
     if context.blocked.rule.waits_for_version:
         doing = Verdict(
             "Pending" if context.blocked.kind == "NotFound" else "Resolving",
@@ -356,8 +302,11 @@ def _working(
             "Staging",
             f"{text} ({status.staged_percent or '0%'} of the bytes){_tell(first)}",
         )
-    elif status.pods.prepared < wanted:
-        text = f"{status.pods.prepared} of {wanted} pods have prepared {status.target.version}"
+    elif status.pods.prepared < status.pods.desired:
+        text = (
+            f"{status.pods.prepared} of {status.pods.desired} pods have prepared "
+            f"{status.target.version}"
+        )
         if context.restarted:
             text += (
                 f"; {context.restarted} restarted soon after they had started and are asked when "
@@ -365,21 +314,18 @@ def _working(
             )
         doing = Verdict("Activating", "Preparing", text + _tell(first))
     else:
-        is_measured = canary.analysis_phase(context.rollout.spec, status) == "Running"
         doing = Verdict(
             "Activating",
-            "Analyzing" if is_measured else "Activating",
+            "Activating",
             f"{counts}, {status.pods.ready} of them are Ready{_tell(first)}",
         )
-    if step:
-        doing = replace(doing, message=f"{step}; {doing.message}")
     # nobody is left to wait for, so it is said before the deadline passes
     if _only_failed_remain(context):
         return Verdict(
             "Stalled", _why(first), f"{counts}; the others failed{_tell(first)}", stalled=True
         )
     seconds = context.rollout.spec.progress_deadline_seconds
-    if progress_deadline.runs(context, status) and now >= progress_deadline.deadline(
+    if context.blocked.rule.deadline_runs and now >= progress_deadline.deadline(
         context, status, now
     ):
         message = f"no progress for {seconds} s: {doing.message}"
@@ -399,12 +345,6 @@ _RESUME = (
 )
 
 
-_JUDGED = (
-    "change the version, or annotate it with hotweights.dev/command to roll back, to promote all "
-    "the same, or to retry"
-)
-
-
 def _why(failure: Failure | None) -> str:
     return failure.reason if failure else "TooManyFailures"
 
@@ -415,10 +355,7 @@ def _tell(failure: Failure | None) -> str:
     return f"; {failure.pod} on {failure.node or 'no node'}: {failure.reason}: {failure.message}"
 
 
-def _paused_reason(context: PassContext, outcome: Verdict, *, is_complete: bool) -> str:
-    if context.blocked.kind in ("TooManyFailures", "AnalysisFailed") and not is_complete:
-        return context.blocked.kind
-    if outcome.reason == "CanaryPause":
-        return "CanaryPause"
-    paused = context.rollout.spec.paused or (context.base.paused_by and not is_complete)
-    return "Requested" if paused else ""
+def _paused_reason(context: PassContext, *, is_complete: bool) -> str:
+    if context.blocked.kind == "TooManyFailures" and not is_complete:
+        return "TooManyFailures"
+    return "Requested" if context.rollout.spec.paused else ""

@@ -12,25 +12,21 @@ report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 from hotweights_crds.conditions import find
-from hotweights_crds.weightrollout import VersionStatus, WeightRolloutStatus
+from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_operator.decide import (
+    activation,
     assignments,
-    commands,
     events,
     progress_deadline,
     revision,
-    rollback,
     rollout_status,
 )
-from hotweights_operator.decide.analysis import step as analysis
+from hotweights_operator.decide.activation import NodePlan, RolloutGoal
 from hotweights_operator.decide.blocked import Blocked
 from hotweights_operator.decide.context import PassContext
-from hotweights_operator.decide.strategy import activation, canary
-from hotweights_operator.decide.strategy.activation import NodePlan, RolloutGoal
 from hotweights_operator.decide.versions import is_failure
 from hotweights_operator.model import failures
 from hotweights_operator.model.actions import RolloutDecision
@@ -47,7 +43,10 @@ def decide(
     """One step; `loop` calls it for a rollout's key, one at a time. ``started_at``: since when this
     process decides; a deadline never passes on another process's clock. None: it always did.
     """
-    version, base = _revised(rollout, observed, now)
+    version = observed.version_index.named(rollout.namespace, rollout.spec.version_ref.name)
+    # an edit of what is being deleted begins no revision
+    usable = version is not None and version.usable and not rollout.terminating
+    base = revision.revised(rollout, version, now) if version and usable else rollout.status
     query = TotalsQuery(
         digest=base.target.digest,
         revision=base.revision,
@@ -64,15 +63,7 @@ def decide(
     found = _failures(base, all_totals, observed)
     # before the hold is looked for: what failed in this pass counts in this pass, and stays counted
     base = base.model_copy(update={"most_failed": max(base.most_failed, len(found.failed))})
-    desired = sum(len(totals.targets) for totals in all_totals)
-    base = canary.placed(rollout.spec, base, desired, now)
     blocked = _hold(rollout, base, version, observed, bool(all_totals))
-    measured = analysis.Analysis(base)
-    if blocked.kind == "":
-        measured = analysis.looked_at(rollout, base, all_totals, found, observed, now)
-        base = measured.status
-        blocked = _spoken_against(rollout, base) or blocked
-    admitted = _admitted(rollout, base, all_totals, found, now)
     goal = RolloutGoal(
         rollout=rollout.uid,
         revision=base.revision,
@@ -84,10 +75,9 @@ def decide(
     )
     goal = observed.intern("goal", rollout.uid, goal)
     node_plans = {
-        totals.node: _plan_node(rollout, totals, goal, found, admitted, observed)
-        for totals in all_totals
+        totals.node: _plan_node(rollout, totals, goal, found, observed) for totals in all_totals
     }
-    plan = activation.plan_activation(rollout.spec, goal, all_totals, node_plans, now, admitted)
+    plan = activation.plan_activation(rollout.spec, goal, all_totals, node_plans, now)
     # not under a hold nor without pods: then nobody has shown that all can prepare
     if plan.passes and goal.activates and all_totals:
         base = base.model_copy(update={"prepared_revision": base.revision})
@@ -109,51 +99,13 @@ def decide(
         plan.again_in_seconds,
         progress_deadline.deadline_in_seconds(context, status, now),
         rollout_status.settles_in_seconds(context, status, now),
-        canary.ends_in_seconds(rollout.spec, status, now) if blocked.rule.activates else None,
-        analysis.due_in_seconds(measured) if blocked.rule.activates else None,
     )
     return RolloutDecision(
         actions=tuple(actions),
         status=status,
-        measures=analysis.measures(rollout, measured) if blocked.rule.activates else (),
         events=events.rollout_events(rollout, status, context),
         again_in_seconds=min((wait for wait in waits if wait is not None), default=None),
     )
-
-
-def _revised(
-    rollout: Rollout, observed: Observed, now: datetime
-) -> tuple[Version | None, WeightRolloutStatus]:
-    """The version that is to be served, and the status at the revision that leads to it. After a
-    command, which may change both.
-    """
-    answer = commands.answered(rollout, observed, now)
-    base = rollback.current(rollout, answer.status)
-    index, to = observed.version_index, base.rolled_back.to
-    if rollback.is_on(base):
-        # its WeightVersion may be gone: nodes hold what was complete before
-        version = index.of_digest(rollout.namespace, to.digest)
-        target: VersionStatus | None = to
-    else:
-        version = index.named(rollout.namespace, rollout.spec.version_ref.name)
-        target = revision.describe(version) if version is not None and version.usable else None
-    # an edit of what is being deleted begins no revision
-    if target is None or rollout.terminating:
-        return version, base
-    return version, revision.revised(replace(rollout, status=base), target, now, again=answer.again)
-
-
-def _admitted(
-    rollout: Rollout,
-    base: WeightRolloutStatus,
-    all_totals: Sequence[NodeTotals],
-    found: Failures,
-    now: datetime,
-) -> frozenset[str] | None:
-    """UIDs of the pods that may take the target at a canary's step; None: all may."""
-    if canary.current(rollout.spec, base.canary) is None or not base.target.digest:
-        return None
-    return canary.admitted(rollout.uid, base, all_totals, found.failed, now)
 
 
 def _failures(
@@ -189,12 +141,7 @@ def _failures(
 
 
 def _plan_node(
-    rollout: Rollout,
-    totals: NodeTotals,
-    goal: RolloutGoal,
-    found: Failures,
-    admitted: frozenset[str] | None,
-    observed: Observed,
+    rollout: Rollout, totals: NodeTotals, goal: RolloutGoal, found: Failures, observed: Observed
 ) -> NodePlan:
     """What is planned for one node; what that is remembered, if nothing that it was made from has
     changed.
@@ -204,16 +151,12 @@ def _plan_node(
         if found.failed
         else frozenset()
     )
-    may = (
-        frozenset(t.pod.uid for t in totals.targets if t.pod.uid in admitted)
-        if admitted is not None
-        else None
-    )
     known = observed.remembered.setdefault(totals.node, {})
-    pods = (failed, may)
-    then: tuple[NodeTotals, RolloutGoal, object, NodePlan] | None = known.get(("plan", rollout.uid))
-    if then is None or then[0] is not totals or then[1] is not goal or then[2] != pods:
-        then = (totals, goal, pods, activation.plan_node(totals, goal, failed, may))
+    then: tuple[NodeTotals, RolloutGoal, frozenset[str], NodePlan] | None = known.get(
+        ("plan", rollout.uid)
+    )
+    if then is None or then[0] is not totals or then[1] is not goal or then[2] != failed:
+        then = (totals, goal, failed, activation.plan_node(totals, goal, failed))
         known["plan", rollout.uid] = then
     return then[3]
 
@@ -237,14 +180,13 @@ def _hold(
             f"{len(clash)} selected pods, {pod.name} among them, belong to the older WeightRollout "
             f"{owner.name}: change one of the two selectors or delete one of the two",
         )
-    # on a way back its digest is known, and that is enough
-    if version is None and not rollback.is_on(base):
+    if version is None:
         name = rollout.spec.version_ref.name
         return Blocked(
             "NotFound",
             f"WeightVersion {name} does not exist in namespace {rollout.namespace}: create it",
         )
-    if version is not None and not version.usable and not rollback.is_on(base):
+    if not version.usable:
         resolved = find(version.status.conditions, "Resolved")
         reason = resolved.reason if resolved else "Resolving"
         message = resolved.message if resolved else "it is being resolved"
@@ -252,33 +194,14 @@ def _hold(
         return Blocked("VersionFailed" if is_failure(reason) else "Resolving", text, reason)
     # for as long as the revision lasts, though what failed may be seen no more
     if base.revision and base.aborted_revision == base.revision:
-        reason, message = analysis.against(rollout, base) or ("", "")
-        return Blocked("Aborted", message, reason)
+        return Blocked("Aborted")
     # not once it was complete: a pod that dies later speaks against nothing
     policy = rollout.spec.failure_policy
     if base.most_failed > policy.max_failed and not revision.is_completed(base):
-        if policy.action == "Rollback" and rollback.behind(base) is not None:
-            return Blocked("RollingBack")
         return Blocked("Aborted" if policy.action == "Abort" else "TooManyFailures")
-    if blocked := _spoken_against(rollout, base):
-        return blocked
     if rollout.spec.paused:
-        return Blocked("Paused", "paused by spec.paused")
-    if base.paused_by:
-        return Blocked("Paused", "paused by a command, until a resume")
+        return Blocked("Paused")
     return Blocked("" if has_targets else "NoTargets")
-
-
-def _spoken_against(rollout: Rollout, base: WeightRolloutStatus) -> Blocked | None:
-    """The hold of an analysis that failed, by the failure policy; None: none did."""
-    found = analysis.against(rollout, base)
-    if found is None:
-        return None
-    reason, message = found
-    action = rollout.spec.failure_policy.action
-    if action == "Rollback" and rollback.behind(base) is not None:
-        return Blocked("RollingBack", message, reason)
-    return Blocked("Aborted" if action == "Abort" else "AnalysisFailed", message, reason)
 
 
 def conflicts(rollout: Rollout, observed: Observed) -> list[tuple[Pod, Rollout]]:

@@ -10,7 +10,6 @@ from typing import Generic, Literal, TypeVar
 from hotweights_crds.nodeweights import ResolveItem, RolloutAssignment
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionStatus
-from hotweights_operator.model.measurements import Measure
 
 Status = TypeVar("Status", WeightRolloutStatus, WeightVersionStatus, None)
 
@@ -76,8 +75,6 @@ class Decision(Generic[Status]):
 
     actions: tuple[Action, ...] = ()
     status: Status | None = None  # the whole status; None: a node has none
-    # what is to be measured now; what was wanted before and is not among them is wanted no more
-    measures: tuple[Measure, ...] = ()
     events: tuple[Event, ...] = ()
     again_in_seconds: float | None = None  # None: only when something happens
 

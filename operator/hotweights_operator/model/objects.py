@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 
-from hotweights_crds.analysis import WeightAnalysisTemplateSpec
 from hotweights_crds.conditions import is_true
 from hotweights_crds.nodeweights import (
     EngineStatus,
@@ -30,7 +29,6 @@ INJECT_LABEL = "hotweights.dev/inject"
 DIGEST_LABEL = "hotweights.dev/digest"
 GATE = "hotweights.dev/weights"
 RETRY_ANNOTATION = "hotweights.dev/retry"
-COMMAND_ANNOTATION = "hotweights.dev/command"
 
 SETTLED_PHASES = frozenset({"Serving", "Preparing", "Prepared"})
 """Phases in which an engine answers requests with the digest that it reports."""
@@ -186,13 +184,6 @@ class NodeState:
         return found
 
 
-Epoch = tuple[str, int, str]
-"""UID, generation and command of the object that was decided about: another intent has others."""
-
-NO_EPOCH: Epoch = ("", 0, "")
-"""Of what was decided about no such object: a node."""
-
-
 @dataclass(frozen=True, slots=True)
 class Version:
     """A WeightVersion as it stands, its conditions included."""
@@ -207,24 +198,9 @@ class Version:
     terminating: bool = False
 
     @property
-    def epoch(self) -> Epoch:
-        """Of what is decided about it."""
-        return (self.uid, self.generation, "")
-
-    @property
     def usable(self) -> bool:
         """Whether its digest is known, so that rollouts can use it."""
         return bool(self.status.digest) and is_true(self.status.conditions, "Ready")
-
-
-@dataclass(frozen=True, slots=True)
-class AnalysisTemplate:
-    """A WeightAnalysisTemplate as it stands."""
-
-    uid: str
-    name: str
-    namespace: str
-    spec: WeightAnalysisTemplateSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,15 +216,7 @@ class Rollout:
     spec: WeightRolloutSpec
     status: WeightRolloutStatus = field(default_factory=WeightRolloutStatus)
     retry: str = ""  # the annotation hotweights.dev/retry: another value asks for another try
-    command: str = ""  # the annotation hotweights.dev/command: each text is acted on once
     terminating: bool = False
-
-    @property
-    def epoch(self) -> Epoch:
-        """By which a write knows that what it was decided for is still wanted: a command is seen by
-        writes that wait, as an edit of the spec is.
-        """
-        return (self.uid, self.generation, self.command)
 
     @property
     def age_key(self) -> tuple[str, str]:

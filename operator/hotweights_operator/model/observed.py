@@ -15,25 +15,15 @@ from typing import Any, Literal
 
 from hotweights_common import hosts
 from hotweights_operator.model import node_totals, pod_history, targets
-from hotweights_operator.model.measurements import MeasurementId, Reading
 from hotweights_operator.model.node_totals import NodeTotals, TotalsQuery
-from hotweights_operator.model.objects import (
-    Agent,
-    AnalysisTemplate,
-    Node,
-    NodeState,
-    Pod,
-    Refusal,
-    Rollout,
-    Version,
-)
+from hotweights_operator.model.objects import Agent, Node, NodeState, Pod, Refusal, Rollout, Version
 from hotweights_operator.model.pod_history import PodHistory
 from hotweights_operator.model.pod_owners import PodOwners
 from hotweights_operator.model.targets import Target
 from hotweights_operator.model.version_index import VersionIndex
 
-Kind = Literal["rollout", "version", "template", "node", "agent", "state", "pod"]
-KINDS: tuple[Kind, ...] = ("rollout", "version", "template", "node", "agent", "state", "pod")
+Kind = Literal["rollout", "version", "node", "agent", "state", "pod"]
+KINDS: tuple[Kind, ...] = ("rollout", "version", "node", "agent", "state", "pod")
 
 
 def _now() -> datetime:
@@ -53,7 +43,6 @@ class Observed:
         agents: Mapping[str, bool] | None = None,
         states: Mapping[str, NodeState] | None = None,
         pods: Iterable[Pod] = (),
-        templates: Iterable[AnalysisTemplate] = (),
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._clock = clock
@@ -61,12 +50,8 @@ class Observed:
         self.states: dict[str, NodeState] = {}
         self.owners = PodOwners(self._forget)
         self.version_index = VersionIndex()
-        self.templates: dict[tuple[str, str], AnalysisTemplate] = {}
-        """(Namespace, name) → template."""
         self.refusals: dict[tuple[str, str], Refusal] = {}
         """(UID of a rollout or version, node) → what the API server said last to a write for it."""
-        self.readings: dict[MeasurementId, Reading] = {}
-        """What measurements gave that no status has yet."""
         self.peers_epoch = 0
         """Grows whenever another agent might be asked for a version, or can no longer be."""
         self.remembered: dict[str, dict[tuple[str, str], Any]] = {}
@@ -88,8 +73,6 @@ class Observed:
             self.put("rollout", rollout.uid, rollout)
         for version in versions:
             self.put("version", version.uid, version)
-        for template in templates:
-            self.put("template", template.name, template)
         for name, node in (nodes or {}).items():
             self.put("node", name, node)
         for name, ready in (agents or {}).items():
@@ -226,8 +209,6 @@ class Observed:
                 self.owners.put_rollout(value)
             case "version":
                 self.version_index.put(value)
-            case "template":
-                self.templates[value.namespace, value.name] = value
             case "node":
                 old = self.nodes.get(value.name)
                 self.nodes[value.name] = value
@@ -253,8 +234,6 @@ class Observed:
             case "version":
                 self.version_index.drop(value)
                 self._drop_refusals(value.uid)
-            case "template":
-                self.templates.pop((value.namespace, value.name), None)
             case "node":
                 self.nodes.pop(value.name, None)
                 self._touch(value.name, peers=True)

@@ -24,12 +24,7 @@ from hotweights_common import hosts
 from hotweights_common.backoff import Backoff
 from hotweights_kube import errors
 from hotweights_kube.client import Api, Selection
-from hotweights_kube.resources import (
-    NODE_WEIGHTS,
-    WEIGHT_ANALYSIS_TEMPLATES,
-    WEIGHT_ROLLOUTS,
-    WEIGHT_VERSIONS,
-)
+from hotweights_kube.resources import NODE_WEIGHTS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS
 from hotweights_operator.runtime.informers import Informers, WatchedKind
 from hotweights_operator.settings import Settings
 
@@ -121,12 +116,7 @@ async def wait_for_resources(api: Api, settings: Settings) -> None:
     while True:
         try:
             # one object of each is enough to know that it may be listed
-            for resource in (
-                WEIGHT_ROLLOUTS,
-                WEIGHT_VERSIONS,
-                WEIGHT_ANALYSIS_TEMPLATES,
-                NODE_WEIGHTS,
-            ):
+            for resource in (WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, NODE_WEIGHTS):
                 namespace = (
                     settings.namespace
                     if resource is NODE_WEIGHTS

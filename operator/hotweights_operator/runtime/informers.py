@@ -26,7 +26,6 @@ from hotweights_kube.resources import (
     NODE_WEIGHTS,
     NODES,
     PODS,
-    WEIGHT_ANALYSIS_TEMPLATES,
     WEIGHT_ROLLOUTS,
     WEIGHT_VERSIONS,
     Body,
@@ -36,14 +35,14 @@ from hotweights_kube.resources import version_of as version_in
 from hotweights_kube.watch import Watched, WatchTiming, watch
 from hotweights_operator.model.objects import INJECT_LABEL
 from hotweights_operator.runtime import observe
-from hotweights_operator.runtime.cache import Cache, Kind
+from hotweights_operator.runtime.cache import Agent, Cache, Kind
 from hotweights_operator.runtime.malformed import last_known
 from hotweights_operator.settings import Settings
 
 log = logging.getLogger(__name__)
 
 INJECTED = f"{INJECT_LABEL}=true"
-OURS: tuple[Kind, ...] = ("rollout", "version", "template", "state")
+OURS: tuple[Kind, ...] = ("rollout", "version", "state")
 """Kinds with a schema of ours, which an object may not fit."""
 
 Place = tuple[Kind, str | None]
@@ -75,27 +74,20 @@ class WatchedKind:
     label_selector: str = ""
     by_kopf: bool = False
 
-    @property
-    def has_place(self) -> bool:
-        """Whether its names are told apart by their namespaces."""
-        return self.by_kopf or self.kind == "template"
-
     def key(self, body: Body) -> str:
         """Under which key the cache has it."""
         metadata = body["metadata"]
         if self.kind in ("pod", "agent"):
             return str(metadata["uid"])
         return (
-            f"{metadata['namespace']}/{metadata['name']}"
-            if self.has_place
-            else str(metadata["name"])
+            f"{metadata['namespace']}/{metadata['name']}" if self.by_kopf else str(metadata["name"])
         )
 
     def key_of(self, value: Any) -> str:
         """The same for what became of it."""
         if self.kind in ("pod", "agent"):
             return str(value.uid)
-        return f"{value.namespace}/{value.name}" if self.has_place else str(value.name)
+        return f"{value.namespace}/{value.name}" if self.by_kopf else str(value.name)
 
 
 def sources(settings: Settings) -> tuple[WatchedKind, ...]:
@@ -107,12 +99,19 @@ def sources(settings: Settings) -> tuple[WatchedKind, ...]:
     return (
         WatchedKind("rollout", WEIGHT_ROLLOUTS, observe.rollout, served, by_kopf=True),
         WatchedKind("version", WEIGHT_VERSIONS, observe.version, served, by_kopf=True),
-        WatchedKind("template", WEIGHT_ANALYSIS_TEMPLATES, observe.template, served),
         WatchedKind("pod", PODS, observe.pod, served, INJECTED),
         WatchedKind("node", NODES, observe.node, (None,)),
         WatchedKind("state", NODE_WEIGHTS, observe.node_state, here),
-        WatchedKind("agent", PODS, observe.agent, here, settings.agent_selector),
+        WatchedKind("agent", PODS, _agent, here, settings.agent_selector),
     )
+
+
+def _agent(body: Body) -> Agent:
+    node = (body.get("spec") or {}).get("nodeName", "")
+    # one that is being deleted still answers for a while, but is nobody to count on
+    ready = observe.is_ready(body) and "deletionTimestamp" not in body["metadata"]
+    addresses = tuple(one["ip"] for one in (body.get("status") or {}).get("podIPs") or ())
+    return Agent(body["metadata"]["uid"], node, ready, addresses)
 
 
 @dataclass(slots=True)
@@ -220,7 +219,7 @@ class Informers:
                 self.decider.changed(source.kind, key, known[key])
         for kind, key in [place for place in self._malformed if place[0] == source.kind]:
             if key not in present and (
-                namespace is None or key.startswith(f"{namespace}/") or not source.has_place
+                namespace is None or key.startswith(f"{namespace}/") or not source.by_kopf
             ):
                 self._fits(kind, key, version)
         self._unlisted.discard((source.kind, namespace))

@@ -31,8 +31,7 @@ from hotweights_kube import errors
 from hotweights_operator.decide import nodes, revision, rollout_status, rollouts, versions
 from hotweights_operator.decide.revision import Outcome
 from hotweights_operator.model.actions import Action, Event
-from hotweights_operator.model.measurements import Measure
-from hotweights_operator.model.objects import NO_EPOCH, Epoch, Refusal, Rollout, Version
+from hotweights_operator.model.objects import Refusal, Rollout, Version
 from hotweights_operator.runtime.cache import Cache
 from hotweights_operator.runtime.outbox import Outbox, Write
 from hotweights_operator.runtime.triggers import Key
@@ -60,12 +59,6 @@ class Port(Protocol):
 
     async def act(self, action: Action) -> None:
         """Do one action: one write to one node's object, fenced by the resourceVersion it names."""
-        ...
-
-    def measure(self, key: Key, measures: Sequence[Measure]) -> None:
-        """Have these measured, and of this rollout nothing else; what comes of it is observed. It
-        waits for nobody.
-        """
         ...
 
     async def tell(self, events: Sequence[Event]) -> None:
@@ -146,7 +139,7 @@ class Loop:
         # the status first, as for rollouts; the same one is no write
         if decision.status is not None and decision.status != version.status:
             await self.port.write_version(version, decision.status)
-        self._let_out(key, decision.actions, now, version.epoch)
+        self._let_out(key, decision.actions, now, (version.uid, version.generation))
         await self.port.tell(decision.events)
         return decision.again_in_seconds
 
@@ -154,7 +147,6 @@ class Loop:
         rollout: Rollout | None = self.cache.get("rollout", key[1])
         if rollout is None:
             self._forget(key)
-            self.port.measure(key, ())
             return None
         self._look_at_refusals(key, rollout.uid, now)
         decision = rollouts.decide(rollout, self.cache.observed(), now, self.started_at)
@@ -163,9 +155,7 @@ class Loop:
         status = decision.status
         if status is not None and status != rollout.status:
             waits.append(await self._write_status(key, rollout, status, now))
-        # after the status: what it has taken in needs no more to be kept
-        self.port.measure(key, decision.measures)
-        self._let_out(key, decision.actions, now, rollout.epoch)
+        self._let_out(key, decision.actions, now, (rollout.uid, rollout.generation))
         # last: an event of a status that was refused would tell of what is not so
         await self.port.tell(decision.events)
         return min((wait for wait in waits if wait is not None), default=None)
@@ -222,7 +212,7 @@ class Loop:
         return None
 
     def _let_out(
-        self, key: Key, actions: Sequence[Action], now: datetime, epoch: Epoch = NO_EPOCH
+        self, key: Key, actions: Sequence[Action], now: datetime, epoch: tuple[str, int] = ("", 0)
     ) -> None:
         """Have these written, but for nodes that refused not long ago."""
         ready: list[Write] = []
@@ -270,7 +260,7 @@ class Loop:
         if kind == "rollout":
             rollout: Rollout | None = self.cache.get("rollout", name)
             # by UID too: one that was made anew counts its generations from one
-            if rollout is None or rollout.epoch != write.epoch:
+            if rollout is None or (rollout.uid, rollout.generation) != write.epoch:
                 return False
         # making an object is decided on none
         state = self.cache.get("state", write.action.node)

@@ -14,17 +14,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from hotweights_common import timestamps
-from hotweights_crds.analysis import WeightAnalysisTemplateSpec
 from hotweights_crds.nodeweights import NodeWeightsSpec, NodeWeightsStatus
-from hotweights_crds.weightrollout import MAX_COMMAND, WeightRolloutSpec, WeightRolloutStatus
+from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionSpec, WeightVersionStatus
 from hotweights_kube.resources import Body, name_of
 from hotweights_operator.model.objects import (
-    COMMAND_ANNOTATION,
     GATE,
     RETRY_ANNOTATION,
-    Agent,
-    AnalysisTemplate,
     Node,
     NodeState,
     Pod,
@@ -48,8 +44,7 @@ def rollout(body: Body) -> Rollout:
         status = WeightRolloutStatus.from_dict(body.get("status") or {})
     except ValidationError as error:
         raise _malformed("WeightRollout", body, error) from error
-    annotations = metadata.get("annotations") or {}
-    # both are cut to what the status takes of them: they are compared with it
+    # the annotation is cut to what `status.retried` takes: it is compared with it
     return Rollout(
         uid=metadata["uid"],
         name=metadata["name"],
@@ -59,8 +54,7 @@ def rollout(body: Body) -> Rollout:
         created_at=metadata.get("creationTimestamp", ""),
         spec=spec,
         status=status,
-        retry=str(annotations.get(RETRY_ANNOTATION, ""))[:128],
-        command=str(annotations.get(COMMAND_ANNOTATION, "")).strip()[:MAX_COMMAND],
+        retry=str((metadata.get("annotations") or {}).get(RETRY_ANNOTATION, ""))[:128],
         terminating="deletionTimestamp" in metadata,
     )
 
@@ -83,16 +77,6 @@ def version(body: Body) -> Version:
         status=status,
         terminating="deletionTimestamp" in metadata,
     )
-
-
-def template(body: Body) -> AnalysisTemplate:
-    """A WeightAnalysisTemplate. Raises `Malformed` when its spec does not fit."""
-    metadata = body["metadata"]
-    try:
-        spec = WeightAnalysisTemplateSpec.from_dict(body["spec"])
-    except ValidationError as error:
-        raise _malformed("WeightAnalysisTemplate", body, error) from error
-    return AnalysisTemplate(metadata["uid"], metadata["name"], metadata["namespace"], spec)
 
 
 def node_state(body: Body) -> NodeState:
@@ -120,15 +104,6 @@ def node(body: Body) -> Node:
         ready=is_ready(body),
         zone=(metadata.get("labels") or {}).get(ZONE_LABEL, ""),
     )
-
-
-def agent(body: Body) -> Agent:
-    """The pod of a node's agent."""
-    node = (body.get("spec") or {}).get("nodeName", "")
-    # one that is being deleted still answers for a while, but is nobody to count on
-    ready = is_ready(body) and "deletionTimestamp" not in body["metadata"]
-    addresses = tuple(one["ip"] for one in (body.get("status") or {}).get("podIPs") or ())
-    return Agent(body["metadata"]["uid"], node, ready, addresses)
 
 
 def pod(body: Body) -> Pod:

@@ -14,17 +14,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hotweights_operator.model.actions import Action
-from hotweights_operator.model.objects import NO_EPOCH, Epoch
 from hotweights_operator.runtime.triggers import Key
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Write:
-    """An action, by whom it was decided, and on which intent of that object."""
+    """An action, by whom it was decided, and on which generation of that object's spec."""
 
     key: Key
     action: Action
-    epoch: Epoch = NO_EPOCH  # of the object that was decided about
+    epoch: tuple[str, int] = (
+        "",
+        0,
+    )  # UID and generation of the object that was decided about: another intent has others
 
 
 class Outbox:

@@ -8,7 +8,7 @@ of a refusal, is the loop's. Events go out after what they tell of was written.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, assert_never
 
@@ -19,11 +19,9 @@ from hotweights_kube import errors
 from hotweights_kube.events import Notice, Recorder, Reference
 from hotweights_kube.resources import NODE_WEIGHTS, WEIGHT_ROLLOUTS, WEIGHT_VERSIONS, Body, Resource
 from hotweights_operator.model.actions import Action, AskResolve, Assign, CreateNodeWeights, Event
-from hotweights_operator.model.measurements import Measure
 from hotweights_operator.model.objects import Rollout, Version
 from hotweights_operator.runtime import observe
 from hotweights_operator.runtime.cache import Cache, Kind
-from hotweights_operator.runtime.triggers import Key
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +61,6 @@ class Writer(Protocol):
         ...
 
 
-class Wanted(Protocol):
-    """Who measures (`measure.measurer`)."""
-
-    def want(self, key: Key, measures: Sequence[Measure]) -> None:
-        """From now on this rollout wants these measurements, and no others."""
-        ...
-
-
 @dataclass(slots=True)
 class Performer:
     """Writes what was decided: production's `loop.Port`."""
@@ -81,7 +71,6 @@ class Performer:
     namespace: str  # of the installation
     wrote: Callable[[Kind, str, Any], None] = lambda kind, key, old: None
     """Told after the cache has it, with what was there."""
-    measurer: Wanted | None = None
 
     async def act(self, action: Action) -> None:
         """One server-side apply. Raises `KubeError`; after a conflict what is there has been read
@@ -105,11 +94,6 @@ class Performer:
         """Replace a WeightVersion's status. Raises `Conflict` when it was decided on the past."""
         body = await self._patch_status(WEIGHT_VERSIONS, "version", version, status)
         self._keep("version", f"{version.namespace}/{version.name}", body, observe.version)
-
-    def measure(self, key: Key, measures: Sequence[Measure]) -> None:
-        """Have these measured, and of this rollout nothing else."""
-        if self.measurer is not None:
-            self.measurer.want(key, measures)
 
     async def tell(self, events: Iterable[Event]) -> None:
         """Say it; nothing depends on whether it is heard."""

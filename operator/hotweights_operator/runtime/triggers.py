@@ -10,15 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from hotweights_operator.model.objects import (
-    Agent,
-    AnalysisTemplate,
-    Node,
-    NodeState,
-    Pod,
-    Rollout,
-    Version,
-)
+from hotweights_operator.model.objects import Agent, Node, NodeState, Pod, Rollout, Version
 from hotweights_operator.model.observed import Kind, Observed
 
 Key = tuple[Literal["rollout", "version", "node"], str]
@@ -35,8 +27,6 @@ def affected(kind: Kind, old: Any, new: Any, observed: Observed) -> set[Key]:
             return _by_rollout(old, new, observed)
         case Version():
             return _by_version(old, new, observed)
-        case AnalysisTemplate():
-            return _by_template(value, observed)
         case Pod():
             return {key for pod in (old, new) if pod is not None for key in _by_pod(pod, observed)}
         case NodeState():
@@ -120,19 +110,6 @@ def _by_version(old: Version | None, new: Version | None, observed: Observed) ->
             if rollout.spec.version_ref.name == version.name or (digest and digest in known):
                 found.add(rollout_key(rollout))
     return found
-
-
-def _by_template(template: AnalysisTemplate, observed: Observed) -> set[Key]:
-    """The rollouts of its namespace with a step that names it."""
-    return {
-        rollout_key(rollout)
-        for rollout in observed.owners.rollouts_in(template.namespace)
-        if rollout.spec.strategy.canary is not None
-        and any(
-            step.analysis is not None and step.analysis.template_name == template.name
-            for step in rollout.spec.strategy.canary.steps
-        )
-    }
 
 
 def _by_state(old: NodeState | None, new: NodeState | None, observed: Observed) -> set[Key]:

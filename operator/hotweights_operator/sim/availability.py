@@ -100,11 +100,10 @@ class AvailabilityJudge:
         known: Rollout | None = self._world.operator.cache.get(
             "rollout", f"{rollout.namespace}/{rollout.name}"
         )
-        held = known is not None and (known.spec.paused or known.status.paused_by)
-        if held:
+        if known is not None and known.spec.paused:
             self._bench.fails(
                 "holds still",
-                f"{new.uid} was told to serve {new.digest} although the pause was seen",
+                f"{new.uid} was told to serve {new.digest} although spec.paused was seen",
             )
 
     # -- the budget -----------------------------------------------------------------------------

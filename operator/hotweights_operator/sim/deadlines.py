@@ -46,9 +46,7 @@ class DeadlineJudge:
         """
         old, new, course = before.status, after.status, self._course(after)
         begins = ("Ready", "Paused", "VersionResolved", "TargetsFound")
-        step = (new.canary.step, new.canary.steps, new.analysis.phase)
-        held = (is_true(new.conditions, kind) for kind in begins)
-        key = (new.revision, after.generation, step, *held)
+        key = (new.revision, after.generation, *(is_true(new.conditions, kind) for kind in begins))
         reached = (
             new.nodes.staged,
             new.nbytes.done,
@@ -93,11 +91,6 @@ class DeadlineJudge:
         """
         conditions = rollout.status.conditions
         held = any(is_true(conditions, kind) for kind in ("Ready", "Paused", "Stalled"))
-        # it ends by itself: by its counts, or by the errors that are allowed
-        status = rollout.status
-        held = held or (
-            status.canary.waits_for == "Analysis" and status.analysis.phase == "Running"
-        )
         if (
             held
             or course.at is None

@@ -31,9 +31,6 @@ def heal(sim: Simulation) -> None:
     """The faults stop; what is wrong with versions stays so."""
     sim.tell("-- the faults stop")
     sim.fleet.faults.heal()
-    sim.fleet.instruments.well = True
-    for namespace in sorted({app.namespace for app in sim.apps}):
-        sim.put_template(namespace)
     sim.operator.ends_after = -1
     sim.operator.conflicts = 0.0
     sim.api.refusing.clear()
@@ -85,34 +82,12 @@ def come_to_rest(sim: Simulation) -> None:
         # what those do who are lost for this version is no reason for others to do anything
         if any(does.get(uid) != last[-1].get(uid) for does in last):
             sim.judge.fails("comes to rest", f"{uid} still changes: {told}")
-    for app in sim.apps if rested and not lost else ():
-        _is_led_back(sim, app)
     wanted = sum(app.replicas for app in sim.apps)
     if len(pods) != wanted:
         sim.judge.fails("nobody is left behind", f"{len(pods)} pods of {wanted}")
     for _, pod in pods:
         if not sim.fleet.kubelets.in_service(pod.uid) and pod.uid not in lost:
             sim.judge.fails("nobody is left behind", _account(sim, pod))
-
-
-def _is_led_back(sim: Simulation, app: App) -> None:
-    """Everybody who could be led back has been: to a version that every engine can take."""
-    rollout = sim.rollout_of(app)
-    if rollout is None or not app.replicas:
-        return
-    status, policy = rollout.status, rollout.spec.failure_policy
-    back = status.rolled_back
-    known = {sim.digest(app, name) for name in plan.GOOD}
-    held = (
-        rollout.spec.paused
-        or status.paused_by
-        or status.aborted_revision == status.revision
-        or status.most_failed > policy.max_failed
-        or status.target.digest != back.to.digest
-        or status.canary.waits_for == "Promotion"
-    )
-    if back.by and back.to.digest in known and not held and status.phase != "RolledBack":
-        sim.judge.fails("a way back arrives", f"{status.phase}: {status.message}")
 
 
 def _does(sim: Simulation, pod: Pod) -> Any:
@@ -156,11 +131,11 @@ def come_to_a_good_end(sim: Simulation) -> None:
     for app in sim.apps:
         _last_edit(sim, app)
     if refusing:
-        sim.steps(MOST_STEPS, lambda: _goes_on(sim) or _good_beside(sim, refusing), hastens=True)
+        sim.steps(MOST_STEPS, lambda: _good_beside(sim, refusing), hastens=True)
         _check_beside(sim, refusing)
         sim.api.refusing.clear()
         sim.tell(f"-- {refusing} can be written to again")
-    if not sim.steps(MOST_STEPS, lambda: _goes_on(sim) or _is_good(sim), hastens=True):
+    if not sim.steps(MOST_STEPS, lambda: _is_good(sim), hastens=True):
         _explain(sim)
 
 
@@ -168,48 +143,12 @@ def _last_edit(sim: Simulation, app: App) -> None:
     rollout = sim.rollout_of(app)
     if rollout is None:
         raise LookupError(f"{app.name} has no rollout: heal makes one")
-    left = rollout.status.rolled_back.from_ if rollout.status.rolled_back.by else ""
-    names = [
-        name
-        for name in plan.GOOD
-        # a way back ends when another version is named than the one that it left
-        if (name != left if left else sim.digest(app, name) != rollout.status.target.digest)
-    ]
+    names = [name for name in plan.GOOD if sim.digest(app, name) != rollout.status.target.digest]
     app.ends_with = sim.draw.choice(names)
-    update: dict[str, Any] = {
-        "version_ref": VersionRef(name=app.ends_with),
-        "paused": False,
-    }
-    if rollout.spec.failure_policy.action == "Rollback":
-        # who has it lead back gives it the time that a container takes to be calm, and more
-        update["progress_deadline_seconds"] = 600
-    spec = rollout.spec.model_copy(update=update)
+    spec = rollout.spec.model_copy(
+        update={"version_ref": VersionRef(name=app.ends_with), "paused": False}
+    )
     sim.put_rollout(app, spec)
-
-
-def _goes_on(sim: Simulation) -> bool:
-    """Somebody is there who promotes what waits for it, resumes what a command has paused, and tries
-    again what the deadline or an analysis led back or holds. False, so that it may stand before a question.
-    """
-    for app in sim.apps:
-        rollout = sim.rollout_of(app)
-        if rollout is None or not rollout.status.revision:
-            continue
-        status, verb = rollout.status, ""
-        if status.paused_by:
-            verb = "resume"
-        elif status.canary.waits_for == "Promotion":
-            verb = "promote"
-        elif rollout.spec.version_ref.name == app.ends_with and (
-            status.phase == "RolledBack"
-            # measured before the last edit, which names where a command has led already
-            or (is_true(status.conditions, "Stalled") and status.canary.waits_for == "Analysis")
-        ):
-            verb = "retry"
-        text = f"{verb} {status.revision} {status.canary.step}"
-        if verb and rollout.command != text:
-            sim.put_rollout(app, rollout.spec, command=text)
-    return False
 
 
 def _all_seen(sim: Simulation) -> bool:

@@ -71,7 +71,7 @@ def holds_still(rollout: Rollout, view: Observed, decision: RolloutDecision) -> 
     if status is None or not status.target.digest:
         return
     aborted = status.revision > 0 and status.aborted_revision == status.revision
-    if not (rollout.spec.paused or status.paused_by or aborted or _is_paused(status)):
+    if not (rollout.spec.paused or is_true(status.conditions, "Paused") or aborted):
         return
     target = status.target.digest
     if target == status.stable.digest or _was_complete(status):
@@ -94,38 +94,6 @@ def holds_still(rollout: Rollout, view: Observed, decision: RolloutDecision) -> 
             )
 
 
-def _is_paused(status: WeightRolloutStatus) -> bool:
-    """Whether nobody may change: a canary's pause is none of these, its step is kept up."""
-    paused = find(status.conditions, "Paused")
-    return paused is not None and paused.status == "True" and paused.reason != "CanaryPause"
-
-
-def is_over(status: WeightRolloutStatus) -> bool:
-    """Whether all pods serve the target, by the status's own word: the spec's version, or the one
-    that they were led back to.
-    """
-    stalled = find(status.conditions, "Stalled")
-    return is_true(status.conditions, "Ready") or (
-        stalled is not None and stalled.reason == "RolledBack"
-    )
-
-
-def allowed_of(rollout: Rollout, desired: int) -> int | None:
-    """How many of ``desired`` pods may be told the target at the canary's step; None: all."""
-    status, canary = rollout.status, rollout.spec.strategy.canary
-    if canary is None or status.goes_back or _was_complete(status):
-        return None
-    if status.canary.step >= status.canary.steps > 0:
-        return None
-    allowed = 0
-    for step in canary.steps[: status.canary.step + 1]:
-        if step.set_replicas is not None:
-            value = step.set_replicas
-            share = value if isinstance(value, int) else (desired * int(value[:-1]) + 99) // 100
-            allowed = min(desired, share)
-    return allowed
-
-
 def all_prepare_first(rollout: Rollout, view: Observed, decision: RolloutDecision) -> None:
     """Before the first pod of a revision changes, every pod that can has prepared (or refused) the
     version.
@@ -143,9 +111,6 @@ def all_prepare_first(rollout: Rollout, view: Observed, decision: RolloutDecisio
     ]
     if not changed:
         return
-    # at a canary's step, nobody waits for those who are not asked
-    limited = allowed_of(rollout, 1) is not None
-    now_asked = {order.uid: order.prepare for _, order, _ in told(view, decision.actions)}
     excused = {failure.pod_uid for failure in status.failures} | {
         failure.pod for failure in status.failures
     }
@@ -159,9 +124,6 @@ def all_prepare_first(rollout: Rollout, view: Observed, decision: RolloutDecisio
         ):
             continue
         before = state.assigned(pod.uid)
-        asked = now_asked.get(pod.uid, before.prepare if before else "")
-        if limited and asked != target:
-            continue
         ran = pod.last_run_seconds
         restless = (
             pod.restarts > 0 and ran is not None and ran < SHORT_RUN_SECONDS

@@ -10,17 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from hotweights_crds.conditions import find
+from hotweights_crds.conditions import find, is_true
 from hotweights_crds.nodeweights import UNASSIGNED, PodAssignment, RolloutAssignment
 from hotweights_crds.weightrollout import FailurePolicy, HistoryEntry, WeightRolloutStatus
 from hotweights_operator.model.actions import AskResolve, Assign
 from hotweights_operator.model.objects import NodeState, Pod, Rollout
-from hotweights_operator.sim.analyses import AnalysisJudge
 from hotweights_operator.sim.availability import SEEN_STEPS, AvailabilityJudge
 from hotweights_operator.sim.cluster.world import JudgeContext, World
 from hotweights_operator.sim.deadlines import DeadlineJudge
-from hotweights_operator.sim.intents import IntentJudge
-from hotweights_operator.sim.invariants import is_over, limit_of
+from hotweights_operator.sim.invariants import limit_of
 
 
 @dataclass(slots=True)
@@ -55,8 +53,6 @@ class Judge:
         self.bench = JudgeContext(world, ignored)
         self.service = AvailabilityJudge(self.bench)
         self.patience = DeadlineJudge(self.bench)
-        self.intents = IntentJudge(self.bench)
-        self.analyses = AnalysisJudge(self.bench)
         self._ledgers: dict[str, RolloutRecord] = {}  # by rollout UID
         self._prepared: dict[str, set[str]] = {}  # pod UID → what it ever prepared
         # node → for how many steps the operator has taken its agent to be there
@@ -107,8 +103,6 @@ class Judge:
                 self._given_up(rollout, old, pod)
                 if self.patience.is_beyond(rollout) and pod.digest != (old.digest if old else ""):
                     self._keeps_the_policy(rollout, pod)
-                self.intents.assigned(rollout, old, pod)
-                self.analyses.assigned(rollout, old, pod)
                 self.service.told(rollout, old, pod)
                 if pod.prepare and (old is None or old.prepare != pod.prepare):
                     self._asked(rollout, pod)
@@ -284,18 +278,15 @@ class Judge:
         self._versions(status, ledger)
         self._note_given_up(after, ledger)
         self.patience.told(before, after)
-        self.intents.told(before, after)
-        self.analyses.told(before, after)
         self._count_paths(before, after, ledger)
-        if is_over(status):
+        if is_true(status.conditions, "Ready"):
             self._complete(after)
             ledger.completed.add(status.target.digest)
             ledger.last_complete = status.target.digest
 
     def _tenants_of_status(self, rollout: Rollout) -> None:
         status, tenants = rollout.status, self.world.tenants
-        named = (status.target, status.stable, status.previous, status.rolled_back.to)
-        for version in (*named, *status.held, *status.earlier):
+        for version in (status.target, status.stable, status.previous, *status.held):
             if version.digest and tenants.get(version.digest) != rollout.namespace:
                 self.fails(
                     "tenants never mix",
@@ -312,7 +303,9 @@ class Judge:
         """Stable is what was complete last, and previous names only what was complete at some
         time.
         """
-        expected = status.target.digest if is_over(status) else ledger.last_complete
+        expected = (
+            status.target.digest if is_true(status.conditions, "Ready") else ledger.last_complete
+        )
         if status.stable.digest != expected:
             detail = (
                 f"{status.stable.digest or 'nothing'} is called so, not {expected or 'nothing'}"
@@ -320,9 +313,6 @@ class Judge:
             self.fails("stable is what was complete", detail)
         if status.previous.digest and status.previous.digest not in ledger.completed:
             self.fails("previous names only what was complete", status.previous.digest)
-        never = [v.digest for v in status.earlier if v.digest not in ledger.completed]
-        if never:
-            self.fails("earlier names only what was complete", never[0])
         if status.goes_back and status.target.digest not in ledger.completed:
             self.fails("it goes back only to what was complete", status.target.digest)
 

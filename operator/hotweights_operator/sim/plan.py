@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from hotweights_crds.weightrollout import VersionRef, WeightRolloutSpec
 from hotweights_operator.model.objects import Pod
 from hotweights_operator.sim.cluster.bad_versions import Flaw, FlawKind
-from hotweights_operator.sim.cluster.metering import GAUGES
 
 if TYPE_CHECKING:
     from hotweights_operator.sim.run import Simulation
@@ -20,12 +19,6 @@ if TYPE_CHECKING:
 GOOD = ("v0", "v3")
 """Versions that every engine can take: stories end with one of them."""
 MOST_CLOCK_SECONDS = 20  # as far as a node's clock may be off, either way
-CANARY = 0.4
-"""Share of the rollouts that have a canary."""
-MEASURES = 0.25
-"""Share of its steps that measure."""
-TEMPLATE = "checks"
-"""Name of the WeightAnalysisTemplate in each namespace."""
 LARGE = 0.01
 """Share of the stories in which the cluster is large."""
 
@@ -62,7 +55,6 @@ def apps(draw: random.Random) -> tuple[list[App], int]:
 def spec(draw: random.Random, app: App) -> WeightRolloutSpec:
     """How an application is rolled out."""
     strategy: dict[str, Any] = {"type": "AllAtOnce"}
-    canary = {"canary": {"steps": steps(draw)}} if draw.random() < CANARY else {}
     if draw.random() < 0.85:
         most = draw.choice([1, 1, 2, "25%", "50%"] if app.replicas < 20 else ["25%", "50%"])
         strategy = {"type": "Rolling", "rolling": {"maxUnavailable": most}}
@@ -70,51 +62,17 @@ def spec(draw: random.Random, app: App) -> WeightRolloutSpec:
         {
             "versionRef": {"name": draw.choice(["v0", "v0", "v0", "v1", "v9"])},
             "target": {"selector": {"matchLabels": {"app": app.name}}},
-            "strategy": {**strategy, **canary},
+            "strategy": strategy,
             "staging": {"originReaders": draw.randint(1, 2)},
             "activation": {"probe": draw.choice(["Any", "Golden"])},
             "failurePolicy": {
                 "maxFailed": draw.choice([0, 0, 1, 2]),
-                "action": draw.choice(["Pause", "Pause", "Abort", "Rollback", "Rollback"]),
+                "action": draw.choice(["Pause", "Pause", "Abort"]),
             },
-            "rollbackWindow": {"versions": draw.choice([0, 1, 1, 1, 2, 3])},
             "progressDeadlineSeconds": draw.choice([15, 60, 300]),
             "minReadySeconds": draw.choice([0, 0, 0, 0, 6]),
         }
     )
-
-
-def steps(draw: random.Random) -> list[dict[str, Any]]:
-    """The steps of a canary; some make no sense, and are taken all the same."""
-    found: list[dict[str, Any]] = []
-    for _ in range(draw.randint(1, 4)):
-        if draw.random() < MEASURES:
-            named = {"templateName": TEMPLATE}
-            own = {"metrics": [metric(draw, f"m{number}") for number in range(draw.randint(1, 2))]}
-            found.append({"analysis": named if draw.random() < 0.3 else own})
-        elif draw.random() < 0.6:
-            found.append({"setReplicas": draw.choice([0, 1, 1, 2, "20%", "50%", "100%"])})
-        else:
-            pause = {"durationSeconds": draw.choice([5, 30, 300])} if draw.random() < 0.6 else {}
-            found.append({"pause": pause})
-    return found
-
-
-def metric(draw: random.Random, name: str) -> dict[str, Any]:
-    """One thing that is measured; whether it is good is the URL's secret (`metering`)."""
-    count = draw.choice([1, 1, 2, 3])
-    found: dict[str, Any] = {
-        "name": name,
-        "http": {"url": draw.choice(["http://good", "http://good", *GAUGES])},
-        "successCondition": "result < 0.5",
-        "intervalSeconds": draw.choice([1, 5, 20]),
-        "initialDelaySeconds": draw.choice([0, 0, 15]),
-        "count": count,
-        "failureLimit": draw.randrange(count),
-        "consecutiveErrorLimit": draw.choice([0, 1, 4]),
-        "onNoData": draw.choice(["Error", "Success", "Inconclusive"]),
-    }
-    return found
 
 
 _KINDS: dict[FlawKind, float] = {

@@ -15,10 +15,9 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 
 from hotweights_common import timestamps
-from hotweights_crds.analysis import WeightAnalysisTemplateSpec
 from hotweights_crds.weightrollout import WeightRolloutSpec
 from hotweights_crds.weightversion import WeightVersionSpec
-from hotweights_operator.model.objects import INJECT_LABEL, AnalysisTemplate, Pod, Rollout, Version
+from hotweights_operator.model.objects import INJECT_LABEL, Pod, Rollout, Version
 from hotweights_operator.sim import endings, plan
 from hotweights_operator.sim.cluster.api import Api
 from hotweights_operator.sim.cluster.fleet import Fleet
@@ -81,8 +80,6 @@ class Simulation:
         for namespace in sorted({app.namespace for app in self.apps}):
             for name in ("v0", "v1", "v2", "v3"):
                 self.add_version(namespace, name)
-            if spec is None:
-                self.put_template(namespace)
         self.replicate()
         self.operator.start()
         if self.draw.random() < 0.7:
@@ -112,22 +109,10 @@ class Simulation:
         version = Version(f"version-{self.serial}", name, namespace, 1, "", written)
         self.api.put("version", f"{namespace}/{name}", version)
 
-    def put_template(self, namespace: str) -> None:
-        """The WeightAnalysisTemplate that steps name."""
-        metrics = {"metrics": [plan.metric(self.draw, "named")]}
-        spec = WeightAnalysisTemplateSpec.from_dict(metrics)
-        template = AnalysisTemplate(f"template-{namespace}", plan.TEMPLATE, namespace, spec)
-        self.api.put("template", f"{namespace}/{plan.TEMPLATE}", template)
-
     def put_rollout(
-        self,
-        app: App,
-        spec: WeightRolloutSpec,
-        name: str = "",
-        retry: str = "",
-        command: str = "",
+        self, app: App, spec: WeightRolloutSpec, name: str = "", retry: str = ""
     ) -> None:
-        """Create a rollout or change its spec, or an annotation of it."""
+        """Create a rollout or change its spec."""
         key = f"{app.namespace}/{name or app.name}"
         known: Rollout | None = self.api.get("rollout", key)
         if known is None:
@@ -140,18 +125,11 @@ class Simulation:
         self.tell(
             f"-- {key}: "
             f"{spec.version_ref.name}{', paused' if spec.paused else ''}{', retry' if retry else ''}"
-            f"{f', command {command!r}' if command else ''}"
         )
         self.api.put(
             "rollout",
             key,
-            replace(
-                known,
-                spec=spec,
-                generation=generation,
-                retry=retry or known.retry,
-                command=command or known.command,
-            ),
+            replace(known, spec=spec, generation=generation, retry=retry or known.retry),
         )
 
     def rollouts(self) -> list[Rollout]:

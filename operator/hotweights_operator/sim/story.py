@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from hotweights_crds.weightrollout import Canary, FailurePolicy, VersionRef
-from hotweights_operator.sim import faults, plan
+from hotweights_crds.weightrollout import FailurePolicy, VersionRef
+from hotweights_operator.sim import faults
 from hotweights_operator.sim.plan import App
 
 if TYPE_CHECKING:
@@ -107,80 +107,9 @@ def retry_is_asked(sim: Simulation) -> bool:
 def policy_changes(sim: Simulation) -> bool:
     """More failures are allowed, or fewer."""
     policy = FailurePolicy(
-        max_failed=sim.draw.choice([0, 1, 2, 5]),
-        action=sim.draw.choice(["Pause", "Abort", "Rollback"]),
+        max_failed=sim.draw.choice([0, 1, 2, 5]), action=sim.draw.choice(["Pause", "Abort"])
     )
     return _change(sim, failure_policy=policy)
-
-
-_VERBS = (
-    "pause",
-    "resume",
-    "promote",
-    "promote-full",
-    "abort",
-    "retry",
-    "restart-failed",
-    "rollback",
-    "rollback",
-    "rollback@v0",
-    "rollback@v1",
-    "rollback@v9",
-    "explode",
-)
-
-
-def command_is_given(sim: Simulation) -> bool:
-    """A command, for the present revision mostly; some are late, said twice, or none."""
-    app = sim.draw.choice(sim.apps)
-    rollout = sim.rollout_of(app)
-    if rollout is None:
-        return False
-    sim.serial += 1
-    late = sim.draw.choice([0, 0, 0, 0, 0, -1, 1])
-    text = f"{sim.draw.choice(_VERBS)} {max(0, rollout.status.revision + late)} {sim.serial}"
-    if sim.draw.random() < 0.1 and rollout.command:
-        text = rollout.command  # once more: nothing may come of it
-    sim.put_rollout(app, rollout.spec, command=text)
-    return True
-
-
-def somebody_promotes(sim: Simulation) -> bool:
-    """A canary that waits for a promotion gets it."""
-    waiting = [
-        (app, rollout)
-        for app in sim.apps
-        if (rollout := sim.rollout_of(app)) is not None
-        and rollout.status.canary.waits_for == "Promotion"
-    ]
-    if not waiting:
-        return False
-    app, rollout = sim.draw.choice(waiting)
-    sim.serial += 1
-    command = f"promote {rollout.status.revision} {sim.serial}"
-    sim.put_rollout(app, rollout.spec, command=command)
-    return True
-
-
-def canary_is_edited(sim: Simulation) -> bool:
-    """Other steps in the middle, or none any more."""
-    app = sim.draw.choice(sim.apps)
-    rollout = sim.rollout_of(app)
-    if rollout is None:
-        return False
-    steps = Canary.from_dict({"steps": plan.steps(sim.draw)}) if sim.draw.random() < 0.7 else None
-    strategy = rollout.spec.strategy.model_copy(update={"canary": steps})
-    return _change(sim, app, strategy=strategy)
-
-
-def template_comes_or_goes(sim: Simulation) -> bool:
-    """A template is deleted, edited or made again; analyses may need it."""
-    namespace = sim.draw.choice(sim.apps).namespace
-    if sim.draw.random() < 0.5:
-        sim.api.delete("template", f"{namespace}/{plan.TEMPLATE}")
-    else:
-        sim.put_template(namespace)
-    return True
 
 
 def rollout_is_deleted(sim: Simulation) -> bool:
@@ -214,9 +143,7 @@ HAPPENINGS: dict[Happening, float] = {
     faults.agent_is_flaky: 0.6,
     faults.agents_return: 2,
     another_selects_the_same: 0.4,
-    canary_is_edited: 0.8,
     faults.clock_changes: 0.6,
-    command_is_given: 2.5,
     faults.commit_breaks: 1.2,
     faults.commit_fails: 2,
     faults.container_dies: 3,
@@ -236,9 +163,7 @@ HAPPENINGS: dict[Happening, float] = {
     retry_is_asked: 1,
     rollout_is_deleted: 0.4,
     faults.scale: 1.5,
-    somebody_promotes: 1.5,
     source_cannot_be_read: 0.4,
-    template_comes_or_goes: 0.6,
     version_changes: 4,
     version_is_deleted: 0.4,
     version_is_made_anew: 0.5,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from hotweights_crds.weightrollout import Strategy
+from hotweights_operator.decide import disruption_budget
 from hotweights_operator.decide.rollouts import decide
-from hotweights_operator.decide.strategy import disruption_budget
 from tests.operator.worlds import (
     AT_NEW,
     NEW,

@@ -318,15 +318,13 @@ def test_neighbours_with_pods_of_their_own_are_no_conflict() -> None:
     assert conflicts(younger, world([pod(0)], [], rollouts=[older, younger])) == []
 
 
-OTHER_STATUS = revision.describe(version("other", OTHER))
-
 # -- revisions ----------------------------------------------------------------------------------
 
 
 def test_a_new_revision_owes_nothing_to_the_one_before() -> None:
     before = {**remembered(), "mostFailed": 1, "highWater": {"updated": 5}, "abortedRevision": 2}
     known = rollout(before, versionRef={"name": "other"})
-    status = revision.revised(known, OTHER_STATUS, NOW)
+    status = revision.revised(known, version("other", OTHER), NOW)
     assert (status.failures, status.most_failed, status.high_water.updated) == ([], 0, 0)
     assert (status.history[0].revision, status.history[0].outcome) == (2, "Aborted")
     idle = {"p0": order("p0", OLD, prepare="")}
@@ -335,7 +333,7 @@ def test_a_new_revision_owes_nothing_to_the_one_before() -> None:
 
 
 def test_what_was_never_complete_is_neither_previous_nor_held() -> None:
-    status = revision.revised(rollout(AT_NEW), OTHER_STATUS, NOW)
+    status = revision.revised(rollout(AT_NEW), version("other", OTHER), NOW)
     assert (status.previous.digest, [known.digest for known in revision.kept(status)]) == (
         OLD,
         [OTHER, OLD],
@@ -345,13 +343,13 @@ def test_what_was_never_complete_is_neither_previous_nor_held() -> None:
 def test_an_end_is_entered_once_also_for_a_status_of_an_earlier_release() -> None:
     ended = {"revision": 2, "version": "new", "outcome": "Complete"}
     before = {key: value for key, value in AT_NEW.items() if key != "stable"}
-    status = revision.completed(rollout({**before, "history": [ended]}).status, NOW, 1)
+    status = revision.completed(rollout({**before, "history": [ended]}).status, NOW)
     assert (len(status.history), status.stable.digest) == (1, NEW)
 
 
 def test_the_history_has_an_end() -> None:
     long = [{"revision": n, "version": "v", "outcome": "Superseded"} for n in range(MAX_HISTORY)]
-    status = revision.revised(rollout({**AT_NEW, "history": long}), OTHER_STATUS, NOW)
+    status = revision.revised(rollout({**AT_NEW, "history": long}), version("other", OTHER), NOW)
     assert (len(status.history), status.history[0].revision) == (MAX_HISTORY, 2)
 
 

@@ -17,7 +17,6 @@ from hotweights_crds.weightversion import WeightVersionStatus
 from hotweights_kube.errors import Conflict, Invalid, KubeError
 from hotweights_operator.decide.revision import Outcome
 from hotweights_operator.model.actions import Action, Assign, Event
-from hotweights_operator.model.measurements import Measure
 from hotweights_operator.model.objects import Agent, Node, NodeState, Rollout, Version
 from hotweights_operator.model.observed import Kind
 from hotweights_operator.runtime.cache import Cache
@@ -58,7 +57,6 @@ class Port:
     refuse: dict[str, KubeError] = field(default_factory=dict)  # "status", or a node's name
     done: list[str] = field(default_factory=list)
     told: list[Event] = field(default_factory=list)
-    wanted: dict[Key, list[Measure]] = field(default_factory=dict)
     ends: list[Outcome] = field(default_factory=list)
 
     async def write_rollout(self, rollout: Rollout, status: WeightRolloutStatus) -> None:
@@ -81,9 +79,6 @@ class Port:
                 action.node,
                 replace(known, spec=spec, resource_version=str(int(known.resource_version) + 1)),
             )
-
-    def measure(self, key: Key, measures: Sequence[Measure]) -> None:
-        self.wanted[key] = list(measures)
 
     async def tell(self, events: Sequence[Event]) -> None:
         self.told += events

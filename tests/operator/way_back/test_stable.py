@@ -29,10 +29,7 @@ from tests.operator.worlds import (
 
 
 def test_what_never_was_complete_is_never_stable_and_never_previous() -> None:
-    new, old, other = (
-        revision.describe(version(name, digest))
-        for name, digest in (("new", NEW), ("old", OLD), ("other", OTHER))
-    )
+    new, old, other = version("new", NEW), version("old", OLD), version("other", OTHER)
     at_new = rollout(AT_NEW)
     back = revision.revised(at_new, old, NOW)
     assert (back.target.digest, back.stable.digest, back.previous.digest) == (OLD, OLD, "")
@@ -49,10 +46,10 @@ def test_what_never_was_complete_is_never_stable_and_never_previous() -> None:
 
 
 def test_what_was_complete_is_kept_for_the_way_back() -> None:
-    done = revision.completed(rollout(AT_NEW).status, NOW, 1)
+    done = revision.completed(rollout(AT_NEW).status, NOW)
     assert (done.stable.digest, done.previous.digest) == (NEW, OLD)
     assert [v.digest for v in revision.kept(done)] == [NEW, OLD]
-    assert revision.completed(done, NOW, 1) == done
+    assert revision.completed(done, NOW) == done
 
 
 def test_setting_a_complete_version_back_keeps_it_staged() -> None:

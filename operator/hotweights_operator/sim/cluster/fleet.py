@@ -17,7 +17,6 @@ from hotweights_operator.sim.cluster.api import Api
 from hotweights_operator.sim.cluster.bad_versions import ActiveFaults
 from hotweights_operator.sim.cluster.engine import Engine
 from hotweights_operator.sim.cluster.kubelet import Kubelets
-from hotweights_operator.sim.cluster.metering import Instruments
 from hotweights_operator.sim.cluster.node_report import engine_status, node_status
 
 
@@ -30,7 +29,6 @@ class Fleet:
         self.kubelets = Kubelets(api, draw, now)
         self.agents: dict[str, AgentProcess | None] = {}  # by node; None: dead
         self.contents: dict[str, str] = {}  # URI → digest
-        self.instruments = Instruments()
         self._steering = Steering(self.kubelets, draw, self.agents)
         # pod UID → the highest order that its agent has heard
         self._disks: dict[str, PodAssignment] = {}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from hotweights_crds.conditions import is_true
 from hotweights_crds.nodeweights import UNASSIGNED
 from hotweights_crds.weightrollout import WeightRolloutStatus
 from hotweights_crds.weightversion import WeightVersionStatus
@@ -20,7 +21,6 @@ from hotweights_kube.errors import Conflict, Invalid, KubeError
 from hotweights_operator.decide import rollouts
 from hotweights_operator.decide.revision import Outcome
 from hotweights_operator.model.actions import Action, Assign, Event, RolloutDecision
-from hotweights_operator.model.measurements import Measure
 from hotweights_operator.model.objects import NodeState, Rollout, Version
 from hotweights_operator.model.observed import Observed
 from hotweights_operator.runtime import triggers as keys_
@@ -31,7 +31,6 @@ from hotweights_operator.sim import invariants
 from hotweights_operator.sim.cluster import api as server
 from hotweights_operator.sim.cluster.api import Api, Refused
 from hotweights_operator.sim.cluster.fleet import Fleet
-from hotweights_operator.sim.cluster.metering import Metering
 
 Tell = Callable[[str], None]
 
@@ -56,13 +55,11 @@ class Operator:
     timers: dict[Key, datetime] = field(default_factory=dict)
     # rollout UID → digest; the checker's own memory
     last_complete: dict[str, str] = field(default_factory=dict)
-    metering: Metering = field(init=False)
     ends_after: int = -1  # so many more writes; negative: it lives
     now: datetime = field(init=False)
 
     def __post_init__(self) -> None:
         self.now = self.fleet.now
-        self.metering = Metering(self.draw, self.fleet.instruments, self.api.counts)
         self.cache = Cache(clock=lambda: self.now)
         self.loop = Loop(self.cache, self, self, self._wake, started_at=self.now)
 
@@ -98,7 +95,6 @@ class Operator:
         `Ended`.
         """
         self.now = now
-        self.dirty |= self.metering.read(self.cache.observed().readings, now)
         due = {key for key, moment in self.timers.items() if now >= moment}
         for key in due:
             del self.timers[key]
@@ -136,7 +132,7 @@ class Operator:
         if status.phase != rollout.status.phase or status.revision != rollout.status.revision:
             self.tell_story(f"{name}: {status.phase}: {status.message}")
         self._write("rollout", name, replace(rollout, status=status), int(rollout.resource_version))
-        if invariants.is_over(status):
+        if is_true(status.conditions, "Ready"):
             self.last_complete[rollout.uid] = status.target.digest
 
     async def write_version(self, version: Version, status: WeightVersionStatus) -> None:
@@ -164,10 +160,6 @@ class Operator:
         if isinstance(action, Assign) and before is not None:
             self._check_write(action, before)
         self._note("state", action.node, self.api.version_of("state", action.node), after)
-
-    def measure(self, key: Key, measures: Sequence[Measure]) -> None:
-        """As the measurer does: what is wanted and not under way is begun, the rest forgotten."""
-        self.metering.want(key, measures, self.cache.observed().readings, self.now)
 
     async def tell(self, events: Sequence[Event]) -> None:
         """Events are for people: nobody listens here."""

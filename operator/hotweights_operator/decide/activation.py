@@ -22,9 +22,8 @@ from datetime import datetime
 
 from hotweights_crds.nodeweights import PodAssignment
 from hotweights_crds.weightrollout import WeightRolloutSpec, WeightRolloutStatus
-from hotweights_operator.decide import revision
+from hotweights_operator.decide import disruption_budget, revision
 from hotweights_operator.decide.blocked import Rule
-from hotweights_operator.decide.strategy import disruption_budget
 from hotweights_operator.model import failures
 from hotweights_operator.model.node_totals import NodeTotals
 from hotweights_operator.model.objects import SETTLED_PHASES, STILL_SERVING_PHASES, Rollout
@@ -98,11 +97,9 @@ def plan_activation(
     all_totals: Sequence[NodeTotals],
     node_plans: Mapping[str, NodePlan],
     now: datetime,
-    admitted: Collection[str] | None = None,
 ) -> ActivationPlan:
     """What every pod is to serve and to prepare. `rollouts` calls it once in a pass, with the
-    totals and plans of every node that has pods of the rollout. ``admitted`` are UIDs of the pods
-    that may take the target, as the plans were made for; None: all may.
+    totals and plans of every node that has pods of the rollout.
     """
     desired = sum(len(totals.targets) for totals in all_totals)
     # the way back waits for nobody: what it leads to served everywhere before
@@ -110,15 +107,9 @@ def plan_activation(
     again: float | None = None
     activated: list[Target] = []
     if goal.activates:
-        # one that ends by itself keeps nobody: it takes the target when it boots; and where nobody
-        # may change, nobody has shown that he could
-        passes = passes or (
-            admitted != frozenset()
-            and all(
-                t.calm_seconds(now)
-                for plan_node in node_plans.values()
-                for t in plan_node.waited_for
-            )
+        # one that ends by itself keeps nobody: it takes the target when it boots
+        passes = passes or all(
+            t.calm_seconds(now) for plan_node in node_plans.values() for t in plan_node.waited_for
         )
         candidates = [
             target for plan_node in node_plans.values() for target in plan_node.candidates
@@ -138,25 +129,21 @@ def plan_activation(
     )
 
 
-def plan_node(
-    totals: NodeTotals,
-    goal: RolloutGoal,
-    failed: Collection[str],
-    admitted: Collection[str] | None = None,
-) -> NodePlan:
+def plan_node(totals: NodeTotals, goal: RolloutGoal, failed: Collection[str]) -> NodePlan:
     """What can be said of one node's pods; ``failed`` are UIDs of those that have failed in this
-    revision, ``admitted`` of those that may take the target at a canary's step; None: all may. It
-    takes no clock: what it gives is remembered until something on the node changes.
+    revision. It takes no clock: what it gives is remembered until something on the node changes.
     """
     digest = goal.target
-    may = [t for t in totals.targets if admitted is None or t.pod.uid in admitted]
-    allowed = {t.pod.uid for t in may} if goal.activates else set()
     digests = {
         t.pod.uid: kept
         for t in totals.targets
-        if (kept := _kept(t, goal, t.pod.uid in failed, t.pod.uid in allowed)) is not None
+        if (kept := _kept(t, goal, t.pod.uid in failed)) is not None
     }
-    able = [t for t in may if t.pod.uid not in failed and digests.get(t.pod.uid, digest) != digest]
+    able = [
+        t
+        for t in totals.targets
+        if t.pod.uid not in failed and digests.get(t.pod.uid, digest) != digest
+    ]
     # What is said of one that ended since it was asked may be of its life before.
     # On the way back it is taken all the same: it ended of what it serves.
     ready = [t for t in able if t.prepared(digest) and (goal.is_back or not t.crashes)]
@@ -176,7 +163,7 @@ def plan_node(
         prepares=frozenset(t.pod.uid for t in prepares),
         waited_for=tuple(
             t
-            for t in may
+            for t in totals.targets
             if t.pod.uid not in failed
             and t.pod.uid not in totals.unreachable
             and _is_waited_for(t, digest)
@@ -192,14 +179,12 @@ def plan_node(
 # -- what a pod keeps, or is given because it has nothing ---------------------------------------
 
 
-def _kept(target: Target, goal: RolloutGoal, has_failed: bool, is_allowed: bool) -> str | None:
-    """The digest that a pod is to serve unless it is activated; None while that cannot be known.
-    ``is_allowed``: it may boot into the target.
-    """
+def _kept(target: Target, goal: RolloutGoal, has_failed: bool) -> str | None:
+    """The digest that a pod is to serve unless it is activated; None while that cannot be known."""
     engine, order = target.engine, target.assigned
     # first of all: it serves nothing, so there is nothing that it could keep
     if target.booting:
-        return _booted_into(target, goal, has_failed, is_allowed)
+        return _booted_into(target, goal, has_failed)
     # nobody has told it anything yet: what it serves becomes its order, once it is settled
     if order is None:
         return engine.digest if engine is not None and engine.phase in SETTLED_PHASES else None
@@ -225,20 +210,20 @@ def _kept(target: Target, goal: RolloutGoal, has_failed: bool, is_allowed: bool)
     return order.digest
 
 
-def _booted_into(target: Target, goal: RolloutGoal, has_failed: bool, is_allowed: bool) -> str:
+def _booted_into(target: Target, goal: RolloutGoal, has_failed: bool) -> str:
     """What a pod is given that is about to open its port: the first of what comes into question
     that its node holds; if it holds none, the first, and the pod waits for it.
     """
     order = target.assigned
     told = [order.digest] if order is not None else []
-    wanted = [goal.target] if is_allowed else []
+    wanted = [goal.target] if goal.activates else []
     # a mere pause takes nothing from a pod that has served: it keeps what it was told
-    holds_back = not is_allowed and (goal.rule.gives_up or not target.pod.was_ready)
+    holds_back = not goal.activates and (goal.rule.gives_up or not target.pod.was_ready)
     # what it is told goes first only if it may still lead somewhere; before what is stable in any
     # case, unless the rollout holds the target back
     if _is_on_its_way(target, goal):
         candidates = [*told, *wanted, goal.stable]
-    elif is_allowed:
+    elif goal.activates:
         candidates = [*wanted, *told, goal.stable]
     elif holds_back:
         candidates = [goal.stable, *told]

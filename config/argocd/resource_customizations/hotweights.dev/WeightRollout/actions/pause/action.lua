@@ -1,6 +1,0 @@
--- Nothing further is staged, prepared or activated, until it is resumed.
--- The command names the revision that it is meant for, and is itself named by the object that was seen.
-local annotations = obj.metadata.annotations or {}
-annotations["hotweights.dev/command"] = "pause " .. ((obj.status or {}).revision or 0) .. " " .. obj.metadata.resourceVersion
-obj.metadata.annotations = annotations
-return obj

@@ -1,6 +1,0 @@
--- Ends the step that waits for somebody, and begins the next one.
--- The command names the revision that it is meant for, and is itself named by the object that was seen.
-local annotations = obj.metadata.annotations or {}
-annotations["hotweights.dev/command"] = "promote " .. ((obj.status or {}).revision or 0) .. " " .. obj.metadata.resourceVersion
-obj.metadata.annotations = annotations
-return obj

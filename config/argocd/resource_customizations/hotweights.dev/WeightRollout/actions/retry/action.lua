@@ -1,6 +1,0 @@
--- Tries the same version once more, as a new revision.
--- The command names the revision that it is meant for, and is itself named by the object that was seen.
-local annotations = obj.metadata.annotations or {}
-annotations["hotweights.dev/command"] = "retry " .. ((obj.status or {}).revision or 0) .. " " .. obj.metadata.resourceVersion
-obj.metadata.annotations = annotations
-return obj
