@@ -30,6 +30,7 @@ PAGE = ROOT / "docs" / "vllm.md"
 HEADING = "## vLLM releases"
 MODULES = (
     "test_inside.py::test_modules_of_torch[checks_shadow.py]",
+    "test_inside.py::test_modules_of_torch[checks_shadow_parts.py]",
     "test_inside.py::test_modules_of_torch[checks_rank.py]",
 )
 """Those that start no engine."""

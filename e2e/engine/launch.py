@@ -18,6 +18,7 @@ from typing import Any
 
 import localvllm
 from hotweights.adapters.vllm import bundle
+from localvllm.guard import Guard
 from tests.ports import free_ports
 
 MODEL_NAME = "m"
@@ -99,6 +100,7 @@ class VLLM:
             start_new_session=True,
             cwd=folder,
         )
+        self._guard = Guard(self.process.pid)
 
     def alive(self) -> bool:
         return self.process.poll() is None
@@ -180,6 +182,7 @@ class VLLM:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        self._guard.dismiss()
         self._stream.close()
 
 

@@ -25,6 +25,7 @@ from hotweights_coordinator.wire.messages import CoordinatorError
 from hotweights_planner import plan as plans
 from hotweights_storage.resolve import publish
 from hotweights_storage.sources.file import open_folder
+from localvllm.guard import Guard
 from tests.ports import free_ports
 
 ROOT = Path(__file__).parents[2]
@@ -180,6 +181,7 @@ class Program:
             command, env=environment(**values), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._stream, text=True, start_new_session=True,
         )  # fmt: skip
+        self._guard = Guard(self.process.pid)
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -222,6 +224,7 @@ class Program:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(30)
+        self._guard.dismiss()
         self._reader.join(30)
         if self.process.stdout is not None:
             self.process.stdout.close()

@@ -13,6 +13,7 @@ from typing import Any
 import localvllm
 from e2e.zoo import inside
 from hotweights.adapters.vllm import bundle
+from localvllm.guard import Guard
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +33,7 @@ class Forks:
         self._script = Path(inside.__path__[0]) / script
         self._folder = folder
         self._process: subprocess.Popen[str] | None = None
+        self._guard: Guard | None = None
         self.log = folder / f"{self._script.stem}.log"
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -61,7 +63,7 @@ class Forks:
             "PYTHONPATH": os.pathsep.join(path),
         }
         with self.log.open("w") as log:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [str(localvllm.python()), "-P", str(self._script)],
                 env={**os.environ, **variables},
                 cwd=self._folder,
@@ -71,9 +73,13 @@ class Forks:
                 text=True,
                 start_new_session=True,  # so that it ends with its forks, by `close` alone
             )
+        self._guard = Guard(process.pid)
+        return process
 
     def close(self) -> None:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.communicate()
+        if self._guard is not None:
+            self._guard.dismiss()

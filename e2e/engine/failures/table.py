@@ -80,7 +80,8 @@ PREPARE = (
     Failure(
         "descriptors",
         "the rank may open no more files",
-        Outcome.UNANSWERED,
+        Outcome.REJECTED,
+        "MapFailed",
         by_agent="take the rank's files",
     ),
     Failure(

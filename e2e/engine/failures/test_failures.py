@@ -90,14 +90,20 @@ def _fail_to_prepare(pod: Pod, failure: Failure) -> None:
     if failure.outcome is Outcome.UNANSWERED:
         UNANSWERED[failure.by_agent](pod)
         return
-    image, descriptors = pod.new, pod.new.fds
-    if failure.by_agent:
-        image = Image(image.digest, {}, [descriptors[0], images.sealed(b"\0" * 4096, seals=0)])
-    (answer,) = pod.engine.agent.prepare(image)
+    (answer,) = PREPARES.get(failure.by_agent, _prepare)(pod)
     assert isinstance(answer, frames.Rejected), answer
     assert answer.reason == failure.reason, answer
     late = pod.engine.agent.commit(pod.new.digest)
     _refused(late, "NotPrepared", dirty=False)
+
+
+def _prepare(pod: Pod) -> list[frames.Frame]:
+    return pod.engine.agent.prepare(pod.new)
+
+
+def _leave_a_slab_open(pod: Pod) -> list[frames.Frame]:
+    opened = images.sealed(b"\0" * 4096, seals=0)
+    return pod.engine.agent.prepare(Image(pod.new.digest, {}, [pod.new.fds[0], opened]))
 
 
 def _announce_one_more(pod: Pod) -> None:
@@ -109,24 +115,17 @@ def _announce_one_more(pod: Pod) -> None:
     _refused(pod.engine.agent.commit(pod.new.digest), "NotPrepared", dirty=False)
 
 
-def _take_the_ranks_files(pod: Pod) -> None:
+def _take_the_ranks_files(pod: Pod) -> list[frames.Frame]:
     """The limit is a running process's; what it has open, it keeps (prlimit(2))."""
     (worker,) = pod.engine.vllm.workers()
     opened = {int(path.name) for path in Path(f"/proc/{worker}/fd").iterdir()}
     first_free = next(number for number in range(len(opened) + 1) if number not in opened)
     soft, hard = resource.prlimit(worker, resource.RLIMIT_NOFILE)
-    lost = "descriptors beside a frame were lost"
-    before = pod.engine.vllm.log.read_text(errors="replace").count(lost)
     resource.prlimit(worker, resource.RLIMIT_NOFILE, (first_free, hard))
     try:
-        sent = pod.engine.agent.start_prepare(pod.new, len(pod.new.fds) - 1)
-        pod.engine.agent.until(
-            lambda: pod.engine.vllm.log.read_text(errors="replace").count(lost) > before, 120.0
-        )
+        return _prepare(pod)
     finally:
         resource.prlimit(worker, resource.RLIMIT_NOFILE, (soft, hard))
-    _unanswered(pod, sent)
-    _refused(pod.engine.agent.commit(pod.new.digest), "NotPrepared", dirty=False)
 
 
 def _go_while_it_loads(pod: Pod) -> None:
@@ -141,8 +140,11 @@ def _go_while_it_loads(pod: Pod) -> None:
 
 UNANSWERED: dict[str, Callable[[Pod], None]] = {
     "announce one more": _announce_one_more,
-    "take the rank's files": _take_the_ranks_files,
     "go": _go_while_it_loads,
+}
+PREPARES: dict[str, Callable[[Pod], list[frames.Frame]]] = {
+    "take the rank's files": _take_the_ranks_files,
+    "leave a slab open": _leave_a_slab_open,
 }
 
 

@@ -76,7 +76,8 @@ class AgentLink(threading.Thread):
     """Connects, says hello, hands frames to ``handle`` until the end of the process, or `stop`.
 
     ``hello`` is called for every connection, so that the agent always learns the state of now.
-    ``handle`` owns the descriptors. All three functions are called on this thread.
+    ``handle`` owns the descriptors; ``lost`` gets a frame whose descriptors never arrived, and why.
+    All of them are called on this thread.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class AgentLink(threading.Thread):
         hello: Callable[[], frames.Hello],
         handle: Callable[[Connection, frames.Frame, list[int]], None],
         *,
+        lost: Callable[[Connection, frames.Frame, str], None] = lambda *_: None,
         closed: Callable[[Connection], None] = lambda connection: None,
     ) -> None:
         super().__init__(name="hotweights-link", daemon=True)
         self._path = path
         self._hello = hello
         self._on_frame = handle
+        self._lost = lost
         self._closed = closed
         self._told = False
         self._ended = threading.Event()
@@ -149,6 +152,10 @@ class AgentLink(threading.Thread):
                 frame, fds = sockets.recv(sock)
             except sockets.ConnectionClosed:  # a `WireError` too, but no frame to skip
                 raise
+            except sockets.DescriptorsLost as error:
+                logger.warning("%s", error)
+                self._lost(connection, error.frame, str(error))
+                continue
             # from a newer agent: what we do not know, we do not do
             except frames.WireError as error:
                 logger.warning("The agent sent what this plugin does not understand: %s", error)

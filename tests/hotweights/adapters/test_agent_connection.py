@@ -44,12 +44,14 @@ class Engine:
 
     def __init__(self, path: Path) -> None:
         self.heard: list[tuple[frames.Frame, int]] = []
+        self.lost: list[tuple[frames.Frame, str]] = []
         self.closed = threading.Event()
         self.state = "Booting"
         self.link = agent_connection.AgentLink(
             str(path),
             lambda: frames.Hello(role="rank", state=self.state),
             self.handle,
+            lost=lambda _, frame, why: self.lost.append((frame, why)),
             closed=lambda _: self.closed.set(),
         )
         self.links.append(self.link)
@@ -98,6 +100,32 @@ def test_frames_and_descriptors_reach_the_handler(listener: Listener) -> None:
     assert isinstance(hello, frames.Hello)
     assert (hello.role, answer) == ("rank", frames.Released(id=7))
     assert engine.heard == [(frames.Prepare(7, "d", 1), 2)]
+    peer.close()
+
+
+def test_who_handles_learns_of_descriptors_that_were_lost(
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(listener.path)
+    peer, _ = listener.welcome()
+    receive = sockets.recv
+
+    def lose(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
+        frame, fds = receive(sock)
+        if fds:
+            agent_connection.close_all(fds)
+            raise sockets.DescriptorsLost(frame)
+        return frame, fds
+
+    monkeypatch.setattr(sockets, "recv", lose)
+    sockets.send(peer, frames.Prepare(6, "d", 0), (0,))
+    sockets.send(peer, frames.Prepare(7, "d", 0), (0,))
+    sockets.send(peer, frames.Ping(id=8))
+    while receive(peer)[0] != frames.Pong(id=8):
+        pass
+    frame, why = engine.lost[-1]  # the first may have been received before they got lost
+    assert frame == frames.Prepare(7, "d", 0)
+    assert "RLIMIT_NOFILE" in why
     peer.close()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import threading
 from contextlib import suppress
@@ -13,7 +14,7 @@ import pytest
 from hotweights.adapters.vllm.agent_connection import Connection
 from hotweights.adapters.vllm.rank.command_queue import CommandQueue
 from hotweights.adapters.vllm.rank.throttle import SWITCH_SECONDS, giving_way
-from hotweights_transports.handoff import frames
+from hotweights_transports.handoff import frames, sockets
 
 CONNECTION = cast(Connection, object())  # only handed on
 
@@ -99,6 +100,28 @@ def test_a_connection_that_goes_leaves_nothing(engine: Engine) -> None:
     engine.orders.handle(CONNECTION, frames.MoreSlabs(id=1), fds[2:3])
     engine.orders.handle(CONNECTION, frames.Welcome(), fds[3:])
     assert not any(map(is_open, fds))
+    engine.orders.start()
+    assert engine.finish() == []
+
+
+@pytest.mark.parametrize("arrived", [0, 2])
+def test_an_order_whose_descriptors_are_lost_is_answered(engine: Engine, arrived: int) -> None:
+    """By whichever of its frames: the agent would wait until its time is over."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection, fds = Connection(ours), descriptors(arrived + 1)
+    prepare, more = frames.Prepare(id=1, digest="a", slabs=3), frames.MoreSlabs(id=1)
+    if arrived:
+        engine.orders.handle(connection, prepare, fds[:arrived])
+    engine.orders.refuse(connection, more if arrived else prepare, "no number is left")
+    engine.orders.refuse(connection, more, "no number is left")
+    engine.orders.handle(connection, more, fds[arrived:])
+    assert not any(map(is_open, fds))
+    with theirs:
+        expected = frames.Rejected(1, "a", "MapFailed", "no number is left")
+        assert sockets.recv(theirs) == (expected, [])
+        connection.close()
+        with pytest.raises(sockets.ConnectionClosed):  # one answer, and no more
+            sockets.recv(theirs)
     engine.orders.start()
     assert engine.finish() == []
 

@@ -49,10 +49,11 @@ def test_descriptors_that_the_limit_loses_are_told_as_such() -> None:
         with Path("/dev/null").open() as lowest:
             resource.setrlimit(resource.RLIMIT_NOFILE, (lowest.fileno() + 3, hard))
             try:
-                with pytest.raises(frames.WireError, match=r"were lost.*RLIMIT_NOFILE"):
+                with pytest.raises(sockets.DescriptorsLost, match=r"RLIMIT_NOFILE") as lost:
                     sockets.recv(theirs)
             finally:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert lost.value.frame == frames.Prepare(1, "sha256:x", 9)
         # the next frame begins where it should
         sockets.send(ours, frames.Ping(2), (ours.fileno(),))
         frame, (descriptor,) = sockets.recv(theirs)

@@ -23,6 +23,19 @@ class ConnectionClosed(frames.WireError):
     """The other side has closed its end, or its process is gone."""
 
 
+class DescriptorsLost(frames.WireError):
+    """``frame`` came whole, and not all of the descriptors beside it: the kernel closes those that
+    a process has no number left for (unix(7)).
+    """
+
+    def __init__(self, frame: frames.Frame) -> None:
+        super().__init__(
+            f"descriptors beside {frame.op} were lost, because this process may open no more files: "
+            "raise its limit (ulimit -n, RLIMIT_NOFILE)"
+        )
+        self.frame = frame
+
+
 @contextlib.contextmanager
 def address(path: str | os.PathLike[str]) -> Iterator[str]:
     """What to bind or connect to for the unix socket at ``path``, whose folder exists: the path
@@ -70,8 +83,9 @@ def send(sock: socket.socket, frame: frames.Frame, fds: tuple[int, ...] = ()) ->
 
 def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
     """Receive one frame and the descriptors beside it, which the caller owns. Raises
-    `ConnectionClosed`, `WireError` and `OSError`. After any other `WireError` the socket may be
-    used again: a frame is a datagram, so the next one begins where it should.
+    `ConnectionClosed`, `DescriptorsLost`, `WireError` and `OSError`. After any `WireError` but the
+    first the socket may be used again: a frame is a datagram, so the next one begins where it
+    should.
     """
     data, fds, flags, _ = socket.recv_fds(
         sock, frames.MAX_FRAME_BYTES, frames.MAX_FDS_PER_FRAME, socket.MSG_CMSG_CLOEXEC
@@ -80,11 +94,7 @@ def recv(sock: socket.socket) -> tuple[frames.Frame, list[int]]:
         if not data:
             raise ConnectionClosed("the other side closed the connection")
         if flags & socket.MSG_CTRUNC and len(fds) < frames.MAX_FDS_PER_FRAME:
-            # the kernel closes those that a process has no number left for (unix(7))
-            raise frames.WireError(
-                "descriptors beside a frame were lost, because this process may open no more files: "
-                "raise its limit (ulimit -n, RLIMIT_NOFILE)"
-            )
+            raise DescriptorsLost(frames.decode(data))
         if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
             raise frames.WireError(
                 f"a frame larger than {frames.MAX_FRAME_BYTES} bytes or "

@@ -60,6 +60,20 @@ class CommandQueue:
                 self.released = frame.digest
                 self.later(lambda: self._release(connection, frame))
 
+    def refuse(
+        self, connection: agent_connection.Connection, frame: frames.Frame, why: str
+    ) -> None:
+        """Of a frame whose descriptors were lost, on the link's thread: its order is never whole,
+        and who gave it waits for an answer.
+        """
+        if isinstance(frame, frames.MoreSlabs) and frame.id in self._partial:
+            frame, fds = self._partial.pop(frame.id)
+            agent_connection.close_all(fds)
+        if isinstance(frame, frames.Prepare):
+            connection.send(
+                frames.Rejected(id=frame.id, digest=frame.digest, reason="MapFailed", message=why)
+            )
+
     def forget(self, connection: agent_connection.Connection) -> None:
         """The connection has gone: what it had begun to say is never said."""
         for _, fds in self._partial.values():

@@ -82,7 +82,11 @@ class Engine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignore[misc]
             self._orders.later(_take_one_core)  # the first of all, because it is for that thread
             self._orders.start()  # before the link, which brings orders
             agent_connection.AgentLink(
-                self._settings.socket, self._hello, self._orders.handle, closed=self._orders.forget
+                self._settings.socket,
+                self._hello,
+                self._orders.handle,
+                lost=self._orders.refuse,
+                closed=self._orders.forget,
             ).start()
 
     # --- the agent's side ----------------------------------------------------------------------

@@ -124,6 +124,7 @@ class Preparer:
         shadow = self.shadow
         if shadow is None or image.digest in self._unfinishable:
             return self._to_reload(image)
+        attempt = partial(self._try, shadow, image, wish=wish, breathe=breathe, throttle=throttle)
         part = self.compatibility.delta(image, served)
         if part is not None:
             logger.info(
@@ -132,40 +133,43 @@ class Preparer:
                 len(part.groups),
                 len(set(shadow.groups().values())),
             )
-        while True:
             try:
-                return self._try(shadow, image, part, wish, breathe, throttle)
+                return attempt(part)
             except (Abandoned, NoRoom, torch.OutOfMemoryError):
                 raise
             # any model's loader may refuse a part of a checkpoint, which it never gets otherwise
-            except Exception as error:
-                if part is not None:
-                    logger.warning(
-                        "Cannot load a part of %s by itself (%s): all of it is loaded",
-                        image.digest[:SHORT],
-                        error,
-                    )
-                    part = None
-                    continue
-                if isinstance(error, Indivisible):
-                    logger.warning("Cannot load %s in parts: %s", image.digest[:SHORT], error)
-                    self._indivisible.add(image.digest)
-                    continue
-                if not isinstance(error, Unsupported):
-                    raise
+            except Exception as error:  # noqa: BLE001
                 logger.warning(
-                    "Cannot finish %s beside the model (%s): it is loaded inside the pause",
+                    "Cannot load a part of %s by itself (%s): all of it is loaded",
                     image.digest[:SHORT],
                     error,
                 )
-                self._unfinishable.add(image.digest)
-                return self._to_reload(image)
+        try:
+            return self._whole_way(image, attempt)
+        except Unsupported as error:
+            logger.warning(
+                "Cannot finish %s beside the model (%s): it is loaded inside the pause",
+                image.digest[:SHORT],
+                error,
+            )
+        self._unfinishable.add(image.digest)
+        return self._to_reload(image)
+
+    def _whole_way(self, image: Image, attempt: Callable[[Delta | None], ways.Way]) -> ways.Way:
+        """In parts where they are needed, unless its loaders cannot be given parts."""
+        try:
+            return attempt(None)
+        except Indivisible as error:
+            logger.warning("Cannot load %s in parts: %s", image.digest[:SHORT], error)
+        self._indivisible.add(image.digest)
+        return attempt(None)
 
     def _try(
         self,
         shadow: Shadow,
         image: Image,
         part: Delta | None,
+        *,
         wish: ways.Wish,
         breathe: Callable[[], None],
         throttle: Throttle,
