@@ -31,14 +31,14 @@ from e2e.engine.conftest import (
 from e2e.engine.images import Image
 from e2e.harness.traffic import Traffic
 from e2e.soak.footprint import least
-from e2e.soak.play import CACHE, play
+from e2e.soak.play import CACHE, ENVIRONMENT, play
 from hotweights_transports.handoff import frames
 
 
 @pytest.fixture(scope="module")
 def engine(start: Callable[..., Engine], models: list[Path]) -> Engine:
     # what `play` asks of it
-    return start(models[0], arguments=CACHE, VLLM_SERVER_DEV_MODE="1").ready()
+    return start(models[0], arguments=CACHE, **ENVIRONMENT).ready()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from e2e.engine.conftest import Engine, checkpoint, golden, told_apart, version
 from e2e.soak.footprint import Footprint, least
-from e2e.soak.play import CACHE, SETTLED, Account, Row, play
+from e2e.soak.play import CACHE, ENVIRONMENT, SETTLED, Account, Row, play
 from localvllm.build import BuildError
 
 EVERY = 5  # swaps, between two lines
@@ -61,9 +61,7 @@ def _run(out: Console, swaps: int, file: Path | None) -> int:
     versions = [(image, golden(model)) for image, model in zip(images, models, strict=True)]
     account = Account()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        engine = Engine(
-            models[0], Path(folder) / "engine", arguments=CACHE, VLLM_SERVER_DEV_MODE="1"
-        )
+        engine = Engine(models[0], Path(folder) / "engine", "keep", CACHE, 1, **ENVIRONMENT)
         try:
             engine.ready()
             play(engine, versions[::-1], swaps, _teller(out, swaps), account)

@@ -31,6 +31,13 @@ CACHE = ("--num-gpu-blocks-override", "32")
 """Arguments of the engine: its cache of keys and values is memory that is there once it was used, a
 GiB of it otherwise. So much is used by the tenth swap.
 """
+ENVIRONMENT = {"VLLM_SERVER_DEV_MODE": "1", "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "0"}
+"""Environment of the engine. The first gives it a word of its own for what it serves. The second is
+for CPUs: oneDNN keeps what it compiled for each number of tokens in a step, for 1024 of them, some
+70 kB or more each. Requests that run over a swap are computed anew from wherever they were, so each
+swap under load brings numbers that were not there before, until the cache is full. Without it
+a worker's memory tells what the swaps themselves leave.
+"""
 ANSWER_SECONDS = 300.0  # a machine that others use too, and a swap meanwhile
 
 Probes = Sequence[Mapping[str, Any]]
@@ -175,9 +182,8 @@ def play(
     account: Account | None = None,
 ) -> Account:
     """So many swaps, to each version by turns, from the first on. The engine was started with
-    `CACHE` and, for its own word of what it serves, ``VLLM_SERVER_DEV_MODE=1``; it serves another
-    version than the first. ``account`` is filled meanwhile, for
-    whoever is interrupted.
+    `CACHE` and `ENVIRONMENT`; it serves another version than the first. ``account`` is filled
+    meanwhile, for whoever is interrupted.
     """
     account = Account() if account is None else account
     judge = Judge(engine.vllm, {image.digest: probes for image, probes in versions}, account)
