@@ -5,14 +5,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+CHECK_PYTHON := $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+  || { echo "Hotweights needs Python >= 3.11; name one: make PYTHON=python3.12 …" >&2; exit 1; }
 CONTROL_PLANE := etcd kube-apiserver kube-controller-manager kube-scheduler kubectl helm
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants e2e e2e-way-back chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
+.PHONY: help tour demo test mutants e2e e2e-way-back chaos agent-kills soak zoo releases gpu gpu-bundle check format generate cluster-up cluster-down clean
 .DELETE_ON_ERROR:
 
 help: ## Show the verbs
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# It runs before anything is installed, and installs .venv and vLLM side by side.
+tour: ## A real vLLM on this host from v0 to v1 and back under traffic, without root, Go or Kubernetes (3 minutes; ARGS=--keep)
+	@$(CHECK_PYTHON)
+	@PYTHONPATH=hack $(if $(wildcard $(READY)),$(BIN)/python,$(PYTHON)) -m e2e.tour $(ARGS)
 
 demo: $(READY) ## From kubectl apply to new weights in running vLLM pods, on a real cluster (or the one KUBECONFIG names)
 	$(BIN)/python -m e2e.demo
@@ -29,7 +36,7 @@ e2e: $(READY) ## All tests with real vLLM engines, alone and in pods of a real c
 	@$(BIN)/python -m localcluster preflight
 	@$(BIN)/python -m localcluster binaries > /dev/null
 	@$(BIN)/python -m localvllm ensure > /dev/null
-	$(BIN)/pytest -n 2 e2e/engine tests/seeds/test_vllm_integration.py
+	$(BIN)/pytest -n 2 e2e/engine e2e/tour tests/seeds/test_vllm_integration.py
 	$(BIN)/pytest e2e/cluster
 
 e2e-way-back: $(READY) ## The way back from every bad version under every failure policy, on a real cluster (about an hour)
@@ -94,10 +101,10 @@ clean: cluster-down ## Remove the virtual environment and everything built in th
 
 # The environment is complete or absent: an interrupted run starts it again.
 $(READY): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "Hotweights needs Python >= 3.11; name one: make PYTHON=python3.12 …" >&2; exit 1; }
-	@$(PYTHON) -c 'import ensurepip' 2>/dev/null \
-	  || { echo "installing the Debian package python3-venv"; apt-get update -q && apt-get install -y -q python3-venv; }
+	@$(CHECK_PYTHON)
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || if [ "$$(id -u)" = 0 ]; \
+	  then echo "installing the Debian package python3-venv"; apt-get update -q && apt-get install -y -q python3-venv; \
+	  else echo "error: $(PYTHON) cannot make virtual environments: have root install python3-venv, or name another: make PYTHON=…" >&2; exit 1; fi
 	@echo "setting up $(VENV)"
 	@rm -f $(READY)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

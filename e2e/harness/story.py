@@ -1,11 +1,11 @@
-"""What demo and tests tell while they work: one line a step, with the seconds it took."""
+"""What demo, tour and tests tell while they work: one line a step, with the seconds it took."""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 _FIRST_REPEAT_SECONDS = 15.0
@@ -17,14 +17,20 @@ def say(line: str = "") -> None:
 
 
 @contextmanager
-def step(what: str) -> Iterator[None]:
-    """``==> what … done in N s``, and a sign of life while it lasts."""
+def step(
+    what: str,
+    detail: Callable[[], str] | None = None,
+    repeat_seconds: float = _FIRST_REPEAT_SECONDS,
+) -> Iterator[None]:
+    """``==> what … done in N s``, and a sign of life while it lasts, with how far it is where
+    ``detail`` knows. It is called on another thread.
+    """
     began = time.monotonic()
     over = threading.Event()
 
     def breathe() -> None:
-        while not over.wait(_FIRST_REPEAT_SECONDS):
-            say(f"    {what} … {time.monotonic() - began:.0f} s")
+        while not over.wait(repeat_seconds):
+            say(f"    {detail() if detail else what} … {time.monotonic() - began:.0f} s")
 
     say(f"==> {what}")
     reporter = threading.Thread(target=breathe, daemon=True)

@@ -14,8 +14,13 @@ from localvllm import build, models
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m localvllm", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser(
+    ensure = commands.add_parser(
         "ensure", help="build vLLM for CPUs if it is not there, and print its folder"
+    )
+    ensure.add_argument(
+        "--uncompiled",
+        action="store_true",
+        help="leave it to Python to compile what is imported: faster, for a single start",
     )
     make = commands.add_parser("models", help="write tiny checkpoints into DIR/<arch>-<seed>")
     make.add_argument("dir", type=Path)
@@ -28,7 +33,7 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         if arguments.command == "ensure":
-            print(build.ensure())
+            print(build.ensure(compiled=not arguments.uncompiled))
         else:
             wanted = [
                 models.Model(

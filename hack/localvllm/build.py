@@ -24,6 +24,8 @@ from localvllm import releases
 
 VLLM_VERSION = releases.NEWEST
 UV_VERSION = "0.13.9"
+PYTHON_VARIABLE = "HOTWEIGHTS_VLLM_PYTHON"
+COMPILED = "compiled"  # a file in an environment, all of which is
 
 
 class BuildError(RuntimeError):
@@ -62,16 +64,22 @@ def python() -> Path:
     """The interpreter that has vLLM: the one that HOTWEIGHTS_VLLM_PYTHON names (a GPU machine's,
     or that of another release), else this build's own (after `ensure`).
     """
-    given = os.environ.get("HOTWEIGHTS_VLLM_PYTHON")
+    given = os.environ.get(PYTHON_VARIABLE)
     return Path(given) if given else ensure() / "bin" / "python"
 
 
-def ensure() -> Path:
+def ensure(compiled: bool = True) -> Path:
     """The finished environment's folder; builds it when it is not there (minutes, several
     gigabytes).
+
+    Three processes per start would otherwise each compile torch, transformers and vLLM, so all of
+    it is compiled, unless it is not to be ``compiled``: for a single start it takes a quarter of
+    the time to compile what that start imports, as Python does by itself.
     """
     place = location()
-    if place.is_dir():
+    # an older release is started a few times, and needs a tenth of what compiling all takes
+    compiled = compiled and release() == VLLM_VERSION
+    if _is_there(place, compiled):
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
     with _locked(place.with_suffix(".lock")):
@@ -80,7 +88,13 @@ def ensure() -> Path:
             for rest in place.parent.glob(f"{place.name}.building-*"):
                 shutil.rmtree(rest, ignore_errors=True)
             _build(place)
+        if not _is_there(place, compiled):
+            _compile(place)
     return place
+
+
+def _is_there(place: Path, compiled: bool) -> bool:
+    return (place / COMPILED if compiled else place).exists()
 
 
 def _build(place: Path) -> None:
@@ -94,15 +108,11 @@ def _build(place: Path) -> None:
             "create the virtual environment",
         )
         interpreter = partial / "bin" / "python"
+        requirements = partial / "requirements.txt"
+        requirements.write_text(recipe())
         # No dependencies: the file lists them all, and vLLM's own metadata would bring back what
         # must be absent.
         install = ["pip", "install", "--python", str(interpreter), "--no-deps"]
-        if release() == VLLM_VERSION:
-            # Compiled now: three processes per start would otherwise each compile torch,
-            # transformers and vLLM. An older release is started a few times, and needs a tenth.
-            install.append("--compile-bytecode")
-        requirements = partial / "requirements.txt"
-        requirements.write_text(recipe())
         _run([*uv, *install, "--requirement", str(requirements)], "install the pinned packages")
         _say("checking that it imports")
         _run([str(interpreter), "-c", "import torch, vllm"], "import vLLM")
@@ -111,6 +121,14 @@ def _build(place: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(_uv_home(partial), ignore_errors=True)
     _say(f"ready after {time.monotonic() - started:.0f} s")
+
+
+def _compile(place: Path) -> None:
+    _say("compiling all of it")
+    # quiet: some packages ship templates that look like modules
+    program = f"import compileall; compileall.compile_dir({str(place)!r}, quiet=2, workers=0)"
+    _run([str(place / "bin" / "python"), "-c", program], "compile it")
+    (place / COMPILED).touch()
 
 
 def _uv(partial: Path) -> list[str]:
