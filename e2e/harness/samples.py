@@ -98,12 +98,12 @@ def injects(environment: Environment) -> bool:
 
 
 def scale(environment: Environment, replicas: int) -> None:
-    """Ask for so many pods, and wait until there are no more."""
+    """Ask for so many pods, and wait until there are so many, Ready or not."""
     kubectl = environment.in_samples
     kubectl("scale", "deployment/tiny-llama", f"--replicas={replicas}")
     eventually(
-        f"no more than {replicas} pods",
-        lambda: len(kubectl.pods("app=tiny-llama")) <= replicas,
+        f"{replicas} pods",
+        lambda: len(kubectl.pods("app=tiny-llama")) == replicas,
         START_SECONDS,
     )
 

@@ -268,8 +268,9 @@ def status(
     as_json: Json = False,
 ) -> None:
     """Say in one line what holds."""
-    with _client(endpoint, token_file, curve, timeout) as client:
-        result = _status(client, endpoint)
+    several = "," in endpoint
+    with _client(endpoint, token_file, curve, timeout, prefers_leader=several) as client:
+        result = _status(client, again=several)
     _show(result, as_json, status_text.summary(result))
 
 
@@ -281,8 +282,9 @@ def status_page(
     as_json: Json = False,
 ) -> None:
     """Show what holds, who takes part, what is waited for, and what happened last."""
-    with _client(endpoint, token_file, curve, timeout) as client:
-        result = _status(client, endpoint)
+    several = "," in endpoint
+    with _client(endpoint, token_file, curve, timeout, prefers_leader=several) as client:
+        result = _status(client, again=several)
         workers = client.call("list_workers").result["workers"]
     text = "\n".join(status_text.page(result, workers))
     _show(result | {"worker_details": workers}, as_json, text)
@@ -324,9 +326,10 @@ def subscribe(
     # heard before the latest are asked for: what happens in between is shown, twice at worst
     with (
         suppress(KeyboardInterrupt),  # how it is meant to end
-        Subscriber(where, topics or (), curve, auth.read_token(token_file)) as events,
+        Subscriber(
+            where, topics or (), curve, auth.read_token(token_file), connect_seconds=timeout
+        ) as events,
     ):
-        events.wait_until_connected(timeout)
         if print_last:
             with _client(endpoint, token_file, curve, timeout) as client:
                 for event in client.call("status").result["last_events"]:
@@ -365,23 +368,37 @@ def _open_attempt(client: Any) -> int:
 
 @contextmanager
 def _client(
-    endpoint: str, token_file: Path | None, curve: Path | None, timeout: float, what: str = ""
+    endpoint: str,
+    token_file: Path | None,
+    curve: Path | None,
+    timeout: float,
+    what: str = "",
+    *,
+    prefers_leader: bool = True,
 ) -> Iterator[Any]:
     """Calls to the coordinator; where they take long it is said ``what`` is waited for."""
     from hotweights_coordinator.client.client import Client
     from hotweights_coordinator.wire import auth
 
     with (
-        Client(endpoint, auth.read_token(token_file), curve, timeout_seconds=timeout) as client,
+        Client(
+            endpoint,
+            auth.read_token(token_file),
+            curve,
+            timeout_seconds=timeout,
+            prefers_leader=prefers_leader,
+        ) as client,
         waiting(what or f"the coordinator at {endpoint}"),
     ):
         yield client
 
 
-def _status(client: Any, endpoint: str) -> dict[str, Any]:
-    """What the leader says, where several are named and it answers; else whoever was asked."""
+def _status(client: Any, *, again: bool) -> dict[str, Any]:
+    """What the coordinator says; ``again``: what the leader says, if it answers. A single one that
+    is named is looked at itself.
+    """
     result: dict[str, Any] = client.call("status").result
-    if not result["leads"] and result["leader"] and "," in endpoint:
+    if again and not result["leads"] and result["leader"]:
         result = client.call("status").result  # the client has followed to the leader
     return result
 

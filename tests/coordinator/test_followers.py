@@ -12,7 +12,7 @@ from hotweights.cli import app
 from hotweights_coordinator.backends.base import Lease
 from hotweights_coordinator.backends.memory import MemoryBackend
 from hotweights_coordinator.client.client import Client
-from tests.coordinator.running import Coordinator, begun, plan, running
+from tests.coordinator.running import CALL_SECONDS, Coordinator, begun, plan, running
 
 
 class Follower(MemoryBackend):
@@ -66,7 +66,12 @@ def test_a_follower_does_not_tell_what_only_the_leader_heard() -> None:
     shared = MemoryBackend()
     with running(shared) as leader, leader.client() as client:
         committed(client)
-        with followed(shared, leader) as follower, follower.client() as other:
+        with (
+            followed(shared, leader) as follower,
+            Client(
+                follower.endpoint, "", timeout_seconds=CALL_SECONDS, prefers_leader=True
+            ) as other,
+        ):
             worker = other.call("list_workers").result["workers"][0]
             assert (worker["have"], worker["silence_seconds"]) == (None, None)
             told = other.call("status").result
@@ -77,6 +82,14 @@ def test_a_follower_does_not_tell_what_only_the_leader_heard() -> None:
             )
             told = other.call("status").result  # the leader was named, so it is asked
             assert (told["leads"], told["applied"], told["waiting_for"]) == (True, ["a"], ["b"])
+
+
+def test_whoever_looks_at_one_coordinator_goes_on_to_see_that_one() -> None:
+    shared = MemoryBackend()
+    with running(shared) as leader, followed(shared, leader) as follower:
+        with follower.client() as other:
+            told = [other.call("status").result["leads"] for _ in range(2)]
+        assert told == [False, False]
 
 
 @pytest.mark.parametrize("command", ["status", "coord-status"])

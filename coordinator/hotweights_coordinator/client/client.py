@@ -16,6 +16,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from socket import getaddrinfo
 from types import TracebackType
@@ -65,7 +66,12 @@ class _EndpointFailover:
     """Where a client goes next. Knows no socket."""
 
     def __init__(
-        self, endpoints: str | Sequence[str] | None, token: str | None, curve: Path | None = None
+        self,
+        endpoints: str | Sequence[str] | None,
+        token: str | None,
+        curve: Path | None = None,
+        *,
+        prefers_leader: bool = False,
     ) -> None:
         given = default_endpoints() if endpoints is None else endpoints
         self.endpoints = address.split(given if isinstance(given, str) else list(given))
@@ -75,6 +81,7 @@ class _EndpointFailover:
         # it is sent only inside what keys of a folder encrypt; else the keys follow from it
         self.secret = self._token if curve else ""
         self.at = self.endpoints[0]
+        self._prefers_leader = prefers_leader
         self._gone: set[str] = set()
         self._ids = itertools.count(1)
 
@@ -113,9 +120,9 @@ class _EndpointFailover:
         """
         self._gone.discard(self.at)
         if answer.error is None:
-            # a follower knows less: what is asked next, the leader is asked
-            if answer.result.get("leads") is False and answer.result.get("leader"):
-                self.at = str(address.parse(answer.result["leader"]))
+            leader = answer.result.get("leader")
+            if self._prefers_leader and answer.result.get("leads") is False and leader:
+                self.at = str(address.parse(leader))
             return Reply(answer.result, answer.binary)
         if answer.error.reason not in _RETRIED:
             raise answer.error
@@ -195,9 +202,14 @@ class Client:
         token: str | None = None,
         curve: Path | None = None,
         timeout_seconds: float = 5.0,
+        *,
+        prefers_leader: bool = False,
     ) -> None:
+        """``prefers_leader``: after an answer of a follower, which knows less, the leader that it
+        names is asked next. Without it, whoever looks at one coordinator goes on to see that one.
+        """
         self.timeout_seconds = timeout_seconds
-        self._course = _EndpointFailover(endpoints, token, curve)
+        self._course = _EndpointFailover(endpoints, token, curve, prefers_leader=prefers_leader)
         self._context = zmq.Context()
         self._sockets: dict[str, Any] = {}
         self._lock = threading.Lock()
@@ -459,9 +471,13 @@ class Subscriber:
         topics: Sequence[str] = (),
         curve: Path | None = None,
         token: str | None = None,
+        *,
+        connect_seconds: float | None = None,
     ) -> None:
         """``endpoint`` is where events are published (`address.events_endpoint`); no topics: all of
-        them. ``token`` and ``curve`` as for `Client`.
+        them. ``token`` and ``curve`` as for `Client`. With ``connect_seconds`` a coordinator has to
+        let us in within that time, or it raises `CoordinatorUnreachable`; no event would say so,
+        since there may be none for hours.
         """
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.SUB)
@@ -472,29 +488,38 @@ class Subscriber:
             keys.apply(self._socket)
         for topic in topics or ("",):
             self._socket.setsockopt_string(zmq.SUBSCRIBE, topic)
+        if connect_seconds is None:
+            self._socket.connect(endpoint)
+            return
+        with ExitStack() as undo:
+            undo.callback(self.close)
+            self._connect(endpoint, connect_seconds)
+            undo.pop_all()
+
+    def _connect(self, endpoint: str, seconds: float) -> None:
+        """Raises `CoordinatorUnreachable`."""
         # before it connects: what has happened by then is told to nobody
-        self._connections = self._socket.get_monitor_socket(
+        connections = self._socket.get_monitor_socket(
             zmq.EVENT_CONNECTED | zmq.EVENT_HANDSHAKE_SUCCEEDED
         )
-        self._endpoint = endpoint
-        self._socket.connect(endpoint)
-
-    def wait_until_connected(self, timeout_seconds: float) -> None:
-        """Return when a coordinator lets us in, which no event says: there may be none for hours.
-        Raises `CoordinatorUnreachable`.
-        """
-        until, answers = time.monotonic() + timeout_seconds, False
-        while self._connections.poll(int(_ms_until(until))):
-            if recv_monitor_message(self._connections)["event"] != zmq.EVENT_CONNECTED:
-                return
-            answers = True
-        waited = f"(waited {timeout_seconds:.3g} s)"
+        until, answers = time.monotonic() + seconds, False
+        try:
+            self._socket.connect(endpoint)
+            while connections.poll(int(_ms_until(until))):
+                if recv_monitor_message(connections)["event"] != zmq.EVENT_CONNECTED:
+                    return
+                answers = True
+        finally:
+            # one that nobody reads is full after 2,000 events, and then nothing connects any more
+            self._socket.disable_monitor()
+            connections.close()
+        waited = f"(waited {seconds:.3g} s)"
         raise CoordinatorUnreachable(
-            f"{self._endpoint} answers and does not let us in {waited}: give the coordinator's "
+            f"{endpoint} answers and does not let us in {waited}: give the coordinator's "
             "token or keys (--token-file, --curve)"
             if answers
-            else unresolvable([self._endpoint])
-            or f"nobody publishes events at {self._endpoint} {waited}: start a coordinator with "
+            else unresolvable([endpoint])
+            or f"nobody publishes events at {endpoint} {waited}: start a coordinator with "
             "`hotweights coord-serve`, or name where another publishes with --pub-endpoint"
         )
 
@@ -507,8 +532,6 @@ class Subscriber:
         return topic.decode(), json.loads(body)
 
     def close(self) -> None:
-        self._socket.disable_monitor()
-        self._connections.close()  # or the context would wait for it
         self._socket.close()
         self._context.term()
 
